@@ -1,0 +1,194 @@
+"""What the command-line faces share: exit statuses, option groups, one way to report an error."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterable
+from typing import NoReturn
+
+from vitnp import __version__
+from vitnp.errors import VitnpError
+
+# Repeated here so that --help and wrong options are answered before anything heavy is imported.
+FACETS = ("key", "query", "value", "token")
+METHODS = ("solver", "guided", "none")
+
+EXIT_OK = 0
+EXIT_USAGE = 2  # wrong usage, or nothing could be done
+EXIT_SOME_FAILED = 3
+EXIT_INTERRUPTED = 130
+
+
+def run(main: Callable[[list[str] | None], int]) -> NoReturn:
+    """Run a face and leave with its exit status; errors meant for the user become one line on stderr.
+
+    Parameters
+    ----------
+    main : callable
+        Takes the arguments (None for the process's own) and returns an exit status.
+    """
+    try:
+        status = main(None)
+        sys.stdout.flush()
+    except VitnpError as error:
+        say_error(error)
+        status = EXIT_USAGE
+    except KeyboardInterrupt:
+        print("vitnp: interrupted", file=sys.stderr)
+        status = EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # The reader of our output went away (`| head`): not an error. Python would complain once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = EXIT_OK
+    sys.exit(status)
+
+
+def say_error(error: Exception | str) -> None:
+    """One line on stderr."""
+    print(f"vitnp: error: {error}", file=sys.stderr)
+
+
+def say(message: str, *, quiet: bool = False) -> None:
+    """A notice on stderr, so that stdout stays clean for results."""
+    if not quiet:
+        print(f"vitnp: {message}", file=sys.stderr)
+
+
+def print_json(value: dict) -> None:
+    """One JSON object on one line of stdout, at once, so that a reader of the pipe sees it when it's true."""
+    print(json.dumps(value, ensure_ascii=False), flush=True)
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse with errors in vitnp's own form: one sentence that ends in what to do."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(EXIT_USAGE, f"vitnp: error: {message} (see {self.prog} --help)\n")
+
+
+def parser(prog: str, description: str, *, usage: str | None = None, epilog: str | None = None) -> argparse.ArgumentParser:
+    """An argument parser in the house's style, with --version.
+
+    Parameters
+    ----------
+    prog : str
+        As the user types it, such as ``python -m vitnp.segment``.
+    description, usage, epilog : str
+    """
+
+    def formatter(prog: str) -> argparse.HelpFormatter:
+        return argparse.HelpFormatter(prog, max_help_position=23, width=min(shutil.get_terminal_size().columns, 100))
+
+    made = _Parser(
+        prog=prog, usage=usage, description=description, epilog=epilog, allow_abbrev=False, formatter_class=formatter
+    )
+    made.add_argument("--version", action="version", version=f"vitnp {__version__}", help=argparse.SUPPRESS)
+    return made
+
+
+def add_model_options(to: argparse.ArgumentParser) -> None:
+    """The network: --model, --heads, --pos-embed, --normalise."""
+    group = to.add_argument_group("network")
+    group.add_argument("--model", default="auto", metavar="NAME|FILE", help="registered name or checkpoint file (built-in)")
+    group.add_argument("--heads", type=positive, metavar="N", help="attention heads, where the file doesn't say")
+    group.add_argument("--pos-embed", choices=("offset", "exact", "antialias"), metavar="HOW", help="offset, exact or antialias (as the file says)")
+    group.add_argument("--normalise", choices=("imagenet", "half"), metavar="HOW", help="imagenet or half (as the file says)")
+
+
+def load_model(args: argparse.Namespace):
+    """The ViT that the options name; a notice on stderr when it's the built-in one."""
+    from vitnp.checkpoint import load_vit
+
+    if args.model == "auto":
+        say(
+            "using the built-in checkpoint; `python -m vitnp.weights fetch dino_vits8` brings a larger one, --model dino_vits8 uses it",
+            quiet=args.quiet,
+        )
+    return load_vit(args.model, heads=args.heads, pos_embed=args.pos_embed, normalise=args.normalise)
+
+
+def add_method_options(to: argparse.ArgumentParser) -> None:
+    """The method: --size, --facet, --layer, --stride, --refine, --seed, --max-tokens, --max-pixels, --min-confidence."""
+    group = to.add_argument_group("method")
+    group.add_argument("--size", type=positive, metavar="PX", help="short side the network sees (320)")
+    group.add_argument("--facet", choices=FACETS, default="key", metavar="NAME", help="key, query, value or token (key)")
+    group.add_argument("--layer", type=int, default=-1, metavar="N", help="block to read, from 0 or back from -1 (-1)")
+    group.add_argument("--stride", type=positive, metavar="PX", help="pixels between patches (the patch)")
+    group.add_argument("--refine", choices=METHODS, default="solver", metavar="HOW", help="solver, guided or none (solver)")
+    group.add_argument("--seed", type=natural, default=0, metavar="N", help="same seed, same masks (0)")
+    group.add_argument("--max-tokens", type=positive, default=4096, metavar="N", help="cap of the patch grid (4096)")
+    group.add_argument("--max-pixels", type=positive, default=120_000_000, metavar="N", help="refuse larger photographs (120e6)")
+    group.add_argument("--min-confidence", type=share, default=0.0, metavar="C", help="below it an empty mask; 0..1 (0, off)")
+
+
+def method_options(args: argparse.Namespace) -> dict:
+    """The method's options as keywords of :func:`vitnp.segment_image`."""
+    names = ("size", "facet", "layer", "stride", "refine", "seed", "max_tokens", "max_pixels", "min_confidence")
+    return {name: getattr(args, name) for name in names}
+
+
+def add_run_options(to: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """The run: --threads, --quiet, --json."""
+    group = to.add_argument_group("run")
+    group.add_argument("--threads", type=positive, metavar="N", help="photographs in flight (all cores)")
+    group.add_argument("--quiet", action="store_true", help="errors only")
+    group.add_argument("--json", action="store_true", help="JSON on stdout")
+    return group
+
+
+def progress(items: Iterable, total: int, *, quiet: bool, unit: str = "photograph") -> Iterable:
+    """`items` with a progress bar on stderr, when there is more than one and somebody is watching."""
+    if quiet or total < 2 or not sys.stderr.isatty():
+        return items
+    from tqdm import tqdm
+
+    return tqdm(items, total=total, unit=f" {unit}s", dynamic_ncols=True, leave=False)
+
+
+def list_failures(failures: list[Exception], total: int) -> None:
+    """What failed, at the end of a run, one line each."""
+    say(f"{len(failures)} of {total} failed:")
+    for error in failures:
+        print(f"  {error}", file=sys.stderr)
+
+
+def positive(text: str) -> int:
+    """argparse type: a whole number from 1 on."""
+    value = _whole(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} isn't a whole number from 1 on")
+    return value
+
+
+def natural(text: str) -> int:
+    """argparse type: a whole number from 0 on."""
+    value = _whole(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text} isn't a whole number from 0 on")
+    return value
+
+
+def share(text: str) -> float:
+    """argparse type: a number in 0..1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} isn't a number from 0 to 1")
+    return value
+
+
+def _whole(text: str) -> int:
+    """A whole number, also written like 120e6."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.5
+    if not value.is_integer():
+        raise argparse.ArgumentTypeError(f"{text} isn't a whole number")
+    return int(text) if text.isdecimal() else int(value)
