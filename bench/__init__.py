@@ -1,0 +1,1 @@
+"""Measurements: every figure that the project states is printed and recorded by a command of this package."""

@@ -1,0 +1,34 @@
+"""``python -m bench``: which measurements there are; ``python -m bench NAME …`` runs one."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+from vitnp import cli
+
+BENCHMARKS = {
+    "photograph": "seconds from a photograph to its mask, by stage, warm and from a cold start",
+    "quality": "mean IoU over seeds on photographs with true masks",
+    "pictures": "the pictures of the README, made anew",
+    "large": "a photograph enlarged to 100 megapixels: memory, time, and agreement with the original",
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """List the benchmarks, or hand over to one of them."""
+    argv = sys.argv[1:] if argv is None else argv
+    if argv and argv[0] in BENCHMARKS:
+        return importlib.import_module(f"bench.{argv[0]}").main(argv[1:])
+    if argv and argv[0] not in ("-h", "--help"):
+        cli.say_error(f"there is no benchmark {argv[0]!r}; choose among {', '.join(BENCHMARKS)}")
+        return cli.EXIT_USAGE
+    print("usage: python -m bench NAME [options]\n")
+    for name, what in BENCHMARKS.items():
+        print(f"  {name:<12}{what}")
+    print("\nEach takes --help and writes what it measured to bench/results/NAME.json.")
+    return cli.EXIT_OK
+
+
+if __name__ == "__main__":
+    cli.run(main)

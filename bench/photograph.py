@@ -1,0 +1,54 @@
+"""Seconds from one photograph to its mask: warm, by stage, and the whole command from a cold start."""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from bench import record
+from vitnp import cli, load_vit, segment_image
+
+SAMPLE = Path(__file__).parent.parent / "tests" / "photographs" / "coffee.jpg"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Print medians over several runs and keep them in bench/results/photograph.json."""
+    made = argparse.ArgumentParser(prog="python -m bench photograph", description=__doc__)
+    made.add_argument("photograph", nargs="?", type=Path, default=SAMPLE)
+    made.add_argument("--model", default="auto")
+    made.add_argument("--runs", type=cli.positive, default=7)
+    args = made.parse_args(argv)
+
+    vit = load_vit(args.model)
+    segment_image(args.photograph, vit)
+    runs = [segment_image(args.photograph, vit) for _ in range(args.runs)]
+    stages = {stage: statistics.median(run.seconds[stage] for run in runs) for stage in runs[0].seconds}
+    warm = statistics.median(sum(run.seconds.values()) for run in runs)
+    cold = statistics.median(_cold(args.photograph, args.model) for _ in range(max(3, args.runs // 2)))
+
+    height, width = runs[0].mask.shape
+    print(f"{args.photograph.name}, {width} x {height}, {vit}")
+    for stage, seconds in stages.items():
+        print(f"  {stage:<10}{seconds:8.3f} s")
+    print(f"  {'warm':<10}{warm:8.3f} s\n  {'cold':<10}{cold:8.3f} s, the whole command with both pictures written")
+    path = record.write(
+        "photograph",
+        {"photograph": args.photograph.name, "size": [width, height], "model": vit.name, "runs": args.runs,
+         "seconds_by_stage": stages, "seconds_warm": warm, "seconds_cold_command": cold},
+    )  # fmt: skip
+    print(f"written to {path}")
+    return cli.EXIT_OK
+
+
+def _cold(photograph: Path, model: str) -> float:
+    """Seconds of the whole command in a process of its own; a failure of it fails the benchmark."""
+    with tempfile.TemporaryDirectory() as folder:
+        began = time.perf_counter()
+        command = [sys.executable, "-m", "vitnp.segment", str(photograph), "--model", model, "--out", folder, "--quiet"]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        return time.perf_counter() - began

@@ -1,0 +1,75 @@
+"""The package as such: what importing it costs, its examples, its commands."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import pkgutil
+import subprocess
+import sys
+
+import pytest
+
+import vitnp
+import vitnp.kernels
+import vitnp.weights
+
+MODULES = sorted({
+    "vitnp",
+    *(f"vitnp.{m.name}" for m in pkgutil.iter_modules([vitnp.__path__[0]]) if m.name != "__main__"),
+    *(f"vitnp.kernels.{m.name}" for m in pkgutil.iter_modules(vitnp.kernels.__path__)),
+    *(f"vitnp.weights.{m.name}" for m in pkgutil.iter_modules(vitnp.weights.__path__) if m.name != "__main__"),
+    *(f"vitnp.features.{m.name}" for m in pkgutil.iter_modules(vitnp.__path__[0] and importlib.import_module("vitnp.features").__path__)),
+})  # fmt: skip
+
+
+def python(code: str) -> str:
+    return subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.strip()
+
+
+def test_import_loads_nothing_heavy():
+    heavy = python("import sys, vitnp; print([m for m in ('numpy', 'scipy', 'numba', 'cupy', 'torch', 'PIL') if m in sys.modules])")
+    assert heavy == "[]"
+
+
+def test_segmenting_loads_no_torch_numba_or_cupy():
+    code = "import sys, vitnp.segment, vitnp.batch, vitnp.checkpoint; print([m for m in ('numba', 'cupy', 'torch') if m in sys.modules])"
+    assert python(code) == "[]"
+
+
+def test_public_names_resolve():
+    for name in vitnp.__all__:
+        assert getattr(vitnp, name) is not None
+    assert set(vitnp.__all__) <= set(dir(vitnp))
+    with pytest.raises(AttributeError, match="nonsense"):
+        vitnp.nonsense
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_examples_in_docstrings(name):
+    import numpy as np
+
+    module = importlib.import_module(name)
+    failed, _ = doctest.testmod(module, extraglobs={"np": np}, optionflags=doctest.NORMALIZE_WHITESPACE)
+    assert failed == 0
+
+
+@pytest.mark.parametrize("command", ["vitnp", "vitnp.segment", "vitnp.evaluate", "vitnp.weights"])
+def test_commands_tell_their_version_and_help(command):
+    run = [sys.executable, "-m", command]
+    version = subprocess.run([*run, "--version"], check=True, capture_output=True, text=True).stdout
+    assert version.strip() == f"vitnp {vitnp.__version__}"
+    assert "usage:" in subprocess.run([*run, "--help"], check=True, capture_output=True, text=True).stdout
+
+
+def test_bare_package_lists_its_commands():
+    text = subprocess.run([sys.executable, "-m", "vitnp"], check=True, capture_output=True, text=True).stdout
+    assert all(command in text for command in ("vitnp.segment", "vitnp.evaluate", "vitnp.weights"))
+
+
+def test_help_of_segment_fits_a_screen():
+    text = subprocess.run(
+        [sys.executable, "-m", "vitnp.segment", "--help"], check=True, capture_output=True, text=True, env={"COLUMNS": "80"}
+    ).stdout
+    lines = text.splitlines()
+    assert len(lines) <= 42 and max(map(len, lines)) <= 80

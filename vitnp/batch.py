@@ -1,0 +1,127 @@
+"""Many photographs, each by itself: several in flight, one outcome each, nothing done twice."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+from vitnp import images, outputs, threads
+from vitnp.errors import ImageError, OutputError
+from vitnp.segmentation import Segmentation, output_paths, parameters_of, segment_image
+from vitnp.vit import ViT
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What became of one photograph.
+
+    Attributes
+    ----------
+    photograph : Path
+    outputs : mapping of str to Path
+        Files that are there now, by kind.
+    error : ImageError or OutputError, optional
+        Why there are none.
+    facts : mapping, optional
+        What there is to say of a result (see :func:`facts_of`); None for one that was there already.
+    capped : bool
+        Whether the patch grid was made coarser to stay within the tokens allowed.
+    """
+
+    photograph: Path
+    outputs: Mapping[str, Path]
+    error: ImageError | OutputError | None = None
+    facts: Mapping[str, object] | None = None
+    capped: bool = False
+
+    @property
+    def status(self) -> str:
+        """"done", "skipped" (the result was there already) or "failed"."""
+        return "failed" if self.error else "skipped" if self.facts is None else "done"
+
+
+def segment_files(
+    photographs: Sequence[images.Photograph],
+    stems: Sequence[Path],
+    vit: ViT,
+    which: Sequence[str],
+    *,
+    overwrite: bool = False,
+    count: int = 1,
+    **options,
+) -> Iterator[Outcome]:
+    """Segment photographs and write what is asked for, in the order given.
+
+    A photograph whose files are all there, written by this version from the same pixels with the same parameters, is skipped.
+
+    Parameters
+    ----------
+    photographs : sequence of Photograph
+    stems : sequence of Path
+        What each photograph's files begin with, see :func:`vitnp.outputs.output_stems`.
+    vit : ViT
+    which : sequence of str
+        Kinds of output, see :meth:`Segmentation.save`.
+    overwrite : bool
+        Do everything anew, and replace files that vitnp did not write.
+    count : int
+        Photographs in flight.
+    **options
+        Of :func:`vitnp.segment_image`.
+
+    Yields
+    ------
+    Outcome
+        One a photograph; what goes wrong with one of them is in its outcome.
+
+    Raises
+    ------
+    UsageError
+        For an option out of range.
+    """
+    work = partial(_segment_file, vit=vit, which=which, overwrite=overwrite, options=options)
+    # One limit around all of them, or BLAS would change hands with every photograph.
+    with threads.one_blas_thread():
+        yield from threads.in_order(work, zip(photographs, stems), min(count, len(photographs)))
+
+
+def facts_of(result: Segmentation) -> dict[str, object]:
+    """A result in numbers: width and height in pixels, foreground's share, boxes as (x, y, width, height), confidence, and
+    seconds by stage."""
+    height, width = result.mask.shape
+    return {
+        "width": width,
+        "height": height,
+        "share": round(result.share, 6),
+        "boxes": result.boxes(),
+        "confidence": round(result.confidence, 6),
+        "seconds": dict(result.seconds),
+    }
+
+
+def _segment_file(
+    item: tuple[images.Photograph, Path], *, vit: ViT, which: Sequence[str], overwrite: bool, options: dict
+) -> Outcome:
+    photograph, stem = item
+    path, files = photograph.path, output_paths(stem, which)
+    try:
+        wanted = {
+            "vitnp:parameters": outputs.parameters_hash(_parameters(vit, options)),
+            "vitnp:photograph": images.file_hash(path),
+        }
+        if not overwrite:
+            if all(outputs.stamp(file) == wanted for file in files.values()):
+                return Outcome(path, files)
+            outputs.refuse_foreign(files.values())
+        with threads.room_for(images.pixels_of(path)):
+            result = segment_image(path, vit, **options)
+            result.save(stem, which)
+            return Outcome(path, files, facts=facts_of(result), capped=result.capped)
+    except (ImageError, OutputError) as error:
+        return Outcome(path, {}, error)
+
+
+def _parameters(vit: ViT, options: dict) -> Mapping[str, object]:
+    return parameters_of(vit, **{name: value for name, value in options.items() if name != "max_pixels"})

@@ -1,0 +1,102 @@
+"""One photograph through the ViT."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from vitnp import images, kernels
+from vitnp.vit import ViT
+
+MAX_TOKENS = 4096
+
+
+@dataclasses.dataclass(frozen=True)
+class Features:
+    """What the clustering needs to know of a photograph.
+
+    Attributes
+    ----------
+    facet : (N, D) float32
+        Keys (or another facet) of the patches as the network gives them, row by row of the grid.
+    attention : (N,) float32
+        CLS attention to the patches, mean over heads.
+    grid : (int, int)
+        Rows and columns of patches.
+    pixels : (int, int)
+        Height and width in pixels at which the network saw the photograph.
+    digest : int
+        Of those pixels: the photograph's own seed, whatever its name or its neighbours.
+    capped : bool
+        Whether the grid had to be made coarser to stay within the tokens allowed.
+    """
+
+    facet: np.ndarray
+    attention: np.ndarray
+    grid: tuple[int, int]
+    pixels: tuple[int, int]
+    digest: int
+    capped: bool
+
+    @property
+    def unit(self) -> np.ndarray:
+        """The facet with rows of unit length, (N, D) float32: what k-means reads."""
+        return kernels.for_device().normalise_rows(self.facet)
+
+
+def extract(
+    rgb: np.ndarray,
+    vit: ViT,
+    *,
+    size: int | None = None,
+    facet: str = "key",
+    layer: int = -1,
+    stride: int | None = None,
+    max_tokens: int = MAX_TOKENS,
+) -> Features:
+    """Features of one photograph.
+
+    Parameters
+    ----------
+    rgb : (height, width, 3) uint8
+    vit : ViT
+    size : int, optional
+        Short side in pixels at which the network sees the photograph; rounded to a multiple of the patch. By default 320.
+    facet : {"key", "query", "value", "token"}
+    layer : int
+        Block to read; negative numbers count from the last.
+    stride : int, optional
+        Pixels between patches, a divisor of the patch. By default the patch.
+    max_tokens : int
+        Most patches; a larger grid is made coarser.
+
+    Returns
+    -------
+    Features
+
+    Raises
+    ------
+    UsageError
+        For a facet, layer or stride that the network doesn't have.
+
+    Examples
+    --------
+    >>> features = extract(read_image("photograph.jpg"), load_vit("auto"))     # doctest: +SKIP
+    >>> features.facet.shape, features.grid                                     # doctest: +SKIP
+    ((540, 192), (20, 27))
+    """
+    (height, width), capped = images.network_size(
+        *rgb.shape[:2], short_side=images.SHORT_SIDE if size is None else size, patch=vit.config.patch, stride=stride, max_tokens=max_tokens
+    )
+    pixels = images.resize(rgb, (height, width))
+    batch = images.normalise(pixels, vit.config.mean, vit.config.std)[None]
+    found = vit(batch, (facet, "attention"), layer=layer, stride=stride)
+    return Features(
+        facet=found[facet][0],
+        attention=found["attention"][0].mean(axis=0),
+        grid=vit.grid(height, width, stride),
+        pixels=(height, width),
+        digest=int(images.content_hash(pixels), 16),
+        capped=capped,
+    )
