@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import tempfile
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
 from bench.photograph import SAMPLE
-from vitnp import cli, segment_image
+from vitnp import cli, segment, segment_image
 
 FOLDER = Path(__file__).parent / "pictures"
 
@@ -23,7 +25,29 @@ def main(argv: list[str] | None = None) -> int:
     path = FOLDER / f"{SAMPLE.stem}.jpg"
     _side_by_side(panels, height=300).save(path, quality=88, optimize=True)
     print(f"written to {path}")
+    path = FOLDER / "contact-sheet.jpg"
+    _contact_sheet().save(path, quality=85, optimize=True)
+    print(f"written to {path}")
     return cli.EXIT_OK
+
+
+def _contact_sheet() -> Image.Image:
+    """That of `python -m vitnp.segment CROPS/ --levels all --classes 5`, on five views of each sample photograph."""
+    with tempfile.TemporaryDirectory() as folder:
+        rng = np.random.default_rng(0)
+        for path in sorted(SAMPLE.parent.glob("*.jpg")):
+            picture = Image.open(path).convert("RGB")
+            for view in range(5):
+                scale = rng.uniform(0.7, 1)
+                width, height = round(picture.width * scale), round(picture.height * scale)
+                left, top = (int(rng.integers(0, room + 1)) for room in (picture.width - width, picture.height - height))
+                crop = picture.crop((left, top, left + width, top + height))
+                crop = crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if view % 2 else crop
+                crop.save(Path(folder) / f"{path.stem}_{view}.png")
+        out = Path(folder) / "out"
+        segment.main([folder, "--levels", "all", "--classes", "5", "--out", str(out), "--quiet"])
+        with Image.open(out / "contact-sheet.png") as sheet:
+            return sheet.convert("RGB")
 
 
 def _on_checks(cutout: Image.Image, size: int = 12) -> Image.Image:
