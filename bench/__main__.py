@@ -11,6 +11,10 @@ BENCHMARKS = {
     "photograph": "seconds from a photograph to its mask, by stage, warm and from a cold start",
     "quality": "mean IoU over seeds on photographs with true masks",
     "pictures": "the pictures of the README, made anew",
+    "peers": "LOST, TokenCut, DeepSpectral and FOUND on the same features, beside vitnp, on your own data",
+    "composites": "side-by-side pictures of two categories, for measuring --regions split",
+    "spectral": "memory and time of spectral clustering alone",
+    "collection": "memory and time of a collection of thousands, whole, with synthetic features",
     "large": "a photograph enlarged to 100 megapixels: memory, time, and agreement with the original",
 }
 

@@ -7,7 +7,8 @@ from vitnp import cli
 COMMANDS = """\
 commands:
   python -m vitnp.segment PHOTO …     masks, overlays and cutouts of photographs
-  python -m vitnp.evaluate …          scores against true masks
+  python -m vitnp.features PHOTO …    keys and CLS tokens alone, for other programs
+  python -m vitnp.evaluate …          scores against true masks, classes or boxes
   python -m vitnp.weights …           checkpoints: list, fetch, convert, info
 
 Each takes --help and --version."""

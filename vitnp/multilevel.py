@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from vitnp import kernels, threads
 from vitnp.errors import UsageError
-from vitnp.kmeans import Clustering, spherical_kmeans
+from vitnp.kmeans import Clustering, KMeans, Mapper, spherical_kmeans
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,25 +179,29 @@ class FittedLevel:
         return (labels == self.shares[0].argmax()).astype(np.float32)
 
 
-def fit_level(keys: np.ndarray, hard: np.ndarray, seed: tuple[int, ...], constants: CollectionLevel) -> FittedLevel:
+def fit_level(
+    keys: Any, hard: np.ndarray, seed: tuple[int, ...], constants: CollectionLevel, *, mapper: Mapper | None = None
+) -> FittedLevel:
     """Cluster patches of many images, and measure how much foreground each cluster holds.
 
     The soft form of "the foreground cluster is the one that the image-level masks cover".
 
     Parameters
     ----------
-    keys : (M, D) float
-        Unit rows, a sample of the images' patches.
+    keys : (M, D) array, or blocks of rows
+        Keys of patches, of any length; what :meth:`vitnp.kmeans.KMeans.fit` takes.
     hard : (M,) float
         The image level's hard answer for the same patches.
     seed : tuple of int
         Seeds k-means.
     constants : CollectionLevel
+    mapper : callable, optional
+        Who does the passes over the keys, see :meth:`vitnp.kmeans.KMeans.fit`.
 
     Returns
     -------
     FittedLevel
-        Numbers of clusters beyond the number of patches are left out.
+        With no more clusters than patches.
 
     Examples
     --------
@@ -207,15 +212,13 @@ def fit_level(keys: np.ndarray, hard: np.ndarray, seed: tuple[int, ...], constan
     """
     centroids, shares = [], []
     for clusters in constants.clusters:
-        clusters = min(clusters, len(keys))
-        with threads.one_blas_thread():
-            found = spherical_kmeans(
-                keys, clusters, np.random.default_rng((*seed, clusters)),
-                starts=constants.starts, max_iterations=constants.max_iterations, tolerance=constants.tolerance,
-            )  # fmt: skip
-        covered = np.bincount(found.labels, weights=hard, minlength=clusters)
-        centroids.append(found.centroids.astype(np.float32))
-        shares.append((covered / np.maximum(found.counts, 1)).astype(np.float32))
+        clusters = min(clusters, len(hard))
+        found = KMeans(
+            clusters, n_init=constants.starts, max_iter=constants.max_iterations, tol=constants.tolerance, seed=(*seed, clusters)
+        ).fit(keys, mapper=mapper)
+        covered = np.bincount(found.labels_, weights=hard, minlength=clusters)
+        centroids.append(found.cluster_centers_)
+        shares.append((covered / np.maximum(found.counts_, 1)).astype(np.float32))
     return FittedLevel(tuple(centroids), tuple(shares), constants.temperature)
 
 
