@@ -54,7 +54,7 @@ def test_examples_in_docstrings(name):
     assert failed == 0
 
 
-@pytest.mark.parametrize("command", ["vitnp", "vitnp.segment", "vitnp.evaluate", "vitnp.weights"])
+@pytest.mark.parametrize("command", ["vitnp", "vitnp.segment", "vitnp.features", "vitnp.evaluate", "vitnp.weights"])
 def test_commands_tell_their_version_and_help(command):
     run = [sys.executable, "-m", command]
     version = subprocess.run([*run, "--version"], check=True, capture_output=True, text=True).stdout
@@ -64,7 +64,7 @@ def test_commands_tell_their_version_and_help(command):
 
 def test_bare_package_lists_its_commands():
     text = subprocess.run([sys.executable, "-m", "vitnp"], check=True, capture_output=True, text=True).stdout
-    assert all(command in text for command in ("vitnp.segment", "vitnp.evaluate", "vitnp.weights"))
+    assert all(command in text for command in ("vitnp.segment", "vitnp.features", "vitnp.evaluate", "vitnp.weights"))
 
 
 def test_help_of_segment_fits_a_screen():
@@ -72,4 +72,4 @@ def test_help_of_segment_fits_a_screen():
         [sys.executable, "-m", "vitnp.segment", "--help"], check=True, capture_output=True, text=True, env={"COLUMNS": "80"}
     ).stdout
     lines = text.splitlines()
-    assert len(lines) <= 42 and max(map(len, lines)) <= 80
+    assert len(lines) <= 48 and max(map(len, lines)) <= 80

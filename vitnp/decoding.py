@@ -99,8 +99,20 @@ def pixels_of(path: str | os.PathLike[str]) -> int:
     ImageError
         As :func:`read_image`, but for what only decoding shows.
     """
+    height, width = stored_size(path)
+    return height * width
+
+
+def stored_size(path: str | os.PathLike[str]) -> tuple[int, int]:
+    """Height and width of a picture file by its header, as stored: before it is turned upright.
+
+    Raises
+    ------
+    ImageError
+        As :func:`pixels_of`.
+    """
     with _header(path) as (picture, _):
-        return picture.width * picture.height
+        return picture.height, picture.width
 
 
 def file_hash(path: str | os.PathLike[str]) -> str:

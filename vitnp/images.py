@@ -135,6 +135,21 @@ def network_size(
     return at(small), True
 
 
+def short_side_of(asked: int | None, patch: int) -> int:
+    """The short side in pixels at which the network sees photographs: the multiple of the patch nearest to what is asked
+    for, by default to 320.
+
+    Examples
+    --------
+    >>> short_side_of(None, 14), short_side_of(250, 16)
+    (322, 256)
+    """
+    asked = SHORT_SIDE if asked is None else asked
+    if asked < 1:
+        raise UsageError(f"the short side is {asked}; choose 1 or more")
+    return _snap(asked, patch)
+
+
 def _snap(side: float, patch: int) -> int:
     """The multiple of the patch nearest to a side, halves upwards, never zero."""
     return max(1, int(side / patch + 0.5)) * patch

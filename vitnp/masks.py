@@ -62,3 +62,6 @@ class MaskSpool:
 
     def __contains__(self, index: int) -> bool:
         return index in self._places
+
+    def __del__(self) -> None:
+        self._file.close()

@@ -183,7 +183,7 @@ def write_npy(path: str | os.PathLike[str], array: np.ndarray, text: Mapping[str
     """
     with replacing(path) as file:
         _write_array(file, array)
-        file.write(b"\n" + _json(_stamped(text)).encode())
+        file.write(b"\n" + canonical_json(_stamped(text)).encode())
 
 
 def write_npz(
@@ -214,13 +214,13 @@ def write_npz(
     method = zipfile.ZIP_DEFLATED if compressed else zipfile.ZIP_STORED
     own = {key: str(value) for key, value in metadata.items() if key.startswith("vitnp:")}
     with replacing(path) as file, zipfile.ZipFile(file, "w", method, allowZip64=True) as archive:
-        for name, array in {**arrays, "metadata": np.array(_json(metadata))}.items():
+        for name, array in {**arrays, "metadata": np.array(canonical_json(metadata))}.items():
             # ZipInfo's own date is the constant 1980-01-01, whereas ZipFile.write would store the clock's.
             member = zipfile.ZipInfo(f"{name}.npy")
             member.compress_type = method
             with archive.open(member, "w", force_zip64=True) as entry:
                 _write_array(entry, array)
-        archive.comment = _json(_stamped(own)).encode()
+        archive.comment = canonical_json(_stamped(own)).encode()
 
 
 def _write_array(file: BinaryIO, array: np.ndarray) -> None:
@@ -268,10 +268,11 @@ def parameters_hash(parameters: Mapping[str, object]) -> str:
     >>> parameters_hash({"seed": 0, "size": 320}) == parameters_hash({"size": 320, "seed": 0})
     True
     """
-    return hashlib.blake2b(_json(parameters).encode(), digest_size=16).hexdigest()
+    return hashlib.blake2b(canonical_json(parameters).encode(), digest_size=16).hexdigest()
 
 
-def _json(value: object) -> str:
+def canonical_json(value: object) -> str:
+    """JSON with sorted keys and no spaces: equal values give equal texts."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), default=_plain)
 
 

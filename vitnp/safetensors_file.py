@@ -13,7 +13,7 @@ import json
 import mmap
 import os
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
@@ -109,6 +109,18 @@ def write_safetensors(
     OutputError
         Can't be written; nothing is left behind.
     """
+    with replacing(path) as file:
+        file.writelines(serialised(tensors, metadata))
+
+
+def serialised(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> Iterator[bytes | memoryview]:
+    """The bytes of a file, piece by piece: what :func:`write_safetensors` writes.
+
+    Examples
+    --------
+    >>> len(b"".join(serialised({"a": np.zeros(3, np.float32)}, {})))
+    100
+    """
     header: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))}
     position = 0
     # The widest types first, as the safetensors package does, so that every tensor is aligned.
@@ -123,7 +135,6 @@ def write_safetensors(
         position += tensor.nbytes
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
-    with replacing(path) as file:
-        file.write(struct.pack("<Q", len(text)) + text)
-        for name in order:
-            file.write(np.ascontiguousarray(tensors[name], tensors[name].dtype.newbyteorder("<")).data)
+    yield struct.pack("<Q", len(text)) + text
+    for name in order:
+        yield np.ascontiguousarray(tensors[name], tensors[name].dtype.newbyteorder("<")).reshape(-1).view(np.uint8).data

@@ -15,8 +15,10 @@ import numpy as np
 
 from vitnp import __version__, cleaning, images, multilevel, outputs, threads
 from vitnp import refine as refinement
+from vitnp.collection import Collection
 from vitnp.errors import UsageError
-from vitnp.features import Features, extract
+from vitnp.features import Features, Identity, StoredFeatures, extract, stored_features
+from vitnp.labels import write_labels
 from vitnp.vit import ViT
 
 if TYPE_CHECKING:
@@ -50,6 +52,12 @@ class Segmentation:
         Time spent in each stage.
     capped : bool
         Whether the patch grid was made coarser to stay within the tokens allowed.
+    category : int, optional
+        Of a fitted collection's categories of similar photographs, the one this belongs to.
+    labels : (height, width) uint8, optional
+        With a collection that has classes: 0 for background, classes from 1.
+    levels : tuple of (N,) float32, optional
+        With a collection: what image, data set and category each said of the patches before they agreed, row by row.
     """
 
     image: np.ndarray
@@ -61,6 +69,9 @@ class Segmentation:
     photograph: str
     seconds: Mapping[str, float]
     capped: bool
+    category: int | None = None
+    labels: np.ndarray | None = None
+    levels: tuple[np.ndarray, ...] | None = None
 
     @functools.cached_property
     def mask(self) -> np.ndarray:
@@ -105,7 +116,7 @@ class Segmentation:
         Returns
         -------
         dict of str to Path
-            The files written.
+            The files written; "labels" (a palette PNG) among them where there are classes.
 
         Raises
         ------
@@ -134,6 +145,9 @@ class Segmentation:
                 outputs.write_npy(path, getattr(self, kind), stamp)
             else:
                 outputs.write_png(path, self._picture(kind), stamp)
+        if self.labels is not None:
+            paths["labels"] = labels_path(stem)
+            write_labels(paths["labels"], self.labels, stamp)
         return paths
 
     def _picture(self, kind: str) -> np.ndarray:
@@ -158,6 +172,17 @@ def output_paths(stem: str | os.PathLike[str], which: Iterable[str]) -> dict[str
     return {kind: Path(f"{os.fspath(stem)}{outputs.SUFFIXES[kind]}") for kind in which}
 
 
+def labels_path(stem: str | os.PathLike[str]) -> Path:
+    """Name of the file of classes.
+
+    Examples
+    --------
+    >>> labels_path("out/cat").as_posix()
+    'out/cat_labels.png'
+    """
+    return Path(f"{os.fspath(stem)}_labels.png")
+
+
 def parameters_of(
     vit: ViT,
     *,
@@ -169,10 +194,19 @@ def parameters_of(
     seed: int = 0,
     max_tokens: int = 4096,
     min_confidence: float = 0.0,
+    collection: Collection | None = None,
 ) -> Mapping[str, object]:
-    """Everything that a photograph's answer depends on, for the record and for telling whether a result is still good."""
+    """Everything that a photograph's answer depends on, for the record and for telling whether a result is still good.
+
+    Raises
+    ------
+    UsageError
+        For a refinement that doesn't exist, or a collection that was fitted on other features.
+    """
+    if refine not in refinement.METHODS:
+        raise UsageError(f"there is no refinement {refine!r}; choose one of {', '.join(refinement.METHODS)}")
     config = vit.config
-    return MappingProxyType({
+    parameters = {
         "version": __version__,
         "model": vit.name,
         "sha256": vit.sha256,
@@ -180,7 +214,7 @@ def parameters_of(
         "pos_embed": config.pos_embed,
         "mean": list(config.mean),
         "std": list(config.std),
-        "size": images.network_size(1, 1, short_side=images.SHORT_SIDE if size is None else size, patch=config.patch)[0][0],
+        "size": images.short_side_of(size, config.patch),
         "facet": facet,
         "layer": layer % config.depth,
         "stride": config.patch if stride is None else stride,
@@ -188,7 +222,13 @@ def parameters_of(
         "seed": seed,
         "max_tokens": max_tokens,
         "min_confidence": min_confidence,
-    })
+    }
+    if collection is not None:
+        reason = collection.mismatch(parameters)
+        if reason:
+            raise UsageError(f"the collection doesn't fit: {reason}; use the options it was fitted with, or fit another")
+        parameters["collection"] = collection.digest
+    return MappingProxyType(parameters)
 
 
 def segment_image(
@@ -204,6 +244,7 @@ def segment_image(
     max_tokens: int = 4096,
     max_pixels: int = images.MAX_PIXELS,
     min_confidence: float = 0.0,
+    collection: Collection | None = None,
 ) -> Segmentation:
     """Segment one photograph into foreground and background.
 
@@ -230,6 +271,8 @@ def segment_image(
         Larger photographs are refused before they are decoded.
     min_confidence : float
         A photograph with less confidence gets an empty mask.
+    collection : Collection, optional
+        A fitted one (:class:`vitnp.Segmenter`), whose data set and category levels, and classes, then apply to this photograph.
 
     Returns
     -------
@@ -254,45 +297,90 @@ def segment_image(
     >>> result.mask.mean(), result.confidence               # doctest: +SKIP
     (0.31, 0.62)
     """
-    if refine not in refinement.METHODS:
-        raise UsageError(f"there is no refinement {refine!r}; choose one of {', '.join(refinement.METHODS)}")
-    vit = _builtin() if vit is None else vit
+    vit = builtin() if vit is None else vit
     options = {"size": size, "facet": facet, "layer": layer, "stride": stride, "max_tokens": max_tokens}
+    parameters = parameters_of(vit, **options, refine=refine, seed=seed, min_confidence=min_confidence, collection=collection)
     clock = Stopwatch()
     with threads.one_blas_thread():
         rgb = images.read_image(image, max_pixels=max_pixels)
         clock.lap("decode")
-        features = extract(rgb, vit, **options)
-        clock.lap("network")
-        score, confidence = _image_level(features, seed)
-        clock.lap("cluster")
-        if confidence < min_confidence:
-            soft = np.zeros(rgb.shape[:2], np.uint16)
+        if collection is None:
+            features = extract(rgb, vit, **options)
         else:
-            soft = refinement.refine(score, rgb, method=refine)
-        clock.lap("refine")
+            identity = Identity.of(vit, **options, regions=collection.prototypes is not None)
+            features = stored_features(rgb, vit, identity)
+        clock.lap("network")
+        unit = features.unit
+        constants = multilevel.ImageLevel() if collection is None else collection.image_level
+        soft, hard = multilevel.image_level(unit, features.attention, features.grid, (seed, features.digest), constants)
+        score, category, levels, cleaner = soft, None, None, cleaning.Cleaning()
+        if collection is not None:
+            category = collection.category_of(features.cls)
+            levels = collection.levels(unit, (soft, hard), category)
+            score, cleaner = multilevel.agree(levels, str(collection.parameters["consistency"])), collection.cleaning
+        score = cleaning.clean(score.reshape(features.grid), cleaner)
+        confidence = multilevel.confidence(soft, unit)
+        clock.lap("cluster")
+        result = compose(rgb, features, score, confidence, parameters, fingerprint(image, rgb), clock, category, levels)
+        if collection is not None and collection.prototypes is not None:
+            result = dataclasses.replace(result, labels=collection.labels(vit, features, result.mask))
+        return result
+
+
+def compose(
+    rgb: np.ndarray,
+    features: Features | StoredFeatures,
+    score: np.ndarray,
+    confidence: float,
+    parameters: Mapping[str, object],
+    photograph: str,
+    clock: Stopwatch,
+    category: int | None = None,
+    levels: tuple[np.ndarray, ...] | None = None,
+) -> Segmentation:
+    """A photograph's result, once the score of its patches is known: refinement to the full size.
+
+    Parameters
+    ----------
+    rgb : (height, width, 3) uint8
+    features : Features or StoredFeatures
+    score : (rows, columns) float32
+        Cleaned, 0..1.
+    confidence : float
+        Below ``parameters["min_confidence"]`` the mask is empty.
+    parameters : mapping
+        From :func:`parameters_of`.
+    photograph : str
+        From :func:`fingerprint`.
+    clock : Stopwatch
+        Gets the lap "refine".
+    category, levels
+        For the record, see :class:`Segmentation`.
+
+    Returns
+    -------
+    Segmentation
+    """
+    if confidence < parameters["min_confidence"]:
+        soft = np.zeros(rgb.shape[:2], np.uint16)
+    else:
+        soft = refinement.refine(score, rgb, method=str(parameters["refine"]))
+    clock.lap("refine")
+    keys = np.asarray(features.keys, np.float32).reshape(*features.grid, -1)
     return Segmentation(
-        image=rgb,
-        soft=soft,
-        score=score,
-        keys=features.facet.reshape(*features.grid, -1),
-        confidence=confidence,
-        parameters=parameters_of(vit, **options, refine=refine, seed=seed, min_confidence=min_confidence),
-        photograph=images.file_hash(image) if isinstance(image, (str, os.PathLike)) else images.content_hash(rgb),
-        seconds=clock.seconds,
-        capped=features.capped,
+        rgb, soft, score, keys, confidence, parameters, photograph, clock.seconds, features.capped, category,
+        levels=levels,
     )
 
 
-def _image_level(features: Features, seed: int) -> tuple[np.ndarray, float]:
-    """Cleaned score (rows, columns) float32 and confidence of a photograph by itself."""
-    unit = features.unit
-    soft, _ = multilevel.image_level(unit, features.attention, features.grid, (seed, features.digest))
-    return cleaning.clean(soft.reshape(features.grid)), multilevel.confidence(soft, unit)
+def fingerprint(image: str | os.PathLike[str] | Image.Image | np.ndarray, rgb: np.ndarray) -> str:
+    """Of the file, or of the pixels where there is no file."""
+    return images.file_hash(image) if isinstance(image, (str, os.PathLike)) else images.content_hash(rgb)
 
 
 @functools.lru_cache(maxsize=1)
-def _builtin() -> ViT:
+def builtin() -> ViT:
+    """The built-in checkpoint, read once."""
     from vitnp.checkpoint import load_vit
 
     return load_vit("auto")

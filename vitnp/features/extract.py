@@ -40,9 +40,45 @@ class Features:
     capped: bool
 
     @property
+    def keys(self) -> np.ndarray:
+        """The facet, by the name that stored features have for it."""
+        return self.facet
+
+    @property
     def unit(self) -> np.ndarray:
         """The facet with rows of unit length, (N, D) float32: what k-means reads."""
         return kernels.for_device().normalise_rows(self.facet)
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """A photograph at the size at which the network sees it.
+
+    Attributes
+    ----------
+    pixels : (height, width, 3) uint8
+    capped : bool
+        As in :class:`Features`.
+    """
+
+    pixels: np.ndarray
+    capped: bool
+
+    @property
+    def digest(self) -> int:
+        """As in :class:`Features`."""
+        return int(images.content_hash(self.pixels), 16)
+
+
+def prepare(
+    rgb: np.ndarray, vit: ViT, *, size: int | None = None, stride: int | None = None, max_tokens: int = MAX_TOKENS
+) -> Prepared:
+    """Scale a photograph (height, width, 3) uint8 to what the network takes; options as for :func:`extract`."""
+    short_side = images.SHORT_SIDE if size is None else size
+    scaled, capped = images.network_size(
+        *rgb.shape[:2], short_side=short_side, patch=vit.config.patch, stride=stride, max_tokens=max_tokens
+    )
+    return Prepared(images.resize(rgb, scaled), capped)
 
 
 def extract(
@@ -62,7 +98,7 @@ def extract(
     rgb : (height, width, 3) uint8
     vit : ViT
     size : int, optional
-        Short side in pixels at which the network sees the photograph; rounded to a multiple of the patch. By default 320.
+        Short side in pixels at which the network sees the photograph, as a multiple of the patch; by default 320.
     facet : {"key", "query", "value", "token"}
     layer : int
         Block to read; negative numbers count from the last.
@@ -86,17 +122,15 @@ def extract(
     >>> features.facet.shape, features.grid                                     # doctest: +SKIP
     ((540, 192), (20, 27))
     """
-    (height, width), capped = images.network_size(
-        *rgb.shape[:2], short_side=images.SHORT_SIDE if size is None else size, patch=vit.config.patch, stride=stride, max_tokens=max_tokens
-    )
-    pixels = images.resize(rgb, (height, width))
-    batch = images.normalise(pixels, vit.config.mean, vit.config.std)[None]
+    prepared = prepare(rgb, vit, size=size, stride=stride, max_tokens=max_tokens)
+    height, width = prepared.pixels.shape[:2]
+    batch = images.normalise(prepared.pixels, vit.config.mean, vit.config.std)[None]
     found = vit(batch, (facet, "attention"), layer=layer, stride=stride)
     return Features(
         facet=found[facet][0],
         attention=found["attention"][0].mean(axis=0),
         grid=vit.grid(height, width, stride),
         pixels=(height, width),
-        digest=int(images.content_hash(pixels), 16),
-        capped=capped,
+        digest=prepared.digest,
+        capped=prepared.capped,
     )

@@ -1,0 +1,169 @@
+"""``python -m vitnp.features PHOTOS/ --out keys/``: keys of photographs, for other programs."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+from pathlib import Path
+
+from vitnp import cli
+from vitnp.errors import UsageError, VitnpError
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command's options; each group is one question a user may have."""
+    made = cli.parser(
+        "python -m vitnp.features",
+        "Write the ViT features of photographs: one file each with keys (rows, columns, D), attention, cls, metadata.",
+        usage="python -m vitnp.features [options] PHOTO [PHOTO ...]",
+        epilog="exit status: 0 done, 3 some failed, 2 wrong usage or nothing done, 130 interrupted",
+    )
+    made.add_argument("photographs", nargs="+", metavar="PHOTO", help="picture file, or folder to walk")
+    group = made.add_argument_group("output")
+    group.add_argument("--out", type=Path, metavar="DIR", help="folder to write to (each photograph's own)")
+    group.add_argument(
+        "--format", choices=("npz", "safetensors"), default="npz", metavar="KIND", help="npz or safetensors (npz)"
+    )
+    group.add_argument(
+        "--precision",
+        choices=("float16", "float32"),
+        default="float16",
+        metavar="TYPE",
+        help="float16 or float32 (float16)",
+    )
+    group.add_argument("--overwrite", action="store_true", help="do anew what is done; replace files in the way")
+    group.add_argument("--cache", type=Path, metavar="DIR", help="keep features here, and take them from here")
+    group.add_argument("--prune", action="store_true", help="only rid the cache of what these photographs don't need")
+    cli.add_model_options(made)
+    group = made.add_argument_group("features")
+    group.add_argument(
+        "--facet", choices=cli.FACETS, default="key", metavar="NAME", help="key, query, value or token (key)"
+    )
+    group.add_argument("--layer", type=int, default=-1, metavar="N", help="block to read, from 0 or back from -1 (-1)")
+    group.add_argument("--size", type=cli.positive, metavar="PX", help="short side the network sees (320)")
+    group.add_argument("--stride", type=cli.positive, metavar="PX", help="pixels between patches (the patch)")
+    group.add_argument(
+        "--max-tokens", type=cli.positive, default=4096, metavar="N", help="cap of the patch grid (4096)"
+    )
+    group.add_argument(
+        "--max-pixels", type=cli.positive, default=120_000_000, metavar="N", help="refuse larger photographs (120e6)"
+    )
+    cli.add_run_options(made)
+    return made
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command.
+
+    Parameters
+    ----------
+    argv : list of str, optional
+        Arguments; by default the process's own.
+
+    Returns
+    -------
+    int
+        Exit status.
+    """
+    args = build_parser().parse_args(argv)
+    if args.prune and args.cache is None:
+        raise UsageError("--prune needs the folder to empty; give --cache DIR")
+
+    from vitnp import images, threads
+
+    count = threads.thread_count(args.threads)
+    failures: list[VitnpError] = []
+    found = images.find_photographs(args.photographs, failures=failures)
+    total, done = len(found) + len(failures), 0
+    for error in failures:
+        _report_failure(error, args.json)
+    if args.prune:
+        done += _prune(args, found, complete=not failures, count=count)
+    elif found:
+        for outcome in _outcomes(args, found, count):
+            if outcome.error:
+                failures.append(outcome.error)
+                _report_failure(outcome.error, args.json, outcome.photograph)
+                continue
+            done += 1
+            _report(outcome, args)
+    if failures and total > 1:
+        cli.list_failures(failures, total)
+    elif failures:
+        cli.say_error(failures[0])
+    return cli.EXIT_OK if not failures else cli.EXIT_SOME_FAILED if done else cli.EXIT_USAGE
+
+
+def _outcomes(args: argparse.Namespace, found: list, count: int):
+    """Outcomes of all photographs, with a progress bar around them."""
+    from vitnp import outputs
+    from vitnp.features import FeatureStore, Identity
+    from vitnp.features.files import write_features
+
+    stems = outputs.output_stems(found, args.out)
+    vit = cli.load_model(args)
+    identity = Identity.of(
+        vit, size=args.size, facet=args.facet, layer=args.layer, stride=args.stride, max_tokens=args.max_tokens,
+        precision=args.precision, regions=False,
+    )  # fmt: skip
+    store = None if args.cache is None else FeatureStore(args.cache, identity, notice=cli.say)
+    outcomes = write_features(
+        found, stems, vit, identity, form=args.format, store=store, overwrite=args.overwrite,
+        thread_count=count, max_pixels=args.max_pixels,
+    )  # fmt: skip
+    with contextlib.closing(outcomes):
+        yield from cli.progress(outcomes, len(found), quiet=args.quiet)
+
+
+def _prune(args: argparse.Namespace, found: list, *, complete: bool, count: int) -> bool:
+    """Empty the cache of all photographs but those found; whether that was done."""
+    from vitnp import threads
+    from vitnp.features import prune
+
+    if not complete:
+        # A folder that isn't there now (another disk, say) may hold photographs by the thousand.
+        cli.say("nothing was pruned, because not all of the photographs could be found")
+        return False
+    keep = set(threads.in_order(_fingerprint, found, count))
+    freed = prune(args.cache, keep, notice=cli.say)
+    cli.say(f"the cache {args.cache} is {freed / 1e6:.1f} MB smaller", quiet=args.quiet)
+    return True
+
+
+def _fingerprint(photograph) -> str | None:
+    """None for what can't be read: no store has features of it."""
+    from vitnp.errors import ImageError
+    from vitnp.features.sources import fingerprint
+
+    with contextlib.suppress(ImageError):
+        return fingerprint(photograph)
+
+
+def _report(outcome, args: argparse.Namespace) -> None:
+    """One photograph's line on stdout: JSON for programs, a summary for people."""
+    features = outcome.features
+    if features is not None and features.capped:
+        cli.say(
+            f"{outcome.photograph}: the patch grid was made coarser to stay within --max-tokens {args.max_tokens}",
+            quiet=args.quiet,
+        )
+    if args.json:
+        line = {"photograph": str(outcome.photograph), "status": outcome.status, "output": str(outcome.path)}
+        if features is not None:
+            height, width = features.size
+            line |= {"width": width, "height": height, "rows": features.grid[0], "columns": features.grid[1]}
+        cli.print_json(line)
+    elif not args.quiet:
+        told = "done before" if features is None else f"{features.grid[0]} x {features.grid[1]} patches"
+        print(f"{outcome.photograph}: {told} -> {outcome.path}", flush=True)
+
+
+def _report_failure(error: VitnpError, as_json: bool, photograph: Path | None = None) -> None:
+    """A failure's JSON line; people read the list at the end."""
+    if as_json:
+        line = {} if photograph is None else {"photograph": str(photograph)}
+        cli.print_json({**line, "status": "failed", "error": str(error)})
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,363 @@
+"""Many photographs through the ViT: decoded side by side, batched with others of the same grid, memory bounded."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+
+import numpy as np
+
+from vitnp import images, threads
+from vitnp.errors import ImageError, UsageError
+from vitnp.features.extract import Prepared, prepare
+from vitnp.features.identity import Identity
+from vitnp.features.shards import SHARD_BYTES
+from vitnp.features.sources import Source, fingerprint, opened
+from vitnp.features.store import FeatureStore
+from vitnp.features.stored import StoredFeatures
+from vitnp.vit import ViT
+
+# Patches of a batch at most, as many as one photograph may have; a network of width 768 makes 150 MB of them in a
+# block.
+_BATCH_PATCHES = 4096
+
+# Photographs, in batches, that wait for others of their grid before the fullest batch goes as it is.
+_WAITING_BATCHES = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Extracted:
+    """What became of one photograph.
+
+    Attributes
+    ----------
+    index : int
+        Its place among those given.
+    photograph : str or None
+        Its fingerprint; None where it can't be read.
+    features : StoredFeatures or None
+        None for one that was skipped or failed.
+    error : ImageError or None
+    """
+
+    index: int
+    photograph: str | None = None
+    features: StoredFeatures | None = None
+    error: ImageError | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Extraction:
+    """What :func:`extract_to_store` did.
+
+    Attributes
+    ----------
+    hashes : list of str or None
+        Fingerprint of each photograph, under which the store has its features; None where it failed.
+    failures : dict of int to ImageError
+        What went wrong, by the photograph's place among those given.
+    """
+
+    hashes: list[str | None]
+    failures: dict[int, ImageError]
+
+
+def extract_to_store(
+    photographs: Sequence[Source],
+    vit: ViT,
+    store: FeatureStore,
+    *,
+    threads: int | None = None,
+    batch: int = 8,
+    max_pixels: int = images.MAX_PIXELS,
+    progress: Callable[[int], object] | None = None,
+    shard_bytes: int = SHARD_BYTES,
+) -> Extraction:
+    """See to it that a store has the features of photographs; shards that it has are checked before they are relied on.
+
+    The features are the same to the bit whatever the batches, the threads, the order, and the breaks in between. When
+    it's interrupted, all that was finished is in the store.
+
+    Parameters
+    ----------
+    photographs : sequence of Photograph, path, PIL image or array
+    vit : ViT
+    store : FeatureStore
+        With the identity of this network.
+    threads : int, optional
+        Photographs decoded, and batches in the network, at the same time; by default one a core.
+    batch : int
+        Most photographs in a batch.
+    max_pixels : int
+        Larger photographs are failures.
+    progress : callable, optional
+        Called with the number of photographs that have come to an end since the last call (``tqdm.update``).
+    shard_bytes : int
+        Size at which a shard is written.
+
+    Returns
+    -------
+    Extraction
+
+    Raises
+    ------
+    OutputError
+        When the store can't be written.
+    UsageError
+        When the features don't fit the precision of the store.
+    """
+    hashes: list[str | None] = [None] * len(photographs)
+    failures: dict[int, ImageError] = {}
+    store.refresh()
+    results = stream(
+        photographs, vit, store.identity,
+        skip=lambda index, photograph: in_store(store, photograph),
+        thread_count=threads, batch=batch, max_pixels=max_pixels,
+    )  # fmt: skip
+    with contextlib.closing(results), ShardWriter(store, shard_bytes) as writer:
+        for result in results:
+            if result.error is not None:
+                failures[result.index] = result.error
+            else:
+                hashes[result.index] = result.photograph
+            if result.features is not None:
+                writer.add(result.features)
+            if progress is not None:
+                progress(1)
+    return Extraction(hashes, dict(sorted(failures.items())))
+
+
+def in_store(store: FeatureStore, photograph: str) -> bool:
+    """Whether a store has sound features of a photograph; if not, it's seen to that it can be given them.
+
+    Raises
+    ------
+    OutputError
+        When the store can't be written: before any work is done that couldn't be kept.
+    """
+    if photograph in store:
+        store.verify([photograph])
+    if photograph in store:
+        return True
+    store.make_writable()
+    return False
+
+
+class ShardWriter:
+    """Gathers features and writes them to a store, a shard at a time.
+
+    As a context manager it writes the last, smaller shard at the end, after an exception or an interruption too: what
+    is computed is kept.
+
+    Parameters
+    ----------
+    store : FeatureStore
+    shard_bytes : int
+        Size at which a shard is written.
+    """
+
+    def __init__(self, store: FeatureStore, shard_bytes: int = SHARD_BYTES) -> None:
+        self._store, self._limit = store, shard_bytes
+        self._entries: dict[str, StoredFeatures] = {}
+        self._bytes = 0
+
+    def __enter__(self) -> ShardWriter:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.flush()
+
+    def add(self, features: StoredFeatures) -> None:
+        """Take the features of a photograph; of one that is there already nothing happens.
+
+        Raises
+        ------
+        OutputError
+            When a shard was full and can't be written; what it held is lost.
+        """
+        if features.photograph in self._entries:
+            return
+        self._entries[features.photograph] = features
+        self._bytes += sum(array.nbytes for array in features.arrays().values())
+        if self._bytes >= self._limit:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what has been gathered."""
+        entries, self._entries, self._bytes = list(self._entries.values()), {}, 0
+        self._store.add(entries)
+
+
+def stream(
+    photographs: Sequence[Source],
+    vit: ViT,
+    identity: Identity,
+    *,
+    skip: Callable[[int, str], bool] = lambda index, photograph: False,
+    thread_count: int | None = None,
+    batch: int = 8,
+    max_pixels: int = images.MAX_PIXELS,
+) -> Iterator[Extracted]:
+    """Features of photographs, in the order in which they are done.
+
+    Parameters
+    ----------
+    photographs : sequence of Photograph, path, PIL image or array
+    vit : ViT
+    identity : Identity
+        Of this network: it holds the options.
+    skip : callable
+        Given a photograph's place and fingerprint, whether it needs no work. Called from several threads.
+    thread_count, batch, max_pixels
+        As for :func:`extract_to_store`.
+
+    Yields
+    ------
+    Extracted
+        One for each photograph.
+
+    Raises
+    ------
+    UsageError
+        When the features don't fit the precision.
+    """
+    if batch < 1:
+        raise UsageError(f"the batch is {batch}; choose 1 or more")
+    count = threads.thread_count(thread_count)
+    decode = partial(_decode, vit=vit, identity=identity, skip=skip, max_pixels=max_pixels)
+    with (
+        threads.one_blas_thread(),
+        contextlib.closing(threads.in_order(decode, enumerate(photographs), count)) as decoded,
+        contextlib.closing(_batches(decoded, batch)) as batches,
+        contextlib.closing(threads.in_order(partial(_run, vit=vit, identity=identity), batches, count)) as results,
+    ):
+        for group in results:
+            yield from group
+
+
+def stored_features(rgb: np.ndarray, vit: ViT, identity: Identity) -> StoredFeatures:
+    """The features of one photograph as a store would have them, without one.
+
+    Parameters
+    ----------
+    rgb : (height, width, 3) uint8
+    vit : ViT
+    identity : Identity
+        Of this network.
+
+    Raises
+    ------
+    UsageError
+        When the features don't fit the precision.
+    """
+    decoded = _Decoded(0, images.content_hash(rgb), rgb.shape[:2], _prepare(rgb, vit, identity))
+    (extracted,) = _run([decoded], vit=vit, identity=identity)
+    return extracted.features
+
+
+@dataclasses.dataclass(frozen=True)
+class _Decoded:
+    index: int
+    photograph: str
+    size: tuple[int, int]
+    prepared: Prepared
+
+
+def _decode(
+    item: tuple[int, Source], *, vit: ViT, identity: Identity, skip: Callable[[int, str], bool], max_pixels: int
+) -> _Decoded | Extracted:
+    index, source = item
+    try:
+        photograph = fingerprint(source)
+        if skip(index, photograph):
+            return Extracted(index, photograph)
+        with opened(source, max_pixels) as rgb:
+            return _Decoded(index, photograph, rgb.shape[:2], _prepare(rgb, vit, identity))
+    except ImageError as error:
+        return Extracted(index, error=error)
+
+
+def _prepare(rgb: np.ndarray, vit: ViT, identity: Identity) -> Prepared:
+    return prepare(rgb, vit, size=identity.size, stride=identity.stride, max_tokens=identity.max_tokens)
+
+
+def _batches(decoded: Iterable[_Decoded | Extracted], batch: int) -> Iterator[list[_Decoded] | Extracted]:
+    """Group photographs of one shape, as many as there are soon."""
+    waiting: dict[tuple[int, ...], list[_Decoded]] = {}
+    for item in decoded:
+        if isinstance(item, Extracted):
+            yield item
+            continue
+        shape = item.prepared.pixels.shape
+        group = waiting.setdefault(shape, [])
+        group.append(item)
+        if len(group) == batch:
+            yield waiting.pop(shape)
+        elif sum(map(len, waiting.values())) >= _WAITING_BATCHES * batch:
+            yield waiting.pop(max(waiting, key=lambda shape: len(waiting[shape])))
+    yield from waiting.values()
+
+
+def _run(group: list[_Decoded] | Extracted, *, vit: ViT, identity: Identity) -> list[Extracted]:
+    if isinstance(group, Extracted):
+        return [group]
+    grid = vit.grid(*group[0].prepared.pixels.shape[:2], identity.stride)
+    at_once = max(1, _BATCH_PATCHES // (grid[0] * grid[1]))
+    return [
+        done
+        for start in range(0, len(group), at_once)
+        for done in _run_batch(group[start : start + at_once], vit, identity, grid)
+    ]
+
+
+def _run_batch(group: list[_Decoded], vit: ViT, identity: Identity, grid: tuple[int, int]) -> Iterator[Extracted]:
+    config = vit.config
+    batch = np.stack([images.normalise(item.prepared.pixels, config.mean, config.std) for item in group])
+    found = _forward(batch, vit, identity)
+    for place, item in enumerate(group):
+        arrays = {name: np.ascontiguousarray(array[place]) for name, array in found.items()}
+        features = StoredFeatures(
+            photograph=item.photograph,
+            grid=grid,
+            pixels=item.prepared.pixels.shape[:2],
+            size=item.size,
+            digest=item.prepared.digest,
+            capped=item.prepared.capped,
+            arrays=arrays.copy,
+        )
+        yield Extracted(item.index, item.photograph, features)
+
+
+def _forward(batch: np.ndarray, vit: ViT, identity: Identity) -> dict[str, np.ndarray]:
+    """The arrays of a store, one entry an image in front."""
+    by_regions = ("key", "value", "cls_state") if identity.regions else ()
+    if identity.layer == vit.config.depth - 1:
+        wanted = dict.fromkeys((identity.facet, "attention", "cls", *by_regions))
+        found = last = vit(batch, wanted, stride=identity.stride)
+    else:
+        found = vit(batch, (identity.facet, "attention"), layer=identity.layer, stride=identity.stride)
+        last = vit(batch, ("cls", *by_regions), stride=identity.stride)
+    arrays = {
+        "keys": _stored(found[identity.facet], identity),
+        "attention": found["attention"].mean(axis=1, dtype=np.float32),
+        "cls": last["cls"].astype(np.float32, copy=False),
+    }
+    if identity.regions:
+        arrays["cls_state"] = last["cls_state"].astype(np.float32, copy=False)
+        arrays["value"] = _stored(last["value"], identity)
+        if not identity.keys_are_last(vit):
+            arrays["last_key"] = _stored(last["key"], identity)
+    return arrays
+
+
+def _stored(rows: np.ndarray, identity: Identity) -> np.ndarray:
+    with np.errstate(over="ignore"):
+        stored = rows.astype(identity.precision)
+    if not np.isfinite(stored).all():
+        raise UsageError(
+            f"the network gives features that {identity.precision} can't hold; "
+            + ("choose the precision float32" if identity.precision == "float16" else "the checkpoint is damaged")
+        )
+    return stored
