@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import pathlib
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import types
@@ -22,6 +24,7 @@ from vitnp.errors import ImageError, UsageError
 from vitnp.images import read_image
 from vitnp.metrics import SaliencyScores, accuracy, iou, mae, max_f_beta, s_measure
 from vitnp.saliency import mean_scores, score_pair, score_pairs
+from vitnp.segmenter import Segmenter
 
 CHECKOUT = pathlib.Path(__file__).resolve().parent.parent
 KEYS = ["images", "iou", "accuracy", "max_f", "mae", "s_measure"]
@@ -39,6 +42,7 @@ def red(monkeypatch):
     """Replace network and method by the red channel, so that scores can be worked out by hand."""
     monkeypatch.setattr(saliency, "segment_image", by_red_channel)
     monkeypatch.setattr(cli, "load_model", lambda args: None)
+    monkeypatch.setattr(cli, "chosen_collection", lambda *args, **options: None)
 
 
 def save_pair(folder, name, soft, truth):
@@ -325,13 +329,14 @@ def test_the_command_scores_the_built_in_network(tmp_path, builtin):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="there are no POSIX signals")
-@pytest.mark.parametrize("threads", ["1", "2"])
-def test_control_c_stops_the_command(tmp_path, builtin, threads):
+@pytest.mark.parametrize(("levels", "threads"), [("image", "1"), ("image", "2"), ("all", "2")])
+def test_control_c_stops_the_command(tmp_path, builtin, levels, threads):
     folders = discs(tmp_path, 1)
     for copy in range(1, 500):
         for folder in map(pathlib.Path, folders):
             os.link(folder / "0.png", folder / f"{copy}.png")
-    argv, environment = command(*folders, "--threads", threads)
+    argv, environment = command(*folders, "--levels", levels, "--threads", threads)
+    environment["TMPDIR"] = str(tmp_path)
     with subprocess.Popen(
         argv, env=environment, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
@@ -342,7 +347,151 @@ def test_control_c_stops_the_command(tmp_path, builtin, threads):
         out, err = process.communicate(timeout=120)
     assert process.returncode == 130, err
     assert out == "" and "Traceback" not in err
-    assert err.count("\n") == 1
+    # What stays of a set's features is named, and nothing else stays.
+    *notices, last = err.splitlines()
+    assert last == "vitnp: interrupted"
+    kept = list(tmp_path.glob("vitnp-*"))
+    assert len(kept) == len(notices) <= (levels == "all")
+    for folder, notice in zip(kept, notices):
+        assert f"--cache {folder}," in notice
+
+
+def scored_as_a_set(capsys, *argv):
+    assert evaluate.main([*argv, "--size", "96", "--quiet", "--json"]) == 0
+    out = capsys.readouterr().out
+    assert out.count("\n") == 1
+    return json.loads(out)
+
+
+def test_a_set_is_fitted_as_a_whole_from_thirty_on(tmp_path, builtin, capsys):
+    folders = discs(tmp_path, 30)
+    found = {
+        (levels, threads): scored_as_a_set(
+            capsys, *folders, "--levels", levels, "--threads", threads, "--refine", "none"
+        )
+        for levels, threads in (("auto", "1"), ("all", "3"), ("image", "2"))
+    }
+    assert list(found["auto", "1"]) == KEYS
+    # To the bit, whatever the threads; and it's not the same as each by itself.
+    assert found["auto", "1"] == found["all", "3"] != found["image", "2"]
+    # Against the Segmenter's masks, scored here.
+    pairs, _ = match_pairs(*folders)
+    segmenter = Segmenter(builtin, size=96, refine="none").fit([pair.image for pair in pairs])
+    expected = []
+    for pair, mask in zip(pairs, segmenter.masks):
+        truth = read_truth(pair.mask, mask.shape)
+        expected.append(np.count_nonzero(mask & truth) / np.count_nonzero(mask | truth))
+    assert found["all", "3"]["iou"] == pytest.approx(np.mean(expected), abs=1e-12)
+    scored = saliency.score_set(pairs, Segmenter(builtin, size=96, refine="none", thread_count=3))
+    assert list(scored.ranking) == list(range(30))
+    assert list(scored.ranking.values()) == pytest.approx(expected, abs=1e-12)
+    # One photograph fewer, and each is by itself.
+    (tmp_path / "images" / "29.png").unlink()
+    argv = [*folders, "--refine", "none"]
+    assert scored_as_a_set(capsys, *argv) == scored_as_a_set(capsys, *argv, "--levels", "each")
+
+
+@pytest.mark.parametrize("levels", ["image", "all"])
+def test_seeds_give_mean_and_deviation(tmp_path, builtin, capsys, monkeypatch, levels):
+    folders = discs(tmp_path, 4)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    alone = [scored_as_a_set(capsys, *folders, "--levels", levels, "--seed", str(seed)) for seed in (2, 3, 4)]
+    table = tmp_path / "new" / "table.csv"
+    argv = [*folders, "--levels", levels, "--seed", "2", "--seeds", "3", "--csv", str(table)]
+    found = scored_as_a_set(capsys, *argv)
+    assert list(found)[:6] == KEYS and found["images"] == 4
+    assert found["seeds"] == [
+        {"seed": seed, **{key: run[key] for key in KEYS[1:]}} for seed, run in zip((2, 3, 4), alone)
+    ]
+    for key in KEYS[1:]:
+        values = [run[key] for run in alone]
+        assert found[key] == pytest.approx(np.mean(values), abs=1e-12)
+        assert found["deviation"][key] == pytest.approx(np.std(values, ddof=1), abs=1e-12)
+    rows = list(csv.reader(table.read_text().splitlines()))
+    assert rows[0] == ["score", "mean", "deviation", "seed 2", "seed 3", "seed 4"]
+    assert [float(cell) for cell in rows[2][3:]] == [run["iou"] for run in alone]
+    # The features that the seeds shared are gone.
+    assert not list((tmp_path / "temporary").iterdir())
+    assert evaluate.main([*argv, "--size", "96", "--quiet"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["score", "mean", "deviation", "seed", "2", "seed", "3", "seed", "4"]
+    assert len({len(line) for line in lines}) == 1
+
+
+def test_seeds_share_features(tmp_path, builtin, capsys, monkeypatch):
+    folders = discs(tmp_path, 3)
+    passes = []
+    monkeypatch.setattr(type(builtin), "__call__", counting(type(builtin).__call__, passes))
+    counts = []
+    for seeds in ("1", "4"):
+        passes.clear()
+        scored_as_a_set(capsys, *folders, "--levels", "all", "--seeds", seeds)
+        # What is no larger than a patch only asks the network what it has.
+        counts.append(sum(shape[0] for shape in passes if min(shape[2:]) > 16))
+    assert counts == [3, 3]
+
+
+def counting(original, passes):
+    def call(self, images, *args, **options):
+        passes.append(images.shape)
+        return original(self, images, *args, **options)
+
+    return call
+
+
+def test_a_sets_broken_files_are_skipped_and_listed(tmp_path, builtin, capsys):
+    folders = discs(tmp_path, 5)
+    (tmp_path / "images" / "1.png").write_bytes(b"nonsense")
+    (tmp_path / "masks" / "3.png").write_bytes(b"nonsense")
+    assert evaluate.main([*folders, "--levels", "all", "--size", "96", "--json"]) == cli.EXIT_SOME_FAILED
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["images"] == 3
+    assert "2 of 5 failed" in captured.err
+    assert captured.err.index("images/1.png") < captured.err.index("masks/3.png")
+    for name in "024":
+        (tmp_path / "images" / f"{name}.png").write_bytes(b"")
+    status, captured = run_face([*folders, "--levels", "all", "--size", "96", "--json", "--quiet"], capsys)
+    assert status == 2 and captured.out == "" and captured.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("levels", ["image", "all"])
+def test_report_shows_truth_and_answer(tmp_path, builtin, capsys, levels):
+    folders = discs(tmp_path, 3)
+    scored_as_a_set(capsys, *folders, "--levels", levels, "--report", str(tmp_path / "report"))
+    for name in ("best", "median", "worst"):
+        with Image.open(tmp_path / "report" / f"{name}.png") as picture:
+            assert picture.info["Software"].startswith("vitnp") and picture.size[0] > 1000
+    # What can't be written is known before anything is computed.
+    (tmp_path / "report" / "best.png").write_bytes(b"mine")
+    status, captured = run_face([*folders, "--report", str(tmp_path / "report")], capsys)
+    assert status == 2 and "best.png" in captured.err and "built-in" not in captured.err
+    status, captured = run_face([*folders, "--csv", str(tmp_path / "report" / "best.png" / "table.csv")], capsys)
+    assert status == 2 and "built-in" not in captured.err and captured.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["--clusters", "5"], "--clusters is for --task semantic; leave it out"),
+        (["--split", "val"], "--split is for the tasks semantic and discovery"),
+        (["--ablate", "--report", "x"], "leave out --task and --report"),
+        (["--ablate", "--task", "semantic"], "leave out --task and --report"),
+        (["--seeds", "0"], "whole number from 1 on"),
+    ],
+)
+def test_options_of_other_tasks_are_refused(tmp_path, red, argv, words, capsys):
+    save_pair(tmp_path, "a", [[255, 0]], [[1, 0]])
+    status, captured = run_face([str(tmp_path / "images"), str(tmp_path / "masks"), *argv], capsys)
+    assert status == 2 and words in captured.err and captured.err.count("\n") == 1 and captured.out == ""
+
+
+def test_help_fits_a_screen():
+    argv, environment = command("--help")
+    environment["COLUMNS"] = "80"
+    done = subprocess.run(argv, env=environment, capture_output=True, text=True, timeout=60, check=True)
+    lines = done.stdout.splitlines()
+    assert len(lines) <= 60 and max(map(len, lines)) <= 80
 
 
 def test_real_photographs(shared, vit_tiny):

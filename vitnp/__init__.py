@@ -27,6 +27,9 @@ if (_parent / "setup.cfg").is_file() and (_parent / "kernels" / "reference.py").
 _PUBLIC = {
     "segment_image": "vitnp.segmentation",
     "Segmentation": "vitnp.segmentation",
+    "Segmenter": "vitnp.segmenter",
+    "Collection": "vitnp.collection",
+    "KMeans": "vitnp.kmeans",
     "load_vit": "vitnp.checkpoint",
     "ViT": "vitnp.vit",
     "ViTConfig": "vitnp.vit",

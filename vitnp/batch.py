@@ -7,9 +7,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+
 from vitnp import images, outputs, threads
 from vitnp.errors import ImageError, OutputError
-from vitnp.segmentation import Segmentation, output_paths, parameters_of, segment_image
+from vitnp.segmentation import Segmentation, chosen_collection, labels_path, output_paths, parameters_of, segment_image
 from vitnp.vit import ViT
 
 
@@ -69,7 +71,7 @@ def segment_files(
     count : int
         Photographs in flight.
     **options
-        Of :func:`vitnp.segment_image`.
+        Of :func:`vitnp.segment_image`, `collection` among them.
 
     Yields
     ------
@@ -81,6 +83,8 @@ def segment_files(
     UsageError
         For an option out of range.
     """
+    # Read once for all of them.
+    options["collection"], _ = chosen_collection(options.get("collection", "auto"), vit, **_recorded(options))
     work = partial(_segment_file, vit=vit, which=which, overwrite=overwrite, options=options)
     # One limit around all of them, or BLAS would change hands with every photograph.
     with threads.one_blas_thread():
@@ -91,7 +95,7 @@ def facts_of(result: Segmentation) -> dict[str, object]:
     """A result in numbers: width and height in pixels, foreground's share, boxes as (x, y, width, height), confidence, and
     seconds by stage."""
     height, width = result.mask.shape
-    return {
+    facts = {
         "width": width,
         "height": height,
         "share": round(result.share, 6),
@@ -99,6 +103,11 @@ def facts_of(result: Segmentation) -> dict[str, object]:
         "confidence": round(result.confidence, 6),
         "seconds": dict(result.seconds),
     }
+    if result.category is not None:
+        facts["category"] = result.category
+    if result.labels is not None:
+        facts["classes"] = [int(label) for label in np.unique(result.labels) if label]
+    return facts
 
 
 def _segment_file(
@@ -106,9 +115,12 @@ def _segment_file(
 ) -> Outcome:
     photograph, stem = item
     path, files = photograph.path, output_paths(stem, which)
+    collection = options["collection"]
+    if collection is not None and collection.prototypes is not None:
+        files["labels"] = labels_path(stem)
     try:
         wanted = {
-            "vitnp:parameters": outputs.parameters_hash(_parameters(vit, options)),
+            "vitnp:parameters": outputs.parameters_hash(parameters_of(vit, **_recorded(options), collection=collection)),
             "vitnp:photograph": images.file_hash(path),
         }
         if not overwrite:
@@ -117,11 +129,12 @@ def _segment_file(
             outputs.refuse_foreign(files.values())
         with threads.room_for(images.pixels_of(path)):
             result = segment_image(path, vit, **options)
-            result.save(stem, which)
+            files = result.save(stem, which)
             return Outcome(path, files, facts=facts_of(result), capped=result.capped)
     except (ImageError, OutputError) as error:
         return Outcome(path, {}, error)
 
 
-def _parameters(vit: ViT, options: dict) -> Mapping[str, object]:
-    return parameters_of(vit, **{name: value for name, value in options.items() if name != "max_pixels"})
+def _recorded(options: Mapping[str, object]) -> dict:
+    """The options that results depend on, the collection apart."""
+    return {name: value for name, value in options.items() if name not in ("max_pixels", "collection")}

@@ -119,7 +119,7 @@ def regions_of(mask: np.ndarray, rule: RegionRule = RegionRule()) -> np.ndarray:
         return parts.astype(np.uint16)
     sizes = np.bincount(parts.ravel(), minlength=count + 1)
     sizes[0] = 0
-    large = np.flatnonzero(sizes >= rule.smallest * sizes.sum())
+    large = np.flatnonzero(sizes >= max(1, rule.smallest * sizes.sum()))
     if not len(large):
         large = sizes.argmax(keepdims=True)
     large = large[np.lexsort((large, -sizes[large]))][:65_535]

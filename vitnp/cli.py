@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import functools
 import json
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterable
-from typing import NoReturn
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, NoReturn
 
 from vitnp import __version__
 from vitnp.errors import VitnpError
 
+if TYPE_CHECKING:
+    from vitnp.collection import Collection
+    from vitnp.vit import ViT
+
 # Repeated here so that --help and wrong options are answered before anything heavy is imported.
 FACETS = ("key", "query", "value", "token")
 METHODS = ("solver", "guided", "none")
+REGIONS = ("image", "components", "split")
+CONSISTENCY = ("mean", "majority", "intersection")
+
+# Photographs from which on a set teaches more than it costs.
+ENOUGH_FOR_A_SET = 30
 
 EXIT_OK = 0
 EXIT_USAGE = 2  # wrong usage, or nothing could be done
@@ -84,8 +95,10 @@ def parser(prog: str, description: str, *, usage: str | None = None, epilog: str
         return argparse.HelpFormatter(prog, max_help_position=23, width=min(shutil.get_terminal_size().columns, 100))
 
     made = _Parser(
-        prog=prog, usage=usage, description=description, epilog=epilog, allow_abbrev=False, formatter_class=formatter
+        prog=prog, usage=usage, description=description, epilog=epilog, allow_abbrev=False, formatter_class=formatter, add_help=False
     )
+    # Both are where everybody looks for them; their lines are better spent.
+    made.add_argument("-h", "--help", action="help", help=argparse.SUPPRESS)
     made.add_argument("--version", action="version", version=f"vitnp {__version__}", help=argparse.SUPPRESS)
     return made
 
@@ -131,6 +144,76 @@ def method_options(args: argparse.Namespace) -> dict:
     return {name: getattr(args, name) for name in names}
 
 
+def add_collection_options(to: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """The collection: --levels, --collection, --categories, --consistency, --fit-patches, --cache, --scheduler."""
+    group = to.add_argument_group("collection")
+    group.add_argument("--levels", choices=("auto", "image", "each", "all"), default="auto", metavar="L", help="image; each; all: fit the set; auto: all from 30 on")
+    group.add_argument("--collection", default="auto", metavar="FILE", help="judges each: of --fit-to, or none (the built-in one)")
+    group.add_argument("--categories", type=positive, metavar="N", help="groups of similar photographs (one for 20)")
+    group.add_argument("--consistency", choices=CONSISTENCY, default="mean", metavar="HOW", help="mean, majority or intersection (mean)")
+    group.add_argument("--fit-patches", type=patches, default=60_000, metavar="N", help="patches fitted on, or all (60000)")
+    group.add_argument("--cache", metavar="DIR", help="folder that keeps features for the next run")
+    group.add_argument("--scheduler", metavar="URL", help="dask workers fit the set: tcp://HOST:PORT, or local")
+    return group
+
+
+def segmenter_options(args: argparse.Namespace) -> dict:
+    """The collection's and the method's options as keywords of :class:`vitnp.Segmenter`."""
+    names = ("categories", "consistency", "fit_patches", "cache")
+    return {
+        **method_options(args), **{name: getattr(args, name) for name in names},
+        "thread_count": args.threads, "progress": functools.partial(stage_progress, quiet=args.quiet),
+        "notice": functools.partial(say, quiet=args.quiet),
+    }  # fmt: skip
+
+
+@contextlib.contextmanager
+def workers(args: argparse.Namespace) -> Iterator[dict]:
+    """Who computes, as keywords of :class:`vitnp.Segmenter`: the workers of --scheduler, as long as the context lasts; else nobody else."""
+    if args.scheduler is None:
+        yield {}
+        return
+    from vitnp.cluster import connected
+
+    with connected(args.scheduler, cache=args.cache, workers=args.threads) as cluster:
+        yield {"mapper": cluster.map, "extractor": cluster.extract_to_store}
+
+
+def wants_all_levels(args: argparse.Namespace, photographs: int) -> bool:
+    """Whether the photographs are fitted as a set: as asked, by default when there are enough of them and no collection is named."""
+    return args.levels == "all" or (args.levels == "auto" and not names_collection(args) and photographs >= ENOUGH_FOR_A_SET)
+
+
+def names_collection(args: argparse.Namespace) -> bool:
+    """Whether --collection names a file."""
+    return args.collection not in ("auto", "none")
+
+
+def chosen_collection(args: argparse.Namespace, vit: ViT, *, quiet: bool = False) -> Collection | None:
+    """What photographs, each by itself, are judged by beside their own patches; a notice where the built-in collection can't be that."""
+    if args.levels == "image":
+        return None
+    from vitnp.segmentation import chosen_collection
+
+    options = {name: value for name, value in method_options(args).items() if name != "max_pixels"}
+    collection, reason = chosen_collection(args.collection, vit, **options)
+    if reason:
+        say(f"the built-in collection doesn't apply, {reason}: image level alone, or --collection FILE", quiet=args.quiet or quiet)
+    return collection
+
+
+@contextlib.contextmanager
+def stage_progress(stage: str, total: int, *, quiet: bool) -> Iterator[Callable[[int], object]]:
+    """A progress bar for one stage, on stderr, when somebody is watching."""
+    if quiet or not sys.stderr.isatty():
+        yield lambda steps: None
+        return
+    from tqdm import tqdm
+
+    with tqdm(total=total, desc=stage, dynamic_ncols=True, leave=False) as bar:
+        yield bar.update
+
+
 def add_run_options(to: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     """The run: --threads, --quiet, --json."""
     group = to.add_argument_group("run")
@@ -170,6 +253,11 @@ def natural(text: str) -> int:
     if value < 0:
         raise argparse.ArgumentTypeError(f"{text} isn't a whole number from 0 on")
     return value
+
+
+def patches(text: str) -> int | str:
+    """argparse type: a whole number from 1 on, or "all"."""
+    return text if text == "all" else positive(text)
 
 
 def share(text: str) -> float:

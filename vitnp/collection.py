@@ -20,7 +20,7 @@ from vitnp.classes import Prototypes, RegionRule, Regions, label_map, patches_of
 from vitnp.cleaning import Cleaning
 from vitnp.errors import CheckpointError, UsageError
 from vitnp.features.stored import StoredFeatures
-from vitnp.multilevel import FittedLevel, ImageLevel
+from vitnp.multilevel import CONSISTENCY, FittedLevel, ImageLevel
 from vitnp.outputs import canonical_json
 from vitnp.vit import ViT
 
@@ -186,20 +186,21 @@ class Collection:
             prototypes = None
             if "prototypes.cls" in arrays:
                 prototypes = Prototypes(np.array(arrays["prototypes.cls"]), np.array(arrays["prototypes.classes"], np.int64))
-                if prototypes.cls.shape != (len(prototypes.classes), centres.shape[1]) or not all(
-                    0 <= label < 65_535 for label in prototypes.classes
-                ):
+                known = prototypes.classes
+                if prototypes.cls.shape != (len(known), centres.shape[1]) or not len(known) or known.min() < 0 or known.max() >= 65_535:
                     raise ValueError("prototypes that don't fit")
             missing = [name for name in (*COMPARABLE, "consistency", "max_tokens", "refine", "seed") if name not in parameters]
             if missing:
                 raise KeyError(missing[0])
+            if parameters["consistency"] not in CONSISTENCY:
+                raise ValueError(f"unknown consistency {parameters['consistency']!r}"[:80])
             collection = cls(parameters, levels[0], tuple(levels[1:]), centres, prototypes)
             collection.image_level, collection.cleaning, collection.rule  # noqa: B018  (reading them checks them)
             if not all(np.isfinite(array).all() for array in arrays.values()):
                 raise ValueError("values that are not finite")
             if collection.digest != metadata["digest"]:
                 raise ValueError("its checksum differs")
-        except (KeyError, ValueError, TypeError, IndexError, AttributeError) as error:
+        except (KeyError, ValueError, TypeError, IndexError, AttributeError, RecursionError, UsageError) as error:
             raise CheckpointError(f"{path} is damaged ({error}); fit the collection again") from None
         return collection
 

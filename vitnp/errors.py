@@ -23,5 +23,9 @@ class OutputError(VitnpError):
     """A result that can't be written."""
 
 
+class ClusterError(VitnpError):
+    """A cluster that can't be reached or used."""
+
+
 class UsageError(VitnpError, ValueError):
     """A request that makes no sense: a wrong option or argument."""

@@ -1,67 +1,163 @@
-"""``python -m vitnp.evaluate``: scores of vitnp's masks against true ones."""
+"""``python -m vitnp.evaluate``: scores of vitnp's answers against true ones."""
 
 from __future__ import annotations
 
 import argparse
-import contextlib
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vitnp import cli
-from vitnp.errors import ImageError, UsageError
+from vitnp.errors import UsageError
 
-SALIENCY_ROWS = (
-    ("foreground IoU", "iou"),
-    ("accuracy", "accuracy"),
-    ("max F-beta", "max_f"),
-    ("MAE (0 is best)", "mae"),
-    ("S-measure", "s_measure"),
-)
+if TYPE_CHECKING:
+    from vitnp.ablation import Variant
+    from vitnp.scoring import Scored
+    from vitnp.segmenter import Segmenter
+    from vitnp.tables import Table
+
+# Repeated here so that --help and wrong options are answered before anything heavy is imported.
+LAYOUTS = ("auto", "voc", "coco", "coseg", "folder")
+MATCHING = ("hungarian", "many-to-one")
+VOC_LABELS = ("SegmentationClass", "SegmentationClassAug")
+
+# Options that mean something to one task only; by default they are None.
+OWNED = {
+    "layout": "semantic", "labels": "semantic", "names": "semantic", "merge": "semantic", "regions": "semantic",
+    "classes": "semantic", "clusters": "semantic", "matching": "semantic",
+}  # fmt: skip
 
 
-def saliency(args: argparse.Namespace) -> int:
-    """Score foreground masks; the exit status."""
+class Task(NamedTuple):
+    """A way to score: `open` reads the data set, `score` fits and scores it, and what the scores are called."""
+
+    open: Callable[[argparse.Namespace], Any]
+    score: Callable[[argparse.Namespace, Any, Any, dict], Scored]
+    titles: Mapping[str, str]
+    measure: str
+
+
+def _open_pairs(args: argparse.Namespace) -> Sequence:
     from vitnp.datasets import match_pairs
-    from vitnp.saliency import mean_scores, score_pairs
 
-    pairs, unused = match_pairs(args.images, args.masks)
+    if len(args.data) != 2:
+        raise UsageError("--task saliency needs IMAGES, MASKS: two folders; name both (see --help)")
+    pairs, unused = match_pairs(*args.data)
     if unused:
         cli.say(f"masks without a photograph don't count: {len(unused)}, such as {unused[0]}", quiet=args.quiet)
-    vit = cli.load_model(args)
-    scores, failures = [], []
-    with contextlib.closing(score_pairs(pairs, vit, threads=args.threads, **cli.method_options(args))) as outcomes:
-        for outcome in cli.progress(outcomes, len(pairs), quiet=args.quiet):
-            (failures if isinstance(outcome, ImageError) else scores).append(outcome)
-    if failures:
-        cli.list_failures(failures, len(pairs))
-    if not scores:
-        raise UsageError(f"none of the {len(pairs)} photographs could be scored; see the reasons above")
-    mean = mean_scores(scores)
-    if args.json:
-        cli.print_json({"images": len(scores), **mean._asdict()})
-    else:
-        print(f"{'photographs':<16} {len(scores):>6}")
-        for title, key in SALIENCY_ROWS:
-            print(f"{title:<16} {getattr(mean, key):>6.4f}")
-    return cli.EXIT_SOME_FAILED if failures else cli.EXIT_OK
+    return pairs
 
 
-TASKS = {"saliency": saliency}
+def _score_saliency(args: argparse.Namespace, pairs: Sequence, vit: Any, options: dict) -> Scored:
+    from vitnp.saliency import score_photographs, score_set
+    from vitnp.segmenter import Segmenter
+
+    if cli.wants_all_levels(args, len(pairs)):
+        return score_set(pairs, Segmenter(vit, **options))
+    return score_photographs(pairs, vit, **_each_alone(args, vit, options))
+
+
+def _open_labelled(args: argparse.Namespace) -> Any:
+    from vitnp.layouts import detect_layout, read_labelled
+
+    if args.levels in ("image", "each") or cli.names_collection(args):
+        raise UsageError("--task semantic fits a set with all levels; leave out --levels and --collection")
+    if args.classes and args.clusters:
+        raise UsageError("--classes and --clusters both say how many clusters to find; give one of them")
+    if not args.data:
+        raise UsageError("--task semantic needs ROOT, IMAGES JSON, IMAGES MASKS or IMAGES LABELS (see --help)")
+    layout = args.layout or "auto"
+    if layout == "auto":
+        layout = detect_layout(args.data)
+    labelled = read_labelled(
+        args.data, layout, split=args.split, labels=args.labels, names=args.names, merge=args.merge
+    )
+    if not labelled.samples or len(labelled.classes) < 2:
+        raise UsageError(f"{args.data[0]}: there are no classes beside the background; name another set")
+    cli.say(
+        f"layout {layout}: {len(labelled.samples)} photographs, {len(labelled.classes) - 1} classes", quiet=args.quiet
+    )
+    return labelled
+
+
+def _score_semantic(args: argparse.Namespace, labelled: Any, vit: Any, options: dict) -> Scored:
+    from vitnp.segmenter import Segmenter
+    from vitnp.semantic import score_classes
+
+    clusters = args.clusters or args.classes or len(labelled.classes) - 1
+    matching = args.matching or ("many-to-one" if args.clusters else "hungarian")
+    return score_classes(labelled, Segmenter(vit, clusters, regions=args.regions or "image", **options), matching)
+
+
+def _open_boxes(args: argparse.Namespace) -> Sequence:
+    from vitnp.voc_boxes import read_voc_boxes
+
+    if len(args.data) != 1:
+        raise UsageError("--task discovery needs ROOT: VOCdevkit or VOC2007; name that alone (see --help)")
+    return read_voc_boxes(args.data[0], args.split or "trainval")
+
+
+def _score_discovery(args: argparse.Namespace, samples: Sequence, vit: Any, options: dict) -> Scored:
+    from vitnp.discovery import score_box_set, score_boxes
+    from vitnp.segmenter import Segmenter
+
+    if cli.wants_all_levels(args, len(samples)):
+        return score_box_set(samples, Segmenter(vit, **options))
+    return score_boxes(samples, vit, **_each_alone(args, vit, options))
+
+
+TASKS = {
+    "saliency": Task(
+        _open_pairs, _score_saliency,
+        {
+            "iou": "foreground IoU", "accuracy": "accuracy", "max_f": "max F-beta", "mae": "MAE (0 is best)",
+            "s_measure": "S-measure",
+        },
+        "IoU",
+    ),
+    "semantic": Task(
+        _open_labelled, _score_semantic,
+        {"miou": "mean IoU", "pixel_accuracy": "pixel accuracy", "foreground_iou": "foreground IoU"}, "mean IoU",
+    ),
+    "discovery": Task(_open_boxes, _score_discovery, {"corloc": "CorLoc", "box_iou": "mean box IoU"}, "box IoU"),
+}  # fmt: skip
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command's options."""
     made = cli.parser(
         "python -m vitnp.evaluate",
-        "Segment the photographs of a folder and score the results against true masks: means over the photographs.",
-        usage="python -m vitnp.evaluate --task saliency [options] IMAGES MASKS",
-        epilog="A mask has its photograph's path within the folder, or its file name where that is unique; white is the object. "
-        "Exit status: 0 all done, 3 some photographs failed, 2 wrong usage or nothing done, 130 interrupted.",
+        "Segment a data set and score the answers. Saliency: IMAGES MASKS. Semantic: ROOT of a VOC set, IMAGES JSON "
+        "(COCO), or IMAGES LABELS. Discovery: ROOT.",
+        usage="python -m vitnp.evaluate [--task TASK] [options] IMAGES MASKS",
+        epilog="exit status: 0 all done, 3 some photographs failed, 2 wrong usage or nothing done, 130 interrupted",
     )
-    made.add_argument("images", type=Path, metavar="IMAGES", help="folder of photographs")
-    made.add_argument("masks", type=Path, metavar="MASKS", help="folder of their masks")
-    made.add_argument("--task", choices=tuple(TASKS), default="saliency", help="what is scored (saliency)")
+    made.add_argument("data", nargs="*", type=Path, metavar="IMAGES MASKS", help=argparse.SUPPRESS)
+    group = made.add_argument_group("data set")
+    group.add_argument(
+        "--task", choices=tuple(TASKS), default="saliency", metavar="TASK",
+        help="saliency, semantic or discovery (saliency)",
+    )
+    group.add_argument("--layout", choices=LAYOUTS, metavar="L", help="auto, voc, coco, coseg or folder (auto)")
+    group.add_argument("--split", metavar="NAME", help="list of a VOC set (val; discovery: trainval)")
+    group.add_argument("--labels", choices=VOC_LABELS, metavar="DIR", help="SegmentationClass or SegmentationClassAug")
+    group.add_argument("--names", type=Path, metavar="FILE", help="a class name a line, for a folder of labels")
+    group.add_argument("--merge", type=Path, metavar="FILE", help="two columns: class, coarser class")
+    group = made.add_argument_group("scores")
+    group.add_argument("--classes", type=cli.positive, metavar="N", help="clusters to find (as many as true classes)")
+    group.add_argument("--clusters", type=cli.positive, metavar="N", help="over-cluster: N, matched many-to-one")
+    group.add_argument("--matching", choices=MATCHING, metavar="HOW", help="hungarian or many-to-one (hungarian)")
+    group.add_argument(
+        "--regions", choices=cli.REGIONS, metavar="R", help="get a class: image, components or split (image)"
+    )
+    group.add_argument("--seeds", type=cli.positive, metavar="N", help="mean and deviation over N, from --seed on")
+    group.add_argument("--ablate", action="store_true", help="what each piece of the method is worth here")
+    group.add_argument("--csv", type=Path, metavar="FILE", help="the table, in full precision")
+    group.add_argument("--report", type=Path, metavar="DIR", help="pictures of the best, the median and the worst")
     cli.add_model_options(made)
     cli.add_method_options(made)
+    cli.add_collection_options(made)
     cli.add_run_options(made)
     return made
 
@@ -80,7 +176,112 @@ def main(argv: list[str] | None = None) -> int:
         Exit status.
     """
     args = build_parser().parse_args(argv)
-    return TASKS[args.task](args)
+    for option, owner in OWNED.items():
+        if getattr(args, option) is not None and args.task != owner:
+            raise UsageError(f"--{option} is for --task {owner}; leave it out")
+    if args.split is not None and args.task == "saliency":
+        raise UsageError("--split is for the tasks semantic and discovery; leave it out")
+    if cli.names_collection(args) and (args.ablate or args.levels in ("all", "image")):
+        raise UsageError("--collection judges each photograph; leave out --ablate, --levels all and --levels image")
+    if args.ablate and (args.task != "saliency" or args.report):
+        raise UsageError("--ablate compares masks, without pictures; leave out --task and --report")
+
+    from vitnp import outputs, report, threads
+    from vitnp.scoring import shared_cache
+
+    args.threads = threads.thread_count(args.threads)
+    task = TASKS[args.task]
+    data = task.open(args)
+    # What can't be written is known before the long work, not after.
+    if args.report:
+        report.report_paths(args.report)
+    if args.csv:
+        outputs.make_folder(args.csv.parent)
+    vit = cli.load_model(args)
+    seeds = range(args.seed, args.seed + (args.seeds or 1))
+    with cli.workers(args) as workers, shared_cache(args.cache, 2 if args.ablate else len(seeds)) as cache:
+        options = {**cli.segmenter_options(args), **workers, "cache": cache}
+        if args.ablate:
+            table, result, failures, total = _ablate(args, data, vit, options, seeds)
+        else:
+            runs = []
+            for seed in seeds:
+                runs.append(task.score(args, data, vit, {**options, "seed": seed}))
+                if args.report and seed == args.seed:
+                    report.write_report(args.report, runs[0].ranking, runs[0].picture, task.measure)
+            table, result = _summary(runs, task.titles, seeds if args.seeds else None)
+            failures, total = runs[0].failures, runs[0].images + len(runs[0].failures)
+    if failures:
+        cli.list_failures(failures, total)
+    if args.csv:
+        outputs.write_text(args.csv, table.csv())
+    if args.json:
+        cli.print_json(result)
+    else:
+        print(table.text())
+    return cli.EXIT_SOME_FAILED if failures else cli.EXIT_OK
+
+
+def _each_alone(args: argparse.Namespace, vit: Any, options: dict) -> dict:
+    """Of a Segmenter's options those that single photographs know, and the collection that they are judged by."""
+    return {
+        **cli.method_options(args), "seed": options["seed"], "threads": args.threads, "progress": options["progress"],
+        "collection": cli.chosen_collection(args, vit, quiet=options["seed"] != args.seed),
+    }  # fmt: skip
+
+
+def _summary(runs: Sequence[Scored], titles: Mapping[str, str], seeds: range | None) -> tuple[Table, dict]:
+    """Table and JSON of one run a seed; without seeds of the only one."""
+    from vitnp.scoring import over_seeds
+    from vitnp.tables import Table
+
+    means, deviations = over_seeds([run.scores for run in runs])
+    class_means, class_deviations = over_seeds([run.classes for run in runs])
+    result = {"images": runs[0].images, **means}
+    if class_means:
+        result["classes"] = class_means
+    rows = [("photographs", runs[0].images, None, *[run.images for run in runs])]
+    rows += [(title, means[key], deviations[key], *[run.scores[key] for run in runs]) for key, title in titles.items()]
+    rows += [
+        (f"IoU {name}", class_means[name], class_deviations[name], *[run.classes[name] for run in runs])
+        for name in class_means
+    ]
+    if seeds is None:
+        return Table(("score", "value"), tuple(row[:2] for row in rows)), result
+    result["deviation"] = {**deviations, **({"classes": class_deviations} if class_deviations else {})}
+    result["seeds"] = [{"seed": seed, **run.scores} for seed, run in zip(seeds, runs)]
+    return Table(("score", "mean", "deviation", *(f"seed {seed}" for seed in seeds)), tuple(rows)), result
+
+
+def _made(vit: Any, options: dict, **variant: Any) -> Segmenter:
+    from vitnp.segmenter import Segmenter
+
+    return Segmenter(vit, **{**options, **variant})
+
+
+def _ablate(
+    args: argparse.Namespace, pairs: Sequence, vit: Any, options: dict, seeds: range
+) -> tuple[Table, dict, list, int]:
+    """Table and JSON of the ablation, failures, and how many photographs there were."""
+    from vitnp.ablation import ablate
+    from vitnp.scoring import over_seeds
+    from vitnp.tables import Table
+
+    runs: list[list[Variant]] = []
+    for seed in seeds:
+        # An empty mask for lack of confidence would hide what is compared.
+        make = functools.partial(_made, vit, {**options, "seed": seed, "min_confidence": 0.0})
+        rows, images, failures = ablate(pairs, make, args.facet)
+        runs.append(rows)
+    after, own = f"+ {args.refine}", 2 if args.seeds else 1
+    lines, records = [], []
+    for variants in zip(*runs):
+        group, name = variants[0][:2]
+        means, deviations = over_seeds([{"coarse": each.coarse, "refined": each.refined} for each in variants])
+        records.append({"group": group, "name": name, **means, **({"deviation": deviations} if args.seeds else {})})
+        lines.append((group, name, *(part[key] for key in means for part in (means, deviations)[:own])))
+    columns = ("cleaned", "deviation", after, "deviation") if args.seeds else ("cleaned", after)
+    return Table(("vary", "to", *columns), tuple(lines)), {"images": images, "rows": records}, failures, len(pairs)
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from vitnp.images import Photograph
 
 __all__ = [
+    "LABELS_SUFFIX",
     "SUFFIXES",
     "Box",
     "bounding_boxes",
@@ -56,6 +57,9 @@ SUFFIXES = {
     "keys": "_keys.npy",
     "npz": ".npz",
 }
+
+# Written beside those above when classes are asked for.
+LABELS_SUFFIX = "_labels.png"
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -409,7 +413,7 @@ def output_stems(photographs: Sequence[Photograph], out_dir: str | os.PathLike[s
             groups[name].append(index)
         moving = []
         for name, group in groups.items():
-            if len(group) > 1 or any(name + suffix in inputs for suffix in SUFFIXES.values()):
+            if len(group) > 1 or any(name + suffix in inputs for suffix in (*SUFFIXES.values(), LABELS_SUFFIX)):
                 # Those that have given way least so far give way next.
                 least = min(steps[index] for index in group)
                 moving += [index for index in group if steps[index] == least]

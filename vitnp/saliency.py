@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
 from vitnp.datasets import Pair, read_truth
 from vitnp.errors import ImageError
-from vitnp.images import pixels_of
+from vitnp.images import pixels_of, read_image
 from vitnp.metrics import SaliencyScores, saliency_scores
-from vitnp.segmentation import segment_image
-from vitnp.threads import in_order, one_blas_thread, room_for, thread_count
+from vitnp.outputs import overlay
+from vitnp.report import Case
+from vitnp.scoring import Scored, by_themselves, sort_out, together, watched
+from vitnp.segmentation import Segmentation, segment_image
+from vitnp.segmenter import Progress, Segmenter, silent
+from vitnp.threads import room_for
 from vitnp.vit import ViT
 
-__all__ = ["mean_scores", "score_pair", "score_pairs"]
+__all__ = ["mean_scores", "score_pair", "score_pairs", "score_photographs", "score_set"]
 
 
 def score_pair(pair: Pair, vit: ViT | None = None, **options) -> SaliencyScores:
@@ -38,9 +42,7 @@ def score_pair(pair: Pair, vit: ViT | None = None, **options) -> SaliencyScores:
         For an option out of range.
     """
     with room_for(pixels_of(pair.image)):
-        result = segment_image(pair.image, vit, **options)
-        truth = read_truth(pair.mask, result.mask.shape)
-        return saliency_scores(result.mask, result.soft / np.float32(65535), truth)
+        return _score(pair, segment_image(pair.image, vit, **options))
 
 
 def score_pairs(
@@ -74,14 +76,66 @@ def score_pairs(
     0.8
     """
 
-    def attempt(pair: Pair) -> SaliencyScores | ImageError:
-        try:
-            return score_pair(pair, vit, **options)
-        except ImageError as error:
-            return error
+    yield from by_themselves(lambda pair: score_pair(pair, vit, **options), pairs, threads)
 
-    with one_blas_thread():
-        yield from in_order(attempt, pairs, thread_count(threads))
+
+def score_photographs(
+    pairs: Sequence[Pair], vit: ViT | None = None, *, threads: int | None = None, progress: Progress = silent, **options
+) -> Scored:
+    """Score each photograph by itself, or with a collection fitted before.
+
+    Parameters
+    ----------
+    pairs, vit, threads, **options
+        As for `score_pairs`.
+    progress : callable, optional
+        As for `vitnp.Segmenter`.
+
+    Raises
+    ------
+    UsageError
+        When no photograph could be scored.
+    """
+    outcomes = watched(score_pairs(pairs, vit, threads=threads, **options), len(pairs), progress)
+    return _scored(pairs, outcomes, lambda index: segment_image(pairs[index].image, vit, **options).mask)
+
+
+def score_set(pairs: Sequence[Pair], segmenter: Segmenter) -> Scored:
+    """Fit photographs as a set with all levels, and score their masks.
+
+    Parameters
+    ----------
+    pairs : sequence of Pair
+    segmenter : Segmenter
+        Not fitted yet.
+
+    Raises
+    ------
+    UsageError
+        When no photograph could be scored.
+    ImageError
+        When no photograph could be read.
+    """
+    outcomes = together(segmenter, [pair.image for pair in pairs], lambda index, result: _score(pairs[index], result))
+    return _scored(pairs, outcomes, lambda index: segmenter.masks[index])
+
+
+def _score(pair: Pair, result: Segmentation) -> SaliencyScores:
+    truth = read_truth(pair.mask, result.mask.shape)
+    return saliency_scores(result.mask, result.soft / np.float32(65535), truth)
+
+
+def _scored(
+    pairs: Sequence[Pair], outcomes: Sequence[SaliencyScores | ImageError], mask_of: Callable[[int], np.ndarray]
+) -> Scored:
+    scores, failures = sort_out(outcomes)
+
+    def picture(index: int) -> Case:
+        rgb, mask = read_image(pairs[index].image), mask_of(index)
+        return Case(rgb, overlay(rgb, read_truth(pairs[index].mask, mask.shape)), overlay(rgb, mask), pairs[index].name)
+
+    ranking = {index: score.iou for index, score in scores.items()}
+    return Scored(len(scores), mean_scores(scores.values())._asdict(), ranking, failures, picture)
 
 
 def mean_scores(scores: Iterable[SaliencyScores]) -> SaliencyScores:

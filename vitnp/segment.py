@@ -1,24 +1,31 @@
-"""``python -m vitnp.segment PHOTO …``: masks of photographs."""
+"""``python -m vitnp.segment PHOTO …``: masks of photographs, by themselves or as a collection."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vitnp import cli
 from vitnp.errors import UsageError, VitnpError
+
+if TYPE_CHECKING:
+    from vitnp.batch import Outcome
+    from vitnp.images import Photograph
+    from vitnp.vit import ViT
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command's options; each group is one question a user may have."""
     made = cli.parser(
         "python -m vitnp.segment",
-        "Find the objects of photographs: writes NAME_mask.png (0/255) and NAME_overlay.png.",
+        "Find the objects of photographs (files, or folders to walk): writes NAME_mask.png (0/255) and NAME_overlay.png.",
         usage="python -m vitnp.segment [options] PHOTO [PHOTO ...]",
         epilog="exit status: 0 done, 3 some failed, 2 wrong usage or nothing done, 130 interrupted",
     )
-    made.add_argument("photographs", nargs="+", metavar="PHOTO", help="picture file, or folder to walk")
+    made.add_argument("photographs", nargs="+", metavar="PHOTO", help=argparse.SUPPRESS)
     group = made.add_argument_group("output")
     group.add_argument("--out", type=Path, metavar="DIR", help="folder to write to (each photograph's own)")
     group.add_argument(
@@ -27,6 +34,11 @@ def build_parser() -> argparse.ArgumentParser:
     group.add_argument("--overwrite", action="store_true", help="do anew what is done; replace files in the way")
     cli.add_model_options(made)
     cli.add_method_options(made)
+    group = cli.add_collection_options(made)
+    group.add_argument("--classes", type=cli.positive, metavar="N", help="find N classes too: NAME_labels.png")
+    group.add_argument("--regions", choices=cli.REGIONS, default="image", metavar="R", help="get a class: image, components or split (image)")
+    group.add_argument("--polygons", action="store_true", help="polygons in annotations.json, not run lengths")
+    group.add_argument("--fit-to", type=Path, metavar="FILE", help="keep what was learnt; --levels all")
     cli.add_run_options(made)
     return made
 
@@ -48,13 +60,18 @@ def main(argv: list[str] | None = None) -> int:
     which = [kind for kind in dict.fromkeys(args.save.split(",")) if kind]
     if not which:
         raise UsageError("--save names nothing; choose among mask, overlay, cutout, soft, score, keys, npz")
+    if cli.names_collection(args) and (args.classes or args.fit_to or args.levels in ("all", "image")):
+        raise UsageError("--collection applies what was fitted before; leave out --classes, --fit-to, --levels all and --levels image")
+    if (args.classes or args.fit_to) and args.levels in ("image", "each"):
+        raise UsageError(f"--classes and --fit-to need the levels of a collection; leave out --levels {args.levels}")
+    if args.scheduler and (cli.names_collection(args) or args.levels in ("image", "each")):
+        raise UsageError("--scheduler is for fitting a set of photographs; leave out --collection, --levels image and --levels each")
 
     from vitnp import images, outputs, threads
-    from vitnp.batch import segment_files
     from vitnp.segmentation import output_paths
 
     output_paths("", which)  # unknown kinds are wrong usage, found before any work
-    count = threads.thread_count(args.threads)
+    args.threads = threads.thread_count(args.threads)
     failures: list[VitnpError] = []
     found = images.find_photographs(args.photographs, failures=failures)
     total, done = len(found) + len(failures), 0
@@ -63,11 +80,12 @@ def main(argv: list[str] | None = None) -> int:
     if found:
         stems = outputs.output_stems(found, args.out)
         vit = cli.load_model(args)
-        outcomes = segment_files(
-            found, stems, vit, which, overwrite=args.overwrite, count=count, **cli.method_options(args)
-        )
-        with contextlib.closing(outcomes):
-            for outcome in cli.progress(outcomes, len(found), quiet=args.quiet):
+        as_a_set = args.classes or args.fit_to or cli.wants_all_levels(args, len(found))
+        if args.scheduler and not as_a_set:
+            cli.say("so few photographs are segmented here, one by one; --levels all fits them by --scheduler", quiet=args.quiet)
+        run = _together if as_a_set else _each
+        with contextlib.closing(run(args, found, stems, vit, which, tuple(failures))) as outcomes:
+            for outcome in outcomes:
                 if outcome.error:
                     failures.append(outcome.error)
                     _report_failure(outcome.error, args.json, outcome.photograph)
@@ -86,7 +104,51 @@ def main(argv: list[str] | None = None) -> int:
     return cli.EXIT_OK if not failures else cli.EXIT_SOME_FAILED if done else cli.EXIT_USAGE
 
 
-def _report(outcome, *, as_json: bool, quiet: bool) -> None:
+def _each(
+    args: argparse.Namespace, found: Sequence[Photograph], stems: Sequence[Path], vit: ViT, which: Sequence[str],
+    unread: Sequence[VitnpError],
+) -> Iterator[Outcome]:  # fmt: skip
+    """Each photograph by itself, or with a collection fitted before."""
+    from vitnp.batch import segment_files
+
+    options = {**cli.method_options(args), "collection": cli.chosen_collection(args, vit)}
+    outcomes = segment_files(found, stems, vit, which, overwrite=args.overwrite, count=args.threads, **options)
+    with contextlib.closing(outcomes):
+        yield from cli.progress(outcomes, len(found), quiet=args.quiet)
+
+
+def _together(
+    args: argparse.Namespace, found: Sequence[Photograph], stems: Sequence[Path], vit: ViT, which: Sequence[str],
+    unread: Sequence[VitnpError],
+) -> Iterator[Outcome]:  # fmt: skip
+    """All photographs as one collection."""
+    from vitnp.folder import FolderRun
+    from vitnp.segmenter import Segmenter
+
+    if args.out is None:
+        cli.say("give --out DIR for the gallery, the contact sheet and annotations.json too", quiet=args.quiet)
+    with cli.workers(args) as workers:
+        segmenter = Segmenter(vit, args.classes, regions=args.regions, **cli.segmenter_options(args), **workers)
+        run = FolderRun(
+            segmenter, found, stems, which, out=args.out, polygons=args.polygons, overwrite=args.overwrite, unread=unread,
+            fit_to=args.fit_to,
+        )  # fmt: skip
+        try:
+            yield from run.outcomes()
+        except (KeyboardInterrupt, GeneratorExit):  # the latter when it comes while an outcome is reported
+            cli.say(run.kept, quiet=args.quiet)
+            raise
+    if run.unchanged:
+        cli.say("nothing has changed since the last run; --overwrite does everything anew", quiet=args.quiet)
+    elif segmenter.collection is None:
+        return
+    if args.fit_to:
+        cli.say(f"what was learnt is in {args.fit_to}; --collection {args.fit_to} applies it", quiet=args.quiet)
+    if args.out is not None:
+        cli.say(f"look at {args.out / 'gallery.html'} and {args.out / 'contact-sheet.png'}", quiet=args.quiet)
+
+
+def _report(outcome: Outcome, *, as_json: bool, quiet: bool) -> None:
     """One photograph's line on stdout: JSON for programs, a summary for people."""
     if as_json:
         cli.print_json({
@@ -101,8 +163,9 @@ def _report(outcome, *, as_json: bool, quiet: bool) -> None:
             print(f"{outcome.photograph}: done before -> {files}", flush=True)
         else:
             facts = outcome.facts
+            classes = "".join(f", class {label}" for label in facts.get("classes", ()))
             print(
-                f"{outcome.photograph}: foreground {facts['share']:.0%}, confidence {facts['confidence']:.2f}, "
+                f"{outcome.photograph}: foreground {facts['share']:.0%}{classes}, confidence {facts['confidence']:.2f}, "
                 f"{sum(facts['seconds'].values()):.2f} s -> {files}",
                 flush=True,
             )

@@ -180,7 +180,7 @@ def labels_path(stem: str | os.PathLike[str]) -> Path:
     >>> labels_path("out/cat").as_posix()
     'out/cat_labels.png'
     """
-    return Path(f"{os.fspath(stem)}_labels.png")
+    return Path(f"{os.fspath(stem)}{outputs.LABELS_SUFFIX}")
 
 
 def parameters_of(
@@ -244,7 +244,7 @@ def segment_image(
     max_tokens: int = 4096,
     max_pixels: int = images.MAX_PIXELS,
     min_confidence: float = 0.0,
-    collection: Collection | None = None,
+    collection: Collection | str | os.PathLike[str] | None = "auto",
 ) -> Segmentation:
     """Segment one photograph into foreground and background.
 
@@ -271,8 +271,10 @@ def segment_image(
         Larger photographs are refused before they are decoded.
     min_confidence : float
         A photograph with less confidence gets an empty mask.
-    collection : Collection, optional
-        A fitted one (:class:`vitnp.Segmenter`), whose data set and category levels, and classes, then apply to this photograph.
+    collection : "auto", None or "none", path or Collection
+        A fitted one (:class:`vitnp.Segmenter`), whose data set and category levels, and classes, then apply to this photograph. By
+        default that of the built-in checkpoint, where checkpoint, facet, layer, stride and size are those it was fitted with, else
+        none; without one there is the image level alone.
 
     Returns
     -------
@@ -283,13 +285,13 @@ def segment_image(
     ImageError
         When the photograph can't be read.
     CheckpointError
-        When the built-in checkpoint can't be read.
+        When the built-in checkpoint or the collection can't be read.
     UsageError
-        For an option out of range.
+        For an option out of range, or a collection that was fitted on other features.
 
     Notes
     -----
-    The image level of arXiv 2311.18628 as vitnp understands it, see :mod:`vitnp.multilevel`, then :mod:`vitnp.refine`.
+    The levels of arXiv 2311.18628 as vitnp understands them, see :mod:`vitnp.multilevel`, then :mod:`vitnp.refine`.
 
     Examples
     --------
@@ -299,6 +301,7 @@ def segment_image(
     """
     vit = builtin() if vit is None else vit
     options = {"size": size, "facet": facet, "layer": layer, "stride": stride, "max_tokens": max_tokens}
+    collection, _ = chosen_collection(collection, vit, **options)
     parameters = parameters_of(vit, **options, refine=refine, seed=seed, min_confidence=min_confidence, collection=collection)
     clock = Stopwatch()
     with threads.one_blas_thread():
@@ -384,6 +387,46 @@ def builtin() -> ViT:
     from vitnp.checkpoint import load_vit
 
     return load_vit("auto")
+
+
+@functools.lru_cache(maxsize=1)
+def builtin_collection() -> Collection:
+    """What came of fitting many photographs with the built-in checkpoint, read once."""
+    from vitnp.weights.registry import BUILT_IN, collection_path
+
+    return Collection.load(collection_path(BUILT_IN))
+
+
+def chosen_collection(
+    wanted: Collection | str | os.PathLike[str] | None, vit: ViT, **options
+) -> tuple[Collection | None, str | None]:
+    """The fitted collection that photographs, each by itself, are judged by.
+
+    Parameters
+    ----------
+    wanted : "auto", None or "none", path or Collection
+        As for :func:`segment_image`.
+    vit : ViT
+    **options
+        Of :func:`parameters_of`.
+
+    Returns
+    -------
+    collection : Collection or None
+    reason : str or None
+        For "auto", why the built-in collection doesn't apply: half a sentence.
+
+    Raises
+    ------
+    CheckpointError
+        When it can't be read.
+    """
+    if wanted is None or wanted == "none":
+        return None, None
+    if wanted == "auto":
+        reason = builtin_collection().mismatch(parameters_of(vit, **options))
+        return (None, reason) if reason else (builtin_collection(), None)
+    return (wanted if isinstance(wanted, Collection) else Collection.load(wanted)), None
 
 
 class Stopwatch:
