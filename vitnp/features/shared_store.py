@@ -1,4 +1,4 @@
-"""A feature store in a folder that several processes or machines see: found again from a pickle, waited for, read by rows."""
+"""A feature store in a folder that several machines see: found again from a pickle, waited for, read by rows."""
 
 from __future__ import annotations
 
@@ -54,8 +54,8 @@ def await_photographs(store: FeatureStore, photographs: Collection[str], seconds
 class StoredKeys:
     """Keys of photographs, one below the other, read from the store when they are sliced; it can be pickled.
 
-    Whoever unpickles it opens the store anew: the rows themselves don't travel, but the folder must be seen from there, under
-    the same path.
+    Whoever unpickles it opens the store anew: the rows themselves don't travel, but the folder must be seen from there,
+    under the same path.
 
     Parameters
     ----------
