@@ -1,0 +1,92 @@
+"""What occurs in an evaluation set stays out of a training set."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+from toy import picture
+from vitnp.weights.train.__main__ import main
+from vitnp.weights.train.exclusion import Exclusion, thumbnail
+from vitnp.weights.train.packs import read_pack, write_pack
+
+
+@pytest.fixture
+def exclusion(tmp_path) -> Exclusion:
+    for index in range(4):
+        Image.fromarray(picture(index)).save(tmp_path / f"known_{index}.png")
+    Image.fromarray(picture(9, 200, 600)).save(tmp_path / "long.png")
+    return Exclusion([tmp_path])
+
+
+def small_jpeg(rgb: np.ndarray) -> np.ndarray:
+    buffer = io.BytesIO()
+    Image.fromarray(rgb).resize((130, 100)).save(buffer, "JPEG", quality=40)
+    return np.asarray(Image.open(buffer))
+
+
+def test_by_name(exclusion):
+    assert len(exclusion) == 5
+    assert exclusion.why("somewhere/KNOWN_2.jpg", picture(50)) == "name"
+    assert exclusion.why("known_20.jpg", picture(50)) is None
+
+
+@pytest.mark.parametrize(
+    "change", [lambda rgb: rgb, small_jpeg, lambda rgb: rgb[:, ::-1], lambda rgb: small_jpeg(rgb)[:, ::-1]]
+)
+def test_by_looks(exclusion, change):
+    assert all(exclusion.why("other.jpg", change(picture(index))) == "looks" for index in range(4))
+
+
+def test_a_long_picture_is_known_by_its_middle(exclusion):
+    assert exclusion.why("other.jpg", picture(9, 200, 600)[:, 140:460]) == "looks"
+
+
+def test_other_pictures_stay(exclusion):
+    assert not any(exclusion.why(f"{index}.jpg", picture(index)) for index in range(100, 150))
+    assert exclusion.why("flat.jpg", np.full((40, 40, 3), 7, np.uint8)) is None
+    # Upside down is another picture, and so is a crop.
+    assert exclusion.why("turned.jpg", picture(0)[::-1]) is None
+    assert exclusion.why("crop.jpg", picture(0)[:100, :100]) is None
+
+
+def test_product_of_thumbnails_is_their_correlation():
+    from PIL import Image
+
+    one, other = picture(1), picture(2)
+    grey = [
+        np.asarray(Image.fromarray(rgb).convert("L").resize((32, 32), Image.Resampling.BOX), float).ravel()
+        for rgb in (one, other)
+    ]
+    assert thumbnail(one) @ thumbnail(other) == pytest.approx(np.corrcoef(*grey)[0, 1], abs=1e-5)
+
+
+def test_pack_command_leaves_out(tmp_path, capsys):
+    photographs, known = tmp_path / "photographs", tmp_path / "known"
+    photographs.mkdir()
+    known.mkdir()
+    for index in range(6):
+        Image.fromarray(picture(index)).save(photographs / f"{index}.png")
+    Image.fromarray(picture(3)[:, ::-1]).save(known / "mirrored.png")
+    Image.fromarray(picture(77)).save(known / "5.jpg")
+    write_pack(tmp_path / "more.npz", [("whatever", picture(0))])
+    out = tmp_path / "out.npz"
+    assert (
+        main(
+            [
+                "pack",
+                str(photographs),
+                "--exclude",
+                str(known),
+                "--exclude",
+                str(tmp_path / "more.npz"),
+                "--out",
+                str(out),
+            ]
+        )
+        == 0
+    )
+    assert [name for name, _ in read_pack(out)] == ["1.png", "2.png", "4.png"]
+    assert "3 photographs, 3 left out" in capsys.readouterr().err

@@ -1,0 +1,58 @@
+"""A student as a checkpoint that vitnp reads."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+import numpy as np
+from vitnp.weights.train.plans import TRAINED, snapped
+
+from vitnp.safetensors_file import write_safetensors
+from vitnp.vit import ViTConfig
+
+
+def write_student(
+    path: str | os.PathLike[str],
+    weights: Mapping[str, np.ndarray],
+    config: ViTConfig,
+    *,
+    name: str,
+    license: str,
+    distilled_from: str,
+    crops: int,
+) -> None:
+    """Write weights as float16, whole or not at all, with all that a reader has to know as metadata.
+
+    Parameters
+    ----------
+    path : path
+        A ``.safetensors`` file; replaced when it exists.
+    weights : mapping of str to float array
+    config : ViTConfig
+    name, license, distilled_from : str
+        For people.
+    crops : int
+        How many it has seen.
+
+    Raises
+    ------
+    OutputError
+        When it can't be written.
+    """
+    metadata = {
+        "name": name,
+        "license": license,
+        "distilled_from": distilled_from,
+        "crops": str(crops),
+        "img": str(snapped((TRAINED, TRAINED), config.patch)[0]),
+        "patch": str(config.patch),
+        "dim": str(config.width),
+        "depth": str(config.depth),
+        "heads": str(config.heads),
+        "norm_eps": repr(config.eps),
+        "pos_embed": config.pos_embed,
+        "mean": ",".join(map(repr, config.mean)),
+        "std": ",".join(map(repr, config.std)),
+    }
+    write_safetensors(path, {key: weight.astype(np.float16) for key, weight in weights.items()}, metadata)
