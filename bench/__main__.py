@@ -9,7 +9,8 @@ from vitnp import cli
 
 BENCHMARKS = {
     "photograph": "seconds from a photograph to its mask, by stage, warm and from a cold start",
-    "quality": "mean IoU over seeds on photographs with true masks",
+    "quality": "mean IoU of the image level over seeds on photographs with true masks",
+    "alone": "mean IoU of photographs each by itself, without and with a fitted collection, beside the whole set's",
     "pictures": "the pictures of the README, made anew",
     "peers": "LOST, TokenCut, DeepSpectral and FOUND on the same features, beside vitnp, on your own data",
     "composites": "side-by-side pictures of two categories, for measuring --regions split",

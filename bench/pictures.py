@@ -25,10 +25,19 @@ def main(argv: list[str] | None = None) -> int:
     path = FOLDER / f"{SAMPLE.stem}.jpg"
     _side_by_side(panels, height=300).save(path, quality=88, optimize=True)
     print(f"written to {path}")
+    path = FOLDER / "chelsea.jpg"
+    _side_by_side(_with_and_without(SAMPLE.with_name("chelsea.jpg")), height=250).save(path, quality=88, optimize=True)
+    print(f"written to {path}")
     path = FOLDER / "contact-sheet.jpg"
     _contact_sheet().save(path, quality=85, optimize=True)
     print(f"written to {path}")
     return cli.EXIT_OK
+
+
+def _with_and_without(photograph: Path) -> list[Image.Image]:
+    """A photograph, what its own patches alone tell (`--levels image`), and what the built-in collection adds."""
+    plain, judged = (segment_image(photograph, collection=how) for how in (None, "auto"))
+    return [Image.fromarray(plain.image), plain.overlay(), judged.overlay()]
 
 
 def _contact_sheet() -> Image.Image:

@@ -1,4 +1,4 @@
-"""Mean IoU of the masks over several seeds, on photographs with true masks."""
+"""Mean IoU of the image level's masks over several seeds, on photographs with true masks."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _mean(pairs, vit, **options):
     """Mean scores over a set; a photograph that fails, fails the benchmark."""
-    outcomes = list(score_pairs(pairs, vit, **options))
+    outcomes = list(score_pairs(pairs, vit, **options, collection=None))
     for outcome in outcomes:
         if isinstance(outcome, ImageError):
             raise outcome

@@ -259,7 +259,8 @@ def test_no_split_within_a_class_or_below_the_certainty():
     assert not split_by_class(found, patches, keys, (4, 8), colours, same, (0,), SPLIT).splits
     # Ten voters, four of them of another class: six tenths for the best.
     divided = Prototypes(KNOWN.cls, np.array(([4] * 6 + [9] * 6) + ([7] * 6 + [9] * 6) + [9] * 12))
-    assert not split_by_class(found, patches, keys, (4, 8), colours, divided, (0,), SPLIT).splits
+    strict = RegionRule("split", certainty=0.7)
+    assert not split_by_class(found, patches, keys, (4, 8), colours, divided, (0,), strict).splits
     kept = split_by_class(found, patches, keys, (4, 8), colours, divided, (0,), RegionRule("split", certainty=0.6))
     assert len(kept.splits) == 1
 

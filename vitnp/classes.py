@@ -52,7 +52,7 @@ class RegionRule:
     smallest: float = 0.05
     position: float = 1.0
     half: float = 0.25
-    certainty: float = 0.7
+    certainty: float = 0.5
 
     def __post_init__(self) -> None:
         if self.how not in REGIONS:

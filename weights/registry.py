@@ -39,6 +39,8 @@ class Entry:
     sha256 : str or None
         Of the file at url, where a page records it.
     licence, note : str
+    collection_temperature : float, optional
+        By which a patch belongs to several clusters of a fitted collection, where another one than vitnp's 0.05 suits these features better.
     normalise : {"imagenet", "half"}
     heads : int
     pos_embed : {"offset", "exact", "antialias"}
@@ -60,6 +62,7 @@ class Entry:
     original: str | None
     original_sha256: str | None
     note: str
+    collection_temperature: float | None = None
 
     @property
     def file_name(self) -> str:
@@ -96,6 +99,17 @@ def find(name: str) -> Entry:
         hint = f"did you mean {close[0]}?" if close else "`python -m vitnp.weights list` shows the names"
         raise CheckpointError(f"{name} is neither a file nor the name of a known checkpoint: {hint}")
     return known[name]
+
+
+def collection_path(name: str) -> pathlib.Path:
+    """File of the fitted collection that comes with vitnp for a checkpoint; only the built-in one has any."""
+    return FOLDER / f"{name}.segmenter.safetensors"
+
+
+def collection_temperature(sha256: str) -> float | None:
+    """What the entry of a checkpoint says of it; None where it says nothing, or there is no entry."""
+    entry = identify("", sha256)
+    return None if entry is None else entry.collection_temperature
 
 
 def identify(stem: str, sha256: str) -> Entry | None:
