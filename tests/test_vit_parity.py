@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import math
 import pathlib
 
 import hypothesis
@@ -17,7 +18,10 @@ from safetensors.numpy import save_file
 from vitnp import ViT, ViTConfig, load_vit
 from vitnp.errors import UsageError
 from vitnp.positions import resample_positions
-from vitnp.vit import FEATURES
+from vitnp.vit import FEATURES as ALL_FEATURES
+
+# What others compute too; "cls_state" is an intermediate of ours, checked through region_cls.
+FEATURES = tuple(name for name in ALL_FEATURES if name != "cls_state")
 
 FOLDER = pathlib.Path(__file__).parent / "golden" / "vit"  # made by golden/make_vit.py
 NAMES = sorted(file.stem for file in FOLDER.glob("*.npz"))
@@ -322,3 +326,37 @@ def test_senseless_requests_are_refused_in_one_sentence(small, shape, options, w
     with pytest.raises(UsageError, match=words) as caught:
         small(np.zeros(shape, np.float32), **options)
     assert "\n" not in str(caught.value)
+
+
+def test_region_cls_is_the_last_block_with_attention_restricted_to_the_region(builtin):
+    c, w = builtin.config, {name: array.astype(np.float64) for name, array in builtin.weights.items()}
+    images = np.random.default_rng(3).standard_normal((1, 3, 64, 96)).astype(np.float32)
+    found = builtin(images, ("key", "value", "cls", "cls_state"))
+    regions = np.random.default_rng(4).random((3, 24)) < 0.4
+    regions[2] = True
+
+    def norm(x, name):
+        x = (x - x.mean()) / np.sqrt(x.var() + c.eps)
+        return x * w[f"{name}.weight"] + w[f"{name}.bias"]
+
+    def linear(x, name):
+        return w[f"{name}.weight"] @ x + w[f"{name}.bias"]
+
+    last = f"blocks.{c.depth - 1}"
+    entering, query, own_key, own_value = found["cls_state"][0].astype(np.float64)
+    expected = []
+    for region in regions:
+        keys = np.vstack([own_key, found["key"][0][region]]).astype(np.float64)
+        values = np.vstack([own_value, found["value"][0][region]]).astype(np.float64)
+        gathered = []
+        for head in np.split(np.arange(c.width), c.heads):
+            weight = np.exp(keys[:, head] @ query[head] / np.sqrt(len(head)))
+            gathered.append(weight @ values[:, head] / weight.sum())
+        x = entering + linear(np.concatenate(gathered), f"{last}.attn.proj")
+        hidden = linear(norm(x, f"{last}.norm2"), f"{last}.mlp.fc1")
+        hidden *= 0.5 * (1 + np.vectorize(math.erf)(hidden / math.sqrt(2)))
+        expected.append(norm(x + linear(hidden, f"{last}.mlp.fc2"), "norm"))
+    cls = builtin.region_cls(found["cls_state"][0], found["key"][0], found["value"][0], regions)
+    np.testing.assert_allclose(cls, expected, atol=2e-4)
+    # The whole image as one region is the image's own CLS token.
+    np.testing.assert_allclose(cls[2], found["cls"][0], atol=1e-5)

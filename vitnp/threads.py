@@ -24,28 +24,70 @@ LARGE = 24_000_000
 
 _large = threading.Lock()
 _lock = threading.Lock()
-_inside = 0
-_limits = None
+_here = threading.local()
+_callers = 0
+_holder: _Holder | None = None
 
 
 @contextlib.contextmanager
 def one_blas_thread() -> Iterator[None]:
-    """Keep BLAS on one thread while any caller is inside; the former setting returns with the last one out."""
-    global _inside, _limits
-    with _lock:
-        if _inside == 0:
-            from threadpoolctl import threadpool_limits
+    """Keep BLAS on one thread while any caller is inside; the former setting returns with the last one out.
 
-            _limits = threadpool_limits(limits=1, user_api="blas")
-        _inside += 1
+    Libraries of the two kinds that there are obey: those with one setting for the process, which only one thread at a time may
+    change, and those with a setting for each thread. Only what is loaded already can be kept to one thread.
+    """
+    if getattr(_here, "inside", False):
+        yield
+        return
+    from threadpoolctl import threadpool_limits
+
+    _here.inside = True
+    try:
+        with _held(), threadpool_limits(limits=1, user_api="blas"):
+            yield
+    finally:
+        _here.inside = False
+
+
+@contextlib.contextmanager
+def _held() -> Iterator[None]:
+    """The setting of the process, changed and restored by a thread of its own: callers come and go in any order, and whoever
+    comes first may still be busy when another is the last to leave."""
+    global _callers, _holder
+    with _lock:
+        if _callers == 0:
+            _holder = _Holder()
+        _callers += 1
     try:
         yield
     finally:
         with _lock:
-            _inside -= 1
-            if _inside == 0:
-                _limits.restore_original_limits()
-                _limits = None
+            _callers -= 1
+            if _callers == 0:
+                _holder.let_go()
+                _holder = None
+
+
+class _Holder:
+    """A thread that keeps BLAS to one thread until it's told to let go."""
+
+    def __init__(self) -> None:
+        self._begun, self._over = threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._hold, name="vitnp-blas", daemon=True)
+        self._thread.start()
+        self._begun.wait()
+
+    def _hold(self) -> None:
+        from threadpoolctl import threadpool_limits
+
+        with threadpool_limits(limits=1, user_api="blas"):
+            self._begun.set()
+            self._over.wait()
+
+    def let_go(self) -> None:
+        """Restore the former setting."""
+        self._over.set()
+        self._thread.join()
 
 
 def room_for(pixels: int) -> contextlib.AbstractContextManager:
