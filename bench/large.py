@@ -34,7 +34,8 @@ def main(argv: list[str] | None = None) -> int:
     args = made.parse_args(argv)
 
     measured = {"command": _command(args.photograph, args.megapixels)}
-    print("{megapixels:.0f} megapixels: {seconds} s, peak memory {peak_mib} MiB, IoU with the small mask {agreement:.4f}".format(**measured["command"]))
+    line = "{megapixels:.0f} megapixels: {seconds} s, peak memory {peak_mib} MiB, IoU with the small mask {agreement:.4f}"
+    print(line.format(**measured["command"]))
     if args.set:
         measured["set"] = _set(*args.set, args.every)
         print("{photographs} photographs: IoU {native:.4f}, at 12 megapixels {enlarged:.4f}".format(**measured["set"]))

@@ -50,7 +50,8 @@ def _measure(args: argparse.Namespace) -> int:
     print(f"{args.photograph.name}, {width} x {height}, {vit}")
     for stage, seconds in stages.items():
         print(f"  {stage:<10}{seconds:8.3f} s")
-    print(f"  {'warm':<10}{warm:8.3f} s\n  {'cold':<10}{cold:8.3f} s, the whole command with both pictures written (at most {MOST_SECONDS:g} on 2 cores)")
+    print(f"  {'warm':<10}{warm:8.3f} s")
+    print(f"  {'cold':<10}{cold:8.3f} s, the whole command with both pictures written (at most {MOST_SECONDS:g} on 2 cores)")
     print(f"  judged by {'its own patches alone' if runs[0].levels is None else 'the built-in collection too'}")
     path = record.write(
         "photograph",

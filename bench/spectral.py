@@ -35,7 +35,8 @@ def main(argv: list[str] | None = None) -> int:
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
             run = process.submit(_measure, images, args.width, args.clusters, args.noise, args.threads).result()
         runs.append(run)
-        print("{images:>7} images of {width}: {seconds} s, peak memory {peak_mib} MiB of {allowed_mib} allowed, agreement {agreement:.4f}".format(**run))
+        line = "{images:>7} images of {width}: {seconds} s, peak memory {peak_mib} MiB of {allowed_mib} allowed, agreement {agreement:.4f}"
+        print(line.format(**run))
     parameters = {"clusters": args.clusters, "noise": args.noise, "threads": args.threads}
     print(f"written to {record.write('spectral', {**parameters, 'runs': runs})}")
     return cli.EXIT_OK

@@ -129,7 +129,7 @@ def test_json_tells_what_was_found(tmp_path, capsys):
     largest = [columns.min(), rows.min(), np.ptp(columns) + 1, np.ptp(rows) + 1]
     assert told["boxes"][0] == largest
     assert 0 <= told["confidence"] <= 1
-    assert set(told["seconds"]) == {"decode", "network", "cluster", "refine"}
+    assert set(told["seconds"]) == {"decode", "network", "cluster", "refine", "write"}
     assert told["outputs"]["overlay"].endswith("a_overlay.png")
 
 

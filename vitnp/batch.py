@@ -10,9 +10,13 @@ from pathlib import Path
 import numpy as np
 
 from vitnp import images, outputs, threads
-from vitnp.errors import ImageError, OutputError
-from vitnp.segmentation import Segmentation, chosen_collection, labels_path, output_paths, parameters_of, segment_image
+from vitnp.errors import ImageError, OutputError, UsageError
+from vitnp.segmentation import Segmentation, Stopwatch, chosen_collection, labels_path, output_paths, parameters_of, segment_image
 from vitnp.vit import ViT
+
+
+# Classes that an 8-bit label image tells apart beside the background.
+MOST_LABELS = 255
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,15 +89,18 @@ def segment_files(
     """
     # Read once for all of them.
     options["collection"], _ = chosen_collection(options.get("collection", "auto"), vit, **_recorded(options))
+    prototypes = getattr(options["collection"], "prototypes", None)
+    if prototypes is not None and prototypes.classes.max(initial=0) >= MOST_LABELS:
+        raise UsageError(f"the collection has more than {MOST_LABELS} classes, which label images can't hold; fit one with fewer")
     work = partial(_segment_file, vit=vit, which=which, overwrite=overwrite, options=options)
     # One limit around all of them, or BLAS would change hands with every photograph.
     with threads.one_blas_thread():
         yield from threads.in_order(work, zip(photographs, stems), min(count, len(photographs)))
 
 
-def facts_of(result: Segmentation) -> dict[str, object]:
+def facts_of(result: Segmentation, further_seconds: Mapping[str, float]) -> dict[str, object]:
     """A result in numbers: width and height in pixels, foreground's share, boxes as (x, y, width, height), confidence, and
-    seconds by stage."""
+    seconds by stage, those after the result was there included."""
     height, width = result.mask.shape
     facts = {
         "width": width,
@@ -101,7 +108,7 @@ def facts_of(result: Segmentation) -> dict[str, object]:
         "share": round(result.share, 6),
         "boxes": result.boxes(),
         "confidence": round(result.confidence, 6),
-        "seconds": dict(result.seconds),
+        "seconds": {**result.seconds, **further_seconds},
     }
     if result.category is not None:
         facts["category"] = result.category
@@ -129,8 +136,10 @@ def _segment_file(
             outputs.refuse_foreign(files.values())
         with threads.room_for(images.pixels_of(path)):
             result = segment_image(path, vit, **options)
+            clock = Stopwatch()
             files = result.save(stem, which)
-            return Outcome(path, files, facts=facts_of(result), capped=result.capped)
+            clock.lap("write")
+            return Outcome(path, files, facts=facts_of(result, clock.seconds), capped=result.capped)
     except (ImageError, OutputError) as error:
         return Outcome(path, {}, error)
 

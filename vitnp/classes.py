@@ -59,7 +59,7 @@ class RegionRule:
             raise UsageError(f"there is no way {self.how!r} to part regions; choose among {', '.join(REGIONS)}")
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Regions:
     """The regions of one photograph's mask, and their classes.
 
@@ -210,7 +210,7 @@ def halves_of(keys: np.ndarray, patches: np.ndarray, grid: tuple[int, int], seed
     return halves
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Prototypes:
     """What is kept of the classes to recognise them in new photographs.
 

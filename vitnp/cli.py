@@ -52,9 +52,10 @@ def run(main: Callable[[list[str] | None], int]) -> NoReturn:
         print("vitnp: interrupted", file=sys.stderr)
         status = EXIT_INTERRUPTED
     except BrokenPipeError:
-        # The reader of our output went away (`| head`): not an error. Python would complain once more at exit.
+        # The reader of our output went away (`| head`): nothing to report, yet not all is done. Python would complain once more
+        # at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        status = EXIT_OK
+        status = EXIT_SOME_FAILED
     sys.exit(status)
 
 
@@ -108,14 +109,21 @@ def add_model_options(to: argparse.ArgumentParser) -> None:
     group = to.add_argument_group("network")
     group.add_argument("--model", default="auto", metavar="NAME|FILE", help="registered name or checkpoint file (built-in)")
     group.add_argument("--heads", type=positive, metavar="N", help="attention heads, where the file doesn't say")
-    group.add_argument("--pos-embed", choices=("offset", "exact", "antialias"), metavar="HOW", help="offset, exact or antialias (as the file says)")
+    group.add_argument(
+        "--pos-embed", choices=("offset", "exact", "antialias"), metavar="HOW", help="offset, exact or antialias (as the file says)"
+    )
     group.add_argument("--normalise", choices=("imagenet", "half"), metavar="HOW", help="imagenet or half (as the file says)")
 
 
-def load_model(args: argparse.Namespace):
+def load_model(args: argparse.Namespace) -> ViT:
     """The ViT that the options name; a notice on stderr when it's the built-in one."""
     from vitnp.checkpoint import load_vit
+    from vitnp.weights import registry
+    from vitnp.weights.fetch import address_of, place_of
 
+    entry = registry.entries().get(str(args.model))
+    if entry is not None and entry.url and not place_of(entry).is_file():
+        say(f"fetching {entry.name}, {entry.megabytes:g} MB, from {address_of(entry)}", quiet=args.quiet)
     if args.model == "auto":
         say(
             "using the built-in checkpoint; `python -m vitnp.weights fetch dino_vits8` brings a larger one, --model dino_vits8 uses it",
@@ -147,11 +155,14 @@ def method_options(args: argparse.Namespace) -> dict:
 def add_collection_options(to: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     """The collection: --levels, --collection, --categories, --consistency, --fit-patches, --cache, --scheduler."""
     group = to.add_argument_group("collection")
-    group.add_argument("--levels", choices=("auto", "image", "each", "all"), default="auto", metavar="L", help="image; each; all: fit the set; auto: all from 30 on")
+    group.add_argument(
+        "--levels", choices=("auto", "image", "each", "all"), default="auto", metavar="L",
+        help="image; each; all: fit the set; auto: all from 30 on",
+    )  # fmt: skip
     group.add_argument("--collection", default="auto", metavar="FILE", help="judges each: of --fit-to, or none (the built-in one)")
     group.add_argument("--categories", type=positive, metavar="N", help="groups of similar photographs (one for 20)")
     group.add_argument("--consistency", choices=CONSISTENCY, default="mean", metavar="HOW", help="mean, majority or intersection (mean)")
-    group.add_argument("--fit-patches", type=patches, default=60_000, metavar="N", help="patches fitted on, or all (60000)")
+    group.add_argument("--fit-patches", type=patches, metavar="N", help="patches fitted on, or all (60000)")
     group.add_argument("--cache", metavar="DIR", help="folder that keeps features for the next run")
     group.add_argument("--scheduler", metavar="URL", help="dask workers fit the set: tcp://HOST:PORT, or local")
     return group

@@ -30,7 +30,7 @@ FORMAT = "vitnp collection 1"
 COMPARABLE = ("sha256", "facet", "layer", "stride", "size", "pos_embed", "mean", "std", "heads")
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Collection:
     """The fitted state of :class:`vitnp.segmenter.Segmenter`.
 
@@ -125,7 +125,7 @@ class Collection:
             regions, classes = split_pixels(regions, found, features.grid), found.classes
         return label_map(regions, classes)
 
-    @property
+    @functools.cached_property
     def digest(self) -> str:
         """Fingerprint of everything that answers depend on: 32 hexadecimal digits."""
         digest = hashlib.blake2b(canonical_json(self.parameters).encode(), digest_size=16)

@@ -213,12 +213,12 @@ def main(argv: list[str] | None = None) -> int:
             failures, total = runs[0].failures, runs[0].images + len(runs[0].failures)
     if failures:
         cli.list_failures(failures, total)
-    if args.csv:
-        outputs.write_text(args.csv, table.csv())
     if args.json:
         cli.print_json(result)
     else:
         print(table.text())
+    if args.csv:  # last: a file that can't be written costs nobody the scores
+        outputs.write_text(args.csv, table.csv())
     return cli.EXIT_SOME_FAILED if failures else cli.EXIT_OK
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import os
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -69,6 +70,7 @@ class FolderRun:
     unread: Sequence[VitnpError] = ()
     fit_to: Path | None = None
     unchanged: bool = dataclasses.field(default=False, init=False)
+    finished: bool = dataclasses.field(default=False, init=False)
 
     def __post_init__(self) -> None:
         if (self.segmenter.n_classes or 0) > 255:
@@ -117,6 +119,7 @@ class FolderRun:
                 yield outcome
         if self.fit_to is not None:
             self.segmenter.save(self.fit_to)
+        self.finished = True
         if self.out is not None:
             self._write_about_classes(names)
             clock.lap("files")
@@ -137,6 +140,10 @@ class FolderRun:
                 _refuse_foreign(self.out)
         if self.fit_to is not None:
             outputs.make_folder(self.fit_to.parent)
+            if self.fit_to.is_dir():
+                raise OutputError(f"{self.fit_to}: this is a folder; name a file, such as {self.fit_to / 'fitted.safetensors'}")
+            if not os.access(self.fit_to.parent, os.W_OK):
+                raise OutputError(f"can't write {self.fit_to}: no permission to write there; choose another folder")
             if not self.overwrite and self.fit_to.exists():
                 try:
                     Collection.load(self.fit_to)
@@ -153,7 +160,8 @@ class FolderRun:
         return outputs.parameters_hash({
             **self.segmenter.settings,
             "photographs": [photograph.relative for photograph in self.photographs],
-            "stems": self.stems,
+            # However the folder is spelled today.
+            "stems": [os.path.relpath(stem, self.out) for stem in self.stems],
             "save": self.which,
             "polygons": self.polygons,
         })
@@ -230,11 +238,13 @@ class FolderRun:
         try:
             if not self.overwrite:
                 outputs.refuse_foreign(output_paths(self.stems[index], self.which).values())
+            clock = Stopwatch()
             result.save(self.stems[index], self.which)
+            clock.lap("write")
         except OutputError as error:
             self._errors[index] = error
             return
-        self._facts[index] = facts_of(result)
+        self._facts[index] = facts_of(result, clock.seconds)
         if result.capped:
             self._capped.add(index)
 
@@ -257,6 +267,8 @@ class FolderRun:
                 if not self.overwrite:
                     outputs.refuse_foreign([files["labels"]])
                 labels.write_labels(files["labels"], label_map, self._stamp(index))
+            else:
+                self._remove_old_labels(labels_path(self.stems[index]))
             if gallery is not None:
                 name = self.photographs[index].relative.as_posix()
                 thumbnail = self._thumbnail(index) if gallery.wants_next else None
@@ -269,6 +281,11 @@ class FolderRun:
         except (ImageError, OutputError) as error:
             self._errors[index] = error
             return Outcome(path, {}, error)
+
+    def _remove_old_labels(self, path: Path) -> None:
+        """Labels of an earlier run would stand beside masks that they don't belong to."""
+        if path not in self._inputs and outputs.is_own_output(path):
+            path.unlink(missing_ok=True)
 
     @functools.cached_property
     def _inputs(self) -> frozenset[Path]:
@@ -327,7 +344,9 @@ class FolderRun:
             names, paths, confidences, region_class=columns[:, 1], region_photograph=columns[:, 0], region_patches=columns[:, 2],
             medoids=[places[0] if places else 0 for places in typical],
         )  # fmt: skip
-        if segmenter.n_classes is not None:
+        if segmenter.n_classes is None:
+            (self.out / "classes.json").unlink(missing_ok=True)  # of a run that had classes
+        else:
             outputs.write_json(self.out / "classes.json", {"software": f"vitnp {__version__}", "classes": records})
         rows = []
         for number, (name, record, places) in enumerate(zip(names, records, typical), 1):
@@ -347,7 +366,7 @@ class FolderRun:
         failures += [(str(error).partition(": ")[0], error) for error in self.unread]
         record = run_record.run_record(
             parameters={
-                **segmenter.collection.parameters, "levels": "all", "classes": segmenter.n_classes,
+                **segmenter.settings, **segmenter.collection.parameters, "levels": "all", "classes": segmenter.n_classes,
                 "categories": len(segmenter.collection.categories), "save": list(self.which), "polygons": self.polygons,
             },
             checkpoint=segmenter.vit.name,

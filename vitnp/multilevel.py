@@ -137,7 +137,7 @@ def image_level(
     return (soft * share).astype(np.float32), (hard * share).astype(np.float32)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class FittedLevel:
     """Clusters of many images' patches, and how much foreground each holds.
 
@@ -180,8 +180,9 @@ class FittedLevel:
 
 
 def fit_level(
-    keys: Any, hard: np.ndarray, seed: tuple[int, ...], constants: CollectionLevel, *, mapper: Mapper | None = None
-) -> FittedLevel:
+    keys: Any, hard: np.ndarray, seed: tuple[int, ...], constants: CollectionLevel, *, mapper: Mapper | None = None,
+    thread_count: int | None = None,
+) -> FittedLevel:  # fmt: skip
     """Cluster patches of many images, and measure how much foreground each cluster holds.
 
     The soft form of "the foreground cluster is the one that the image-level masks cover".
@@ -197,6 +198,8 @@ def fit_level(
     constants : CollectionLevel
     mapper : callable, optional
         Who does the passes over the keys, see :meth:`vitnp.kmeans.KMeans.fit`.
+    thread_count : int, optional
+        Chunks of keys worked on at the same time.
 
     Returns
     -------
@@ -214,7 +217,8 @@ def fit_level(
     for clusters in constants.clusters:
         clusters = min(clusters, len(hard))
         found = KMeans(
-            clusters, n_init=constants.starts, max_iter=constants.max_iterations, tol=constants.tolerance, seed=(*seed, clusters)
+            clusters, n_init=constants.starts, max_iter=constants.max_iterations, tol=constants.tolerance, seed=(*seed, clusters),
+            thread_count=thread_count,
         ).fit(keys, mapper=mapper)
         covered = np.bincount(found.labels_, weights=hard, minlength=clusters)
         centroids.append(found.cluster_centers_)

@@ -98,14 +98,14 @@ def _step(distance: np.ndarray) -> np.ndarray:
 def cutout(rgb: np.ndarray, soft: np.ndarray) -> np.ndarray:
     """Cut the object out: the photograph with the soft map as its alpha channel.
 
-    The map is steepened about the half, fourfold: scores that are merely more than a half make an object opaque, and it's the
+    The map is steepened about the half, sixteenfold: scores that are merely more than a half make an object opaque, and it's the
     edges that stay soft. Where nothing shows through, the colour is zero too: the background doesn't leave the house hidden in the file.
 
     Parameters
     ----------
     rgb : array, shape (H, W, 3), uint8
     soft : array, shape (H, W), uint16
-        Opaque from five eighths of 65535 on, clear up to three eighths; alpha >= 128 where soft >= 32768.
+        Opaque from 17/32 of 65535 on, clear up to 15/32; alpha >= 128 where soft >= 32768.
 
     Returns
     -------
@@ -121,7 +121,7 @@ def cutout(rgb: np.ndarray, soft: np.ndarray) -> np.ndarray:
     rows = max(1, _BAND_PIXELS // width)
     for top in range(0, height, rows):
         band = slice(top, top + rows)
-        alpha = ((soft[band].astype(np.int32) - 32768) // 64 + 128).clip(0, 255).astype(np.uint8)
+        alpha = ((soft[band].astype(np.int32) - 32768) // 16 + 128).clip(0, 255).astype(np.uint8)
         rgba[band, :, 3] = alpha
         np.multiply(rgb[band], (alpha > 0)[..., None], out=rgba[band, :, :3])
     return rgba

@@ -71,6 +71,10 @@ def read_safetensors(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray
             metadata = checked.metadata() or {}
             content = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
     except OSError as error:
+        if os.path.isdir(path):
+            raise CheckpointError(f"{path} is a folder; name the file in it") from None
+        if isinstance(error, FileNotFoundError):
+            raise CheckpointError(f"{path}: there is no such file; check the spelling") from None
         raise CheckpointError(f"{path} can't be read: {error.strerror or error}") from None
     except SafetensorError as error:
         raise CheckpointError(f"{path} is no whole safetensors file: {' '.join(str(error).split())[:200]}") from None

@@ -17,6 +17,12 @@ if TYPE_CHECKING:
     from vitnp.vit import ViT
 
 
+# Options that mean something only where photographs are fitted as a set, and what they are when nobody asks.
+FOR_SETS = {
+    "categories": None, "consistency": "mean", "fit_patches": None, "cache": None, "regions": "image", "polygons": False,
+}  # fmt: skip
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The command's options; each group is one question a user may have."""
     made = cli.parser(
@@ -36,7 +42,9 @@ def build_parser() -> argparse.ArgumentParser:
     cli.add_method_options(made)
     group = cli.add_collection_options(made)
     group.add_argument("--classes", type=cli.positive, metavar="N", help="find N classes too: NAME_labels.png")
-    group.add_argument("--regions", choices=cli.REGIONS, default="image", metavar="R", help="get a class: image, components or split (image)")
+    group.add_argument(
+        "--regions", choices=cli.REGIONS, default="image", metavar="R", help="get a class: image, components or split (image)"
+    )
     group.add_argument("--polygons", action="store_true", help="polygons in annotations.json, not run lengths")
     group.add_argument("--fit-to", type=Path, metavar="FILE", help="keep what was learnt; --levels all")
     cli.add_run_options(made)
@@ -111,6 +119,9 @@ def _each(
     """Each photograph by itself, or with a collection fitted before."""
     from vitnp.batch import segment_files
 
+    idle = [f"--{name.replace('_', '-')}" for name, usual in FOR_SETS.items() if getattr(args, name) != usual]
+    if idle:
+        cli.say(f"{', '.join(idle)}: without effect on photographs one by one; --levels all fits them as a set", quiet=args.quiet)
     options = {**cli.method_options(args), "collection": cli.chosen_collection(args, vit)}
     outcomes = segment_files(found, stems, vit, which, overwrite=args.overwrite, count=args.threads, **options)
     with contextlib.closing(outcomes):
@@ -140,7 +151,7 @@ def _together(
             raise
     if run.unchanged:
         cli.say("nothing has changed since the last run; --overwrite does everything anew", quiet=args.quiet)
-    elif segmenter.collection is None:
+    elif not run.finished:
         return
     if args.fit_to:
         cli.say(f"what was learnt is in {args.fit_to}; --collection {args.fit_to} applies it", quiet=args.quiet)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import numbers
 import os
 import time
 from collections.abc import Iterable, Mapping
@@ -19,7 +20,7 @@ from vitnp.collection import Collection
 from vitnp.errors import UsageError
 from vitnp.features import Features, Identity, StoredFeatures, extract, stored_features
 from vitnp.labels import write_labels
-from vitnp.vit import ViT
+from vitnp.vit import FACETS, ViT
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 HALF = 32768
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Segmentation:
     """What vitnp found in a photograph.
 
@@ -198,14 +199,37 @@ def parameters_of(
 ) -> Mapping[str, object]:
     """Everything that a photograph's answer depends on, for the record and for telling whether a result is still good.
 
+    Parameters
+    ----------
+    vit : ViT
+    size, facet, layer, stride, refine, seed, max_tokens, min_confidence, collection
+        As for :func:`segment_image`.
+
     Raises
     ------
     UsageError
-        For a refinement that doesn't exist, or a collection that was fitted on other features.
+        For an option that makes no sense, or a collection that was fitted on other features.
     """
+    config = vit.config
     if refine not in refinement.METHODS:
         raise UsageError(f"there is no refinement {refine!r}; choose one of {', '.join(refinement.METHODS)}")
-    config = vit.config
+    if facet not in FACETS:
+        raise UsageError(f"there is no facet {facet!r}; choose one of {', '.join(FACETS)}")
+    whole = {"size": size, "layer": layer, "stride": stride, "seed": seed, "max_tokens": max_tokens}
+    for name, value in whole.items():
+        optional = name in ("size", "stride") and value is None
+        if not optional and (isinstance(value, bool) or not isinstance(value, numbers.Integral)):
+            raise UsageError(f"{name} is {value!r}; choose a whole number")
+    if not -config.depth <= layer < config.depth:
+        raise UsageError(f"layer {layer} is out of range; this network has blocks 0 to {config.depth - 1} (or -{config.depth} to -1)")
+    if stride is not None and (not 0 < stride <= config.patch or config.patch % stride):
+        raise UsageError(f"stride {stride} doesn't fit; choose a divisor of the patch, {config.patch}")
+    if seed < 0:
+        raise UsageError(f"the seed is {seed}; choose 0 or more")
+    if max_tokens < 1:
+        raise UsageError(f"the token limit is {max_tokens}; choose 1 or more")
+    if not 0 <= min_confidence <= 1:
+        raise UsageError(f"the least confidence is {min_confidence}; choose a number from 0 to 1")
     parameters = {
         "version": __version__,
         "model": vit.name,
@@ -216,11 +240,11 @@ def parameters_of(
         "std": list(config.std),
         "size": images.short_side_of(size, config.patch),
         "facet": facet,
-        "layer": layer % config.depth,
-        "stride": config.patch if stride is None else stride,
+        "layer": int(layer) % config.depth,
+        "stride": config.patch if stride is None else int(stride),
         "refine": refine,
-        "seed": seed,
-        "max_tokens": max_tokens,
+        "seed": int(seed),
+        "max_tokens": int(max_tokens),
         "min_confidence": min_confidence,
     }
     if collection is not None:

@@ -63,7 +63,7 @@ class Segmenter:
         How the levels agree, see :func:`vitnp.multilevel.agree`.
     regions : RegionRule or str
         What gets a class: the mask as a whole ("image"), its "components", or components that are "split" where they hold two classes.
-    fit_patches : int or "all"
+    fit_patches : int or "all", optional
         Most patches that the data set's level is fitted on.
     cache : path, optional
         Folder that keeps features for the next run; by default they live in a temporary folder.
@@ -97,7 +97,8 @@ class Segmenter:
     failures : dict of int to ImageError
         Photographs that could not be read.
     masks, labels : sequence
-        For each photograph (height, width) bool, and uint8 (uint16 beyond 255 classes) with 0 for background and classes from 1; None where it failed.
+        For each photograph (height, width) bool, and uint8 (uint16 beyond 255 classes) with 0 for background and classes from 1;
+        None where it failed.
         Kept on the disk, decoded when asked for.
     categories : (n,) int64
         Category of each photograph, -1 where it failed.
@@ -127,7 +128,7 @@ class Segmenter:
         categories: int | None = None,
         consistency: str = "mean",
         regions: RegionRule | str = "image",
-        fit_patches: int | str = 60_000,
+        fit_patches: int | str | None = None,
         cache: str | os.PathLike[str] | None = None,
         thread_count: int | None = None,
         mapper: Mapper | None = None,
@@ -146,12 +147,13 @@ class Segmenter:
             raise UsageError(f"{categories} categories can't be; choose 1 or more")
         if consistency not in multilevel.CONSISTENCY:
             raise UsageError(f"there is no consistency {consistency!r}; choose among {', '.join(multilevel.CONSISTENCY)}")
-        if fit_patches != "all" and not (isinstance(fit_patches, int) and fit_patches >= 1):
+        if fit_patches is not None and fit_patches != "all" and not (isinstance(fit_patches, int) and fit_patches >= 1):
             raise UsageError(f"fitting on {fit_patches!r} patches can't be; choose a number from 1 on, or all")
         self.vit = builtin() if vit is None else vit
         self.n_classes, self.n_categories, self.consistency = n_classes, categories, consistency
         self.rule = regions if isinstance(regions, RegionRule) else RegionRule(regions)
-        self.fit_patches, self.cache, self.thread_count = fit_patches, cache, thread_count
+        self.fit_patches = dataset_level.sample if fit_patches is None else fit_patches
+        self.cache, self.thread_count = cache, thread_count
         self.mapper, self.extractor, self.progress, self.notice = mapper, extractor, progress, notice
         soften = (lambda constants: constants) if consistency == "mean" else multilevel.literal
         self.image_level, self.dataset_level, self.category_level = map(soften, (image_level, dataset_level, category_level))
@@ -190,6 +192,8 @@ class Segmenter:
         OutputError
             When the disk is full.
         """
+        if isinstance(photographs, (str, os.PathLike, np.ndarray)) or hasattr(photographs, "getexif"):
+            raise UsageError("fit takes a list of photographs; put a single one into a list")
         self.photographs = list(photographs)
         if not self.photographs:
             raise UsageError("there are no photographs to fit; name at least one")
@@ -247,8 +251,7 @@ class Segmenter:
 
     def _fit_levels(self, entries: Entries) -> None:
         members = [[i for i in self._read if self.categories[i] == category] for category in range(len(self._centres))]
-        limit = self.dataset_level.sample if self.fit_patches == 60_000 else self.fit_patches
-        sets = [(self._read, self.dataset_level, limit, (self.seed, 1))]
+        sets = [(self._read, self.dataset_level, self.fit_patches, (self.seed, 1))]
         for category, indices in enumerate(members):
             limit = "all" if self.fit_patches == "all" else self.category_level.sample
             sets.append((indices, self.category_level, limit, (self.seed, 2, category)))
@@ -256,7 +259,7 @@ class Segmenter:
         def work(item) -> multilevel.FittedLevel:
             indices, constants, limit, seed = item
             keys, hard = self._sample(entries, indices, limit, seed)
-            return multilevel.fit_level(keys, hard, seed, constants, mapper=self.mapper)
+            return multilevel.fit_level(keys, hard, seed, constants, mapper=self.mapper, thread_count=self.thread_count)
 
         # One after the other: each is parallel inside.
         dataset, *categories = self._watched(map(work, sets), len(sets), "levels")
@@ -322,6 +325,7 @@ class Segmenter:
         for index, error in zip(self._read, self._each(work, self._read, "masks")):
             if error is not None:
                 self.failures[index], self.categories[index] = error, -1
+                self.fingerprints[index], self.confidences[index] = None, 0.0
         if len(self.failures) == len(self.photographs):
             raise self.failures[self._read[0]]
 
@@ -379,12 +383,19 @@ class Segmenter:
     @property
     def masks(self) -> Sequence[np.ndarray | None]:
         """(height, width) bool for each photograph, None where it failed; decoded when asked for."""
+        self._refuse_unfitted()
         return _Lazy(len(self.photographs), lambda index: None if index in self.failures else self._masks.get(index))
 
     @property
     def labels(self) -> Sequence[np.ndarray | None]:
-        """(height, width) uint8 or uint16 for each photograph, 0 for background and classes from 1; without classes 1 is the foreground."""
+        """(height, width) uint8 (uint16 above 255 classes) for each photograph, None where it failed: 0 for background, classes
+        from 1; without classes 1 is the foreground."""
+        self._refuse_unfitted()
         return _Lazy(len(self.photographs), self._labels)
+
+    def _refuse_unfitted(self) -> None:
+        if not hasattr(self, "_masks"):
+            raise UsageError("no photographs are fitted yet; call fit first (a loaded collection can predict)")
 
     def _labels(self, index: int) -> np.ndarray | None:
         if index in self.failures:
@@ -482,7 +493,12 @@ class Segmenter:
     def _each(self, work: Callable[[int], Any], indices: Sequence[int], stage: str) -> Iterator[Any]:
         """Results for photographs in their order, several in flight, with progress shown."""
         count = threads.thread_count(self.thread_count)
-        results = threads.in_order(work, indices, count)
+
+        def limited(index: int) -> Any:
+            with threads.one_blas_thread():
+                return work(index)
+
+        results = threads.in_order(limited, indices, count)
         with contextlib.closing(results):
             yield from self._watched(results, len(indices), stage)
 

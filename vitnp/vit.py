@@ -10,6 +10,7 @@ Weights are a plain mapping with the key names of DINO's own files.
 from __future__ import annotations
 
 import dataclasses
+import numbers
 from collections.abc import Iterable, Mapping
 
 import numpy as np
@@ -176,10 +177,10 @@ class ViT:
         unknown = [name for name in want if name not in FEATURES]
         if unknown or not want:
             raise UsageError(f"unknown features {unknown}; choose among {', '.join(FEATURES)}")
-        if not isinstance(layer, int) or not -c.depth <= layer < c.depth:
+        if not isinstance(layer, numbers.Integral) or not -c.depth <= layer < c.depth:
             raise UsageError(f"layer {layer} is out of range; this network has blocks 0 to {c.depth - 1} (or -{c.depth} to -1)")
         stride = c.patch if stride is None else stride
-        if not isinstance(stride, int) or not 0 < stride <= c.patch or c.patch % stride:
+        if not isinstance(stride, numbers.Integral) or not 0 < stride <= c.patch or c.patch % stride:
             raise UsageError(f"stride {stride} doesn't fit; choose a divisor of the patch, {c.patch}")
         if not isinstance(images, np.ndarray):
             raise UsageError(f"images are a {type(images).__name__}; expected an array of the shape (B, 3, height, width)")

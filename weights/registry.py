@@ -40,7 +40,8 @@ class Entry:
         Of the file at url, where a page records it.
     licence, note : str
     collection_temperature : float, optional
-        By which a patch belongs to several clusters of a fitted collection, where another one than vitnp's 0.05 suits these features better.
+        By which a patch belongs to several clusters of a fitted collection, where another one than vitnp's 0.05 suits these
+        features better.
     normalise : {"imagenet", "half"}
     heads : int
     pos_embed : {"offset", "exact", "antialias"}

@@ -358,6 +358,10 @@ def _stored(rows: np.ndarray, identity: Identity) -> np.ndarray:
     if not np.isfinite(stored).all():
         raise UsageError(
             f"the network gives features that {identity.precision} can't hold; "
-            + ("choose the precision float32" if identity.precision == "float16" else "the checkpoint is damaged")
+            + (
+                "another facet or layer may fit, and python -m vitnp.features has --precision float32"
+                if identity.precision == "float16"
+                else "the checkpoint is damaged"
+            )
         )
     return stored

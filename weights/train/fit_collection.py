@@ -124,7 +124,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     made.add_argument("photographs", nargs="+", type=Path, metavar="PHOTOS", help="photographs, folders of them, or packs (.npz)")
     made.add_argument("--out", type=Path, required=True, metavar="FILE", help="safetensors file to write")
-    made.add_argument("--exclude", type=Path, nargs="+", default=[], metavar="DIR", help="leave out what also occurs there, by name or looks")
+    made.add_argument(
+        "--exclude", type=Path, nargs="+", default=[], metavar="DIR", help="leave out what also occurs there, by name or looks"
+    )
     made.add_argument("--photographs", dest="count", type=cli.positive, metavar="N", help="a sample of so many (all)")
     made.add_argument("--categories", type=cli.positive, default=20, metavar="N", help="groups of similar photographs (20)")
     made.add_argument("--temperature", type=float, metavar="T", help="of both levels (the registry's, else 0.05)")
