@@ -14,9 +14,10 @@ from vitnp.errors import ImageError
 from vitnp.metrics import iou
 from vitnp.multilevel import CONSISTENCY, agree
 from vitnp.refine import refine
-from vitnp.scoring import sort_out, together
+from vitnp.scoring import over_seeds, sort_out, together
 from vitnp.segmentation import HALF, Segmentation
 from vitnp.segmenter import Segmenter
+from vitnp.tables import Table
 
 __all__ = ["Variant", "ablate"]
 
@@ -125,3 +126,31 @@ def _ious(result: Segmentation, truth: np.ndarray, score: np.ndarray) -> tuple[f
         return iou(coarse, truth), iou(result.mask, truth)
     refined = refine(cleaned, result.image, method=str(result.parameters["refine"])) >= HALF
     return iou(coarse, truth), iou(refined, truth)
+
+
+def tabulate(runs: Sequence[Sequence[Variant]], refinement: str, *, deviations: bool) -> tuple[Table, list[dict]]:
+    """An ablation for people and for programs.
+
+    Parameters
+    ----------
+    runs : sequence of sequence of Variant
+        One a seed, each from :func:`ablate`.
+    refinement : str
+        What the refined scores were refined by.
+    deviations : bool
+        Whether to give sample deviations over the runs beside the means.
+
+    Returns
+    -------
+    Table, list of dict
+        A row, and a record, for each variant.
+    """
+    after, own = f"+ {refinement}", 2 if deviations else 1
+    lines, records = [], []
+    for variants in zip(*runs):
+        group, name = variants[0][:2]
+        means, spread = over_seeds([{"coarse": each.coarse, "refined": each.refined} for each in variants])
+        records.append({"group": group, "name": name, **means, **({"deviation": spread} if deviations else {})})
+        lines.append((group, name, *(part[key] for key in means for part in (means, spread)[:own])))
+    columns = ("cleaned", "deviation", after, "deviation") if deviations else ("cleaned", after)
+    return Table(("vary", "to", *columns), tuple(lines)), records

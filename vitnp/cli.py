@@ -10,6 +10,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from vitnp import __version__
@@ -248,6 +249,22 @@ def list_failures(failures: list[Exception], total: int) -> None:
     say(f"{len(failures)} of {total} failed:")
     for error in failures:
         print(f"  {error}", file=sys.stderr)
+
+
+def report_failure(error: VitnpError, *, as_json: bool, photograph: Path | None = None) -> None:
+    """A failure's JSON line; people read the list at the end."""
+    if as_json:
+        line = {} if photograph is None else {"photograph": str(photograph)}
+        print_json({**line, "status": "failed", "error": str(error)})
+
+
+def conclude(failures: list[VitnpError], total: int, done: int) -> int:
+    """Say what failed of `total` inputs, of which `done` succeeded; the exit status."""
+    if failures and total > 1:
+        list_failures(failures, total)
+    elif failures:
+        say_error(failures[0])
+    return EXIT_OK if not failures else EXIT_SOME_FAILED if done else EXIT_USAGE
 
 
 def positive(text: str) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -124,7 +125,8 @@ def _scored(
     share = corloc([one.box for one in found.values()], [one.true for one in found.values()])
 
     def picture(index: int) -> Case:
-        one, rgb = found[index], read_image(samples[index].image)
+        # It was small enough to be scored.
+        one, rgb = found[index], read_image(samples[index].image, max_pixels=sys.maxsize)
         ours = overlay(rgb, mask_of(index))
         boxes = np.array([one.box] if one.box else []).reshape(-1, 4)
         truth = draw_boxes(rgb, one.true, TRUE_COLOUR)

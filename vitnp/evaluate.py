@@ -187,7 +187,7 @@ def main(argv: list[str] | None = None) -> int:
         raise UsageError("--ablate compares masks, without pictures; leave out --task and --report")
 
     from vitnp import outputs, report, threads
-    from vitnp.scoring import shared_cache
+    from vitnp.scoring import shared_cache, summary
 
     args.threads = threads.thread_count(args.threads)
     task = TASKS[args.task]
@@ -209,7 +209,7 @@ def main(argv: list[str] | None = None) -> int:
                 runs.append(task.score(args, data, vit, {**options, "seed": seed}))
                 if args.report and seed == args.seed:
                     report.write_report(args.report, runs[0].ranking, runs[0].picture, task.measure)
-            table, result = _summary(runs, task.titles, seeds if args.seeds else None)
+            table, result = summary(runs, task.titles, seeds if args.seeds else None)
             failures, total = runs[0].failures, runs[0].images + len(runs[0].failures)
     if failures:
         cli.list_failures(failures, total)
@@ -230,29 +230,6 @@ def _each_alone(args: argparse.Namespace, vit: Any, options: dict) -> dict:
     }  # fmt: skip
 
 
-def _summary(runs: Sequence[Scored], titles: Mapping[str, str], seeds: range | None) -> tuple[Table, dict]:
-    """Table and JSON of one run a seed; without seeds of the only one."""
-    from vitnp.scoring import over_seeds
-    from vitnp.tables import Table
-
-    means, deviations = over_seeds([run.scores for run in runs])
-    class_means, class_deviations = over_seeds([run.classes for run in runs])
-    result = {"images": runs[0].images, **means}
-    if class_means:
-        result["classes"] = class_means
-    rows = [("photographs", runs[0].images, None, *[run.images for run in runs])]
-    rows += [(title, means[key], deviations[key], *[run.scores[key] for run in runs]) for key, title in titles.items()]
-    rows += [
-        (f"IoU {name}", class_means[name], class_deviations[name], *[run.classes[name] for run in runs])
-        for name in class_means
-    ]
-    if seeds is None:
-        return Table(("score", "value"), tuple(row[:2] for row in rows)), result
-    result["deviation"] = {**deviations, **({"classes": class_deviations} if class_deviations else {})}
-    result["seeds"] = [{"seed": seed, **run.scores} for seed, run in zip(seeds, runs)]
-    return Table(("score", "mean", "deviation", *(f"seed {seed}" for seed in seeds)), tuple(rows)), result
-
-
 def _made(vit: Any, options: dict, **variant: Any) -> Segmenter:
     from vitnp.segmenter import Segmenter
 
@@ -263,9 +240,7 @@ def _ablate(
     args: argparse.Namespace, pairs: Sequence, vit: Any, options: dict, seeds: range
 ) -> tuple[Table, dict, list, int]:
     """Table and JSON of the ablation, failures, and how many photographs there were."""
-    from vitnp.ablation import ablate
-    from vitnp.scoring import over_seeds
-    from vitnp.tables import Table
+    from vitnp.ablation import ablate, tabulate
 
     runs: list[list[Variant]] = []
     for seed in seeds:
@@ -273,15 +248,8 @@ def _ablate(
         make = functools.partial(_made, vit, {**options, "seed": seed, "min_confidence": 0.0})
         rows, images, failures = ablate(pairs, make, args.facet)
         runs.append(rows)
-    after, own = f"+ {args.refine}", 2 if args.seeds else 1
-    lines, records = [], []
-    for variants in zip(*runs):
-        group, name = variants[0][:2]
-        means, deviations = over_seeds([{"coarse": each.coarse, "refined": each.refined} for each in variants])
-        records.append({"group": group, "name": name, **means, **({"deviation": deviations} if args.seeds else {})})
-        lines.append((group, name, *(part[key] for key in means for part in (means, deviations)[:own])))
-    columns = ("cleaned", "deviation", after, "deviation") if args.seeds else ("cleaned", after)
-    return Table(("vary", "to", *columns), tuple(lines)), {"images": images, "rows": records}, failures, len(pairs)
+    table, records = tabulate(runs, args.refine, deviations=bool(args.seeds))
+    return table, {"images": images, "rows": records}, failures, len(pairs)
 
 
 if __name__ == "__main__":

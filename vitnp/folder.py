@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import os
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 

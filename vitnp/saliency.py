@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
@@ -131,7 +132,8 @@ def _scored(
     scores, failures = sort_out(outcomes)
 
     def picture(index: int) -> Case:
-        rgb, mask = read_image(pairs[index].image), mask_of(index)
+        # It was small enough to be scored.
+        rgb, mask = read_image(pairs[index].image, max_pixels=sys.maxsize), mask_of(index)
         return Case(rgb, overlay(rgb, read_truth(pairs[index].mask, mask.shape)), overlay(rgb, mask), pairs[index].name)
 
     ranking = {index: score.iou for index, score in scores.items()}

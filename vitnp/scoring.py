@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from vitnp.errors import ImageError, OutputError, UsageError
 from vitnp.segmenter import Progress, Segmenter, silent
+from vitnp.tables import Table
 from vitnp.threads import in_order, one_blas_thread, thread_count
 
 if TYPE_CHECKING:
@@ -176,3 +177,37 @@ def over_seeds(runs: Sequence[Mapping[str, float]]) -> tuple[dict[str, float | N
         values = [run[name] for run in runs if not math.isnan(run[name])]
         means[name], deviations[name] = mean_and_deviation(values) if values else (None, None)
     return means, deviations
+
+
+def summary(runs: Sequence[Scored], titles: Mapping[str, str], seeds: range | None) -> tuple[Table, dict]:
+    """What runs scored, for people and for programs.
+
+    Parameters
+    ----------
+    runs : sequence of Scored
+        One a seed.
+    titles : mapping of str to str
+        What each score is called in the table.
+    seeds : range, optional
+        Of the runs, for mean and sample deviation; without them there is one run, and its scores alone are given.
+
+    Returns
+    -------
+    Table, dict
+    """
+    means, deviations = over_seeds([run.scores for run in runs])
+    class_means, class_deviations = over_seeds([run.classes for run in runs])
+    result = {"images": runs[0].images, **means}
+    if class_means:
+        result["classes"] = class_means
+    rows = [("photographs", runs[0].images, None, *[run.images for run in runs])]
+    rows += [(title, means[key], deviations[key], *[run.scores[key] for run in runs]) for key, title in titles.items()]
+    rows += [
+        (f"IoU {name}", class_means[name], class_deviations[name], *[run.classes[name] for run in runs])
+        for name in class_means
+    ]
+    if seeds is None:
+        return Table(("score", "value"), tuple(row[:2] for row in rows)), result
+    result["deviation"] = {**deviations, **({"classes": class_deviations} if class_deviations else {})}
+    result["seeds"] = [{"seed": seed, **run.scores} for seed, run in zip(seeds, runs)]
+    return Table(("score", "mean", "deviation", *(f"seed {seed}" for seed in seeds)), tuple(rows)), result

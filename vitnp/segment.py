@@ -84,7 +84,7 @@ def main(argv: list[str] | None = None) -> int:
     found = images.find_photographs(args.photographs, failures=failures)
     total, done = len(found) + len(failures), 0
     for error in failures:
-        _report_failure(error, args.json)
+        cli.report_failure(error, as_json=args.json)
     if found:
         stems = outputs.output_stems(found, args.out)
         vit = cli.load_model(args)
@@ -96,7 +96,7 @@ def main(argv: list[str] | None = None) -> int:
             for outcome in outcomes:
                 if outcome.error:
                     failures.append(outcome.error)
-                    _report_failure(outcome.error, args.json, outcome.photograph)
+                    cli.report_failure(outcome.error, as_json=args.json, photograph=outcome.photograph)
                     continue
                 done += 1
                 if outcome.capped:
@@ -105,11 +105,7 @@ def main(argv: list[str] | None = None) -> int:
                         quiet=args.quiet,
                     )
                 _report(outcome, as_json=args.json, quiet=args.quiet)
-    if failures and total > 1:
-        cli.list_failures(failures, total)
-    elif failures:
-        cli.say_error(failures[0])
-    return cli.EXIT_OK if not failures else cli.EXIT_SOME_FAILED if done else cli.EXIT_USAGE
+    return cli.conclude(failures, total, done)
 
 
 def _each(
@@ -180,13 +176,6 @@ def _report(outcome: Outcome, *, as_json: bool, quiet: bool) -> None:
                 f"{sum(facts['seconds'].values()):.2f} s -> {files}",
                 flush=True,
             )
-
-
-def _report_failure(error: VitnpError, as_json: bool, photograph: Path | None = None) -> None:
-    """A failure's JSON line; people read the list at the end."""
-    if as_json:
-        line = {} if photograph is None else {"photograph": str(photograph)}
-        cli.print_json({**line, "status": "failed", "error": str(error)})
 
 
 def console() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -131,7 +132,8 @@ def score_labels(
 
 def _picture(labelled: LabelledSet, found: Sequence[np.ndarray], assignment: np.ndarray, index: int) -> Case:
     sample, labels = labelled.samples[index], assignment[found[index]].astype(np.uint8)
-    rgb, truth = read_image(sample.image), sample.load_truth(labels.shape)
+    # It was small enough to be scored.
+    rgb, truth = read_image(sample.image, max_pixels=sys.maxsize), sample.load_truth(labels.shape)
 
     def names(labels: np.ndarray) -> str:
         shown = (labelled.classes[label] for label in np.unique(labels) if label not in (0, IGNORE))

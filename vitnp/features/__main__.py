@@ -76,22 +76,18 @@ def main(argv: list[str] | None = None) -> int:
     found = images.find_photographs(args.photographs, failures=failures)
     total, done = len(found) + len(failures), 0
     for error in failures:
-        _report_failure(error, args.json)
+        cli.report_failure(error, as_json=args.json)
     if args.prune:
         done += _prune(args, found, complete=not failures, count=count)
     elif found:
         for outcome in _outcomes(args, found, count):
             if outcome.error:
                 failures.append(outcome.error)
-                _report_failure(outcome.error, args.json, outcome.photograph)
+                cli.report_failure(outcome.error, as_json=args.json, photograph=outcome.photograph)
                 continue
             done += 1
             _report(outcome, args)
-    if failures and total > 1:
-        cli.list_failures(failures, total)
-    elif failures:
-        cli.say_error(failures[0])
-    return cli.EXIT_OK if not failures else cli.EXIT_SOME_FAILED if done else cli.EXIT_USAGE
+    return cli.conclude(failures, total, done)
 
 
 def _outcomes(args: argparse.Namespace, found: list, count: int):
@@ -156,13 +152,6 @@ def _report(outcome, args: argparse.Namespace) -> None:
     elif not args.quiet:
         told = "done before" if features is None else f"{features.grid[0]} x {features.grid[1]} patches"
         print(f"{outcome.photograph}: {told} -> {outcome.path}", flush=True)
-
-
-def _report_failure(error: VitnpError, as_json: bool, photograph: Path | None = None) -> None:
-    """A failure's JSON line; people read the list at the end."""
-    if as_json:
-        line = {} if photograph is None else {"photograph": str(photograph)}
-        cli.print_json({**line, "status": "failed", "error": str(error)})
 
 
 if __name__ == "__main__":
