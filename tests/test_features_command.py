@@ -72,14 +72,14 @@ def read(path: pathlib.Path) -> tuple[dict[str, np.ndarray], dict]:
 
 
 @pytest.mark.parametrize("form", ["npz", "safetensors"])
-@pytest.mark.parametrize("options", [{}, {"facet": "value", "layer": 0, "stride": 4, "precision": "float32"}])
+@pytest.mark.parametrize("options", [{}, {"facet": "value", "layer": 0, "stride": 4, "dtype": "float32"}])
 def test_files_hold_what_extract_gives(run, model, tmp_path, form, options):
     photograph(tmp_path / "in" / "x" / "a.png")
     photograph(tmp_path / "in" / "b.png", seed=1, size=(40, 60))
     arguments = [text for name, value in options.items() for text in (f"--{name}", value)]
     assert run(tmp_path / "in", "--out", tmp_path / "out", "--format", form, *arguments) == 0
     assert files(tmp_path / "out") == {f"x/a.{form}", f"b.{form}"}
-    precision = options.pop("precision", "float16")
+    precision = options.pop("dtype", "float16")
     vit = load_vit(model)
     for name in ("x/a", "b"):
         rgb = read_image(tmp_path / "in" / f"{name}.png")
@@ -216,7 +216,7 @@ def test_token_cap_gives_one_line_of_notice(model, tmp_path, capsys):
     ("arguments", "told"),
     [
         (["--format", "xml"], "xml"),
-        (["--precision", "float8"], "float8"),
+        (["--dtype", "float8"], "float8"),
         (["--facet", "poster"], "poster"),
         (["--layer", "77"], "77"),
         (["--stride", "7"], "7"),

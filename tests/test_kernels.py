@@ -118,12 +118,17 @@ def test_normalise_rows_keeps_zero_rows_and_huge_and_tiny_ones():
 
 
 def test_kmeans_step_by_hand():
-    x = np.array([[1, 0], [0.8, 0.6], [0, 1], [0.6, 0.8]])
-    labels, similarity, sums, counts = k.kmeans_step(x, np.array([[0.0, -1.0], [1, 0], [0, 1]]))
-    np.testing.assert_array_equal(labels, [1, 1, 2, 2])
-    near(similarity, np.array([1, 0.8, 1, 0.8]))
-    near(sums, np.array([[0, 0], [1.8, 0.6], [0.6, 1.8]]))
-    np.testing.assert_array_equal(counts, [0, 2, 2])
+    x = np.array([[5, 0], [0.8, 0.6], [0, 1], [0.6, 0.8], [0, 0]])
+    step = k.kmeans_step(x, np.array([[0.0, -1.0], [1, 0], [0, 1]]), block=2)
+    np.testing.assert_array_equal(step.labels, [1, 1, 2, 2, 0])
+    near(step.losses, np.array([0, 0.2, 0, 0.2, 1]))
+    near(step.sums, np.array([[[0, 0], [1.8, 0.6], [0, 0]], [[0, 0], [0, 0], [0.6, 1.8]], [[0, 0], [0, 0], [0, 0]]]))
+    near(step.inertia, np.array([0.2, 0.2, 1]))
+    np.testing.assert_array_equal(step.counts, [1, 2, 2])
+    step = k.kmeans_step(np.array([[11.0, 10], [10, 12]]), np.array([[0.0, 0], [0, 1]]), metric="euclidean", shift=np.full(2, 10.0))
+    np.testing.assert_array_equal(step.labels, [0, 1])
+    near(step.losses, np.array([1.0, 1]))
+    near(step.sums, np.array([[[1.0, 0], [0, 2]]]))
 
 
 def test_exact_ties_go_to_the_lower_centroid():

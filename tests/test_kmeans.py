@@ -284,47 +284,56 @@ def test_partial_steps_add_up_to_a_naive_one(seed, n, size, clusters, levels):
     rng = np.random.default_rng(seed)
     rows = rng.integers(0, levels, (n, 3)).astype(float)
     centroids = rng.integers(0, levels, (clusters, 3)).astype(float)
-    total = reduce(partial_step(rows[i : i + size], centroids, Cosine(), i) for i in range(0, n, size))
-    score = rows @ centroids.T
-    labels = [min(range(clusters), key=lambda j: (-row[j], j)) for row in score]
+    plain = Euclidean(None)
+    total = reduce(partial_step(rows[i : i + size], centroids, plain, i, 2) for i in range(0, n, size))
+    loss = np.square(rows[:, None] - centroids).sum(axis=2)
+    labels = [min(range(clusters), key=lambda j: (row[j], j)) for row in loss]
     counts = [labels.count(j) for j in range(clusters)]
     assert total.labels.tolist() == labels and total.counts.tolist() == counts
-    assert total.inertia == n - sum(score[i, label] for i, label in enumerate(labels))
+    assert total.inertia == sum(loss[i, label] for i, label in enumerate(labels))
     for j in range(clusters):
         np.testing.assert_array_equal(total.sums[j], sum((rows[i] for i in range(n) if labels[i] == j), np.zeros(3)))
+    order = sorted(range(n), key=lambda i: (-loss[i, labels[i]], i))
     if 0 in counts:
-        order = sorted((i for i in range(n) if rows[i].any()), key=lambda i: (score[i, labels[i]], i))[:clusters]
-        assert total.farthest.row.tolist() == order
-        np.testing.assert_array_equal(total.farthest.vector, rows[order])
+        assert total.farthest.row.tolist() == order[:clusters]
+        np.testing.assert_array_equal(total.farthest.vector, rows[order[:clusters]])
     # Relocation by the letter: empty clusters in order take the farthest rows that aren't the last of their cluster.
-    left, given_to, queue = list(counts), {}, sorted(range(n), key=lambda i: (score[i, labels[i]], i))
+    left, given_to, queue = list(counts), {}, order
     for cluster in [j for j in range(clusters) if counts[j] == 0]:
-        while queue and (not rows[queue[0]].any() or left[labels[queue[0]]] == 1):
+        while queue and left[labels[queue[0]]] == 1:
             queue.pop(0)
         if queue:
             given_to[queue[0]] = cluster
             left[labels[queue.pop(0)]] -= 1
     final = [given_to.get(i, labels[i]) for i in range(n)]
-    moved = move(total, centroids, Cosine())
+    moved = move(total, centroids, plain)
     for j in range(clusters):
-        direction = sum((rows[i] for i in range(n) if final[i] == j), np.zeros(3))
-        length = np.linalg.norm(direction)
-        np.testing.assert_allclose(moved[j], direction / length if length else centroids[j], rtol=1e-12)
+        mine = [rows[i] for i in range(n) if final[i] == j]
+        np.testing.assert_allclose(moved[j], np.mean(mine, axis=0) if mine else centroids[j], rtol=1e-12)
 
 
 @pytest.mark.parametrize("metric", ["cosine", "euclidean"])
-def test_empty_clusters_take_the_farthest_rows_wherever_they_are(metric, monkeypatch):
-    """Two centroids start on the same spot; the farthest row, in the last chunk, becomes the second's."""
+def test_empty_clusters_take_the_farthest_rows_wherever_they_are(metric):
+    """Two centroids start on the same spot; the farthest row, in the last chunk, becomes the second's. A row of zeros can't."""
     x = np.array([[10.0, 0.0]] * 6 + [[10.0, 1.0]] * 3 + [[0.0, 7.0]], np.float32)
-    geometry = Cosine() if metric == "cosine" else Euclidean(np.zeros(2, np.float32))
-    monkeypatch.setattr(chunks, "CHUNK_ROWS", 4)
-    rows = [geometry.prepare(chunk) for chunk in chunks.Chunks(x)]
-    start = geometry.centroids_at(np.concatenate([rows[0][:1], rows[0][:1]]))
-    total = reduce(partial_step(part, start, geometry, 4 * i) for i, part in enumerate(rows))
+    geometry, start = Cosine(), np.array([[1.0, 0.0]] * 2, np.float32)
+    if metric == "euclidean":
+        geometry, start = Euclidean(np.array([1.0, 0.0], np.float32)), np.array([[9.0, 0.0]] * 2, np.float32)
+    else:
+        x[:2] = 0
+    total = reduce(partial_step(x[i : i + 4], start, geometry, i) for i in (0, 4, 8))
     assert total.counts.tolist() == [10, 0]
     assert total.farthest.row.tolist() == [9, 6]
     second = geometry.centres(move(total, start, geometry))[1]
     np.testing.assert_allclose(second, [0, 1] if metric == "cosine" else [0, 7], atol=1e-6)
+
+
+def test_rows_of_zeros_are_never_candidates_for_empty_clusters():
+    x = np.zeros((30, 2))
+    x[[7, 20]] = [[1.0, 0.0], [0.0, 3.0]]
+    total = reduce([partial_step(x, np.array([[1.0, 0.0]] * 4), Cosine())])
+    assert total.farthest.row.tolist() == [20, 7]
+    np.testing.assert_array_equal(total.farthest.vector, [[0, 1], [1, 0]])
 
 
 def test_more_clusters_than_distinct_rows_leave_some_empty():

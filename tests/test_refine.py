@@ -338,7 +338,7 @@ def test_none_is_bilinear_interpolation_in_fixed_point():
     np.testing.assert_allclose(soft, bilinear(score, (700, 1000)) * 65535.0, atol=0.51)
 
 
-@pytest.mark.parametrize("method", ["solver", "guided"])
+@pytest.mark.parametrize("method", ["solver", "crf", "guided"])
 @pytest.mark.parametrize("side", [640, 120])
 def test_a_blurred_boundary_moves_onto_the_edge_of_the_photograph(method, side):
     """Edge at column 100 of 240; the scores, on patches of 16, cross a half seven columns beside it."""
@@ -378,8 +378,8 @@ def test_a_large_photograph_is_never_copied_as_floats():
 
 
 def test_unknown_method_is_refused_by_naming_the_known_ones():
-    with pytest.raises(UsageError, match="'crf'.*solver, guided, none"):
-        refine(np.zeros((2, 2)), blobs(8, 8, seed=0), method="crf")
+    with pytest.raises(UsageError, match="'grabcut'.*solver, crf, guided, none"):
+        refine(np.zeros((2, 2)), blobs(8, 8, seed=0), method="grabcut")
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -450,6 +450,7 @@ def test_refinement_pays_on_photographs(shared):
     mean = {m: np.mean([iou(refine(score, rgb, method=m), truth) for score, rgb, truth in scored]) for m in METHODS}
     assert mean["guided"] > mean["none"] + 0.02
     assert mean["solver"] > mean["none"] + 0.03
+    assert mean["crf"] > mean["none"] + 0.03
 
 
 def test_twelve_megapixels_are_segmented_as_well_as_the_original(shared):

@@ -11,6 +11,7 @@ from scipy.sparse import block_diag, csr_matrix
 from vitnp import neighbours as neighbours_module
 from vitnp import spectral
 from vitnp.errors import UsageError
+from vitnp.kernels import reference
 from vitnp.kmeans import KMeans
 from vitnp.neighbours import nearest_neighbours
 from vitnp.spectral import neighbour_graph, spectral_clusters, spectral_embedding
@@ -41,7 +42,8 @@ def moons(n: int, noise: float = 0.05) -> tuple[np.ndarray, np.ndarray]:
 
 def small_blocks(monkeypatch, queries: int = 5, others: int = 7) -> None:
     monkeypatch.setattr(neighbours_module, "QUERY_ROWS", queries)
-    monkeypatch.setattr(neighbours_module, "OTHER_ROWS", others)
+    monkeypatch.setattr(reference, "QUERY_ROWS", queries)
+    monkeypatch.setattr(reference, "OTHER_ROWS", others)
 
 
 # Neighbours.

@@ -9,7 +9,7 @@ import pytest
 from threadpoolctl import threadpool_info, threadpool_limits
 
 from vitnp.errors import UsageError
-from vitnp.threads import in_order, one_blas_thread, thread_count
+from vitnp.threads import at_most, in_order, one_blas_thread, split, thread_count, together
 
 
 def blas_threads() -> set[int]:
@@ -122,3 +122,61 @@ def test_thread_count(monkeypatch):
         monkeypatch.setenv("VITNP_NUM_THREADS", wrong)
         with pytest.raises(UsageError):
             thread_count()
+
+
+def test_together_gives_each_member_its_share_and_waits_for_all():
+    for count in (1, 2, 5):
+        seen, late = [], []
+
+        def work(member):
+            seen.append((member.index, member.share(10, 3)))
+            member.wait()
+            late.append(len(seen))  # only when all have been here
+
+        with at_most(count):
+            together(work)
+        assert [index for index, _ in sorted(seen)] == list(range(count))
+        covered = [i for _, (start, stop) in sorted(seen) for i in range(start, stop)]
+        assert covered == list(range(10)) and set(late) == {count}
+
+
+def test_an_error_in_one_member_ends_all_and_is_raised():
+    def work(member):
+        if member.index == 1:
+            raise ZeroDivisionError("here")
+        member.wait()
+
+    for _ in range(2):
+        with at_most(3), pytest.raises(ZeroDivisionError, match="here"):
+            together(work)
+
+
+def test_whoever_comes_while_a_team_works_works_alone_and_so_does_each_item_of_many():
+    sizes = []
+
+    def inner(member):
+        sizes.append(member.members)
+
+    def outer(member):
+        if member.index == 0:
+            with at_most(4):
+                together(inner)
+        member.wait()
+
+    with at_most(2):
+        together(outer)
+    assert sizes == [1]
+    sizes.clear()
+    list(in_order(lambda _: together(inner), range(3), threads=2))
+    assert sizes == [1, 1, 1]
+    sizes.clear()
+    list(in_order(lambda _: together(inner), [0], threads=2))
+    assert sizes == [2, 2]
+
+
+def test_split_covers_everything_once():
+    for count, granule in ((10, 1), (10, 4), (3, 8), (0, 1)):
+        done = []
+        with at_most(3):
+            split(lambda start, stop: done.extend(range(start, stop)), count, granule)
+        assert sorted(done) == list(range(count))

@@ -11,7 +11,16 @@ import numpy as np
 
 from vitnp import images, outputs, threads
 from vitnp.errors import ImageError, OutputError, UsageError
-from vitnp.segmentation import Segmentation, Stopwatch, chosen_collection, labels_path, output_paths, parameters_of, segment_image
+from vitnp.segmentation import (
+    ON_THE_DEVICE,
+    Segmentation,
+    Stopwatch,
+    chosen_collection,
+    labels_path,
+    output_paths,
+    parameters_of,
+    segment_image,
+)
 from vitnp.vit import ViT
 
 
@@ -95,20 +104,22 @@ def segment_files(
     work = partial(_segment_file, vit=vit, which=which, overwrite=overwrite, options=options)
     # One limit around all of them, or BLAS would change hands with every photograph.
     with threads.one_blas_thread():
-        yield from threads.in_order(work, zip(photographs, stems), min(count, len(photographs)))
+        yield from threads.in_order(work, zip(photographs, stems), count)
 
 
 def facts_of(result: Segmentation, further_seconds: Mapping[str, float]) -> dict[str, object]:
     """A result in numbers: width and height in pixels, foreground's share, boxes as (x, y, width, height), confidence, and
-    seconds by stage, those after the result was there included."""
+    by stage, those after the result was there included, seconds and where it ran."""
     height, width = result.mask.shape
+    seconds = {**result.seconds, **further_seconds}
     facts = {
         "width": width,
         "height": height,
         "share": round(result.share, 6),
         "boxes": result.boxes(),
         "confidence": round(result.confidence, 6),
-        "seconds": {**result.seconds, **further_seconds},
+        "seconds": seconds,
+        "device": {stage: result.device if stage in ON_THE_DEVICE else "cpu" for stage in seconds},
     }
     if result.category is not None:
         facts["category"] = result.category

@@ -8,17 +8,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from vitnp import kernels
 from vitnp.rasters import check_map, check_photograph
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
 
 # Full-range BT.601, as in JPEG; chroma is left centred on zero, so that neutral grey lies amid a bin, not on its edge.
-_LUMA = (0.299, 0.587, 0.114)
-_BLUE_DIFFERENCE = (-0.168736, -0.331264, 0.5)
-_RED_DIFFERENCE = (0.5, -0.418688, -0.081312)
+LUMA = (0.299, 0.587, 0.114)
+BLUE_DIFFERENCE = (-0.168736, -0.331264, 0.5)
+RED_DIFFERENCE = (0.5, -0.418688, -0.081312)
 
-_BISTOCHASTIC_STEPS = 10
+BISTOCHASTIC_STEPS = 10
 
 
 class BilateralGrid:
@@ -51,9 +52,9 @@ class BilateralGrid:
         bins = (
             _position_bins(self.shape[0], sigma_xy)[:, None],
             _position_bins(self.shape[1], sigma_xy)[None, :],
-            _colour_bins(rgb, _LUMA, sigma_luma),
-            _colour_bins(rgb, _BLUE_DIFFERENCE, sigma_chroma),
-            _colour_bins(rgb, _RED_DIFFERENCE, sigma_chroma),
+            _colour_bins(rgb, LUMA, sigma_luma),
+            _colour_bins(rgb, BLUE_DIFFERENCE, sigma_chroma),
+            _colour_bins(rgb, RED_DIFFERENCE, sigma_chroma),
         )
         keys, strides = _hash(bins)
         occupied, self.vertex = np.unique(keys.ravel(), return_inverse=True)
@@ -80,7 +81,7 @@ class BilateralGrid:
         """
         mass = np.bincount(self.vertex, minlength=self.count).astype(float)
         n = np.ones(self.count)
-        for _ in range(_BISTOCHASTIC_STEPS):
+        for _ in range(BISTOCHASTIC_STEPS):
             n = np.sqrt(n * mass / self.blur(n))
         return n, n * self.blur(n)
 
@@ -152,6 +153,11 @@ def bilateral_solver(
     >>> bilateral_solver(target, rgb, sigma_xy=8)[0].astype(float).round(2).tolist()
     [0.1, 0.1, 0.1, 0.9, 0.9, 0.9]
     """
+    if kernels.device_of(target) == "cuda":
+        return kernels.for_array(target).bilateral_solver(
+            target, rgb, sigma_xy=sigma_xy, sigma_luma=sigma_luma, sigma_chroma=sigma_chroma, smoothness=smoothness,
+            confidence=confidence, max_iterations=max_iterations, tolerance=tolerance,
+        )  # fmt: skip
     rgb = check_photograph(rgb)
     target = check_map(target, rgb.shape[:2])
     height, width = target.shape
@@ -165,16 +171,20 @@ def bilateral_solver(
     confidence = _check_confidence(confidence, target.shape)
 
     grid = BilateralGrid(rgb, sigma_xy, sigma_luma, sigma_chroma)
-    n, m = grid.bistochastise()
+    n, _ = grid.bistochastise()
     c = confidence.ravel()
     t = target.ravel().astype(float)
     data = grid.splat(c)
     b = grid.splat(c * t)
 
-    def system(y: np.ndarray) -> np.ndarray:
-        return smoothness * (m * y - n * grid.blur(n * y)) + data * y
+    around = grid.neighbours @ n
 
-    diagonal = smoothness * (m - 2 * grid.dimensions * n * n) + data
+    # D_m is n times the blur of n, in which a vertex's own share is as large as in the blur of n y: left out of both, nothing
+    # is left of it. Subtracted, rounding would be, and a vertex without neighbours and confidence would have nothing else.
+    def system(y: np.ndarray) -> np.ndarray:
+        return smoothness * n * (around * y - grid.neighbours @ (n * y)) + data * y
+
+    diagonal = smoothness * n * around + data
     # Keeps the quotients finite: a vertex without any confidence starts from the plain mean of its pixels.
     tiny = 1e-12
     start = grid.splat((c + tiny) * t) / grid.splat(c + tiny)

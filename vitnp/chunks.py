@@ -12,10 +12,29 @@ from typing import Any
 
 import numpy as np
 
+from vitnp import kernels
 from vitnp.errors import UsageError
 
 # 8,192 x 192 float32 are 6 MB: products run at full speed, and a few chunks in flight are no burden.
 CHUNK_ROWS = 8192
+
+
+def rows_summed_together(count: int) -> int:
+    """Rows whose sum is made in one go, given the number of all rows: a whole part of a chunk.
+
+    Fewer where there are few rows, so that several threads have something to do.
+
+    Examples
+    --------
+    >>> [rows_summed_together(count) for count in (100, 3600, 20_000, 1_000_000)]
+    [256, 450, 2048, 8192]
+    """
+    if count <= CHUNK_ROWS:
+        return max(-(-count // 8), 256)
+    rows = CHUNK_ROWS
+    while count < 8 * rows and rows > 512 and rows % 2 == 0:
+        rows //= 2
+    return rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,10 +54,10 @@ class Chunk:
     source: Any
     part: slice
 
-    def load(self) -> np.ndarray:
-        """The rows as a new float32 array; values too large for it become infinite."""
-        with np.errstate(over="ignore"):
-            return np.array(self.source[self.part], np.float32, order="C")
+    def rows(self) -> np.ndarray:
+        """The rows as they are, without a copy where the source is an array."""
+        rows = self.source[self.part]
+        return kernels.array_module(rows).asarray(rows)
 
 
 class Chunks:
@@ -57,7 +76,7 @@ class Chunks:
     count : int or None
         N; for blocks None until it's set by whoever has gone through them. Once set, it's checked.
     width : int or None
-        D; for blocks known from the first of them on.
+        D; None where there are no blocks.
 
     Raises
     ------
@@ -67,7 +86,7 @@ class Chunks:
     Examples
     --------
     >>> chunks = Chunks([np.ones((5000, 2)), np.ones((4000, 2))])
-    >>> [chunk.load().shape for chunk in chunks]
+    >>> [chunk.rows().shape for chunk in chunks]
     [(8192, 2), (808, 2)]
     """
 
@@ -83,10 +102,14 @@ class Chunks:
                 "the features are an iterator, which can be read only once, but k-means reads them many times; "
                 "give a list of blocks, or an object whose __iter__ begins anew"
             )
-        elif np.ndim(next(iter(x), np.empty((0, 0)))) == 1:
-            self._array = np.asarray(x)
         else:
-            self._blocks = x
+            first = next(iter(x), None)
+            if np.ndim(first) == 1:
+                self._array = np.asarray(x)
+            else:
+                self._blocks = x
+                if first is not None:
+                    self._check(np.asarray(first))
         if self._array is not None:
             self._check(self._array)
             self.count = int(self._array.shape[0])
@@ -94,10 +117,35 @@ class Chunks:
     def __iter__(self) -> Iterator[Chunk]:
         return self._of_array() if self._blocks is None else self._of_blocks()
 
+    @property
+    def in_memory(self) -> bool:
+        """Whether the rows are an array that kernels read as it is, so that any part of it costs nothing to have."""
+        x = self._array
+        if self.device != "cpu":
+            return True
+        if not isinstance(x, np.ndarray) or x.dtype.char not in "efd" or not x.dtype.isnative:
+            return False
+        return x.strides[1] == x.itemsize or x.shape[1] == 1
+
+    @property
+    def device(self) -> str:
+        """Where the rows are."""
+        return kernels.device_of(self._array)
+
+    def runs(self, chunks: int) -> Iterator[Chunk]:
+        """The same rows in larger pieces, so many chunks in each, of an array in memory."""
+        rows = chunks * CHUNK_ROWS
+        for first in range(0, self.count, rows):
+            yield Chunk(first, self._array[first : first + rows], slice(None))
+
     def take(self, rows: Sequence[int]) -> np.ndarray:
-        """Single rows by number, (len(rows), D) float32, in the order asked for."""
-        if self._blocks is None:
-            return np.concatenate([Chunk(row, self._array, slice(row, row + 1)).load() for row in rows])
+        """Single rows by number, (len(rows), D) float32, in the order asked for; values too large for it become infinite."""
+        with np.errstate(over="ignore"):
+            if self._blocks is None:
+                return np.concatenate([np.array(kernels.to_host(self._array[row : row + 1]), np.float32) for row in rows])
+            return self._take_from_blocks(rows)
+
+    def _take_from_blocks(self, rows: Sequence[int]) -> np.ndarray:
         taken = np.empty((len(rows), self.width), np.float32)
         wanted = np.asarray(rows)
         for chunk in self:
@@ -105,13 +153,13 @@ class Chunks:
                 break
             here = wanted // CHUNK_ROWS == chunk.first // CHUNK_ROWS
             if here.any():
-                taken[here] = chunk.load()[wanted[here] - chunk.first]
+                taken[here] = chunk.rows()[wanted[here] - chunk.first]
         return taken
 
     def _of_array(self) -> Iterator[Chunk]:
         for first in range(0, self.count, CHUNK_ROWS):
             part = slice(first, min(first + CHUNK_ROWS, self.count))
-            if isinstance(self._array, np.ndarray):
+            if isinstance(self._array, np.ndarray) or self.device != "cpu":
                 # A view, so that only its own rows travel when the chunk is pickled.
                 yield Chunk(first, self._array[part], slice(None))
             else:

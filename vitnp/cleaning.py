@@ -6,6 +6,8 @@ import dataclasses
 
 import numpy as np
 
+from vitnp import kernels
+
 
 @dataclasses.dataclass(frozen=True)
 class Cleaning:
@@ -48,6 +50,8 @@ def clean(score: np.ndarray, constants: Cleaning = Cleaning()) -> np.ndarray:
     >>> float(clean(score)[3, 11])
     0.25
     """
+    if kernels.device_of(score) == "cuda":
+        return kernels.for_array(score).clean(score, constants)
     from scipy import ndimage
 
     labels, count = ndimage.label(score > 0.5, structure=np.ones((3, 3)))

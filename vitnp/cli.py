@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from vitnp import __version__
-from vitnp.errors import VitnpError
+from vitnp.errors import UsageError, VitnpError
 
 if TYPE_CHECKING:
     from vitnp.collection import Collection
@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 
 # Repeated here so that --help and wrong options are answered before anything heavy is imported.
 FACETS = ("key", "query", "value", "token")
-METHODS = ("solver", "guided", "none")
+METHODS = ("solver", "crf", "guided", "none")
+DEVICES = ("auto", "cpu", "cuda")
+PRECISIONS = ("auto", "fp32", "tf32", "bf16", "fp16")
 REGIONS = ("image", "components", "split")
 CONSISTENCY = ("mean", "majority", "intersection")
 
@@ -106,7 +108,7 @@ def parser(prog: str, description: str, *, usage: str | None = None, epilog: str
 
 
 def add_model_options(to: argparse.ArgumentParser) -> None:
-    """The network: --model, --heads, --pos-embed, --normalise."""
+    """The network: --model, --heads, --pos-embed, --normalise, --device, --precision."""
     group = to.add_argument_group("network")
     group.add_argument("--model", default="auto", metavar="NAME|FILE", help="registered name or checkpoint file (built-in)")
     group.add_argument("--heads", type=positive, metavar="N", help="attention heads, where the file doesn't say")
@@ -114,14 +116,27 @@ def add_model_options(to: argparse.ArgumentParser) -> None:
         "--pos-embed", choices=("offset", "exact", "antialias"), metavar="HOW", help="offset, exact or antialias (as the file says)"
     )
     group.add_argument("--normalise", choices=("imagenet", "half"), metavar="HOW", help="imagenet or half (as the file says)")
+    group.add_argument("--device", choices=DEVICES, metavar="D", default="auto", help="cpu, cuda, or auto: cuda where it works (auto)")
+    group.add_argument(
+        "--precision", choices=PRECISIONS, metavar="HOW", default="auto", help="fp32, tf32, bf16, fp16; auto: fp32, on cuda fp16"
+    )
 
 
 def load_model(args: argparse.Namespace) -> ViT:
-    """The ViT that the options name; a notice on stderr when it's the built-in one."""
+    """The ViT that the options name; a notice on stderr when it's the built-in one.
+
+    Workers of --scheduler have CPUs, so that is what "auto" means beside it.
+    """
+    from vitnp import kernels
     from vitnp.checkpoint import load_vit
     from vitnp.weights import registry
     from vitnp.weights.fetch import address_of, place_of
 
+    kernels.quiet = args.quiet
+    scheduler = getattr(args, "scheduler", None)
+    if scheduler and args.device == "cuda":
+        raise UsageError("--scheduler has the work done by CPUs; leave out --device cuda, or --scheduler")
+    device = kernels.choose_device("cpu" if scheduler else args.device)  # before anything is fetched
     entry = registry.entries().get(str(args.model))
     if entry is not None and entry.url and not place_of(entry).is_file():
         say(f"fetching {entry.name}, {entry.megabytes:g} MB, from {address_of(entry)}", quiet=args.quiet)
@@ -130,7 +145,7 @@ def load_model(args: argparse.Namespace) -> ViT:
             "using the built-in checkpoint; `python -m vitnp.weights fetch dino_vits8` brings a larger one, --model dino_vits8 uses it",
             quiet=args.quiet,
         )
-    return load_vit(args.model, heads=args.heads, pos_embed=args.pos_embed, normalise=args.normalise)
+    return load_vit(args.model, heads=args.heads, pos_embed=args.pos_embed, normalise=args.normalise).on(device).at(args.precision)
 
 
 def add_method_options(to: argparse.ArgumentParser) -> None:
@@ -140,7 +155,7 @@ def add_method_options(to: argparse.ArgumentParser) -> None:
     group.add_argument("--facet", choices=FACETS, default="key", metavar="NAME", help="key, query, value or token (key)")
     group.add_argument("--layer", type=int, default=-1, metavar="N", help="block to read, from 0 or back from -1 (-1)")
     group.add_argument("--stride", type=positive, metavar="PX", help="pixels between patches (the patch)")
-    group.add_argument("--refine", choices=METHODS, default="solver", metavar="HOW", help="solver, guided or none (solver)")
+    group.add_argument("--refine", choices=METHODS, default="solver", metavar="HOW", help="solver, crf, guided or none (solver)")
     group.add_argument("--seed", type=natural, default=0, metavar="N", help="same seed, same masks (0)")
     group.add_argument("--max-tokens", type=positive, default=4096, metavar="N", help="cap of the patch grid (4096)")
     group.add_argument("--max-pixels", type=positive, default=120_000_000, metavar="N", help="refuse larger photographs (120e6)")
@@ -174,7 +189,7 @@ def segmenter_options(args: argparse.Namespace) -> dict:
     names = ("categories", "consistency", "fit_patches", "cache")
     return {
         **method_options(args), **{name: getattr(args, name) for name in names},
-        "thread_count": args.threads, "progress": functools.partial(stage_progress, quiet=args.quiet),
+        "thread_count": args.threads, "batch": args.batch, "progress": functools.partial(stage_progress, quiet=args.quiet),
         "notice": functools.partial(say, quiet=args.quiet),
     }  # fmt: skip
 
@@ -233,6 +248,11 @@ def add_run_options(to: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     group.add_argument("--quiet", action="store_true", help="errors only")
     group.add_argument("--json", action="store_true", help="JSON on stdout")
     return group
+
+
+def add_batch_option(group: argparse._ArgumentGroup) -> None:
+    """--batch, for what takes features of many photographs."""
+    group.add_argument("--batch", type=positive, metavar="N", help="photographs in the network at once, of a set (by memory)")
 
 
 def progress(items: Iterable, total: int, *, quiet: bool, unit: str = "photograph") -> Iterable:

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vitnp import __version__, images
+from vitnp import __version__, kernels, images
 from vitnp.checkpoint import load_vit
 from vitnp.chunks import Chunk
 from vitnp.errors import CheckpointError, ClusterError, ImageError, UsageError, VitnpError
@@ -296,12 +296,13 @@ class _Network:
     name: str
     sha256: str
     config: ViTConfig
+    precision: str
 
     @classmethod
     def of(cls, vit: ViT) -> _Network:
         if vit.source is None:
             raise UsageError("workers load the network from its file, but this one was made in memory; save it, and load it with load_vit")
-        return cls(os.path.abspath(vit.source), vit.name, vit.sha256, vit.config)
+        return cls(os.path.abspath(vit.source), vit.name, vit.sha256, vit.config, vit.precision)
 
     def load(self) -> ViT:
         # The built-in and the registered ones may lie elsewhere on that machine.
@@ -312,7 +313,7 @@ class _Network:
             raise CheckpointError(f"a worker can't load the network: {error}") from None
         if vit.sha256 != self.sha256:
             raise CheckpointError(f"on a worker {place} is another checkpoint; put the same one into a folder that all machines share")
-        return ViT(self.config, vit.weights, name=self.name, source=vit.source, sha256=self.sha256)
+        return ViT(self.config, vit.weights, name=self.name, source=vit.source, sha256=self.sha256, precision=self.precision)
 
 
 _loading = threading.Lock()
@@ -357,7 +358,7 @@ def _versions() -> dict[str, str]:
     """Of everything that decides the last bit of a result: decoding, scaling, products."""
     import PIL
 
-    return {"vitnp": __version__, "numpy": np.__version__, "Pillow": PIL.__version__}
+    return {"vitnp": __version__, "numpy": np.__version__, "Pillow": PIL.__version__, "kernels": kernels.describe()}
 
 
 def _greet(scheduler: str) -> None:

@@ -56,8 +56,8 @@ class Collection:
     def category_of(self, cls: np.ndarray) -> int:
         """The category whose centre is nearest to a photograph's CLS token (D,)."""
         with threads.one_blas_thread():
-            unit = kernels.for_device().normalise_rows(np.asarray(cls, np.float32)[None])
-            return int(kernels.for_device().kmeans_assign(unit, self.centres)[0][0])
+            own = np.asarray(kernels.to_host(cls), np.float32)[None]
+            return int(kernels.for_array(own).kmeans_assign(own, self.centres)[0][0])
 
     def levels(self, keys: np.ndarray, image_level: tuple[np.ndarray, np.ndarray], category: int) -> tuple[np.ndarray, ...]:
         """What image, data set and category each say of one photograph's patches; for :func:`vitnp.multilevel.agree`.
@@ -121,7 +121,8 @@ class Collection:
         if self.rule.how == "split":
             seed = (int(self.parameters["seed"]), features.digest)
             found = Regions(classes, certainty, certainty, patches.sum(axis=1))
-            found = split_by_class(found, patches, features.unit, features.grid, region_cls, self.prototypes, seed, self.rule)
+            unit = kernels.to_host(features.unit)
+            found = split_by_class(found, patches, unit, features.grid, region_cls, self.prototypes, seed, self.rule)
             regions, classes = split_pixels(regions, found, features.grid), found.classes
         return label_map(regions, classes)
 

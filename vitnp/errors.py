@@ -27,5 +27,9 @@ class ClusterError(VitnpError):
     """A cluster that can't be reached or used."""
 
 
+class DeviceError(VitnpError):
+    """A GPU that can't be found, or can't be used."""
+
+
 class UsageError(VitnpError, ValueError):
     """A request that makes no sense: a wrong option or argument."""

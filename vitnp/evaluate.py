@@ -158,7 +158,7 @@ def build_parser() -> argparse.ArgumentParser:
     cli.add_model_options(made)
     cli.add_method_options(made)
     cli.add_collection_options(made)
-    cli.add_run_options(made)
+    cli.add_batch_option(cli.add_run_options(made))
     return made
 
 
@@ -186,8 +186,9 @@ def main(argv: list[str] | None = None) -> int:
     if args.ablate and (args.task != "saliency" or args.report):
         raise UsageError("--ablate compares masks, without pictures; leave out --task and --report")
 
-    from vitnp import outputs, report, threads
+    from vitnp import kernels, outputs, report, threads
     from vitnp.scoring import shared_cache, summary
+    from vitnp.segmentation import ON_THE_DEVICE
 
     args.threads = threads.thread_count(args.threads)
     task = TASKS[args.task]
@@ -214,7 +215,7 @@ def main(argv: list[str] | None = None) -> int:
     if failures:
         cli.list_failures(failures, total)
     if args.json:
-        cli.print_json(result)
+        cli.print_json({**result, "device": {stage: kernels.name_of(vit.device) for stage in ON_THE_DEVICE}})
     else:
         print(table.text())
     if args.csv:  # last: a file that can't be written costs nobody the scores

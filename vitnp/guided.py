@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from vitnp import kernels
 from vitnp.rasters import bilinear, check_map, check_photograph
 
 # Pixels of a tile: many enough to hide NumPy's cost per call, few enough that a tile's temporaries stay near 20 MB.
@@ -57,6 +58,8 @@ def guided_filter(target: np.ndarray, rgb: np.ndarray, *, radius: int, eps: floa
     >>> guided_filter(target, rgb, radius=2, eps=1e-6)[2].astype(float).round(2).tolist()
     [0.1, 0.11, 0.15, 0.85, 0.89, 0.9]
     """
+    if kernels.device_of(target) == "cuda":
+        return kernels.for_array(target).guided_filter(target, rgb, radius=radius, eps=eps)
     *a, b = guided_coefficients(target, rgb, radius=radius, eps=eps)
     return _apply(a, b, rgb).astype(np.float32)
 
@@ -131,6 +134,8 @@ def guided_upsample(
     ----------
     K. He and J. Sun, "Fast Guided Filter", arXiv:1505.00996, 2015, algorithm 2.
     """
+    if kernels.device_of(soft) == "cuda":
+        return kernels.for_array(soft).guided_upsample(soft, small, rgb, radius=radius, eps=eps)
     rgb = check_photograph(rgb)
     size = rgb.shape[:2]
     coefficients = [plane.astype(np.float32) for plane in guided_coefficients(soft, small, radius=radius, eps=eps)]

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from vitnp import kernels
 from vitnp.decoding import FORMATS, MAX_PIXELS, file_hash, pixels_of, read_image, unopened
 from vitnp.errors import ImageError, UsageError
 from vitnp.outputs import is_own_output
@@ -174,6 +175,8 @@ def normalise(rgb: np.ndarray, mean: tuple[float, float, float], std: tuple[floa
     >>> normalise(np.full((1, 1, 3), 255, np.uint8), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)).ravel()
     array([1., 1., 1.], dtype=float32)
     """
+    if kernels.device_of(rgb) == "cuda":
+        return kernels.for_array(rgb).normalise(rgb, mean, std)
     unit = np.ascontiguousarray(rgb.transpose(2, 0, 1)).astype(np.float32)
     unit /= np.float32(255)
     unit -= np.asarray(mean, np.float32)[:, None, None]

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import itertools
@@ -13,10 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from vitnp import kernels, threads
-from vitnp.chunks import Chunk, Chunks
+from vitnp import chunks, kernels, threads
+from vitnp.chunks import Chunk, Chunks, rows_summed_together
 from vitnp.errors import UsageError
-from vitnp.lloyd import Cosine, Euclidean, Found, Geometry, Partial, lloyd, partial_step, reduce
+from vitnp.kernels import reference
+from vitnp.lloyd import Cosine, Euclidean, Found, Geometry, Partial, Total, lloyd, partial_step, reduce, refuse_infinite
 from vitnp.seeding import greedy_plus_plus
 
 
@@ -29,7 +31,7 @@ class Clustering:
     centroids : (K, D) float
         Unit rows.
     labels : (N,) int64
-        Cluster of each row; of equally near ones the lower.
+        Cluster of each row; of equally near ones the lower. Where the rows are; all else is in the host's memory.
     counts : (K,) int64
         Rows of each cluster; 0 where there are fewer distinct rows than clusters.
     inertia : float
@@ -56,7 +58,7 @@ def spherical_kmeans(
     Parameters
     ----------
     x : (N, D) float
-        Unit rows, N >= `clusters`.
+        Unit rows, N >= `clusters`; on whatever device.
     clusters : int
         K.
     rng : numpy.random.Generator
@@ -86,24 +88,40 @@ def spherical_kmeans(
     """
     if not 1 <= clusters <= len(x):
         raise ValueError(f"{clusters} clusters can't be made of {len(x)} rows")
-    if not np.isfinite(x).all():
+    k, xp, device = kernels.for_array(x), kernels.array_module(x), kernels.device_of(x)
+    if not xp.isfinite(x).all():
         raise ValueError("the features hold values that are not finite")
     geometry = Cosine()
 
+    def pick(rows: Sequence[int]) -> np.ndarray:
+        return kernels.to_host(x[xp.asarray(rows)])
+
     def closer(candidates: np.ndarray, nearest: list[np.ndarray] | None) -> list[np.ndarray]:
-        losses = geometry.losses(x, candidates)
-        return [losses if nearest is None else np.minimum(losses, nearest[0][:, None])]
+        return [k.kmeans_closer(x, kernels.to_device(candidates, device), None if nearest is None else nearest[0])]
+
+    def step(centroids: np.ndarray) -> Total:
+        return reduce([partial_step(x, centroids, geometry)])
 
     best = None
     for _ in range(starts):
-        seeds = greedy_plus_plus(len(x), clusters, rng, x.__getitem__, closer)
-        found = lloyd(lambda centroids: partial_step(x, centroids, geometry), seeds, geometry, max_iterations, tolerance)
+        seeds = greedy_plus_plus(len(x), clusters, rng, pick, closer)
+        found = lloyd(step, seeds, geometry, max_iterations, tolerance)
         if best is None or found.total.inertia < best.total.inertia:
             best = found
-    return Clustering(best.centroids, best.total.labels, best.total.counts, best.total.inertia)
+    return Clustering(best.centroids, best.total.labels.astype(np.int64), best.total.counts, best.total.inertia)
 
 
 Mapper = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
+
+# Numbers of float64 in the sums of blocks that a thread keeps until they are added up: 32 MB.
+SUMS_AT_A_TIME = 2**22
+
+# Chunks that one launch on a GPU goes through: enough to keep it busy, few enough that K distances of each row fit beside them.
+CHUNKS_OF_A_LAUNCH = 256
+# Share of a GPU's free memory that rows may take for good; others come over anew in every pass.
+SHARE_OF_MEMORY = 0.5
+# Of clusters, that there are kernels for on a GPU.
+MOST_ON_A_GPU = 256
 
 
 class KMeans:
@@ -113,7 +131,11 @@ class KMeans:
     centroids are the same to the bit whether the rows come as an array, a memory map or blocks of any size, and whatever works
     on the chunks: one thread, many, or other machines of the same kind. Computation is in float32, sums over chunks in float64.
 
-    Memory: chunks in flight, and for each row two labels of 4 bytes and, while starting, (3 + ln K) distances of 4 bytes.
+    A GPU gives the same answer every time too, which may differ from the CPU's in the last bits of the sums, and so where a row
+    is as near to two centroids, or where that leads the iterations elsewhere.
+
+    Memory: chunks in flight (none where the rows are an array of floats, which is read where it lies), sums of at most 32 MB a
+    thread, and for each row three numbers of 4 bytes or, while starting, 3 + ln K.
 
     Parameters
     ----------
@@ -131,6 +153,8 @@ class KMeans:
         Decides the starts, hence the answer.
     thread_count : int, optional
         Chunks worked on at the same time, as in :func:`vitnp.threads.thread_count`.
+    device : {"auto", "cpu", "cuda"}
+        Where to compute. Rows that don't fit into a GPU's memory go through it chunk by chunk; rows that are there stay.
 
     Attributes
     ----------
@@ -171,6 +195,7 @@ class KMeans:
         tol: float = 0.0,
         seed: int | Sequence[int] = 0,
         thread_count: int | None = None,
+        device: str = "cpu",
     ) -> None:
         for name, value in ("n_clusters", n_clusters), ("n_init", n_init), ("max_iter", max_iter):
             if value < 1:
@@ -186,6 +211,9 @@ class KMeans:
         self.tol = tol
         self.seed = seed
         self.thread_count = thread_count
+        self.device = kernels.choose_device(device)
+        if self.device == "cuda" and n_clusters > MOST_ON_A_GPU:
+            raise UsageError(f"{n_clusters} clusters can't be made on a GPU, {MOST_ON_A_GPU} at most; choose the device cpu")
 
     def fit(self, X: Any, *, mapper: Mapper | None = None) -> KMeans:
         """Find the clusters.
@@ -211,21 +239,20 @@ class KMeans:
             For fewer rows than clusters, rows that are not finite (the first is named), an iterator that can be read only once,
             or blocks that change from one pass to the next.
         """
-        data = Chunks(X)
+        data = self._opened(X, mapper)
         with threads.one_blas_thread():
-            run = mapper or self._threads()
-            geometry = self._survey(data, run)
+            geometry = self._survey(data, mapper)
             if data.count < self.n_clusters:
                 raise UsageError(f"{self.n_clusters} clusters can't be made of {data.count} rows")
             rng = np.random.default_rng(self.seed)
             best = None
             for _ in range(self.n_init):
-                found = self._start(data, geometry, rng, run)
+                found = self._start(data, geometry, rng, mapper)
                 if best is None or found.total.inertia < best.total.inertia:
                     best = found
         self._geometry, self._centroids = geometry, best.centroids
         self.cluster_centers_ = geometry.centres(best.centroids)
-        self.labels_, self.counts_, self.inertia_ = best.total.labels, best.total.counts, best.total.inertia
+        self.labels_, self.counts_, self.inertia_ = kernels.to_host(best.total.labels), best.total.counts, best.total.inertia
         self.n_iter_, self.inertia_history_ = best.moves, best.history
         return self
 
@@ -239,69 +266,141 @@ class KMeans:
         """
         if not hasattr(self, "_centroids"):
             raise UsageError("this KMeans has no clusters yet; call fit first")
-        data = Chunks(X, width=self.cluster_centers_.shape[1])
+        data = self._opened(X, mapper, width=self.cluster_centers_.shape[1])
         with threads.one_blas_thread():
-            run = mapper or self._threads()
-            function = functools.partial(_labels, geometry=self._geometry, centroids=self._centroids)
-            return np.concatenate([np.empty(0, np.int32), *run(function, data)])
+            function = functools.partial(_labels, geometry=self._geometry, centroids=self._centroids, device=self.device)
+            return np.concatenate([np.empty(0, np.int32), *self._map(data, mapper)(function, self._parts(data))])
 
     def fit_predict(self, X: Any, *, mapper: Mapper | None = None) -> np.ndarray:
         """Labels of :meth:`fit`, (N,) int32."""
         return self.fit(X, mapper=mapper).labels_
 
-    def _threads(self) -> Mapper:
-        return functools.partial(threads.in_order, threads=threads.thread_count(self.thread_count))
+    def _opened(self, X: Any, mapper: Mapper | None, width: int | None = None) -> Chunks:
+        """The rows in chunks, on a GPU if that computes and has room for all of them."""
+        if kernels.device_of(X) != self.device == "cpu":
+            raise UsageError("the rows are on a GPU; choose the device cuda, or move them to the host's memory")
+        if self.device == "cuda" and mapper is not None:
+            raise UsageError("a mapper's workers compute on CPUs; choose the device cpu, or leave the mapper out")
+        if self.device == "cuda" and isinstance(X, np.ndarray) and X.ndim == 2 and X.dtype.kind in "fiub":
+            room = SHARE_OF_MEMORY * kernels.for_device("cuda").free_bytes()
+            if X.size * np.dtype(np.float32).itemsize <= room:
+                X = _moved(X, self.device)
+        return Chunks(X, width=width)
 
-    def _survey(self, data: Chunks, run: Mapper) -> Geometry:
-        """Count the rows, see that they are finite, find what the geometry needs to know of them all."""
-        count, total = 0, 0.0
-        for rows, sums in run(_sum, data):
-            count, total = count + rows, total + sums
-        data.count = count
+    def _parts(self, data: Chunks) -> Iterable[Chunk]:
+        """The rows in pieces that are worked on one by one: chunks, or many of them where they are on a GPU already."""
+        return data if data.device == "cpu" else data.runs(CHUNKS_OF_A_LAUNCH)
+
+    def _survey(self, data: Chunks, mapper: Mapper | None) -> Geometry:
+        """Count the rows, see that they are finite, find what the geometry needs to know of them all.
+
+        One cluster at the origin: the losses are the squared lengths, the sums those of all rows.
+        """
+        found = None
+        if data.width is not None and data.count != 0:
+            found = self._pass(data, np.zeros((1, data.width), np.float32), Euclidean(None), mapper, chunks.CHUNK_ROWS)
+        data.count = 0 if found is None else len(found.labels)
         if self.metric == "cosine":
             return Cosine()
-        return Euclidean((total / max(count, 1)).astype(np.float32) if count else np.zeros(0, np.float32))
+        return Euclidean((found.sums[0] / data.count).astype(np.float32) if data.count else None)
 
-    def _start(self, data: Chunks, geometry: Geometry, rng: np.random.Generator, run: Mapper) -> Found:
+    def _start(self, data: Chunks, geometry: Geometry, rng: np.random.Generator, mapper: Mapper | None) -> Found:
         """One k-means++ start and its Lloyd iterations."""
+        block = rows_summed_together(data.count)
 
         def pick(rows: Sequence[int]) -> np.ndarray:
-            return geometry.centroids_at(geometry.prepare(Chunk(0, data.take(rows), slice(None))))
+            taken = data.take(rows)
+            return kernels.for_array(taken).kmeans_rows(taken, **geometry.options(taken))
 
         def closer(candidates: np.ndarray, nearest: list[np.ndarray] | None) -> Iterable[np.ndarray]:
-            items = zip(data, itertools.repeat(None) if nearest is None else nearest)
-            return run(functools.partial(_closer, geometry=geometry, candidates=candidates), items)
+            items = zip(self._parts(data), itertools.repeat(None) if nearest is None else nearest)
+            function = functools.partial(_closer, geometry=geometry, candidates=candidates, device=self.device)
+            return self._map(data, mapper)(function, items)
 
-        def step(centroids: np.ndarray) -> Partial:
-            return reduce(run(functools.partial(_step, geometry=geometry, centroids=centroids), data))
+        def step(centroids: np.ndarray) -> Total:
+            return self._pass(data, centroids, geometry, mapper, block)
 
         seeds = greedy_plus_plus(data.count, self.n_clusters, rng, pick, closer)
         return lloyd(step, seeds, geometry, self.max_iter, self.tol)
 
+    def _pass(
+        self, data: Chunks, centroids: np.ndarray, geometry: Geometry, mapper: Mapper | None, block: int
+    ) -> Total:
+        """One Lloyd iteration's pass over all rows."""
+        parts = self._parts(data)
+        if self.device == "cpu" and mapper is None and data.in_memory:
+            # A thread takes its share of the rows at once, if there is room for the sums of all their blocks.
+            share = -(-data.count // (chunks.CHUNK_ROWS * threads.thread_count(self.thread_count)))
+            room = SUMS_AT_A_TIME * block // (chunks.CHUNK_ROWS * centroids.size)
+            parts = data.runs(max(min(share, room), 1))
+        # A GPU's sums are made in float32 by the kernel's own blocks, whatever the rows that come at a time.
+        block = block if self.device == "cpu" else None
+        function = functools.partial(_step, geometry=geometry, centroids=centroids, block=block, device=self.device)
+        return reduce(self._map(data, mapper)(function, parts))
 
-# What is done to one chunk. BLAS keeps to one thread here too, for the sake of chunks that are worked on in other processes.
+    def _map(self, data: Chunks, mapper: Mapper | None) -> Mapper:
+        """Who does a pass."""
+        if mapper is not None:
+            return mapper
+        if self.device == "cuda":
+            return map
+        count = threads.thread_count(self.thread_count)
+        if data.in_memory:
+            return functools.partial(_side_by_side, count=count)
+        return functools.partial(threads.in_order, threads=count)
 
 
-def _sum(chunk: Chunk) -> tuple[int, np.ndarray]:
-    """Number and sum of the rows."""
-    x = Euclidean(np.float32(0)).prepare(chunk)[:, :-1]
-    return len(x), x.sum(axis=0, dtype=np.float64)
+def _side_by_side(function: Callable[[Any], Any], items: Iterable[Any], count: int) -> Iterable[Any]:
+    """As :func:`vitnp.threads.in_order` for items that cost nothing to have: one a thread at a time, in threads that stay."""
+    items = iter(items)
+    while some := list(itertools.islice(items, count)):
+        results = [None] * len(some)
+
+        def work(first: int, last: int) -> None:
+            for index in range(first, last):
+                results[index] = function(some[index])
+
+        with threads.at_most(count):
+            threads.split(work, len(some))
+        yield from results
 
 
-def _closer(item: tuple[Chunk, np.ndarray | None], geometry: Geometry, candidates: np.ndarray) -> np.ndarray:
+# What is done to one chunk, perhaps in another process.
+
+
+def _one_blas_thread() -> contextlib.AbstractContextManager:
+    """BLAS keeps to one thread here too. Only the plain kernels use it, and to find all copies of it takes milliseconds."""
+    return threads.one_blas_thread() if kernels.for_device() is reference else contextlib.nullcontext()
+
+
+def _moved(rows: np.ndarray, device: str) -> np.ndarray:
+    """Rows on a device; for a GPU in one of the two types that its kernels take."""
+    if device != "cpu" and rows.dtype not in (np.float16, np.float32):
+        with np.errstate(over="ignore"):
+            rows = rows.astype(np.float32)
+    return kernels.to_device(rows, device)
+
+
+def _closer(
+    item: tuple[Chunk, np.ndarray | None], geometry: Geometry, candidates: np.ndarray, device: str = "cpu"
+) -> np.ndarray:
     """Distance of every row to the nearest centroid so far or the candidate, (n, candidates) float32."""
     chunk, nearest = item
-    with threads.one_blas_thread():
-        losses = geometry.losses(geometry.prepare(chunk), candidates).astype(np.float32)
-    return losses if nearest is None else np.minimum(losses, nearest[:, None])
+    with _one_blas_thread():
+        rows = _moved(chunk.rows(), device)
+        candidates = kernels.to_device(candidates, device)
+        return kernels.for_array(rows).kmeans_closer(rows, candidates, nearest, **geometry.options(rows))
 
 
-def _step(chunk: Chunk, geometry: Geometry, centroids: np.ndarray) -> Partial:
-    with threads.one_blas_thread():
-        part = partial_step(geometry.prepare(chunk), centroids, geometry, chunk.first)
-    return dataclasses.replace(part, labels=part.labels.astype(np.int32))
+def _step(chunk: Chunk, geometry: Geometry, centroids: np.ndarray, block: int | None, device: str = "cpu") -> Partial:
+    with _one_blas_thread():
+        return partial_step(_moved(chunk.rows(), device), centroids, geometry, chunk.first, block)
 
 
-def _labels(chunk: Chunk, geometry: Geometry, centroids: np.ndarray) -> np.ndarray:
-    with threads.one_blas_thread():
-        return kernels.for_device().kmeans_assign(geometry.prepare(chunk), centroids)[0].astype(np.int32)
+def _labels(chunk: Chunk, geometry: Geometry, centroids: np.ndarray, device: str = "cpu") -> np.ndarray:
+    with _one_blas_thread():
+        rows = _moved(chunk.rows(), device)
+        found = kernels.for_array(rows).kmeans_assign(rows, kernels.to_device(centroids, device), **geometry.options(rows))
+    labels, losses = map(kernels.to_host, found)
+    refuse_infinite(losses, chunk.first)
+    return labels

@@ -1,8 +1,7 @@
 """Lloyd's algorithm from pieces that can be worked on anywhere: what one chunk of rows contributes, how contributions add up,
 where centroids move.
 
-Cosine and Euclidean k-means share everything but a geometry, which turns features into rows for one and the same kernel: the
-nearest centroid is the one with the largest product, whose value the kernel calls similarity.
+Cosine and Euclidean k-means share everything but a geometry: what the kernels are told, and where centroids move.
 """
 
 from __future__ import annotations
@@ -14,8 +13,8 @@ from typing import NamedTuple
 import numpy as np
 
 from vitnp import kernels
-from vitnp.chunks import Chunk
 from vitnp.errors import UsageError
+from vitnp.kernels.reference import Step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,47 +24,20 @@ class Cosine:
     A row of zeros stays one: its cosine to everything is 0, it falls to the lowest cluster and moves nothing.
     """
 
-    def prepare(self, chunk: Chunk) -> np.ndarray:
-        """The chunk's rows at unit length."""
-        x = chunk.load()
-        squares = _finite_squares(x, chunk.first)
-        faint = squares < 1e-30  # the squares of such rows underflow, unless they are zero
-        if faint.any():
-            peak = np.abs(x[faint]).max(axis=1, keepdims=True, initial=0)
-            x[faint] /= np.where(peak > 0, peak, 1)
-            squares[faint] = _squares(x[faint])
-        x /= np.sqrt(np.where(squares > 0, squares, 1))[:, None]
-        return x
-
-    def centroids_at(self, rows: np.ndarray) -> np.ndarray:
-        """Centroids that lie on prepared rows."""
-        return rows
+    def options(self, x: np.ndarray) -> dict[str, object]:
+        """What the kernels for these rows are told."""
+        return {"metric": "cosine"}
 
     def centres(self, centroids: np.ndarray) -> np.ndarray:
         """Centroids as users know them."""
         return centroids
 
-    def losses(self, rows: np.ndarray, centroids: np.ndarray) -> np.ndarray:
-        """Loss of every row for every centroid, (n, K) float64, never below 0."""
-        return np.maximum(1.0 - (rows @ centroids.T).astype(np.float64), 0.0)
-
-    def row_losses(
-        self, rows: np.ndarray, centroids: np.ndarray, labels: np.ndarray, similarity: np.ndarray
-    ) -> np.ndarray:
-        """Loss of every row for its own centroid, (n,) float64."""
-        return 1.0 - similarity.astype(np.float64)
-
-    def inertia(self, rows: np.ndarray, centroids: np.ndarray, labels: np.ndarray, similarity: np.ndarray) -> float:
-        """Sum of the rows' losses."""
-        return float(len(rows) - similarity.sum(dtype=np.float64))
-
     def move(self, sums: np.ndarray, counts: np.ndarray, centroids: np.ndarray) -> np.ndarray:
         """New centroids: the mean direction of each cluster's rows."""
-        # Back to the rows' type first, so that one chunk's centroids are what the kernel alone would give.
-        sums = sums.astype(centroids.dtype)
-        moved = kernels.for_device().normalise_rows(sums)
+        lengths = np.sqrt(np.einsum("kd,kd->k", sums, sums))
         # Empty, or opposite rows that cancel out: no direction to move to.
-        stuck = (counts == 0) | ~np.any(sums, axis=1)
+        stuck = (counts == 0) | (lengths == 0)
+        moved = (sums / np.where(stuck, 1, lengths)[:, None]).astype(centroids.dtype)
         moved[stuck] = centroids[stuck]
         return moved
 
@@ -74,63 +46,35 @@ class Cosine:
 class Euclidean:
     """Ordinary k-means; the loss of a row is the squared distance.
 
-    |x - c|^2 = |x|^2 - 2 x.c + |c|^2, and |x|^2 is the same for every centroid: dropping it changes no minimum. What is left is
-    -2 (x.c - |c|^2 / 2), so the nearest centroid has the largest product of the row (x, 1) and the centroid (c, -|c|^2 / 2): the
-    cosine's kernel on rows longer by one number.
-
     Attributes
     ----------
-    shift : (D,) float32
-        Mean of all rows, subtracted first. Far from the origin the products would be large, their differences lost in rounding.
+    shift : (D,) float32 or None
+        Mean of all rows, subtracted first. Far from the origin products would be large, their differences lost in rounding.
     """
 
-    shift: np.ndarray
+    shift: np.ndarray | None
 
-    def prepare(self, chunk: Chunk) -> np.ndarray:
-        """The chunk's rows less the shift, extended by 1."""
-        x = chunk.load()
-        _finite_squares(x, chunk.first)
-        rows = np.ones((len(x), x.shape[1] + 1), np.float32)
-        np.subtract(x, self.shift, out=rows[:, :-1])
-        return rows
-
-    def centroids_at(self, rows: np.ndarray) -> np.ndarray:
-        """Centroids that lie on prepared rows."""
-        centroids = rows.copy()
-        centroids[:, -1] = -0.5 * np.square(rows[:, :-1], dtype=np.float64).sum(axis=1)
-        return centroids
+    def options(self, x: np.ndarray) -> dict[str, object]:
+        """What the kernels for these rows are told."""
+        return {"metric": "euclidean", "shift": None if self.shift is None else kernels.to_device(self.shift, kernels.device_of(x))}
 
     def centres(self, centroids: np.ndarray) -> np.ndarray:
         """Centroids as users know them."""
-        return centroids[:, :-1] + self.shift
-
-    def losses(self, rows: np.ndarray, centroids: np.ndarray) -> np.ndarray:
-        """Loss of every row for every centroid, (n, K) float64, never below 0."""
-        squares = _squares(rows[:, :-1]).astype(np.float64)
-        return np.maximum(squares[:, None] - 2.0 * (rows @ centroids.T), 0.0)
-
-    def row_losses(
-        self, rows: np.ndarray, centroids: np.ndarray, labels: np.ndarray, similarity: np.ndarray
-    ) -> np.ndarray:
-        """Loss of every row for its own centroid, (n,) float64."""
-        # From the differences themselves: the dropped form is good enough to compare centroids, not to tell how near one is.
-        return _squares(rows[:, :-1] - centroids[labels, :-1]).astype(np.float64)
-
-    def inertia(self, rows: np.ndarray, centroids: np.ndarray, labels: np.ndarray, similarity: np.ndarray) -> float:
-        """Sum of the rows' losses."""
-        return float(self.row_losses(rows, centroids, labels, similarity).sum())
+        return centroids + self.shift
 
     def move(self, sums: np.ndarray, counts: np.ndarray, centroids: np.ndarray) -> np.ndarray:
         """New centroids: the mean of each cluster's rows; an empty cluster stays where it is."""
-        mean = (sums / np.maximum(counts, 1)[:, None]).astype(np.float32)
-        return np.where((counts > 0)[:, None], self.centroids_at(mean), centroids)
+        mean = (sums / np.maximum(counts, 1)[:, None]).astype(centroids.dtype)
+        return np.where((counts > 0)[:, None], mean, centroids)
 
 
 Geometry = Cosine | Euclidean
 
+ROWS_AT_A_TIME = 4096  # that are copied
+
 
 class Farthest(NamedTuple):
-    """Candidates for empty clusters, farthest first, ties to the lower row: losses, row numbers, labels (m,), the rows (m, E)."""
+    """Candidates for empty clusters, farthest first, ties to the lower row: losses, row numbers, labels (m,), the rows (m, D)."""
 
     loss: np.ndarray
     row: np.ndarray
@@ -138,22 +82,31 @@ class Farthest(NamedTuple):
     vector: np.ndarray
 
 
-@dataclasses.dataclass(frozen=True)
-class Partial:
-    """What some consecutive rows contribute to one iteration.
+class Partial(NamedTuple):
+    """What some consecutive rows contribute to one iteration, and from which row on.
+
+    `farthest` is None when no cluster is empty here, since then none is empty in the whole either. Otherwise it holds the K rows
+    farthest from their centroids: as many as relocation can look at (see :func:`move`).
+    """
+
+    step: Step
+    farthest: Farthest | None
+
+
+class Total(NamedTuple):
+    """What all rows say.
 
     Attributes
     ----------
-    labels : (n,) int
-        Nearest centroid of each row, ties to the lower one.
-    sums : (K, E) float64
-        Sum of each cluster's prepared rows.
+    labels : (N,) int32
+        Nearest centroid of each row, ties to the lower one; where the rows are.
+    sums : (K, D) float64
+        Sum of each cluster's rows, as the metric sees them.
     counts : (K,) int64
     inertia : float
         Sum of the rows' losses.
     farthest : Farthest or None
-        None when no cluster is empty here, since then none is empty in the whole either. Otherwise the K rows farthest from
-        their centroids: as many as relocation can look at (see :func:`move`).
+        None when no cluster is empty.
     """
 
     labels: np.ndarray
@@ -163,42 +116,85 @@ class Partial:
     farthest: Farthest | None
 
 
-def partial_step(rows: np.ndarray, centroids: np.ndarray, geometry: Geometry, first: int = 0) -> Partial:
-    """One chunk's share of a Lloyd iteration: a pure function, to be run anywhere.
+def partial_step(
+    x: np.ndarray, centroids: np.ndarray, geometry: Geometry, first: int = 0, block: int | None = None
+) -> Partial:
+    """Some rows' share of a Lloyd iteration: a pure function, to be run anywhere.
 
     Parameters
     ----------
-    rows : (n, E) float
-        As the geometry prepares them.
-    centroids : (K, E) float
+    x : (n, D) real
+        On whatever device; labels and losses stay there, all else comes to the host: K rows, where centroids are moved.
+    centroids : (K, D) float
+        Their type is that of the computation; in the host's memory.
     geometry : Cosine or Euclidean
     first : int
         Number of the first row in the whole.
+    block : int, optional
+        Rows whose sum is made in one go, all by default.
 
     Returns
     -------
     Partial
 
+    Raises
+    ------
+    UsageError
+        For a row that isn't finite.
+
     Examples
     --------
     >>> part = partial_step(np.array([[1.0, 0.0], [0.6, 0.8]]), np.eye(2), Cosine())
-    >>> part.labels, part.counts, round(part.inertia, 3)
-    (array([0, 1]), array([1, 1]), 0.2)
+    >>> part.step.labels, part.step.counts, part.step.inertia.round(3)
+    (array([0, 1], dtype=int32), array([1, 1]), array([0.2]))
     """
-    labels, similarity, sums, counts = kernels.for_device().kmeans_step(rows, centroids)
-    farthest = None
-    if not counts.all():
-        loss = geometry.row_losses(rows, centroids, labels, similarity)
-        # Rows of zeros can't be anybody's centroid.
-        candidates = np.flatnonzero(rows.any(axis=1))
-        kept = candidates[np.argsort(-loss[candidates], kind="stable")[: len(centroids)]]
-        farthest = Farthest(loss[kept], kept + first, labels[kept], rows[kept])
-    inertia = geometry.inertia(rows, centroids, labels, similarity)
-    return Partial(labels, sums.astype(np.float64), counts, inertia, farthest)
+    there = kernels.to_device(centroids, kernels.device_of(x))
+    step = kernels.for_array(x).kmeans_step(x, there, **geometry.options(x), block=block)
+    step = step._replace(**{name: kernels.to_host(getattr(step, name)) for name in ("sums", "counts", "inertia")})
+    if not np.isfinite(step.inertia).all():
+        refuse_infinite(step.losses, first)
+    return Partial(step, None if step.counts.all() else _farthest(x, step, centroids, geometry, first))
 
 
-def reduce(partials: Iterable[Partial]) -> Partial:
-    """Add up what consecutive chunks contribute. The sums run in the order given, so the order of the rows is the one to give.
+def refuse_infinite(losses: np.ndarray, first: int) -> None:
+    """Name the first row that isn't finite, which shows in its loss; `first` is the number of the first row.
+
+    Raises
+    ------
+    UsageError
+    """
+    bad = ~np.isfinite(kernels.to_host(losses))
+    if bad.any():
+        raise UsageError(
+            f"row {first + int(bad.argmax())} of the features is not finite: it holds NaN, infinity, or values too large for "
+            "float32; leave it out or repair it"
+        )
+
+
+def _farthest(x: np.ndarray, step: Step, centroids: np.ndarray, geometry: Geometry, first: int) -> Farthest:
+    """The K rows farthest from their centroids, in the host's memory."""
+    xp = kernels.array_module(x)
+    loss = kernels.to_host(step.losses).astype(np.float64)
+    if isinstance(geometry, Cosine):
+        # Rows of zeros, whose loss is 1 exactly, can't be anybody's centroid.
+        doubtful = np.flatnonzero(loss == 1)
+        for start in range(0, len(doubtful), ROWS_AT_A_TIME):
+            rows = doubtful[start : start + ROWS_AT_A_TIME]
+            loss[rows[~kernels.to_host(x[xp.asarray(rows)].any(axis=1))]] = -np.inf
+    candidates = np.flatnonzero(loss > -np.inf)
+    wanted = len(centroids)
+    if len(candidates) > wanted:
+        bar = -np.partition(-loss[candidates], wanted - 1)[wanted - 1]
+        candidates = candidates[loss[candidates] >= bar]
+    kept = candidates[np.argsort(-loss[candidates], kind="stable")[:wanted]]
+    found, labels = (kernels.to_host(array[xp.asarray(kept)]) for array in (x, step.labels))
+    rows = kernels.for_array(found).kmeans_rows(found, **geometry.options(found), dtype=centroids.dtype)
+    return Farthest(loss[kept], kept + first, labels, rows)
+
+
+def reduce(partials: Iterable[Partial]) -> Total:
+    """Add up what consecutive rows contribute. Blocks' sums are added one by one in the order given, so the order of the rows is
+    the one to give, and how many blocks come at a time makes no difference.
 
     Examples
     --------
@@ -206,28 +202,29 @@ def reduce(partials: Iterable[Partial]) -> Partial:
     >>> reduce(partial_step(rows, np.eye(2), Cosine()) for rows in chunks).counts
     array([1, 2])
     """
-    labels, total = [], None
-    for part in partials:
-        labels.append(part.labels)
-        if total is None:
-            total = part
-            continue
-        farthest = None
-        if total.farthest is not None and part.farthest is not None:
-            both = Farthest(*(np.concatenate(pair) for pair in zip(total.farthest, part.farthest)))
-            order = np.lexsort((both.row, -both.loss))[: len(total.counts)]
+    labels, sums, counts, inertia, farthest, empty = [], 0.0, 0, 0.0, None, True
+    for (some_labels, _, blocks, some_counts, losses), some_farthest in partials:
+        labels.append(some_labels)
+        counts = counts + some_counts
+        for block in blocks:
+            sums = sums + block if isinstance(sums, float) else np.add(sums, block, out=sums)
+        for loss in losses.tolist():
+            inertia += loss
+        empty = empty and some_farthest is not None
+        if not empty:
+            farthest = None
+        elif farthest is None:
+            farthest = some_farthest
+        else:
+            both = Farthest(*(np.concatenate(pair) for pair in zip(farthest, some_farthest)))
+            order = np.lexsort((both.row, -both.loss))[: len(counts)]
             farthest = Farthest(*(field[order] for field in both))
-        total = Partial(
-            labels[0],
-            total.sums + part.sums,
-            total.counts + part.counts,
-            total.inertia + part.inertia,
-            farthest,
-        )
-    return dataclasses.replace(total, labels=np.concatenate(labels)) if len(labels) > 1 else total
+    if len(labels) != 1:
+        labels = [kernels.array_module(labels[0]).concatenate(labels) if labels else np.empty(0, np.int32)]
+    return Total(labels[0], sums, counts, inertia, farthest)
 
 
-def move(total: Partial, centroids: np.ndarray, geometry: Geometry) -> np.ndarray:
+def move(total: Total, centroids: np.ndarray, geometry: Geometry) -> np.ndarray:
     """New centroids. An empty cluster takes over the row farthest from its own centroid, the next empty one the next; ties to
     the lower row, so that the answer is the same everywhere.
 
@@ -236,14 +233,13 @@ def move(total: Partial, centroids: np.ndarray, geometry: Geometry) -> np.ndarra
 
     Parameters
     ----------
-    total : Partial
-        Of all rows.
-    centroids : (K, E) float
+    total : Total
+    centroids : (K, D) float
     geometry : Cosine or Euclidean
 
     Returns
     -------
-    (K, E) float
+    (K, D) float
     """
     sums, counts = total.sums, total.counts
     if total.farthest is not None:
@@ -265,13 +261,13 @@ class Found(NamedTuple):
     """Where Lloyd's algorithm ended: centroids, the last pass with them, the inertia of every pass, the number of moves."""
 
     centroids: np.ndarray
-    total: Partial
+    total: Total
     history: list[float]
     moves: int
 
 
 def lloyd(
-    step: Callable[[np.ndarray], Partial],
+    step: Callable[[np.ndarray], Total],
     centroids: np.ndarray,
     geometry: Geometry,
     max_iterations: int,
@@ -283,7 +279,7 @@ def lloyd(
     ----------
     step : callable
         One pass over all rows: the reduced :func:`partial_step` for given centroids.
-    centroids : (K, E) float
+    centroids : (K, D) float
         Where to start.
     geometry : Cosine or Euclidean
     max_iterations : int
@@ -302,26 +298,9 @@ def lloyd(
         history.append(total.inertia)
         if before is not None:
             small = before.inertia - total.inertia <= tolerance * before.inertia
-            if small or np.array_equal(total.labels, before.labels):
+            if small or kernels.array_module(total.labels).array_equal(total.labels, before.labels):
                 return Found(centroids, total, history, moves)
         before = total
         centroids = move(total, centroids, geometry)
     total = step(centroids)
     return Found(centroids, total, [*history, total.inertia], max_iterations)
-
-
-def _squares(x: np.ndarray) -> np.ndarray:
-    """Squared lengths of rows, (n,)."""
-    return np.einsum("nd,nd->n", x, x)
-
-
-def _finite_squares(x: np.ndarray, first: int) -> np.ndarray:
-    """Squared lengths of rows; what is not finite shows in them."""
-    squares = _squares(x)
-    bad = ~np.isfinite(squares)
-    if bad.any():
-        raise UsageError(
-            f"row {first + int(bad.argmax())} of the features is not finite: it holds NaN, infinity, or values too large for "
-            "float32; leave it out or repair it"
-        )
-    return squares

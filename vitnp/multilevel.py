@@ -9,6 +9,7 @@ named parameter.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -95,9 +96,9 @@ def image_level(
     Parameters
     ----------
     keys : (N, D) float
-        Unit rows, row by row of the grid.
+        Unit rows, row by row of the grid. Where they live is where all is computed.
     attention : (N,) float
-        CLS attention of the patches, mean over heads.
+        CLS attention of the patches, mean over heads; there or in the host's memory.
     grid : (int, int)
         Rows and columns of patches; N is their product.
     seed : tuple of int
@@ -118,10 +119,11 @@ def image_level(
     >>> hard.reshape(3, 3)[1]
     array([1., 1., 1.], dtype=float32)
     """
-    patches = len(keys)
-    attention = np.minimum(attention, np.percentile(attention, constants.attention_percentile))
-    border = border_patches(grid)
-    soft, hard = np.zeros(patches), np.zeros(patches)
+    patches, xp, device = len(keys), kernels.array_module(keys), kernels.device_of(keys)
+    attention = kernels.to_device(attention, device)
+    attention = xp.minimum(attention, xp.percentile(attention, constants.attention_percentile))
+    border = kernels.to_device(border_patches(grid), device)
+    soft, hard = xp.zeros(patches), xp.zeros(patches)
     # An image with fewer patches than clusters has no use for that many; one patch alone stands out from nothing.
     tried = [clusters for clusters in constants.clusters if clusters < patches]
     with threads.one_blas_thread():
@@ -131,7 +133,7 @@ def image_level(
                 keys, clusters, rng, starts=constants.starts, max_iterations=constants.max_iterations
             )
             foreground = foreground_clusters(found, attention, border, constants.threshold)
-            hard += foreground[found.labels]
+            hard += kernels.to_device(foreground, device)[found.labels]
             soft += _sigmoid(_margin(keys, found.centroids, foreground) / constants.temperature)
     share = 1 / max(len(tried), 1)
     return (soft * share).astype(np.float32), (hard * share).astype(np.float32)
@@ -167,21 +169,23 @@ class FittedLevel:
         -------
         (N,) float32
         """
-        k = kernels.for_device()
-        found = np.zeros(len(keys), np.float32)
-        for centroids, shares in zip(self.centroids, self.shares):
+        k, device = kernels.for_array(keys), kernels.device_of(keys)
+        found = kernels.array_module(keys).zeros(len(keys), np.float32)
+        for level in zip(self.centroids, self.shares):
+            centroids, shares = (kernels.to_device(part, device) for part in level)
             found += k.softmax(keys @ centroids.T / np.float32(self.temperature)) @ shares
         return found / np.float32(len(self.centroids))
 
     def hard(self, keys: np.ndarray) -> np.ndarray:
         """Patches of the one cluster that holds most foreground, at the first K: (N,) float32 of 0 and 1."""
-        labels, _ = kernels.for_device().kmeans_assign(keys, self.centroids[0])
-        return (labels == self.shares[0].argmax()).astype(np.float32)
+        centroids = kernels.to_device(self.centroids[0], kernels.device_of(keys))
+        labels, _ = kernels.for_array(keys).kmeans_assign(keys, centroids)
+        return (labels == int(self.shares[0].argmax())).astype(np.float32)
 
 
 def fit_level(
     keys: Any, hard: np.ndarray, seed: tuple[int, ...], constants: CollectionLevel, *, mapper: Mapper | None = None,
-    thread_count: int | None = None,
+    thread_count: int | None = None, device: str = "cpu",
 ) -> FittedLevel:  # fmt: skip
     """Cluster patches of many images, and measure how much foreground each cluster holds.
 
@@ -200,6 +204,8 @@ def fit_level(
         Who does the passes over the keys, see :meth:`vitnp.kmeans.KMeans.fit`.
     thread_count : int, optional
         Chunks of keys worked on at the same time.
+    device : {"cpu", "cuda"}
+        Where to cluster.
 
     Returns
     -------
@@ -218,7 +224,7 @@ def fit_level(
         clusters = min(clusters, len(hard))
         found = KMeans(
             clusters, n_init=constants.starts, max_iter=constants.max_iterations, tol=constants.tolerance, seed=(*seed, clusters),
-            thread_count=thread_count,
+            thread_count=thread_count, device=device,
         ).fit(keys, mapper=mapper)
         covered = np.bincount(found.labels_, weights=hard, minlength=clusters)
         centroids.append(found.cluster_centers_)
@@ -243,7 +249,7 @@ def agree(levels: Sequence[np.ndarray], consistency: str = "mean") -> np.ndarray
     Parameters
     ----------
     levels : sequence of (N,) float
-        Of the same patches: soft answers for "mean", hard ones for the others.
+        Of the same patches: soft answers for "mean", hard ones for the others. All on one device.
     consistency : {"mean", "majority", "intersection"}
         The mean of soft answers; or 1 where more than half, or all, of the hard answers are 1 (the literal reading of the paper).
 
@@ -256,7 +262,7 @@ def agree(levels: Sequence[np.ndarray], consistency: str = "mean") -> np.ndarray
     >>> agree([np.array([1.0, 1.0, 0.0]), np.array([1.0, 0.0, 0.0]), np.array([1.0, 1.0, 0.0])], "majority")
     array([1., 1., 0.], dtype=float32)
     """
-    mean = np.mean(levels, axis=0, dtype=np.float64)
+    mean = kernels.array_module(levels[0]).stack(levels).mean(axis=0, dtype=np.float64)
     if consistency == "mean":
         return mean.astype(np.float32)
     if consistency not in CONSISTENCY:
@@ -294,9 +300,9 @@ def foreground_clusters(
     occupied = np.flatnonzero(found.counts)
     size = found.counts[occupied]
     # The sums run in float64 whatever the attention's type. A flat zero attention favours nobody.
-    attended = np.bincount(found.labels, weights=attention, minlength=clusters)[occupied] / size
+    attended = _sums(attention, found.labels, clusters)[occupied] / size
     a = attended / max(float(attention.mean(dtype=np.float64)), np.finfo(np.float64).tiny)
-    b = np.bincount(found.labels, weights=border, minlength=clusters)[occupied] / size / border.mean()
+    b = _sums(border, found.labels, clusters)[occupied] / size / float(border.mean())
     score = np.log(a + 1e-3) - np.log(b + 0.1)
     above = score > threshold
     if not above.any():
@@ -330,8 +336,8 @@ def confidence(soft: np.ndarray, keys: np.ndarray) -> float:
     >>> confidence(np.array([1.0, 0.0]), np.eye(2))
     1.0
     """
-    contrast = np.abs(2 * soft.astype(np.float64) - 1).mean()
-    spread = 1 - np.sqrt(np.square(keys.mean(axis=0, dtype=np.float64)).sum())
+    contrast = float(abs(2 * soft.astype(np.float64) - 1).mean())
+    spread = 1 - math.sqrt(float((keys.mean(axis=0, dtype=np.float64) ** 2).sum()))
     return float(contrast * min(1.0, max(0.0, spread) / SPREAD_OF_AN_OBJECT))
 
 
@@ -350,11 +356,24 @@ def border_patches(grid: tuple[int, int]) -> np.ndarray:
 
 def _margin(keys: np.ndarray, centroids: np.ndarray, foreground: np.ndarray) -> np.ndarray:
     """Cosine to the best foreground centroid minus cosine to the best background centroid, (N,) float64."""
-    cosine = (keys @ centroids.T).astype(np.float64)
+    device = kernels.device_of(keys)
+    cosine = (keys @ kernels.to_device(centroids, device).T).astype(np.float64)
     if foreground.all():
         return cosine.max(axis=1)
-    return cosine[:, foreground].max(axis=1) - cosine[:, ~foreground].max(axis=1)
+    # Numbers of columns: a GPU would have to count what is true before it knew the result's shape.
+    chosen, others = (kernels.to_device(np.flatnonzero(part), device) for part in (foreground, ~foreground))
+    return cosine[:, chosen].max(axis=1) - cosine[:, others].max(axis=1)
+
+
+def _sums(values: np.ndarray, labels: np.ndarray, clusters: int) -> np.ndarray:
+    """Each cluster's sum of values, (K,) float64, in the host's memory."""
+    if kernels.device_of(values) == "cpu":
+        return np.bincount(labels, weights=values, minlength=clusters)
+    # A GPU's bincount adds in the order in which threads come by.
+    xp = kernels.array_module(values)
+    own = labels == xp.arange(clusters, dtype=labels.dtype)[:, None]
+    return kernels.to_host(xp.where(own, values, 0).sum(axis=1, dtype=np.float64))
 
 
 def _sigmoid(x: np.ndarray) -> np.ndarray:
-    return 0.5 + 0.5 * np.tanh(0.5 * x)
+    return 0.5 + 0.5 * kernels.array_module(x).tanh(0.5 * x)

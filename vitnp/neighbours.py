@@ -1,18 +1,15 @@
-"""Exact nearest neighbours by cosine, in blocks: the matrix of all pairs never exists."""
+"""Exact nearest neighbours by cosine; the matrix of all pairs never exists."""
 
 from __future__ import annotations
-
-import functools
 
 import numpy as np
 
 from vitnp import kernels, threads
 from vitnp.errors import UsageError
 
-# A block of similarities is 512 x 4,096 float32 = 8 MB a thread: products still run at full speed, the selection that follows
-# reads it from a near cache. The sizes are fixed because a matrix product may round differently in another shape.
-QUERY_ROWS = 512
-OTHER_ROWS = 4096
+# Queries of one call of the kernel, which lays all others out anew. Fixed, because a matrix product may round differently in
+# another shape.
+QUERY_ROWS = 4096
 
 
 def nearest_neighbours(
@@ -54,58 +51,14 @@ def nearest_neighbours(
     available = len(others) - exclude_self
     if not 1 <= count <= available:
         raise UsageError(f"{count} neighbours of each row were asked for, but there are {available} other rows")
-    unit = kernels.for_device().normalise_rows
-    others = unit(np.asarray(others, np.float32))
-    queries = others if exclude_self else unit(np.asarray(queries, np.float32))
-    search = functools.partial(_search, queries, others, count, exclude_self)
-    with threads.one_blas_thread():
-        found = list(threads.in_order(search, range(0, len(queries), QUERY_ROWS), threads.thread_count(thread_count)))
-    if not found:
-        return np.empty((0, count), np.int64), np.empty((0, count), np.float32)
-    return tuple(np.concatenate(part) for part in zip(*found))
+    queries, others = np.asarray(queries, np.float32), np.asarray(others, np.float32)
+    top = kernels.for_device().similarity_top
+    index, cosine = np.empty((len(queries), count), np.int64), np.empty((len(queries), count), np.float32)
 
+    def search(first: int, last: int) -> None:
+        own = first if exclude_self else None
+        cosine[first:last], index[first:last] = top(queries[first:last], others, count, own=own)
 
-def _search(
-    queries: np.ndarray, others: np.ndarray, count: int, exclude_self: bool, first: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Neighbours of one block of queries, which starts at row `first`.
-
-    Only what beats a query's worst neighbour so far is looked at again. Candidates are pooled until there are as many as
-    neighbours: then the sorting costs little beside the products, and the bar still rises often enough to keep the pool small.
-    """
-    block = queries[first : first + QUERY_ROWS]
-    rows = len(block)
-    best = (np.zeros((rows, count), np.int64), np.full((rows, count), -np.inf, np.float32))
-    pool, pooled = [], 0
-    for start in range(0, len(others), OTHER_ROWS):
-        cosine = block @ others[start : start + OTHER_ROWS].T  # (rows, columns)
-        columns = cosine.shape[1]
-        if exclude_self:
-            own = np.arange(max(first, start), min(first + rows, start + columns))
-            cosine[own - first, own - start] = -np.inf
-        if start == 0 and columns > count:
-            # No bar yet: the block's own count-th best is one.
-            hits = cosine >= np.partition(cosine, -count, axis=1)[:, -count, None]
-        else:
-            # Later rows lose a tie, so equal isn't enough.
-            hits = cosine > best[1][:, -1:]
-        hits = np.flatnonzero(hits)
-        pool.append((hits // columns, hits % columns + start, cosine.ravel()[hits]))
-        pooled += len(hits)
-        if pooled >= rows * count:
-            best, pool, pooled = _merge(best, pool), [], 0
-    return _merge(best, pool)
-
-
-def _merge(
-    best: tuple[np.ndarray, np.ndarray], pool: list[tuple[np.ndarray, np.ndarray, np.ndarray]]
-) -> tuple[np.ndarray, np.ndarray]:
-    """The best of the neighbours so far and the candidates (query, row, cosine) of the pool."""
-    rows, count = best[0].shape
-    so_far = (np.repeat(np.arange(rows), count), best[0].ravel(), best[1].ravel())
-    query, row, cosine = (np.concatenate(part) for part in zip(so_far, *pool))
-    order = np.lexsort((row, -cosine, query))
-    members = np.bincount(query, minlength=rows)
-    rank = np.arange(len(order)) - np.repeat(np.cumsum(members) - members, members)
-    kept = order[rank < count]
-    return row[kept].reshape(rows, count), cosine[kept].reshape(rows, count)
+    with threads.one_blas_thread(), threads.at_most(threads.thread_count(thread_count)):
+        threads.split(search, len(queries), QUERY_ROWS)
+    return index, cosine

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from vitnp import kernels
+
 # Pillow holds a photograph at four bytes a pixel; one band of so many pixels takes 64 MiB.
 _BAND_PIXELS = 1 << 24
 # Pillow's filter tables take 32 bytes for each pixel of a side. Longer strips are thinned before they are filtered.
@@ -12,20 +14,23 @@ _LONGEST_SIDE = 1 << 20
 
 def check_photograph(rgb: np.ndarray) -> np.ndarray:
     """The photograph as an array; ValueError unless it is uint8 of shape (H, W, 3) with at least one pixel."""
-    rgb = np.asarray(rgb)
+    rgb = kernels.array_module(rgb).asarray(rgb)
     if rgb.ndim != 3 or rgb.shape[2] != 3 or rgb.dtype != np.uint8 or rgb.size == 0:
         raise ValueError(f"the photograph must be a uint8 array of shape (H, W, 3), not {rgb.dtype} of {rgb.shape}")
     return rgb
 
 
 def check_map(values: np.ndarray, shape: tuple[int, int] | None = None) -> np.ndarray:
-    """The map as an array; ValueError unless it is 2-D, not empty, finite and, if `shape` is given, of that shape."""
-    values = np.asarray(values)
+    """The map as an array; ValueError unless it is 2-D, not empty, finite and, if `shape` is given, of that shape.
+
+    Whether a map on a GPU is finite isn't looked at: one would have to wait for it.
+    """
+    values = kernels.array_module(values).asarray(values)
     if values.ndim != 2 or values.size == 0:
         raise ValueError(f"a map must be 2-D and not empty, but this one has the shape {values.shape}")
     if shape is not None and values.shape != tuple(shape):
         raise ValueError(f"the map's shape {values.shape} differs from the photograph's height and width {shape}")
-    if not np.isfinite(values).all():
+    if kernels.device_of(values) == "cpu" and not np.isfinite(values).all():
         raise ValueError("a map must be finite, but this one holds NaN or infinity")
     return values
 
@@ -66,6 +71,8 @@ def bilinear(
     values = check_map(values).astype(np.float32, copy=False)
     if min(size) < 1:
         raise ValueError(f"the size of a map must be positive, not {size[0]}x{size[1]}")
+    if kernels.device_of(values) == "cuda":
+        return kernels.for_array(values).bilinear(values, size, rows=rows, columns=columns)
     top, bottom, down = _taps(values.shape[0], size[0], rows)
     left, right, across = _taps(values.shape[1], size[1], columns)
     # Down first, while the rows are still as short as the input's.
@@ -116,6 +123,8 @@ def reduce(rgb: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     -------
     uint8 array, shape (h, w, 3)
     """
+    if kernels.device_of(rgb) == "cuda":
+        return kernels.for_array(rgb).resize(rgb, size)
     from PIL import Image
 
     if rgb.shape[:2] == tuple(size):

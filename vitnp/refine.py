@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
+from vitnp import kernels
 from vitnp.bilateral import bilateral_solver
+from vitnp.crf import dense_crf
 from vitnp.errors import UsageError
 from vitnp.guided import fixed_point, guided_filter, guided_upsample
 from vitnp.rasters import bilinear, check_map, check_photograph, reduce, working_size
 
-__all__ = ["METHODS", "bilateral_solver", "bilinear", "guided_filter", "guided_upsample", "refine"]
+__all__ = ["METHODS", "bilateral_solver", "bilinear", "dense_crf", "guided_filter", "guided_upsample", "refine"]
 
-METHODS = ("solver", "guided", "none")
+METHODS = ("solver", "crf", "guided", "none")
 
 # As a share of the long side. The filter has to reach beyond the blur of the scores, a patch or two.
 _GUIDED_RADIUS = 0.08
@@ -28,18 +32,20 @@ def refine(score: np.ndarray, rgb: np.ndarray, *, method: str = "solver", workin
     Parameters
     ----------
     score : array, shape (gh, gw), values in 0..1
-        Foreground score of each patch.
+        Foreground score of each patch. Where it lives decides where all is computed.
     rgb : uint8 array, shape (H, W, 3)
-        The photograph.
-    method : "solver", "guided" or "none"
-        `bilateral_solver`, `guided_filter`, or plain bilinear interpolation up to the full size.
+        The photograph, there or in the host's memory.
+    method : "solver", "crf", "guided" or "none"
+        `bilateral_solver`, `dense_crf` at half the working size, `guided_filter`, or plain bilinear interpolation up to
+        the full size.
     working_side : int
         Longest side, in pixels, at which to refine.
 
     Returns
     -------
     uint16 array, shape (H, W)
-        The soft map in 16-bit fixed point: 65535 stands for 1, and the mask is where it is at least 32768.
+        The soft map in 16-bit fixed point: 65535 stands for 1, and the mask is where it is at least 32768. Lives where the
+        score does.
 
     Raises
     ------
@@ -57,18 +63,31 @@ def refine(score: np.ndarray, rgb: np.ndarray, *, method: str = "solver", workin
         raise UsageError(f"there is no refinement {method!r}; choose one of {', '.join(METHODS)}")
     if working_side < 1:
         raise ValueError(f"the working side must be at least one pixel, not {working_side}")
-    score, rgb = check_map(score), check_photograph(rgb)
+    score = check_map(score)
+    rgb = check_photograph(kernels.to_device(rgb, kernels.device_of(score)))
     full = rgb.shape[:2]
     if method == "none":
-        return fixed_point(full, lambda rows, columns: bilinear(score, full, rows=rows, columns=columns))
+        return _fixed_point(full, lambda rows, columns: bilinear(score, full, rows=rows, columns=columns), score)
 
     size = working_size(*full, working_side)
+    if method == "crf":
+        # A pixel in four says as much about colours and places, and the guided filter finds the way back.
+        size = working_size(*size, max(1, round(max(size) / 2)))
     small = reduce(rgb, size)
     soft = bilinear(score, size)
     if method == "solver":
         soft = bilateral_solver(soft, small)
+    elif method == "crf":
+        soft = dense_crf(soft.clip(0, 1), small)[..., 1]
     else:
         soft = guided_filter(soft, small, radius=max(1, round(_GUIDED_RADIUS * max(size))), eps=_GUIDED_EPS)
     if size == full:
-        return fixed_point(full, lambda rows, columns: soft[rows, columns])
+        return _fixed_point(full, lambda rows, columns: soft[rows, columns], score)
     return guided_upsample(soft.clip(0, 1), small, rgb)
+
+
+def _fixed_point(size: tuple[int, int], window: Callable[[slice, slice], np.ndarray], like: np.ndarray) -> np.ndarray:
+    """A uint16 map, tile by tile in the host's memory; a GPU makes it at once."""
+    if kernels.device_of(like) == "cpu":
+        return fixed_point(size, window)
+    return kernels.for_array(like).fixed_point(window(slice(None), slice(None)))

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
+from vitnp import kernels
+
 
 def greedy_plus_plus(
     count: int,
@@ -30,7 +32,7 @@ def greedy_plus_plus(
         Row numbers to centroids at these rows, (m, E).
     closer : callable
         Given candidates (m, E) and, chunk by chunk, each row's distance to its nearest centroid so far (None at first): chunk by
-        chunk, (n, m), what the distances would be with each candidate added.
+        chunk, (n, m), what the distances would be with each candidate added. Distances live where the rows do.
 
     Returns
     -------
@@ -51,16 +53,16 @@ def greedy_plus_plus(
     while len(chosen) < clusters:
         drawn = pick(_draw(nearest, rng.random(candidates)))
         with_each = list(closer(drawn, nearest))
-        winner = int(sum(distance.sum(axis=0, dtype=np.float64) for distance in with_each).argmin())
+        winner = int(sum(kernels.to_host(distance.sum(axis=0, dtype=np.float64)) for distance in with_each).argmin())
         chosen.append(drawn[winner : winner + 1])
-        nearest = [np.ascontiguousarray(distance[:, winner]) for distance in with_each]
+        nearest = [kernels.array_module(distance).ascontiguousarray(distance[:, winner]) for distance in with_each]
     return np.concatenate(chosen)
 
 
 def _draw(weights: list[np.ndarray], chances: np.ndarray) -> list[int]:
     """Row numbers drawn in proportion to the rows' weights: first the chunk, then the row in it, so that no running sum over
     all rows is kept."""
-    totals = np.array([weight.cumsum(dtype=np.float64)[-1] for weight in weights])
+    totals = np.array([float(weight.cumsum(dtype=np.float64)[-1]) for weight in weights])
     ends = totals.cumsum()
     firsts = np.cumsum([0, *map(len, weights)])
     rows = []
@@ -68,6 +70,7 @@ def _draw(weights: list[np.ndarray], chances: np.ndarray) -> list[int]:
         # Where all rows coincide with a centroid the total is 0 and any row serves.
         chunk = min(int(np.searchsorted(ends, target, side="right")), len(ends) - 1)
         within = weights[chunk].cumsum(dtype=np.float64)
-        row = int(np.searchsorted(within, target - (ends[chunk] - totals[chunk]), side="right"))
+        xp = kernels.array_module(within)
+        row = int(xp.searchsorted(within, xp.asarray(target - (ends[chunk] - totals[chunk])), side="right"))
         rows.append(int(firsts[chunk]) + min(row, len(within) - 1))
     return rows

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 # Options that mean something only where photographs are fitted as a set, and what they are when nobody asks.
 FOR_SETS = {
     "categories": None, "consistency": "mean", "fit_patches": None, "cache": None, "regions": "image", "polygons": False,
+    "batch": None,
 }  # fmt: skip
 
 
@@ -27,9 +28,9 @@ def build_parser() -> argparse.ArgumentParser:
     """The command's options; each group is one question a user may have."""
     made = cli.parser(
         "python -m vitnp.segment",
-        "Find the objects of photographs (files, or folders to walk): writes NAME_mask.png (0/255) and NAME_overlay.png.",
+        "Masks of photographs (files, or folders): NAME_mask.png and NAME_overlay.png",
         usage="python -m vitnp.segment [options] PHOTO [PHOTO ...]",
-        epilog="exit status: 0 done, 3 some failed, 2 wrong usage or nothing done, 130 interrupted",
+        epilog="exit status: 0 done, 3 some failed, 2 nothing done, 130 interrupted",
     )
     made.add_argument("photographs", nargs="+", metavar="PHOTO", help=argparse.SUPPRESS)
     group = made.add_argument_group("output")
@@ -47,7 +48,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     group.add_argument("--polygons", action="store_true", help="polygons in annotations.json, not run lengths")
     group.add_argument("--fit-to", type=Path, metavar="FILE", help="keep what was learnt; --levels all")
-    cli.add_run_options(made)
+    cli.add_batch_option(cli.add_run_options(made))
     return made
 
 

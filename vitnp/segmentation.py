@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import numbers
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vitnp import __version__, cleaning, images, multilevel, outputs, threads
+from vitnp import __version__, cleaning, images, kernels, multilevel, outputs, threads
 from vitnp import refine as refinement
 from vitnp.collection import Collection
 from vitnp.errors import UsageError
@@ -24,6 +25,9 @@ from vitnp.vit import FACETS, ViT
 
 if TYPE_CHECKING:
     from PIL import Image
+
+# What a GPU does, where there is one; the host decodes and writes.
+ON_THE_DEVICE = ("network", "cluster", "refine")
 
 # Half of the 16-bit scale of the soft map: the mask is where it is reached.
 HALF = 32768
@@ -59,6 +63,8 @@ class Segmentation:
         With a collection that has classes: 0 for background, classes from 1.
     levels : tuple of (N,) float32, optional
         With a collection: what image, data set and category each said of the patches before they agreed, row by row.
+    device : str
+        Where everything between pixels and mask was computed: "cpu" or "cuda:0". All arrays are in the host's memory.
     """
 
     image: np.ndarray
@@ -73,6 +79,7 @@ class Segmentation:
     category: int | None = None
     labels: np.ndarray | None = None
     levels: tuple[np.ndarray, ...] | None = None
+    device: str = "cpu"
 
     @functools.cached_property
     def mask(self) -> np.ndarray:
@@ -234,6 +241,7 @@ def parameters_of(
         "version": __version__,
         "model": vit.name,
         "sha256": vit.sha256,
+        "precision": vit.arithmetic,
         "heads": config.heads,
         "pos_embed": config.pos_embed,
         "mean": list(config.mean),
@@ -285,8 +293,8 @@ def segment_image(
         Block to read; negative numbers count from the last.
     stride : int, optional
         Pixels between patches, a divisor of the patch; by default the patch.
-    refine : {"solver", "guided", "none"}
-        Bilateral solver, guided filter, or plain bilinear enlargement.
+    refine : {"solver", "crf", "guided", "none"}
+        Bilateral solver, dense CRF, guided filter, or plain bilinear enlargement.
     seed : int
         Same seed and photograph, same answer, bit for bit.
     max_tokens : int
@@ -327,8 +335,8 @@ def segment_image(
     options = {"size": size, "facet": facet, "layer": layer, "stride": stride, "max_tokens": max_tokens}
     collection, _ = chosen_collection(collection, vit, **options)
     parameters = parameters_of(vit, **options, refine=refine, seed=seed, min_confidence=min_confidence, collection=collection)
-    clock = Stopwatch()
-    with threads.one_blas_thread():
+    clock = Stopwatch(vit.device)
+    with threads.one_blas_thread(), refused_beyond_memory(vit.device):
         rgb = images.read_image(image, max_pixels=max_pixels)
         clock.lap("decode")
         if collection is None:
@@ -372,7 +380,7 @@ def compose(
     rgb : (height, width, 3) uint8
     features : Features or StoredFeatures
     score : (rows, columns) float32
-        Cleaned, 0..1.
+        Cleaned, 0..1; where it lives is where the photograph is refined.
     confidence : float
         Below ``parameters["min_confidence"]`` the mask is empty.
     parameters : mapping
@@ -391,12 +399,14 @@ def compose(
     if confidence < parameters["min_confidence"]:
         soft = np.zeros(rgb.shape[:2], np.uint16)
     else:
-        soft = refinement.refine(score, rgb, method=str(parameters["refine"]))
+        soft = kernels.to_host(refinement.refine(score, rgb, method=str(parameters["refine"])))
     clock.lap("refine")
-    keys = np.asarray(features.keys, np.float32).reshape(*features.grid, -1)
+    device, score = kernels.name_of(kernels.device_of(score)), kernels.to_host(score)
+    keys = np.asarray(kernels.to_host(features.keys), np.float32).reshape(*features.grid, -1)
+    levels = None if levels is None else tuple(map(kernels.to_host, levels))
     return Segmentation(
         rgb, soft, score, keys, confidence, parameters, photograph, clock.seconds, features.capped, category,
-        levels=levels,
+        levels=levels, device=device,
     )
 
 
@@ -453,8 +463,29 @@ def chosen_collection(
     return (wanted if isinstance(wanted, Collection) else Collection.load(wanted)), None
 
 
+@contextlib.contextmanager
+def refused_beyond_memory(device: str) -> Iterator[None]:
+    """A photograph that a GPU's memory doesn't hold is said to be that.
+
+    Raises
+    ------
+    DeviceError
+    """
+    try:
+        yield
+    except MemoryError:
+        if device == "cpu":
+            raise
+        raise kernels.for_device(device).out_of_memory("this photograph") from None
+
+
 class Stopwatch:
     """Seconds between laps, by name.
+
+    Parameters
+    ----------
+    device : {"cpu", "cuda"}
+        A lap ends when that has done what it was told.
 
     Examples
     --------
@@ -464,12 +495,15 @@ class Stopwatch:
     ['decode']
     """
 
-    def __init__(self) -> None:
+    def __init__(self, device: str = "cpu") -> None:
         self.seconds: dict[str, float] = {}
+        self._device = device
         self._last = time.perf_counter()
 
     def lap(self, name: str) -> None:
         """End a stage."""
+        if self._device != "cpu":
+            kernels.for_device(self._device).wait()
         now = time.perf_counter()
         self.seconds[name] = round(now - self._last, 4)
         self._last = now

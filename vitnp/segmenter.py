@@ -27,9 +27,10 @@ from vitnp.features import (
     temporary_store,
 )
 from vitnp.features.shared_store import StoredKeys
+from vitnp.features.stored import unit_rows
 from vitnp.kmeans import Mapper
 from vitnp.masks import MaskSpool
-from vitnp.segmentation import Segmentation, Stopwatch, builtin, compose, parameters_of, segment_image
+from vitnp.segmentation import Segmentation, Stopwatch, builtin, compose, parameters_of, refused_beyond_memory, segment_image
 from vitnp.spectral import spectral_clusters
 from vitnp.vit import ViT
 
@@ -54,7 +55,7 @@ class Segmenter:
     Parameters
     ----------
     vit : ViT, optional
-        By default the built-in checkpoint.
+        By default the built-in checkpoint. On a GPU (:meth:`vitnp.vit.ViT.on`) all between pixels and masks is computed there.
     n_classes : int, optional
         Unsupervised classes to find, 1 to 65,535; by default none. Files of labels hold 255 at most.
     categories : int, optional
@@ -69,6 +70,8 @@ class Segmenter:
         Folder that keeps features for the next run; by default they live in a temporary folder.
     thread_count : int, optional
         Photographs in flight.
+    batch : int, optional
+        Photographs in the network at the same time, see :func:`vitnp.features.extract_to_store`.
     mapper : callable, optional
         Who does the passes of k-means, see :meth:`vitnp.kmeans.KMeans.fit` and :mod:`vitnp.cluster`.
     extractor : callable, optional
@@ -131,6 +134,7 @@ class Segmenter:
         fit_patches: int | str | None = None,
         cache: str | os.PathLike[str] | None = None,
         thread_count: int | None = None,
+        batch: int | None = None,
         mapper: Mapper | None = None,
         extractor: Callable[..., Extraction] = extract_to_store,
         progress: Progress = silent,
@@ -153,7 +157,7 @@ class Segmenter:
         self.n_classes, self.n_categories, self.consistency = n_classes, categories, consistency
         self.rule = regions if isinstance(regions, RegionRule) else RegionRule(regions)
         self.fit_patches = dataset_level.sample if fit_patches is None else fit_patches
-        self.cache, self.thread_count = cache, thread_count
+        self.cache, self.thread_count, self.batch = cache, thread_count, batch
         self.mapper, self.extractor, self.progress, self.notice = mapper, extractor, progress, notice
         soften = (lambda constants: constants) if consistency == "mean" else multilevel.literal
         self.image_level, self.dataset_level, self.category_level = map(soften, (image_level, dataset_level, category_level))
@@ -233,10 +237,11 @@ class Segmenter:
 
         def work(index: int) -> tuple[np.ndarray, np.ndarray, float]:
             entry = entries[index]
-            keys = entry.unit
+            keys = self._unit(entry)
             seed = (self.seed, entry.digest)
             soft, hard = multilevel.image_level(keys, entry.attention, entry.grid, seed, self.image_level)
-            return soft.astype(np.float16), np.rint(hard * HARD_UNITS).astype(np.uint8), multilevel.confidence(soft, keys)
+            confidence, soft, hard = multilevel.confidence(soft, keys), kernels.to_host(soft), kernels.to_host(hard)
+            return soft.astype(np.float16), np.rint(hard * HARD_UNITS).astype(np.uint8), confidence
 
         for index, (soft, hard, confidence) in zip(self._read, self._each(work, self._read, "image level")):
             self._soft[index], self._hard[index], self.confidences[index] = soft, hard, confidence
@@ -259,7 +264,7 @@ class Segmenter:
         def work(item) -> multilevel.FittedLevel:
             indices, constants, limit, seed = item
             keys, hard = self._sample(entries, indices, limit, seed)
-            return multilevel.fit_level(keys, hard, seed, constants, mapper=self.mapper, thread_count=self.thread_count)
+            return multilevel.fit_level(keys, hard, seed, constants, mapper=self.mapper, thread_count=self.thread_count, device=self.vit.device)
 
         # One after the other: each is parallel inside.
         dataset, *categories = self._watched(map(work, sets), len(sets), "levels")
@@ -298,16 +303,17 @@ class Segmenter:
         self._scores: dict[int, np.ndarray] = {}
 
         def work(index: int) -> ImageError | None:
-            clock = Stopwatch()
+            clock = Stopwatch(self.vit.device)
             photograph, entry = self.photographs[index], entries[index]
             try:
-                with _room(photograph):
+                with _room(photograph), refused_beyond_memory(self.vit.device):
                     _refuse_changed(photograph, entry.photograph)
                     rgb = images.read_image(photograph, max_pixels=self.max_pixels)
                     clock.lap("decode")
                     category = int(self.categories[index])
                     own = self._soft.pop(index).astype(np.float32), self._hard.pop(index) / np.float32(HARD_UNITS)
-                    levels = self.collection.levels(entry.unit, own, category)
+                    own = tuple(kernels.to_device(part, self.vit.device) for part in own)
+                    levels = self.collection.levels(self._unit(entry), own, category)
                     score = multilevel.agree(levels, self.consistency)
                     score = cleaning.clean(score.reshape(entry.grid), self.cleaning_rule)
                     clock.lap("cluster")
@@ -466,6 +472,10 @@ class Segmenter:
         made.collection = collection
         return made
 
+    def _unit(self, entry: StoredFeatures) -> np.ndarray:
+        """A photograph's keys with rows of unit length, on the network's device."""
+        return unit_rows(kernels.to_device(entry.keys, self.vit.device))
+
     # --- the machinery ---------------------------------------------------------------------------------------------------
 
     @property
@@ -521,9 +531,10 @@ class Segmenter:
             else:
                 store = FeatureStore(self.cache, identity, notice=self.notice)
                 check_space(self.cache, int(needed * (1 - len(store) / max(len(store), len(self.photographs)))))
+            batch = {} if self.batch is None else {"batch": self.batch}
             with self.progress("features", len(self.photographs)) as advance:
                 extraction = self.extractor(
-                    self.photographs, self.vit, store, threads=self.thread_count, max_pixels=self.max_pixels, progress=advance
+                    self.photographs, self.vit, store, threads=self.thread_count, max_pixels=self.max_pixels, progress=advance, **batch
                 )
             self.failures.update(extraction.failures)
             yield Entries(store, extraction.hashes)

@@ -1,4 +1,4 @@
-"""How vitnp uses threads: images side by side, BLAS on one thread.
+"""How vitnp uses threads: images side by side or, where there is one image, blocks of its rows; BLAS on one thread.
 
 A matrix product on several BLAS threads may round differently from one on a single thread, and a pool of BLAS threads below
 a pool of Python threads is slow on a busy machine. So inside vitnp BLAS has one thread.
@@ -8,13 +8,18 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import itertools
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from vitnp.errors import UsageError
+
+if TYPE_CHECKING:
+    from threadpoolctl import ThreadpoolController
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -27,6 +32,9 @@ _lock = threading.Lock()
 _here = threading.local()
 _callers = 0
 _holder: _Holder | None = None
+_seen: tuple[int, ThreadpoolController] | None = None  # modules imported when the libraries were looked for
+_team = threading.Lock()
+_pool: tuple[int, int, ThreadPoolExecutor] | None = None
 
 
 @contextlib.contextmanager
@@ -39,14 +47,23 @@ def one_blas_thread() -> Iterator[None]:
     if getattr(_here, "inside", False):
         yield
         return
-    from threadpoolctl import threadpool_limits
-
     _here.inside = True
     try:
-        with _held(), threadpool_limits(limits=1, user_api="blas"):
+        with _held(), _libraries().limit(limits=1, user_api="blas"):
             yield
     finally:
         _here.inside = False
+
+
+def _libraries() -> ThreadpoolController:
+    """The thread pools of the libraries in the process. Looking for them takes milliseconds, so it's done again only when further
+    modules have been imported, which may have brought others."""
+    from threadpoolctl import ThreadpoolController
+
+    global _seen
+    if _seen is None or _seen[0] != len(sys.modules):
+        _seen = len(sys.modules), ThreadpoolController()
+    return _seen[1]
 
 
 @contextlib.contextmanager
@@ -78,9 +95,7 @@ class _Holder:
         self._begun.wait()
 
     def _hold(self) -> None:
-        from threadpoolctl import threadpool_limits
-
-        with threadpool_limits(limits=1, user_api="blas"):
+        with _libraries().limit(limits=1, user_api="blas"):
             self._begun.set()
             self._over.wait()
 
@@ -125,12 +140,13 @@ def in_order(work: Callable[[Item], Result], items: Iterable[Item], threads: int
     """Results of `work`, several items at a time, in the order of the items.
 
     Few results wait for their turn, so that memory stays bounded. Whoever leaves early (an exception, Ctrl-C) drops the items
-    that have not begun and waits for those that have.
+    that have not begun and waits for those that have. A single item is worked on in the caller's thread, and may share its
+    work among `threads` of them (:func:`together`); of several items each has one.
 
     Parameters
     ----------
     work : callable
-        Called once an item, in threads of its own unless `threads` is 1.
+        Called once an item, in threads of its own unless there is one item or one thread.
     items : iterable
     threads : int
 
@@ -139,16 +155,135 @@ def in_order(work: Callable[[Item], Result], items: Iterable[Item], threads: int
     >>> list(in_order(abs, [-3, 1, -2], threads=2))
     [3, 1, 2]
     """
-    if threads == 1:
-        yield from map(work, items)
+    items = iter(items)
+    ahead = list(itertools.islice(items, 2))
+    alone, items = len(ahead) < 2, itertools.chain(ahead, items)
+    if alone or threads == 1:
+        for item in items:
+            with at_most(threads):
+                result = work(item)
+            yield result
         return
+
+    def by_itself(item: Item) -> Result:
+        with at_most(1):
+            return work(item)
+
     with contextlib.ExitStack() as stack:
         pool = ThreadPoolExecutor(threads, thread_name_prefix="vitnp")
         stack.callback(pool.shutdown, wait=True, cancel_futures=True)
         waiting = collections.deque()
         for item in items:
-            waiting.append(pool.submit(work, item))
+            waiting.append(pool.submit(by_itself, item))
             if len(waiting) >= 2 * threads:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
+
+
+@contextlib.contextmanager
+def at_most(count: int) -> Iterator[None]:
+    """So many threads for whatever this thread computes meanwhile with :func:`together`."""
+    before = getattr(_here, "count", None)
+    _here.count = count
+    try:
+        yield
+    finally:
+        _here.count = before
+
+
+class Member:
+    """One of the threads that work together.
+
+    Attributes
+    ----------
+    index, members : int
+        Which of how many.
+    """
+
+    def __init__(self, index: int, members: int, barrier: threading.Barrier | None):
+        self.index, self.members, self._barrier = index, members, barrier
+
+    def wait(self) -> None:
+        """Go on when all members have come here."""
+        if self._barrier is not None:
+            self._barrier.wait()
+
+    def share(self, count: int, granule: int = 1) -> tuple[int, int]:
+        """This member's part of range(count), start and stop: a fixed split, in multiples of `granule`."""
+        cuts = -(-count // granule)
+        start, stop = (cuts * (self.index + more) // self.members * granule for more in (0, 1))
+        return min(start, count), min(stop, count)
+
+
+def together(work: Callable[[Member], None], most: int | None = None) -> None:
+    """Run one program in several threads at the same time, each on its own share of the data.
+
+    How many there are: as :func:`at_most` says around it, else as :func:`thread_count`; and only the calling one while others
+    are at it, for shares of shares on the same cores gain nothing. So `work` must give the same answer for any number. It should
+    spend its time without the GIL.
+
+    Parameters
+    ----------
+    work : callable
+        Called once in each thread with its :class:`Member`. An exception in one of them ends all, and is raised here.
+    most : int, optional
+        More have nothing to do.
+
+    Examples
+    --------
+    >>> squares = [0] * 5
+    >>> def work(member):
+    ...     for i in range(*member.share(5)):
+    ...         squares[i] = i * i
+    >>> together(work)
+    >>> squares
+    [0, 1, 4, 9, 16]
+    """
+    count = getattr(_here, "count", None) or thread_count()
+    count = count if most is None else min(count, most)
+    if count <= 1 or not _team.acquire(blocking=False):
+        work(Member(0, 1, None))
+        return
+    try:
+        barrier = threading.Barrier(count)
+        first: list[BaseException] = []
+
+        def run(index: int) -> None:
+            try:
+                with at_most(1):
+                    work(Member(index, count, barrier))
+            except BaseException as error:
+                if not isinstance(error, threading.BrokenBarrierError):
+                    first.append(error)
+                barrier.abort()  # or the others would wait for ever
+
+        others = [_helpers(count - 1).submit(run, index) for index in range(1, count)]
+        run(0)
+        for other in others:
+            other.result()
+        if first:
+            raise first[0]
+    finally:
+        _team.release()
+
+
+def split(work: Callable[[int, int], None], count: int, granule: int = 1) -> None:
+    """``work(start, stop)`` for parts of range(count), each in a thread of its own; see :func:`together`."""
+
+    def part(member: Member) -> None:
+        start, stop = member.share(count, granule)
+        if start < stop:
+            work(start, stop)
+
+    together(part, most=-(-count // granule))
+
+
+def _helpers(count: int) -> ThreadPoolExecutor:
+    """Threads that stay, so that what they hold (memory to work in) is there the next time. Only the team's owner comes here."""
+    global _pool
+    if _pool is None or _pool[0] < count or _pool[1] != os.getpid():
+        if _pool is not None and _pool[1] == os.getpid():
+            _pool[2].shutdown(wait=False)
+        _pool = count, os.getpid(), ThreadPoolExecutor(count, thread_name_prefix="vitnp-team")
+    return _pool[2]

@@ -25,7 +25,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--format", choices=("npz", "safetensors"), default="npz", metavar="KIND", help="npz or safetensors (npz)"
     )
     group.add_argument(
-        "--precision",
+        "--dtype",
         choices=("float16", "float32"),
         default="float16",
         metavar="TYPE",
@@ -48,7 +48,7 @@ def build_parser() -> argparse.ArgumentParser:
     group.add_argument(
         "--max-pixels", type=cli.positive, default=120_000_000, metavar="N", help="refuse larger photographs (120e6)"
     )
-    cli.add_run_options(made)
+    cli.add_batch_option(cli.add_run_options(made))
     return made
 
 
@@ -92,20 +92,21 @@ def main(argv: list[str] | None = None) -> int:
 
 def _outcomes(args: argparse.Namespace, found: list, count: int):
     """Outcomes of all photographs, with a progress bar around them."""
-    from vitnp import outputs
+    from vitnp import kernels, outputs
     from vitnp.features import FeatureStore, Identity
     from vitnp.features.files import write_features
 
     stems = outputs.output_stems(found, args.out)
     vit = cli.load_model(args)
+    args.ran_on = kernels.name_of(vit.device)
     identity = Identity.of(
         vit, size=args.size, facet=args.facet, layer=args.layer, stride=args.stride, max_tokens=args.max_tokens,
-        precision=args.precision, regions=False,
+        precision=args.dtype, regions=False,
     )  # fmt: skip
     store = None if args.cache is None else FeatureStore(args.cache, identity, notice=cli.say)
     outcomes = write_features(
         found, stems, vit, identity, form=args.format, store=store, overwrite=args.overwrite,
-        thread_count=count, max_pixels=args.max_pixels,
+        thread_count=count, batch=args.batch, max_pixels=args.max_pixels,
     )  # fmt: skip
     with contextlib.closing(outcomes):
         yield from cli.progress(outcomes, len(found), quiet=args.quiet)
@@ -148,6 +149,7 @@ def _report(outcome, args: argparse.Namespace) -> None:
         if features is not None:
             height, width = features.size
             line |= {"width": width, "height": height, "rows": features.grid[0], "columns": features.grid[1]}
+            line["device"] = {"decode": "cpu", "network": args.ran_on, "write": "cpu"}
         cli.print_json(line)
     elif not args.quiet:
         told = "done before" if features is None else f"{features.grid[0]} x {features.grid[1]} patches"

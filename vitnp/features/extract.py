@@ -14,7 +14,7 @@ MAX_TOKENS = 4096
 
 @dataclasses.dataclass(frozen=True)
 class Features:
-    """What the clustering needs to know of a photograph.
+    """What the clustering needs to know of a photograph; its arrays are on the network's device.
 
     Attributes
     ----------
@@ -47,12 +47,12 @@ class Features:
     @property
     def unit(self) -> np.ndarray:
         """The facet with rows of unit length, (N, D) float32: what k-means reads."""
-        return kernels.for_device().normalise_rows(self.facet)
+        return kernels.for_array(self.facet).normalise_rows(self.facet)
 
 
 @dataclasses.dataclass(frozen=True)
 class Prepared:
-    """A photograph at the size at which the network sees it.
+    """A photograph at the size at which the network sees it, on the network's device.
 
     Attributes
     ----------
@@ -67,7 +67,7 @@ class Prepared:
     @property
     def digest(self) -> int:
         """As in :class:`Features`."""
-        return int(images.content_hash(self.pixels), 16)
+        return int(images.content_hash(kernels.to_host(self.pixels)), 16)
 
 
 def prepare(
@@ -78,7 +78,7 @@ def prepare(
     scaled, capped = images.network_size(
         *rgb.shape[:2], short_side=short_side, patch=vit.config.patch, stride=stride, max_tokens=max_tokens
     )
-    return Prepared(images.resize(rgb, scaled), capped)
+    return Prepared(images.resize(kernels.to_device(rgb, vit.device), scaled), capped)
 
 
 def extract(

@@ -56,6 +56,7 @@ def write_features(
     store: FeatureStore | None = None,
     overwrite: bool = False,
     thread_count: int | None = None,
+    batch: int | None = None,
     max_pixels: int = images.MAX_PIXELS,
 ) -> Iterator[Outcome]:
     """Write a file of features for each photograph.
@@ -75,7 +76,7 @@ def write_features(
         Asked first, and given what it doesn't have.
     overwrite : bool
         Write every file anew, and replace files that vitnp did not write.
-    thread_count, max_pixels
+    thread_count, batch, max_pixels
         As for :func:`vitnp.features.extract_to_store`.
 
     Yields
@@ -105,7 +106,7 @@ def write_features(
     with contextlib.ExitStack() as stack:
         results = stack.enter_context(
             contextlib.closing(
-                stream(photographs, vit, identity, skip=skip, thread_count=thread_count, max_pixels=max_pixels)
+                stream(photographs, vit, identity, skip=skip, thread_count=thread_count, batch=batch, max_pixels=max_pixels)
             )
         )
         writer = None if store is None else stack.enter_context(ShardWriter(store))

@@ -33,7 +33,9 @@ class Identity:
     stride, size : int
         Pixels between patches, and the short side in pixels.
     precision : {"float16", "float32"}
-        Of what there is one row a patch of.
+        Of what there is one row a patch of, as it's stored.
+    arithmetic : str
+        See :attr:`vitnp.vit.ViT.arithmetic`.
     pos_embed : str
     mean, std : (float, float, float)
     heads : int
@@ -51,6 +53,7 @@ class Identity:
     stride: int
     size: int
     precision: str
+    arithmetic: str
     pos_embed: str
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
@@ -101,6 +104,7 @@ class Identity:
             stride=config.patch if stride is None else stride,
             size=images.short_side_of(size, config.patch),
             precision=precision,
+            arithmetic=vit.arithmetic,
             pos_embed=config.pos_embed,
             mean=tuple(config.mean),
             std=tuple(config.std),

@@ -54,7 +54,7 @@ class StoredFeatures:
     @property
     def unit(self) -> np.ndarray:
         """(N, D) float32: the same with rows of unit length."""
-        return kernels.for_device().normalise_rows(self.keys.astype(np.float32))
+        return unit_rows(self.keys)
 
     @property
     def attention(self) -> np.ndarray:
@@ -87,3 +87,14 @@ class StoredFeatures:
             raise UsageError("the features were stored without what regions need; store them with regions=True")
         # Stored once where the keys are the last block's own.
         return arrays[name] if name in arrays else arrays["keys"]
+
+
+def unit_rows(keys: np.ndarray) -> np.ndarray:
+    """Rows of any length scaled to unit length in float32, where they are.
+
+    Examples
+    --------
+    >>> unit_rows(np.array([[3, 4]], np.float16))
+    array([[0.6, 0.8]], dtype=float32)
+    """
+    return kernels.for_array(keys).normalise_rows(keys.astype(np.float32))

@@ -9,7 +9,7 @@ from functools import partial
 
 import numpy as np
 
-from vitnp import images, threads
+from vitnp import images, kernels, threads
 from vitnp.errors import ImageError, UsageError
 from vitnp.features.extract import Prepared, prepare
 from vitnp.features.identity import Identity
@@ -22,6 +22,15 @@ from vitnp.vit import ViT
 # Patches of a batch at most, as many as one photograph may have; a network of width 768 makes 150 MB of them in a
 # block.
 _BATCH_PATCHES = 4096
+
+# Photographs in a batch at most where nobody says how many; a GPU gains nothing from more.
+_CPU_BATCH, _GPU_BATCH = 8, 32
+
+# What a photograph takes of a GPU while it's in the network, in numbers for each of its tokens and the network's width:
+# tokens, queries, keys and values twice, the MLP's hidden layer, what is computed from these, features in float32.
+_NUMBERS_A_TOKEN = 32
+# Share of the free memory that a batch is planned to take.
+_SHARE_OF_MEMORY = 0.5
 
 # Photographs, in batches, that wait for others of their grid before the fullest batch goes as it is.
 _WAITING_BATCHES = 4
@@ -70,7 +79,7 @@ def extract_to_store(
     store: FeatureStore,
     *,
     threads: int | None = None,
-    batch: int = 8,
+    batch: int | None = None,
     max_pixels: int = images.MAX_PIXELS,
     progress: Callable[[int], object] | None = None,
     shard_bytes: int = SHARD_BYTES,
@@ -88,8 +97,9 @@ def extract_to_store(
         With the identity of this network.
     threads : int, optional
         Photographs decoded, and batches in the network, at the same time; by default one a core.
-    batch : int
-        Most photographs in a batch.
+    batch : int, optional
+        Most photographs in a batch. By default 8 on the CPU, and what fits into half of the free memory on a GPU, where a batch
+        that doesn't fit is halved, and tried again.
     max_pixels : int
         Larger photographs are failures.
     progress : callable, optional
@@ -197,7 +207,7 @@ def stream(
     *,
     skip: Callable[[int, str], bool] = lambda index, photograph: False,
     thread_count: int | None = None,
-    batch: int = 8,
+    batch: int | None = None,
     max_pixels: int = images.MAX_PIXELS,
 ) -> Iterator[Extracted]:
     """Features of photographs, in the order in which they are done.
@@ -223,22 +233,25 @@ def stream(
     UsageError
         When the features don't fit the precision.
     """
-    if batch < 1:
+    if batch is not None and batch < 1:
         raise UsageError(f"the batch is {batch}; choose 1 or more")
     count = threads.thread_count(thread_count)
+    at_once = AtOnce(vit, batch)
+    run = partial(_run, vit=vit, identity=identity, at_once=at_once)
     decode = partial(_decode, vit=vit, identity=identity, skip=skip, max_pixels=max_pixels)
     with (
         threads.one_blas_thread(),
         contextlib.closing(threads.in_order(decode, enumerate(photographs), count)) as decoded,
-        contextlib.closing(_batches(decoded, batch)) as batches,
-        contextlib.closing(threads.in_order(partial(_run, vit=vit, identity=identity), batches, count)) as results,
+        contextlib.closing(_batches(decoded, at_once.most)) as batches,
+        # A GPU does one thing after the other anyhow.
+        contextlib.closing(threads.in_order(run, batches, count if vit.device == "cpu" else 1)) as results,
     ):
         for group in results:
             yield from group
 
 
 def stored_features(rgb: np.ndarray, vit: ViT, identity: Identity) -> StoredFeatures:
-    """The features of one photograph as a store would have them, without one.
+    """The features of one photograph as a store would have them, without one, on the network's device.
 
     Parameters
     ----------
@@ -253,7 +266,8 @@ def stored_features(rgb: np.ndarray, vit: ViT, identity: Identity) -> StoredFeat
         When the features don't fit the precision.
     """
     decoded = _Decoded(0, images.content_hash(rgb), rgb.shape[:2], _prepare(rgb, vit, identity))
-    (extracted,) = _run([decoded], vit=vit, identity=identity)
+    grid = vit.grid(*decoded.prepared.pixels.shape[:2], identity.stride)
+    (extracted,) = _run_batch([decoded], vit, identity, grid, lambda array: array)
     return extracted.features
 
 
@@ -300,24 +314,82 @@ def _batches(decoded: Iterable[_Decoded | Extracted], batch: int) -> Iterator[li
     yield from waiting.values()
 
 
-def _run(group: list[_Decoded] | Extracted, *, vit: ViT, identity: Identity) -> list[Extracted]:
+class AtOnce:
+    """How many photographs go through the network together.
+
+    Parameters
+    ----------
+    vit : ViT
+    wish : int, optional
+        At most so many.
+
+    Attributes
+    ----------
+    most : int
+        Of any size.
+    """
+
+    def __init__(self, vit: ViT, wish: int | None = None) -> None:
+        self._vit, self._wish = vit, wish
+        self.most = wish or (_CPU_BATCH if vit.device == "cpu" else _GPU_BATCH)
+
+    def of(self, patches: int) -> int:
+        """Photographs of so many patches each."""
+        if self._vit.device == "cpu":
+            return max(1, _BATCH_PATCHES // patches)
+        if self._wish is not None:
+            return self.most
+        needed = patches * self._vit.config.width * _NUMBERS_A_TOKEN * self._vit.dtype.itemsize
+        free = kernels.for_device(self._vit.device).free_bytes()
+        return min(max(1, int(_SHARE_OF_MEMORY * free / needed)), self.most)
+
+    def halve(self, tried: int) -> None:
+        """From now on at most half of the number that didn't fit.
+
+        Raises
+        ------
+        DeviceError
+            When that was one.
+        """
+        k = kernels.for_device(self._vit.device)
+        if tried == 1:
+            raise k.out_of_memory("one photograph in this network")
+        self.most = tried // 2
+        k.release()
+
+
+def _run(group: list[_Decoded] | Extracted, *, vit: ViT, identity: Identity, at_once: AtOnce) -> list[Extracted]:
     if isinstance(group, Extracted):
         return [group]
     grid = vit.grid(*group[0].prepared.pixels.shape[:2], identity.stride)
-    at_once = max(1, _BATCH_PATCHES // (grid[0] * grid[1]))
-    return [
-        done
-        for start in range(0, len(group), at_once)
-        for done in _run_batch(group[start : start + at_once], vit, identity, grid)
-    ]
+    done: list[Extracted] = []
+    while len(done) < len(group):
+        batch = group[len(done) : len(done) + at_once.of(grid[0] * grid[1])]
+        try:
+            done += _run_batch(batch, vit, identity, grid)
+        except MemoryError:
+            if vit.device == "cpu":
+                raise
+            at_once.halve(len(batch))
+    return done
 
 
-def _run_batch(group: list[_Decoded], vit: ViT, identity: Identity, grid: tuple[int, int]) -> Iterator[Extracted]:
+def _run_batch(
+    group: list[_Decoded],
+    vit: ViT,
+    identity: Identity,
+    grid: tuple[int, int],
+    place_for: Callable[[np.ndarray], np.ndarray] = kernels.to_host,
+) -> list[Extracted]:
+    """Features of photographs of one grid, in one pass; `place_for` brings arrays to where they are kept."""
     config = vit.config
-    batch = np.stack([images.normalise(item.prepared.pixels, config.mean, config.std) for item in group])
-    found = _forward(batch, vit, identity)
+    pixels = [images.normalise(item.prepared.pixels, config.mean, config.std) for item in group]
+    batch = kernels.array_module(pixels[0]).stack(pixels)
+    found = {name: place_for(array) for name, array in _forward(batch, vit, identity).items()}
+    _refuse_overflow(found, identity)
+    extracted = []
     for place, item in enumerate(group):
-        arrays = {name: np.ascontiguousarray(array[place]) for name, array in found.items()}
+        arrays = {name: kernels.array_module(array).ascontiguousarray(array[place]) for name, array in found.items()}
         features = StoredFeatures(
             photograph=item.photograph,
             grid=grid,
@@ -327,7 +399,8 @@ def _run_batch(group: list[_Decoded], vit: ViT, identity: Identity, grid: tuple[
             capped=item.prepared.capped,
             arrays=arrays.copy,
         )
-        yield Extracted(item.index, item.photograph, features)
+        extracted.append(Extracted(item.index, item.photograph, features))
+    return extracted
 
 
 def _forward(batch: np.ndarray, vit: ViT, identity: Identity) -> dict[str, np.ndarray]:
@@ -354,14 +427,17 @@ def _forward(batch: np.ndarray, vit: ViT, identity: Identity) -> dict[str, np.nd
 
 def _stored(rows: np.ndarray, identity: Identity) -> np.ndarray:
     with np.errstate(over="ignore"):
-        stored = rows.astype(identity.precision)
-    if not np.isfinite(stored).all():
+        return rows.astype(identity.precision)
+
+
+def _refuse_overflow(arrays: dict[str, np.ndarray], identity: Identity) -> None:
+    stored = [arrays[name] for name in ("keys", "value", "last_key") if name in arrays]
+    if not all(kernels.array_module(rows).isfinite(rows).all() for rows in stored):
         raise UsageError(
             f"the network gives features that {identity.precision} can't hold; "
             + (
-                "another facet or layer may fit, and python -m vitnp.features has --precision float32"
+                "another facet or layer may fit, and python -m vitnp.features has --dtype float32"
                 if identity.precision == "float16"
                 else "the checkpoint is damaged"
             )
         )
-    return stored

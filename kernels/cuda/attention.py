@@ -1,0 +1,121 @@
+"""Attention on the GPU: the kernels of ``attention.cu`` under the names of :mod:`vitnp.kernels.reference`."""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from vitnp.kernels import reference
+from vitnp.kernels.cuda.loader import kernel
+
+if TYPE_CHECKING:
+    import cupy
+
+# The one head size that attention.cu is fast for, and the queries of a block there.
+_SIZE = 64
+_QUERIES = {"half": 128, "float": 64}
+
+
+@functools.wraps(reference.attention)
+def attention(query: cupy.ndarray, key: cupy.ndarray, value: cupy.ndarray, heads: int) -> cupy.ndarray:
+    import cupy
+
+    images, rows, width = query.shape
+    size = width // heads
+    kind, options = _kind(query.dtype)
+    if size != _SIZE and options:  # bfloat16 with another head size: rare enough for a detour
+        wide = attention(*(x.astype(np.float32) for x in (query, key, value)), heads)
+        return wide.astype(query.dtype)
+    arrays = [_readable(x) for x in (query, key, value)]
+    out = cupy.empty((images, rows, width), query.dtype)
+    sizes = [np.int32(rows), np.int32(key.shape[1])]
+    steps = [np.int64(x.strides[axis] // x.itemsize) for x in arrays for axis in (1, 0)]
+    scale = np.float32(math.log2(math.e) / math.sqrt(size))
+    if size == _SIZE:
+        grid = (-(-rows // _QUERIES[kind]), heads, images)
+        kernel("attention", f"attention_{kind}", *options)(grid, (128,), (*arrays, out, *sizes, *steps, scale))
+    else:
+        shared = 4 * 4 * (2 * size + 32)
+        arguments = (*arrays, out, np.int32(size), *sizes, *steps, scale)
+        launch = kernel("attention", f"attention_any_{kind}", shared=shared)
+        launch((-(-rows // 4), heads, images), (128,), arguments, shared_mem=shared)
+    return out
+
+
+@functools.wraps(reference.attention_row)
+def attention_row(query: cupy.ndarray, key: cupy.ndarray, heads: int) -> cupy.ndarray:
+    import cupy
+
+    images, tokens, width = key.shape
+    size = width // heads
+    # In float32 whatever comes in: scores of ten, rounded to half precision, would be off by half a percent.
+    query = query.astype(np.float32).reshape(images, heads, 1, size) * np.float32(size**-0.5)
+    key = key.astype(np.float32).reshape(images, tokens, heads, size).transpose(0, 2, 3, 1)  # (B, H, D/H, N)
+    scores = cupy.matmul(query, key)[:, :, 0]
+    weights = cupy.exp(scores - scores.max(axis=-1, keepdims=True))
+    return weights / weights.sum(axis=-1, keepdims=True)
+
+
+class KeyValues:
+    """Keys and values of some images on the GPU; see :class:`vitnp.kernels.reference.KeyValues`.
+
+    Parameters
+    ----------
+    images, tokens, width, heads : int
+    dtype : NumPy type
+        Of what is put in and asked; the arrays have the type that suits `precision`.
+    slot : int
+        Of no concern here: the pool of CuPy hands memory out again.
+    precision : {"fp32", "tf32", "fp16"}
+    """
+
+    def __init__(
+        self,
+        images: int,
+        tokens: int,
+        width: int,
+        heads: int,
+        dtype: type = np.float32,
+        *,
+        slot: int = 0,
+        precision: str = "fp32",
+    ):
+        import cupy
+
+        self.heads = heads
+        held = np.float16 if precision == "fp16" else dtype
+        self.key, self.value = (cupy.empty((images, tokens, width), held) for _ in range(2))
+
+    def put(self, images: slice, start: int, key: cupy.ndarray, value: cupy.ndarray) -> None:
+        """Keys and values (b, n, D) of the tokens from `start` on of these images."""
+        rows = slice(start, start + key.shape[1])
+        self.key[images, rows], self.value[images, rows] = key, value
+
+    def attend(self, query: cupy.ndarray, images: slice, out: cupy.ndarray | None = None) -> cupy.ndarray:
+        """What queries (b, M, D) gather from all values of their images, (b, M, D); `out` is of no concern here."""
+        found = attention(query.astype(self.key.dtype, copy=False), self.key[images], self.value[images], self.heads)
+        return found.astype(query.dtype, copy=False)
+
+
+def _kind(dtype: np.dtype) -> tuple[str, tuple[str, ...]]:
+    """Which kernel takes numbers of this type, and what it's compiled with."""
+    if dtype == np.float32:
+        return "float", ()
+    if dtype == np.float16:
+        return "half", ()
+    if dtype.name == "bfloat16":
+        return "half", ("-DBFLOAT16",)
+    raise TypeError(f"attention takes float32, float16 or bfloat16 arrays, not {dtype}")
+
+
+def _readable(x: cupy.ndarray) -> cupy.ndarray:
+    """The array itself if its rows can be read 16 bytes at a time where they are, else a copy."""
+    import cupy
+
+    steps = x.strides[:2]
+    if x.strides[2] == x.itemsize and all(step % 16 == 0 and step >= 0 for step in steps) and x.data.ptr % 16 == 0:
+        return x
+    return cupy.ascontiguousarray(x)

@@ -1,0 +1,335 @@
+// Everything between a photograph's pixels and the network, and between the network's scores and the map of the
+// photograph's size.
+//
+//   resample                          Pillow's antialiased resize, one axis a launch
+//   normalise_float, normalise_half   8-bit colour to what the network takes, channels first
+//   bilinear, to_fixed_point          scores enlarged; a map in 16 bits
+//   colour_keys                       bins of position, luma and chroma: the solver's grid
+//   moments_across, fit, average_across, average_down   the colour guided filter's coefficients
+//   apply_map, apply_enlarged         the filter itself, and its use to enlarge
+//   start_labels, join_labels, measure_labels, summarise_labels, cap_small   components and their cleaning
+//
+// Layout: one thread an output, consecutive threads on consecutive memory; photographs are (H, W, 3) bytes, of fewer
+// than 2^31 pixels. These kernels are bound by memory or by launch. Tables that depend on sizes alone (filter weights,
+// bilinear neighbours) come from the host, which makes them in float64, so that results agree with the CPU's: resample,
+// normalise, bilinear, to_fixed_point, colour_keys and the labels to the last bit, the guided filter to rounding. Hence
+// the __fmul_rn and __fadd_rn: they keep the compiler from fusing what NumPy rounds twice.
+//
+// What each version gained: there is one version, and it hasn't been timed on a GPU. Estimate for an H200: a photograph
+// of 12 megapixels is read once by the first pass of resample (36 MB, 0.01 ms at the rate of a copy; the many taps of
+// each output come from the first-level cache), and its map written once.
+
+// ---- Resize --------------------------------------------------------------------------------------
+
+// One axis of Pillow's resize of 8-bit images: source (outer, length, inner) to out (outer, size, inner). Weights are
+// fixed point with 22 bits behind the point, a row of `taps` for each output; first[i] is where row i begins. Rows of
+// pixels across: outer = height, inner = 3. Down: outer = 1, inner = 3 * width. blockIdx.y goes through `outer`.
+extern "C" __global__ void __launch_bounds__(256, 4)
+resample(const unsigned char* __restrict__ source, const int* __restrict__ first, const int* __restrict__ weights,
+         int taps, int outer, int length, int size, int inner, unsigned char* __restrict__ out) {
+    const int at = blockIdx.x * blockDim.x + threadIdx.x;
+    if (at >= size * inner) return;
+    const int within = at % inner, place = at / inner, begin = first[place], count = min(taps, length - begin);
+    weights += (long long)place * taps;
+    for (int o = blockIdx.y; o < outer; o += gridDim.y) {
+        const unsigned char* from = source + ((long long)o * length + begin) * inner + within;
+        int sum = 1 << 21;
+        for (int k = 0; k < count; k++) sum += from[(long long)k * inner] * weights[k];
+        out[(long long)o * size * inner + at] = (unsigned char)min(max(sum >> 22, 0), 255);
+    }
+}
+
+// ---- Normalise -----------------------------------------------------------------------------------
+
+// (x / 255 - mean) / std for each channel; (pixels, 3) bytes to (3, pixels).
+template <class Number>
+__device__ __forceinline__ void
+to_network(const unsigned char* rgb, long long pixels, const float* mean, const float* std, Number* out) {
+    long long i = (long long)blockIdx.x * blockDim.x + threadIdx.x;
+    if (i >= pixels) return;
+#pragma unroll
+    for (int c = 0; c < 3; c++) out[c * pixels + i] = (Number)((rgb[3 * i + c] / 255.0f - mean[c]) / std[c]);
+}
+
+extern "C" __global__ void __launch_bounds__(256, 4)
+normalise_float(const unsigned char* __restrict__ rgb, long long pixels, float mean_r, float mean_g, float mean_b,
+                float std_r, float std_g, float std_b, float* __restrict__ out) {
+    const float mean[3] = {mean_r, mean_g, mean_b}, std[3] = {std_r, std_g, std_b};
+    to_network(rgb, pixels, mean, std, out);
+}
+
+#include <cuda_fp16.h>
+
+extern "C" __global__ void __launch_bounds__(256, 4)
+normalise_half(const unsigned char* __restrict__ rgb, long long pixels, float mean_r, float mean_g, float mean_b,
+               float std_r, float std_g, float std_b, __half* __restrict__ out) {
+    const float mean[3] = {mean_r, mean_g, mean_b}, std[3] = {std_r, std_g, std_b};
+    to_network(rgb, pixels, mean, std, out);
+}
+
+// ---- Bilinear ------------------------------------------------------------------------------------
+
+// start + weight (stop - start), rounded thrice, as on the CPU.
+__device__ __forceinline__ float between(float start, float stop, float weight) {
+    return __fadd_rn(__fmul_rn(stop - start, weight), start);
+}
+
+__device__ __forceinline__ float clip(float x) { return fminf(fmaxf(x, 0.0f), 1.0f); }
+
+__device__ __forceinline__ unsigned short sixteen_bits(float x) {
+    return (unsigned short)rintf(__fmul_rn(clip(x), 65535.0f));
+}
+
+// values (h, w) to out (height, width). Output row i lies between rows low and low + 1 of the input, `down[i]` of the
+// way; across likewise.
+extern "C" __global__ void __launch_bounds__(256, 4)
+bilinear(const float* __restrict__ values, int h, int w, const int* __restrict__ top,
+                                   const float* __restrict__ down, const int* __restrict__ left,
+                                   const float* __restrict__ across, int height, int width, float* __restrict__ out) {
+    const int at = blockIdx.x * blockDim.x + threadIdx.x;
+    if (at >= height * width) return;
+    int row = at / width, column = at % width;
+    const float* upper = values + (long long)top[row] * w;
+    const float* lower = values + (long long)min(top[row] + 1, h - 1) * w;
+    int l = left[column], r = min(l + 1, w - 1);
+    out[at] = between(between(upper[l], lower[l], down[row]), between(upper[r], lower[r], down[row]), across[column]);
+}
+
+extern "C" __global__ void __launch_bounds__(256, 4)
+to_fixed_point(const float* __restrict__ values, long long count, unsigned short* __restrict__ out) {
+    long long i = (long long)blockIdx.x * blockDim.x + threadIdx.x;
+    if (i < count) out[i] = sixteen_bits(values[i]);
+}
+
+// ---- The solver's grid ---------------------------------------------------------------------------
+
+__device__ __forceinline__ int colour_bin(const unsigned char* rgb, float red, float green, float blue) {
+    return (int)rintf(__fadd_rn(__fadd_rn(__fmul_rn(rgb[0], red), __fmul_rn(rgb[1], green)), __fmul_rn(rgb[2], blue)));
+}
+
+// Bins of row, column, luma, blue and red difference as one number in mixed radix, and below it the pixel's own number.
+// Positions count from the picture's centre. `weights` (3, 3) are the colour weights over the sides of the bins;
+// `lowest` and `extents` are those of all pictures of this size.
+extern "C" __global__ void __launch_bounds__(256, 4)
+colour_keys(const unsigned char* __restrict__ rgb, int height, int width, double sigma,
+                                      const float* __restrict__ weights, const long long* __restrict__ lowest,
+                                      const long long* __restrict__ extents, long long* __restrict__ keys) {
+    int i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (i >= height * width) return;
+    const unsigned char* pixel = rgb + 3LL * i;
+    long long key = (long long)rint((i / width - 0.5 * (height - 1)) / sigma) - lowest[0];
+    key = key * extents[1] + (long long)rint((i % width - 0.5 * (width - 1)) / sigma) - lowest[1];
+#pragma unroll
+    for (int c = 0; c < 3; c++)
+        key = key * extents[2 + c] + colour_bin(pixel, weights[3 * c], weights[3 * c + 1], weights[3 * c + 2]) -
+              lowest[2 + c];
+    keys[i] = key * height * width + i;
+}
+
+// ---- The guided filter (He, Sun and Tang 2013) ---------------------------------------------------
+//
+// Windows are clipped to the picture. Their sums go across, then down, each by plain addition: a radius is a few
+// pixels, and nothing depends on how far a running sum has come. Sums of colours and their products are of whole
+// numbers, and exact in float64.
+
+#define MOMENTS 13  // r g b, rr gr gg br bg bb, t, r t, g t, b t
+
+extern "C" __global__ void __launch_bounds__(256, 2)
+moments_across(const unsigned char* __restrict__ rgb, const float* __restrict__ target,
+                                         int height, int width, int radius, double* __restrict__ out) {
+    const int at = blockIdx.x * blockDim.x + threadIdx.x;
+    const long long pixels = (long long)height * width;
+    if (at >= pixels) return;
+    int column = at % width, from = max(column - radius, 0), to = min(column + radius + 1, width);
+    double sum[MOMENTS] = {};
+    for (long long i = at - column + from; i < at - column + to; i++) {
+        double r = rgb[3 * i], g = rgb[3 * i + 1], b = rgb[3 * i + 2], t = target[i];
+        sum[0] += r;
+        sum[1] += g;
+        sum[2] += b;
+        sum[3] += r * r;
+        sum[4] += g * r;
+        sum[5] += g * g;
+        sum[6] += b * r;
+        sum[7] += b * g;
+        sum[8] += b * b;
+        sum[9] += t;
+        sum[10] += r * t;
+        sum[11] += g * t;
+        sum[12] += b * t;
+    }
+#pragma unroll
+    for (int k = 0; k < MOMENTS; k++) out[k * pixels + at] = sum[k];
+}
+
+// The sum down a window of `values` at pixel `at`.
+__device__ __forceinline__ double sum_down(const double* values, int at, int width, int row, int from, int to) {
+    double total = 0.0;
+    for (int i = from; i < to; i++) total += values[at + (long long)(i - row) * width];
+    return total;
+}
+
+__device__ __forceinline__ int side(int centre, int radius, int length) {
+    return min(centre + radius + 1, length) - max(centre - radius, 0);
+}
+
+// The linear function of colour, on the scale 0..1, that fits the target within each window: out (4, pixels), a for
+// red, green and blue, then b. (Sigma + eps U) a = covariance is solved as L D L^T, which stays accurate where a window
+// holds one hue only.
+extern "C" __global__ void __launch_bounds__(256, 2)
+fit(const double* __restrict__ moments, int height, int width, int radius, double eps, double* __restrict__ out) {
+    const int at = blockIdx.x * blockDim.x + threadIdx.x;
+    const long long pixels = (long long)height * width;
+    if (at >= pixels) return;
+    int row = at / width, from = max(row - radius, 0), to = min(row + radius + 1, height);
+    const double area = (double)(to - from) * side(at % width, radius, width);
+    double mean[MOMENTS];
+#pragma unroll
+    for (int k = 0; k < MOMENTS; k++) mean[k] = sum_down(moments + k * pixels, at, width, row, from, to) / area;
+    const double r = mean[0] / 255, g = mean[1] / 255, b = mean[2] / 255, t = mean[9], square = 255.0 * 255.0;
+    const double s00 = mean[3] / square - r * r + eps, s10 = mean[4] / square - g * r,
+                 s11 = mean[5] / square - g * g + eps;
+    const double s20 = mean[6] / square - b * r, s21 = mean[7] / square - b * g, s22 = mean[8] / square - b * b + eps;
+    const double c0 = mean[10] / 255 - t * r, c1 = mean[11] / 255 - t * g, c2 = mean[12] / 255 - t * b;
+    const double l10 = s10 / s00, l20 = s20 / s00, d1 = s11 - l10 * s10, d1_l21 = s21 - l20 * s10, l21 = d1_l21 / d1;
+    const double y1 = c1 - l10 * c0, y2 = c2 - l20 * c0 - l21 * y1;
+    const double a2 = y2 / (s22 - l20 * s20 - l21 * d1_l21), a1 = y1 / d1 - l21 * a2,
+                 a0 = c0 / s00 - l10 * a1 - l20 * a2;
+    out[at] = a0;
+    out[pixels + at] = a1;
+    out[2 * pixels + at] = a2;
+    out[3 * pixels + at] = t - (a0 * r + a1 * g + a2 * b);
+}
+
+// Sums across the windows of plane blockIdx.y.
+extern "C" __global__ void __launch_bounds__(256, 2)
+average_across(const double* __restrict__ planes, int height, int width, int radius, double* __restrict__ out) {
+    const int at = blockIdx.x * blockDim.x + threadIdx.x;
+    const long long pixels = (long long)height * width, base = blockIdx.y * pixels;
+    if (at >= pixels) return;
+    int column = at % width, to = min(column + radius, width - 1);
+    double total = 0.0;
+    for (int i = max(column - radius, 0); i <= to; i++) total += planes[base + at - column + i];
+    out[base + at] = total;
+}
+
+// Then down, over the area: the mean. The three planes of a come out for 8-bit colour.
+extern "C" __global__ void __launch_bounds__(256, 2)
+average_down(const double* __restrict__ planes, int height, int width, int radius, double* __restrict__ out) {
+    const int at = blockIdx.x * blockDim.x + threadIdx.x;
+    const long long pixels = (long long)height * width, base = blockIdx.y * pixels;
+    if (at >= pixels) return;
+    int row = at / width, from = max(row - radius, 0), to = min(row + radius + 1, height);
+    double area = (double)(to - from) * side(at % width, radius, width);
+    out[base + at] = sum_down(planes + base, at, width, row, from, to) / area / (blockIdx.y < 3 ? 255.0 : 1.0);
+}
+
+// a . rgb + b where the coefficients were fitted.
+extern "C" __global__ void __launch_bounds__(256, 4)
+apply_map(const double* __restrict__ planes, const unsigned char* __restrict__ rgb,
+                                    long long pixels, float* __restrict__ out) {
+    long long i = (long long)blockIdx.x * blockDim.x + threadIdx.x;
+    if (i >= pixels) return;
+    double value = planes[3 * pixels + i];
+#pragma unroll
+    for (int c = 0; c < 3; c++) value += planes[c * pixels + i] * rgb[3 * i + c];
+    out[i] = (float)value;
+}
+
+// The coefficients (4, h, w) enlarged bilinearly, applied to the colours of the full photograph, in 16-bit fixed point.
+extern "C" __global__ void __launch_bounds__(256, 4)
+apply_enlarged(const double* __restrict__ planes, int h, int w, const int* __restrict__ top,
+               const float* __restrict__ down, const int* __restrict__ left, const float* __restrict__ across,
+               const unsigned char* __restrict__ rgb, int height, int width, unsigned short* __restrict__ out) {
+    const int at = blockIdx.x * blockDim.x + threadIdx.x;
+    if (at >= height * width) return;
+    int row = at / width, column = at % width, l = left[column], r = min(l + 1, w - 1);
+    long long upper = (long long)top[row] * w, lower = (long long)min(top[row] + 1, h - 1) * w;
+    float enlarged[4];
+#pragma unroll
+    for (int c = 0; c < 4; c++) {
+        const double* plane = planes + (long long)c * h * w;
+        float before = between((float)plane[upper + l], (float)plane[lower + l], down[row]);
+        float after = between((float)plane[upper + r], (float)plane[lower + r], down[row]);
+        enlarged[c] = between(before, after, across[column]);
+    }
+    float value = enlarged[3];
+#pragma unroll
+    for (int c = 0; c < 3; c++) value = __fadd_rn(value, __fmul_rn(enlarged[c], rgb[3LL * at + c]));
+    out[at] = sixteen_bits(value);
+}
+
+// ---- Components ----------------------------------------------------------------------------------
+//
+// Union-find over pixels whose score exceeds a half (Playne and Hawick 2018): a pixel points at another of its
+// component with a lower number, or at itself. Joining two trees points the higher root at the lower by atomicMin, and
+// starts over from what it displaced. In the end each component points at its first pixel, whatever the order of
+// events. Background is -1.
+
+extern "C" __global__ void __launch_bounds__(256, 4)
+start_labels(const float* __restrict__ score, int pixels, int* __restrict__ label, int* __restrict__ size) {
+    int i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (i >= pixels) return;
+    label[i] = score[i] > 0.5f ? i : -1;
+    size[i] = 0;
+}
+
+// Others may write a label at any time, so that reading one is an atomic too.
+__device__ __forceinline__ int root(int* label, int i) {
+    for (int next; (next = atomicAdd(&label[i], 0)) != i;) i = next;
+    return i;
+}
+
+__device__ __forceinline__ void join(int* label, int a, int b) {
+    while (true) {
+        a = root(label, a);
+        b = root(label, b);
+        if (a == b) return;
+        int high = max(a, b), low = min(a, b), old = atomicMin(&label[high], low);
+        if (old == high) return;
+        a = old;  // somebody else had joined the higher root already: its new parent is of our component too
+        b = low;
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(256, 4)
+join_labels(const float* __restrict__ score, int height, int width, int* __restrict__ label) {
+    int i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (i >= height * width || !(score[i] > 0.5f)) return;
+    int row = i / width, column = i % width;
+    if (column > 0 && score[i - 1] > 0.5f) join(label, i, i - 1);
+    if (row == 0) return;
+#pragma unroll
+    for (int step = -1; step <= 1; step++)
+        if (column + step >= 0 && column + step < width && score[i - width + step] > 0.5f)
+            join(label, i, i - width + step);
+}
+
+// Each pixel's first pixel of its component; the component's size there.
+extern "C" __global__ void __launch_bounds__(256, 4)
+measure_labels(int pixels, int* __restrict__ label, int* __restrict__ size) {
+    int i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (i >= pixels || atomicAdd(&label[i], 0) < 0) return;
+    int first = root(label, i);
+    atomicMin(&label[i], first);
+    atomicAdd(&size[first], 1);
+}
+
+// How many components there are, and the size of the largest; summary starts as two zeros.
+extern "C" __global__ void __launch_bounds__(256, 4)
+summarise_labels(const int* __restrict__ size, int pixels, int* __restrict__ summary) {
+    int i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (i >= pixels || size[i] == 0) return;
+    atomicAdd(&summary[0], 1);
+    atomicMax(&summary[1], size[i]);
+}
+
+// Pixels of components smaller than both shares allow keep at most `cap`, unless there is only one component.
+extern "C" __global__ void __launch_bounds__(256, 4)
+cap_small(const float* __restrict__ score, int pixels, const int* __restrict__ label, const int* __restrict__ size,
+          const int* __restrict__ summary, double relative, double absolute, float cap, float* __restrict__ out) {
+    int i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (i >= pixels) return;
+    bool small = summary[0] > 1 && label[i] >= 0 && size[label[i]] < fmax(relative * summary[1], absolute * pixels);
+    out[i] = small ? fminf(score[i], cap) : score[i];
+}

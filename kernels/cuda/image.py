@@ -1,0 +1,327 @@
+"""Pictures and maps on the GPU: the kernels of ``image.cu`` under the names that the CPU's functions have.
+
+Photographs and maps come from code that has checked them; only what costs no wait for the device is checked again.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from vitnp.kernels.cuda.loader import kernel
+
+if TYPE_CHECKING:
+    import cupy
+
+    from vitnp.cleaning import Cleaning
+
+_THREADS = 256
+# The most blocks that a grid has across its second axis.
+_MOST_PLANES = 65_535
+# As vitnp.rasters has it: longer strips are thinned before they are filtered.
+_LONGEST_SIDE = 1 << 20
+_FIXED_POINT = 1 << 22
+_MOMENTS = 13
+
+
+def resize(rgb: cupy.ndarray, size: tuple[int, int]) -> cupy.ndarray:
+    """Scale a photograph with Pillow's antialiased bicubic filter, to the same bytes; see :func:`vitnp.rasters.reduce`.
+
+    Parameters
+    ----------
+    rgb : uint8 array, shape (H, W, 3)
+    size : (int, int)
+        Height and width ``(h, w)`` of the result.
+
+    Returns
+    -------
+    uint8 array, shape (h, w, 3)
+    """
+    import cupy
+
+    rgb = _photograph(rgb)
+    if rgb.shape[:2] == tuple(size):
+        return rgb
+    thin_rows, thin_columns = (-(-side // _LONGEST_SIDE) for side in rgb.shape[:2])
+    rgb = cupy.ascontiguousarray(rgb[::thin_rows, ::thin_columns])
+    height, width = rgb.shape[:2]
+    # Across first, then down, rounded to eight bits in between, as Pillow does it.
+    if size[1] != width:
+        rgb = _resample(rgb, width, size[1], height, 3).reshape(height, size[1], 3)
+    if size[0] != height:
+        rgb = _resample(rgb, height, size[0], 1, 3 * size[1]).reshape(size[0], size[1], 3)
+    return rgb
+
+
+def normalise(
+    rgb: cupy.ndarray, mean: tuple[float, float, float], std: tuple[float, float, float], dtype: type = np.float32
+) -> cupy.ndarray:
+    """Scale a picture to 0..1, subtract the mean, divide by the standard deviation, channels first.
+
+    Parameters
+    ----------
+    rgb : uint8 array, shape (h, w, 3)
+    mean, std : three floats
+        On the scale 0..1.
+    dtype : float32 or float16
+        Of the result; computed in float32.
+
+    Returns
+    -------
+    array, shape (3, h, w)
+    """
+    import cupy
+
+    rgb = _photograph(rgb)
+    height, width = rgb.shape[:2]
+    out = cupy.empty((3, height, width), dtype)
+    name = {"float32": "normalise_float", "float16": "normalise_half"}[out.dtype.name]
+    constants = (np.float32(x) for x in (*mean, *std))
+    _launch(name, height * width, rgb, np.int64(height * width), *constants, out)
+    return out
+
+
+def bilinear(
+    values: cupy.ndarray, size: tuple[int, int], *, rows: slice = slice(None), columns: slice = slice(None)
+) -> cupy.ndarray:
+    """Resample a map bilinearly, to the same bits as :func:`vitnp.rasters.bilinear`.
+
+    Parameters
+    ----------
+    values : float32 array, shape (h, w)
+    size : (int, int)
+        Height and width ``(H, W)`` of the result.
+    rows, columns : slice, optional
+        Compute this window of the result only.
+
+    Returns
+    -------
+    array, shape (H, W) or that of the window, float32
+    """
+    import cupy
+
+    values = cupy.ascontiguousarray(values, np.float32)
+    (top, down), (left, across) = _taps(values.shape, size)
+    top, down, left, across = top[rows], down[rows], left[columns], across[columns]
+    out = cupy.empty((len(top), len(left)), np.float32)
+    shape = (np.int32(side) for side in out.shape)
+    _launch(
+        "bilinear", out.size, values, *map(np.int32, values.shape), *_contiguous(top, down, left, across), *shape, out
+    )
+    return out
+
+
+def fixed_point(values: cupy.ndarray) -> cupy.ndarray:
+    """A map (H, W), clipped to 0..1, as uint16 with 65535 standing for 1; see :func:`vitnp.guided.fixed_point`."""
+    import cupy
+
+    values = cupy.ascontiguousarray(values, np.float32)
+    out = cupy.empty(values.shape, np.uint16)
+    _launch("to_fixed_point", out.size, values, np.int64(out.size), out)
+    return out
+
+
+def guided_filter(target: cupy.ndarray, rgb: cupy.ndarray, *, radius: int, eps: float) -> cupy.ndarray:
+    """Filter a map so that within any small window it is a linear function of the photograph's colour.
+
+    See :func:`vitnp.guided.guided_filter`.
+
+    Parameters
+    ----------
+    target : float32 array, shape (h, w)
+    rgb : uint8 array, shape (h, w, 3)
+    radius, eps : int, float
+
+    Returns
+    -------
+    array, shape (h, w), float32
+    """
+    import cupy
+
+    planes = guided_coefficients(target, rgb, radius=radius, eps=eps)
+    out = cupy.empty(planes.shape[1:], np.float32)
+    _launch("apply_map", out.size, planes, _photograph(rgb), np.int64(out.size), out)
+    return out
+
+
+def guided_coefficients(target: cupy.ndarray, rgb: cupy.ndarray, *, radius: int, eps: float) -> cupy.ndarray:
+    """The averaged coefficients of :func:`guided_filter` for 8-bit colour, (4, h, w) float64: three of a, then b."""
+    import cupy
+
+    rgb = _photograph(rgb)
+    if radius != int(radius) or radius < 0:
+        raise ValueError(f"the radius must be a whole number of pixels, at least 0, not {radius}")
+    if not 0 < eps < math.inf:
+        raise ValueError(f"eps must be positive, not {eps}")
+    target = cupy.ascontiguousarray(target, np.float32)
+    window = (np.int32(target.shape[0]), np.int32(target.shape[1]), np.int32(radius))
+    moments = cupy.empty((_MOMENTS, *target.shape), np.float64)
+    fitted, planes = (cupy.empty((4, *target.shape), np.float64) for _ in range(2))
+    _launch("moments_across", target.size, rgb, target, *window, moments)
+    _launch("fit", target.size, moments, *window, np.float64(eps), fitted)
+    _launch("average_across", target.size, fitted, *window, planes, planes=4)
+    _launch("average_down", target.size, planes, *window, fitted, planes=4)
+    return fitted
+
+
+def guided_upsample(
+    soft: cupy.ndarray, small: cupy.ndarray, rgb: cupy.ndarray, *, radius: int = 4, eps: float = 1e-4
+) -> cupy.ndarray:
+    """Enlarge a map to the size of its photograph, with edges that follow the photograph's.
+
+    See :func:`vitnp.guided.guided_upsample`.
+
+    Parameters
+    ----------
+    soft : float32 array, shape (h, w), values in 0..1
+    small : uint8 array, shape (h, w, 3)
+        The photograph reduced to that size.
+    rgb : uint8 array, shape (H, W, 3)
+    radius, eps : int, float
+
+    Returns
+    -------
+    uint16 array, shape (H, W)
+        65535 stands for 1. At most one level from the CPU's.
+    """
+    import cupy
+
+    rgb = _photograph(rgb)
+    planes = guided_coefficients(soft, small, radius=radius, eps=eps)
+    tables = _taps(planes.shape[1:], rgb.shape[:2])
+    out = cupy.empty(rgb.shape[:2], np.uint16)
+    sizes = [np.int32(side) for side in (*planes.shape[1:], *out.shape)]
+    _launch("apply_enlarged", out.size, planes, *sizes[:2], *tables[0], *tables[1], rgb, *sizes[2:], out)
+    return out
+
+
+def clean(score: cupy.ndarray, constants: Cleaning) -> cupy.ndarray:
+    """Push small islands of foreground below the threshold; see :func:`vitnp.cleaning.clean`.
+
+    Parameters
+    ----------
+    score : (rows, columns) float32
+    constants : Cleaning
+
+    Returns
+    -------
+    (rows, columns) float32
+    """
+    import cupy
+
+    score = cupy.ascontiguousarray(score, np.float32)
+    pixels = np.int32(score.size)
+    label, size = (cupy.empty(score.shape, np.int32) for _ in range(2))
+    summary = cupy.zeros(2, np.int32)
+    out = cupy.empty_like(score)
+    _launch("start_labels", score.size, score, pixels, label, size)
+    _launch("join_labels", score.size, score, *map(np.int32, score.shape), label)
+    _launch("measure_labels", score.size, pixels, label, size)
+    _launch("summarise_labels", score.size, size, pixels, summary)
+    shares = np.float64(constants.relative), np.float64(constants.absolute), np.float32(constants.cap)
+    _launch("cap_small", score.size, score, pixels, label, size, summary, *shares, out)
+    return out
+
+
+def _photograph(rgb: cupy.ndarray) -> cupy.ndarray:
+    import cupy
+
+    if rgb.ndim != 3 or rgb.shape[2] != 3 or rgb.dtype != np.uint8 or rgb.size == 0:
+        raise ValueError(f"the photograph must be a uint8 array of shape (H, W, 3), not {rgb.dtype} of {rgb.shape}")
+    return cupy.ascontiguousarray(rgb)
+
+
+def _launch(name: str, count: int, *arguments: object, planes: int = 1) -> None:
+    """One thread an output, `count` of them for each plane."""
+    kernel("image", name)((-(-count // _THREADS), planes), (_THREADS,), arguments)
+
+
+def _resample(pixels: cupy.ndarray, length: int, size: int, outer: int, inner: int) -> cupy.ndarray:
+    import cupy
+
+    first, weights = _filter_on_device(cupy.cuda.Device().id, length, size)
+    out = cupy.empty(outer * size * inner, np.uint8)
+    numbers = (np.int32(number) for number in (weights.shape[1], outer, length, size, inner))
+    _launch("resample", size * inner, pixels, first, weights, *numbers, out, planes=min(outer, _MOST_PLANES))
+    return out
+
+
+def _taps(shape: tuple[int, int], size: tuple[int, int]) -> list[tuple[cupy.ndarray, cupy.ndarray]]:
+    """Of rows and of columns: the input that each output lies behind, and how far behind."""
+    import cupy
+
+    if min(size) < 1:
+        raise ValueError(f"the size of a map must be positive, not {size[0]}x{size[1]}")
+    device = cupy.cuda.Device().id
+    return [_taps_on_device(device, *pair) for pair in zip(shape, size)]
+
+
+def _contiguous(*tables: cupy.ndarray) -> list[cupy.ndarray]:
+    import cupy
+
+    return [cupy.ascontiguousarray(table) for table in tables]
+
+
+# Photographs come in few sizes: their tables are kept on the device.
+
+
+@functools.lru_cache(maxsize=128)
+def _filter_on_device(device: int, length: int, size: int) -> tuple[cupy.ndarray, cupy.ndarray]:
+    import cupy
+
+    first, weights = filter_weights(length, size)
+    return cupy.asarray(first), cupy.asarray(weights)
+
+
+@functools.lru_cache(maxsize=128)
+def _taps_on_device(device: int, length: int, size: int) -> tuple[cupy.ndarray, cupy.ndarray]:
+    import cupy
+
+    centres = ((np.arange(size) + 0.5) * (length / size) - 0.5).clip(0, length - 1)
+    low = centres.astype(np.int32)
+    return cupy.asarray(low), cupy.asarray((centres - low).astype(np.float32))
+
+
+def filter_weights(length: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Pillow's bicubic filter from `length` pixels to `size`, stretched where that is smaller, in its own fixed point.
+
+    Parameters
+    ----------
+    length, size : int
+
+    Returns
+    -------
+    first : (size,) int32
+        The first pixel that each output depends on.
+    weights : (size, taps) int32
+        From there on, with 22 bits behind the point; 0 beyond the last.
+
+    References
+    ----------
+    R. Keys, "Cubic convolution interpolation for digital image processing", IEEE TASSP 29(6), 1981, equation 15.
+
+    Examples
+    --------
+    >>> first, weights = filter_weights(2, 2)
+    >>> (weights / 2**22).tolist()
+    [[1.0, 0.0, 0.0, 0.0, 0.0], [0.0, 1.0, 0.0, 0.0, 0.0]]
+    """
+    scale = length / size
+    stretch = max(scale, 1.0)
+    support = 2.0 * stretch
+    taps = math.ceil(support) * 2 + 1
+    centre = (np.arange(size) + 0.5) * scale
+    first = np.maximum(centre - support + 0.5, 0).astype(np.int64)
+    count = np.minimum(centre + support + 0.5, length).astype(np.int64) - first
+    tap = np.arange(taps)
+    x = np.abs((tap + first[:, None] - centre[:, None] + 0.5) * (1.0 / stretch))
+    near = ((-0.5 + 2.0) * x - (-0.5 + 3.0)) * x * x + 1
+    far = (((x - 5) * x + 8) * x - 4) * -0.5
+    weights = np.where(x < 1, near, np.where(x < 2, far, 0.0))
+    weights[tap >= count[:, None]] = 0.0
+    # Added one after the other, as Pillow does, so that even the last bit is its own.
+    weights /= np.add.accumulate(weights, axis=1)[:, -1:]
+    return first.astype(np.int32), np.trunc(weights * _FIXED_POINT + np.copysign(0.5, weights)).astype(np.int32)

@@ -1,0 +1,178 @@
+"""Layers of a transformer on the GPU: products by cuBLAS, what follows in one pass of ``gelu.cu`` or ``layernorm.cu``.
+
+Arrays are float32 or float16; a layer works in its input's type, with sums in float32.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from vitnp.errors import UsageError
+from vitnp.kernels.cuda.loader import kernel, require_cupy
+
+if TYPE_CHECKING:
+    import cupy
+
+_THREADS = 256
+_ROWS = 4  # that a block of layernorm takes
+_WIDEST = 2048  # numbers that layernorm keeps in registers
+_TYPES = {"fp32": np.float32, "tf32": np.float32, "fp16": np.float16}
+_turn = threading.RLock()
+
+
+def precisions() -> tuple[str, ...]:
+    """Of linear layers and attention, those that this GPU has."""
+    return ("fp32", "fp16") if int(require_cupy().cuda.Device().compute_capability) < 80 else ("fp32", "tf32", "fp16")
+
+
+@contextlib.contextmanager
+def products(precision: str) -> Iterator[None]:
+    """cuBLAS multiplies float32 arrays as the precision says while the context lasts, in one context at a time.
+
+    The setting is the process's own; the user's returns in the end.
+    """
+    settings = require_cupy()._core._routines_linalg
+    kind = settings.COMPUTE_TYPE_TF32 if precision == "tf32" else settings.COMPUTE_TYPE_DEFAULT
+    with _turn:
+        before = settings.get_compute_type(np.float32)
+        settings.set_compute_type(np.float32, kind)
+        try:
+            yield
+        finally:
+            settings.set_compute_type(np.float32, before)
+
+
+def softmax(x: cupy.ndarray) -> cupy.ndarray:
+    cupy = require_cupy()
+    y = cupy.exp(x - x.max(axis=-1, keepdims=True))
+    return y / y.sum(axis=-1, keepdims=True)
+
+
+def pack_linear(weight: cupy.ndarray, precision: str = "fp32") -> cupy.ndarray:
+    if precision not in _TYPES:
+        raise UsageError(f"there is no precision {precision} on a GPU; choose among {', '.join(_TYPES)}")
+    return require_cupy().ascontiguousarray(weight, dtype=_TYPES[precision])
+
+
+def linear(
+    x: cupy.ndarray,
+    weight: cupy.ndarray,
+    bias: cupy.ndarray | None = None,
+    *,
+    activation: str | None = None,
+    scale: cupy.ndarray | None = None,
+    residual: cupy.ndarray | None = None,
+    out: cupy.ndarray | None = None,
+) -> cupy.ndarray:
+    cupy = require_cupy()
+    y = cupy.matmul(x.reshape(-1, x.shape[-1]), weight.T).reshape(*x.shape[:-1], len(weight))
+    if bias is None and activation is None and scale is None and residual is None:
+        if out is None:
+            return y
+        out[...] = y
+        return out
+    return _epilogue(y, bias, activation == "gelu", scale, residual, out)
+
+
+def gelu(x: cupy.ndarray) -> cupy.ndarray:
+    cupy = require_cupy()
+    x = cupy.ascontiguousarray(x)
+    return _epilogue(x, None, True, None, None, cupy.empty(x.shape, x.dtype))
+
+
+def swiglu(x: cupy.ndarray) -> cupy.ndarray:
+    cupy = require_cupy()
+    x, width = cupy.ascontiguousarray(x), x.shape[-1] // 2
+    out = cupy.empty((*x.shape[:-1], width), x.dtype)
+    _require_even(width)
+    function = kernel("gelu", "swiglu", *_options(x.dtype))
+    function((_blocks(out.size),), (_THREADS,), (x, np.int64(out.size), np.int32(width), out))
+    return out
+
+
+def layernorm(
+    x: cupy.ndarray, weight: cupy.ndarray, bias: cupy.ndarray, eps: float, out: cupy.ndarray | None = None
+) -> cupy.ndarray:
+    cupy = require_cupy()
+    x, width = cupy.ascontiguousarray(x), x.shape[-1]
+    target = (
+        out if out is not None and out.flags.c_contiguous and out.dtype == x.dtype else cupy.empty(x.shape, x.dtype)
+    )
+    known = width <= _WIDEST and width * x.itemsize % 16 == 0
+    options = _options(x.dtype) + ((f"-DWIDTH={width}",) if known else ())
+    rows = x.size // width
+    gain, offset = (cupy.ascontiguousarray(v, dtype=x.dtype) for v in (weight, bias))
+    arguments = (x, gain, offset, np.float32(eps), np.int64(rows), np.int32(width), target)
+    kernel("layernorm", "layernorm", *options)((-(-rows // _ROWS),), (_ROWS * 32,), arguments)
+    return _deliver(target, out)
+
+
+def patch_embedding(
+    images: cupy.ndarray,
+    weight: cupy.ndarray,
+    bias: cupy.ndarray,
+    stride: int,
+    *,
+    patch: int | None = None,
+    start: int = 0,
+    stop: int | None = None,
+) -> cupy.ndarray:
+    cupy = require_cupy()
+    patch = patch or weight.shape[-1]
+    batch, channels, height, width = images.shape
+    rows, columns = (height - patch) // stride + 1, (width - patch) // stride + 1
+    # (B, rows, columns, 3, P, P), gathered with two index tables: the order of the weight's own axes.
+    down = (cupy.arange(rows) * stride)[:, None] + cupy.arange(patch)
+    right = (cupy.arange(columns) * stride)[:, None] + cupy.arange(patch)
+    windows = images[:, :, down[:, None, :, None], right[None, :, None, :]].transpose(0, 2, 3, 1, 4, 5)
+    flat = cupy.ascontiguousarray(windows).reshape(batch, rows * columns, channels * patch * patch)
+    matrix = weight.reshape(len(weight), -1)
+    return linear(flat[:, start:stop].astype(matrix.dtype, copy=False), matrix, bias)
+
+
+def temporary(name: str, *shape: int, dtype: type = np.float32) -> cupy.ndarray:
+    return require_cupy().empty(shape, dtype)  # CuPy's pool hands the same memory out again
+
+
+def _epilogue(y, bias, gelu: bool, scale, residual, out) -> cupy.ndarray:
+    """out = residual + scale f(y + bias); into y itself where no fitting array is given."""
+    cupy = require_cupy()
+    width = y.shape[-1]
+    _require_even(width)
+    target = out if out is not None and out.flags.c_contiguous and out.dtype == y.dtype else y
+    bias, scale, residual = (
+        None if v is None else cupy.ascontiguousarray(v, dtype=y.dtype) for v in (bias, scale, residual)
+    )
+    function = kernel("gelu", "epilogue", *_options(y.dtype))
+    function(
+        (_blocks(y.size),),
+        (_THREADS,),
+        (y, bias, scale, residual, np.int32(gelu), np.int64(y.size), np.int32(width), target),
+    )
+    return _deliver(target, out)
+
+
+def _deliver(target: cupy.ndarray, out: cupy.ndarray | None) -> cupy.ndarray:
+    """The result where it was asked for."""
+    if out is None or out is target:
+        return target
+    out[...] = target
+    return out
+
+
+def _require_even(width: int) -> None:
+    if width % 2:
+        raise UsageError(f"layers on a GPU have an even width, and {width} is odd; choose --device cpu")
+
+
+def _options(dtype: np.dtype) -> tuple[str, ...]:
+    return ("-DHALF",) if dtype == np.float16 else ()
+
+
+def _blocks(size: int) -> int:
+    return -(-size // (2 * _THREADS))
