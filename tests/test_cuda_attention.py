@@ -1,0 +1,166 @@
+"""Attention's CUDA kernels against softmax(q k^T / sqrt(S)) v in float64: emulated in check mode, and on a GPU under ``pytest -m gpu``."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from vitnp.kernels import reference
+
+# Half precision rounds probabilities and the output, 2^-11 each, of values around 1; bfloat16 eight times as coarsely.
+TOLERANCE = {np.float32: 3e-6, np.float16: 1.5e-3}
+
+
+def random(seed: int, *shape: int, dtype=np.float32) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(shape).astype(dtype)
+
+
+def expected(query, key, value, heads: int) -> np.ndarray:
+    """Written out, in float64."""
+    q, k, v = (x.astype(float).reshape(*x.shape[:2], heads, -1).transpose(0, 2, 1, 3) for x in (query, key, value))
+    scores = q @ k.transpose(0, 1, 3, 2) / np.sqrt(q.shape[-1])
+    weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    out = weights / weights.sum(axis=-1, keepdims=True) @ v
+    return out.transpose(0, 2, 1, 3).reshape(query.shape)
+
+
+def attention(cupy, query, key, value, heads: int) -> np.ndarray:
+    from vitnp.kernels.cuda.attention import attention
+
+    return cupy.asnumpy(attention(*(cupy.asarray(x) for x in (query, key, value)), heads))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+@pytest.mark.parametrize(
+    "images, rows, tokens, heads",
+    [(1, 1, 1, 1), (2, 3, 64, 2), (1, 129, 65, 1), (1, 17, 200, 2), (2, 65, 63, 1)],
+    ids=["least", "whole tile", "tile and a bit", "several tiles", "short of a tile"],
+)
+def test_heads_of_64(cupy, dtype, images, rows, tokens, heads):
+    query, key, value = (
+        random(0, images, rows, 64 * heads, dtype=dtype),
+        *random(1, 2, images, tokens, 64 * heads, dtype=dtype),
+    )
+    found = attention(cupy, query, key, value, heads)
+    assert found.dtype == dtype
+    np.testing.assert_allclose(found, expected(query, key, value, heads), atol=TOLERANCE[dtype], rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+@pytest.mark.parametrize("size, tokens", [(1, 1), (5, 33), (32, 32), (80, 70)])
+def test_heads_of_any_other_size(cupy, dtype, size, tokens):
+    query, key, value = random(2, 2, 6, 2 * size, dtype=dtype), *random(3, 2, 2, tokens, 2 * size, dtype=dtype)
+    np.testing.assert_allclose(
+        attention(cupy, query, key, value, 2), expected(query, key, value, 2), atol=TOLERANCE[dtype], rtol=0
+    )
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+@pytest.mark.parametrize("size", [64, 24])
+def test_a_fused_product_is_read_where_it_lies(cupy, dtype, size):
+    fused = cupy.asarray(random(4, 2, 70, 3 * 2 * size, dtype=dtype))
+    width = 2 * size
+    parts = [fused[:, :, i * width : (i + 1) * width] for i in range(3)]
+    from vitnp.kernels.cuda import attention as module
+
+    assert size != 64 or all(module._readable(part) is part for part in parts)
+    found = cupy.asnumpy(module.attention(*parts, 2))
+    np.testing.assert_allclose(found, expected(*(cupy.asnumpy(p) for p in parts), 2), atol=TOLERANCE[dtype], rtol=0)
+
+
+def test_rows_that_cannot_be_read_in_place_are_copied(cupy):
+    wide = cupy.asarray(random(5, 1, 9, 3 * 64 + 1, dtype=np.float16))  # rows of 193 halves: not a multiple of 16 bytes
+    parts = [wide[:, :, 64 * i + 1 : 64 * i + 65] for i in range(3)]
+    from vitnp.kernels.cuda.attention import attention
+
+    found = cupy.asnumpy(attention(*parts, 1))
+    np.testing.assert_allclose(
+        found, expected(*(cupy.asnumpy(p) for p in parts), 1), atol=TOLERANCE[np.float16], rtol=0
+    )
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+@pytest.mark.parametrize("scale", [0.0, 20.0])
+def test_flat_and_steep_softmax(cupy, dtype, scale):
+    query = random(6, 1, 4, 64, dtype=dtype) * dtype(scale)
+    key, value = random(7, 2, 1, 130, 64, dtype=dtype)
+    # The largest score comes in the last tile for one row, in the first for another: the running maximum must follow.
+    key[0, 129], key[0, 0] = np.sign(query[0, 0]) * dtype(4), np.sign(query[0, 1]) * dtype(4)
+    # Scores reach 500, which float32 knows to 3e-5; so then are the probabilities.
+    np.testing.assert_allclose(
+        attention(cupy, query, key, value, 1), expected(query, key, value, 1), atol=max(TOLERANCE[dtype], 1e-4), rtol=0
+    )
+
+
+def test_scores_far_below_zero_do_not_vanish(cupy):
+    query, key = np.full((1, 1, 64), 30, np.float16), np.full((1, 3, 64), -30, np.float16)  # scores of -7200
+    value = random(8, 1, 3, 64, dtype=np.float16)
+    np.testing.assert_allclose(
+        attention(cupy, query, key, value, 1)[0, 0],
+        value[0].astype(float).mean(axis=0),
+        atol=TOLERANCE[np.float16],
+        rtol=0,
+    )
+
+
+def to_bfloat16(x: np.ndarray) -> np.ndarray:
+    """The upper halves of float32 numbers, rounded to nearest."""
+    bits = x.astype(np.float32).view(np.uint32)
+    return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
+
+
+def from_bfloat16(x: np.ndarray) -> np.ndarray:
+    return (x.astype(np.uint32) << 16).view(np.float32)
+
+
+def test_bfloat16(cupy):
+    """NumPy has no such type, so the kernel is called by itself."""
+    from vitnp.kernels.cuda.loader import kernel
+
+    rows, tokens = 40, 70
+    query, key, value = (to_bfloat16(random(seed, 1, n, 64)) for seed, n in ((9, rows), (10, tokens), (11, tokens)))
+    out = cupy.empty((1, rows, 64), np.uint16)
+    steps = [np.int64(step) for step in (64, rows * 64, 64, tokens * 64, 64, tokens * 64)]
+    scale = np.float32(np.log2(np.e) / 8)
+    kernel("attention", "attention_half", "-DBFLOAT16")(
+        (1, 1, 1),
+        (128,),
+        (*map(cupy.asarray, (query, key, value)), out, np.int32(rows), np.int32(tokens), *steps, scale),
+    )
+    wanted = expected(*map(from_bfloat16, (query, key, value)), 1)
+    np.testing.assert_allclose(from_bfloat16(cupy.asnumpy(out)), wanted, atol=1.2e-2, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_attention_row(cupy, dtype):
+    from vitnp.kernels.cuda.attention import attention_row
+
+    query, key = random(12, 2, 1, 128, dtype=dtype), random(13, 2, 9, 128, dtype=dtype)
+    found = cupy.asnumpy(attention_row(cupy.asarray(query), cupy.asarray(key), 2))
+    np.testing.assert_allclose(found, reference.attention_row(query.astype(float), key.astype(float), 2), atol=1e-6)
+
+
+@pytest.mark.parametrize("precision, dtype", [("fp32", np.float32), ("fp16", np.float16)])
+def test_keys_and_values_put_in_piece_by_piece(cupy, precision, dtype):
+    from vitnp.kernels.cuda.attention import KeyValues
+
+    query, key, value = random(14, 2, 3, 64), random(15, 2, 10, 64), random(16, 2, 10, 64)
+    held = KeyValues(2, 10, 64, heads=1, precision=precision)
+    for start, stop in ((0, 4), (4, 10)):
+        held.put(slice(0, 2), start, cupy.asarray(key[:, start:stop]), cupy.asarray(value[:, start:stop]))
+    found = held.attend(cupy.asarray(query[1:]), slice(1, 2))
+    assert found.dtype == np.float32
+    wanted = expected(query[1:].astype(dtype), key[1:].astype(dtype), value[1:].astype(dtype), 1)
+    np.testing.assert_allclose(cupy.asnumpy(found), wanted, atol=TOLERANCE[dtype], rtol=0)
+
+
+def test_other_types_are_refused(cupy):
+    with pytest.raises(TypeError, match="float32, float16 or bfloat16 arrays, not float64"):
+        attention(cupy, *np.zeros((3, 1, 1, 64)), 1)
+
+
+def test_the_same_bits_whatever_the_schedule(cupy):
+    """The emulator shuffles threads anew for each launch."""
+    arrays = random(17, 3, 1, 70, 64, dtype=np.float16)
+    first = attention(cupy, *arrays, 1)
+    np.testing.assert_array_equal(attention(cupy, *arrays, 1), first)
