@@ -17,6 +17,9 @@ BENCHMARKS = {
     "spectral": "memory and time of spectral clustering alone",
     "collection": "memory and time of a collection of thousands, whole, with synthetic features",
     "large": "a photograph enlarged to 100 megapixels: memory, time, and agreement with the original",
+    "cpu": "forward passes, k-means, CRF and whole photographs against torch, onnxruntime, OpenVINO, scikit-learn, …",
+    "gpu": "vitnp on a GPU: checked, then timed against CuPy's own operations, torch, cuML and flash-kmeans; --out DIR",
+    "plots": "a picture of each result of the former",
 }
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from PIL import Image, ImageOps
@@ -29,13 +31,18 @@ def main(argv: list[str] | None = None) -> int:
     made.add_argument("--model", default="auto")
     made.add_argument("--runs", type=cli.positive, default=7)
     args = made.parse_args(argv)
-    if args.photograph is None:
-        with tempfile.TemporaryDirectory() as folder:
-            args.photograph = Path(folder) / SAMPLE.name
-            with Image.open(SAMPLE) as picture:
-                ImageOps.fit(picture.convert("RGB"), USUAL_SIZE).save(args.photograph, quality=92)
-            return _measure(args)
-    return _measure(args)
+    with contextlib.nullcontext(args.photograph) if args.photograph else usual_photograph() as args.photograph:
+        return _measure(args)
+
+
+@contextlib.contextmanager
+def usual_photograph() -> Iterator[Path]:
+    """The sample photograph at the usual size, as a JPEG file that lasts as long as the context."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / SAMPLE.name
+        with Image.open(SAMPLE) as picture:
+            ImageOps.fit(picture.convert("RGB"), USUAL_SIZE).save(path, quality=92)
+        yield path
 
 
 def _measure(args: argparse.Namespace) -> int:

@@ -1,0 +1,157 @@
+"""The device against the CPU: keys of networks, masks of photographs, arrays of more than 2^31 numbers."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from vitnp.kernels.cuda.loader import require_cupy
+
+from bench.gpu.measure import free
+from bench.gpu.report import Report
+from bench.vit_peers import Case, random_weights
+
+ROOT = Path(__file__).parent.parent.parent
+SAMPLES = ROOT / "tests" / "photographs"
+MOST_PHOTOGRAPHS = 160
+# By relative length of the difference.
+KEYS_WITHIN = {"fp32": 1e-5, "fp16": 2e-3}
+MASKS_WITHIN = 0.002
+WIDTH = 384
+
+
+def keys(report: Report, options: argparse.Namespace) -> None:
+    """Keys of the built-in network on photographs, and of ViT-S with random weights, in fp32 and fp16."""
+    from PIL import Image
+
+    from vitnp import load_vit
+    from vitnp.images import normalise
+    from vitnp.vit import ViT
+
+    cupy = require_cupy()
+    builtin = load_vit("auto").at("fp32")
+    side = 14 * builtin.config.patch
+    pictures = []
+    for path in sorted(SAMPLES.glob("*.jpg")):
+        with Image.open(path) as picture:
+            rgb = np.asarray(picture.convert("RGB").resize((side, side)))
+        pictures.append(normalise(rgb, builtin.config.mean, builtin.config.std))
+    networks = {"built-in network, photographs": (builtin, np.stack(pictures))}
+    cases = [Case("S", 16, 224, 2), Case("S", 8, 224, 1)]
+    for case in cases[:1] if options.quick else cases:
+        networks[f"ViT-{case.size}/{case.patch}, random"] = (ViT(case.config, random_weights(case.config)), case.images())
+    for name, (vit, images) in networks.items():
+        expected = vit(images, ("key",))["key"].astype(np.float64)
+        for precision, most in KEYS_WITHIN.items():
+            found = cupy.asnumpy(vit.on("cuda").at(precision)(cupy.asarray(images), ("key",))["key"]).astype(np.float64)
+            error = float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
+            report.near(f"keys in {precision}, {name}", error, most)
+
+
+def masks(report: Report, options: argparse.Namespace) -> None:
+    """Masks by the command, on the CPU and on the device; against true masks where there are some."""
+    from vitnp.datasets import match_pairs, read_truth
+    from vitnp.metrics import iou
+
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        truths: dict[str, Path] = {}
+        most = 12 if options.quick else MOST_PHOTOGRAPHS
+        if options.photographs:
+            pairs, _ = match_pairs(options.photographs / "images", options.photographs / "masks")
+            pairs = pairs[:: max(1, len(pairs) // most)][:most]
+            sources = [pair.image for pair in pairs]
+            truths = {f"{index:04d}": pair.mask for index, pair in enumerate(pairs)}
+        else:
+            sources = sorted(SAMPLES.glob("*.jpg"))
+        (place / "images").mkdir()
+        for index, source in enumerate(sources):
+            shutil.copyfile(source, place / "images" / f"{index:04d}{source.suffix}")
+        found = {}
+        for name, device in {
+            "cpu": ("--device", "cpu"),
+            "fp32": ("--device", "cuda", "--precision", "fp32"),
+            "fp16": ("--device", "cuda", "--precision", "fp16"),
+        }.items():
+            if not report.has_time(f"masks, {name}", 10):
+                return
+            found[name] = segmented(place / "images", place / name, *device, seconds=report.left - 2)
+        for name in ("fp32", "fp16"):
+            alike = np.mean([iou(found["cpu"][key], found[name][key]) for key in found["cpu"]])
+            title = f"masks in {name}, {len(sources)} photographs"
+            if not truths:
+                report.near(f"{title}: 1 - IoU with the CPU's", 1 - float(alike), MASKS_WITHIN)
+                continue
+            scores = {
+                which: np.mean([iou(mask, read_truth(truths[key], mask.shape)) for key, mask in found[which].items()])
+                for which in ("cpu", name)
+            }
+            detail = f"mean IoU {scores[name]:.4f}, on the CPU {scores['cpu']:.4f}, of the two {alike:.4f}"
+            report.check(title, abs(float(scores[name] - scores["cpu"])) <= MASKS_WITHIN, detail)
+
+
+def segmented(photographs: Path, out: Path, *options: str, seconds: float) -> dict[str, np.ndarray]:
+    """Masks of a folder by the command, each by itself, by the photographs' names.
+
+    Raises
+    ------
+    RuntimeError
+        When the command fails; what it said is in the log.
+    """
+    from PIL import Image
+
+    command = [sys.executable, "-m", "vitnp.segment", str(photographs), "--out", str(out), "--levels", "each", "--quiet"]
+    done = subprocess.run([*command, *options], cwd=ROOT, stdout=subprocess.DEVNULL, timeout=max(1.0, seconds))
+    if done.returncode:
+        raise RuntimeError(f"vitnp.segment {' '.join(options)} ended with the status {done.returncode}")
+    found = {}
+    for path in sorted(photographs.iterdir()):
+        with Image.open(out / f"{path.stem}_mask.png") as picture:
+            found[path.stem] = np.asarray(picture.convert("L")) > 127
+    return found
+
+
+def large(report: Report, options: argparse.Namespace) -> None:
+    """More numbers than an int can count: the last rows get what they'd get by themselves."""
+    from vitnp.kernels.cuda import operations
+
+    from bench.gpu.kmeans import rows_on_device
+
+    cupy = require_cupy()
+    count = 2**31 // WIDTH + 100_000
+    needed, there = 3 * count * WIDTH * 2, cupy.cuda.Device().mem_info[0]
+    if needed > there:
+        report.skip("N x D > 2^31", f"it takes {needed >> 30} GiB of memory, {there >> 30} are free")
+        return
+    x = rows_on_device(cupy, count, WIDTH, "fp16")
+    tail = cupy.ascontiguousarray(x[-150_000:])
+    centroids = x[:: count // 8][:8].astype(np.float32)
+    for metric in ("euclidean", "cosine"):
+        whole = operations.kmeans_step(x, centroids, metric=metric)
+        part = operations.kmeans_step(tail, centroids, metric=metric)
+        first = operations.kmeans_step(x[: count // 2], centroids, metric=metric)
+        second = operations.kmeans_step(cupy.ascontiguousarray(x[count // 2 :]), centroids, metric=metric)
+        name = f"N x D > 2^31, k-means, {metric}"
+        differ = float((whole.labels[-len(tail) :] != part.labels).mean())
+        report.near(f"{name}: share of the last labels that differ", differ, 1e-5)
+        error = abs(whole.losses[-len(tail) :] - part.losses).max() / abs(part.losses).max()
+        report.near(f"{name}: last losses", float(error), 1e-5)
+        moved = int(abs(whole.counts - first.counts - second.counts).sum())
+        report.check(f"{name}: counts", int(whole.counts.sum()) == count and moved <= count // 10**5, f"{moved} rows differ")
+        halves = first.sums.sum(axis=0) + second.sums.sum(axis=0)
+        error = abs(whole.sums.sum(axis=0) - halves).max() / abs(halves).max()
+        report.near(f"{name}: sums", float(error), 1e-5)
+        labels, _ = operations.kmeans_assign(x, centroids, metric=metric)
+        report.near(f"{name}: share of labels alone that differ", float((labels != whole.labels).mean()), 1e-5)
+        del whole, part, first, second, labels
+        free(cupy)
+    values, indices = operations.similarity_top(x, centroids, 2)
+    same = operations.similarity_top(tail, centroids, 2)
+    report.near("N x D > 2^31, similarity: last rows", float(abs(values[-len(tail) :] - same[0]).max()), 1e-5)
+    differ = float((indices[-len(tail) :] != same[1]).mean())
+    report.near("N x D > 2^31, similarity: share of the last indices that differ", differ, 1e-5)

@@ -1,0 +1,77 @@
+"""Attention alone, at the sizes that a ViT-S has, against torch's fused attention."""
+
+from __future__ import annotations
+
+import argparse
+
+import numpy as np
+from vitnp.kernels.cuda.loader import require_cupy
+
+from bench.gpu.measure import Timer, free, gather
+from bench.gpu.report import Report
+
+HEADS, SIZE = 6, 64
+# Images, tokens, type; that of the bar first.
+CASES = [(16, 3601, "fp16"), (64, 901, "fp16"), (64, 197, "fp16"), (1, 3601, "fp16"), (4, 3601, "fp32")]
+OURS, TORCH = "vitnp", "torch"
+TOLERANCE = {"fp16": 3e-3, "fp32": 1e-5}
+
+
+def run(report: Report, options: argparse.Namespace) -> None:
+    """Times, and what they amount to in operations a second: 4 B H N^2 S."""
+    cupy = require_cupy()
+    timer = Timer(cupy)
+    for images, tokens, dtype in CASES[:1] if options.quick else CASES:
+        case = {"images": images, "tokens": tokens, "heads": HEADS, "dtype": dtype}
+        label = f"attention, {images} x {tokens} tokens, {dtype}"
+        if not report.has_time(label, 2):
+            continue
+        from vitnp.kernels.cuda import operations
+
+        rng = np.random.default_rng(0)
+        kind = np.float16 if dtype == "fp16" else np.float32
+        one = rng.standard_normal((3, 1, tokens, HEADS * SIZE), np.float32)
+        scales = cupy.asarray(1 + np.arange(images, dtype=np.float32)[:, None, None] / (2 * images))
+        query, key, value = (cupy.ascontiguousarray((cupy.asarray(part) * scales).astype(kind)) for part in one)
+
+        def ours(q=query, k=key, v=value) -> object:
+            return operations.attention(q, k, v, HEADS)
+
+        _check(report, cupy, label, dtype, query, key, value, ours())
+        calls, missing = gather({OURS: lambda: ours, TORCH: lambda q=query, k=key, v=value: torch_call(q, k, v)})
+        timings, failed = timer.medians(calls, min(2.0, report.left / 8))
+        flops = 4 * images * HEADS * tokens**2 * SIZE
+        for name, timing in timings.items():
+            report.time(case, name, timing, rate=flops / timing.seconds)
+        for name, why in {**missing, **failed}.items():
+            report.missing(case, name, why)
+        del query, key, value, calls
+        free(cupy)
+
+
+def torch_call(*arrays: object) -> object:
+    """torch's fused attention on the same memory."""
+    import torch
+    from torch.nn.functional import scaled_dot_product_attention
+
+    torch.backends.cuda.matmul.allow_tf32 = False
+    parts = [torch.from_dlpack(x).unflatten(2, (HEADS, SIZE)).transpose(1, 2) for x in arrays]
+    return lambda: scaled_dot_product_attention(*parts)
+
+
+def _check(report: Report, cupy: object, label: str, dtype: str, query, key, value, found) -> None:
+    """Some queries of the first and last head of the first and last image, in float64."""
+    worst = 0.0
+    rows = np.unique(np.linspace(0, query.shape[1] - 1, 33).astype(int))
+    for image in (0, len(query) - 1):
+        for head in (0, HEADS - 1):
+            part = slice(head * SIZE, (head + 1) * SIZE)
+            q, k, v = (cupy.asnumpy(x[image, :, part]).astype(np.float64) for x in (query, key, value))
+            scores = q[rows] @ k.T / np.sqrt(SIZE)
+            weights = np.exp(scores - scores.max(axis=1, keepdims=True))
+            expected = weights / weights.sum(axis=1, keepdims=True) @ v
+            got = cupy.asnumpy(found[image, :, part]).astype(np.float64)[rows]
+            worst = max(worst, float(np.linalg.norm(got - expected) / np.linalg.norm(expected)))
+            if not np.isfinite(got).all():
+                worst = np.inf
+    report.near(label, worst, TOLERANCE[dtype])

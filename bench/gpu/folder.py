@@ -1,0 +1,65 @@
+"""Photographs a second from files to masks, by the command: what more of them cost, so that its start doesn't count."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+import time
+from pathlib import Path
+
+from bench.gpu.agreement import SAMPLES, segmented
+from bench.gpu.measure import Missing, Timing
+from bench.gpu.report import Report
+
+SIZE = 500, 375
+FEW, MANY = 16, 144
+QUICK_MANY = 48
+
+
+def run(report: Report, options: argparse.Namespace) -> None:
+    """A short and a long run on each device, at 500 x 375."""
+    many = QUICK_MANY if options.quick else MANY
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for count in (FEW, many):
+            make_photographs(folder / f"{count}", count, options.photographs)
+        for device in ("cuda", "cpu"):
+            case = {"photographs": many - FEW, "size": list(SIZE), "device": device, "cores": os.cpu_count()}
+            if not report.has_time(f"folder, {device}", 8):
+                return
+            try:
+                seconds = {count: _clocked(folder, count, device, report) for count in (FEW, many)}
+                each = (seconds[many] - seconds[FEW]) / (many - FEW)
+                if not each > 0:
+                    raise Missing("its long run took no longer than its short one")
+            except Missing as error:
+                report.missing(case, "vitnp", str(error))
+                continue
+            report.time(case, "vitnp", Timing(each, each, each, 1), rate=1 / each, whole_command=seconds[many])
+
+
+def _clocked(folder: Path, count: int, device: str, report: Report) -> float:
+    began = time.perf_counter()
+    segmented(folder / f"{count}", folder / f"{device}-{count}", "--device", device, seconds=report.left - 1)
+    return time.perf_counter() - began
+
+
+def make_photographs(folder: Path, count: int, given: Path | None) -> None:
+    """So many JPEG files of one size, all different."""
+    from PIL import Image, ImageOps
+
+    from vitnp.images import find_photographs
+
+    sources = sorted(photograph.path for photograph in find_photographs([given / "images"])) if given else []
+    sources = sources or sorted(SAMPLES.glob("*.jpg"))
+    folder.mkdir(parents=True)
+    for index in range(count):
+        turn, which = divmod(index, len(sources))
+        with Image.open(sources[which]) as picture:
+            whole = picture.convert("RGB")
+        if turn % 2:
+            whole = ImageOps.mirror(whole)
+        margin = min(3 * turn, min(whole.size) // 4)
+        cut = whole.crop((margin, margin // 2, whole.width - margin, whole.height - margin // 2))
+        ImageOps.fit(cut, SIZE).save(folder / f"{index:04d}.jpg", quality=92)

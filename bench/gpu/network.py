@@ -1,0 +1,114 @@
+"""Vision transformers with random weights in half precision, against torch's fused attention with the same weights."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from types import ModuleType
+
+import numpy as np
+from vitnp.kernels.cuda.loader import require_cupy
+
+from bench.gpu import torch_twin
+from bench.gpu.measure import Timer, free, gather, gist, out_of_memory
+from bench.gpu.report import Report
+from bench.vit_peers import Case, random_weights
+from vitnp.vit import ViT
+
+# That of the bar first.
+BAR = Case("S", 8, 480, 16)
+CASES = [BAR] + [
+    case
+    for case in (Case("S", patch, side, batch) for patch in (8, 16) for side in (480, 224) for batch in (16, 64, 1))
+    if case != BAR
+]
+# Compiling takes half a minute a shape.
+COMPILED, COMPILING = [(BAR, "key"), (Case("S", 16, 224, 64), "token")], 35.0
+OURS, TORCH, COMPILE = "vitnp", "torch, eager", "torch, compiled"
+# Of our features from torch's, both rounded to half precision in every layer.
+TOLERANCE = 8e-3
+
+
+def run(report: Report, options: argparse.Namespace) -> None:
+    """Keys of the last block, which is what vitnp needs of a network, and the whole pass."""
+    cupy = require_cupy()
+    timer = Timer(cupy)
+    cases = CASES[:1] if options.quick else CASES
+    for index, case in enumerate(cases):
+        if not report.has_time(case.label, 3):
+            continue
+        try:
+            left = len(cases) - index
+            _measure(report, timer, cupy, case, min(1.5, report.left / left / 4))
+        except Exception as error:
+            if not out_of_memory(error):
+                raise
+            report.skip(case.label, gist(error))
+        free(cupy)
+    for case, want in [] if options.quick else COMPILED:
+        if report.has_time(f"{case.label}, {want}, compiled", COMPILING):
+            _measure_compiled(report, timer, cupy, case, want)
+            free(cupy)
+
+
+def _facts(case: Case, want: str) -> dict[str, object]:
+    return {
+        "model": f"ViT-{case.size}/{case.patch}", "side": case.side, "batch": case.batch, "tokens": case.tokens,
+        "dtype": "fp16", "want": want,
+    }  # fmt: skip
+
+
+def _images(cupy: ModuleType, case: Case) -> object:
+    return cupy.asarray(case.images().astype(np.float16))
+
+
+def _measure(report: Report, timer: Timer, cupy: ModuleType, case: Case, seconds: float) -> None:
+    weights = random_weights(case.config)
+    vit = ViT(case.config, weights).on("cuda").at("fp16")
+    images = _images(cupy, case)
+    for want in ("key", "token"):
+        calls, missing = gather(
+            {
+                OURS: lambda want=want: lambda: vit(images, (want,))[want],
+                TORCH: lambda want=want: torch_call(case, weights, images, want),
+            }
+        )
+        facts = _facts(case, want)
+        found = cupy.asnumpy(calls[OURS]()[:1]).astype(np.float64)
+        if TORCH in calls:
+            expected = calls[TORCH]()[:1].double().cpu().numpy()
+            error = float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
+            report.near(f"{case.label}, {want}: against torch", error, TOLERANCE)
+        else:
+            report.check(f"{case.label}, {want}: finite", bool(np.isfinite(found).all()))
+        # As it comes: what the host needs to launch things is part of the answer here.
+        timings, failed = timer.medians(calls, seconds, primed=False)
+        for name, timing in timings.items():
+            report.time(facts, name, timing, rate=case.batch / timing.seconds)
+        for name, why in {**missing, **failed}.items():
+            report.missing(facts, name, why)
+        del calls
+        free(cupy)
+
+
+def _measure_compiled(report: Report, timer: Timer, cupy: ModuleType, case: Case, want: str) -> None:
+    """Beside ours once more, so that both have the same moment."""
+    weights, images = random_weights(case.config), _images(cupy, case)
+    vit = ViT(case.config, weights).on("cuda").at("fp16")
+    calls, missing = gather(
+        {OURS: lambda: lambda: vit(images, (want,))[want], COMPILE: lambda: torch_call(case, weights, images, want, True)}
+    )
+    timings, failed = timer.medians(calls, 1.5, primed=False)
+    if COMPILE in timings:
+        report.time(_facts(case, want), COMPILE, timings[COMPILE], ours=timings[OURS].seconds)
+    for name, why in {**missing, **failed}.items():
+        report.missing(_facts(case, want), name, why)
+
+
+def torch_call(case: Case, weights: dict, images: object, want: str, compiled: bool = False) -> Callable[[], object]:
+    """torch on the same images."""
+    import torch
+
+    run, given = torch_twin.forward(case.config, weights, want), torch.from_dlpack(images)
+    run = torch.compile(run, dynamic=False) if compiled else run
+    return lambda: run(given)

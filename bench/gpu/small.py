@@ -1,0 +1,106 @@
+"""Launches every kernel once or twice on small ragged sizes, each array in an allocation of its own: for compute-sanitizer.
+
+``python -m bench.gpu.small``
+"""
+
+from __future__ import annotations
+
+import sys
+from types import ModuleType
+
+import numpy as np
+from vitnp.kernels.cuda.loader import require_cupy
+
+
+def main() -> int:
+    """Everything, without a look at the results: the tests do that."""
+    cupy = require_cupy()
+    # Out of bounds of an array is then out of bounds of the device's memory too.
+    cupy.cuda.set_allocator(None)
+    launch(cupy)
+    cupy.cuda.Device().synchronize()
+    print("every kernel ran")
+    return 0
+
+
+def launch(cupy: ModuleType) -> None:
+    """All kernels."""
+    for dtype in (np.float32, np.float16):
+        _rows(cupy, dtype)
+        _layers(cupy, dtype)
+    _pictures(cupy)
+    _refinement(cupy)
+
+
+def random(cupy: ModuleType, seed: int, *shape: int, dtype: type = np.float32) -> object:
+    """Normal numbers on the device."""
+    return cupy.asarray(np.random.default_rng(seed).standard_normal(shape).astype(dtype))
+
+
+def _rows(cupy: ModuleType, dtype: type) -> None:
+    from vitnp.kernels.cuda import operations
+
+    # Tensor cores for widths that fit them, plain multiply-adds for others; each number of columns has its own tile.
+    for n, clusters, width in ((331, 8, 64), (150, 27, 384), (133, 70, 64), (77, 256, 64), (70, 9, 51)):
+        x, centroids = random(cupy, 0, n, width, dtype=dtype), random(cupy, 1, clusters, width)
+        for metric in ("cosine", "euclidean"):
+            shift = random(cupy, 2, width) if metric == "euclidean" else None
+            operations.kmeans_step(x, centroids, metric=metric, shift=shift)
+            operations.kmeans_assign(x, centroids, metric=metric, shift=shift)
+        operations.kmeans_closer(x, centroids, None)
+        operations.kmeans_closer(x, centroids, random(cupy, 3, n) ** 2)
+        y = random(cupy, 4, clusters, width, dtype=dtype)
+        operations.similarity(x, y)
+        operations.similarity_top(x, y, 5)
+
+
+def _layers(cupy: ModuleType, dtype: type) -> None:
+    from vitnp.kernels.cuda import operations
+
+    for width in (34, 384):
+        x, residual = (random(cupy, seed, 2, 7, width, dtype=dtype) for seed in (5, 6))
+        weight, bias, scale = (random(cupy, seed, width, dtype=dtype) for seed in (7, 8, 9))
+        operations.layernorm(x, weight, bias, 1e-6)
+        operations.gelu(x)
+        operations.swiglu(x)
+        operations.linear(x, random(cupy, 10, width, width, dtype=dtype), bias, scale=scale, residual=residual)
+    for heads, size, rows, tokens in ((2, 64, 130, 201), (2, 24, 6, 70)):
+        query = random(cupy, 11, 2, rows, heads * size, dtype=dtype)
+        key, value = (random(cupy, seed, 2, tokens, heads * size, dtype=dtype) for seed in (12, 13))
+        operations.attention(query, key, value, heads)
+
+
+def _pictures(cupy: ModuleType) -> None:
+    from vitnp.kernels.cuda import image
+
+    from vitnp.cleaning import Cleaning
+
+    rng = np.random.default_rng(14)
+    rgb = cupy.asarray(rng.integers(0, 256, (37, 53, 3), dtype=np.uint8))
+    small = image.resize(rgb, (11, 20))
+    image.resize(rgb, (60, 71))
+    for dtype in (np.float32, np.float16):
+        image.normalise(small, (0.5, 0.5, 0.5), (0.2, 0.2, 0.2), dtype)
+    soft = cupy.asarray(rng.random((11, 20), dtype=np.float32))
+    image.fixed_point(image.bilinear(soft, (37, 53)))
+    image.guided_filter(soft, small, radius=3, eps=1e-3)
+    image.guided_upsample(soft, small, rgb)
+    image.clean(soft, Cleaning())
+
+
+def _refinement(cupy: ModuleType) -> None:
+    from vitnp.kernels.cuda import crf, solver
+
+    rng = np.random.default_rng(15)
+    rgb = cupy.asarray(rng.integers(0, 256, (24, 31, 3), dtype=np.uint8))
+    target = cupy.asarray(rng.random((24, 31), dtype=np.float32))
+    solver.bilateral_solver(target, rgb, sigma_xy=4.0, max_iterations=3)
+    lattices = [
+        crf.normalise_lattice(crf.permutohedral_lattice(cupy.asarray(rng.random((d, 150), dtype=np.float32) * 3)))
+        for d in (2, 5)
+    ]
+    crf.mean_field(cupy.asarray(rng.random((150, 3), dtype=np.float32)), lattices, [3.0, 5.0], 2)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,73 @@
+"""The steps of ``python -m bench gpu``, each in a process of its own: one that crashes takes nobody with it.
+
+``python -m bench.gpu.steps NAME --records FILE --seconds S`` runs one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib
+import sys
+from pathlib import Path
+
+from bench.gpu.report import Report
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """A part of the work.
+
+    Attributes
+    ----------
+    name : str
+    function : str
+        ``module:function`` in this package; it gets the report and the options.
+    seconds : float
+        The most it may take.
+    timing : bool
+        Whether it measures, and so has the GPU to itself. The others run side by side before.
+    """
+
+    name: str
+    function: str
+    seconds: float
+    timing: bool = True
+
+
+FIRST = Step("device", "programs:device", 90, timing=False)
+STEPS = (
+    Step("tests", "programs:tests", 140, timing=False),
+    Step("memcheck", "programs:memcheck", 120, timing=False),
+    Step("racecheck", "programs:racecheck", 120, timing=False),
+    Step("initcheck", "programs:initcheck", 120, timing=False),
+    Step("keys", "agreement:keys", 100, timing=False),
+    Step("masks", "agreement:masks", 140, timing=False),
+    Step("large", "agreement:large", 60, timing=False),
+    Step("ceilings", "ceilings:run", 25),
+    Step("kmeans", "kmeans:run", 110),
+    Step("attention", "attention:run", 30),
+    Step("network", "network:run", 90),
+    Step("folder", "folder:run", 45),
+    Step("similarity", "similarity:run", 25),
+)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one step."""
+    made = argparse.ArgumentParser(prog="python -m bench.gpu.steps", description=__doc__)
+    made.add_argument("name", choices=[step.name for step in (FIRST, *STEPS)])
+    made.add_argument("--records", type=Path, required=True)
+    made.add_argument("--seconds", type=float, required=True)
+    made.add_argument("--photographs", type=Path)
+    made.add_argument("--quick", action="store_true")
+    args = made.parse_args(argv)
+    (step,) = (step for step in (FIRST, *STEPS) if step.name == args.name)
+    module, function = step.function.split(":")
+    report = Report(args.records, args.seconds, args.name)
+    getattr(importlib.import_module(f"bench.gpu.{module}"), function)(report, args)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,72 @@
+"""The same vision transformer in torch on the device, in half precision, as one writes it with its fused attention."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from vitnp.vit import ViTConfig
+
+
+def forward(
+    config: ViTConfig,
+    weights: Mapping[str, np.ndarray],
+    want: str = "token",
+    *,
+    device: str = "cuda",
+    dtype: str = "float16",
+) -> Callable[[object], object]:
+    """A function of images (B, 3, height, width), a torch tensor on the device.
+
+    Parameters
+    ----------
+    config : ViTConfig
+        Without registers, gates or LayerScale; images have the grid of its position embeddings.
+    weights : mapping of str to array
+        Under DINO's names.
+    want : {"token", "key"}
+        All patches after the final norm, (B, N, D); or their keys in the last block, and nothing that isn't needed for them.
+    device, dtype : str
+
+    Returns
+    -------
+    callable
+        Plain torch operations, so that ``torch.compile`` takes it too.
+    """
+    import torch
+    from torch.nn import functional as F
+
+    torch.backends.cuda.matmul.allow_tf32 = False
+    w = {
+        name: torch.from_numpy(np.ascontiguousarray(weight)).to(device, getattr(torch, dtype))
+        for name, weight in weights.items()
+    }
+    width, heads, last = config.width, config.heads, config.depth - 1
+    # A third of the fused projection, by itself.
+    key_weight, key_bias = (w[f"blocks.{last}.attn.qkv.{part}"][width : 2 * width].contiguous() for part in ("weight", "bias"))
+
+    def linear(x, name):
+        return F.linear(x, w[f"{name}.weight"], w[f"{name}.bias"])
+
+    def norm(x, name):
+        return F.layer_norm(x, (width,), w[f"{name}.weight"], w[f"{name}.bias"], config.eps)
+
+    def call(images):
+        with torch.no_grad():
+            x = F.conv2d(images, w["patch_embed.proj.weight"], w["patch_embed.proj.bias"], config.patch)
+            batch = x.shape[0]
+            x = torch.cat([w["cls_token"].expand(batch, -1, -1), x.flatten(2).transpose(1, 2)], 1) + w["pos_embed"]
+            for index in range(config.depth):
+                name = f"blocks.{index}"
+                y = norm(x, f"{name}.norm1")
+                if want == "key" and index == last:
+                    return F.linear(y, key_weight, key_bias)[:, 1:]
+                qkv = linear(y, f"{name}.attn.qkv").reshape(batch, -1, 3, heads, width // heads).permute(2, 0, 3, 1, 4)
+                y = F.scaled_dot_product_attention(*qkv.unbind(0)).transpose(1, 2).reshape(batch, -1, width)
+                x = x + linear(y, f"{name}.attn.proj")
+                y = F.gelu(linear(norm(x, f"{name}.norm2"), f"{name}.mlp.fc1"))
+                x = x + linear(y, f"{name}.mlp.fc2")
+            return norm(x, "norm")[:, 1:]
+
+    return call
