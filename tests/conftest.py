@@ -1,9 +1,10 @@
-"""What the tests share: where the optional test data lies, and the two networks they run."""
+"""What the tests share: where the optional test data lies, the two networks they run, a CuPy without a GPU and with one."""
 
 from __future__ import annotations
 
 import os
 import pathlib
+import warnings
 
 import pytest
 
@@ -39,3 +40,22 @@ def builtin():
 def photograph() -> pathlib.Path:
     """The photograph that the checkout carries."""
     return pathlib.Path(__file__).parent / "photographs" / "coffee.jpg"
+
+
+@pytest.fixture(scope="module", params=["emulated", pytest.param("gpu", marks=pytest.mark.gpu)])
+def cupy(request):
+    """CuPy: one made of NumPy, whose kernels run on the CPU in check mode; under ``pytest -m gpu`` the real one."""
+    if request.param == "emulated":
+        import fake_cupy
+
+        with fake_cupy.installed("check") as fake:
+            yield fake
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # its import's are not ours to mend
+        from vitnp.kernels.cuda import loader
+
+        trouble = loader.find_trouble()
+    if trouble:
+        pytest.skip(trouble)
+    yield loader.require_cupy()

@@ -113,22 +113,28 @@ def from_bfloat16(x: np.ndarray) -> np.ndarray:
     return (x.astype(np.uint32) << 16).view(np.float32)
 
 
-def test_bfloat16(cupy):
-    """NumPy has no such type, so the kernel is called by itself."""
-    from vitnp.kernels.cuda.loader import kernel
+@pytest.mark.parametrize("size, tolerance", [(64, 1.2e-2), (8, 1.2e-2)])
+def test_bfloat16(cupy, size, tolerance):
+    """NumPy has no such type, so the arrays hold bits."""
+    from vitnp.kernels.cuda import attention as module
 
-    rows, tokens = 40, 70
-    query, key, value = (to_bfloat16(random(seed, 1, n, 64)) for seed, n in ((9, rows), (10, tokens), (11, tokens)))
-    out = cupy.empty((1, rows, 64), np.uint16)
-    steps = [np.int64(step) for step in (64, rows * 64, 64, tokens * 64, 64, tokens * 64)]
-    scale = np.float32(np.log2(np.e) / 8)
-    kernel("attention", "attention_half", "-DBFLOAT16")(
-        (1, 1, 1),
-        (128,),
-        (*map(cupy.asarray, (query, key, value)), out, np.int32(rows), np.int32(tokens), *steps, scale),
-    )
-    wanted = expected(*map(from_bfloat16, (query, key, value)), 1)
-    np.testing.assert_allclose(from_bfloat16(cupy.asnumpy(out)), wanted, atol=1.2e-2, rtol=0)
+    bits = [to_bfloat16(random(seed, 1, n, 2 * size)) for seed, n in ((9, 40), (10, 70), (11, 70))]
+    found = module.attention(*map(cupy.asarray, bits), 2)
+    wanted = expected(*map(from_bfloat16, bits), 2)
+    np.testing.assert_allclose(from_bfloat16(cupy.asnumpy(found)), wanted, atol=tolerance, rtol=0)
+
+
+def test_rounding_to_bfloat16(cupy):
+    from vitnp.kernels.cuda import bfloat16
+
+    halfway = np.array([1 + 2**-8, 1 + 3 * 2**-8, -1 - 2**-8 - 2**-20], np.float32)  # ties go to even
+    x = np.concatenate([halfway, [0, -0.0, np.inf, 3.4e38, 1e-40], random(18, 1030)]).astype(np.float32)
+    found = cupy.asnumpy(bfloat16.shorten(cupy.asarray(x)))
+    np.testing.assert_array_equal(found, to_bfloat16(x))
+    back = cupy.asnumpy(bfloat16.lengthen(cupy.asarray(found)))
+    np.testing.assert_array_equal(back, from_bfloat16(found))
+    assert back[:3].tolist() == [1, 1 + 2**-6, -1 - 2**-7] and back[6] == np.inf
+    assert np.isnan(cupy.asnumpy(bfloat16.lengthen(bfloat16.shorten(cupy.asarray(np.full(3, np.nan, np.float32)))))).all()
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
@@ -140,18 +146,19 @@ def test_attention_row(cupy, dtype):
     np.testing.assert_allclose(found, reference.attention_row(query.astype(float), key.astype(float), 2), atol=1e-6)
 
 
-@pytest.mark.parametrize("precision, dtype", [("fp32", np.float32), ("fp16", np.float16)])
-def test_keys_and_values_put_in_piece_by_piece(cupy, precision, dtype):
+@pytest.mark.parametrize("precision, tolerance", [("fp32", 1e-5), ("fp16", 4e-3), ("bf16", 3e-2)])
+@pytest.mark.parametrize("width", [64, 40])
+def test_keys_and_values_put_in_piece_by_piece(cupy, precision, tolerance, width):
     from vitnp.kernels.cuda.attention import KeyValues
 
-    query, key, value = random(14, 2, 3, 64), random(15, 2, 10, 64), random(16, 2, 10, 64)
-    held = KeyValues(2, 10, 64, heads=1, precision=precision)
+    query, key, value = random(14, 2, 3, width), random(15, 2, 10, width), random(16, 2, 10, width)
+    held = KeyValues(2, 10, width, heads=1, precision=precision)
     for start, stop in ((0, 4), (4, 10)):
         held.put(slice(0, 2), start, cupy.asarray(key[:, start:stop]), cupy.asarray(value[:, start:stop]))
     found = held.attend(cupy.asarray(query[1:]), slice(1, 2))
     assert found.dtype == np.float32
-    wanted = expected(query[1:].astype(dtype), key[1:].astype(dtype), value[1:].astype(dtype), 1)
-    np.testing.assert_allclose(cupy.asnumpy(found), wanted, atol=TOLERANCE[dtype], rtol=0)
+    wanted = expected(query[1:], key[1:], value[1:], 1)
+    np.testing.assert_allclose(cupy.asnumpy(found), wanted, atol=tolerance, rtol=0)
 
 
 def test_other_types_are_refused(cupy):

@@ -15,6 +15,7 @@ from vitnp.kernels.cuda import loader, tiles
 
 ARCHITECTURES = (75, 80, 90)
 SHARED = {75: 64 * 1024, 80: 163 * 1024, 90: 227 * 1024}  # bytes that a block may have
+CUPY_ADDS = ("--device-as-default-execution-space", "-ftz=true")  # to the options of any kernel, in version 14
 WIDTHS = (192, 384, 768, 1024, 1536)
 
 
@@ -50,8 +51,9 @@ def variants(file: str, arch: int) -> set[tuple[str, ...]]:
         return halves() | halves("-DWIDTH=384") | halves("-DWIDTH=1536")
     return {
         "attention": {()} | ({("-DBFLOAT16",)} if arch >= 80 else set()),
+        "bfloat16": {()},
         "crf": {("-DFEATURES=2",), ("-DFEATURES=5",)},
-        "gelu": halves(),
+        "gelu": {*halves(), ("-DPER_THREAD=4",), ("-DHALF", "-DPER_THREAD=8")},
         "image": {()},
         "solver": {()},
     }[file]
@@ -79,7 +81,7 @@ def test_compiles_without_spills_or_stack(file):
     code, faults = loader.source(f"{file}.cu"), []
     for arch in ARCHITECTURES:
         for options in sorted(variants(file, arch)):
-            usage = nvrtc.compile_kernels(code, f"{file}.cu", arch, ("-std=c++17", *options))
+            usage = nvrtc.compile_kernels(code, f"{file}.cu", arch, ("-std=c++17", *CUPY_ADDS, *options))
             assert usage
             faults += [
                 f"{kernel} for sm_{arch} with {options}: {took}"

@@ -26,9 +26,10 @@ def device(cupy, monkeypatch):
     own = dict(cupy.cuda.Device().attributes)
 
     def become(model: tuple[str, int]) -> None:
-        from vitnp.kernels.cuda import tiles
+        from vitnp.kernels.cuda import loader
 
-        tiles._shared_memory.cache_clear()
+        loader.shared_memory.cache_clear()
+        loader._compiled.cache_clear()  # each kernel's limit depends on it
         attributes = {**own, "MaxSharedMemoryPerBlockOptin": min(own["MaxSharedMemoryPerBlockOptin"], model[1] * 1024)}
         monkeypatch.setattr(
             cupy.cuda,
@@ -172,6 +173,45 @@ def test_a_row_that_is_not_finite_has_no_loss(cupy, operations):
         assert 0 <= labels.min() and labels.max() < 8
 
 
+@pytest.mark.parametrize(
+    "clusters, width, dtype, model",
+    [(8, 64, np.float32, H200), (70, 32, np.float16, H200), (9, 50, np.float32, TURING)],
+)
+def test_distances_of_near_rows_keep_their_digits(cupy, operations, device, clusters, width, dtype, model):
+    """|x|^2 - 2 x.c + |c|^2 would leave none of them."""
+    device(model)
+    rng = np.random.default_rng(0)
+    centroids = (rng.standard_normal((clusters, width)) * 5).astype(dtype).astype(np.float32)
+    labels = np.arange(77) % clusters
+    x = (centroids[labels] + 3 + rng.standard_normal((77, width)) * 0.01).astype(dtype)
+    x[7] = centroids[7] + 3
+    shift = np.full(width, 3, np.float32)
+    losses = np.square(x.astype(float)[:, None] - 3 - centroids).sum(axis=-1)
+    x, centroids, shift = on_device(cupy, x, centroids, shift)
+    step = operations.kmeans_step(x, centroids, metric="euclidean", shift=shift)
+    np.testing.assert_array_equal(host(step.labels), labels)
+    np.testing.assert_allclose(host(step.losses), losses.min(axis=1), rtol=1e-5)
+    np.testing.assert_allclose(host(step.inertia).sum(), losses.min(axis=1).sum(), rtol=1e-6)
+    found = operations.kmeans_closer(x, centroids, None, metric="euclidean", shift=shift)
+    np.testing.assert_allclose(host(found), losses, rtol=1e-5)
+
+
+@pytest.mark.parametrize("width, clusters, model", [(64, 8, H200), (50, 9, TURING)])
+def test_rows_too_short_to_be_squared_have_a_direction(cupy, operations, device, width, clusters, model):
+    device(model)
+    x, centroids, _, seen, losses = problem(77, clusters, width, np.float32, "cosine")
+    x[4] *= 1e-18
+    x[9] *= 1e-30
+    labels = losses.argmin(axis=1)
+    x, centroids = on_device(cupy, x, centroids)
+    step = operations.kmeans_step(x, centroids)
+    np.testing.assert_array_equal(host(step.labels), labels)
+    np.testing.assert_allclose(host(step.losses), losses.min(axis=1), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(host(step.sums)[0], (labels == np.arange(clusters)[:, None]) @ seen, atol=1e-5)
+    np.testing.assert_allclose(host(operations.kmeans_closer(x, centroids, None)), losses, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(host(operations.similarity(x, centroids)), 1 - losses, atol=1e-6)
+
+
 @pytest.mark.parametrize("clusters, metric", [(257, "cosine"), (0, "cosine"), (2, "manhattan")])
 def test_kmeans_refuses(cupy, operations, clusters, metric):
     with pytest.raises(ValueError, match=str(clusters) if metric == "cosine" else metric):
@@ -251,7 +291,7 @@ def test_layernorm(cupy, operations, dtype, width):
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
 def test_gelu_and_swiglu(cupy, operations, dtype):
-    x = np.linspace(-9, 9, 302).astype(dtype)
+    x = np.linspace(-9, 9, 304).astype(dtype)
     expected = np.array([v * 0.5 * (1 + math.erf(v / math.sqrt(2))) for v in x.astype(float)])
     near(operations.gelu(cupy.asarray(x)), expected, dtype)
     x = np.random.default_rng(0).standard_normal((5, 3, 36)).astype(dtype) * 4
@@ -263,8 +303,9 @@ def test_gelu_and_swiglu(cupy, operations, dtype):
 @pytest.mark.parametrize("given", [(), ("bias",), ("bias", "gelu"), ("bias", "scale", "residual"), ("residual",)])
 def test_linear(cupy, operations, dtype, given):
     rng = np.random.default_rng(len(given))
-    x, weight = rng.standard_normal((2, 7, 24)).astype(dtype), (rng.standard_normal((10, 24)) / 5).astype(dtype)
-    bias, scale, residual = (rng.standard_normal(shape).astype(dtype) for shape in (10, 10, (2, 7, 10)))
+    width = 16 if "scale" in given else 10  # 16 bytes at a time, or two numbers
+    x, weight = rng.standard_normal((2, 7, 24)).astype(dtype), (rng.standard_normal((width, 24)) / 5).astype(dtype)
+    bias, scale, residual = (rng.standard_normal(shape).astype(dtype) for shape in (width, width, (2, 7, width)))
     expected = x.astype(float) @ weight.astype(float).T
     further = {}
     if "bias" in given:
@@ -294,12 +335,43 @@ def test_patch_embedding(cupy, operations, stride):
 
 
 def test_precisions(cupy, operations, device):
-    assert operations.precisions() == ("fp32", "tf32", "fp16")
+    assert operations.precisions() == ("fp32", "tf32", "fp16", "bf16")
     assert operations.pack_linear(cupy.asarray(np.ones((2, 2))), "fp16").dtype == np.float16
     device(TURING)
     assert operations.precisions() == ("fp32", "fp16")
     with pytest.raises(UsageError, match="int8"):
         operations.pack_linear(cupy.asarray(np.ones((2, 2))), "int8")
+
+
+def test_linear_in_bfloat16(cupy, operations):
+    rng = np.random.default_rng(0)
+    x, weight, bias = (rng.standard_normal(shape).astype(np.float32) for shape in ((2, 7, 24), (10, 24), 10))
+    packed = operations.pack_linear(cupy.asarray(weight), "bf16")
+    found = host(operations.linear(*on_device(cupy, x), packed, cupy.asarray(bias), activation="gelu"))
+    expected = reference.gelu(x.astype(float) @ weight.astype(float).T + bias)
+    error = np.abs(found - expected).max() / np.abs(expected).max()
+    assert found.dtype == np.float32 and 1e-4 < error < 1e-2  # eight bits of each number
+
+
+@pytest.mark.parametrize("environment", ["0", "1"])
+def test_products_are_as_exact_as_the_precision_says(cupy, operations, environment):
+    settings, rng = cupy._core._routines_linalg, np.random.default_rng(0)
+    before = settings.get_compute_type(np.float32)
+    # What CUPY_TF32 leads to.
+    users = settings.COMPUTE_TYPE_TF32 if environment == "1" else settings.COMPUTE_TYPE_DEFAULT
+    settings.set_compute_type(np.float32, users)
+    try:
+        x, weight = (rng.standard_normal((256, 384)).astype(np.float32) for _ in range(2))
+        expected = x.astype(float) @ weight.astype(float).T
+        error = {}
+        for precision in ("fp32", "tf32"):
+            with operations.products(precision):
+                found = operations.linear(*on_device(cupy, x), operations.pack_linear(cupy.asarray(weight), precision))
+            error[precision] = np.abs(host(found) - expected).max() / np.abs(expected).max()
+            assert settings.get_compute_type(np.float32) == users
+        assert error["fp32"] < 2e-6 and 1e-5 < error["tf32"] < 1e-3
+    finally:
+        settings.set_compute_type(np.float32, before)
 
 
 def test_odd_widths_are_refused(cupy, operations):

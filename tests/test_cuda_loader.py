@@ -6,6 +6,7 @@ import re
 import sys
 import types
 
+import numpy as np
 import pytest
 
 import fake_cupy
@@ -30,16 +31,17 @@ def surroundings(monkeypatch):
     def become(driver: int | None, cupy: types.SimpleNamespace | None = None) -> None:
         monkeypatch.setattr(loader, "driver_version", lambda: driver)
         monkeypatch.setitem(sys.modules, "cupy", cupy)  # None: the import fails
-        for memoised in (loader.find_trouble, loader._compiled, loader._module):
+        for memoised in (loader.find_trouble, loader._compiled, loader._module, loader.shared_memory):
             memoised.cache_clear()
 
     yield become
-    for memoised in (loader.find_trouble, loader._compiled, loader._module):
+    for memoised in (loader.find_trouble, loader._compiled, loader._module, loader.shared_memory):
         memoised.cache_clear()
 
 
 def cupy(count=1, failure: Exception | None = None) -> types.SimpleNamespace:
     """A CuPy for CUDA 13 with so many GPUs, or an exception when asked for them, and another when it compiles."""
+    compiled = []
 
     def ask() -> int:
         if isinstance(count, Exception):
@@ -52,7 +54,8 @@ def cupy(count=1, failure: Exception | None = None) -> types.SimpleNamespace:
     def compile_one(name: str):
         if failure:
             raise failure
-        return types.SimpleNamespace(name=name)
+        compiled.append(types.SimpleNamespace(name=name, shared_size_bytes=1000))
+        return compiled[-1]
 
     runtime = types.SimpleNamespace(
         getDeviceCount=ask, CUDARuntimeError=CUDARuntimeError, runtimeGetVersion=lambda: 13000
@@ -60,9 +63,11 @@ def cupy(count=1, failure: Exception | None = None) -> types.SimpleNamespace:
     cuda = types.SimpleNamespace(
         runtime=runtime,
         compiler=types.SimpleNamespace(CompileException=CompileException),
-        Device=lambda: types.SimpleNamespace(id=0, compute_capability="75"),
+        Device=lambda *_: types.SimpleNamespace(
+            id=0, compute_capability="75", attributes={"MaxSharedMemoryPerBlockOptin": 65536}
+        ),
     )
-    return types.SimpleNamespace(cuda=cuda, RawModule=module)
+    return types.SimpleNamespace(cuda=cuda, RawModule=module, compiled=compiled)
 
 
 @pytest.mark.parametrize(
@@ -142,13 +147,35 @@ def test_a_broken_cupy_says_what_broke_it(surroundings, monkeypatch, tmp_path):
     assert re.search(r"can't be imported \(ImportError: libcublas.so.13\); run: pip install", loader.find_trouble())
 
 
+def test_a_missing_library_of_products_is_found_out_before_any(surroundings):
+    class Cuda(types.SimpleNamespace):
+        @property
+        def cublas(self):
+            raise ImportError('Failure finding "libcublasLt.so.13": No such file\n')
+
+    there = cupy()
+    there.cuda = Cuda(**vars(there.cuda))
+    surroundings(13000, there)
+    assert re.search(r"cuBLAS can't be loaded \(Failure .*\); run: pip install 'vitnp\[cuda13\]'", loader.find_trouble())
+
+
 def test_kernels_are_compiled_once_for_each_set_of_options(surroundings):
-    surroundings(13000, cupy())
+    there = cupy()
+    surroundings(13000, there)
     first = loader.kernel("gelu", "epilogue")
     assert loader.kernel("gelu", "epilogue") is first
     assert loader.kernel("gelu", "epilogue", "-DHALF") is not first
-    larger = loader.kernel("gelu", "epilogue", shared=100_000)
-    assert larger is not first and larger.max_dynamic_shared_size_bytes == 100_000
+    # Asked for once, for any number of bytes: a lower limit would hold for launches that came before as well.
+    larger = loader.kernel("gelu", "epilogue", shared=50_000)
+    assert loader.kernel("gelu", "epilogue", shared=100) is larger is not first
+    assert [getattr(found, "max_dynamic_shared_size_bytes", None) for found in there.compiled] == [None, None, 64536]
+
+
+def test_nothing_reaches_a_kernel_as_a_null_pointer():
+    given = []
+    kernel = loader.Kernel(lambda grid, block, arguments, shared_mem: given.extend(arguments))
+    kernel((1,), (32,), (np.float32(2), None))
+    assert given[0] == 2 and type(given[1]) is np.intp and given[1] == 0
 
 
 def test_a_source_is_whole_and_keeps_its_lines():

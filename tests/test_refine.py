@@ -227,6 +227,16 @@ def test_solver_commutes_with_flips(flip, size):
     np.testing.assert_allclose(bilateral_solver(target[flip], rgb[flip], sigma_xy=4.0), result[flip], atol=1e-5)
 
 
+def test_pixels_that_nobody_vouches_for_keep_the_mean_of_their_vertex():
+    rgb = np.zeros((4, 12, 3), np.uint8)
+    rgb[:, 4:8] = 12  # a neighbour of black
+    rgb[:, 8:] = 255  # too far in colour to be anyone's
+    target = np.random.default_rng(8).random((4, 12))
+    confidence = np.where(np.arange(12) < 8, 0.01, 0.0) * np.ones((4, 1))
+    result = bilateral_solver(target, rgb, sigma_xy=50.0, confidence=confidence)
+    np.testing.assert_allclose(result[:, 8:], target[:, 8:].mean(), atol=1e-6)
+
+
 def test_pixels_without_confidence_take_the_value_of_their_surroundings():
     rgb = two_tone(40, 40, edge=20)
     target = np.zeros((40, 40))

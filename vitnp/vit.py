@@ -130,7 +130,7 @@ class ViT:
         ----------
         images : (B, 3, height, width) float
             Taken in the weights' type. Normalised with ``config.mean`` and ``config.std``; sides are multiples of the patch.
-            Of NumPy, or on a GPU of CuPy.
+            Of NumPy or CuPy.
         want : str or iterable of str
             Among "key", "query", "value" and "token" (after the final norm), each (B, N, D) for the patches with heads
             side by side; "cls" (B, D) and "register" (B, R, D), after the final norm; "attention" (B, H, N), the CLS
@@ -154,8 +154,9 @@ class ViT:
         want = (want,) if isinstance(want, str) else tuple(want)
         layer, stride = self._checked(images, want, layer, stride)
         images = kernels.to_device(images, self.device).astype(self.dtype, copy=False)
-        with threads.one_blas_thread(), self._ready().in_turn():
-            forward = Pass(self._ready(), self.config, images, stride, layer, want)
+        weights = self._ready()
+        with weights.in_turn():
+            forward = Pass(weights, self.config, images, stride, layer, want)
             threads.together(forward.run, most=forward.most)
             return forward.found()
 
@@ -184,7 +185,7 @@ class ViT:
         state, key, value = (xp.asarray(kernels.to_device(x, self.device), weights.dtype) for x in (state, key, value))
         entering, query, own_key, own_value = (row[None, None] for row in state)  # (1, 1, D) each
         found = xp.empty((len(regions), c.width), self.dtype)
-        with threads.one_blas_thread(), weights.in_turn():
+        with weights.in_turn():
             for index, region in enumerate(regions):
                 patches = xp.asarray(np.flatnonzero(region))
                 keys = xp.concatenate([own_key, key[None, patches]], axis=1)  # (1, 1 + patches of the region, D)
@@ -270,7 +271,7 @@ class ViT:
         stride = c.patch if stride is None else stride
         if not isinstance(stride, numbers.Integral) or not 0 < stride <= c.patch or c.patch % stride:
             raise UsageError(f"stride {stride} doesn't fit; choose a divisor of the patch, {c.patch}")
-        if not isinstance(images, np.ndarray) and kernels.device_of(images) != self.device:
+        if not isinstance(images, np.ndarray) and kernels.device_of(images) == "cpu":
             raise UsageError(f"images are a {type(images).__name__}; expected an array of the shape (B, 3, height, width)")
         if images.ndim != 4 or images.shape[1] != 3 or any(side % c.patch or not side for side in images.shape[2:]):
             raise UsageError(
@@ -319,8 +320,11 @@ class Packed:
         return self._weights[name]
 
     def in_turn(self) -> contextlib.AbstractContextManager:
-        """What to hold during a forward pass: on a GPU they go one after the other, each with its own arithmetic of products."""
-        return contextlib.nullcontext() if self.device == "cpu" else self.kernels.products(self.precision)
+        """What to hold during a forward pass: on a GPU they go one after the other, each with its own arithmetic of products; where
+        BLAS computes it has one thread; compiled kernels need nothing."""
+        if self.device != "cpu":
+            return self.kernels.products(self.precision)
+        return threads.one_blas_thread() if self.kernels.BLOCK is None else contextlib.nullcontext()
 
     def _pack(self, name: str) -> Any:
         with self._lock:
@@ -434,7 +438,8 @@ class Pass:
         """The features that were asked for, once all threads are through."""
         first, got, xp = self.first, dict(self.out), self.weights.xp
         if "attention" in self.want:
-            row = self.weights.kernels.attention_row(got["query"][:, :1], got["key"], self.config.heads)  # (B, H, T)
+            with threads.one_blas_thread():
+                row = self.weights.kernels.attention_row(got["query"][:, :1], got["key"], self.config.heads)  # (B, H, T)
             got["attention"] = row[:, :, first:]
         if "cls_state" in self.want:
             got["cls_state"] = xp.stack([part[:, 0] for part in (self.x, got["query"], got["key"], got["value"])], axis=1)
@@ -458,7 +463,7 @@ class Pass:
         while start < stop:
             image, row = divmod(start, tokens)
             left = min(stop - start, tokens - row)
-            # Of about equal lengths, in multiples of 8: 100 rows are 56 and 44.
+            # Of about equal lengths, in multiples of 8: 200 rows are 104 and 96.
             rows = min(left, -(-left // -(-left // longest) // 8) * 8)
             yield slice(image, image + 1), slice(row, row + rows)
             start += rows
@@ -487,7 +492,8 @@ def places(weights: Packed, config: ViTConfig, grid: tuple[int, ...]) -> tuple[n
         return kept[1]
     table = weights.original("pos_embed")[0]  # (1 + N0, D), or (N0, D) where CLS has no position
     first = len(table) - config.grid[0] * config.grid[1]
-    positions = resample_positions(table[first:].reshape(*config.grid, config.width), grid, config.pos_embed)
+    with threads.one_blas_thread():
+        positions = resample_positions(table[first:].reshape(*config.grid, config.width), grid, config.pos_embed)
     leading = weights.original("cls_token")[0] + table[:first].sum(axis=0)  # (1, D)
     if config.registers:
         leading = np.concatenate([leading, weights.original("register_tokens")[0]])  # (1 + R, D)

@@ -22,7 +22,12 @@ MOST_PHOTOGRAPHS = 160
 # By relative length of the difference.
 KEYS_WITHIN = {"fp32": 1e-5, "fp16": 2e-3}
 MASKS_WITHIN = 0.002
+# Numbers, from which on an int can't count them; rows beyond, and rows that are looked at by themselves.
+MANY, BEYOND, TAIL = 2**31, 100_000, 150_000
 WIDTH = 384
+# Sides of the photographs whose keys are compared, in patches; networks with random weights.
+PATCHES = 14
+CASES = [Case("S", 16, 224, 2), Case("S", 8, 224, 1)]
 
 
 def keys(report: Report, options: argparse.Namespace) -> None:
@@ -35,15 +40,14 @@ def keys(report: Report, options: argparse.Namespace) -> None:
 
     cupy = require_cupy()
     builtin = load_vit("auto").at("fp32")
-    side = 14 * builtin.config.patch
+    side = PATCHES * builtin.config.patch
     pictures = []
     for path in sorted(SAMPLES.glob("*.jpg")):
         with Image.open(path) as picture:
             rgb = np.asarray(picture.convert("RGB").resize((side, side)))
         pictures.append(normalise(rgb, builtin.config.mean, builtin.config.std))
     networks = {"built-in network, photographs": (builtin, np.stack(pictures))}
-    cases = [Case("S", 16, 224, 2), Case("S", 8, 224, 1)]
-    for case in cases[:1] if options.quick else cases:
+    for case in CASES[:1] if options.quick else CASES:
         networks[f"ViT-{case.size}/{case.patch}, random"] = (ViT(case.config, random_weights(case.config)), case.images())
     for name, (vit, images) in networks.items():
         expected = vit(images, ("key",))["key"].astype(np.float64)
@@ -123,13 +127,13 @@ def large(report: Report, options: argparse.Namespace) -> None:
     from bench.gpu.kmeans import rows_on_device
 
     cupy = require_cupy()
-    count = 2**31 // WIDTH + 100_000
+    count = MANY // WIDTH + BEYOND
     needed, there = 3 * count * WIDTH * 2, cupy.cuda.Device().mem_info[0]
     if needed > there:
         report.skip("N x D > 2^31", f"it takes {needed >> 30} GiB of memory, {there >> 30} are free")
         return
     x = rows_on_device(cupy, count, WIDTH, "fp16")
-    tail = cupy.ascontiguousarray(x[-150_000:])
+    tail = cupy.ascontiguousarray(x[-TAIL:])
     centroids = x[:: count // 8][:8].astype(np.float32)
     for metric in ("euclidean", "cosine"):
         whole = operations.kmeans_step(x, centroids, metric=metric)

@@ -16,8 +16,8 @@ from types import ModuleType
 Call = Callable[[], object]
 
 FEWEST, MOST = 3, 40
-# Of overwriting the cache before a sample, whatever the host needs.
-LONGEST_PRIMING = 0.02
+# Of overwriting the cache before a sample, whatever the host needs: seconds, and how often.
+LONGEST_PRIMING, MOST_PRIMING = 0.02, 400
 
 
 class Missing(Exception):
@@ -114,7 +114,7 @@ class Timer:
         """Seconds on the device, the host being as much ahead as it needs."""
         if queueing:
             times = math.ceil(min(1.5 * queueing, LONGEST_PRIMING) / self._overwriting)
-            for _ in range(max(0, times - 1)):
+            for _ in range(min(times, MOST_PRIMING) - 1):
                 self._overwrite()
         cuda = self._cupy.cuda
         before, after = cuda.Event(), cuda.Event()

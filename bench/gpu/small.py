@@ -11,6 +11,11 @@ from types import ModuleType
 import numpy as np
 from vitnp.kernels.cuda.loader import require_cupy
 
+# Rows, clusters, width. Tensor cores for widths that fit them, plain multiply-adds for others; each number of columns has its
+# own tile.
+SHAPES = ((331, 8, 64), (150, 27, 384), (133, 70, 64), (77, 256, 64), (70, 9, 51))
+WIDTHS = (34, 384)
+
 
 def main() -> int:
     """Everything, without a look at the results: the tests do that."""
@@ -28,6 +33,7 @@ def launch(cupy: ModuleType) -> None:
     for dtype in (np.float32, np.float16):
         _rows(cupy, dtype)
         _layers(cupy, dtype)
+    _bfloat16(cupy)
     _pictures(cupy)
     _refinement(cupy)
 
@@ -40,8 +46,7 @@ def random(cupy: ModuleType, seed: int, *shape: int, dtype: type = np.float32) -
 def _rows(cupy: ModuleType, dtype: type) -> None:
     from vitnp.kernels.cuda import operations
 
-    # Tensor cores for widths that fit them, plain multiply-adds for others; each number of columns has its own tile.
-    for n, clusters, width in ((331, 8, 64), (150, 27, 384), (133, 70, 64), (77, 256, 64), (70, 9, 51)):
+    for n, clusters, width in SHAPES:
         x, centroids = random(cupy, 0, n, width, dtype=dtype), random(cupy, 1, clusters, width)
         for metric in ("cosine", "euclidean"):
             shift = random(cupy, 2, width) if metric == "euclidean" else None
@@ -57,7 +62,7 @@ def _rows(cupy: ModuleType, dtype: type) -> None:
 def _layers(cupy: ModuleType, dtype: type) -> None:
     from vitnp.kernels.cuda import operations
 
-    for width in (34, 384):
+    for width in WIDTHS:
         x, residual = (random(cupy, seed, 2, 7, width, dtype=dtype) for seed in (5, 6))
         weight, bias, scale = (random(cupy, seed, width, dtype=dtype) for seed in (7, 8, 9))
         operations.layernorm(x, weight, bias, 1e-6)
@@ -68,6 +73,13 @@ def _layers(cupy: ModuleType, dtype: type) -> None:
         query = random(cupy, 11, 2, rows, heads * size, dtype=dtype)
         key, value = (random(cupy, seed, 2, tokens, heads * size, dtype=dtype) for seed in (12, 13))
         operations.attention(query, key, value, heads)
+
+
+def _bfloat16(cupy: ModuleType) -> None:
+    from vitnp.kernels.cuda import bfloat16
+
+    for size in (4, 131):  # four at a time, and a rest
+        bfloat16.lengthen(bfloat16.shorten(random(cupy, 16, size)))
 
 
 def _pictures(cupy: ModuleType) -> None:

@@ -27,13 +27,14 @@ VALUE_PANEL = VALUE_VECTORS * LANES
 GROUP = 96  # a multiple of the rows of both tiles
 STRETCH_PANELS = 240 // PANEL  # at most
 STRETCH = STRETCH_PANELS * PANEL
+LINE = 64  # bytes of memory that travel together
 MASKED = np.float32(-1e30)
 LARGE = np.float32(2**20)  # what row_exponentials can take
 
 _scores_tile = product_tile(TILE_ROWS, TILE_VECTORS)
-_values_tile = product_tile(VALUE_ROWS, VALUE_VECTORS)
+_values_tile = product_tile(VALUE_ROWS, VALUE_VECTORS, cache=2)
 _scores_tile_of_pairs = product_tile(TILE_ROWS, TILE_VECTORS, pairs=True)
-_values_tile_of_pairs = product_tile(VALUE_ROWS, VALUE_VECTORS, pairs=True)
+_values_tile_of_pairs = product_tile(VALUE_ROWS, VALUE_VECTORS, pairs=True, cache=2)
 
 
 class KeyValues:
@@ -184,12 +185,14 @@ def _attend(query, keys, values, out, tokens, pairs, queries, scores, gathered, 
                 whole = -(-length // LANES) * LANES
                 for panel in range(start // PANEL, -(-(start + length) // PANEL)):
                     b = keys[head, panel].ctypes.data
+                    ahead = b + 4 * depth * PANEL  # the next panel
                     for i in range(0, count, TILE_ROWS):
                         a, into = queries[i].ctypes.data, scores[i, panel * PANEL - start :].ctypes.data
                         if pairs:
-                            _scores_tile_of_pairs(a, count - i, step, b, PANEL, into, STRETCH, depth, 0)
+                            _scores_tile_of_pairs(a, count - i, step, b, PANEL, into, STRETCH, depth, 0, ahead, LINE)
                         else:
-                            _scores_tile(a, count - i, step, b, PANEL, into, STRETCH, depth, 0)
+                            _scores_tile(a, count - i, step, b, PANEL, into, STRETCH, depth, 0, ahead, LINE)
+                        ahead += LINE * depth
                 for i in range(count):
                     for j in range(length, whole):
                         scores[i, j] = MASKED
@@ -211,14 +214,16 @@ def _attend(query, keys, values, out, tokens, pairs, queries, scores, gathered, 
                     if pairs:
                         row_to_pairs(line, line, whole)
                 for first in range(0, padded, VALUE_PANEL):
+                    rows, at = ((length + 1) // 2, start // 2) if pairs else (length, start)
+                    b = values[head, at, first:].ctypes.data
+                    ahead = b + 4 * rows * padded  # the next stretch
                     for i in range(0, count, VALUE_ROWS):
                         a, into = scores[i].ctypes.data, gathered[i, first:].ctypes.data
                         if pairs:
-                            b, depth_b = values[head, start // 2, first:].ctypes.data, (length + 1) // 2
-                            _values_tile_of_pairs(a, count - i, STRETCH, b, padded, into, padded, depth_b, 1)
+                            _values_tile_of_pairs(a, count - i, STRETCH, b, padded, into, padded, rows, 1, ahead, LINE)
                         else:
-                            b = values[head, start, first:].ctypes.data
-                            _values_tile(a, count - i, STRETCH, b, padded, into, padded, length, 1)
+                            _values_tile(a, count - i, STRETCH, b, padded, into, padded, rows, 1, ahead, LINE)
+                        ahead += LINE * rows
             for i in range(count):
                 share = np.float32(1) / weight[i]
                 row_times(gathered[i].ctypes.data, out[row + i, column:].ctypes.data, evenly, share)

@@ -18,10 +18,10 @@ from vitnp.kernels.cpu.compiled import IN, OUT, kernel
 from vitnp.kernels.cpu.scratch import scratch
 from vitnp.kernels.cpu.simd import LANES, PANEL, TILE_ROWS, TILE_VECTORS, Vectors, product_tile, row_to_pairs
 
-ROWS = 96
+ROWS = 128
 DEPTH = 96
 
-_tile = product_tile(TILE_ROWS, TILE_VECTORS)
+_tile = product_tile(TILE_ROWS, TILE_VECTORS, cache=2)
 _tile_of_pairs = product_tile(TILE_ROWS, TILE_VECTORS, pairs=True)
 
 
@@ -219,10 +219,14 @@ def _linear(x, panels, bias, gelu, scale, residual, out, sums, pairs):
             for start in range(0, inputs, DEPTH):
                 depth = min(DEPTH, inputs - start)
                 weights = panels.ctypes.data + 4 * (panel * inputs + start) * PANEL
+                # The next stretch of weights follows in memory. Each tile fetches its part of it.
+                every = -(-4 * PANEL // -(-count // TILE_ROWS))
+                ahead = weights + 4 * depth * PANEL
                 for i in range(0, count, TILE_ROWS):
                     a, into = rows + i * step + 4 * start, sums[i].ctypes.data
                     if in_pairs:
-                        _tile_of_pairs(a, count - i, step // 4, weights, PANEL, into, PANEL, depth, start)
+                        _tile_of_pairs(a, count - i, step // 4, weights, PANEL, into, PANEL, depth, start, ahead, every)
                     else:
-                        _tile(a, count - i, step // 4, weights, PANEL, into, PANEL, depth, start)
+                        _tile(a, count - i, step // 4, weights, PANEL, into, PANEL, depth, start, ahead, every)
+                    ahead += every * depth
             finish_panel(sums, first, count, panel * PANEL, bias, gelu, scale, residual, out, work)

@@ -25,7 +25,7 @@ HOMES = {
 _HOME = {name: module for module, names in HOMES.items() for name in names}
 
 # Tokens that one thread takes through a layer at a time: what it works on stays in its caches.
-BLOCK = 96
+BLOCK = 128
 
 
 def __getattr__(name: str) -> object:

@@ -8,6 +8,7 @@ import threading
 import numpy as np
 
 _held = threading.local()
+MOST_VIEWS = 500  # a thread that meets ever new shapes must not remember them all
 
 
 def scratch(name: str, *shape: int, dtype: type = np.float32) -> np.ndarray:
@@ -26,16 +27,27 @@ def scratch(name: str, *shape: int, dtype: type = np.float32) -> np.ndarray:
     >>> bool(np.shares_memory(first, second)), second.shape
     (True, (3,))
     """
-    arrays = _held.__dict__.setdefault("arrays", {})
-    size, kind = math.prod(shape), np.dtype(dtype)
-    held = arrays.get((name, kind.char))
-    if held is None or held.size < size:
-        held = arrays[name, kind.char] = np.empty(size, kind)
-    return held[:size].reshape(shape)
+    try:
+        return _held.views[name, shape, dtype]
+    except (AttributeError, KeyError):
+        return _new_view(name, shape, dtype)
+
+
+def _new_view(name: str, shape: tuple[int, ...], dtype: type) -> np.ndarray:
+    held = _held.__dict__
+    if len(held.setdefault("views", {})) > MOST_VIEWS:
+        held["views"].clear()
+    size, arrays = math.prod(shape), held.setdefault("arrays", {})
+    if (name, dtype) not in arrays or arrays[name, dtype].size < size:
+        # Whoever has the smaller one may keep it, but nobody gets it again.
+        held["views"] = {key: view for key, view in held["views"].items() if (key[0], key[2]) != (name, dtype)}
+        arrays[name, dtype] = np.empty(size, dtype)
+    view = held["views"][name, shape, dtype] = arrays[name, dtype][:size].reshape(shape)
+    return view
 
 
 def temporary(name: str, *shape: int, dtype: type = np.float32) -> np.ndarray:
-    return scratch(f"temporary {name}", *shape, dtype=dtype)
+    return scratch(("caller's", name), *shape, dtype=dtype)
 
 
 def forget() -> None:

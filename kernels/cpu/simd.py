@@ -45,6 +45,8 @@ HAS_BF16 = (
     LANES == 16 and bool(llvmlite.binding.get_host_cpu_features().get("avx512bf16")) and llvmlite.binding.llvm_version_info[0] >= 17
 )
 
+_PREFETCH = "llvm.prefetch.p0" if llvmlite.binding.llvm_version_info[0] >= 15 else "llvm.prefetch.p0i8"
+
 # A tile of results lives in registers: rows x vectors accumulators, a vector of B for each column of vectors, one of A. AVX-512
 # has 32 registers, as has NEON; AVX2 and SSE2 have 16. More rows for a column of B mean fewer loads for each multiplication.
 TILE_ROWS = 8 if LANES == 16 else 4
@@ -109,6 +111,17 @@ class Vectors:
     def store(self, value: ir.Value, pointer: ir.Value) -> None:
         """A vector to memory."""
         self.builder.store(value, self.builder.bitcast(pointer, value.type.as_pointer())).align = 4
+
+    def prefetch(self, address: ir.Value, cache: int) -> None:
+        """Ask for the line of memory at an address, a number of bytes, to be brought to the first or second cache meanwhile.
+
+        It does no harm where there is no memory.
+        """
+        byte = ir.IntType(8).as_pointer()
+        signature = ir.FunctionType(ir.VoidType(), [byte, I32, I32, I32])
+        function = cgutils.get_or_insert_function(self.builder.module, signature, _PREFETCH)
+        reading, data = I32(0), I32(1)
+        self.builder.call(function, [self.builder.inttoptr(address, byte), reading, I32(4 - cache), data])
 
     def splat(self, scalar: ir.Value) -> ir.Value:
         """A vector with the same number in all lanes."""
@@ -261,7 +274,7 @@ def loop(
     return index, values
 
 
-def product_tile(rows: int, vectors: int, pairs: bool = False) -> Callable:
+def product_tile(rows: int, vectors: int, pairs: bool = False, cache: int = 1) -> Callable:
     """The micro-kernel of matrix products: a tile of C = A B, or C + A B, held in registers all along.
 
     For each k a row of B is loaded once (`vectors` vectors) and each A[i, k] once, copied to all lanes; each is used `vectors`,
@@ -275,19 +288,22 @@ def product_tile(rows: int, vectors: int, pairs: bool = False) -> Callable:
     pairs : bool
         Whether elements of A and B are two bfloat16 numbers each, neighbours along k, in the space of one float32. On a machine
         without the instruction there is nothing behind the name.
+    cache : int
+        Where to bring what is asked for ahead: to the first or the second.
 
     Returns
     -------
     callable
-        For kernels: ``tile(a, rows_a, ld_a, b, ld_b, c, ld_c, inner, add)``. Addresses in bytes, the rest in elements: A is
+        For kernels: ``tile(a, rows_a, ld_a, b, ld_b, c, ld_c, inner, add, ahead, every)``. Addresses in bytes, the rest in elements: A is
         (rows_a, inner) with a step of ld_a from row to row, B (inner, vectors * LANES), C (rows, vectors * LANES). Where A has
-        fewer rows than the tile its last one is repeated: C must have room for them all. With `add` C is added to.
+        fewer rows than the tile its last one is repeated: C must have room for them all. With `add` C is added to. While it
+        computes it asks for what later tiles will read: in turn k for the memory at ``ahead + every k``.
     """
 
     @intrinsic
-    def tile(context, a, rows_a, ld_a, b, ld_b, c, ld_c, inner, add):
+    def tile(context, a, rows_a, ld_a, b, ld_b, c, ld_c, inner, add, ahead, every):
         def generate(context, builder, signature, arguments):
-            a, rows_a, ld_a, b, ld_b, c, ld_c, inner, add = arguments
+            a, rows_a, ld_a, b, ld_b, c, ld_c, inner, add, ahead, every = arguments
             v = Vectors(builder)
             a_rows = _row_pointers(v, a, rows_a, ld_a, rows)
             b, c = v.pointer(b), v.pointer(c)
@@ -295,6 +311,7 @@ def product_tile(rows: int, vectors: int, pairs: bool = False) -> Callable:
             multiply_add = v.add_products_of_pairs if pairs and HAS_BF16 else v.fma
             zero = v.constant(0.0)
             def turn(k, sums):
+                v.prefetch(builder.add(ahead, builder.mul(k, every)), cache)
                 row = v.at(b, builder.mul(k, ld_b))
                 columns = [v.load(v.at(row, j * LANES)) for j in range(vectors)]
                 following = []
@@ -314,7 +331,7 @@ def product_tile(rows: int, vectors: int, pairs: bool = False) -> Callable:
                         v.store(value, slot)
             return context.get_dummy_value()
 
-        return types.void(*[types.int64] * 9), generate
+        return types.void(*[types.int64] * 11), generate
 
     return tile
 

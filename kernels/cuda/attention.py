@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vitnp.kernels import reference
+from vitnp.kernels.cuda import bfloat16
 from vitnp.kernels.cuda.loader import kernel
 
 if TYPE_CHECKING:
@@ -27,8 +28,7 @@ def attention(query: cupy.ndarray, key: cupy.ndarray, value: cupy.ndarray, heads
     size = width // heads
     kind, options = _kind(query.dtype)
     if size != _SIZE and options:  # bfloat16 with another head size: rare enough for a detour
-        wide = attention(*(x.astype(np.float32) for x in (query, key, value)), heads)
-        return wide.astype(query.dtype)
+        return bfloat16.shorten(attention(*map(bfloat16.lengthen, (query, key, value)), heads))
     arrays = [_readable(x) for x in (query, key, value)]
     out = cupy.empty((images, rows, width), query.dtype)
     sizes = [np.int32(rows), np.int32(key.shape[1])]
@@ -69,7 +69,7 @@ class KeyValues:
         Of what is put in and asked; the arrays have the type that suits `precision`.
     slot : int
         Of no concern here: the pool of CuPy hands memory out again.
-    precision : {"fp32", "tf32", "fp16"}
+    precision : {"fp32", "tf32", "fp16", "bf16"}
     """
 
     def __init__(
@@ -86,18 +86,22 @@ class KeyValues:
         import cupy
 
         self.heads = heads
-        held = np.float16 if precision == "fp16" else dtype
+        held = {"fp16": np.float16, "bf16": np.uint16}.get(precision, dtype)
         self.key, self.value = (cupy.empty((images, tokens, width), held) for _ in range(2))
 
     def put(self, images: slice, start: int, key: cupy.ndarray, value: cupy.ndarray) -> None:
         """Keys and values (b, n, D) of the tokens from `start` on of these images."""
         rows = slice(start, start + key.shape[1])
+        if self.key.dtype == np.uint16:
+            key, value = bfloat16.shorten(key), bfloat16.shorten(value)
         self.key[images, rows], self.value[images, rows] = key, value
 
     def attend(self, query: cupy.ndarray, images: slice, out: cupy.ndarray | None = None) -> cupy.ndarray:
         """What queries (b, M, D) gather from all values of their images, (b, M, D); `out` is of no concern here."""
-        found = attention(query.astype(self.key.dtype, copy=False), self.key[images], self.value[images], self.heads)
-        return found.astype(query.dtype, copy=False)
+        short = self.key.dtype == np.uint16
+        asked = bfloat16.shorten(query) if short else query.astype(self.key.dtype, copy=False)
+        found = attention(asked, self.key[images], self.value[images], self.heads)
+        return (bfloat16.lengthen(found) if short else found).astype(query.dtype, copy=False)
 
 
 def _kind(dtype: np.dtype) -> tuple[str, tuple[str, ...]]:
@@ -106,7 +110,7 @@ def _kind(dtype: np.dtype) -> tuple[str, tuple[str, ...]]:
         return "float", ()
     if dtype == np.float16:
         return "half", ()
-    if dtype.name == "bfloat16":
+    if dtype == np.uint16:
         return "half", ("-DBFLOAT16",)
     raise TypeError(f"attention takes float32, float16 or bfloat16 arrays, not {dtype}")
 

@@ -1,9 +1,10 @@
 // k-means: one Lloyd iteration's pass over the data, the assignment alone, and the distances of k-means++.
 //
 // kmeans_step reads each row of x once. It finds the nearest centroid (cosine: rows brought to unit length on the fly,
-// loss 1 - cosine; euclidean: `shift` subtracted on the fly, loss the squared distance; ties to the lower index), and
-// adds the row to its cluster's sum. Every block sums on its own, in an order that the data alone decide; reduce_blocks
-// adds the blocks up. No atomics on floats anywhere: the same input gives the same bits twice on one GPU.
+// loss 1 - cosine; euclidean: `shift` subtracted on the fly, loss the squared distance, for rows near their centroid
+// from the differences themselves; ties to the lower index), and adds the row to its cluster's sum. Every block sums on
+// its own, in an order that the data alone decide; reduce_blocks adds the blocks up. No atomics on floats anywhere: the
+// same input gives the same bits twice on one GPU.
 //
 // The work of a block (tiles.cuh has the products; ROWS, GROUP and the rest are chosen by kmeans.py for K, D and the
 // GPU):
@@ -58,6 +59,12 @@ __device__ __forceinline__ float loss_of(bool cosine, float product, float squar
     return cosine ? 1.f - product * inverse_length(squares) : fmaxf(squares + constant - 2.f * product, 0.f);
 }
 
+// Whether a squared distance is so small beside what it was computed from that too few of its digits are right. Never
+// for a row far from its centroid; some 1e-6 of these sums is rounding.
+__device__ __forceinline__ bool cancels(float loss, float product, float squares, float constant) {
+    return 16.f * loss < squares + fabsf(constant) + 2.f * fabsf(product);
+}
+
 // Finds the nearest column of each row, and adds rows up by it.
 struct Nearest {
     const Problem& problem;
@@ -77,7 +84,7 @@ struct Nearest {
         best_product = 0.f;
     }
     // Within a row, distances rise with this: its own length doesn't matter.
-    __device__ void column(long long, int column, float product, float) {
+    __device__ void column(const Row&, int column, float product) {
         const float rank = cosine ? -product : constants[column] - 2.f * product;
         if (rank < best_rank || best == 0x7fffffff) {
             best_rank = rank;
@@ -85,7 +92,7 @@ struct Nearest {
             best = column;
         }
     }
-    __device__ void row(long long row, bool exists, float squares) {
+    __device__ void row(const Row& row) {
 #pragma unroll
         for (int step = LANES / 2; step > 0; step /= 2) {
             const float rank = __shfl_xor_sync(EVERY_LANE, best_rank, step),
@@ -97,13 +104,23 @@ struct Nearest {
                 best = column;
             }
         }
-        if (threadIdx.x % LANES == 0 && exists) {
-            const float loss = loss_of(cosine, best_product, squares, cosine ? 0.f : constants[best]);
-            labels[row] = best;
-            losses[row] = loss;
+        // Of a row with NaN the threads may think differently: the first decides.
+        best = __shfl_sync(EVERY_LANE, best, threadIdx.x & 31 & -LANES);
+        const float constant = cosine || !row.exists ? 0.f : constants[best];
+        float loss = loss_of(cosine, best_product, row.squares, constant);
+        const bool rough = !cosine && row.exists && cancels(loss, best_product, row.squares, constant);
+        if (__any_sync(EVERY_LANE, rough)) {
+            float exact = rough ? squared_distance(problem, row, best, threadIdx.x % LANES, LANES) : 0.f;
+#pragma unroll
+            for (int step = LANES / 2; step > 0; step /= 2) exact += __shfl_xor_sync(EVERY_LANE, exact, step);
+            if (rough) loss = exact;
+        }
+        if (threadIdx.x % LANES == 0 && row.exists) {
+            labels[row.number] = best;
+            losses[row.number] = loss;
             total += loss;
             outcome.labels[threadIdx.x / LANES] = best;
-            outcome.scales[threadIdx.x / LANES] = cosine ? inverse_length(squares) : 1.f;
+            outcome.scales[threadIdx.x / LANES] = cosine ? inverse_length(row.squares) * row.lift : 1.f;
         }
         forget();
     }
@@ -200,7 +217,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     for (int i = threadIdx.x; i < size; i += THREADS) sums[i] = 0.f;
     counts[threadIdx.x] = 0;
     __syncthreads();
-    const Problem problem = {x, n, width, y, columns, shift};
+    const Problem problem = {x, n, width, y, columns, shift, cosine != 0};
     Nearest work = {problem, outcome, constants, labels, losses, sums, counts, cosine != 0, 0.f, 0.f, 0, 0.0};
     work.forget();
     for_all_tiles(problem, products, shared, work);
@@ -218,31 +235,30 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
 #endif
 }
 
-// The second stage: what the blocks have summed, block by block in float64. One thread a number of the sums.
+// The second stage: what the blocks have summed, block by block in float64. One thread a number of the sums, then one a
+// count, then one for the loss. Eight strands, so that eight loads are under way; then the tree's last levels.
+template <class Number, class Sum>
+__device__ __forceinline__ Sum sum_over_blocks(const Number* first, int blocks, int stride) {
+    Sum strands[8] = {};
+    for (int block = 0; block < blocks; block += 8)
+#pragma unroll
+        for (int j = 0; j < 8; j++)
+            if (block + j < blocks) strands[j] += first[(size_t)(block + j) * stride];
+    return ((strands[0] + strands[1]) + (strands[2] + strands[3])) +
+           ((strands[4] + strands[5]) + (strands[6] + strands[7]));
+}
+
 extern "C" __global__ void __launch_bounds__(128)
     reduce_blocks(const float* __restrict__ block_sums, const int* __restrict__ block_counts,
                   const double* __restrict__ block_loss, int blocks, int size, int columns, double* __restrict__ sums,
                   long long* __restrict__ counts, double* __restrict__ loss) {
     const int i = blockIdx.x * 128 + threadIdx.x;
-    if (i < size) {
-        // Four strands, so that four loads are under way; then the tree's last two levels.
-        double strands[4] = {};
-        for (int block = 0; block < blocks; block += 4)
-#pragma unroll
-            for (int j = 0; j < 4; j++)
-                if (block + j < blocks) strands[j] += block_sums[(size_t)(block + j) * size + i];
-        sums[i] = (strands[0] + strands[1]) + (strands[2] + strands[3]);
-    }
-    if (i < columns) {
-        long long count = 0;
-        for (int block = 0; block < blocks; block++) count += block_counts[(size_t)block * columns + i];
-        counts[i] = count;
-    }
-    if (i == 0) {
-        double total = 0.0;
-        for (int block = 0; block < blocks; block++) total += block_loss[block];
-        *loss = total;
-    }
+    if (i < size)
+        sums[i] = sum_over_blocks<float, double>(block_sums + i, blocks, size);
+    else if (i < size + columns)
+        counts[i - size] = sum_over_blocks<int, long long>(block_counts + (i - size), blocks, columns);
+    else if (i == size + columns)
+        *loss = sum_over_blocks<double, double>(block_loss, blocks, 1);
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
@@ -255,7 +271,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
 #ifdef WIDTH
     width = WIDTH;
 #endif
-    const Problem problem = {x, n, width, y, columns, shift};
+    const Problem problem = {x, n, width, y, columns, shift, cosine != 0};
     Nearest work = {problem, outcome, constants, labels, losses, nullptr, nullptr, cosine != 0, 0.f, 0.f, 0, 0.0};
     work.forget();
     for_all_tiles(problem, products, shared, work);
@@ -263,16 +279,20 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
 
 // k-means++: the loss of every row if a candidate joined the centroids chosen so far.
 struct Closer {
+    const Problem& problem;
     const float *constants, *nearest;  // nearest (n,), or null before the first centroid
     float* losses;                     // (n, columns)
     int columns;
     bool cosine;
-    __device__ void column(long long row, int column, float product, float squares) {
-        float loss = loss_of(cosine, product, squares, cosine ? 0.f : constants[column]);
+    __device__ void column(const Row& row, int column, float product) {
+        const float constant = cosine ? 0.f : constants[column];
+        float loss = loss_of(cosine, product, row.squares, constant);
+        if (!cosine && cancels(loss, product, row.squares, constant))
+            loss = squared_distance(problem, row, column, 0, 1);
         if (loss < 0.f) loss = 0.f;  // not fmaxf, which would hide NaN
-        losses[row * columns + column] = nearest ? fminf(loss, nearest[row]) : loss;
+        losses[row.number * columns + column] = nearest ? fminf(loss, nearest[row.number]) : loss;
     }
-    __device__ void row(long long, bool, float) {}
+    __device__ void row(const Row&) {}
     __device__ void tile(const real*, int, long long, int) {}
 };
 
@@ -285,7 +305,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
 #ifdef WIDTH
     width = WIDTH;
 #endif
-    const Problem problem = {x, n, width, y, columns, shift};
-    Closer work = {constants, nearest, losses, columns, cosine != 0};
+    const Problem problem = {x, n, width, y, columns, shift, cosine != 0};
+    Closer work = {problem, constants, nearest, losses, columns, cosine != 0};
     for_all_tiles(problem, products, shared, work);
 }

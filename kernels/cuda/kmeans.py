@@ -58,7 +58,7 @@ def kmeans_step(
         counts,
         inertia,
     )
-    kernel("kmeans", "reduce_blocks", *plan.options)((-(-size // 128),), (128,), totals)
+    kernel("kmeans", "reduce_blocks", *plan.options)((-(-(size + columns + 1) // 128),), (128,), totals)
     return Step(labels, losses, sums, counts, inertia)
 
 

@@ -169,7 +169,13 @@ def find_trouble() -> str | None:
         count = cupy.cuda.runtime.getDeviceCount()
     except cupy.cuda.runtime.CUDARuntimeError as error:
         return _runtime_trouble(cupy, error)
-    return None if count else "there is no NVIDIA GPU on this machine; choose --device cpu"
+    if not count:
+        return "there is no NVIDIA GPU on this machine; choose --device cpu"
+    try:
+        getattr(cupy.cuda, "cublas", None)  # CuPy 14 looks for the library when somebody asks for this
+    except (ImportError, OSError) as error:
+        return f"CUDA's library cuBLAS can't be loaded ({_gist(error)}); {_install()}"
+    return None
 
 
 def driver_version() -> int | None:

@@ -24,10 +24,10 @@ __device__ __forceinline__ float cosine_of(float product, float squares) {
 struct Write {
     float* out;  // (n, columns)
     int columns;
-    __device__ void column(long long row, int column, float product, float squares) {
-        out[row * columns + column] = cosine_of(product, squares);
+    __device__ void column(const Row& row, int column, float product) {
+        out[row.number * columns + column] = cosine_of(product, row.squares);
     }
-    __device__ void row(long long, bool, float) {}
+    __device__ void row(const Row&) {}
     __device__ void tile(const real*, int, long long, int) {}
 };
 
@@ -36,7 +36,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
                float* __restrict__ out) {
     extern __shared__ __align__(16) unsigned char shared[];
     __shared__ Products products;
-    const Problem problem = {x, n, width, y, columns, nullptr};
+    const Problem problem = {x, n, width, y, columns, nullptr, true};
     Write work = {out, columns};
     for_all_tiles(problem, products, shared, work);
 }
@@ -57,16 +57,16 @@ struct Top {
     long long own;  // the row of y that the first row of x is, or -1
 
     __device__ Entry& at(int i) { return lists[i * THREADS + threadIdx.x]; }
-    __device__ void column(long long row, int column, float product, float squares) {
-        if (own >= 0 && column == own + row) return;
-        const float value = cosine_of(product, squares);
+    __device__ void column(const Row& row, int column, float product) {
+        if (own >= 0 && column == own + row.number) return;
+        const float value = cosine_of(product, row.squares);
         if (length == count && !(value > least)) return;  // columns rise, so of equals the earlier stays
         int i = length < count ? length++ : count - 1;
         for (; i > 0 && at(i - 1).value < value; i--) at(i) = at(i - 1);
         at(i) = {value, column};
         least = at(length - 1).value;
     }
-    __device__ void row(long long row, bool exists, float) {
+    __device__ void row(const Row& row) {
         int head = 0;
         for (int rank = 0; rank < count; rank++) {
             const bool more = head < length;
@@ -83,9 +83,9 @@ struct Top {
                 }
             }
             head += more && own == column;
-            if (threadIdx.x % LANES == 0 && exists) {
-                values[row * count + rank] = best;
-                indices[row * count + rank] = column;
+            if (threadIdx.x % LANES == 0 && row.exists) {
+                values[row.number * count + rank] = best;
+                indices[row.number * count + rank] = column;
             }
         }
         length = 0;
@@ -107,7 +107,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
 #else
     Entry* lists = workspace + (size_t)blockIdx.x * count * THREADS;
 #endif
-    const Problem problem = {x, n, width, y, columns, nullptr};
+    const Problem problem = {x, n, width, y, columns, nullptr, true};
     Top work = {lists, values, indices, count, 0, 0.f, own};
     for_all_tiles(problem, products, shared, work);
 }

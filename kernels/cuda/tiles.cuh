@@ -83,6 +83,16 @@ struct Problem {
     const void* y;       // as prepare_columns wrote it
     int columns;         // rows of y
     const float* shift;  // (width,), subtracted from every row of x; or null
+    bool directions;     // lengths of rows don't count
+};
+
+// A row of the tile, as the threads that look after it see it.
+struct Row {
+    long long number;
+    bool exists;
+    const real* x;
+    float squares;  // their sum, of x times lift less the shift; and products are with x times lift
+    float lift;     // 1, but for a row so short that its squares would be rounded to nothing
 };
 
 // What all threads of a block share beside the tiles.
@@ -285,6 +295,58 @@ multiply_tile(Products& products, const Problem& problem, const real* tile, int 
 
 #endif
 
+// ---- For the few rows that need another look
+
+// Number i of a column.
+__device__ __forceinline__ float column_at(const Problem& problem, int column, int i) {
+#if defined(TENSOR_CORES) && defined(HALF)
+    const __half* y = (const __half*)problem.y + (size_t)column * WIDTH + i;
+    const size_t part = (size_t)((problem.columns + GROUP - 1) / GROUP * GROUP) * WIDTH;
+    return __half2float(y[0]) + __half2float(y[part]);
+#else
+    return ((const float*)problem.y)[(size_t)column * problem.width + i];
+#endif
+}
+
+// A row's squared distance from a column, from the differences themselves: the part of them that a thread takes.
+__device__ __forceinline__ float
+squared_distance(const Problem& problem, const Row& row, int column, int thread, int threads) {
+    float sum = 0.f;
+#pragma unroll 4
+    for (int i = thread; i < problem.width; i += threads) {
+        const float v = load_one(row.x + i) - (problem.shift ? problem.shift[i] : 0.f) - column_at(problem, column, i);
+        sum = fmaf(v, v, sum);
+    }
+    return sum;
+}
+
+#define FAINT 1e-30f            // sums of squares below this have lost digits
+#define SMALLEST 1.17549435e-38f  // what is shorter counts as zero
+
+// Makes the largest number of a faint row 1. Halves are never so small.
+__device__ __forceinline__ void lift(Row& row, int width) {
+    float peak = 0.f;
+#pragma unroll 4
+    for (int i = 0; i < width; i++) peak = fmaxf(peak, fabsf(load_one(row.x + i)));
+    if (peak < SMALLEST) return;
+    row.lift = 1.f / peak;
+    row.squares = 0.f;
+#pragma unroll 4
+    for (int i = 0; i < width; i++) {
+        const float v = load_one(row.x + i) * row.lift;
+        row.squares = fmaf(v, v, row.squares);
+    }
+}
+__device__ __forceinline__ float lifted_product(const Problem& problem, const Row& row, int column) {
+    float sum = 0.f;
+#pragma unroll 4
+    for (int i = 0; i < problem.width; i++)
+        sum = fmaf(load_one(row.x + i) * row.lift, column_at(problem, column, i), sum);
+    return sum;
+}
+
+// ----
+
 // Bytes of dynamic shared memory in use before what a kernel keeps there itself.
 __device__ __forceinline__ size_t tiles_bytes(int columns) {
 #ifdef TENSOR_CORES
@@ -299,12 +361,12 @@ __device__ __forceinline__ size_t tiles_bytes(int columns) {
 }
 
 // Takes the block through its tiles. For every product of a row that exists with a column that exists, the thread that
-// looks after it calls work.column(row, column, product, squares of the row); a row's LANES threads, neighbours in one
-// warp, then call work.row(row, exists, squares), and all threads work.tile(tile, pitch, first row, rows), between
-// barriers. A thread meets its columns in rising order.
+// looks after it calls work.column(row, column, product); a row's LANES threads, neighbours in one warp, then call
+// work.row(row), and all threads work.tile(tile, pitch, first row, rows), between barriers. A thread meets its columns
+// in rising order.
 template <class Work> __device__ __forceinline__ void
 for_all_tiles(const Problem& problem, Products& products, unsigned char* shared, Work& work) {
-    const int row = threadIdx.x / LANES, lane = threadIdx.x % LANES;
+    const int place = threadIdx.x / LANES, lane = threadIdx.x % LANES;
     const long long tiles = (problem.n + ROWS - 1) / ROWS;
     const int padded = (problem.columns + GROUP - 1) / GROUP * GROUP;
 #ifdef TENSOR_CORES
@@ -340,7 +402,7 @@ for_all_tiles(const Problem& problem, Products& products, unsigned char* shared,
         const real* here = problem.x + first * problem.width;
         const int pitch = problem.width;
 #endif
-        float squares = 0.f;
+        Row row = {first + place, place < rows, here + (size_t)place * pitch, 0.f, 1.f};
         for (int column = 0; column < padded; column += GROUP) {
             __syncthreads();  // the tile has come; everybody is done with the last products
 #ifdef TENSOR_CORES
@@ -349,18 +411,21 @@ for_all_tiles(const Problem& problem, Products& products, unsigned char* shared,
             multiply_tile(products, problem, here, rows, column, column == 0);
 #endif
             __syncthreads();  // products and squares are there
-            if (column == 0)
+            if (!row.exists) continue;
+            if (column == 0) {
 #pragma unroll
-                for (int s = 0; s < WARPS_S; s++) squares += products.squares[s][row];
-            if (row >= rows) continue;
+                for (int s = 0; s < WARPS_S; s++) row.squares += products.squares[s][place];
+                if (problem.directions && row.squares < FAINT && sizeof(real) > 2) lift(row, problem.width);
+            }
             for (int c = lane; c < GROUP && column + c < problem.columns; c += LANES) {
                 float product = 0.f;
 #pragma unroll
-                for (int s = 0; s < WARPS_S; s++) product += products.partial[s][row][c];
-                work.column(first + row, column + c, product, squares);
+                for (int s = 0; s < WARPS_S; s++) product += products.partial[s][place][c];
+                if (row.lift != 1.f) product = lifted_product(problem, row, column + c);
+                work.column(row, column + c, product);
             }
         }
-        work.row(first + row, row < rows, squares);
+        work.row(row);
         work.tile(here, pitch, first, rows);
         __syncthreads();  // the tile's stage is free
     }

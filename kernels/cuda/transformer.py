@@ -1,6 +1,7 @@
 """Layers of a transformer on the GPU: products by cuBLAS, what follows in one pass of ``gelu.cu`` or ``layernorm.cu``.
 
-Arrays are float32 or float16; a layer works in its input's type, with sums in float32.
+Arrays are float32 or float16; a layer works in its input's type, with sums in float32. With weights of bfloat16, which are
+held as uint16, all arrays are float32, and rounded when they are multiplied.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vitnp.errors import UsageError
-from vitnp.kernels.cuda.loader import kernel, require_cupy
+from vitnp.kernels.cuda import bfloat16
+from vitnp.kernels.cuda.loader import contiguous, kernel, require_cupy
 
 if TYPE_CHECKING:
     import cupy
@@ -21,13 +23,15 @@ if TYPE_CHECKING:
 _THREADS = 256
 _ROWS = 4  # that a block of layernorm takes
 _WIDEST = 2048  # numbers that layernorm keeps in registers
+_PIECE = 16  # bytes that a thread reads in one go
 _TYPES = {"fp32": np.float32, "tf32": np.float32, "fp16": np.float16}
 _turn = threading.RLock()
 
 
 def precisions() -> tuple[str, ...]:
     """Of linear layers and attention, those that this GPU has."""
-    return ("fp32", "fp16") if int(require_cupy().cuda.Device().compute_capability) < 80 else ("fp32", "tf32", "fp16")
+    old = int(require_cupy().cuda.Device().compute_capability) < 80
+    return ("fp32", "fp16") if old else ("fp32", "tf32", "fp16", "bf16")
 
 
 @contextlib.contextmanager
@@ -37,7 +41,8 @@ def products(precision: str) -> Iterator[None]:
     The setting is the process's own; the user's returns in the end.
     """
     settings = require_cupy()._core._routines_linalg
-    kind = settings.COMPUTE_TYPE_TF32 if precision == "tf32" else settings.COMPUTE_TYPE_DEFAULT
+    # The plain type lets cuBLAS choose among kernels of reduced precision too; the pedantic one doesn't.
+    kind = settings.COMPUTE_TYPE_TF32 if precision == "tf32" else settings.COMPUTE_TYPE_PEDANTIC
     with _turn:
         before = settings.get_compute_type(np.float32)
         settings.set_compute_type(np.float32, kind)
@@ -54,8 +59,10 @@ def softmax(x: cupy.ndarray) -> cupy.ndarray:
 
 
 def pack_linear(weight: cupy.ndarray, precision: str = "fp32") -> cupy.ndarray:
+    if precision == "bf16":
+        return bfloat16.shorten(weight)
     if precision not in _TYPES:
-        raise UsageError(f"there is no precision {precision} on a GPU; choose among {', '.join(_TYPES)}")
+        raise UsageError(f"there is no precision {precision} on a GPU; choose among {', '.join(_TYPES)}, bf16")
     return require_cupy().ascontiguousarray(weight, dtype=_TYPES[precision])
 
 
@@ -70,28 +77,25 @@ def linear(
     out: cupy.ndarray | None = None,
 ) -> cupy.ndarray:
     cupy = require_cupy()
-    y = cupy.matmul(x.reshape(-1, x.shape[-1]), weight.T).reshape(*x.shape[:-1], len(weight))
+    rows = x.reshape(-1, x.shape[-1])
+    y = bfloat16.product(rows, weight) if weight.dtype == np.uint16 else cupy.matmul(rows, weight.T)
+    y = y.reshape(*x.shape[:-1], len(weight))
     if bias is None and activation is None and scale is None and residual is None:
-        if out is None:
-            return y
-        out[...] = y
-        return out
+        return _deliver(y, out)
     return _epilogue(y, bias, activation == "gelu", scale, residual, out)
 
 
 def gelu(x: cupy.ndarray) -> cupy.ndarray:
     cupy = require_cupy()
-    x = cupy.ascontiguousarray(x)
+    x = contiguous(x)
     return _epilogue(x, None, True, None, None, cupy.empty(x.shape, x.dtype))
 
 
 def swiglu(x: cupy.ndarray) -> cupy.ndarray:
     cupy = require_cupy()
-    x, width = cupy.ascontiguousarray(x), x.shape[-1] // 2
+    x, width = contiguous(x), x.shape[-1] // 2
     out = cupy.empty((*x.shape[:-1], width), x.dtype)
-    _require_even(width)
-    function = kernel("gelu", "swiglu", *_options(x.dtype))
-    function((_blocks(out.size),), (_THREADS,), (x, np.int64(out.size), np.int32(width), out))
+    _launch("swiglu", out, x, np.int64(out.size), np.int32(width), out)
     return out
 
 
@@ -99,14 +103,12 @@ def layernorm(
     x: cupy.ndarray, weight: cupy.ndarray, bias: cupy.ndarray, eps: float, out: cupy.ndarray | None = None
 ) -> cupy.ndarray:
     cupy = require_cupy()
-    x, width = cupy.ascontiguousarray(x), x.shape[-1]
-    target = (
-        out if out is not None and out.flags.c_contiguous and out.dtype == x.dtype else cupy.empty(x.shape, x.dtype)
-    )
-    known = width <= _WIDEST and width * x.itemsize % 16 == 0
+    x, width = contiguous(x), x.shape[-1]
+    target = out if _fits(out, x) else cupy.empty(x.shape, x.dtype)
+    known = width <= _WIDEST and width * x.itemsize % _PIECE == 0
     options = _options(x.dtype) + ((f"-DWIDTH={width}",) if known else ())
     rows = x.size // width
-    gain, offset = (cupy.ascontiguousarray(v, dtype=x.dtype) for v in (weight, bias))
+    gain, offset = (contiguous(v, x.dtype) for v in (weight, bias))
     arguments = (x, gain, offset, np.float32(eps), np.int64(rows), np.int32(width), target)
     kernel("layernorm", "layernorm", *options)((-(-rows // _ROWS),), (_ROWS * 32,), arguments)
     return _deliver(target, out)
@@ -132,7 +134,8 @@ def patch_embedding(
     windows = images[:, :, down[:, None, :, None], right[None, :, None, :]].transpose(0, 2, 3, 1, 4, 5)
     flat = cupy.ascontiguousarray(windows).reshape(batch, rows * columns, channels * patch * patch)
     matrix = weight.reshape(len(weight), -1)
-    return linear(flat[:, start:stop].astype(matrix.dtype, copy=False), matrix, bias)
+    flat = flat[:, start:stop].astype(np.float32 if matrix.dtype == np.uint16 else matrix.dtype, copy=False)
+    return linear(flat, matrix, bias)
 
 
 def temporary(name: str, *shape: int, dtype: type = np.float32) -> cupy.ndarray:
@@ -141,20 +144,27 @@ def temporary(name: str, *shape: int, dtype: type = np.float32) -> cupy.ndarray:
 
 def _epilogue(y, bias, gelu: bool, scale, residual, out) -> cupy.ndarray:
     """out = residual + scale f(y + bias); into y itself where no fitting array is given."""
-    cupy = require_cupy()
-    width = y.shape[-1]
-    _require_even(width)
-    target = out if out is not None and out.flags.c_contiguous and out.dtype == y.dtype else y
-    bias, scale, residual = (
-        None if v is None else cupy.ascontiguousarray(v, dtype=y.dtype) for v in (bias, scale, residual)
-    )
-    function = kernel("gelu", "epilogue", *_options(y.dtype))
-    function(
-        (_blocks(y.size),),
-        (_THREADS,),
-        (y, bias, scale, residual, np.int32(gelu), np.int64(y.size), np.int32(width), target),
-    )
+    target = out if _fits(out, y) else y
+    bias, scale, residual = (None if v is None else contiguous(v, y.dtype) for v in (bias, scale, residual))
+    sizes = (np.int64(y.size), np.int32(y.shape[-1]))
+    _launch("epilogue", y, y, bias, scale, residual, np.int32(gelu), *sizes, target)
     return _deliver(target, out)
+
+
+def _launch(name: str, like: cupy.ndarray, *arguments: object) -> None:
+    """A kernel of gelu.cu for arrays of the shape and type of `like`."""
+    width = like.shape[-1]
+    if width % 2:
+        raise UsageError(f"layers on a GPU have an even width, and {width} is odd; choose --device cpu")
+    piece = _PIECE // like.itemsize
+    each = 2 if width % piece else piece
+    function = kernel("gelu", name, *_options(like.dtype), f"-DPER_THREAD={each}")
+    function((-(-like.size // (each * _THREADS)),), (_THREADS,), arguments)
+
+
+def _fits(out: cupy.ndarray | None, like: cupy.ndarray) -> bool:
+    """Whether a kernel can write its result where it's asked for."""
+    return out is not None and out.flags.c_contiguous and out.dtype == like.dtype and out.data.ptr % _PIECE == 0
 
 
 def _deliver(target: cupy.ndarray, out: cupy.ndarray | None) -> cupy.ndarray:
@@ -165,14 +175,5 @@ def _deliver(target: cupy.ndarray, out: cupy.ndarray | None) -> cupy.ndarray:
     return out
 
 
-def _require_even(width: int) -> None:
-    if width % 2:
-        raise UsageError(f"layers on a GPU have an even width, and {width} is odd; choose --device cpu")
-
-
 def _options(dtype: np.dtype) -> tuple[str, ...]:
     return ("-DHALF",) if dtype == np.float16 else ()
-
-
-def _blocks(size: int) -> int:
-    return -(-size // (2 * _THREADS))

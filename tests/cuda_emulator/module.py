@@ -13,8 +13,8 @@ from .build import build
 from .translate import translate
 
 ORDERS = {"forward": 0, "reverse": 1, "random": 2}
-STATIC_LIMIT = 48 * 1024  # bytes of dynamic shared memory a kernel gets unless it asks for more
-MOST_SHARED = 227 * 1024  # and the most it may ask for, on compute capability 9.0
+STATIC_LIMIT = 48 * 1024  # bytes of shared memory, static and dynamic together, a kernel gets unless it asks for more
+MOST_SHARED = 227 * 1024  # and the most there is, on compute capability 9.0
 
 
 class KernelError(RuntimeError):
@@ -44,6 +44,7 @@ class RawModule:
         self.name, self.mode = name, mode
         translation = translate(code, name, tuple(options), arch)
         self.parameters = translation.kernels
+        self.dynamic_limits: dict[str, int] = {}  # of the kernels that asked for more; they belong to the machine code
         self.path = build(translation, name, mode)
         self.library = _load(self.path)
         self.code_range = _mapped(self.path)
@@ -64,13 +65,21 @@ class Kernel:
 
     def __init__(self, module: RawModule, name: str):
         self.module, self.name = module, name
-        self.max_dynamic_shared_size_bytes = STATIC_LIMIT
         library = module.library
         signature = library[f"emu_signature_{name}"]
         signature.restype = ctypes.c_char_p
         self.signature = signature().decode().split(",")[:-1]
         self.max_threads_per_block = library[f"emu_threads_{name}"]()
         self._entry = ctypes.cast(library[f"emu_run_{name}"], ctypes.c_void_p).value
+
+    @property
+    def max_dynamic_shared_size_bytes(self) -> int:
+        """The same for all Kernel objects of one kernel, as on a GPU."""
+        return self.module.dynamic_limits.get(self.name, STATIC_LIMIT)
+
+    @max_dynamic_shared_size_bytes.setter
+    def max_dynamic_shared_size_bytes(self, size: int) -> None:
+        self.module.dynamic_limits[self.name] = size
 
     def __call__(
         self,
@@ -116,6 +125,7 @@ class Kernel:
                 (ctypes.c_uint * 3)(*grid),
                 (ctypes.c_uint * 3)(*block),
                 shared_mem,
+                MOST_SHARED if self.name in self.module.dynamic_limits else STATIC_LIMIT,
                 ORDERS[order],
                 seed,
                 *self.module.code_range,
@@ -226,6 +236,7 @@ def _load(path: pathlib.Path) -> ctypes.CDLL:
         ctypes.c_char_p,
     ]
     library.emu_launch.argtypes = [ctypes.c_void_p] * 4 + [
+        ctypes.c_size_t,
         ctypes.c_size_t,
         ctypes.c_int,
         ctypes.c_uint,

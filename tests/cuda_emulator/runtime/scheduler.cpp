@@ -246,7 +246,8 @@ static void allocate_stacks() {
 }
 // Runs a kernel; returns how many kinds of fault were found.
 extern "C" int emu_launch(void (*entry)(void**), void** arguments, const unsigned* grid, const unsigned* block,
-                          size_t dynamic_bytes, int order, unsigned seed, uintptr_t code_low, uintptr_t code_high) {
+                          size_t dynamic_bytes, size_t most_shared, int order, unsigned seed, uintptr_t code_low,
+                          uintptr_t code_high) {
     if (!stacks) allocate_stacks();
     launch = Launch();
     launch.threads = block[0] * block[1] * block[2];
@@ -271,6 +272,8 @@ extern "C" int emu_launch(void (*entry)(void**), void** arguments, const unsigne
         if (launch.aborted) break;
     }
     if (static_shared_bytes() > 48 * 1024) report("static shared memory over 48 KiB", "", 0);
+    if (static_shared_bytes() + dynamic_bytes > most_shared)
+        report("static and dynamic shared memory together exceed what was asked for", "", 0);
     return (int)faults.size();
 }
 extern "C" void emu_fault(int i, char* kind, char* where, unsigned* numbers) {
