@@ -39,7 +39,7 @@ class Case:
     @property
     def moves(self) -> tuple[int, int]:
         """Iterations of the short run and of the long one: few rows converge early, many take long."""
-        return (2, 30) if self.rows < 50_000 else (2, 17) if self.rows < 500_000 else (2, 12)
+        return (2, 30) if self.rows < 50_000 else (2, 42) if self.rows < 500_000 else (2, 12)
 
 
 @functools.lru_cache(maxsize=1)

@@ -85,16 +85,19 @@ def _by_numpy(function, args, options):
     return found.view(ndarray) if isinstance(found, np.ndarray) else found
 
 
-def _product_of_bits(_, op_a, op_b, m, n, k, alpha, a, kind_a, lda, b, kind_b, ldb, beta, c, kind_c, ldc, compute, algo):
-    """cublasGemmEx for bfloat16 operands and a float32 result: c = op(a) op(b), matrices stored column by column."""
+def _product_of_bits(
+    _, op_a, op_b, m, n, k, alpha, a, kind_a, lda, b, kind_b, ldb, beta, c, kind_c, ldc, compute, algorithm
+):
+    """cublasGemmEx of bfloat16 to float32: c = op(a) op(b), matrices stored column by column."""
     assert (kind_a, kind_b, kind_c, compute) == (14, 14, 0, 68)
 
     def stored(address: int, kind: type, rows: int, columns: int, step: int) -> np.ndarray:
         bits = (ctypes.c_char * (columns * step * np.dtype(kind).itemsize)).from_address(address)
         return np.frombuffer(bits, kind).reshape(columns, step)[:, :rows].T
 
-    left, right = stored(a, np.uint16, *((k, m) if op_a else (m, k)), lda), stored(b, np.uint16, *((n, k) if op_b else (k, n)), ldb)
-    left, right = ((x.astype(np.uint32) << 16).view(np.float32) for x in (left.T if op_a else left, right.T if op_b else right))
+    left = stored(a, np.uint16, k, m, lda).T if op_a else stored(a, np.uint16, m, k, lda)
+    right = stored(b, np.uint16, n, k, ldb).T if op_b else stored(b, np.uint16, k, n, ldb)
+    left, right = ((x.astype(np.uint32) << 16).view(np.float32) for x in (left, right))
     stored(c, np.float32, m, n, ldc)[...] = left @ right
     _given_to_cublas.add(c)
 
@@ -157,7 +160,8 @@ class RawKernel:
         for name, kind, argument in zip(names, self._kernel.signature, args):
             if not isinstance(argument, ndarray):
                 if argument is None or isinstance(argument, np.ndarray):
-                    raise TypeError(f"{self._kernel.name}: {name} is {type(argument).__name__}, not an array of the device")
+                    kind = type(argument).__name__
+                    raise TypeError(f"{self._kernel.name}: {name} is {kind}, not an array of the device")
                 null = kind[0] != "s" and argument.dtype == np.intp and not argument
                 plain.append(None if null else argument)
                 continue

@@ -134,7 +134,8 @@ def test_rounding_to_bfloat16(cupy):
     back = cupy.asnumpy(bfloat16.lengthen(cupy.asarray(found)))
     np.testing.assert_array_equal(back, from_bfloat16(found))
     assert back[:3].tolist() == [1, 1 + 2**-6, -1 - 2**-7] and back[6] == np.inf
-    assert np.isnan(cupy.asnumpy(bfloat16.lengthen(bfloat16.shorten(cupy.asarray(np.full(3, np.nan, np.float32)))))).all()
+    nothing = cupy.asarray(np.full(3, np.nan, np.float32))
+    assert np.isnan(cupy.asnumpy(bfloat16.lengthen(bfloat16.shorten(nothing)))).all()
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])

@@ -156,7 +156,8 @@ def test_a_missing_library_of_products_is_found_out_before_any(surroundings):
     there = cupy()
     there.cuda = Cuda(**vars(there.cuda))
     surroundings(13000, there)
-    assert re.search(r"cuBLAS can't be loaded \(Failure .*\); run: pip install 'vitnp\[cuda13\]'", loader.find_trouble())
+    words = r"cuBLAS can't be loaded \(Failure .*\); run: pip install 'vitnp\[cuda13\]'"
+    assert re.search(words, loader.find_trouble())
 
 
 def test_kernels_are_compiled_once_for_each_set_of_options(surroundings):

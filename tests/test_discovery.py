@@ -84,7 +84,7 @@ def red(monkeypatch):
         return types.SimpleNamespace(mask=read_image(image)[..., 0] > 150)
 
     monkeypatch.setattr(discovery, "segment_image", by_red_channel)
-    monkeypatch.setattr(cli, "load_model", lambda args: None)
+    monkeypatch.setattr(cli, "load_model", lambda args: types.SimpleNamespace(device="cpu"))
     monkeypatch.setattr(cli, "chosen_collection", lambda *args, **options: None)
 
 

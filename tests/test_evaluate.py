@@ -41,7 +41,7 @@ def by_red_channel(image, vit=None, **options):
 def red(monkeypatch):
     """Replace network and method by the red channel, so that scores can be worked out by hand."""
     monkeypatch.setattr(saliency, "segment_image", by_red_channel)
-    monkeypatch.setattr(cli, "load_model", lambda args: None)
+    monkeypatch.setattr(cli, "load_model", lambda args: types.SimpleNamespace(device="cpu"))
     monkeypatch.setattr(cli, "chosen_collection", lambda *args, **options: None)
 
 
@@ -75,8 +75,8 @@ def test_means_worked_by_hand(two, capsys):
     out = capsys.readouterr().out
     assert out.count("\n") == 1
     result = json.loads(out)
-    assert list(result) == KEYS
-    assert result["images"] == 2
+    assert list(result) == [*KEYS, "device"]
+    assert result["images"] == 2 and set(result["device"].values()) == {"cpu"}
     assert result["iou"] == 0.75
     assert result["accuracy"] == 0.875
     assert result["max_f"] == 1.0
@@ -115,7 +115,7 @@ def test_broken_files_are_skipped_and_listed(two, tmp_path, capsys):
     assert evaluate.main([*two, "--json", "--threads", "3"]) == cli.EXIT_SOME_FAILED
     captured = capsys.readouterr()
     result = json.loads(captured.out)
-    assert list(result) == KEYS
+    assert list(result) == [*KEYS, "device"]
     assert result["images"] == 2 and result["iou"] == 0.75
     assert "3 of 5 failed" in captured.err
     assert "Traceback" not in captured.err
@@ -320,9 +320,10 @@ def test_the_command_scores_the_built_in_network(tmp_path, builtin):
         assert "built-in" in done.stderr
     assert results[0] == results[1]
     result = json.loads(results[0])
-    assert list(result) == KEYS
+    assert list(result) == [*KEYS, "device"]
     pairs, _ = match_pairs(*folders)
     scores = mean_scores(list(score_pairs(pairs, builtin, threads=2, size=160)))
+    assert result.pop("device") == dict.fromkeys(("network", "cluster", "refine"), "cpu")
     assert result == {"images": 3, **scores._asdict()}
     # A disc of its own colour is an easy object.
     assert result["iou"] > 0.6 and result["accuracy"] > 0.8 and result["mae"] < 0.2
@@ -371,7 +372,7 @@ def test_a_set_is_fitted_as_a_whole_from_thirty_on(tmp_path, builtin, capsys):
         )
         for levels, threads in (("auto", "1"), ("all", "3"), ("image", "2"))
     }
-    assert list(found["auto", "1"]) == KEYS
+    assert list(found["auto", "1"]) == [*KEYS, "device"]
     # To the bit, whatever the threads; and it's not the same as each by itself.
     assert found["auto", "1"] == found["all", "3"] != found["image", "2"]
     # Against the Segmenter's masks, scored here.

@@ -284,7 +284,7 @@ def segment_image(
     ----------
     image : path, PIL image, or (height, width, 3) uint8 array
     vit : ViT, optional
-        From :func:`vitnp.load_vit`; by default the built-in checkpoint.
+        From :func:`vitnp.load_vit`; by default the built-in checkpoint. ``vit.on("cuda")`` has it all done by a GPU.
     size : int, optional
         Short side in pixels at which the network sees the photograph; by default 320.
     facet : {"key", "query", "value", "token"}
@@ -318,6 +318,8 @@ def segment_image(
         When the photograph can't be read.
     CheckpointError
         When the built-in checkpoint or the collection can't be read.
+    DeviceError
+        When a GPU's memory doesn't hold the photograph.
     UsageError
         For an option out of range, or a collection that was fitted on other features.
 

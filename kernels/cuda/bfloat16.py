@@ -49,7 +49,7 @@ def product(x: cupy.ndarray, weight: cupy.ndarray) -> cupy.ndarray:
     if not out.size:
         return out
     x, weight = shorten(x), contiguous(weight)
-    # CuPy multiplies no such arrays, cuBLAS does. To cuBLAS, whose matrices go column by column, x and out are transposed.
+    # CuPy multiplies no such arrays, cuBLAS does. Its matrices go column by column: to it x and out are transposed.
     cublas, kinds = cupy.cuda.cublas, cupy.cuda.runtime
     one, zero = np.ones(1, np.float32), np.zeros(1, np.float32)
     cublas.gemmEx(

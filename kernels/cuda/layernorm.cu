@@ -38,6 +38,7 @@ __device__ __forceinline__ float sum_over_warp(float v) {
     return v;
 }
 
+// At most 128 registers, which the widest rows need.
 extern "C" __global__ void __launch_bounds__(WARPS * 32, 4)
     layernorm(const real* __restrict__ x, const real* __restrict__ weight, const real* __restrict__ bias, float eps,
               long long rows, int width, real* __restrict__ y) {

@@ -89,8 +89,8 @@ def _compiled(device: int, file: str, name: str, options: tuple[str, ...], dynam
     try:
         function = _module(device, file, options).get_function(name)
         if dynamic:
-            # All there is, once and for all: the limit belongs to the machine code, which launches of several sizes share, and
-            # without one a kernel has 48 KB, its static arrays included.
+            # All there is, once and for all: the limit belongs to the machine code, which launches of several sizes
+            # share. Without one a kernel has 48 KB, its static arrays included.
             function.max_dynamic_shared_size_bytes = shared_memory(device) - function.shared_size_bytes
     except (cupy.cuda.compiler.CompileException, RuntimeError, OSError) as error:
         raise DeviceError(_compiler_trouble(cupy, file, error)) from error

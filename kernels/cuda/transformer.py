@@ -1,7 +1,7 @@
 """Layers of a transformer on the GPU: products by cuBLAS, what follows in one pass of ``gelu.cu`` or ``layernorm.cu``.
 
-Arrays are float32 or float16; a layer works in its input's type, with sums in float32. With weights of bfloat16, which are
-held as uint16, all arrays are float32, and rounded when they are multiplied.
+Arrays are float32 or float16; a layer works in its input's type, with sums in float32. With weights of bfloat16, which
+are held as uint16, all arrays are float32, and rounded when they are multiplied.
 """
 
 from __future__ import annotations

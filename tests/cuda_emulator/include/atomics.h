@@ -15,10 +15,10 @@ template <class T> struct emu_same {
     typedef T type;
 };  // keeps the second argument out of the deduction of T
 #define EMU_ATOMIC_OPERATION(name, expression) \
-    template <class T> static inline T name(T* address, typename emu_same<T>::type v) { \
+    template <class T> EMU_HERE T name(T* address, typename emu_same<T>::type v) { \
         return emu_update(address, [=](T old) EMU_RAW { return (T)(expression); }); \
     } \
-    template <class T> static inline T name##_block(T* address, typename emu_same<T>::type v) { \
+    template <class T> EMU_HERE T name##_block(T* address, typename emu_same<T>::type v) { \
         return name(address, v); \
     }
 EMU_ATOMIC_OPERATION(atomicAdd, old + v)
@@ -29,7 +29,7 @@ EMU_ATOMIC_OPERATION(atomicExch, v)
 EMU_ATOMIC_OPERATION(atomicOr, old | v)
 EMU_ATOMIC_OPERATION(atomicAnd, old& v)
 EMU_ATOMIC_OPERATION(atomicXor, old ^ v)
-template <class T> static inline T
+template <class T> EMU_HERE T
 atomicCAS(T* address, typename emu_same<T>::type expected, typename emu_same<T>::type v) {
     return emu_update(address, [=](T old) EMU_RAW { return old == expected ? v : old; });
 }

@@ -1,6 +1,8 @@
 // A CUDA thread on the CPU: a fibre, a stack of its own that the scheduler switches to and from.
 // Everything a thread asks about itself (threadIdx, its warp, its lane) is kept at the foot of that stack.
 #pragma once
+// Part of the kernel's own line, so that a fault in it is named by that.
+#define EMU_HERE static inline __attribute__((always_inline))
 #include <cstddef>
 #include <cstdint>
 

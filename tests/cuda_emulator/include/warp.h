@@ -10,20 +10,20 @@
 #define __syncthreads_or(predicate) emu_barrier(__LINE__, predicate, nullptr)
 #define __syncthreads_and(predicate) (!emu_barrier(__LINE__, !(predicate), nullptr))
 #define __syncthreads_count(predicate) emu_barrier_count(__LINE__, predicate)
-static inline int emu_barrier_count(int line, int predicate) {
+EMU_HERE int emu_barrier_count(int line, int predicate) {
     int count;
     emu_barrier(line, predicate, &count);
     return count;
 }
-static inline void __threadfence() { emu_fence(); }
-static inline void __threadfence_block() {}
+EMU_HERE void __threadfence() { emu_fence(); }
+EMU_HERE void __threadfence_block() {}
 
-static inline void emu_syncwarp(int line, unsigned mask = 0xffffffffu) {
+EMU_HERE void emu_syncwarp(int line, unsigned mask = 0xffffffffu) {
     unsigned part;
     emu_warp(line, EMU_SYNCWARP, mask, 0, &part);
 }
 
-template <class T> static inline T emu_shuffle_from(int line, unsigned mask, T value, int source) {
+template <class T> EMU_HERE T emu_shuffle_from(int line, unsigned mask, T value, int source) {
     static_assert(sizeof(T) <= 8, "a shuffle moves at most 8 bytes");
     uint64_t published = 0;
     memcpy(&published, &value, sizeof(T));
@@ -34,29 +34,29 @@ template <class T> static inline T emu_shuffle_from(int line, unsigned mask, T v
     memcpy(&result, &all[source], sizeof(T));
     return result;
 }
-template <class T> static inline T emu_shfl(int line, unsigned mask, T value, int source, int width = 32) {
+template <class T> EMU_HERE T emu_shfl(int line, unsigned mask, T value, int source, int width = 32) {
     return emu_shuffle_from(line, mask, value, (EMU_LANE & ~(width - 1)) | (source & (width - 1)));
 }
-template <class T> static inline T emu_shfl_down(int line, unsigned mask, T value, unsigned delta, int width = 32) {
+template <class T> EMU_HERE T emu_shfl_down(int line, unsigned mask, T value, unsigned delta, int width = 32) {
     int lane = EMU_LANE;
     return emu_shuffle_from(line, mask, value, (int)((lane & (width - 1)) + delta) < width ? lane + (int)delta : lane);
 }
-template <class T> static inline T emu_shfl_up(int line, unsigned mask, T value, unsigned delta, int width = 32) {
+template <class T> EMU_HERE T emu_shfl_up(int line, unsigned mask, T value, unsigned delta, int width = 32) {
     int lane = EMU_LANE;
     return emu_shuffle_from(line, mask, value, (lane & (width - 1)) >= (int)delta ? lane - (int)delta : lane);
 }
-template <class T> static inline T emu_shfl_xor(int line, unsigned mask, T value, int bits, int width = 32) {
+template <class T> EMU_HERE T emu_shfl_xor(int line, unsigned mask, T value, int bits, int width = 32) {
     int lane = EMU_LANE, source = lane ^ bits;
     return emu_shuffle_from(line, mask, value, (source & ~(width - 1)) > (lane & ~(width - 1)) ? lane : source);
 }
-static inline unsigned emu_ballot(int line, unsigned mask, int predicate) {
+EMU_HERE unsigned emu_ballot(int line, unsigned mask, int predicate) {
     unsigned part, result = 0;
     const uint64_t* all = emu_warp(line, EMU_BALLOT, mask, !!predicate, &part);
     for (int i = 0; i < 32; i++)
         if (part >> i & 1) result |= (unsigned)all[i] << i;
     return result;
 }
-template <class T, class F> static inline T emu_reduce(int line, unsigned mask, T value, F combine) {
+template <class T, class F> EMU_HERE T emu_reduce(int line, unsigned mask, T value, F combine) {
     unsigned part;
     const uint64_t* all = emu_warp(line, EMU_REDUCE, mask, (uint32_t)value, &part);
     bool first = true;
@@ -69,19 +69,19 @@ template <class T, class F> static inline T emu_reduce(int line, unsigned mask, 
         }
     return result;
 }
-template <class T> static inline T emu_reduce_add(int line, unsigned mask, T value) {
+template <class T> EMU_HERE T emu_reduce_add(int line, unsigned mask, T value) {
     return emu_reduce(line, mask, value, [](T a, T b) { return (T)(a + b); });
 }
-template <class T> static inline T emu_reduce_min(int line, unsigned mask, T value) {
+template <class T> EMU_HERE T emu_reduce_min(int line, unsigned mask, T value) {
     return emu_reduce(line, mask, value, [](T a, T b) { return a < b ? a : b; });
 }
-template <class T> static inline T emu_reduce_max(int line, unsigned mask, T value) {
+template <class T> EMU_HERE T emu_reduce_max(int line, unsigned mask, T value) {
     return emu_reduce(line, mask, value, [](T a, T b) { return a > b ? a : b; });
 }
-template <class T> static inline T emu_reduce_or(int line, unsigned mask, T value) {
+template <class T> EMU_HERE T emu_reduce_or(int line, unsigned mask, T value) {
     return emu_reduce(line, mask, value, [](T a, T b) { return (T)(a | b); });
 }
-template <class T> static inline unsigned emu_match_any(int line, unsigned mask, T value) {
+template <class T> EMU_HERE unsigned emu_match_any(int line, unsigned mask, T value) {
     uint64_t published = 0;
     memcpy(&published, &value, sizeof(T));
     unsigned part, result = 0;
