@@ -93,6 +93,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     made.add_argument("--threads", type=cli.positive, metavar="N", help="of every contender (all cores)")
     made.add_argument("--anyway", action="store_true", help="keep figures that other programs have disturbed")
+    made.add_argument("--seconds", type=cli.positive, metavar="S", help="of rounds for each case, three rounds at least (45)")
     args = made.parse_args(argv)
     unknown = [name for name in args.sections if name not in SECTIONS]
     if unknown:
@@ -100,6 +101,8 @@ def main(argv: list[str] | None = None) -> int:
     count = threads.thread_count(args.threads)
     set_environment(count)
     plan = dataclasses.replace(QUICK if args.quick else FULL, anyway=args.anyway)
+    if args.seconds:
+        plan = dataclasses.replace(plan, budget=float(args.seconds))
     limits = dataclasses.asdict(peak.measure(count, dataclasses.replace(PEAK_PLAN, anyway=args.anyway)))
     print(table.heading(record.machine(), count, limits), flush=True)
 

@@ -44,11 +44,14 @@ def photograph() -> pathlib.Path:
 
 @pytest.fixture(scope="module", params=["emulated", pytest.param("gpu", marks=pytest.mark.gpu)])
 def cupy(request):
-    """CuPy: one made of NumPy, whose kernels run on the CPU in check mode; under ``pytest -m gpu`` the real one."""
+    """CuPy: one made of NumPy, whose kernels run on the CPU; under ``pytest -m gpu`` the real one.
+
+    The emulator checks every access, unless a module says ``EMULATOR = "fast"``.
+    """
     if request.param == "emulated":
         import fake_cupy
 
-        with fake_cupy.installed("check") as fake:
+        with fake_cupy.installed(getattr(request.module, "EMULATOR", "check")) as fake:
             yield fake
         return
     with warnings.catch_warnings():

@@ -7,7 +7,6 @@ import json
 import pathlib
 import sys
 import types
-import warnings
 
 import numpy as np
 import pytest
@@ -28,26 +27,8 @@ from vitnp.vit import ViT, ViTConfig
 
 # Of keys, relative to the longest: what is promised.
 TOLERANCE = {"fp32": 1e-5, "tf32": 2e-3, "fp16": 2e-3, "bf16": 1.6e-2}
+EMULATOR = "fast"  # every kernel has been checked by itself
 CONFIG = ViTConfig(width=64, depth=2, heads=1, patch=8, grid=(4, 4))
-
-
-@pytest.fixture(scope="module", params=["emulated", pytest.param("gpu", marks=pytest.mark.gpu)])
-def cupy(request):
-    """CuPy; one made of NumPy with the emulator in its fast mode, since every kernel has been checked by itself."""
-    if request.param == "emulated":
-        import fake_cupy
-
-        with fake_cupy.installed("fast") as fake:
-            yield fake
-        return
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # its import's are not ours to mend
-        from vitnp.kernels.cuda import loader
-
-        trouble = loader.find_trouble()
-    if trouble:
-        pytest.skip(trouble)
-    yield loader.require_cupy()
 
 
 def network(config: ViTConfig = CONFIG, seed: int = 3) -> ViT:
