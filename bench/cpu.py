@@ -94,13 +94,14 @@ def main(argv: list[str] | None = None) -> int:
     made.add_argument("--threads", type=cli.positive, metavar="N", help="of every contender (all cores)")
     made.add_argument("--anyway", action="store_true", help="keep figures that other programs have disturbed")
     made.add_argument("--seconds", type=cli.positive, metavar="S", help="of rounds for each case, three rounds at least (45)")
+    made.add_argument("--largest", type=cli.positive, metavar="N", help="leave out k-means of more rows, networks of more tokens")
     args = made.parse_args(argv)
     unknown = [name for name in args.sections if name not in SECTIONS]
     if unknown:
         made.error(f"there is no section {unknown[0]!r}; choose among {', '.join(SECTIONS)}")
     count = threads.thread_count(args.threads)
     set_environment(count)
-    plan = dataclasses.replace(QUICK if args.quick else FULL, anyway=args.anyway)
+    plan = dataclasses.replace(QUICK if args.quick else FULL, anyway=args.anyway, largest=args.largest)
     if args.seconds:
         plan = dataclasses.replace(plan, budget=float(args.seconds))
     limits = dataclasses.asdict(peak.measure(count, dataclasses.replace(PEAK_PLAN, anyway=args.anyway)))
@@ -165,6 +166,8 @@ def measure(name: str, quick: bool, plan: Plan, count: int, limits: Mapping[str,
 def vit(quick: bool, plan: Plan, count: int, limits: Mapping[str, float | None]) -> Iterator[dict[str, object]]:
     """Forward passes of vision transformers with random weights."""
     for case in QUICK_VIT_CASES if quick else VIT_CASES:
+        if plan.largest and case.batch * case.tokens > plan.largest:
+            continue
         weights, images = vit_peers.random_weights(case.config), case.images()
         model = functools.cache(
             functools.partial(vit_peers.onnx_model, case.config, weights, case.config.grid, case.batch)
@@ -217,6 +220,8 @@ def vit(quick: bool, plan: Plan, count: int, limits: Mapping[str, float | None])
 def kmeans(quick: bool, plan: Plan, count: int, limits: Mapping[str, float | None]) -> Iterator[dict[str, object]]:
     """Iterations of Lloyd's algorithm."""
     for case in QUICK_KMEANS_CASES if quick else KMEANS_CASES:
+        if plan.largest and case.rows > plan.largest:
+            continue
         rows = kmeans_peers.rows_of(case.rows, case.width)
         chosen = kmeans_peers.chosen_rows(case.rows, case.clusters)
         start = rows[chosen]

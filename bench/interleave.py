@@ -81,12 +81,15 @@ class Plan:
         Seconds after which no further round begins, once there are enough.
     anyway : bool
         Keep disturbed samples too.
+    largest : int, optional
+        Leave out cases of more rows or tokens.
     """
 
     rounds: int = 9
     least: float = 0.3
     budget: float = 60.0
     anyway: bool = False
+    largest: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,7 +6,7 @@ import dataclasses
 
 import numpy as np
 
-from vitnp import kernels
+from vitnp import components, kernels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,10 +52,8 @@ def clean(score: np.ndarray, constants: Cleaning = Cleaning()) -> np.ndarray:
     """
     if kernels.device_of(score) == "cuda":
         return kernels.for_array(score).clean(score, constants)
-    from scipy import ndimage
-
-    labels, count = ndimage.label(score > 0.5, structure=np.ones((3, 3)))
-    if count < 2:
+    labels = components.label(score > 0.5)
+    if labels.max(initial=0) < 2:
         return score.copy()
     sizes = np.bincount(labels.ravel())
     sizes[0] = 0

@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from vitnp.components import runs_of
+
 # Pixels in flight at a time: a band's temporaries stay within some tens of megabytes.
 _BAND_PIXELS = 1 << 20
 
@@ -140,9 +142,6 @@ class Box(NamedTuple):
 def bounding_boxes(mask: np.ndarray, *, min_area_share: float = 1e-3) -> list[Box]:
     """Boxes around a mask's 8-connected parts, the largest part first.
 
-    Works on runs, the horizontal stretches of a mask: two runs in neighbouring rows touch when neither ends more than
-    one pixel before the other begins. Runs are few even in a large mask, and no label image is needed.
-
     Parameters
     ----------
     mask : array, shape (H, W), bool
@@ -160,21 +159,9 @@ def bounding_boxes(mask: np.ndarray, *, min_area_share: float = 1e-3) -> list[Bo
     >>> bounding_boxes(mask)
     [Box(x=0, y=0, width=3, height=2, area=3), Box(x=0, y=3, width=1, height=1, area=1)]
     """
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-
-    starts, ends = _runs(mask)
+    starts, ends, labels, pitch = runs_of(mask)
     if starts.size == 0:
         return []
-    # Positions count a pixel more than the width in each row, so that a run never reaches into the next row.
-    pitch = mask.shape[1] + 1
-    first = np.searchsorted(ends, starts + pitch)
-    counts = np.searchsorted(starts, ends + pitch, side="right") - first
-    upper = np.repeat(np.arange(starts.size), counts)
-    lower = np.arange(upper.size) - np.repeat(np.cumsum(counts) - counts, counts) + np.repeat(first, counts)
-    graph = coo_array((np.ones(upper.size, bool), (upper, lower)), shape=(starts.size, starts.size))
-    _, labels = connected_components(graph, directed=False)
-
     order = np.argsort(labels, kind="stable")
     heads = np.flatnonzero(np.diff(labels[order], prepend=-1))
     starts, ends = starts[order], ends[order]
@@ -190,19 +177,3 @@ def bounding_boxes(mask: np.ndarray, *, min_area_share: float = 1e-3) -> list[Bo
         Box(*map(int, box))
         for box in zip(left[keep], top[keep], (right - left)[keep], (bottom - top)[keep], area[keep])
     ]
-
-
-def _runs(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """First positions of a mask's runs, and those after their last; a position is row * (W + 1) + column."""
-    height, width = mask.shape
-    pitch = width + 1
-    changes = []
-    rows = max(1, _BAND_PIXELS // pitch)
-    for top in range(0, height, rows):
-        band = mask[top : top + rows]
-        # A column of False before and after each row; where neighbours differ, a run begins or has ended.
-        padded = np.zeros((len(band), width + 2), bool)
-        padded[:, 1:-1] = band
-        changes.append(np.flatnonzero(padded[:, 1:] != padded[:, :-1]) + top * pitch)
-    alternating = np.concatenate(changes)
-    return alternating[0::2], alternating[1::2]
