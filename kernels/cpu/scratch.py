@@ -48,8 +48,3 @@ def _new_view(name: str, shape: tuple[int, ...], dtype: type) -> np.ndarray:
 
 def temporary(name: str, *shape: int, dtype: type = np.float32) -> np.ndarray:
     return scratch(("caller's", name), *shape, dtype=dtype)
-
-
-def forget() -> None:
-    """Give this thread's memory back."""
-    _held.__dict__.clear()
