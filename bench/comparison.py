@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import metadata
 
-from bench.interleave import FEWEST, Clock, Disturbed, Plan, Timing, interleave, marginal, ratio
+from bench.interleave import Clock, Disturbed, Plan, Timing, interleave, ratio
 from vitnp.errors import VitnpError
 
 # A bar counts as met when the ratio is within this share of it: two runs differ by as much.
@@ -24,23 +24,6 @@ class WrongAnswer(VitnpError):
 
 class Missing(VitnpError):
     """A contender that can't take part here, and why: half a sentence."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Steps:
-    """A contender that can only be timed as a whole run, of which the cost of one step is wanted.
-
-    Attributes
-    ----------
-    short, long : callable
-        The same run with fewer and with more steps.
-    more : int
-        Steps by which they differ.
-    """
-
-    short: Call
-    long: Call
-    more: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +57,7 @@ def met(measured: float, least: float) -> bool:
     return measured >= least * (1 - TOLERANCE)
 
 
-def gather(builders: Mapping[str, Callable[[], Call | Steps]]) -> tuple[dict[str, Call | Steps], dict[str, str]]:
+def gather(builders: Mapping[str, Callable[[], Call]]) -> tuple[dict[str, Call], dict[str, str]]:
     """Those who can take part, and why the others can't.
 
     Parameters
@@ -84,7 +67,7 @@ def gather(builders: Mapping[str, Callable[[], Call | Steps]]) -> tuple[dict[str
 
     Returns
     -------
-    contenders : dict of str to callable or Steps
+    contenders : dict of str to callable
     missing : dict of str to str
     """
     contenders, missing = {}, {}
@@ -101,12 +84,13 @@ def gather(builders: Mapping[str, Callable[[], Call | Steps]]) -> tuple[dict[str
 def compare(
     label: str,
     case: Mapping[str, object],
-    builders: Mapping[str, Callable[[], Call | Steps]],
+    builders: Mapping[str, Callable[[], Call]],
     bars: Sequence[Bar],
     plan: Plan,
     *,
     check: Callable[[str, object], None],
     work: Mapping[str, Mapping[str, float]] | None = None,
+    steps: int = 1,
     clock: Clock = Clock(),
 ) -> dict[str, object]:
     """Build contenders, see that they agree, time them in turn.
@@ -126,6 +110,8 @@ def compare(
     work : mapping, optional
         Facts for the record by contender, such as the share of a peak: ``{"flops": …, "peak": …}`` becomes
         ``peak_fraction``.
+    steps : int
+        Of which a call consists, and one of which is what times are given of.
     clock : Clock
 
     Returns
@@ -139,12 +125,10 @@ def compare(
     """
     contenders, missing = gather(builders)
     for name, contender in contenders.items():
-        check(name, contender.long() if isinstance(contender, Steps) else contender())
-        if isinstance(contender, Steps):
-            contender.short()
+        check(name, contender())
     record: dict[str, object] = {"label": label, **case, "contenders": {}, "missing": missing, "comparisons": []}
     try:
-        timings = _times(contenders, plan, clock)
+        timings = {name: timing.shared_by(steps) for name, timing in interleave(contenders, plan, clock).items()}
     except Disturbed as error:
         return {**record, "unmeasured": str(error)}
     for name, timing in timings.items():
@@ -194,25 +178,6 @@ def versions(names: Iterable[str]) -> dict[str, str | None]:
         except metadata.PackageNotFoundError:
             found[name] = None
     return found
-
-
-def _times(contenders: Mapping[str, Call | Steps], plan: Plan, clock: Clock) -> dict[str, Timing]:
-    flat: dict[str, Call] = {}
-    for name, contender in contenders.items():
-        if isinstance(contender, Steps):
-            flat |= {f"{name}, few steps": contender.short, f"{name}, many steps": contender.long}
-        else:
-            flat[name] = contender
-    timings = interleave(flat, plan, clock)
-    for name, contender in contenders.items():
-        if isinstance(contender, Steps):
-            few, many = (timings.pop(f"{name}, {steps} steps") for steps in ("few", "many"))
-            timings[name] = marginal(few, many, contender.more)
-            if len(timings[name].clean) < min(FEWEST, len(few.clean)):
-                raise Disturbed(
-                    f"{contender.more} more steps of {name} took no longer; measure again when the machine is calm"
-                )
-    return timings
 
 
 def _facts(timing: Timing) -> dict[str, object]:

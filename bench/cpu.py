@@ -113,9 +113,9 @@ def main(argv: list[str] | None = None) -> int:
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
             found[name] = process.submit(measure, name, args.quick, plan, count, limits).result()
         if not args.quick:
-            keep(f"cpu_{name}", {"section": name, **found[name]}, count, limits)
+            print(f"written to {keep(f'cpu_{name}', {'section': name, **found[name]}, count, limits)}", flush=True)
     if args.quick:
-        keep("cpu_quick", {"sections": found}, count, limits)
+        print(f"written to {keep('cpu_quick', {'sections': found}, count, limits)}")
     records = [case for section in found.values() for case in section["cases"]]
     print(table.ending(records))
     return cli.EXIT_SOME_FAILED if any("unmeasured" in case for case in records) else cli.EXIT_OK
@@ -129,8 +129,8 @@ def set_environment(count: int) -> None:
     os.environ["OMP_NUM_THREADS"] = os.environ["VITNP_NUM_THREADS"] = str(count)
 
 
-def keep(name: str, content: Mapping[str, object], count: int, limits: Mapping[str, object]) -> None:
-    """Write a result file and say so."""
+def keep(name: str, content: Mapping[str, object], count: int, limits: Mapping[str, object]) -> Path:
+    """Write a result file; its path."""
     compiled = kernels.for_device().__name__.rpartition(".")[2] != "reference"
     facts = {
         "vitnp": __version__,
@@ -139,7 +139,7 @@ def keep(name: str, content: Mapping[str, object], count: int, limits: Mapping[s
         "limits": limits,
     }
     content = {**facts, "versions": versions(PACKAGES), **content}
-    print(f"written to {record.write(name, content)}", flush=True)
+    return record.write(name, content)
 
 
 def measure(name: str, quick: bool, plan: Plan, count: int, limits: Mapping[str, float | None]) -> dict[str, object]:
@@ -151,6 +151,8 @@ def measure(name: str, quick: bool, plan: Plan, count: int, limits: Mapping[str,
     for case in sections[name](quick, plan, count, limits):
         cases.append(case)
         print("\n".join(table.lines(case)), flush=True)
+        if not quick:  # whoever has to stop the run keeps what there is
+            keep(f"cpu_{name}", {"section": name, "unfinished": True, "cases": cases}, count, limits)
     content: dict[str, object] = {"cases": cases}
     if name == "vit":
         content["means"] = [geometric_mean(cases, bar, what) for what, bar in VIT_MEANS.items()]
@@ -223,15 +225,19 @@ def kmeans(quick: bool, plan: Plan, count: int, limits: Mapping[str, float | Non
         if plan.largest and case.rows > plan.largest:
             continue
         rows = kmeans_peers.rows_of(case.rows, case.width)
-        chosen = kmeans_peers.chosen_rows(case.rows, case.clusters)
-        start = rows[chosen]
+        start = rows[kmeans_peers.chosen_rows(case.rows, case.clusters)]
+
+        def fit(build: Callable[..., kmeans_peers.Run], *args) -> Callable[[], Callable[[], np.ndarray]]:
+            return lambda: functools.partial(build(rows, start, *args), kmeans_peers.MOVES)
+
         builders = {
-            SCIKIT_LEARN: lambda: kmeans_peers.steps(kmeans_peers.scikit_learn(rows, start), case),
-            FAISS: lambda: kmeans_peers.steps(kmeans_peers.faiss(rows, start, count), case),
-            OURS: lambda: kmeans_peers.steps(kmeans_peers.ours(rows, chosen, count), case),
+            SCIKIT_LEARN: fit(kmeans_peers.scikit_learn),
+            FAISS: fit(kmeans_peers.faiss, count),
+            OURS: fit(kmeans_peers.ours, count),
         }
         facts = {"rows": case.rows, "width": case.width, "clusters": case.clusters}
-        yield compare(case.label, facts, builders, kmeans_bars(case), plan, check=kmeans_peers.checker(rows))
+        check = kmeans_peers.checker(rows)
+        yield compare(case.label, facts, builders, kmeans_bars(case), plan, check=check, steps=kmeans_peers.MOVES)
 
 
 def crf(quick: bool, plan: Plan, count: int, limits: Mapping[str, float | None]) -> Iterator[dict[str, object]]:

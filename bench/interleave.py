@@ -123,6 +123,17 @@ class Timing:
         """Median of one call."""
         return statistics.median(self.clean)
 
+    def shared_by(self, steps: int) -> Timing:
+        """Of one of the `steps` of which a call consists.
+
+        Examples
+        --------
+        >>> Timing((3.0, None)).shared_by(2).samples
+        (1.5, None)
+        """
+        samples = tuple(None if sample is None else sample / steps for sample in self.samples)
+        return dataclasses.replace(self, samples=samples)
+
 
 def interleave(contenders: Mapping[str, Callable[[], object]], plan: Plan, clock: Clock = Clock()) -> dict[str, Timing]:
     """Time several things in turn.
@@ -180,22 +191,6 @@ def ratio(ours: Timing, theirs: Timing) -> float | None:
     """
     both = [their / our for our, their in zip(ours.samples, theirs.samples) if our is not None and their is not None]
     return statistics.median(both) if len(both) >= min(FEWEST, len(ours.samples)) else None
-
-
-def marginal(short: Timing, long: Timing, more: int) -> Timing:
-    """The cost of each of the `more` steps by which two runs differ; what both do once before and after cancels out.
-
-    Examples
-    --------
-    >>> marginal(Timing((3.0,)), Timing((8.0,)), more=10).seconds
-    0.5
-    """
-    samples = tuple(
-        None if brief is None or full is None or full <= brief else (full - brief) / more
-        for brief, full in zip(short.samples, long.samples)
-    )
-    foreign = None if short.foreign is None or long.foreign is None else max(short.foreign, long.foreign)
-    return Timing(samples, long.calls, short.disturbed + long.disturbed, foreign)
 
 
 @dataclasses.dataclass(frozen=True)

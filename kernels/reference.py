@@ -548,6 +548,114 @@ def kmeans_step(
     return Step(labels, losses, sums, np.bincount(labels, minlength=clusters), inertia)
 
 
+def kmeans_move(sums: np.ndarray, counts: np.ndarray, centroids: np.ndarray, *, metric: str = "cosine") -> np.ndarray:
+    """Where a Lloyd iteration's centroids move to: the mean of their rows, with the cosine its direction.
+
+    Parameters
+    ----------
+    sums : (K, D) float64
+        Of each cluster's rows.
+    counts : (K,) int
+    centroids : (K, D) float
+        Stay where there are no rows, or none but opposite ones that cancel out.
+    metric : {"cosine", "euclidean"}
+
+    Returns
+    -------
+    (K, D) of the centroids' type
+
+    Examples
+    --------
+    >>> kmeans_move(np.array([[0.0, 3.0], [0.0, 0.0]]), np.array([4, 0]), np.eye(2))
+    array([[0., 1.],
+           [0., 1.]])
+    """
+    sizes = counts if metric == "euclidean" else np.sqrt(np.einsum("kd,kd->k", sums, sums))
+    stuck = (counts == 0) | (sizes == 0)
+    with np.errstate(over="ignore", invalid="ignore"):
+        moved = (sums / np.where(stuck, 1, sizes)[:, None]).astype(centroids.dtype)
+    moved[stuck] = centroids[stuck]
+    return moved
+
+
+class Moves(NamedTuple):
+    """How far Lloyd's algorithm has come.
+
+    Attributes
+    ----------
+    centroids : (K, D) float
+        Where they have moved to.
+    labels : (N,) int32 or None
+        Of the last ordinary pass over the rows, None where there was none.
+    sums, counts : (K, D) float64, (K,) int64
+        Of that pass.
+    history : list of float
+        Inertia of each pass.
+    ended : bool
+        Whether that is the end, and that pass has these centroids. Otherwise the next pass with them isn't an ordinary one.
+    """
+
+    centroids: np.ndarray
+    labels: np.ndarray | None
+    sums: np.ndarray
+    counts: np.ndarray
+    history: list[float]
+    ended: bool
+
+
+def kmeans_moves(
+    x: np.ndarray,
+    centroids: np.ndarray,
+    most: int,
+    tolerance: float = 0.0,
+    *,
+    metric: str = "cosine",
+    shift: np.ndarray | None = None,
+    block: int | None = None,
+) -> Moves:
+    """Lloyd iterations in one go, as long as they are ordinary: until a cluster is empty or a row isn't finite.
+
+    Parameters
+    ----------
+    x, metric, shift, block
+        As in :func:`kmeans_step`.
+    centroids : (K, D) float
+        Where to start.
+    most : int
+        Moves at most.
+    tolerance : float
+        Stop when the inertia falls by no more than this share of itself. With 0 until the labels stay.
+
+    Returns
+    -------
+    Moves
+
+    Examples
+    --------
+    >>> found = kmeans_moves(np.array([[0.0], [1.0], [9.0]]), np.array([[0.0], [1.0]]), 10, metric="euclidean")
+    >>> found.centroids.ravel(), found.labels, found.history
+    (array([0.5, 9. ]), array([0, 0, 1], dtype=int32), [64.0, 17.0, 0.5])
+    """
+    history: list[float] = []
+    labels, sums, counts = None, np.zeros(centroids.shape), np.zeros(len(centroids), np.int64)
+    while True:
+        step = kmeans_step(x, centroids, metric=metric, shift=shift, block=block)
+        inertia = 0.0
+        for part in step.inertia.tolist():  # in their order, as everybody does
+            inertia += part
+        if not step.counts.all() or not math.isfinite(inertia):
+            return Moves(centroids, labels, sums, counts, history, False)
+        fallen = history[-1] - inertia if history else math.inf
+        ended = len(history) == most or (
+            labels is not None and (fallen <= tolerance * history[-1] or np.array_equal(labels, step.labels))
+        )
+        history.append(inertia)
+        labels, sums, counts = step.labels, sum(step.sums, np.zeros(centroids.shape)), step.counts
+        if ended:
+            return Moves(centroids, labels, sums, counts, history, True)
+        centroids = kmeans_move(sums, counts, centroids, metric=metric)
+
+
 def kmeans_closer(
     x: np.ndarray,
     candidates: np.ndarray,

@@ -132,6 +132,10 @@ class Chunks:
         """Where the rows are."""
         return kernels.device_of(self._array)
 
+    def whole(self) -> np.ndarray | None:
+        """All rows at once, of an array in memory."""
+        return self._array if self.in_memory else None
+
     def runs(self, chunks: int) -> Iterator[Chunk]:
         """The same rows in larger pieces, so many chunks in each, of an array in memory."""
         rows = chunks * CHUNK_ROWS

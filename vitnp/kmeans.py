@@ -91,7 +91,7 @@ def spherical_kmeans(
     k, xp, device = kernels.for_array(x), kernels.array_module(x), kernels.device_of(x)
     if not xp.isfinite(x).all():
         raise ValueError("the features hold values that are not finite")
-    geometry = Cosine()
+    geometry, block = Cosine(), rows_summed_together(len(x)) if device == "cpu" else None
 
     def pick(rows: Sequence[int]) -> np.ndarray:
         return kernels.to_host(x[xp.asarray(rows)])
@@ -100,12 +100,12 @@ def spherical_kmeans(
         return [k.kmeans_closer(x, kernels.to_device(candidates, device), None if nearest is None else nearest[0])]
 
     def step(centroids: np.ndarray) -> Total:
-        return reduce([partial_step(x, centroids, geometry)])
+        return reduce([partial_step(x, centroids, geometry, block=block)])
 
     best = None
     for _ in range(starts):
         seeds = greedy_plus_plus(len(x), clusters, rng, pick, closer)
-        found = lloyd(step, seeds, geometry, max_iterations, tolerance)
+        found = lloyd(step, seeds, max_iterations, tolerance, geometry, x if device == "cpu" else None, block)
         if best is None or found.total.inertia < best.total.inertia:
             best = found
     return Clustering(best.centroids, best.total.labels.astype(np.int64), best.total.counts, best.total.inertia)
@@ -143,8 +143,10 @@ class KMeans:
         K.
     metric : {"cosine", "euclidean"}
         With cosine rows are scaled to unit length on the fly, and centroids are unit vectors (spherical k-means).
+    init : "k-means++" or (K, D) array
+        Where to start: greedy k-means++, or centroids of one's own.
     n_init : int
-        Independent k-means++ starts; the lowest inertia wins, the earlier start among equals.
+        Independent k-means++ starts; the lowest inertia wins, the earlier start among equals. 1 with centroids of one's own.
     max_iter : int
         Iterations at most, for each start.
     tol : float
@@ -190,6 +192,7 @@ class KMeans:
         n_clusters: int,
         *,
         metric: str = "cosine",
+        init: str | np.ndarray = "k-means++",
         n_init: int = 1,
         max_iter: int = 30,
         tol: float = 0.0,
@@ -204,6 +207,8 @@ class KMeans:
             raise UsageError(f"there is no metric {metric!r}; choose cosine or euclidean")
         if not tol >= 0:
             raise UsageError(f"tol is {tol}; choose 0 or more")
+        _check_start(init, n_clusters, n_init)
+        self.init = init
         self.n_clusters = n_clusters
         self.metric = metric
         self.n_init = n_init
@@ -320,8 +325,24 @@ class KMeans:
         def step(centroids: np.ndarray) -> Total:
             return self._pass(data, centroids, geometry, mapper, block)
 
-        seeds = greedy_plus_plus(data.count, self.n_clusters, rng, pick, closer)
-        return lloyd(step, seeds, geometry, self.max_iter, self.tol)
+        if isinstance(self.init, str):
+            seeds = greedy_plus_plus(data.count, self.n_clusters, rng, pick, closer)
+        else:
+            seeds = self._own_seeds(data.width, geometry)
+        at_hand = data.whole() if mapper is None and self.device == "cpu" and data.count <= chunks.CHUNK_ROWS else None
+        with threads.at_most(threads.thread_count(self.thread_count)):
+            return lloyd(step, seeds, self.max_iter, self.tol, geometry, at_hand, block)
+
+    def _own_seeds(self, width: int, geometry: Geometry) -> np.ndarray:
+        """The centroids that the caller wants to start from, as the geometry sees them."""
+        own = np.asarray(self.init)
+        if own.shape[1] != width:
+            raise UsageError(f"the centroids to start from have {own.shape[1]} numbers each, the rows {width}")
+        with np.errstate(over="ignore"):
+            own = own.astype(np.float32)
+        if not np.isfinite(own).all():
+            raise UsageError("the centroids to start from hold NaN, infinity, or values too large for float32")
+        return kernels.for_device("cpu").kmeans_rows(own, **geometry.options(own))
 
     def _pass(
         self, data: Chunks, centroids: np.ndarray, geometry: Geometry, mapper: Mapper | None, block: int
@@ -348,6 +369,21 @@ class KMeans:
         if data.in_memory:
             return functools.partial(_side_by_side, count=count)
         return functools.partial(threads.in_order, threads=count)
+
+
+def _check_start(init: Any, clusters: int, starts: int) -> None:
+    """Refuse what is neither the name of a start nor centroids."""
+    if isinstance(init, str):
+        if init != "k-means++":
+            raise UsageError(f"there is no init {init!r}; choose k-means++ or give the centroids to start from")
+        return
+    own = np.asarray(init)
+    if own.ndim != 2 or len(own) != clusters or own.dtype.kind not in "fiub":
+        raise UsageError(
+            f"init must be {clusters} centroids, an array of real numbers ({clusters}, D), not {own.dtype} {own.shape}"
+        )
+    if starts != 1:
+        raise UsageError(f"n_init is {starts}, but from given centroids there is one start; leave it at 1")
 
 
 def _side_by_side(function: Callable[[Any], Any], items: Iterable[Any], count: int) -> Iterable[Any]:

@@ -1,7 +1,7 @@
 """Lloyd's algorithm from pieces that can be worked on anywhere: what one chunk of rows contributes, how contributions add up,
 where centroids move.
 
-Cosine and Euclidean k-means share everything but a geometry: what the kernels are told, and where centroids move.
+Cosine and Euclidean k-means share everything but a geometry: what the kernels are told.
 """
 
 from __future__ import annotations
@@ -24,22 +24,15 @@ class Cosine:
     A row of zeros stays one: its cosine to everything is 0, it falls to the lowest cluster and moves nothing.
     """
 
+    metric = "cosine"
+
     def options(self, x: np.ndarray) -> dict[str, object]:
         """What the kernels for these rows are told."""
-        return {"metric": "cosine"}
+        return {"metric": self.metric}
 
     def centres(self, centroids: np.ndarray) -> np.ndarray:
         """Centroids as users know them."""
         return centroids
-
-    def move(self, sums: np.ndarray, counts: np.ndarray, centroids: np.ndarray) -> np.ndarray:
-        """New centroids: the mean direction of each cluster's rows."""
-        lengths = np.sqrt(np.einsum("kd,kd->k", sums, sums))
-        # Empty, or opposite rows that cancel out: no direction to move to.
-        stuck = (counts == 0) | (lengths == 0)
-        moved = (sums / np.where(stuck, 1, lengths)[:, None]).astype(centroids.dtype)
-        moved[stuck] = centroids[stuck]
-        return moved
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,19 +46,16 @@ class Euclidean:
     """
 
     shift: np.ndarray | None
+    metric = "euclidean"
 
     def options(self, x: np.ndarray) -> dict[str, object]:
         """What the kernels for these rows are told."""
-        return {"metric": "euclidean", "shift": None if self.shift is None else kernels.to_device(self.shift, kernels.device_of(x))}
+        shift = None if self.shift is None else kernels.to_device(self.shift, kernels.device_of(x))
+        return {"metric": self.metric, "shift": shift}
 
     def centres(self, centroids: np.ndarray) -> np.ndarray:
         """Centroids as users know them."""
         return centroids + self.shift
-
-    def move(self, sums: np.ndarray, counts: np.ndarray, centroids: np.ndarray) -> np.ndarray:
-        """New centroids: the mean of each cluster's rows; an empty cluster stays where it is."""
-        mean = (sums / np.maximum(counts, 1)[:, None]).astype(centroids.dtype)
-        return np.where((counts > 0)[:, None], mean, centroids)
 
 
 Geometry = Cosine | Euclidean
@@ -254,7 +244,7 @@ def move(total: Total, centroids: np.ndarray, geometry: Geometry) -> np.ndarray:
             sums[label] -= vector
             counts[label] -= 1
             sums[cluster], counts[cluster] = vector, 1
-    return geometry.move(sums, counts, centroids)
+    return kernels.for_device("cpu").kmeans_move(sums, counts, centroids, metric=geometry.metric)
 
 
 class Found(NamedTuple):
@@ -269,9 +259,11 @@ class Found(NamedTuple):
 def lloyd(
     step: Callable[[np.ndarray], Total],
     centroids: np.ndarray,
-    geometry: Geometry,
     max_iterations: int,
     tolerance: float,
+    geometry: Geometry,
+    rows: np.ndarray | None = None,
+    block: int | None = None,
 ) -> Found:
     """Assign rows to the nearest centroid, move centroids to the mean of their rows, and again.
 
@@ -281,25 +273,39 @@ def lloyd(
         One pass over all rows: the reduced :func:`partial_step` for given centroids.
     centroids : (K, D) float
         Where to start.
-    geometry : Cosine or Euclidean
     max_iterations : int
         Moves at most.
     tolerance : float
         Stop when the inertia falls by no more than this share of itself. With 0 until the labels stay.
+    geometry : Cosine or Euclidean
+    rows : (N, D) array, optional
+        All of them, where they are few and at hand: the kernel then does in one go what it can, with the same answer.
+    block : int, optional
+        As in :func:`partial_step`, for `rows`.
 
     Returns
     -------
     Found
         The total belongs to the centroids.
     """
-    history, before = [], None
-    for moves in range(max_iterations):
+    history: list[float] = []
+    before: Total | None = None
+    if rows is not None:
+        moves = kernels.for_array(rows).kmeans_moves(
+            rows, centroids, max_iterations, tolerance, **geometry.options(rows), block=block
+        )
+        centroids, history = moves.centroids, moves.history
+        if history:
+            before = Total(moves.labels, moves.sums, moves.counts, history[-1], None)
+        if moves.ended:
+            return Found(centroids, before, history, len(history) - 1)
+    for moved in range(len(history), max_iterations):
         total = step(centroids)
         history.append(total.inertia)
         if before is not None:
             small = before.inertia - total.inertia <= tolerance * before.inertia
             if small or kernels.array_module(total.labels).array_equal(total.labels, before.labels):
-                return Found(centroids, total, history, moves)
+                return Found(centroids, total, history, moved)
         before = total
         centroids = move(total, centroids, geometry)
     total = step(centroids)

@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, TypeVar
 
+import numpy as np
+
 from vitnp.errors import UsageError
 
 if TYPE_CHECKING:
@@ -26,6 +28,9 @@ Result = TypeVar("Result")
 
 # A photograph of more pixels than this has the machine's memory to itself: decoding takes 7 bytes a pixel, its results 7 more.
 LARGE = 24_000_000
+
+# Where kernels that wait for each other find their three numbers, in bytes from the first: a cache line for each.
+ARRIVED, ROUND, BROKEN = 0, 64, 128
 
 _large = threading.Lock()
 _lock = threading.Lock()
@@ -192,6 +197,25 @@ def at_most(count: int) -> Iterator[None]:
         _here.count = before
 
 
+def allowed() -> int:
+    """Threads that :func:`together` may use here, unless others are at it: as :func:`at_most` says, else as many as there are."""
+    return getattr(_here, "count", None) or thread_count()
+
+
+class Meeting:
+    """Where members wait for each other: in Python at a barrier, in kernels by way of numbers that all of them see."""
+
+    def __init__(self, members: int):
+        self.barrier = threading.Barrier(members)
+        self._numbers = np.zeros(3 * 8, np.int64)
+        self.address = self._numbers.ctypes.data
+
+    def abort(self) -> None:
+        """Somebody isn't coming any more: let all go that wait or will wait, each with an error."""
+        self._numbers[BROKEN // 8] = 1
+        self.barrier.abort()
+
+
 class Member:
     """One of the threads that work together.
 
@@ -199,10 +223,13 @@ class Member:
     ----------
     index, members : int
         Which of how many.
+    meeting : int
+        Address of int64 numbers at ARRIVED, ROUND and BROKEN, for kernels that wait for each other; 0 for somebody alone.
     """
 
-    def __init__(self, index: int, members: int, barrier: threading.Barrier | None):
-        self.index, self.members, self._barrier = index, members, barrier
+    def __init__(self, index: int, members: int, meeting: Meeting | None):
+        self.index, self.members, self.meeting = index, members, 0 if meeting is None else meeting.address
+        self._barrier = None if meeting is None else meeting.barrier
 
     def wait(self) -> None:
         """Go on when all members have come here."""
@@ -240,28 +267,33 @@ def together(work: Callable[[Member], None], most: int | None = None) -> None:
     >>> squares
     [0, 1, 4, 9, 16]
     """
-    count = getattr(_here, "count", None) or thread_count()
-    count = count if most is None else min(count, most)
+    count = allowed() if most is None else min(allowed(), most)
     if count <= 1 or not _team.acquire(blocking=False):
         work(Member(0, 1, None))
         return
     try:
-        barrier = threading.Barrier(count)
+        meeting = Meeting(count)
         first: list[BaseException] = []
 
         def run(index: int) -> None:
             try:
                 with at_most(1):
-                    work(Member(index, count, barrier))
+                    work(Member(index, count, meeting))
             except BaseException as error:
                 if not isinstance(error, threading.BrokenBarrierError):
                     first.append(error)
-                barrier.abort()  # or the others would wait for ever
+                meeting.abort()  # or the others would wait for ever
 
-        others = [_helpers(count - 1).submit(run, index) for index in range(1, count)]
-        run(0)
-        for other in others:
-            other.result()
+        others = []
+        try:
+            others += [_helpers(count - 1).submit(run, index) for index in range(1, count)]
+            run(0)
+        except BaseException:  # Ctrl-C may come at any point
+            meeting.abort()
+            raise
+        finally:
+            for other in others:
+                other.result()
         if first:
             raise first[0]
     finally:

@@ -35,12 +35,15 @@ from vitnp.kernels.reference import Step
 # Rows whose sum is kept in float32; such sums are added in float64.
 SINGLE_ROWS = 1024
 
+# Products of numbers that take as long as to wake another thread, which for fewer has nothing to gain.
+WORTH_A_THREAD = 2**22
+
 ROWS_IN = types.Array(types.float32, 2, "C", readonly=True, aligned=True)
 SUMS_OUT = types.Array(types.float64, 3, "C")
 WORK = types.Array(types.float32, 1, "C")
 
 _NO_SUMS = np.empty((0, 0, 0))
-_NONE = np.empty(0, np.float32)
+NOTHING = np.empty(0, np.float32)
 
 
 def kmeans_step(
@@ -86,31 +89,30 @@ def kmeans_closer(
     candidates = np.ascontiguousarray(candidates)
     out = np.empty((len(x), len(candidates)), np.float32)
     wide, n = _room(len(candidates)), _room(x.shape[1])
-    shift = _NONE if shift is None else shift
+    shift = NOTHING if shift is None else shift
 
     def share(first: int, last: int) -> None:
         work = scratch("k-means", 16 + ROWS * (n + wide) + n + wide * n)
         rows = x.ctypes.data + first * x.strides[0]
-        so_far = _NONE if nearest is None else nearest[first:last]
+        so_far = NOTHING if nearest is None else nearest[first:last]
         _closer(rows, x.strides[0], kind, candidates, metric == "cosine", shift, so_far, out[first:last], work)
 
-    threads.split(share, len(x), SINGLE_ROWS)
+    threads.split(share, len(x), max(WORTH_A_THREAD // max(candidates.size, 1), SINGLE_ROWS))
     return out
 
 
 def _assign(x, centroids, metric, shift, block, labels, losses, sums, inertia) -> np.ndarray:
-    """Have :func:`_pass` fill the arrays, whole blocks in each thread; the clusters' counts."""
+    """Have :func:`assign_and_add` fill the arrays, whole blocks in each thread; the clusters' counts."""
     x, kind = rows_of(x)
-    centroids, clusters = np.ascontiguousarray(centroids), len(centroids)
-    wide, n = _room(clusters), _room(x.shape[1])
-    shift = _NONE if shift is None else shift
+    centroids, (clusters, width) = np.ascontiguousarray(centroids), centroids.shape
+    shift = NOTHING if shift is None else shift
     shares = []
 
     def share(first: int, last: int) -> None:
-        work = scratch("k-means", 16 + ROWS * (n + wide) + n + wide + (wide + 2 * clusters) * n)
+        work = work_for(clusters, width)
         counts = np.zeros(clusters, np.int64)
         blocks = slice(first // block, -(-last // block))
-        _pass(
+        assign_and_add(
             x.ctypes.data + first * x.strides[0], x.strides[0], kind, centroids, metric == "cosine", shift, block,
             labels[first:last], losses[first:last], sums[blocks], counts, inertia[blocks], work,
         )  # fmt: skip
@@ -118,6 +120,12 @@ def _assign(x, centroids, metric, shift, block, labels, losses, sums, inertia) -
 
     threads.split(share, len(x), block)
     return sum(shares, np.zeros(clusters, np.int64))
+
+
+def work_for(clusters: int, width: int) -> np.ndarray:
+    """Scratch memory of this thread for :func:`assign_and_add`."""
+    wide, n = _room(clusters), _room(width)
+    return scratch("k-means", 16 + ROWS * (n + wide) + n + wide + (wide + 2 * clusters) * n)
 
 
 def _room(count: int) -> int:
@@ -129,7 +137,7 @@ def _room(count: int) -> int:
     types.int64, types.int64, types.int64, ROWS_IN, types.boolean, IN(1), types.int64,
     OUT(1, types.int32), OUT(1), SUMS_OUT, OUT(1, types.int64), OUT(1, types.float64), WORK,
 )  # fmt: skip
-def _pass(x, step, kind, centroids, cosine, shift, block, labels, losses, sums, counts, inertia, work):
+def assign_and_add(x, step, kind, centroids, cosine, shift, block, labels, losses, sums, counts, inertia, work):
     """Assign every row and add the rows up.
 
     Parameters
@@ -233,7 +241,7 @@ def _closer(x, step, kind, candidates, cosine, shift, nearest, out, work):
     Parameters
     ----------
     x, step, kind, cosine, shift, work
-        As in :func:`_pass`.
+        As in :func:`assign_and_add`.
     candidates : (M, D) float32, IN
     nearest : (N,) or (0,) float32, IN
     out : (N, M) float32, OUT

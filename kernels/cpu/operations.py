@@ -18,6 +18,7 @@ HOMES = {
     "attention": ("attention", "KeyValues"),
     "patches": ("patch_embedding",),
     "kmeans": ("kmeans_step", "kmeans_assign", "kmeans_closer"),
+    "lloyd": ("kmeans_moves", "kmeans_move"),
     "similarity": ("similarity", "similarity_top"),
     "scratch": ("temporary",),
     "lattice": ("permutohedral_lattice", "lattice_filter", "normalise_lattice", "mean_field"),

@@ -1,0 +1,95 @@
+"""Threads inside kernels that wait for each other.
+
+Between Python threads a wait takes a tenth of a millisecond: one has to be woken, and both want the interpreter. Where there is less
+than that to do in between, the kernel itself waits, by looking at numbers in memory that the threads share
+(:attr:`vitnp.threads.Member.meeting`) until the last one has come.
+"""
+
+from __future__ import annotations
+
+import ctypes
+
+import llvmlite.binding
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from vitnp.kernels.cpu.compiled import kernel
+from vitnp.kernels.cpu.simd import I32, I64
+from vitnp.threads import ARRIVED, BROKEN, ROUND
+
+# Looks before the processor is offered to whoever else wants it: some tenths of a millisecond.
+LOOKS = 10_000
+
+# Tells the processor that nothing happens here but waiting, so that it saves power, and leaves its units to the core's other thread.
+PAUSE = {"x86_64": "llvm.x86.sse2.pause"}.get(llvmlite.binding.get_default_triple().partition("-")[0])
+CAN_YIELD = hasattr(ctypes.pythonapi, "sched_yield")
+
+
+@intrinsic
+def _look(context, address):
+    """The int64 at an address, read from memory every time."""
+
+    def generate(context, builder, signature, arguments):
+        return builder.load_atomic(builder.inttoptr(arguments[0], I64.as_pointer()), "acquire", 8)
+
+    return types.int64(types.int64), generate
+
+
+@intrinsic
+def _post(context, address, value):
+    """Store an int64; who sees it sees all that was stored before."""
+
+    def generate(context, builder, signature, arguments):
+        address, value = arguments
+        builder.store_atomic(value, builder.inttoptr(address, I64.as_pointer()), "release", 8)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), generate
+
+
+@intrinsic
+def _add_one(context, address):
+    """Raise the int64 at an address; what it was before."""
+
+    def generate(context, builder, signature, arguments):
+        return builder.atomic_rmw("add", builder.inttoptr(arguments[0], I64.as_pointer()), I64(1), "acq_rel")
+
+    return types.int64(types.int64), generate
+
+
+@intrinsic
+def _idle(context, long):
+    """Waste a moment, or if it has been `long`, offer the core to another program."""
+
+    def generate(context, builder, signature, arguments):
+        if PAUSE:
+            pause = ir.FunctionType(ir.VoidType(), [])
+            builder.call(cgutils.get_or_insert_function(builder.module, pause, PAUSE), [])
+        if CAN_YIELD:
+            with builder.if_then(arguments[0]):
+                give_way = ir.FunctionType(I32, [])
+                builder.call(cgutils.get_or_insert_function(builder.module, give_way, "sched_yield"), [])
+        return context.get_dummy_value()
+
+    return types.void(types.boolean), generate
+
+
+@kernel
+def meet(meeting, members):
+    """Go on when all members have come here; False when one of them isn't coming any more."""
+    if members == 1:
+        return True
+    round = _look(meeting + ROUND)
+    if _add_one(meeting + ARRIVED) == members - 1:
+        _post(meeting + ARRIVED, 0)
+        _post(meeting + ROUND, round + 1)
+        return True
+    looks = 0
+    while _look(meeting + ROUND) == round:
+        if _look(meeting + BROKEN) != 0:
+            return False
+        _idle(looks >= LOOKS)
+        looks += 1
+    return True
