@@ -162,12 +162,15 @@ PLOTS: dict[str, Callable[[Figure, Sequence[Case]], None]] = {
 def _curves(axes: Axes, cases: Sequence[Case], over: str, value: Callable[[Mapping], float | None]) -> None:
     """A curve for each contender, through the cases in which it has a value."""
     for name in _names(cases):
-        points = [(case[over], value(case["contenders"][name])) for case in cases if name in case["contenders"]]
-        points = [point for point in points if point[1] is not None]
+        points: dict[float, float] = {}
+        for case in cases:
+            found = value(case["contenders"][name]) if name in case["contenders"] else None
+            if found is not None:
+                points.setdefault(case[over], found)  # whoever meets one peer after the other is drawn once
         if points:
             # What is drawn last lies on top.
             above = 3 if name == "vitnp" else 2
-            axes.plot(*zip(*points), "o-", color=COLOURS.get(name, OTHERS), label=LABELS.get(name, name), zorder=above)
+            axes.plot(*zip(*points.items()), "o-", color=COLOURS.get(name, OTHERS), label=LABELS.get(name, name), zorder=above)
 
 
 def _bars(figure: Figure, cases: Sequence[Case], title: Callable[[Case], str]) -> None:

@@ -17,6 +17,7 @@ import oracle_vit
 from vitnp import kernels, multilevel
 from vitnp.errors import DeviceError, UsageError
 from vitnp.features import Identity, extract
+from vitnp.features import batching
 from vitnp.features import stream as streaming
 from vitnp.features.__main__ import main as features_command
 from vitnp.kmeans import KMeans, spherical_kmeans
@@ -266,7 +267,7 @@ def test_a_photograph_beyond_the_memory_is_refused(cupy, vit, monkeypatch):
     def full(*_, **__):
         raise MemoryError("out of memory allocating 9 bytes")
 
-    monkeypatch.setattr("vitnp.segmentation.extract", full)
+    monkeypatch.setattr("vitnp.segmentation.extract_batch", full)
     with pytest.raises(DeviceError, match="the GPU's memory doesn't hold this photograph; .*--device cpu"):
         segment_image(scene(), vit.on("cuda"), size=32, collection=None)
     with pytest.raises(MemoryError):
@@ -407,9 +408,9 @@ def test_batches_by_free_memory(cupy, vit, monkeypatch):
     sizes = []
     for free in (0, 20_000_000, 2**40):
         monkeypatch.setattr(k, "free_bytes", lambda: free)
-        sizes.append(streaming.AtOnce(there).of(patches=100))
+        sizes.append(batching.AtOnce(there).of(patches=100))
     assert sizes[0] == 1 < sizes[1] < sizes[2] == 32
-    assert streaming.AtOnce(there, 5).of(patches=100) == 5
+    assert batching.AtOnce(there, 5).of(patches=100) == 5
 
 
 # --- The commands ----------------------------------------------------------------------------------------------------
@@ -442,7 +443,7 @@ def test_segment_command_says_where_each_stage_ran(cupy, model, folder, tmp_path
     masks = {}
     for device in ("cpu", "cuda"):
         out = tmp_path / device
-        more = ["--batch", "3"] if levels == "all" else []
+        more = ["--batch", "3"]
         assert segment_command([str(folder), "--out", str(out), *options, *more, "--device", device, "--precision", "fp32"]) == 0
         name = "cuda:0" if device == "cuda" else "cpu"
         for line in told(capsys):
@@ -451,6 +452,63 @@ def test_segment_command_says_where_each_stage_ran(cupy, model, folder, tmp_path
         masks[device] = [np.asarray(Image.open(path)) for path in sorted(out.glob("*_mask.png"))]
     assert len(masks["cuda"]) == 3
     assert np.mean([(mine == theirs).mean() for mine, theirs in zip(masks["cuda"], masks["cpu"])]) > 0.998
+
+
+@pytest.mark.parametrize("batch", [None, 1, 2])
+def test_photographs_one_by_one_go_through_the_network_together(cupy, vit, photographs, tmp_path, monkeypatch, batch):
+    """Of two sizes in turn, a broken one among them: outcomes in order, the same as alone."""
+    from vitnp import batch as batches
+    from vitnp.images import find_photographs
+    from vitnp.segmentation import Method
+
+    there, together = vit.on("cuda").at("fp32"), []
+    for index in range(7):
+        rgb = photographs[index % len(photographs)][: 64 if index % 2 else 48, :64]
+        Image.fromarray(np.roll(rgb, index, axis=1)).save(tmp_path / f"{index}.png")
+    (tmp_path / "3.png").write_bytes((tmp_path / "3.png").read_bytes()[:200])
+    found = find_photographs([tmp_path])
+    stems = [tmp_path / "out" / photograph.path.stem for photograph in found]
+    features = Method.features
+
+    def counted(method, group):
+        together.append(len(group))
+        if len(group) > 2:
+            raise MemoryError("out of memory allocating 9 bytes")
+        return features(method, group)
+
+    monkeypatch.setattr(Method, "features", counted)
+    options = {"size": 32, "refine": "none", "collection": None}
+    outcomes = list(batches.segment_files(found, stems, there, ["mask"], count=2, batch=batch, **options))
+    assert [outcome.photograph.stem for outcome in outcomes] == list("0123456")
+    assert [outcome.status for outcome in outcomes] == ["done"] * 3 + ["failed"] + ["done"] * 3
+    # Four of one size, two of the other; four at once don't fit.
+    assert sorted(together) == {None: [2, 2, 2, 4], 1: [1] * 6, 2: [2, 2, 2]}[batch]
+    for outcome in outcomes[:3] + outcomes[4:]:
+        assert set(outcome.facts["seconds"]) == {"decode", "network", "cluster", "refine", "write"}
+        alone = segment_image(outcome.photograph, there, **options).mask
+        assert (np.asarray(Image.open(outcome.outputs["mask"])) > 0).tolist() == alone.tolist()
+    again = list(batches.segment_files(found, stems, there, ["mask"], count=2, batch=batch, **options))
+    assert [outcome.status for outcome in again] == ["skipped"] * 3 + ["failed"] + ["skipped"] * 3
+
+
+def test_large_photographs_go_by_themselves(cupy, vit, photographs, tmp_path, monkeypatch):
+    from vitnp import batch as batches
+    from vitnp import threads
+    from vitnp.images import find_photographs
+    from vitnp.segmentation import Method
+
+    for index in range(3):
+        Image.fromarray(photographs[index][:48, : 64 if index == 1 else 48]).save(tmp_path / f"{index}.png")
+    monkeypatch.setattr(threads, "LARGE", 48 * 50)
+    sizes, features = [], Method.features
+    monkeypatch.setattr(Method, "features", lambda method, group: sizes.append(len(group)) or features(method, group))
+    found = find_photographs([tmp_path])
+    outcomes = batches.segment_files(
+        found, [tmp_path / "out" / one.path.stem for one in found], vit.on("cuda"), ["mask"], count=2, size=32, refine="none",
+        collection=None,
+    )  # fmt: skip
+    assert [(outcome.photograph.stem, outcome.status) for outcome in outcomes] == [("0", "done"), ("1", "done"), ("2", "done")]
+    assert sorted(sizes) == [1, 2]
 
 
 def test_features_command(cupy, model, folder, tmp_path, capsys):

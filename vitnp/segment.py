@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 # Options that mean something only where photographs are fitted as a set, and what they are when nobody asks.
 FOR_SETS = {
     "categories": None, "consistency": "mean", "fit_patches": None, "cache": None, "regions": "image", "polygons": False,
-    "batch": None,
 }  # fmt: skip
 
 
@@ -116,11 +115,14 @@ def _each(
     """Each photograph by itself, or with a collection fitted before."""
     from vitnp.batch import segment_files
 
-    idle = [f"--{name.replace('_', '-')}" for name, usual in FOR_SETS.items() if getattr(args, name) != usual]
+    usual = FOR_SETS if vit.device == "cuda" else {**FOR_SETS, "batch": None}
+    idle = [f"--{name.replace('_', '-')}" for name, value in usual.items() if getattr(args, name) != value]
     if idle:
         cli.say(f"{', '.join(idle)}: without effect on photographs one by one; --levels all fits them as a set", quiet=args.quiet)
     options = {**cli.method_options(args), "collection": cli.chosen_collection(args, vit)}
-    outcomes = segment_files(found, stems, vit, which, overwrite=args.overwrite, count=args.threads, **options)
+    outcomes = segment_files(
+        found, stems, vit, which, overwrite=args.overwrite, count=args.threads, batch=args.batch, **options
+    )
     with contextlib.closing(outcomes):
         yield from cli.progress(outcomes, len(found), quiet=args.quiet)
 

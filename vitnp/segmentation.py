@@ -8,7 +8,7 @@ import functools
 import numbers
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
@@ -19,7 +19,9 @@ from vitnp import __version__, cleaning, images, kernels, multilevel, outputs, t
 from vitnp import refine as refinement
 from vitnp.collection import Collection
 from vitnp.errors import UsageError
-from vitnp.features import Features, Identity, StoredFeatures, extract, stored_features
+from vitnp.features import Features, Identity, StoredFeatures
+from vitnp.features.extract import extract_batch, prepare
+from vitnp.features.stream import Decoded, stored_batch
 from vitnp.labels import write_labels
 from vitnp.vit import FACETS, ViT
 
@@ -335,21 +337,65 @@ def segment_image(
     """
     vit = builtin() if vit is None else vit
     options = {"size": size, "facet": facet, "layer": layer, "stride": stride, "max_tokens": max_tokens}
-    collection, _ = chosen_collection(collection, vit, **options)
-    parameters = parameters_of(vit, **options, refine=refine, seed=seed, min_confidence=min_confidence, collection=collection)
+    method = Method.of(vit, **options, refine=refine, seed=seed, min_confidence=min_confidence, collection=collection)
     clock = Stopwatch(vit.device)
     with threads.one_blas_thread(), refused_beyond_memory(vit.device):
         rgb = images.read_image(image, max_pixels=max_pixels)
         clock.lap("decode")
-        if collection is None:
-            features = extract(rgb, vit, **options)
-        else:
-            identity = Identity.of(vit, **options, regions=collection.prototypes is not None)
-            features = stored_features(rgb, vit, identity)
+        photograph = fingerprint(image, rgb)
+        (features,) = method.features([method.prepared(rgb, photograph)])
         clock.lap("network")
-        unit = features.unit
+        return method.judged(rgb, features, photograph, clock)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Method:
+    """How photographs are judged, each by itself: all that is the same for every one of them. Make one with :meth:`of`.
+
+    Attributes
+    ----------
+    vit : ViT
+    collection : Collection or None
+    parameters : mapping
+        From :func:`parameters_of`.
+    identity : Identity or None
+        Of the features that a collection reads.
+    """
+
+    vit: ViT
+    collection: Collection | None
+    parameters: Mapping[str, object]
+    identity: Identity | None
+
+    @classmethod
+    def of(cls, vit: ViT, *, collection: Collection | str | os.PathLike[str] | None = "auto", **options) -> Method:
+        """The method with some options of :func:`segment_image`; it raises the same errors."""
+        which = {name: value for name, value in options.items() if name in ("size", "facet", "layer", "stride", "max_tokens")}
+        collection, _ = chosen_collection(collection, vit, **which)
+        parameters = parameters_of(vit, **options, collection=collection)
+        if collection is None:
+            return cls(vit, None, parameters, None)
+        return cls(vit, collection, parameters, Identity.of(vit, **which, regions=collection.prototypes is not None))
+
+    def prepared(self, rgb: np.ndarray, photograph: str) -> Decoded:
+        """A photograph (height, width, 3) uint8 of such a :func:`fingerprint` at the size for the network, on its device."""
+        p = self.parameters
+        scaled = prepare(rgb, self.vit, size=p["size"], stride=p["stride"], max_tokens=p["max_tokens"])
+        return Decoded(0, photograph, rgb.shape[:2], scaled)
+
+    def features(self, group: Sequence[Decoded]) -> list[Features] | list[StoredFeatures]:
+        """What the network says of photographs that have become equally large, in one pass."""
+        if self.identity is not None:
+            return stored_batch(group, self.vit, self.identity, lambda array: array)
+        p = self.parameters
+        return extract_batch([one.prepared for one in group], self.vit, facet=p["facet"], layer=p["layer"], stride=p["stride"])
+
+    def judged(self, rgb: np.ndarray, features: Features | StoredFeatures, photograph: str, clock: Stopwatch) -> Segmentation:
+        """The result for a photograph of such features and such a :func:`fingerprint`."""
+        collection, unit = self.collection, features.unit
         constants = multilevel.ImageLevel() if collection is None else collection.image_level
-        soft, hard = multilevel.image_level(unit, features.attention, features.grid, (seed, features.digest), constants)
+        seed = (self.parameters["seed"], features.digest)
+        soft, hard = multilevel.image_level(unit, features.attention, features.grid, seed, constants)
         score, category, levels, cleaner = soft, None, None, cleaning.Cleaning()
         if collection is not None:
             category = collection.category_of(features.cls)
@@ -358,9 +404,9 @@ def segment_image(
         score = cleaning.clean(score.reshape(features.grid), cleaner)
         confidence = multilevel.confidence(soft, unit)
         clock.lap("cluster")
-        result = compose(rgb, features, score, confidence, parameters, fingerprint(image, rgb), clock, category, levels)
+        result = compose(rgb, features, score, confidence, self.parameters, photograph, clock, category, levels)
         if collection is not None and collection.prototypes is not None:
-            result = dataclasses.replace(result, labels=collection.labels(vit, features, result.mask))
+            result = dataclasses.replace(result, labels=collection.labels(self.vit, features, result.mask))
         return result
 
 

@@ -11,6 +11,8 @@ from vitnp.kernels.cpu.compiled import IN, OUT, kernel
 from vitnp.kernels.cpu.rows import (
     DOTS,
     FEW_ROWS,
+    FEW_WIDE_ROWS,
+    NARROW,
     ROWS,
     add_apart,
     add_scaled,
@@ -37,6 +39,9 @@ SINGLE_ROWS = 1024
 
 # Products of numbers that take as long as to wake another thread, which for fewer has nothing to gain.
 WORTH_A_THREAD = 2**22
+
+# Up to so many numbers the largest is found sooner one by one than by vectors.
+FEW_COLUMNS = 4
 
 ROWS_IN = types.Array(types.float32, 2, "C", readonly=True, aligned=True)
 SUMS_OUT = types.Array(types.float64, 3, "C")
@@ -162,7 +167,8 @@ def assign_and_add(x, step, kind, centroids, cosine, shift, block, labels, losse
         Scratch.
     """
     clusters, width = centroids.shape
-    n, columns = whole(width), padded(clusters)
+    n = whole(width)
+    columns = padded(clusters, n)
     wide = whole(columns)
     rows = aligned(work)
     out = rows + ROWS * n
@@ -191,8 +197,7 @@ def assign_and_add(x, step, kind, centroids, cosine, shift, block, labels, losse
                 square += np.float64(centroids[j, d]) * centroids[j, d]
             work[bias + j] = -0.5 * square
     inverse = np.empty(ROWS, np.float32)
-    # Few rows at a time, so that the next ones can be brought to the first cache while these are worked on.
-    group = FEW_ROWS if columns <= DOTS else ROWS
+    group = ROWS if columns > DOTS else FEW_ROWS if n <= NARROW else FEW_WIDE_ROWS
     for number in range((labels.shape[0] + block - 1) // block):
         end = min((number + 1) * block, labels.shape[0])
         if adding:
@@ -213,7 +218,14 @@ def assign_and_add(x, step, kind, centroids, cosine, shift, block, labels, losse
                 products(base + 4 * rows, here, n, base + 4 * packed, columns, base + 4 * out, wide, ahead, group * step)
                 for i in range(here):
                     row, soon = base + 4 * (rows + i * n), ahead + i * step
-                    label = largest(base + 4 * (out + i * wide), base + 4 * bias, wide)
+                    if columns <= FEW_COLUMNS:
+                        label, most = 0, np.float32(-np.inf)
+                        for j in range(columns):
+                            value = work[out + i * wide + j] + work[bias + j]
+                            if value > most:
+                                label, most = j, value
+                    else:
+                        label = largest(base + 4 * (out + i * wide), base + 4 * bias, wide)
                     into = base + 4 * (added + label * n)
                     if cosine:
                         loss = np.float32(1) - work[out + i * wide + label] * inverse[i]
@@ -248,7 +260,7 @@ def _closer(x, step, kind, candidates, cosine, shift, nearest, out, work):
     """
     count, width = candidates.shape
     n = whole(width)
-    columns = padded(count) if cosine else (count + 3) // 4 * 4
+    columns = padded(count, n) if cosine else (count + 3) // 4 * 4
     wide = whole(columns)
     rows = aligned(work)
     found = rows + ROWS * n

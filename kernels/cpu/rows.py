@@ -28,7 +28,9 @@ from vitnp.kernels.cpu.simd import FLOAT, HALF, I32, I64, LANES, Vectors, loop
 WIDE = LANES == 16
 TWO_ROWS, THREE_ROWS = (12, 8) if WIDE else (6, 4)
 ROWS = 24
-FEW_ROWS = 8
+# Fewer, where there is little to do with each, so that the next ones can be brought to the first cache meanwhile: of NARROW
+# numbers at most, or wider ones.
+FEW_ROWS, FEW_WIDE_ROWS, NARROW = 8, 4, 512
 DEPTH = 192  # numbers of a row that are multiplied at a time: 192 x 48 centroids' numbers are 37 KB, and stay in the first cache
 
 # Tiles by dots, rows x centroids: as many sums as a vector has lanes, so that added up they make one vector.
@@ -392,9 +394,9 @@ def length(work, at, n, squares):
 
 
 @kernel
-def padded(count):
-    """Columns that products with `count` others are given: whole vectors, and whole tiles."""
-    if count <= 2:
+def padded(count, n):
+    """Columns that products of rows of n numbers with `count` others are given: whole vectors, and whole tiles."""
+    if count <= 2 and n <= NARROW:
         return 2
     if count <= DOTS:
         return (count + 3) // 4 * 4
@@ -413,9 +415,9 @@ def lay_out(others, work, at, rows, n):
 
 @kernel
 def pack(others, work, at, n):
-    """Lay rows out for :func:`products`: copied into ``work[at:]``, ``padded(rows) * n`` numbers. `others` is (K, D), D <= n."""
+    """Lay rows out for :func:`products`: copied into ``work[at:]``, ``padded(K, n) * n`` numbers. `others` is (K, D), D <= n."""
     count, width = others.shape
-    columns = padded(count)
+    columns = padded(count, n)
     if columns <= DOTS:
         lay_out(others, work, at, columns, n)
         return

@@ -142,7 +142,8 @@ def _similarity(x, step, kind, y, out, work):
         Scratch.
     """
     count, width = y.shape
-    n, columns = whole(width), padded(count)
+    n = whole(width)
+    columns = padded(count, n)
     wide = whole(columns)
     rows = aligned(work)
     found = rows + ROWS * n
@@ -200,7 +201,7 @@ def _similarity_top(x, step, kind, y, own, values, indices, work):
                 indices[start + i, place] = 0
         for column in range(0, total, PANEL):
             here = min(PANEL, total - column)
-            columns = padded(here)
+            columns = padded(here, n)
             pack(y[column : column + here], work, packed, n)
             for first in range(0, held, ROWS):
                 some = min(ROWS, held - first)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -123,14 +124,28 @@ def extract(
     ((540, 192), (20, 27))
     """
     prepared = prepare(rgb, vit, size=size, stride=stride, max_tokens=max_tokens)
-    height, width = prepared.pixels.shape[:2]
-    batch = images.normalise(prepared.pixels, vit.config.mean, vit.config.std)[None]
-    found = vit(batch, (facet, "attention"), layer=layer, stride=stride)
-    return Features(
-        facet=found[facet][0],
-        attention=found["attention"][0].mean(axis=0),
-        grid=vit.grid(height, width, stride),
-        pixels=(height, width),
-        digest=prepared.digest,
-        capped=prepared.capped,
-    )
+    return extract_batch([prepared], vit, facet=facet, layer=layer, stride=stride)[0]
+
+
+def extract_batch(
+    group: Sequence[Prepared], vit: ViT, *, facet: str = "key", layer: int = -1, stride: int | None = None
+) -> list[Features]:
+    """Features of photographs of one size, in one pass; options as for :func:`extract`."""
+    found = vit(as_batch(group, vit), (facet, "attention"), layer=layer, stride=stride)
+    return [
+        Features(
+            facet=rows,
+            attention=attention.mean(axis=0),
+            grid=vit.grid(*one.pixels.shape[:2], stride),
+            pixels=one.pixels.shape[:2],
+            digest=one.digest,
+            capped=one.capped,
+        )
+        for one, rows, attention in zip(group, found[facet], found["attention"])
+    ]
+
+
+def as_batch(group: Sequence[Prepared], vit: ViT) -> np.ndarray:
+    """What the network reads, (B, 3, height, width) float32, of photographs of one size."""
+    pixels = [images.normalise(one.pixels, vit.config.mean, vit.config.std) for one in group]
+    return kernels.array_module(pixels[0]).stack(pixels)

@@ -4,37 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import numpy as np
 
 from vitnp import images, kernels, threads
 from vitnp.errors import ImageError, UsageError
-from vitnp.features.extract import Prepared, prepare
+from vitnp.features.batching import AtOnce, grouped
+from vitnp.features.extract import Prepared, as_batch, prepare
 from vitnp.features.identity import Identity
 from vitnp.features.shards import SHARD_BYTES
 from vitnp.features.sources import Source, fingerprint, opened
 from vitnp.features.store import FeatureStore
 from vitnp.features.stored import StoredFeatures
 from vitnp.vit import ViT
-
-# Patches of a batch at most, as many as one photograph may have; a network of width 768 makes 150 MB of them in a
-# block.
-_BATCH_PATCHES = 4096
-
-# Photographs in a batch at most where nobody says how many; a GPU gains nothing from more.
-_CPU_BATCH, _GPU_BATCH = 8, 32
-
-# What a photograph takes of a GPU while it's in the network, in numbers for each of its tokens and the network's width:
-# tokens, queries, keys and values twice, the MLP's hidden layer, what is computed from these, features in float32.
-_NUMBERS_A_TOKEN = 32
-# Share of the free memory that a batch is planned to take.
-_SHARE_OF_MEMORY = 0.5
-
-# Photographs, in batches, that wait for others of their grid before the fullest batch goes as it is.
-_WAITING_BATCHES = 4
-
 
 @dataclasses.dataclass(frozen=True)
 class Extracted:
@@ -242,7 +226,7 @@ def stream(
     with (
         threads.one_blas_thread(),
         contextlib.closing(threads.in_order(decode, enumerate(photographs), count)) as decoded,
-        contextlib.closing(_batches(decoded, at_once.most)) as batches,
+        contextlib.closing(grouped(decoded, _kind, at_once.most)) as batches,
         # A GPU does one thing after the other anyhow.
         contextlib.closing(threads.in_order(run, batches, count if vit.device == "cpu" else 1)) as results,
     ):
@@ -265,14 +249,26 @@ def stored_features(rgb: np.ndarray, vit: ViT, identity: Identity) -> StoredFeat
     UsageError
         When the features don't fit the precision.
     """
-    decoded = _Decoded(0, images.content_hash(rgb), rgb.shape[:2], _prepare(rgb, vit, identity))
-    grid = vit.grid(*decoded.prepared.pixels.shape[:2], identity.stride)
-    (extracted,) = _run_batch([decoded], vit, identity, grid, lambda array: array)
-    return extracted.features
+    decoded = Decoded(0, images.content_hash(rgb), rgb.shape[:2], _prepare(rgb, vit, identity))
+    (features,) = stored_batch([decoded], vit, identity, lambda array: array)
+    return features
 
 
 @dataclasses.dataclass(frozen=True)
-class _Decoded:
+class Decoded:
+    """A photograph on its way into the network.
+
+    Attributes
+    ----------
+    index : int
+        Its place among those given.
+    photograph : str
+        Its fingerprint.
+    size : (int, int)
+        Height and width in pixels.
+    prepared : Prepared
+    """
+
     index: int
     photograph: str
     size: tuple[int, int]
@@ -281,14 +277,14 @@ class _Decoded:
 
 def _decode(
     item: tuple[int, Source], *, vit: ViT, identity: Identity, skip: Callable[[int, str], bool], max_pixels: int
-) -> _Decoded | Extracted:
+) -> Decoded | Extracted:
     index, source = item
     try:
         photograph = fingerprint(source)
         if skip(index, photograph):
             return Extracted(index, photograph)
         with opened(source, max_pixels) as rgb:
-            return _Decoded(index, photograph, rgb.shape[:2], _prepare(rgb, vit, identity))
+            return Decoded(index, photograph, rgb.shape[:2], _prepare(rgb, vit, identity))
     except ImageError as error:
         return Extracted(index, error=error)
 
@@ -297,110 +293,59 @@ def _prepare(rgb: np.ndarray, vit: ViT, identity: Identity) -> Prepared:
     return prepare(rgb, vit, size=identity.size, stride=identity.stride, max_tokens=identity.max_tokens)
 
 
-def _batches(decoded: Iterable[_Decoded | Extracted], batch: int) -> Iterator[list[_Decoded] | Extracted]:
-    """Group photographs of one shape, as many as there are soon."""
-    waiting: dict[tuple[int, ...], list[_Decoded]] = {}
-    for item in decoded:
-        if isinstance(item, Extracted):
-            yield item
-            continue
-        shape = item.prepared.pixels.shape
-        group = waiting.setdefault(shape, [])
-        group.append(item)
-        if len(group) == batch:
-            yield waiting.pop(shape)
-        elif sum(map(len, waiting.values())) >= _WAITING_BATCHES * batch:
-            yield waiting.pop(max(waiting, key=lambda shape: len(waiting[shape])))
-    yield from waiting.values()
+def _kind(item: Decoded | Extracted) -> tuple[int, ...] | None:
+    """Of photographs that can go together; None for what needs no network."""
+    return None if isinstance(item, Extracted) else item.prepared.pixels.shape
 
 
-class AtOnce:
-    """How many photographs go through the network together.
+def _run(group: list[Decoded] | list[Extracted], *, vit: ViT, identity: Identity, at_once: AtOnce) -> list[Extracted]:
+    if isinstance(group[0], Extracted):
+        return group
+    rows, columns = vit.grid(*group[0].prepared.pixels.shape[:2], identity.stride)
+    run = partial(stored_batch, vit=vit, identity=identity)
+    return [
+        Extracted(item.index, item.photograph, features)
+        for batch, found in at_once.through(group, rows * columns, run)
+        for item, features in zip(batch, found)
+    ]
+
+
+def stored_batch(
+    group: Sequence[Decoded], vit: ViT, identity: Identity, place_for: Callable[[np.ndarray], np.ndarray] = kernels.to_host
+) -> list[StoredFeatures]:
+    """Features of photographs of one grid, in one pass.
 
     Parameters
     ----------
+    group : sequence of Decoded
     vit : ViT
-    wish : int, optional
-        At most so many.
+    identity : Identity
+        Of this network.
+    place_for : callable
+        Brings arrays to where they are kept.
 
-    Attributes
-    ----------
-    most : int
-        Of any size.
+    Raises
+    ------
+    UsageError
+        When the features don't fit the precision.
     """
-
-    def __init__(self, vit: ViT, wish: int | None = None) -> None:
-        self._vit, self._wish = vit, wish
-        self.most = wish or (_CPU_BATCH if vit.device == "cpu" else _GPU_BATCH)
-
-    def of(self, patches: int) -> int:
-        """Photographs of so many patches each."""
-        if self._vit.device == "cpu":
-            return max(1, _BATCH_PATCHES // patches)
-        if self._wish is not None:
-            return self.most
-        needed = patches * self._vit.config.width * _NUMBERS_A_TOKEN * self._vit.dtype.itemsize
-        free = kernels.for_device(self._vit.device).free_bytes()
-        return min(max(1, int(_SHARE_OF_MEMORY * free / needed)), self.most)
-
-    def halve(self, tried: int) -> None:
-        """From now on at most half of the number that didn't fit.
-
-        Raises
-        ------
-        DeviceError
-            When that was one.
-        """
-        k = kernels.for_device(self._vit.device)
-        if tried == 1:
-            raise k.out_of_memory("one photograph in this network")
-        self.most = tried // 2
-        k.release()
-
-
-def _run(group: list[_Decoded] | Extracted, *, vit: ViT, identity: Identity, at_once: AtOnce) -> list[Extracted]:
-    if isinstance(group, Extracted):
-        return [group]
-    grid = vit.grid(*group[0].prepared.pixels.shape[:2], identity.stride)
-    done: list[Extracted] = []
-    while len(done) < len(group):
-        batch = group[len(done) : len(done) + at_once.of(grid[0] * grid[1])]
-        try:
-            done += _run_batch(batch, vit, identity, grid)
-        except MemoryError:
-            if vit.device == "cpu":
-                raise
-            at_once.halve(len(batch))
-    return done
-
-
-def _run_batch(
-    group: list[_Decoded],
-    vit: ViT,
-    identity: Identity,
-    grid: tuple[int, int],
-    place_for: Callable[[np.ndarray], np.ndarray] = kernels.to_host,
-) -> list[Extracted]:
-    """Features of photographs of one grid, in one pass; `place_for` brings arrays to where they are kept."""
-    config = vit.config
-    pixels = [images.normalise(item.prepared.pixels, config.mean, config.std) for item in group]
-    batch = kernels.array_module(pixels[0]).stack(pixels)
-    found = {name: place_for(array) for name, array in _forward(batch, vit, identity).items()}
+    found = {name: place_for(array) for name, array in _forward(as_batch([item.prepared for item in group], vit), vit, identity).items()}
     _refuse_overflow(found, identity)
-    extracted = []
+    features = []
     for place, item in enumerate(group):
         arrays = {name: kernels.array_module(array).ascontiguousarray(array[place]) for name, array in found.items()}
-        features = StoredFeatures(
-            photograph=item.photograph,
-            grid=grid,
-            pixels=item.prepared.pixels.shape[:2],
-            size=item.size,
-            digest=item.prepared.digest,
-            capped=item.prepared.capped,
-            arrays=arrays.copy,
+        features.append(
+            StoredFeatures(
+                photograph=item.photograph,
+                grid=vit.grid(*item.prepared.pixels.shape[:2], identity.stride),
+                pixels=item.prepared.pixels.shape[:2],
+                size=item.size,
+                digest=item.prepared.digest,
+                capped=item.prepared.capped,
+                arrays=arrays.copy,
+            )
         )
-        extracted.append(Extracted(item.index, item.photograph, features))
-    return extracted
+    return features
 
 
 def _forward(batch: np.ndarray, vit: ViT, identity: Identity) -> dict[str, np.ndarray]:
