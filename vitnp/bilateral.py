@@ -9,17 +9,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vitnp import kernels
+from vitnp.kernels.bilateral import BISTOCHASTIC_STEPS, BLUE_DIFFERENCE, LUMA, RED_DIFFERENCE
 from vitnp.rasters import check_map, check_photograph
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
-
-# Full-range BT.601, as in JPEG; chroma is left centred on zero, so that neutral grey lies amid a bin, not on its edge.
-LUMA = (0.299, 0.587, 0.114)
-BLUE_DIFFERENCE = (-0.168736, -0.331264, 0.5)
-RED_DIFFERENCE = (0.5, -0.418688, -0.081312)
-
-BISTOCHASTIC_STEPS = 10
 
 
 class BilateralGrid:

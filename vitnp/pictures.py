@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from vitnp.components import runs_of
+from vitnp.kernels.bilateral import LUMA
 
 # Pixels in flight at a time: a band's temporaries stay within some tens of megabytes.
 _BAND_PIXELS = 1 << 20
@@ -19,12 +20,11 @@ _TINT = 0.10
 _DIM = 0.62
 _GREY = 0.65
 
-# Outside, as a colour matrix on (R, G, B, 1): part of each channel, part of the luma of Rec. 601, all of it dimmed.
-_LUMA = (0.299, 0.587, 0.114)
+# Outside, as a colour matrix on (R, G, B, 1): part of each channel, part of the luma, all of it dimmed.
 _OUTSIDE = tuple(
     _DIM * value
     for channel in range(3)
-    for value in (*(_GREY * weight + (1 - _GREY) * (index == channel) for index, weight in enumerate(_LUMA)), 0.0)
+    for value in (*(_GREY * weight + (1 - _GREY) * (index == channel) for index, weight in enumerate(LUMA)), 0.0)
 )
 
 # Widths of the two lines, as shares of the picture's diagonal and in pixels at least.

@@ -10,6 +10,7 @@ from vitnp.kernels import reference
 from vitnp.kernels.cpu.compiled import IN, OUT, kernel
 from vitnp.kernels.cpu.rows import (
     DOTS,
+    FAR_AHEAD,
     FEW_ROWS,
     FEW_WIDE_ROWS,
     NARROW,
@@ -197,6 +198,7 @@ def assign_and_add(x, step, kind, centroids, cosine, shift, block, labels, losse
                 square += np.float64(centroids[j, d]) * centroids[j, d]
             work[bias + j] = -0.5 * square
     inverse = np.empty(ROWS, np.float32)
+    far = FAR_AHEAD if columns <= DOTS else 0  # tiles by columns ask for memory themselves
     group = ROWS if columns > DOTS else FEW_ROWS if n <= NARROW else FEW_WIDE_ROWS
     for number in range((labels.shape[0] + block - 1) // block):
         end = min((number + 1) * block, labels.shape[0])
@@ -212,7 +214,7 @@ def assign_and_add(x, step, kind, centroids, cosine, shift, block, labels, losse
                 ahead = x + (first + group) * step
                 for i in range(here):
                     at = rows + i * n
-                    squares = read_row(base + 4 * at, x + (first + i) * step, kind, base + 4 * moved, width)
+                    squares = read_row(base + 4 * at, x + (first + i) * step, kind, base + 4 * moved, width, far)
                     if cosine:
                         inverse[i] = np.float32(1) / length(work, at, n, squares)
                 products(base + 4 * rows, here, n, base + 4 * packed, columns, base + 4 * out, wide, ahead, group * step)
@@ -280,7 +282,7 @@ def _closer(x, step, kind, candidates, cosine, shift, nearest, out, work):
         here = min(ROWS, out.shape[0] - first)
         for i in range(here):
             at = rows + i * n
-            squares = read_row(base + 4 * at, x + (first + i) * step, kind, base + 4 * moved, width)
+            squares = read_row(base + 4 * at, x + (first + i) * step, kind, base + 4 * moved, width, FAR_AHEAD)
             if cosine:
                 inverse[i] = np.float32(1) / length(work, at, n, squares)
         if cosine:

@@ -38,6 +38,8 @@ PAIR_ROWS = LANES // 2
 QUAD_ROWS = {16: 4, 8: 2, 4: 1}[LANES]
 DOTS = LANES  # up to so many centroids dots are faster
 
+FAR_AHEAD = 16_384  # bytes: what is asked for so long before it is read has come to the second cache by then
+
 FAINT = np.float32(1e-30)  # rows whose squares add up to less are scaled first, or their squares would be rounded to nothing
 
 KINDS = {"f": 0, "d": 1, "e": 2}
@@ -63,13 +65,23 @@ def _fold_four(v: Vectors, sums: list[ir.Value]) -> ir.Value:
     return v.fold(add(add(sums[0], sums[1]), add(sums[2], sums[3])), add)
 
 
+def _prefetch(v: Vectors, address: ir.Value, cache: int) -> None:
+    """Ask for the cache line at an address, of memory or not, to be brought to the first or second cache meanwhile."""
+    byte = ir.IntType(8).as_pointer()
+    signature = ir.FunctionType(ir.VoidType(), [byte, I32, I32, I32])
+    function = cgutils.get_or_insert_function(v.builder.module, signature, "llvm.prefetch.p0")
+    reading, data = I32(0), I32(1)
+    v.builder.call(function, [v.builder.inttoptr(address, byte), reading, I32(4 - cache), data])
+
+
 def _reader(element: ir.Type) -> Callable:
-    """``read(into, row, shift, n)``: converts a row to float32, less the shift; the sum of squares."""
+    """``read(into, row, shift, n, ahead)``: converts a row to float32, less the shift; the sum of squares. The memory that lies
+    `ahead` bytes behind it is asked for meanwhile."""
 
     @intrinsic
-    def read(context, into, row, shift, n):
+    def read(context, into, row, shift, n, ahead):
         def generate(context, builder, signature, arguments):
-            into, row, shift, n = arguments
+            into, row, shift, n, ahead = arguments
             v = Vectors(builder)
             into, shift, row = v.pointer(into), v.pointer(shift), v.pointer(row, element)
             size = {HALF: 2, FLOAT: 4}.get(element, 8)
@@ -84,6 +96,7 @@ def _reader(element: ir.Type) -> Callable:
                     following = []
                     for u in range(count):
                         at = builder.add(index, I64(u * LANES))
+                        _prefetch(v, builder.add(builder.ptrtoint(v.at(row, at), I64), ahead), cache=2)
                         value = builder.load(builder.bitcast(v.at(row, at), ir.VectorType(element, LANES).as_pointer()))
                         value.align = size
                         value = builder.fsub(single(value, v.type), v.load(v.at(shift, at)))
@@ -104,21 +117,12 @@ def _reader(element: ir.Type) -> Callable:
 
             return loop(builder, index, n, 1, [total], last)[1][0]
 
-        return types.float32(*[types.int64] * 4), generate
+        return types.float32(*[types.int64] * 5), generate
 
     return read
 
 
 _read_single, _read_double, _read_half = _reader(FLOAT), _reader(ir.DoubleType()), _reader(HALF)
-
-
-def _prefetch(v: Vectors, address: ir.Value, cache: int) -> None:
-    """Ask for the cache line at an address, of memory or not, to be brought to the first or second cache meanwhile."""
-    byte = ir.IntType(8).as_pointer()
-    signature = ir.FunctionType(ir.VoidType(), [byte, I32, I32, I32])
-    function = cgutils.get_or_insert_function(v.builder.module, signature, "llvm.prefetch.p0")
-    reading, data = I32(0), I32(1)
-    v.builder.call(function, [v.builder.inttoptr(address, byte), reading, I32(4 - cache), data])
 
 
 def _column_tile(rows: int, vectors: int) -> Callable:
@@ -367,13 +371,16 @@ def aligned(array):
 
 
 @kernel
-def read_row(into, row, kind, shift, n):
-    """Convert one row of a kind of KINDS to float32, less the shift; the sum of its squares."""
+def read_row(into, row, kind, shift, n, ahead):
+    """Convert one row of a kind of KINDS to float32, less the shift; the sum of its squares.
+
+    `ahead` is 0, or how many bytes farther on memory is asked for meanwhile.
+    """
     if kind == 0:
-        return _read_single(into, row, shift, n)
+        return _read_single(into, row, shift, n, ahead)
     if kind == 1:
-        return _read_double(into, row, shift, n)
-    return _read_half(into, row, shift, n)
+        return _read_double(into, row, shift, n, ahead)
+    return _read_half(into, row, shift, n, ahead)
 
 
 @kernel(fastmath=False)  # or roots would be approximated

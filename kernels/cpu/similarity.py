@@ -123,7 +123,7 @@ def _unit_rows(x, step, kind, out, work):
     base = work.ctypes.data
     work[shift : shift + width] = 0
     for i in range(out.shape[0]):
-        squares = read_row(base + 4 * row, x + i * step, kind, base + 4 * shift, width)
+        squares = read_row(base + 4 * row, x + i * step, kind, base + 4 * shift, width, 0)
         _divide(work, row, width, length(work, row, width, squares), out[i])
 
 
@@ -158,7 +158,7 @@ def _similarity(x, step, kind, y, out, work):
         here = min(ROWS, out.shape[0] - first)
         for i in range(here):
             at = rows + i * n
-            squares = read_row(base + 4 * at, x + (first + i) * step, kind, base + 4 * shift, width)
+            squares = read_row(base + 4 * at, x + (first + i) * step, kind, base + 4 * shift, width, 0)
             inverse[i] = np.float32(1) / length(work, at, n, squares)
         ahead = x + (first + ROWS) * step
         products(base + 4 * rows, here, n, base + 4 * packed, columns, base + 4 * found, wide, ahead, ROWS * step)
@@ -194,7 +194,7 @@ def _similarity_top(x, step, kind, y, own, values, indices, work):
         held = min(HELD, values.shape[0] - start)
         for i in range(held):
             at = rows + i * n
-            squares = read_row(base + 4 * at, x + (start + i) * step, kind, base + 4 * shift, width)
+            squares = read_row(base + 4 * at, x + (start + i) * step, kind, base + 4 * shift, width, 0)
             _divide(work, at, width, length(work, at, n, squares), work[at : at + width])
             for place in range(count):
                 values[start + i, place] = -np.inf
