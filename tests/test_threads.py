@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -180,3 +181,45 @@ def test_split_covers_everything_once():
         with at_most(3):
             split(lambda start, stop: done.extend(range(start, stop)), count, granule)
         assert sorted(done) == list(range(count))
+
+
+def test_a_baton_that_somebody_has_gone_away_with_is_waited_for_only_a_moment():
+    """The first of two threads leaves a kernel and stays in Python; the second one's kernels must return all the same."""
+    from vitnp import kernels
+
+    k = kernels.for_device("cpu")
+    x, ones, zeros = np.ones((4, 16), np.float32), np.ones(16, np.float32), np.zeros(16, np.float32)
+    away, may_return = threading.Event(), threading.Event()
+
+    def first():
+        k.layernorm(x, ones, zeros, 1e-6)
+        away.set()
+        may_return.wait(30)
+
+    thread = threading.Thread(target=first)
+    thread.start()
+    assert away.wait(30)
+    for _ in range(1000):
+        k.layernorm(x, ones, zeros, 1e-6)
+    may_return.set()
+    thread.join()
+
+
+def test_members_meet_in_python_however_long_one_of_them_takes():
+    from vitnp import kernels
+
+    _ = kernels.for_device("cpu").layernorm  # from now on by the compiled kernels' way
+    order = []
+
+    def work(member):
+        if member.index == 0:
+            time.sleep(0.05)
+        order.append("before")
+        member.wait()
+        order.append("after")
+
+    for _ in range(3):
+        order.clear()
+        with at_most(3):
+            together(work)
+        assert order == ["before"] * 3 + ["after"] * 3

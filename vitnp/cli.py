@@ -252,7 +252,7 @@ def add_run_options(to: argparse.ArgumentParser) -> argparse._ArgumentGroup:
 
 def add_batch_option(group: argparse._ArgumentGroup) -> None:
     """--batch, for what takes features of many photographs."""
-    group.add_argument("--batch", type=positive, metavar="N", help="photographs in the network at once, of a set or on a GPU (by memory)")
+    group.add_argument("--batch", type=positive, metavar="N", help="photographs in the network at once (by memory)")
 
 
 def progress(items: Iterable, total: int, *, quiet: bool, unit: str = "photograph") -> Iterable:

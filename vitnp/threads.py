@@ -32,6 +32,9 @@ LARGE = 24_000_000
 # Where kernels that wait for each other find their three numbers, in bytes from the first: a cache line for each.
 ARRIVED, ROUND, BROKEN = 0, 64, 128
 
+# ``wait(meeting, members)``, by which threads meet without going to sleep; set by the compiled kernels where there are any.
+wait_in_kernel: Callable[[int, int], bool] | None = None
+
 _large = threading.Lock()
 _lock = threading.Lock()
 _here = threading.local()
@@ -206,7 +209,7 @@ class Meeting:
     """Where members wait for each other: in Python at a barrier, in kernels by way of numbers that all of them see."""
 
     def __init__(self, members: int):
-        self.barrier = threading.Barrier(members)
+        self.barrier, self.wait_in_kernel = threading.Barrier(members), wait_in_kernel
         self._numbers = np.zeros(3 * 8, np.int64)
         self.address = self._numbers.ctypes.data
 
@@ -229,12 +232,22 @@ class Member:
 
     def __init__(self, index: int, members: int, meeting: Meeting | None):
         self.index, self.members, self.meeting = index, members, 0 if meeting is None else meeting.address
-        self._barrier = None if meeting is None else meeting.barrier
+        self._meeting = meeting
 
     def wait(self) -> None:
-        """Go on when all members have come here."""
-        if self._barrier is not None:
-            self._barrier.wait()
+        """Go on when all members have come here.
+
+        Raises
+        ------
+        threading.BrokenBarrierError
+            When one of them isn't coming any more.
+        """
+        if self._meeting is None:
+            return
+        if self._meeting.wait_in_kernel is None:
+            self._meeting.barrier.wait()
+        elif not self._meeting.wait_in_kernel(self.meeting, self.members):
+            raise threading.BrokenBarrierError
 
     def share(self, count: int, granule: int = 1) -> tuple[int, int]:
         """This member's part of range(count), start and stop: a fixed split, in multiples of `granule`."""

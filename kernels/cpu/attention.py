@@ -14,6 +14,7 @@ import numpy as np
 from numba import types
 
 from vitnp.kernels import reference
+from vitnp.kernels.cpu.baton import lay_down, take_up
 from vitnp.kernels.cpu.compiled import IN, OUT, kernel
 from vitnp.kernels.cpu.scratch import scratch
 from vitnp.kernels.cpu.simd import (
@@ -97,6 +98,7 @@ def _put(key, value, keys, values, start):
     start : int
         Place of the first row among the N.
     """
+    lay_down()
     heads, size = keys.shape[0], keys.shape[2]
     evenly = size // LANES * LANES
     for head in range(heads):
@@ -120,11 +122,13 @@ def _put(key, value, keys, values, start):
                 for d in range(evenly if j < done else 0, size):
                     keys[head, panel, d, place + j] = key[i + j, column + d]
             i += count
+    take_up()
 
 
 @kernel(IN(2), IN(2), OUT(4, types.uint16), OUT(3, types.uint16), types.int64, types.int64)
 def _put_pairs(key, value, keys, values, size, start):
     """As _put, in bfloat16: keys (H, panels, ceil(D/H / 2), 2 PANEL) and values (H, ceil(N / 2), 2 padded D/H) uint16, OUT."""
+    lay_down()
     for head in range(keys.shape[0]):
         column = head * size
         for i in range(len(value)):
@@ -135,6 +139,7 @@ def _put_pairs(key, value, keys, values, size, start):
             panel, place = divmod(start + i, PANEL)
             for d in range(size):
                 keys[head, panel, d // 2, 2 * place + d % 2] = as_bfloat(key[i, column + d])
+    take_up()
 
 
 @kernel(
@@ -158,6 +163,7 @@ def _attend(query, keys, values, out, tokens, pairs, queries, scores, gathered, 
     queries : (GROUP, D/H or more), scores : (GROUP + TILE_ROWS, STRETCH), gathered : (GROUP + VALUE_ROWS, padded D/H), state : (2, GROUP) float32, OUT
         Scratch: scaled queries; scores; sums of weighted values; maximum and sum of each row's weights so far.
     """
+    lay_down()
     heads, panels, depth = keys.shape[:3]
     padded, size = values.shape[2], query.shape[1] // heads
     # Into the exponent of 2, at the small end of the product.
@@ -229,3 +235,4 @@ def _attend(query, keys, values, out, tokens, pairs, queries, scores, gathered, 
                 row_times(gathered[i].ctypes.data, out[row + i, column:].ctypes.data, evenly, share)
                 for d in range(evenly, size):
                     out[row + i, column + d] = gathered[i, d] * share
+    take_up()

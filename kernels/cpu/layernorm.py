@@ -6,6 +6,7 @@ import numpy as np
 from numba import types
 
 from vitnp.kernels import reference
+from vitnp.kernels.cpu.baton import lay_down, take_up
 from vitnp.kernels.cpu.compiled import IN, OUT, kernel
 from vitnp.kernels.cpu.simd import LANES, row_squares, row_sum
 
@@ -25,6 +26,7 @@ def layernorm(
 @kernel(IN(2), IN(1), IN(1), types.float64, OUT(2))
 def _layernorm(x, weight, bias, eps, out):
     """``out = (x - mean) / sqrt(variance + eps) weight + bias``, row by row; rows of `x` in one piece, float32."""
+    lay_down()
     width = x.shape[1]
     whole = width // LANES * LANES
     share = np.float32(1 / width)
@@ -40,3 +42,4 @@ def _layernorm(x, weight, bias, eps, out):
         scale = np.float32(1) / np.sqrt(squares * share + np.float32(eps))
         for j in range(width):
             out[i, j] = (row[j] - mean) * scale * weight[j] + bias[j]
+    take_up()

@@ -14,6 +14,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from vitnp.kernels import reference
+from vitnp.kernels.cpu.baton import lay_down, take_up
 from vitnp.kernels.cpu.compiled import IN, OUT, kernel
 from vitnp.kernels.cpu.scratch import scratch
 from vitnp.kernels.cpu.simd import LANES, PANEL, TILE_ROWS, TILE_VECTORS, Vectors, product_tile, row_to_pairs
@@ -205,6 +206,7 @@ def _linear(x, panels, bias, gelu, scale, residual, out, sums, pairs):
     pairs : (ROWS, C / 2 or more) float32, OUT
         Scratch for rows as pairs of bfloat16 numbers; (0, 0) where the panels are float32.
     """
+    lay_down()
     inputs = panels.shape[1]
     in_pairs = pairs.shape[0] > 0
     work = np.empty((4, PANEL), np.float32)
@@ -230,3 +232,4 @@ def _linear(x, panels, bias, gelu, scale, residual, out, sums, pairs):
                         _tile(a, count - i, step // 4, weights, PANEL, into, PANEL, depth, start, ahead, every)
                     ahead += every * depth
             finish_panel(sums, first, count, panel * PANEL, bias, gelu, scale, residual, out, work)
+    take_up()

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import ctypes
 
-import llvmlite.binding
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from vitnp import threads
+from vitnp.kernels.cpu.baton import lay_down, pause, take_up
 from vitnp.kernels.cpu.compiled import kernel
 from vitnp.kernels.cpu.simd import I32, I64
 from vitnp.threads import ARRIVED, BROKEN, ROUND
@@ -22,8 +23,6 @@ from vitnp.threads import ARRIVED, BROKEN, ROUND
 # Looks before the processor is offered to whoever else wants it: some tenths of a millisecond.
 LOOKS = 10_000
 
-# Tells the processor that nothing happens here but waiting, so that it saves power, and leaves its units to the core's other thread.
-PAUSE = {"x86_64": "llvm.x86.sse2.pause"}.get(llvmlite.binding.get_default_triple().partition("-")[0])
 CAN_YIELD = hasattr(ctypes.pythonapi, "sched_yield")
 
 
@@ -60,20 +59,16 @@ def _add_one(context, address):
 
 
 @intrinsic
-def _idle(context, long):
-    """Waste a moment, or if it has been `long`, offer the core to another program."""
+def _give_way(context):
+    """Offer the core to another program."""
 
     def generate(context, builder, signature, arguments):
-        if PAUSE:
-            pause = ir.FunctionType(ir.VoidType(), [])
-            builder.call(cgutils.get_or_insert_function(builder.module, pause, PAUSE), [])
         if CAN_YIELD:
-            with builder.if_then(arguments[0]):
-                give_way = ir.FunctionType(I32, [])
-                builder.call(cgutils.get_or_insert_function(builder.module, give_way, "sched_yield"), [])
+            function = ir.FunctionType(I32, [])
+            builder.call(cgutils.get_or_insert_function(builder.module, function, "sched_yield"), [])
         return context.get_dummy_value()
 
-    return types.void(types.boolean), generate
+    return types.void(), generate
 
 
 @kernel
@@ -90,6 +85,20 @@ def meet(meeting, members):
     while _look(meeting + ROUND) == round:
         if _look(meeting + BROKEN) != 0:
             return False
-        _idle(looks >= LOOKS)
+        pause()
         looks += 1
+        if looks > LOOKS:
+            _give_way()
     return True
+
+
+@kernel(types.int64, types.int64)
+def wait(meeting, members):
+    """As :func:`meet`, for threads that are in Python."""
+    lay_down()
+    met = meet(meeting, members)
+    take_up()
+    return met
+
+
+threads.wait_in_kernel = wait

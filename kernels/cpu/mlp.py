@@ -7,6 +7,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from vitnp.kernels import reference
+from vitnp.kernels.cpu.baton import lay_down, take_up
 from vitnp.kernels.cpu.compiled import IN, OUT, kernel
 from vitnp.kernels.cpu.simd import LANES, Vectors
 
@@ -48,6 +49,7 @@ _swiglu_vector = _elementwise(2, lambda v, gate, value: v.builder.fmul(v.sigmoid
 @kernel(IN(1), OUT(1))
 def _gelu(x, out):
     """x Phi(x); numbers side by side."""
+    lay_down()
     whole = len(x) // LANES * LANES
     for i in range(0, whole, LANES):
         _gelu_vector(x[i:].ctypes.data, out[i:].ctypes.data)
@@ -56,11 +58,13 @@ def _gelu(x, out):
         rest[: len(x) - whole] = x[whole:]
         _gelu_vector(rest.ctypes.data, rest.ctypes.data)
         out[whole:] = rest[: len(x) - whole]
+    take_up()
 
 
 @kernel(IN(2), OUT(2))
 def _swiglu(x, out):
     """silu(a) b of the halves of each row; numbers of a row side by side."""
+    lay_down()
     width = out.shape[1]
     whole = width // LANES * LANES
     gate, value = np.zeros(LANES, np.float32), np.zeros(LANES, np.float32)
@@ -72,3 +76,4 @@ def _swiglu(x, out):
             value[: width - whole] = x[i, width + whole :]
             _swiglu_vector(gate.ctypes.data, value.ctypes.data, gate.ctypes.data)
             out[i, whole:] = gate[: width - whole]
+    take_up()

@@ -31,6 +31,7 @@ BLOCK = 128
 
 def __getattr__(name: str) -> object:
     if name in _HOME:
+        importlib.import_module("vitnp.kernels.cpu.meeting")  # so that threads meet without going to sleep
         found = getattr(importlib.import_module(f"vitnp.kernels.cpu.{_HOME[name]}"), name)
         found.__doc__ = getattr(reference, name).__doc__
     elif hasattr(reference, name) and not name.startswith("_"):

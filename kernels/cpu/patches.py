@@ -6,6 +6,7 @@ import numpy as np
 from numba import types
 
 from vitnp.kernels import reference
+from vitnp.kernels.cpu.baton import lay_down, take_up
 from vitnp.kernels.cpu.compiled import IN, OUT, kernel
 from vitnp.kernels.cpu.linear import PackedLinear, linear
 from vitnp.kernels.cpu.scratch import scratch
@@ -44,6 +45,7 @@ def patch_embedding(
 @kernel(IN(3), OUT(2), types.int64, types.int64, types.int64, types.int64, types.int64)
 def _gather(image, pixels, patch, stride, columns, first, last):
     """Pixels of the patches `first` to `last` of an image (3, height, width), one row a patch in the order of the weights."""
+    lay_down()
     for number in range(first, last):
         row, column = divmod(number, columns)
         at = 0
@@ -52,3 +54,4 @@ def _gather(image, pixels, patch, stride, columns, first, last):
                 for j in range(patch):
                     pixels[number - first, at] = image[channel, row * stride + i, column * stride + j]
                     at += 1
+    take_up()
