@@ -15,7 +15,7 @@ import oracle_vit
 import pytest
 from safetensors.numpy import save_file
 
-from vitnp import ViT, ViTConfig, load_vit
+from vitnp import ViT, ViTConfig, kernels, load_vit
 from vitnp.errors import UsageError
 from vitnp.positions import resample_positions
 from vitnp.vit import FEATURES as ALL_FEATURES
@@ -360,3 +360,28 @@ def test_region_cls_is_the_last_block_with_attention_restricted_to_the_region(bu
     np.testing.assert_allclose(cls, expected, atol=2e-4)
     # The whole image as one region is the image's own CLS token.
     np.testing.assert_allclose(cls[2], found["cls"][0], atol=1e-5)
+
+
+@pytest.mark.skipif(not pathlib.Path("/proc/self/smaps").exists(), reason="the system doesn't tell what is in memory")
+@pytest.mark.skipif(kernels.for_device("cpu").BLOCK is None, reason="the plain kernels read the file itself")
+def test_weights_that_are_packed_are_not_in_memory_twice(tmp_path):
+    """The file is mapped; once its matrices are packed, nothing brings it back."""
+    config = ViTConfig(width=192, depth=6, heads=3, patch=16, grid=(4, 4))
+    weights = oracle_vit.random_weights(config, seed=2, hidden=768, class_position=True, dtype=np.float32)
+    path = tmp_path / "network.safetensors"
+    save_file(weights, path)
+
+    def mapped() -> int:
+        """KiB of the file that are in this process's memory."""
+        found, here = 0, False
+        for line in pathlib.Path("/proc/self/smaps").read_text().splitlines():
+            if not line.split()[0].endswith(":"):
+                here = line.endswith(str(path))
+            elif here and line.startswith("Rss:"):
+                found += int(line.split()[1])
+        return found
+
+    vit = load_vit(path)
+    for _ in range(3):
+        vit(noise(1, 3, 64, 64), ("token",))
+        assert mapped() < 0.1 * path.stat().st_size / 1024

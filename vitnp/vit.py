@@ -339,6 +339,9 @@ class Packed:
                     weight = self.kernels.pack_linear(weight.reshape(len(weight), -1), self.precision)
                     # From here on nobody reads the matrix itself.
                     forget_pages(self._weights[whole])
+                elif self.device == "cpu":
+                    # To read a few numbers of a mapped file brings whole stretches of it back into memory.
+                    weight = np.array(weight)
                 self._packed[name] = weight
             return self._packed[name]
 
