@@ -167,6 +167,7 @@ def test_features_too_large_for_float16_are_refused(paths, tmp_path):
         extract_to_store(paths[:2], vit, FeatureStore(tmp_path, identity_of(vit)))
     store = FeatureStore(tmp_path, identity_of(vit, precision="float32"))
     assert not extract_to_store(paths[:2], vit, store).failures
+    vit = network()
     vit.weights["blocks.2.attn.qkv.bias"][30] = np.nan
     with pytest.raises(UsageError, match="damaged"):
         extract_to_store(paths[:2], vit, FeatureStore(tmp_path / "nan", identity_of(vit, precision="float32")))
