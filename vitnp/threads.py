@@ -299,7 +299,8 @@ def together(work: Callable[[Member], None], most: int | None = None) -> None:
 
         others = []
         try:
-            others += [_helpers(count - 1).submit(run, index) for index in range(1, count)]
+            for index in range(1, count):
+                others.append(_helpers(count - 1).submit(run, index))
             run(0)
         except BaseException:  # Ctrl-C may come at any point
             meeting.abort()
