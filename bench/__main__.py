@@ -5,8 +5,15 @@ from __future__ import annotations
 import importlib
 import sys
 
-from vitnp import cli
+from vitnp.cli import shared
 
+# Where each benchmark lives.
+MODULES = {
+    "photograph": "bench.scale.photograph", "quality": "bench.quality.image_level", "alone": "bench.quality.alone",
+    "pictures": "bench.pictures", "peers": "bench.quality.peers", "composites": "bench.quality.composites",
+    "spectral": "bench.scale.spectral", "collection": "bench.scale.collection", "large": "bench.scale.large",
+    "cpu": "bench.cpu.run", "gpu": "bench.gpu", "plots": "bench.cpu.plots",
+}
 BENCHMARKS = {
     "photograph": "seconds from a photograph to its mask, by stage, warm and from a cold start",
     "quality": "mean IoU of the image level over seeds on photographs with true masks",
@@ -27,16 +34,16 @@ def main(argv: list[str] | None = None) -> int:
     """List the benchmarks, or hand over to one of them."""
     argv = sys.argv[1:] if argv is None else argv
     if argv and argv[0] in BENCHMARKS:
-        return importlib.import_module(f"bench.{argv[0]}").main(argv[1:])
+        return importlib.import_module(MODULES[argv[0]]).main(argv[1:])
     if argv and argv[0] not in ("-h", "--help"):
-        cli.say_error(f"there is no benchmark {argv[0]!r}; choose among {', '.join(BENCHMARKS)}")
-        return cli.EXIT_USAGE
+        shared.say_error(f"there is no benchmark {argv[0]!r}; choose among {', '.join(BENCHMARKS)}")
+        return shared.EXIT_USAGE
     print("usage: python -m bench NAME [options]\n")
     for name, what in BENCHMARKS.items():
         print(f"  {name:<12}{what}")
     print("\nEach takes --help and writes what it measured to bench/results/NAME.json.")
-    return cli.EXIT_OK
+    return shared.EXIT_OK
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    shared.run(main)

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from bench.photograph import SAMPLE
-from vitnp import cli, segment, segment_image
+from bench.scale.photograph import SAMPLE
+from vitnp import segment_image
+from vitnp.cli import segment, shared
 
 FOLDER = Path(__file__).parent / "pictures"
 
@@ -31,7 +32,7 @@ def main(argv: list[str] | None = None) -> int:
     path = FOLDER / "contact-sheet.jpg"
     _contact_sheet().save(path, quality=85, optimize=True)
     print(f"written to {path}")
-    return cli.EXIT_OK
+    return shared.EXIT_OK
 
 
 def _with_and_without(photograph: Path) -> list[Image.Image]:

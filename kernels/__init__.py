@@ -62,10 +62,10 @@ def choose_device(wish: str = "auto") -> str:
         raise UsageError(f"there is no device {wish!r}; choose among {', '.join(DEVICES)}")
     if wish == "cpu":
         return "cpu"
-    from vitnp.kernels.cuda import device
+    from vitnp.kernels.cuda.device import check
 
     try:
-        device.check()
+        check()
     except DeviceError:
         if wish == "cuda":
             raise
@@ -103,9 +103,9 @@ def for_device(device: str = "cpu") -> ModuleType:
     if device == "cpu":
         return _for_cpu(os.environ.get("VITNP_KERNELS", ""))
     if device == "cuda":
-        from vitnp.kernels.cuda import operations
+        from vitnp.kernels.cuda import dispatch
 
-        return operations
+        return dispatch
     raise UsageError(f"there are no kernels for the device {device!r}; this version has: {', '.join(DEVICES[1:])}")
 
 
@@ -182,15 +182,15 @@ def _for_cpu(wish: str) -> ModuleType:
     if wish == "reference":
         return reference
     try:
-        from vitnp.kernels.cpu import compiled
+        from vitnp.kernels.cpu.codegen import jit
 
-        compiled.cache_folder()
+        jit.cache_folder()
     except ImportError as error:
         say(f"no compiled kernels, so this will be slower: {error}")
         return reference
-    from vitnp.kernels.cpu import operations
+    from vitnp.kernels.cpu import dispatch
 
-    return operations
+    return dispatch
 
 
 def describe() -> str:
@@ -207,6 +207,6 @@ def describe() -> str:
         return f"reference (NumPy {numpy.__version__})"
     import numba
 
-    from vitnp.kernels.cpu.simd import LANES
+    from vitnp.kernels.cpu.codegen.simd import LANES
 
     return f"compiled (numba {numba.__version__}, {LANES} lanes)"

@@ -23,7 +23,7 @@ def shared() -> pathlib.Path:
 @pytest.fixture(scope="session")
 def vit_tiny(shared: pathlib.Path):
     """A trained ViT-Ti/16 (supervised)."""
-    from vitnp.checkpoint import load_vit
+    from vitnp.checkpoints.load import load_vit
 
     return load_vit(shared / "weights" / "vit_tiny_patch16_224_augreg.safetensors")
 
@@ -31,7 +31,7 @@ def vit_tiny(shared: pathlib.Path):
 @pytest.fixture(scope="session")
 def builtin():
     """The built-in checkpoint."""
-    from vitnp.checkpoint import load_vit
+    from vitnp.checkpoints.load import load_vit
 
     return load_vit("auto")
 

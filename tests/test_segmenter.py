@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 
 from vitnp import Segmenter
-from vitnp.classes import RegionRule
 from vitnp.errors import ImageError, OutputError, UsageError
-from vitnp.multilevel import ImageLevel
+from vitnp.method.image_level import ImageLevel
+from vitnp.method.regions import RegionRule
 
 # A red square, a green disc with stripes, a blue triangle with checks.
 COLOURS = [(230, 40, 40), (40, 220, 60), (70, 90, 250)]
@@ -383,7 +383,7 @@ def test_fit_patches(builtin, scenes, fitted, fit_patches):
 
 
 def test_constants_are_parameters(builtin, scenes):
-    from vitnp.multilevel import CATEGORY, DATASET
+    from vitnp.method.collection_level import CATEGORY, DATASET
 
     fitted = Segmenter(
         builtin, size=96, image_level=ImageLevel(clusters=(2, 5)), dataset_level=dataclasses.replace(DATASET, clusters=(4,)),

@@ -21,20 +21,26 @@ __version__ = "0.1.0"
 # kernels/ and weights/ stand beside vitnp/ in a checkout and inside it once installed; this makes a bare checkout, or one
 # that shadows an installed copy, find them too.
 _parent = pathlib.Path(__file__).resolve().parent.parent
-if (_parent / "setup.cfg").is_file() and (_parent / "kernels" / "reference.py").is_file():
+if (_parent / "setup.cfg").is_file() and (_parent / "kernels" / "__init__.py").is_file():
     __path__.append(str(_parent))
 
 _PUBLIC = {
-    "segment_image": "vitnp.segmentation",
-    "Segmentation": "vitnp.segmentation",
+    "segment_image": "vitnp.pipeline",
+    "Segmentation": "vitnp.result",
     "Segmenter": "vitnp.segmenter",
-    "Collection": "vitnp.collection",
-    "KMeans": "vitnp.kmeans",
-    "load_vit": "vitnp.checkpoint",
-    "ViT": "vitnp.vit",
-    "ViTConfig": "vitnp.vit",
-    "read_image": "vitnp.images",
+    "Collection": "vitnp.method.collection",
+    "KMeans": "vitnp.clustering.kmeans",
+    "load_vit": "vitnp.checkpoints.load",
+    "ViT": "vitnp.vit.model",
+    "ViTConfig": "vitnp.vit.config",
+    "read_image": "vitnp.io.decode",
     "VitnpError": "vitnp.errors",
+    "ImageError": "vitnp.errors",
+    "CheckpointError": "vitnp.errors",
+    "OutputError": "vitnp.errors",
+    "ClusterError": "vitnp.errors",
+    "DeviceError": "vitnp.errors",
+    "UsageError": "vitnp.errors",
 }
 __all__ = ["__version__", *_PUBLIC]
 

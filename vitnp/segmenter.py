@@ -12,41 +12,37 @@ from typing import Any
 import numpy as np
 import scipy.linalg  # noqa: F401  (its BLAS must be there before it can be kept to one thread)
 
-from vitnp import classes, cleaning, images, kernels, multilevel, threads
-from vitnp.classes import RegionRule, Regions
-from vitnp.collection import Collection
+from vitnp import kernels
+from vitnp.clustering.kmeans import Mapper
+from vitnp.clustering.spectral import spectral_clusters
 from vitnp.errors import ImageError, UsageError
-from vitnp.features import (
-    Extraction,
-    FeatureStore,
-    Identity,
-    StoredFeatures,
-    check_space,
-    estimate_bytes,
-    extract_to_store,
-    temporary_store,
-)
-from vitnp.features.shared_store import StoredKeys
-from vitnp.features.stored import unit_rows
-from vitnp.kmeans import Mapper
-from vitnp.masks import MaskSpool
-from vitnp.segmentation import Segmentation, Stopwatch, builtin, compose, parameters_of, refused_beyond_memory, segment_image
-from vitnp.spectral import spectral_clusters
-from vitnp.vit import ViT
+from vitnp.features.entries import Entries
+from vitnp.features.record import StoredFeatures, unit_rows
+from vitnp.features.spec import Identity
+from vitnp.features.store import FeatureStore
+from vitnp.features.stream import Extraction, extract_to_store
+from vitnp.features.temporary import check_space, estimate_bytes, temporary_store
+from vitnp.io import decode
+from vitnp.io.spool import MaskSpool
+from vitnp.kernels.stopwatch import Stopwatch
+from vitnp.kernels.threads import blas, pool
+from vitnp.method import agreement, cleaning, collection_level
+from vitnp.method import confidence as confidence_
+from vitnp.method import image_level as image_level_
+from vitnp.method.collection import Collection
+from vitnp.method.image_level import ImageLevel
+from vitnp.method.prototypes import label_map, prototypes_of, split_by_class, split_pixels
+from vitnp.method.regions import RegionRule, Regions, patches_of, regions_of
+from vitnp.pipeline import builtin, compose, parameters_of, refused_beyond_memory, segment_image
+from vitnp.progress import Progress, silent
+from vitnp.result import Segmentation
+from vitnp.vit.model import ViT
 
 # Of a CLS token in the graph that parts categories and classes.
 NEIGHBOURS = 30
 
 # Counts of hard answers are kept in a byte: every mean over up to six numbers of clusters is a whole number of these.
 HARD_UNITS = 240
-
-# Opens the display of a stage's progress; what it gives is called with the number of steps done since.
-Progress = Callable[[str, int], contextlib.AbstractContextManager[Callable[[int], object]]]
-
-
-def silent(stage: str, total: int) -> contextlib.AbstractContextManager[Callable[[int], object]]:
-    """Show no progress."""
-    return contextlib.nullcontext(lambda steps: None)
 
 
 class Segmenter:
@@ -55,13 +51,13 @@ class Segmenter:
     Parameters
     ----------
     vit : ViT, optional
-        By default the built-in checkpoint. On a GPU (:meth:`vitnp.vit.ViT.on`) all between pixels and masks is computed there.
+        By default the built-in checkpoint. On a GPU (:meth:`vitnp.vit.model.ViT.on`) all between pixels and masks is computed there.
     n_classes : int, optional
         Unsupervised classes to find, 1 to 65,535; by default none. Files of labels hold 255 at most.
     categories : int, optional
         Categories of similar photographs; by default one for 20 photographs, 1 to 20.
     consistency : {"mean", "majority", "intersection"}
-        How the levels agree, see :func:`vitnp.multilevel.agree`.
+        How the levels agree, see :func:`vitnp.method.agreement.agree`.
     regions : RegionRule or str
         What gets a class: the mask as a whole ("image"), its "components", or components that are "split" where they hold two classes.
     fit_patches : int or "all", optional
@@ -71,17 +67,17 @@ class Segmenter:
     thread_count : int, optional
         Photographs in flight.
     batch : int, optional
-        Photographs in the network at the same time, see :func:`vitnp.features.extract_to_store`.
+        Photographs in the network at the same time, see :func:`vitnp.features.stream.extract_to_store`.
     mapper : callable, optional
-        Who does the passes of k-means, see :meth:`vitnp.kmeans.KMeans.fit` and :mod:`vitnp.cluster`.
+        Who does the passes of k-means, see :meth:`vitnp.clustering.kmeans.KMeans.fit` and :mod:`vitnp.distributed`.
     extractor : callable, optional
-        Who fills the store, as :func:`vitnp.features.extract_to_store` does by default; see :mod:`vitnp.cluster`.
+        Who fills the store, as :func:`vitnp.features.stream.extract_to_store` does by default; see :mod:`vitnp.distributed`.
     progress : callable, optional
         ``progress(stage, total)`` is a context manager that gives a function to be called with steps done.
     notice : callable, optional
         Is told, a line each, of damaged files in the cache. By default the log.
     image_level, dataset_level, category_level, cleaning_rule
-        Constants, see :mod:`vitnp.multilevel` and :mod:`vitnp.cleaning`.
+        Constants, see :mod:`vitnp.method.image_level` and :mod:`vitnp.method.cleaning`.
     **options
         size, facet, layer, stride, max_tokens, max_pixels, refine, seed and min_confidence, as in :func:`vitnp.segment_image`.
 
@@ -139,9 +135,9 @@ class Segmenter:
         extractor: Callable[..., Extraction] = extract_to_store,
         progress: Progress = silent,
         notice: Callable[[str], None] | None = None,
-        image_level: multilevel.ImageLevel = multilevel.ImageLevel(),
-        dataset_level: multilevel.CollectionLevel = multilevel.DATASET,
-        category_level: multilevel.CollectionLevel = multilevel.CATEGORY,
+        image_level: ImageLevel = ImageLevel(),
+        dataset_level: collection_level.CollectionLevel = collection_level.DATASET,
+        category_level: collection_level.CollectionLevel = collection_level.CATEGORY,
         cleaning_rule: cleaning.Cleaning = cleaning.Cleaning(),
         **options: Any,
     ) -> None:
@@ -149,8 +145,8 @@ class Segmenter:
             raise UsageError(f"{n_classes} classes can't be; choose 1 to 65535")
         if categories is not None and categories < 1:
             raise UsageError(f"{categories} categories can't be; choose 1 or more")
-        if consistency not in multilevel.CONSISTENCY:
-            raise UsageError(f"there is no consistency {consistency!r}; choose among {', '.join(multilevel.CONSISTENCY)}")
+        if consistency not in agreement.CONSISTENCY:
+            raise UsageError(f"there is no consistency {consistency!r}; choose among {', '.join(agreement.CONSISTENCY)}")
         if fit_patches is not None and fit_patches != "all" and not (isinstance(fit_patches, int) and fit_patches >= 1):
             raise UsageError(f"fitting on {fit_patches!r} patches can't be; choose a number from 1 on, or all")
         self.vit = builtin() if vit is None else vit
@@ -159,10 +155,10 @@ class Segmenter:
         self.fit_patches = dataset_level.sample if fit_patches is None else fit_patches
         self.cache, self.thread_count, self.batch = cache, thread_count, batch
         self.mapper, self.extractor, self.progress, self.notice = mapper, extractor, progress, notice
-        soften = (lambda constants: constants) if consistency == "mean" else multilevel.literal
+        soften = (lambda constants: constants) if consistency == "mean" else agreement.literal
         self.image_level, self.dataset_level, self.category_level = map(soften, (image_level, dataset_level, category_level))
         self.cleaning_rule = cleaning_rule
-        self.max_pixels = options.pop("max_pixels", images.MAX_PIXELS)
+        self.max_pixels = options.pop("max_pixels", decode.MAX_PIXELS)
         self.options = options
         self.parameters = parameters_of(self.vit, **options)
         self.seed = int(self.parameters["seed"])
@@ -206,7 +202,7 @@ class Segmenter:
         self._grids: dict[int, tuple[int, int]] = {}
         clock = Stopwatch()
         with contextlib.ExitStack() as stack:
-            stack.enter_context(threads.one_blas_thread())
+            stack.enter_context(blas.one_blas_thread())
             entries = stack.enter_context(self._entries())
             self.fingerprints = entries.hashes
             clock.lap("features")
@@ -239,8 +235,8 @@ class Segmenter:
             entry = entries[index]
             keys = self._unit(entry)
             seed = (self.seed, entry.digest)
-            soft, hard = multilevel.image_level(keys, entry.attention, entry.grid, seed, self.image_level)
-            confidence, soft, hard = multilevel.confidence(soft, keys), kernels.to_host(soft), kernels.to_host(hard)
+            soft, hard = image_level_.image_level(keys, entry.attention, entry.grid, seed, self.image_level)
+            confidence, soft, hard = confidence_.confidence(soft, keys), kernels.to_host(soft), kernels.to_host(hard)
             return soft.astype(np.float16), np.rint(hard * HARD_UNITS).astype(np.uint8), confidence
 
         for index, (soft, hard, confidence) in zip(self._read, self._each(work, self._read, "image level")):
@@ -248,7 +244,7 @@ class Segmenter:
 
     def _fit_categories(self, entries: Entries) -> None:
         cls = np.stack([entries[index].cls for index in self._read])
-        wanted = self.n_categories or multilevel.default_categories(len(self._read))
+        wanted = self.n_categories or collection_level.default_categories(len(self._read))
         labels = self._alike(cls, min(wanted, len(cls)))
         self.categories = np.full(len(self.photographs), -1)
         self.categories[self._read] = labels
@@ -261,10 +257,10 @@ class Segmenter:
             limit = "all" if self.fit_patches == "all" else self.category_level.sample
             sets.append((indices, self.category_level, limit, (self.seed, 2, category)))
 
-        def work(item) -> multilevel.FittedLevel:
+        def work(item) -> collection_level.FittedLevel:
             indices, constants, limit, seed = item
             keys, hard = self._sample(entries, indices, limit, seed)
-            return multilevel.fit_level(keys, hard, seed, constants, mapper=self.mapper, thread_count=self.thread_count, device=self.vit.device)
+            return collection_level.fit_level(keys, hard, seed, constants, mapper=self.mapper, thread_count=self.thread_count, device=self.vit.device)
 
         # One after the other: each is parallel inside.
         dataset, *categories = self._watched(map(work, sets), len(sets), "levels")
@@ -308,13 +304,13 @@ class Segmenter:
             try:
                 with _room(photograph), refused_beyond_memory(self.vit.device):
                     _refuse_changed(photograph, entry.photograph)
-                    rgb = images.read_image(photograph, max_pixels=self.max_pixels)
+                    rgb = decode.read_image(photograph, max_pixels=self.max_pixels)
                     clock.lap("decode")
                     category = int(self.categories[index])
                     own = self._soft.pop(index).astype(np.float32), self._hard.pop(index) / np.float32(HARD_UNITS)
                     own = tuple(kernels.to_device(part, self.vit.device) for part in own)
                     levels = self.collection.levels(self._unit(entry), own, category)
-                    score = multilevel.agree(levels, self.consistency)
+                    score = agreement.agree(levels, self.consistency)
                     score = cleaning.clean(score.reshape(entry.grid), self.cleaning_rule)
                     clock.lap("cluster")
                     result = compose(
@@ -336,7 +332,7 @@ class Segmenter:
             raise self.failures[self._read[0]]
 
     def _describe_regions(self, index: int, entry: StoredFeatures, result: Segmentation) -> None:
-        patches = classes.patches_of(classes.regions_of(result.mask, self.rule), entry.grid)
+        patches = patches_of(regions_of(result.mask, self.rule), entry.grid)
         self._cls[index] = self.vit.region_cls(entry.cls_state, entry.last_key, entry.value, patches).astype(np.float16)
         mean = (patches @ result.score.ravel()) / np.maximum(patches.sum(axis=1), 1)
         self._scores[index] = (result.confidence * mean).astype(np.float32)
@@ -347,7 +343,7 @@ class Segmenter:
         self._refuse_too_many_classes(sum(counts), len(owners))
         unit = _unit(np.concatenate([self._cls.pop(index) for index in owners]))
         labels = self._alike(unit, self.n_classes)
-        prototypes = classes.prototypes_of(unit, labels, self.seed)
+        prototypes = prototypes_of(unit, labels, self.seed)
         self.collection = dataclasses.replace(self.collection, prototypes=prototypes)
         means = _means(unit, labels)
         starts = np.cumsum([0, *counts])
@@ -355,14 +351,14 @@ class Segmenter:
 
         def work(index: int) -> Regions:
             part, entry = spans[index], entries[index]
-            patches = classes.patches_of(self._whole_regions(index), entry.grid)
+            patches = patches_of(self._whole_regions(index), entry.grid)
             typical = (unit[part] * means[labels[part]]).sum(axis=1)
             found = Regions(labels[part], self._scores.pop(index), typical, patches.sum(axis=1))
             if self.rule.how != "split":
                 return found
             region_cls = functools.partial(self.vit.region_cls, entry.cls_state, entry.last_key, entry.value)
             seed = (self.seed, entry.digest)
-            return classes.split_by_class(found, patches, entry.unit, entry.grid, region_cls, prototypes, seed, self.rule)
+            return split_by_class(found, patches, entry.unit, entry.grid, region_cls, prototypes, seed, self.rule)
 
         for index, found in zip(owners, self._each(work, owners, "classes")):
             self.regions[index], self._grids[index] = found, entries[index].grid
@@ -375,8 +371,8 @@ class Segmenter:
 
     def _whole_regions(self, index: int) -> np.ndarray:
         mask = self._masks.get(index)
-        with threads.room_for(mask.size):
-            return classes.regions_of(mask, self.rule)
+        with pool.room_for(mask.size):
+            return regions_of(mask, self.rule)
 
     def _alike(self, cls: np.ndarray, groups: int) -> np.ndarray:
         """Groups of CLS tokens, by the graph of their nearest neighbours."""
@@ -408,11 +404,11 @@ class Segmenter:
             return None
         if self.regions[index] is None:
             return self._masks.get(index).astype(np.uint8)
-        return classes.label_map(self.region_map(index), self.regions[index].classes)
+        return label_map(self.region_map(index), self.regions[index].classes)
 
     def region_map(self, index: int) -> np.ndarray:
         """(height, width) uint16: 0 on the background, then the regions of ``regions[index]`` from 1 on."""
-        return classes.split_pixels(self._whole_regions(index), self.regions[index], self._grids[index])
+        return split_pixels(self._whole_regions(index), self.regions[index], self._grids[index])
 
     def predict(self, photograph: Any) -> Segmentation:
         """Segment a photograph with what was learnt; with classes the result has labels.
@@ -502,13 +498,13 @@ class Segmenter:
 
     def _each(self, work: Callable[[int], Any], indices: Sequence[int], stage: str) -> Iterator[Any]:
         """Results for photographs in their order, several in flight, with progress shown."""
-        count = threads.thread_count(self.thread_count)
+        count = pool.thread_count(self.thread_count)
 
         def limited(index: int) -> Any:
-            with threads.one_blas_thread():
+            with blas.one_blas_thread():
                 return work(index)
 
-        results = threads.in_order(limited, indices, count)
+        results = pool.in_order(limited, indices, count)
         with contextlib.closing(results):
             yield from self._watched(results, len(indices), stage)
 
@@ -540,20 +536,6 @@ class Segmenter:
             yield Entries(store, extraction.hashes)
 
 
-class Entries:
-    """Features of photographs by their place among those given."""
-
-    def __init__(self, store: FeatureStore, hashes: Sequence[str | None]) -> None:
-        self._store, self.hashes = store, hashes
-
-    def __getitem__(self, index: int) -> StoredFeatures:
-        return self._store.entry(self.hashes[index])
-
-    def keys(self, indices: Sequence[int]) -> StoredKeys:
-        """Keys of photographs one below the other, not loaded yet."""
-        return StoredKeys(self._store, [self.hashes[index] for index in indices])
-
-
 class _Lazy(Sequence):
     """A sequence whose items are made when they are asked for."""
 
@@ -573,14 +555,14 @@ class _Lazy(Sequence):
 
 def _refuse_changed(photograph: Any, fingerprint: str) -> None:
     """A file must be the one that the features are of, or they would be laid over another picture."""
-    if isinstance(photograph, (str, os.PathLike)) and images.file_hash(photograph) != fingerprint:
+    if isinstance(photograph, (str, os.PathLike)) and decode.file_hash(photograph) != fingerprint:
         raise ImageError(f"{photograph}: it was changed while it was worked on; run again")
 
 
 def _room(photograph: Any) -> contextlib.AbstractContextManager:
     """Large photographs go one at a time."""
     if isinstance(photograph, (str, os.PathLike)):
-        return threads.room_for(images.pixels_of(photograph))
+        return pool.room_for(decode.pixels_of(photograph))
     return contextlib.nullcontext()
 
 

@@ -26,7 +26,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bench.gpu.steps import FIRST, STEPS, Step
-from vitnp import cli
+from vitnp.cli import shared
 from vitnp.errors import OutputError, UsageError
 
 ROOT = Path(__file__).parent.parent.parent
@@ -57,8 +57,8 @@ def main(argv: list[str] | None = None) -> int:
     trouble = find_trouble()
     if trouble:
         # On the CPU there is nothing to measure here.
-        cli.say_error(trouble.replace("choose --device cpu", "run this on a machine with one"))
-        return cli.EXIT_USAGE
+        shared.say_error(trouble.replace("choose --device cpu", "run this on a machine with one"))
+        return shared.EXIT_USAGE
     if args.photographs and not all((args.photographs / name).is_dir() for name in ("images", "masks")):
         raise UsageError(f"{args.photographs}: there is no images/ and masks/ in it; name the folder that holds both")
     return Run(args).all()
@@ -95,8 +95,8 @@ class Run:
             self._run([FIRST], Path(folder))
             failed = table.wrong(self.records)
             if failed:
-                cli.say_error(failed[0])
-                return cli.EXIT_USAGE
+                shared.say_error(failed[0])
+                return shared.EXIT_USAGE
             # Checks wait for compilers and for the CPU most of the time: side by side. Who measures has the device alone.
             self._run([step for step in wanted if not step.timing], Path(folder))
             for step in wanted:
@@ -107,9 +107,9 @@ class Run:
         print("\n" + text, flush=True)
         found = table.wrong(self.records)
         for name in found:
-            cli.say_error(f"wrong: {name}")
+            shared.say_error(f"wrong: {name}")
         print(f"\nwritten to {self._options.out / 'gpu.json'}, {time.monotonic() - self._began:.0f} s", flush=True)
-        return EXIT_WRONG if found else cli.EXIT_OK
+        return EXIT_WRONG if found else shared.EXIT_OK
 
     def _run(self, steps: Sequence[Step], folder: Path) -> None:
         """Some steps at once, all of them to their end."""

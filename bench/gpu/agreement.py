@@ -10,11 +10,11 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from vitnp.kernels.cuda.loader import require_cupy
 
+from bench.cpu.vit_peers import Case, random_weights
 from bench.gpu.measure import free
 from bench.gpu.report import Report
-from bench.vit_peers import Case, random_weights
+from vitnp.kernels.cuda.loader import require_cupy
 
 ROOT = Path(__file__).parent.parent.parent
 SAMPLES = ROOT / "tests" / "photographs"
@@ -35,8 +35,8 @@ def keys(report: Report, options: argparse.Namespace) -> None:
     from PIL import Image
 
     from vitnp import load_vit
-    from vitnp.images import normalise
-    from vitnp.vit import ViT
+    from vitnp.io.preprocess import normalise
+    from vitnp.vit.model import ViT
 
     cupy = require_cupy()
     builtin = load_vit("auto").at("fp32")
@@ -59,8 +59,8 @@ def keys(report: Report, options: argparse.Namespace) -> None:
 
 def masks(report: Report, options: argparse.Namespace) -> None:
     """Masks by the command, on the CPU and on the device; against true masks where there are some."""
-    from vitnp.datasets import match_pairs, read_truth
-    from vitnp.metrics import iou
+    from vitnp.evaluate.data.pairs import match_pairs, read_truth
+    from vitnp.evaluate.metrics.saliency import iou
 
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
@@ -122,9 +122,8 @@ def segmented(photographs: Path, out: Path, *options: str, seconds: float) -> di
 
 def large(report: Report, options: argparse.Namespace) -> None:
     """More numbers than an int can count: the last rows get what they'd get by themselves."""
-    from vitnp.kernels.cuda import operations
-
     from bench.gpu.kmeans import rows_on_device
+    from vitnp.kernels.cuda import dispatch
 
     cupy = require_cupy()
     count = MANY // WIDTH + BEYOND
@@ -136,10 +135,10 @@ def large(report: Report, options: argparse.Namespace) -> None:
     tail = cupy.ascontiguousarray(x[-TAIL:])
     centroids = x[:: count // 8][:8].astype(np.float32)
     for metric in ("euclidean", "cosine"):
-        whole = operations.kmeans_step(x, centroids, metric=metric)
-        part = operations.kmeans_step(tail, centroids, metric=metric)
-        first = operations.kmeans_step(x[: count // 2], centroids, metric=metric)
-        second = operations.kmeans_step(cupy.ascontiguousarray(x[count // 2 :]), centroids, metric=metric)
+        whole = dispatch.kmeans_step(x, centroids, metric=metric)
+        part = dispatch.kmeans_step(tail, centroids, metric=metric)
+        first = dispatch.kmeans_step(x[: count // 2], centroids, metric=metric)
+        second = dispatch.kmeans_step(cupy.ascontiguousarray(x[count // 2 :]), centroids, metric=metric)
         name = f"N x D > 2^31, k-means, {metric}"
         differ = float((whole.labels[-len(tail) :] != part.labels).mean())
         report.near(f"{name}: share of the last labels that differ", differ, 1e-5)
@@ -150,12 +149,12 @@ def large(report: Report, options: argparse.Namespace) -> None:
         halves = first.sums.sum(axis=0) + second.sums.sum(axis=0)
         error = abs(whole.sums.sum(axis=0) - halves).max() / abs(halves).max()
         report.near(f"{name}: sums", float(error), 1e-5)
-        labels, _ = operations.kmeans_assign(x, centroids, metric=metric)
+        labels, _ = dispatch.kmeans_assign(x, centroids, metric=metric)
         report.near(f"{name}: share of labels alone that differ", float((labels != whole.labels).mean()), 1e-5)
         del whole, part, first, second, labels
         free(cupy)
-    values, indices = operations.similarity_top(x, centroids, 2)
-    same = operations.similarity_top(tail, centroids, 2)
+    values, indices = dispatch.similarity_top(x, centroids, 2)
+    same = dispatch.similarity_top(tail, centroids, 2)
     report.near("N x D > 2^31, similarity: last rows", float(abs(values[-len(tail) :] - same[0]).max()), 1e-5)
     differ = float((indices[-len(tail) :] != same[1]).mean())
     report.near("N x D > 2^31, similarity: share of the last indices that differ", differ, 1e-5)

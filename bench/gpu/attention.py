@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 
 import numpy as np
-from vitnp.kernels.cuda.loader import require_cupy
 
 from bench.gpu.measure import Timer, free, gather
 from bench.gpu.report import Report
+from vitnp.kernels.cuda.loader import require_cupy
 
 HEADS, SIZE = 6, 64
 # Images, tokens, type; that of the bar first.
@@ -26,7 +26,7 @@ def run(report: Report, options: argparse.Namespace) -> None:
         label = f"attention, {images} x {tokens} tokens, {dtype}"
         if not report.has_time(label, 2):
             continue
-        from vitnp.kernels.cuda import operations
+        from vitnp.kernels.cuda import dispatch
 
         rng = np.random.default_rng(0)
         kind = np.float16 if dtype == "fp16" else np.float32
@@ -35,7 +35,7 @@ def run(report: Report, options: argparse.Namespace) -> None:
         query, key, value = (cupy.ascontiguousarray((cupy.asarray(part) * scales).astype(kind)) for part in one)
 
         def ours(q=query, k=key, v=value) -> object:
-            return operations.attention(q, k, v, HEADS)
+            return dispatch.attention(q, k, v, HEADS)
 
         _check(report, cupy, label, dtype, query, key, value, ours())
         calls, missing = gather({OURS: lambda: ours, TORCH: lambda q=query, k=key, v=value: torch_call(q, k, v)})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from bench.comparison import met
+from bench.cpu.comparison import met
 from bench.gpu import attention, kmeans, network
 from bench.gpu.ceilings import rates
 

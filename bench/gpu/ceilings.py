@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from types import ModuleType
 
 import numpy as np
-from vitnp.kernels.cuda.loader import require_cupy
 
 from bench.gpu.measure import Timer, free, gather
 from bench.gpu.report import Report
+from vitnp.kernels.cuda.loader import require_cupy
 
 COPIED = 4 << 30
 SIDE = 8192

@@ -49,7 +49,7 @@ def make_photographs(folder: Path, count: int, given: Path | None) -> None:
     """So many JPEG files of one size, all different."""
     from PIL import Image, ImageOps
 
-    from vitnp.images import find_photographs
+    from vitnp.io.find import find_photographs
 
     sources = sorted(photograph.path for photograph in find_photographs([given / "images"])) if given else []
     sources = sources or sorted(SAMPLES.glob("*.jpg"))

@@ -8,11 +8,11 @@ from collections.abc import Callable
 from types import ModuleType
 
 import numpy as np
-from vitnp.kernels.cuda.loader import require_cupy
 
+from bench.cpu.kmeans_peers import chosen_rows, rows_of
 from bench.gpu.measure import Missing, Timer, free, gather, gist, marginal, out_of_memory
 from bench.gpu.report import Report
-from bench.kmeans_peers import chosen_rows, rows_of
+from vitnp.kernels.cuda.loader import require_cupy
 
 WIDTH = 384
 # The bars are about a million rows and more: those first.
@@ -64,14 +64,14 @@ def rows_on_device(cupy: ModuleType, count: int, width: int, dtype: str) -> obje
 def _measure(
     report: Report, timer: Timer, cupy: ModuleType, case: dict[str, object], label: str, x: object, seconds: float
 ) -> None:
-    from vitnp.kernels.cuda import operations
+    from vitnp.kernels.cuda import dispatch
 
     chosen = chosen_rows(min(BASE, len(x)), case["clusters"])
     shift = x[:BASE].astype(np.float32).mean(axis=0)
     centroids = x[cupy.asarray(np.sort(chosen))].astype(np.float32) - shift
 
     def ours() -> object:
-        return operations.kmeans_step(x, centroids, metric="euclidean", shift=shift)
+        return dispatch.kmeans_step(x, centroids, metric="euclidean", shift=shift)
 
     _check(report, cupy, label, case, x, centroids, shift, ours())
     plain = centroids + shift

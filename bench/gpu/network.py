@@ -7,13 +7,13 @@ from collections.abc import Callable
 from types import ModuleType
 
 import numpy as np
-from vitnp.kernels.cuda.loader import require_cupy
 
+from bench.cpu.vit_peers import Case, random_weights
 from bench.gpu import torch_twin
 from bench.gpu.measure import Timer, free, gather, gist, out_of_memory
 from bench.gpu.report import Report
-from bench.vit_peers import Case, random_weights
-from vitnp.vit import ViT
+from vitnp.kernels.cuda.loader import require_cupy
+from vitnp.vit.model import ViT
 
 # That of the bar first.
 BAR = Case("S", 8, 480, 16)

@@ -33,12 +33,11 @@ UNABLE = re.compile(r"[Dd]evice not supported|Unable to|insufficient permission|
 
 def device(report: Report, options: argparse.Namespace) -> None:
     """Whether a kernel can be compiled and loaded at all; if not, why."""
-    from vitnp.kernels.cuda import device
-
     from vitnp.errors import DeviceError
+    from vitnp.kernels.cuda.device import check
 
     try:
-        device.check()
+        check()
     except DeviceError as error:
         report.check("a kernel can be compiled", False, str(error))
     else:
@@ -52,7 +51,7 @@ def tests(report: Report, options: argparse.Namespace) -> None:
         command = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "-p", "no:cacheprovider", "-W", "default"]
         if importlib.util.find_spec("xdist"):
             command += ["-n", str(min(WORKERS, os.cpu_count() or 1))]
-        files = sorted(str(path) for path in (ROOT / "tests").glob("test_cuda_*.py"))
+        files = sorted(str(path) for path in (ROOT / "tests" / "kernels").glob("test_cuda_*.py"))
         command += ["--tb=short", f"--junitxml={results}", *files]
         try:
             done = subprocess.run(command, cwd=ROOT, timeout=max(1.0, report.left - 3))

@@ -7,11 +7,11 @@ from collections.abc import Callable
 from types import ModuleType
 
 import numpy as np
-from vitnp.kernels.cuda.loader import require_cupy
 
 from bench.gpu.kmeans import rows_on_device
 from bench.gpu.measure import Timer, free, gather
 from bench.gpu.report import Report
+from vitnp.kernels.cuda.loader import require_cupy
 
 WIDTH = 384
 # Rows, others, how many of the most similar (0: the whole matrix), type.
@@ -29,7 +29,7 @@ OURS, CUPY, TORCH = "vitnp", "cupy", "torch"
 def run(report: Report, options: argparse.Namespace) -> None:
     """Each form against a product of normalised rows, followed by what finds the largest."""
     cupy = require_cupy()
-    from vitnp.kernels.cuda import operations
+    from vitnp.kernels.cuda import dispatch
 
     timer = Timer(cupy)
     for rows, others, count, dtype in CASES[3:4] if options.quick else CASES:
@@ -42,7 +42,7 @@ def run(report: Report, options: argparse.Namespace) -> None:
         y = cupy.ascontiguousarray(x[:others][::-1])
 
         def ours(x=x, y=y, count=count) -> object:
-            return operations.similarity_top(x, y, count) if count else operations.similarity(x, y)
+            return dispatch.similarity_top(x, y, count) if count else dispatch.similarity(x, y)
 
         _check(report, cupy, label, x, y, count, ours())
         builders = {

@@ -5,10 +5,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from types import ModuleType
 
 import numpy as np
+
 from vitnp.kernels.cuda.loader import require_cupy
 
 # Rows, clusters, width. Tensor cores for widths that fit them, plain multiply-adds for others; each number of columns has its
@@ -44,35 +46,35 @@ def random(cupy: ModuleType, seed: int, *shape: int, dtype: type = np.float32) -
 
 
 def _rows(cupy: ModuleType, dtype: type) -> None:
-    from vitnp.kernels.cuda import operations
+    from vitnp.kernels.cuda import dispatch
 
     for n, clusters, width in SHAPES:
         x, centroids = random(cupy, 0, n, width, dtype=dtype), random(cupy, 1, clusters, width)
         for metric in ("cosine", "euclidean"):
             shift = random(cupy, 2, width) if metric == "euclidean" else None
-            operations.kmeans_step(x, centroids, metric=metric, shift=shift)
-            operations.kmeans_assign(x, centroids, metric=metric, shift=shift)
-        operations.kmeans_closer(x, centroids, None)
-        operations.kmeans_closer(x, centroids, random(cupy, 3, n) ** 2)
+            dispatch.kmeans_step(x, centroids, metric=metric, shift=shift)
+            dispatch.kmeans_assign(x, centroids, metric=metric, shift=shift)
+        dispatch.kmeans_closer(x, centroids, None)
+        dispatch.kmeans_closer(x, centroids, random(cupy, 3, n) ** 2)
         y = random(cupy, 4, clusters, width, dtype=dtype)
-        operations.similarity(x, y)
-        operations.similarity_top(x, y, 5)
+        dispatch.similarity(x, y)
+        dispatch.similarity_top(x, y, 5)
 
 
 def _layers(cupy: ModuleType, dtype: type) -> None:
-    from vitnp.kernels.cuda import operations
+    from vitnp.kernels.cuda import dispatch
 
     for width in WIDTHS:
         x, residual = (random(cupy, seed, 2, 7, width, dtype=dtype) for seed in (5, 6))
         weight, bias, scale = (random(cupy, seed, width, dtype=dtype) for seed in (7, 8, 9))
-        operations.layernorm(x, weight, bias, 1e-6)
-        operations.gelu(x)
-        operations.swiglu(x)
-        operations.linear(x, random(cupy, 10, width, width, dtype=dtype), bias, scale=scale, residual=residual)
+        dispatch.layernorm(x, weight, bias, 1e-6)
+        dispatch.gelu(x)
+        dispatch.swiglu(x)
+        dispatch.linear(x, random(cupy, 10, width, width, dtype=dtype), bias, scale=scale, residual=residual)
     for heads, size, rows, tokens in ((2, 64, 130, 201), (2, 24, 6, 70)):
         query = random(cupy, 11, 2, rows, heads * size, dtype=dtype)
         key, value = (random(cupy, seed, 2, tokens, heads * size, dtype=dtype) for seed in (12, 13))
-        operations.attention(query, key, value, heads)
+        dispatch.attention(query, key, value, heads)
 
 
 def _bfloat16(cupy: ModuleType) -> None:
@@ -84,8 +86,7 @@ def _bfloat16(cupy: ModuleType) -> None:
 
 def _pictures(cupy: ModuleType) -> None:
     from vitnp.kernels.cuda import image
-
-    from vitnp.cleaning import Cleaning
+    from vitnp.method.cleaning import Cleaning
 
     rng = np.random.default_rng(14)
     rgb = cupy.asarray(rng.integers(0, 256, (37, 53, 3), dtype=np.uint8))
@@ -97,16 +98,16 @@ def _pictures(cupy: ModuleType) -> None:
     image.fixed_point(image.bilinear(soft, (37, 53)))
     image.guided_filter(soft, small, radius=3, eps=1e-3)
     image.guided_upsample(soft, small, rgb)
-    image.clean(soft, Cleaning())
+    image.clean(soft, *dataclasses.astuple(Cleaning()))
 
 
 def _refinement(cupy: ModuleType) -> None:
-    from vitnp.kernels.cuda import crf, solver
+    from vitnp.kernels.cuda import bilateral_solver, crf
 
     rng = np.random.default_rng(15)
     rgb = cupy.asarray(rng.integers(0, 256, (24, 31, 3), dtype=np.uint8))
     target = cupy.asarray(rng.random((24, 31), dtype=np.float32))
-    solver.bilateral_solver(target, rgb, sigma_xy=4.0, max_iterations=3)
+    bilateral_solver.bilateral_solver(target, rgb, sigma_xy=4.0, max_iterations=3)
     lattices = [
         crf.normalise_lattice(crf.permutohedral_lattice(cupy.asarray(rng.random((d, 150), dtype=np.float32) * 3)))
         for d in (2, 5)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from vitnp.vit import ViTConfig
+from vitnp.vit.config import ViTConfig
 
 
 def forward(

@@ -1,1 +1,1 @@
-"""Kernels for the CPU, compiled by numba; :mod:`vitnp.kernels.cpu.operations` is what callers get."""
+"""Kernels for the CPU, compiled by numba; :mod:`vitnp.kernels.cpu.dispatch` is what callers get."""

@@ -14,13 +14,23 @@ import numpy as np
 from numba import types
 
 from vitnp.kernels import reference
-from vitnp.kernels.cpu.baton import lay_down, take_up
-from vitnp.kernels.cpu.compiled import IN, OUT, kernel
-from vitnp.kernels.cpu.scratch import scratch
-from vitnp.kernels.cpu.simd import (
-    LANES, LOG2_E, PANEL, TILE_ROWS, TILE_VECTORS, as_bfloat, product_tile, row_exponentials, row_maximum,
-    row_times, row_to_pairs, transpose_tile,
-)  # fmt: skip
+from vitnp.kernels.cpu.codegen.gil import lay_down, take_up
+from vitnp.kernels.cpu.codegen.jit import IN, OUT, kernel
+from vitnp.kernels.cpu.codegen.simd import (
+    LANES,
+    LOG2_E,
+    PANEL,
+    TILE_ROWS,
+    TILE_VECTORS,
+    as_bfloat,
+    product_tile,
+    row_exponentials,
+    row_maximum,
+    row_times,
+    row_to_pairs,
+    transpose_tile,  # fmt: skip
+)
+from vitnp.kernels.cpu.codegen.workspace import scratch
 
 # Tiles of the second product are as wide as a head of 64, or a fourth or an eighth of it on narrower machines.
 VALUE_ROWS, VALUE_VECTORS = (6, 4) if LANES == 16 else (4, 2)

@@ -5,10 +5,9 @@ from __future__ import annotations
 import numpy as np
 from numba import types
 
-from vitnp import threads
 from vitnp.kernels import reference
-from vitnp.kernels.cpu.compiled import IN, OUT, kernel
-from vitnp.kernels.cpu.rows import (
+from vitnp.kernels.cpu.codegen.jit import IN, OUT, kernel
+from vitnp.kernels.cpu.codegen.rows import (
     DOTS,
     FAR_AHEAD,
     FEW_ROWS,
@@ -31,9 +30,10 @@ from vitnp.kernels.cpu.rows import (
     whole,
     widen,
 )
-from vitnp.kernels.cpu.scratch import scratch
-from vitnp.kernels.cpu.simd import LANES
+from vitnp.kernels.cpu.codegen.simd import LANES
+from vitnp.kernels.cpu.codegen.workspace import scratch
 from vitnp.kernels.reference import Step
+from vitnp.kernels.threads import team
 
 # Rows whose sum is kept in float32; such sums are added in float64.
 SINGLE_ROWS = 1024
@@ -103,7 +103,7 @@ def kmeans_closer(
         so_far = NOTHING if nearest is None else nearest[first:last]
         _closer(rows, x.strides[0], kind, candidates, metric == "cosine", shift, so_far, out[first:last], work)
 
-    threads.split(share, len(x), max(WORTH_A_THREAD // max(candidates.size, 1), SINGLE_ROWS))
+    team.split(share, len(x), max(WORTH_A_THREAD // max(candidates.size, 1), SINGLE_ROWS))
     return out
 
 
@@ -124,7 +124,7 @@ def _assign(x, centroids, metric, shift, block, labels, losses, sums, inertia) -
         )  # fmt: skip
         shares.append(counts)
 
-    threads.split(share, len(x), block)
+    team.split(share, len(x), block)
     return sum(shares, np.zeros(clusters, np.int64))
 
 

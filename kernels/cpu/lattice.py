@@ -16,10 +16,10 @@ import numpy as np
 from numba import types
 from numba.extending import intrinsic
 
-from vitnp import threads
 from vitnp.kernels import reference
-from vitnp.kernels.cpu.compiled import kernel
-from vitnp.kernels.cpu.simd import I32, I64, LOG2_E, Vectors, loop
+from vitnp.kernels.cpu.codegen.jit import kernel
+from vitnp.kernels.cpu.codegen.simd import I32, I64, LOG2_E, Vectors, loop
+from vitnp.kernels.threads import team
 
 # Floats of a row that are summed side by side, on any machine. Rows are padded to a multiple: 21 classes take 24.
 WIDTH = 8
@@ -78,7 +78,7 @@ def permutohedral_lattice(features: np.ndarray) -> reference.Lattice:
     def embed(first: int, last: int) -> None:
         found[first, last] = _embed(features, scale, stride, origin, first, last, vertex, weight)
 
-    threads.split(embed, points, BLOCK)
+    team.split(embed, points, BLOCK)
     bands = sorted(found)
     keys, slots, count = np.empty(SLOTS // 2, np.int64), np.full(SLOTS, -1, np.int32), 0
     numbers = {}
@@ -101,10 +101,10 @@ def permutohedral_lattice(features: np.ndarray) -> reference.Lattice:
         for band in bands[first:last]:
             _transpose(*band, numbers[band], cursors[band], vertex, weight, point, share)
 
-    threads.split(transpose, len(bands))
+    team.split(transpose, len(bands))
     neighbour = np.full((axes, count, 2), count, np.int32)
     ahead = stride.sum() - axes * stride
-    threads.split(lambda first, last: _link(keys, slots, ahead, first, last, neighbour), count, BLOCK)
+    team.split(lambda first, last: _link(keys, slots, ahead, first, last, neighbour), count, BLOCK)
     return Lattice(vertex, weight, neighbour, start, point, share)
 
 
@@ -115,11 +115,11 @@ def lattice_filter(lattice: reference.Lattice, values: np.ndarray) -> np.ndarray
     blur = _Blur([lattice], [1.0], _padded(values))
     result = np.zeros_like(blur.values)
 
-    def work(member: threads.Member) -> None:
+    def work(member: team.Member) -> None:
         blur.run(member)
         blur.add(result, *member.share(points, BLOCK))
 
-    threads.together(work)
+    team.together(work)
     return np.ascontiguousarray(result[:, :channels])
 
 
@@ -133,7 +133,7 @@ def normalise_lattice(lattice: reference.Lattice) -> reference.Lattice:
     def scale(first: int, last: int) -> None:
         _scale(lattice.weight, lattice.share, lattice.point, factor, first, last, weight, share)
 
-    threads.split(scale, points, BLOCK)
+    team.split(scale, points, BLOCK)
     return dataclasses.replace(lattice, weight=weight, share=share)
 
 
@@ -151,7 +151,7 @@ def mean_field(
     state = np.empty_like(energy)
     blur = _Blur(lattices, compatibility, state)
 
-    def work(member: threads.Member) -> None:
+    def work(member: team.Member) -> None:
         start, stop = member.share(points, STRIP)
         for step in range(steps + 1):
             if step:
@@ -164,7 +164,7 @@ def mean_field(
                 update(state, first, last)
             member.wait()
 
-    threads.together(work)
+    team.together(work)
     if classes == 2:
         return np.concatenate((0.5 - 0.5 * state, 0.5 + 0.5 * state), axis=1)
     return np.ascontiguousarray(state[:, :classes])
@@ -190,7 +190,7 @@ class _Blur:
         shapes = [(len(lattice.start), self.width) for lattice in lattices]
         self.vertices = [[np.zeros(shape, np.float32) for _ in range(2)] for shape in shapes]
 
-    def run(self, member: threads.Member) -> None:
+    def run(self, member: team.Member) -> None:
         """Splat and blur."""
         for lattice, gain, (ours, _) in zip(self.lattices, self.gains, self.vertices):
             first, last = member.share(len(lattice.start) - 1, BLOCK)

@@ -6,9 +6,9 @@ import numpy as np
 from numba import types
 
 from vitnp.kernels import reference
-from vitnp.kernels.cpu.baton import lay_down, take_up
-from vitnp.kernels.cpu.compiled import IN, OUT, kernel
-from vitnp.kernels.cpu.simd import LANES, row_squares, row_sum
+from vitnp.kernels.cpu.codegen.gil import lay_down, take_up
+from vitnp.kernels.cpu.codegen.jit import IN, OUT, kernel
+from vitnp.kernels.cpu.codegen.simd import LANES, row_squares, row_sum
 
 
 def layernorm(

@@ -14,10 +14,10 @@ from numba import types
 from numba.extending import intrinsic
 
 from vitnp.kernels import reference
-from vitnp.kernels.cpu.baton import lay_down, take_up
-from vitnp.kernels.cpu.compiled import IN, OUT, kernel
-from vitnp.kernels.cpu.scratch import scratch
-from vitnp.kernels.cpu.simd import LANES, PANEL, TILE_ROWS, TILE_VECTORS, Vectors, product_tile, row_to_pairs
+from vitnp.kernels.cpu.codegen.gil import lay_down, take_up
+from vitnp.kernels.cpu.codegen.jit import IN, OUT, kernel
+from vitnp.kernels.cpu.codegen.simd import LANES, PANEL, TILE_ROWS, TILE_VECTORS, Vectors, product_tile, row_to_pairs
+from vitnp.kernels.cpu.codegen.workspace import scratch
 
 ROWS = 128
 DEPTH = 96

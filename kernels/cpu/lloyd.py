@@ -8,13 +8,13 @@ from __future__ import annotations
 import numpy as np
 from numba import types
 
-from vitnp import threads
 from vitnp.kernels import reference
-from vitnp.kernels.cpu.compiled import IN, OUT, kernel
-from vitnp.kernels.cpu.kmeans import NOTHING, ROWS_IN, WORK, assign_and_add, work_for
-from vitnp.kernels.cpu.meeting import meet
-from vitnp.kernels.cpu.rows import rows_of
+from vitnp.kernels.cpu.codegen.barrier import meet
+from vitnp.kernels.cpu.codegen.jit import IN, OUT, kernel
+from vitnp.kernels.cpu.codegen.rows import rows_of
+from vitnp.kernels.cpu.kmeans import NOTHING, WORK, assign_and_add, work_for
 from vitnp.kernels.reference import Moves
+from vitnp.kernels.threads import pool, team
 
 # Verdicts on a pass: what to do next.
 GO_ON, ENDED, UNUSUAL = 0, 1, 2
@@ -41,10 +41,10 @@ def kmeans_moves(
     labels, losses = np.empty((2, count), np.int32), np.empty(count, np.float32)
     sums, inertia = np.empty((blocks, clusters, width)), np.empty(blocks)
     total, counts, history = np.empty((clusters, width)), np.zeros(clusters, np.int64), np.empty(most + 1)
-    members = min(threads.allowed(), blocks)
+    members = min(pool.allowed(), blocks)
     tallies, ended = np.zeros((members, clusters + 1), np.int64), np.zeros(2, np.int64)
 
-    def work(member: threads.Member) -> None:
+    def work(member: team.Member) -> None:
         first, last = member.share(count, block)
         _moves(
             x.ctypes.data, x.strides[0], kind, centroids, metric == "cosine", shift, block, first, last, most, tolerance,
@@ -52,7 +52,7 @@ def kmeans_moves(
             member.meeting, member.index, member.members, work_for(clusters, width),
         )  # fmt: skip
 
-    threads.together(work, most=members)
+    team.together(work, most=members)
     moves, verdict = ended.tolist()
     passes = moves + (verdict == ENDED)
     last = labels[(passes - 1) % 2].copy() if passes else None
@@ -116,7 +116,7 @@ def _moves(
     ended : (2,) int64, OUT
         Moves made, and the last verdict.
     meeting, index, members : int
-        Of the thread, see :class:`vitnp.threads.Member`.
+        Of the thread, see :class:`vitnp.kernels.threads.team.Member`.
     """
     clusters, width = centroids.shape
     blocks = inertia.shape[0]

@@ -7,22 +7,12 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from vitnp import threads
 from vitnp.kernels import reference
-from vitnp.kernels.cpu.compiled import OUT, kernel
-from vitnp.kernels.cpu.rows import (
-    ROWS,
-    aligned,
-    length,
-    pack,
-    padded,
-    products,
-    read_row,
-    rows_of,
-    whole,
-)
-from vitnp.kernels.cpu.scratch import scratch
-from vitnp.kernels.cpu.simd import LANES, Vectors, loop
+from vitnp.kernels.cpu.codegen.jit import OUT, kernel
+from vitnp.kernels.cpu.codegen.rows import ROWS, aligned, length, pack, padded, products, read_row, rows_of, whole
+from vitnp.kernels.cpu.codegen.simd import LANES, Vectors, loop
+from vitnp.kernels.cpu.codegen.workspace import scratch
+from vitnp.kernels.threads import team
 
 ROWS_C = types.Array(types.float32, 2, "C", readonly=True, aligned=True)
 WORK = types.Array(types.float32, 1, "C")
@@ -51,7 +41,7 @@ def similarity(x: np.ndarray, y: np.ndarray) -> np.ndarray:
             into = out[first:last, column : column + len(part)]
             _similarity(x.ctypes.data + first * x.strides[0], x.strides[0], kind, part, into, work)
 
-    threads.split(share, len(x), ROWS)
+    team.split(share, len(x), ROWS)
     return out
 
 
@@ -71,7 +61,7 @@ def similarity_top(
         start = x.ctypes.data + first * x.strides[0]
         _similarity_top(start, x.strides[0], kind, y, none, values[first:last], indices[first:last], work)
 
-    threads.split(share, len(x), ROWS)
+    team.split(share, len(x), ROWS)
     return values, indices
 
 
@@ -85,7 +75,7 @@ def _unit(y: np.ndarray) -> np.ndarray:
         work = scratch("similarity", 16 + 2 * n)
         _unit_rows(y.ctypes.data + first * y.strides[0], y.strides[0], kind, out[first:last], work)
 
-    threads.split(share, len(y), 1024)
+    team.split(share, len(y), 1024)
     return out
 
 

@@ -1,1 +1,1 @@
-"""Kernels for NVIDIA GPUs, written by hand for CuPy; :mod:`vitnp.kernels.cuda.operations` is what callers get."""
+"""Kernels for NVIDIA GPUs, written by hand for CuPy; :mod:`vitnp.kernels.cuda.dispatch` is what callers get."""

@@ -16,19 +16,17 @@ from vitnp.kernels.cuda.loader import kernel
 if TYPE_CHECKING:
     import cupy
 
-    from vitnp.cleaning import Cleaning
-
 _THREADS = 256
 # The most blocks that a grid has across its second axis.
 _MOST_PLANES = 65_535
-# As vitnp.rasters has it: longer strips are thinned before they are filtered.
+# As vitnp.io.resample has it: longer strips are thinned before they are filtered.
 _LONGEST_SIDE = 1 << 20
 _FIXED_POINT = 1 << 22
 _MOMENTS = 13
 
 
 def resize(rgb: cupy.ndarray, size: tuple[int, int]) -> cupy.ndarray:
-    """Scale a photograph with Pillow's antialiased bicubic filter, to the same bytes; see :func:`vitnp.rasters.reduce`.
+    """Scale a photograph with Pillow's antialiased bicubic filter, to the same bytes; see :func:`vitnp.io.resample.reduce`.
 
     Parameters
     ----------
@@ -87,7 +85,7 @@ def normalise(
 def bilinear(
     values: cupy.ndarray, size: tuple[int, int], *, rows: slice = slice(None), columns: slice = slice(None)
 ) -> cupy.ndarray:
-    """Resample a map bilinearly, to the same bits as :func:`vitnp.rasters.bilinear`.
+    """Resample a map bilinearly, to the same bits as :func:`vitnp.io.resample.bilinear`.
 
     Parameters
     ----------
@@ -115,7 +113,7 @@ def bilinear(
 
 
 def fixed_point(values: cupy.ndarray) -> cupy.ndarray:
-    """A map (H, W), clipped to 0..1, as uint16 with 65535 standing for 1; see :func:`vitnp.guided.fixed_point`."""
+    """A map (H, W), clipped to 0..1, as uint16 with 65535 standing for 1; see :func:`vitnp.refine.guided_filter.fixed_point`."""
     import cupy
 
     values = cupy.ascontiguousarray(values, np.float32)
@@ -127,7 +125,7 @@ def fixed_point(values: cupy.ndarray) -> cupy.ndarray:
 def guided_filter(target: cupy.ndarray, rgb: cupy.ndarray, *, radius: int, eps: float) -> cupy.ndarray:
     """Filter a map so that within any small window it is a linear function of the photograph's colour.
 
-    See :func:`vitnp.guided.guided_filter`.
+    See :func:`vitnp.refine.guided_filter.guided_filter`.
 
     Parameters
     ----------
@@ -172,7 +170,7 @@ def guided_upsample(
 ) -> cupy.ndarray:
     """Enlarge a map to the size of its photograph, with edges that follow the photograph's.
 
-    See :func:`vitnp.guided.guided_upsample`.
+    See :func:`vitnp.refine.guided_filter.guided_upsample`.
 
     Parameters
     ----------
@@ -198,13 +196,14 @@ def guided_upsample(
     return out
 
 
-def clean(score: cupy.ndarray, constants: Cleaning) -> cupy.ndarray:
-    """Push small islands of foreground below the threshold; see :func:`vitnp.cleaning.clean`.
+def clean(score: cupy.ndarray, relative: float, absolute: float, cap: float) -> cupy.ndarray:
+    """Push small islands of foreground below the threshold; see :func:`vitnp.method.cleaning.clean`.
 
     Parameters
     ----------
     score : (rows, columns) float32
-    constants : Cleaning
+    relative, absolute, cap : float
+        As in :class:`vitnp.method.cleaning.Cleaning`.
 
     Returns
     -------
@@ -221,7 +220,7 @@ def clean(score: cupy.ndarray, constants: Cleaning) -> cupy.ndarray:
     _launch("join_labels", score.size, score, *map(np.int32, score.shape), label)
     _launch("measure_labels", score.size, pixels, label, size)
     _launch("summarise_labels", score.size, size, pixels, summary)
-    shares = np.float64(constants.relative), np.float64(constants.absolute), np.float32(constants.cap)
+    shares = np.float64(relative), np.float64(absolute), np.float32(cap)
     _launch("cap_small", score.size, score, pixels, label, size, summary, *shares, out)
     return out
 

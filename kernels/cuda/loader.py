@@ -126,7 +126,7 @@ def source(file: str) -> str:
     >>> "extern" in source("gelu.cu")
     True
     """
-    lines = importlib.resources.files(__package__).joinpath(file).read_text(encoding="utf-8").splitlines()
+    lines = importlib.resources.files(__package__).joinpath("src", file).read_text(encoding="utf-8").splitlines()
     whole = [f'#line 1 "{file}"']
     for number, line in enumerate(lines, start=1):
         included = re.match(r'#include "(\w+\.cuh)"', line)

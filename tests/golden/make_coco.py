@@ -55,7 +55,7 @@ def make_mask(rows: int, columns: int, kind: str) -> np.ndarray:
 def main() -> None:
     from pycocotools import mask as coco
 
-    from vitnp.outlines import polygons
+    from vitnp.masks.contours import polygons
 
     golden = {}
     for name, (rows, columns, kind) in CASES.items():

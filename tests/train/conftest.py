@@ -36,7 +36,7 @@ def photographs(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def teacher_file(tmp_path_factory) -> Path:
     """A checkpoint file of four blocks."""
-    from vitnp.safetensors_file import write_safetensors
+    from vitnp.checkpoints.safetensors_io import write_safetensors
 
     vit = network()
     path = tmp_path_factory.mktemp("teacher") / "toy_teacher.safetensors"
@@ -50,6 +50,6 @@ def teacher_file(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def teacher(teacher_file):
-    from vitnp.checkpoint import load_vit
+    from vitnp.checkpoints.load import load_vit
 
     return load_vit(teacher_file)

@@ -9,12 +9,12 @@ torch = pytest.importorskip("torch")
 
 from PIL import Image
 from toy import picture
-from vitnp.weights.train.crops import Ahead, DeviceCrops, HostCrops, Normalise
-from vitnp.weights.train.packs import Picture, pictures_of
-from vitnp.weights.train.plans import Plan, boxes, plan
 
 from vitnp.errors import ImageError
-from vitnp.images import normalise
+from vitnp.io.preprocess import normalise
+from vitnp.weights.train.data.crops import Ahead, DeviceCrops, HostCrops, Normalise
+from vitnp.weights.train.data.packs import Picture, pictures_of
+from vitnp.weights.train.data.sampler import Plan, boxes, plan
 
 
 def refuse(message):

@@ -13,16 +13,18 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from PIL import Image
-from vitnp.weights.train import distill as module
-from vitnp.weights.train import model
-from vitnp.weights.train.__main__ import main
-from vitnp.weights.train.distill import Origin, Recipe, Surroundings, distill
-from vitnp.weights.train.packs import pictures_of
 
-from vitnp.checkpoint import load_vit
+from vitnp.checkpoints.load import load_vit
+from vitnp.checkpoints.safetensors_io import read_safetensors
 from vitnp.errors import OutputError, UsageError, VitnpError
-from vitnp.images import normalise, read_image, resize
-from vitnp.safetensors_file import read_safetensors
+from vitnp.io.decode import read_image
+from vitnp.io.preprocess import normalise
+from vitnp.io.resample import reduce
+from vitnp.weights.train import distill as module
+from vitnp.weights.train import torch_vit
+from vitnp.weights.train.__main__ import main
+from vitnp.weights.train.data.packs import pictures_of
+from vitnp.weights.train.distill import Origin, Recipe, Surroundings, distill
 
 TOY = Recipe(steps=120, depth=2, batch=4, held_out=4, bfloat16=False, kept=3)
 
@@ -82,12 +84,12 @@ def test_it_learns(finished):
 def test_held_out_cosine_is_of_the_saved_student(finished, teacher, pictures):
     """vitnp's own networks agree about photographs, whole ones, about as well as the log says of crops."""
     student = load_vit(finished / "student.safetensors")
-    untrained = type(student)(student.config, model.to_numpy(model.initial_weights(student.config, 0)))
+    untrained = type(student)(student.config, torch_vit.to_numpy(torch_vit.initial_weights(student.config, 0)))
 
     def agreement(vit):
         cosines = []
         for picture in pictures:
-            image = normalise(resize(picture.read(), (224, 288)), student.config.mean, student.config.std)[None]
+            image = normalise(reduce(picture.read(), (224, 288)), student.config.mean, student.config.std)[None]
             a, b = vit(image)["key"], teacher(image)["key"]
             cosines.append((a * b).sum(-1) / np.linalg.norm(a, axis=-1) / np.linalg.norm(b, axis=-1))
         return np.mean(cosines)
@@ -108,16 +110,16 @@ def test_the_file(finished, teacher):
         "mean": "0.5,0.5,0.5", "std": "0.25,0.25,0.25",
     }  # fmt: skip
     student = load_vit(finished / "student.safetensors")
-    assert student.config == model.student_config(teacher.config, 2)
+    assert student.config == torch_vit.student_config(teacher.config, 2)
 
 
 def test_the_file_computes_what_was_trained(finished):
     student = load_vit(finished / "student.safetensors")
     images = np.random.default_rng(0).standard_normal((1, 3, 256, 320)).astype(np.float32)
     with torch.no_grad():
-        weights = model.to_torch(student)
-        states, key = model.stream(weights, student.config, torch.from_numpy(images))
-        token = model.norm(weights, student.config, states[-1])
+        weights = torch_vit.to_torch(student)
+        states, key = torch_vit.stream(weights, student.config, torch.from_numpy(images))
+        token = torch_vit.norm(weights, student.config, states[-1])
     got = student(images, ("key", "token"))
     assert np.abs(got["key"] - key[:, 1:].numpy()).max() < 1e-5
     assert np.abs(got["token"] - token[:, 1:].numpy()).max() < 1e-5
@@ -169,8 +171,8 @@ def test_excluded_photographs_are_not_learnt_from(tmp_path, photographs, teacher
 
 
 def test_score_is_that_of_the_evaluation(tmp_path, photographs, teacher_file, capsys):
-    from vitnp.datasets import match_pairs
-    from vitnp.saliency import mean_scores, score_pairs
+    from vitnp.evaluate.data.pairs import match_pairs
+    from vitnp.evaluate.saliency import mean_scores, score_pairs
 
     images, masks = tmp_path / "images", tmp_path / "masks"
     images.mkdir()

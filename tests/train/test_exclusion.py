@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 from toy import picture
+
 from vitnp.weights.train.__main__ import main
-from vitnp.weights.train.exclusion import Exclusion, thumbnail
-from vitnp.weights.train.packs import read_pack, write_pack
+from vitnp.weights.train.data.dedup import Exclusion, thumbnail
+from vitnp.weights.train.data.packs import read_pack, write_pack
 
 
 @pytest.fixture

@@ -11,9 +11,10 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from toy import network
-from vitnp.weights.train import model
-from vitnp.weights.train.lessons import USES, Lesson, Lessons
-from vitnp.weights.train.objective import Scales, errors
+
+from vitnp.weights.train import torch_vit
+from vitnp.weights.train.losses import Scales, errors
+from vitnp.weights.train.targets import USES, Lesson, Lessons
 
 
 def crops_of(number: int) -> torch.Tensor:
@@ -71,7 +72,7 @@ def test_the_same_after_an_interruption():
 
 def test_errors_against_numpy():
     vit = network(depth=2)
-    student = model.to_torch(vit)
+    student = torch_vit.to_torch(vit)
     rng = np.random.default_rng(0)
 
     def drawn():

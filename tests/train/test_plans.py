@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from vitnp.weights.train.plans import SHAPES, boxes, plan
+
+from vitnp.weights.train.data.sampler import SHAPES, boxes, plan
 
 
 def test_every_photograph_once_a_round():

@@ -22,7 +22,8 @@ FORMS = {
 
 def network(depth: int = 4, width: int = 32, patch: int = 32, class_position: bool = True, **form):
     """A random network whose features differ from token to token, as float64-exact float32 weights."""
-    from vitnp.vit import ViT, ViTConfig
+    from vitnp.vit.config import ViTConfig
+    from vitnp.vit.model import ViT
 
     form = {"pos_embed": "exact", **form}
     config = ViTConfig(

@@ -6,7 +6,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
 from vitnp import kernels
-from vitnp.vit import ViT
+from vitnp.vit.model import ViT
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from vitnp import images, kernels
-from vitnp.vit import ViT
+from vitnp import kernels
+from vitnp.io import preprocess, resample, source
+from vitnp.vit.model import ViT
 
 MAX_TOKENS = 4096
 
@@ -68,18 +69,18 @@ class Prepared:
     @property
     def digest(self) -> int:
         """As in :class:`Features`."""
-        return int(images.content_hash(kernels.to_host(self.pixels)), 16)
+        return int(source.content_hash(kernels.to_host(self.pixels)), 16)
 
 
 def prepare(
     rgb: np.ndarray, vit: ViT, *, size: int | None = None, stride: int | None = None, max_tokens: int = MAX_TOKENS
 ) -> Prepared:
     """Scale a photograph (height, width, 3) uint8 to what the network takes; options as for :func:`extract`."""
-    short_side = images.SHORT_SIDE if size is None else size
-    scaled, capped = images.network_size(
+    short_side = preprocess.SHORT_SIDE if size is None else size
+    scaled, capped = preprocess.network_size(
         *rgb.shape[:2], short_side=short_side, patch=vit.config.patch, stride=stride, max_tokens=max_tokens
     )
-    return Prepared(images.resize(kernels.to_device(rgb, vit.device), scaled), capped)
+    return Prepared(resample.reduce(kernels.to_device(rgb, vit.device), scaled), capped)
 
 
 def extract(
@@ -147,5 +148,5 @@ def extract_batch(
 
 def as_batch(group: Sequence[Prepared], vit: ViT) -> np.ndarray:
     """What the network reads, (B, 3, height, width) float32, of photographs of one size."""
-    pixels = [images.normalise(one.pixels, vit.config.mean, vit.config.std) for one in group]
+    pixels = [preprocess.normalise(one.pixels, vit.config.mean, vit.config.std) for one in group]
     return kernels.array_module(pixels[0]).stack(pixels)

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import numpy as np
 
+from vitnp.checkpoints.safetensors_io import read_safetensors, serialised
 from vitnp.errors import CheckpointError, OutputError
-from vitnp.features.stored import StoredFeatures
-from vitnp.outputs import replacing
-from vitnp.safetensors_file import read_safetensors, serialised
+from vitnp.features.record import StoredFeatures
+from vitnp.io.write import replacing
 
 SUFFIX = ".safetensors"
 

@@ -22,10 +22,10 @@ import numpy as np
 
 from vitnp.errors import OutputError, UsageError
 from vitnp.features import shards
-from vitnp.features.identity import Identity
+from vitnp.features.record import StoredFeatures
 from vitnp.features.shards import DamagedShard, Shard, write_shard
-from vitnp.features.stored import StoredFeatures
-from vitnp.outputs import make_folder, write_json
+from vitnp.features.spec import Identity
+from vitnp.io.write import make_folder, write_json
 
 IDENTITY_FILE = "identity.json"
 
@@ -39,8 +39,8 @@ _LEFTOVER_AGE = 3600
 class FeatureStore:
     """The features of photographs under one identity.
 
-    Reading is safe from several threads. Photographs are named by :func:`vitnp.images.file_hash`, arrays by
-    :func:`vitnp.images.content_hash`.
+    Reading is safe from several threads. Photographs are named by :func:`vitnp.io.decode.file_hash`, arrays by
+    :func:`vitnp.io.source.content_hash`.
 
     Parameters
     ----------
@@ -125,7 +125,7 @@ class FeatureStore:
         return np.array([shard.patches(place) for shard, place in map(self._index.__getitem__, photographs)], np.int64)
 
     def blocks(self, photographs: Sequence[str]) -> Blocks:
-        """Keys of photographs, a block for each, in the order given: what :class:`vitnp.kmeans.KMeans` reads."""
+        """Keys of photographs, a block for each, in the order given: what :class:`vitnp.clustering.kmeans.KMeans` reads."""
         return Blocks(self, tuple(photographs))
 
     def sample(self, photographs: Sequence[str], limit: int, seed: int | Sequence[int] = 0) -> np.ndarray:

@@ -9,16 +9,19 @@ from functools import partial
 
 import numpy as np
 
-from vitnp import images, kernels, threads
+from vitnp import kernels
 from vitnp.errors import ImageError, UsageError
 from vitnp.features.batching import AtOnce, grouped
 from vitnp.features.extract import Prepared, as_batch, prepare
-from vitnp.features.identity import Identity
+from vitnp.features.record import StoredFeatures
 from vitnp.features.shards import SHARD_BYTES
-from vitnp.features.sources import Source, fingerprint, opened
+from vitnp.features.spec import Identity
 from vitnp.features.store import FeatureStore
-from vitnp.features.stored import StoredFeatures
-from vitnp.vit import ViT
+from vitnp.io.decode import MAX_PIXELS
+from vitnp.io.source import Source, content_hash, fingerprint, opened
+from vitnp.kernels.threads import blas, pool
+from vitnp.vit.model import ViT
+
 
 @dataclasses.dataclass(frozen=True)
 class Extracted:
@@ -64,7 +67,7 @@ def extract_to_store(
     *,
     threads: int | None = None,
     batch: int | None = None,
-    max_pixels: int = images.MAX_PIXELS,
+    max_pixels: int = MAX_PIXELS,
     progress: Callable[[int], object] | None = None,
     shard_bytes: int = SHARD_BYTES,
 ) -> Extraction:
@@ -192,7 +195,7 @@ def stream(
     skip: Callable[[int, str], bool] = lambda index, photograph: False,
     thread_count: int | None = None,
     batch: int | None = None,
-    max_pixels: int = images.MAX_PIXELS,
+    max_pixels: int = MAX_PIXELS,
 ) -> Iterator[Extracted]:
     """Features of photographs, in the order in which they are done.
 
@@ -219,16 +222,16 @@ def stream(
     """
     if batch is not None and batch < 1:
         raise UsageError(f"the batch is {batch}; choose 1 or more")
-    count = threads.thread_count(thread_count)
+    count = pool.thread_count(thread_count)
     at_once = AtOnce(vit, batch)
     run = partial(_run, vit=vit, identity=identity, at_once=at_once)
     decode = partial(_decode, vit=vit, identity=identity, skip=skip, max_pixels=max_pixels)
     with (
-        threads.one_blas_thread(),
-        contextlib.closing(threads.in_order(decode, enumerate(photographs), count)) as decoded,
+        blas.one_blas_thread(),
+        contextlib.closing(pool.in_order(decode, enumerate(photographs), count)) as decoded,
         contextlib.closing(grouped(decoded, _kind, at_once.most)) as batches,
         # A GPU does one thing after the other anyhow.
-        contextlib.closing(threads.in_order(run, batches, count if vit.device == "cpu" else 1)) as results,
+        contextlib.closing(pool.in_order(run, batches, count if vit.device == "cpu" else 1)) as results,
     ):
         for group in results:
             yield from group
@@ -249,7 +252,7 @@ def stored_features(rgb: np.ndarray, vit: ViT, identity: Identity) -> StoredFeat
     UsageError
         When the features don't fit the precision.
     """
-    decoded = Decoded(0, images.content_hash(rgb), rgb.shape[:2], _prepare(rgb, vit, identity))
+    decoded = Decoded(0, content_hash(rgb), rgb.shape[:2], _prepare(rgb, vit, identity))
     (features,) = stored_batch([decoded], vit, identity, lambda array: array)
     return features
 

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import numpy as np
 
-from vitnp import images
 from vitnp.errors import ImageError, OutputError
-from vitnp.features.identity import Identity
-from vitnp.features.sources import Source, size_of
+from vitnp.features.spec import Identity
 from vitnp.features.store import FeatureStore
-from vitnp.vit import ViT
+from vitnp.io import preprocess
+from vitnp.io.source import Source, size_of
+from vitnp.vit.model import ViT
 
 try:
     import fcntl
@@ -166,7 +166,7 @@ def _bytes_of(photograph: Source, vit: ViT, identity: Identity) -> int:
         height, width = size_of(photograph)
     except ImageError:
         return 0
-    (height, width), _ = images.network_size(
+    (height, width), _ = preprocess.network_size(
         height,
         width,
         short_side=identity.size,

@@ -9,7 +9,8 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from vitnp import cli
+from vitnp.cli import shared
+from vitnp.cli.arguments import natural, positive
 from vitnp.errors import ImageError, OutputError, UsageError
 
 PROG = "python -m vitnp.weights.train"
@@ -23,7 +24,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     """The command's options."""
-    made = cli.parser(
+    made = shared.parser(
         PROG,
         "Make a checkpoint: gather photographs, and distil a trained network into a smaller one. Needs no labels.",
         epilog=f"`{PROG} COMMAND --help` tells more. distill needs torch: `pip install '.[train]'` in a checkout.",
@@ -51,16 +52,16 @@ def build_parser() -> argparse.ArgumentParser:
         "--teacher", required=True, metavar="NAME|FILE", help="any checkpoint that --model takes elsewhere"
     )
     group.add_argument("--init", metavar="FILE", help="a student of an earlier run to go on from")
-    group.add_argument("--depth", type=cli.positive, default=6, metavar="N", help="blocks of the student (6)")
+    group.add_argument("--depth", type=positive, default=6, metavar="N", help="blocks of the student (6)")
     group = add.add_argument_group("training")
     length = group.add_mutually_exclusive_group(required=True)
     length.add_argument("--minutes", type=_above_zero, metavar="M", help="how long; the schedule ends with them")
-    length.add_argument("--steps", type=cli.positive, metavar="N", help="how long instead; repeatable on a CPU")
+    length.add_argument("--steps", type=positive, metavar="N", help="how long instead; repeatable on a CPU")
     group.add_argument(
-        "--batch", type=cli.positive, default=16, metavar="N", help="crops of 224 x 224 (16; a GPU takes 512)"
+        "--batch", type=positive, default=16, metavar="N", help="crops of 224 x 224 (16; a GPU takes 512)"
     )
     group.add_argument(
-        "--pool", type=cli.natural, default=0, metavar="N", help="batches kept and used three times, 0.9 MB a crop (0)"
+        "--pool", type=natural, default=0, metavar="N", help="batches kept and used three times, 0.9 MB a crop (0)"
     )
     group.add_argument(
         "--optimiser", choices=("muon", "adamw"), default="muon", metavar="NAME", help="muon or adamw (muon)"
@@ -70,17 +71,17 @@ def build_parser() -> argparse.ArgumentParser:
         "--muon-rate", type=_above_zero, default=0.012, metavar="R", help="learning rate of Muon (0.012)"
     )
     group.add_argument(
-        "--held-out", type=cli.natural, default=64, metavar="N", help="photographs kept out, to measure on (64)"
+        "--held-out", type=natural, default=64, metavar="N", help="photographs kept out, to measure on (64)"
     )
-    group.add_argument("--seed", type=cli.natural, default=0, metavar="N")
+    group.add_argument("--seed", type=natural, default=0, metavar="N")
     group = add.add_argument_group("run")
     group.add_argument("--device", choices=("cpu", "cuda"), default="cpu", metavar="NAME", help="cpu or cuda (cpu)")
     group.add_argument("--float32", action="store_true", help="products in float32; otherwise bfloat16")
     group.add_argument("--compile", action="store_true", help="compile the networks first; faster on a GPU")
-    group.add_argument("--threads", type=cli.positive, metavar="N", help="of torch (its own choice)")
+    group.add_argument("--threads", type=positive, metavar="N", help="of torch (its own choice)")
     group.add_argument("--save-minutes", type=_above_zero, default=5.0, metavar="M", help="between saves (5)")
     group.add_argument(
-        "--log-steps", type=cli.positive, default=100, metavar="N", help="between lines of the log (100)"
+        "--log-steps", type=positive, default=100, metavar="N", help="between lines of the log (100)"
     )
     group.add_argument("--quiet", action="store_true", help="errors only")
     group = add.add_argument_group("result")
@@ -103,8 +104,8 @@ def _add_photographs(to: argparse.ArgumentParser) -> None:
 
 
 def _pack(args: argparse.Namespace) -> int:
-    from vitnp.weights.train.exclusion import Exclusion
-    from vitnp.weights.train.packs import pictures_of, write_pack
+    from vitnp.weights.train.data.dedup import Exclusion
+    from vitnp.weights.train.data.packs import pictures_of, write_pack
 
     if args.out.suffix != ".npz":
         raise UsageError(f"{args.out} should end in .npz")
@@ -115,7 +116,7 @@ def _pack(args: argparse.Namespace) -> int:
 
     def readable() -> Iterator[tuple[str, object]]:
         found = Exclusion(args.exclude).sort_out(pictures)
-        for picture, outcome in cli.progress(found, len(pictures), quiet=False):
+        for picture, outcome in shared.progress(found, len(pictures), quiet=False):
             if isinstance(outcome, ImageError):
                 failures.append(outcome)
             elif isinstance(outcome, str):
@@ -125,10 +126,10 @@ def _pack(args: argparse.Namespace) -> int:
 
     count = write_pack(args.out, readable())
     print(args.out)
-    cli.say(f"{count} photographs" + (f", {len(excluded)} left out" if args.exclude else ""))
+    shared.say(f"{count} photographs" + (f", {len(excluded)} left out" if args.exclude else ""))
     if failures:
-        cli.list_failures(failures, len(pictures))
-    return cli.EXIT_SOME_FAILED if failures else cli.EXIT_OK
+        shared.list_failures(failures, len(pictures))
+    return shared.EXIT_SOME_FAILED if failures else shared.EXIT_OK
 
 
 def _distill(args: argparse.Namespace) -> int:
@@ -136,12 +137,11 @@ def _distill(args: argparse.Namespace) -> int:
         import torch
     except ImportError:
         raise UsageError("training needs torch: `pip install '.[train]'` in a checkout brings it") from None
+    from vitnp.checkpoints.load import load_vit
+    from vitnp.kernels.threads import pool
+    from vitnp.weights.train.data.dedup import Exclusion
+    from vitnp.weights.train.data.packs import pictures_of
     from vitnp.weights.train.distill import Origin, Recipe, Surroundings, distill
-    from vitnp.weights.train.exclusion import Exclusion
-    from vitnp.weights.train.packs import pictures_of
-
-    from vitnp import threads
-    from vitnp.checkpoint import load_vit
 
     if args.threads:
         torch.set_num_threads(args.threads)
@@ -152,12 +152,12 @@ def _distill(args: argparse.Namespace) -> int:
     pictures = pictures_of(args.photographs)
     if args.exclude:
         found = Exclusion(args.exclude).sort_out(pictures, short_side=64)
-        found = cli.progress(found, len(pictures), quiet=args.quiet)
+        found = shared.progress(found, len(pictures), quiet=args.quiet)
         before, pictures = (
             len(pictures),
             [picture for picture, outcome in found if not isinstance(outcome, (str, ImageError))],
         )
-        cli.say(f"{before - len(pictures)} of {before} photographs left out", quiet=args.quiet)
+        shared.say(f"{before - len(pictures)} of {before} photographs left out", quiet=args.quiet)
     recipe = Recipe(
         minutes=args.minutes, steps=args.steps, depth=args.depth, batch=args.batch, kept=args.pool,
         optimiser=args.optimiser, rate=args.rate, muon_rate=args.muon_rate, held_out=args.held_out, seed=args.seed,
@@ -168,32 +168,31 @@ def _distill(args: argparse.Namespace) -> int:
             teacher, pictures, args.out, recipe, init=init,
             origin=Origin(args.name, args.license, _crops_seen(args.init)),
             around=Surroundings(
-                args.device, args.compile, threads.thread_count(), args.save_minutes, args.log_steps,
-                notice=lambda message: cli.say(message, quiet=args.quiet), stop=stop,
+                args.device, args.compile, pool.thread_count(), args.save_minutes, args.log_steps,
+                notice=lambda message: shared.say(message, quiet=args.quiet), stop=stop,
             ),
         )  # fmt: skip
     if student is None:
-        cli.say(f"saved in {args.out}: the same command goes on from there", quiet=args.quiet)
-        return cli.EXIT_INTERRUPTED
+        shared.say(f"saved in {args.out}: the same command goes on from there", quiet=args.quiet)
+        return shared.EXIT_INTERRUPTED
     print(student)
     if pairs:
         _score(student, pairs, args)
-    return cli.EXIT_OK
+    return shared.EXIT_OK
 
 
 def _pairs(args: argparse.Namespace) -> list:
     """Photographs and masks to score, looked for before the long work."""
-    from vitnp.datasets import match_pairs
+    from vitnp.evaluate.data.pairs import match_pairs
 
     pairs, _ = match_pairs(*args.score)
     return pairs
 
 
 def _score(student: Path, pairs: list, args: argparse.Namespace) -> None:
-    from vitnp.weights.train.journal import Journal
-
-    from vitnp.checkpoint import load_vit
-    from vitnp.saliency import score_photographs
+    from vitnp.checkpoints.load import load_vit
+    from vitnp.evaluate.saliency import score_photographs
+    from vitnp.weights.train.log import Journal
 
     scored = score_photographs(pairs, load_vit(student), threads=args.threads)
     Journal(args.out / "log.jsonl").write({"images": scored.images, **scored.scores})
@@ -204,7 +203,7 @@ def _crops_seen(init: str | None) -> int:
     """Crops that a student had seen in earlier runs, as its file says."""
     if init is None:
         return 0
-    from vitnp.checkpoint import describe
+    from vitnp.checkpoints.load import describe
 
     crops = describe(init).get("metadata crops", "0")
     return int(crops) if crops.isdecimal() else 0
@@ -243,4 +242,4 @@ def _above_zero(text: str) -> float:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    shared.run(main)

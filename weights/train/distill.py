@@ -2,12 +2,12 @@
 
 Each block of the student learns to do what a group of the teacher's does: with 6 and 12, block j learns blocks 2 j and
 2 j + 1. It is told, for every crop, the teacher's hidden states after each group, its last keys, and its tokens and CLS
-after the final norm (:mod:`vitnp.weights.train.objective`). No label, mask or box is read.
+after the final norm (:mod:`vitnp.weights.train.losses`). No label, mask or box is read.
 
 A run has a folder::
 
     student.safetensors   the student so far, averaged over the last steps, float16
-    log.jsonl             how it went (vitnp.weights.train.journal)
+    log.jsonl             how it went (vitnp.weights.train.log)
     state.pt              what it needs to go on after an interruption; removed at the end
 """
 
@@ -27,19 +27,19 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from vitnp.weights.train import model, schedule
-from vitnp.weights.train.crops import Ahead, DeviceCrops, HostCrops, Normalise
-from vitnp.weights.train.export import write_student
-from vitnp.weights.train.journal import Journal
-from vitnp.weights.train.learner import Learner
-from vitnp.weights.train.lessons import Lesson, Lessons
-from vitnp.weights.train.objective import Scales, errors
-from vitnp.weights.train.packs import Picture
-from vitnp.weights.train.plans import plan
 
 from vitnp.errors import OutputError, UsageError, VitnpError
-from vitnp.outputs import make_folder, replacing
-from vitnp.vit import ViT
+from vitnp.io.write import make_folder, replacing
+from vitnp.vit.model import ViT
+from vitnp.weights.train import schedule, torch_vit
+from vitnp.weights.train.data.crops import Ahead, DeviceCrops, HostCrops, Normalise
+from vitnp.weights.train.data.packs import Picture
+from vitnp.weights.train.data.sampler import plan
+from vitnp.weights.train.export import write_student
+from vitnp.weights.train.log import Journal
+from vitnp.weights.train.losses import Scales, errors
+from vitnp.weights.train.student import Learner
+from vitnp.weights.train.targets import Lesson, Lessons
 
 _HELD_OUT, _STREAM = 3, 4  # streams of random numbers, beside those of plans and lessons
 _HELD_OUT_BATCH = 16
@@ -60,7 +60,7 @@ class Recipe:
     batch : int
         Crops of 224 x 224 in a batch.
     kept : int
-        Lessons that are kept and given three times, see :class:`vitnp.weights.train.lessons.Lessons`.
+        Lessons that are kept and given three times, see :class:`vitnp.weights.train.targets.Lessons`.
     optimiser : {"muon", "adamw"}
     rate, muon_rate : float
         Peak learning rates.
@@ -177,9 +177,9 @@ class _Run:
         self.recipe, self.origin, self.around, self.folder = recipe, origin, around, folder
         self.device, self.fresh = torch.device(around.device), init is None
         self.teacher_name, self.teacher_config = teacher.name, teacher.config
-        self.teacher = model.to_torch(teacher, self.device)
-        self.config = model.student_config(teacher.config, recipe.depth)
-        begin = model.to_torch(init) if init else model.initial_weights(self.config, recipe.seed)
+        self.teacher = torch_vit.to_torch(teacher, self.device)
+        self.config = torch_vit.student_config(teacher.config, recipe.depth)
+        begin = torch_vit.to_torch(init) if init else torch_vit.initial_weights(self.config, recipe.seed)
         begin = {name: weight.to(self.device) for name, weight in begin.items()}
         self.learner = Learner(begin, recipe.optimiser, recipe.rate, recipe.muon_rate)
         self.identity = _identity(teacher, pictures, recipe, init)
@@ -191,7 +191,7 @@ class _Run:
         self.learnt_from = [pictures[index] for index in sorted(order[recipe.held_out :])]
         self.held_out = [pictures[index] for index in sorted(order[: recipe.held_out])]
         self.normalise = Normalise(self.config, self.device)
-        self.stream = model.compiled_stream() if around.compile else model.stream
+        self.stream = torch_vit.compiled_stream() if around.compile else torch_vit.stream
 
     def run(self) -> Path | None:
         student, state = self.folder / "student.safetensors", self.folder / "state.pt"
@@ -267,7 +267,7 @@ class _Run:
             return Lesson(crops, *self.stream(self.teacher, self.teacher_config, crops, every))
 
     def _final(self, lesson: Lesson) -> Tensor:
-        return model.norm(self.teacher, self.teacher_config, lesson.states[-1])
+        return torch_vit.norm(self.teacher, self.teacher_config, lesson.states[-1])
 
     def _precision(self) -> contextlib.AbstractContextManager:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.bfloat16)
@@ -327,7 +327,7 @@ class _Run:
 
     def _save(self, lessons: Lessons | None) -> None:
         """Student and state; without lessons the run is over, and the state goes."""
-        weights = model.to_numpy(self.learner.average)
+        weights = torch_vit.to_numpy(self.learner.average)
         if not all(np.isfinite(weight).all() for weight in weights.values()):
             raise VitnpError(f"the weights are no numbers any more at step {self.step}: begin again with lower rates")
         state = self.folder / "state.pt"
@@ -375,7 +375,7 @@ def _check(teacher: ViT, pictures: Sequence[Picture], recipe: Recipe, init: ViT 
             f"{recipe.depth} blocks don't divide the {teacher.config.depth} of the teacher {teacher.name}; "
             "choose a divisor"
         )
-    if init and init.config != model.student_config(teacher.config, recipe.depth):
+    if init and init.config != torch_vit.student_config(teacher.config, recipe.depth):
         raise UsageError(
             f"{init.name} is no student of {recipe.depth} blocks of {teacher.name}; "
             "leave out --init, or give one that is"

@@ -15,15 +15,17 @@ from pathlib import Path
 
 import numpy as np
 
-from vitnp import cli, multilevel
-from vitnp.collection import Collection
+from vitnp.checkpoints.registry import collection_temperature
+from vitnp.cli import arguments, shared
 from vitnp.errors import UsageError
-from vitnp.outputs import make_folder
-from vitnp.segmenter import Progress, Segmenter, silent
-from vitnp.vit import ViT
-from vitnp.weights.registry import collection_temperature
-from vitnp.weights.train.exclusion import Exclusion
-from vitnp.weights.train.packs import Picture, pictures_of
+from vitnp.io.write import make_folder
+from vitnp.method import collection_level
+from vitnp.method.collection import Collection
+from vitnp.progress import Progress, silent
+from vitnp.segmenter import Segmenter
+from vitnp.vit.model import ViT
+from vitnp.weights.train.data.dedup import Exclusion
+from vitnp.weights.train.data.packs import Picture, pictures_of
 
 __all__ = ["fit_collection", "main", "sample"]
 
@@ -110,14 +112,14 @@ def fit_collection(
         temperature = collection_temperature(segmenter.vit.sha256)
     if temperature is not None:
         soften = functools.partial(dataclasses.replace, temperature=temperature)
-        segmenter.dataset_level, segmenter.category_level = map(soften, (multilevel.DATASET, multilevel.CATEGORY))
+        segmenter.dataset_level, segmenter.category_level = map(soften, (collection_level.DATASET, collection_level.CATEGORY))
     collection = segmenter.fit(photographs).collection
     return dataclasses.replace(collection, parameters={**collection.parameters, "refine": "solver"})
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The command's options."""
-    made = cli.parser(
+    made = shared.parser(
         "python -m vitnp.weights.train.fit_collection",
         "Fit a collection, without classes, that single photographs can be judged by: `python -m vitnp.segment --collection FILE`.",
         usage="python -m vitnp.weights.train.fit_collection PHOTOS [PHOTOS ...] --out FILE [options]",
@@ -127,13 +129,13 @@ def build_parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--exclude", type=Path, nargs="+", default=[], metavar="DIR", help="leave out what also occurs there, by name or looks"
     )
-    made.add_argument("--photographs", dest="count", type=cli.positive, metavar="N", help="a sample of so many (all)")
-    made.add_argument("--categories", type=cli.positive, default=20, metavar="N", help="groups of similar photographs (20)")
+    made.add_argument("--photographs", dest="count", type=arguments.positive, metavar="N", help="a sample of so many (all)")
+    made.add_argument("--categories", type=arguments.positive, default=20, metavar="N", help="groups of similar photographs (20)")
     made.add_argument("--temperature", type=float, metavar="T", help="of both levels (the registry's, else 0.05)")
-    made.add_argument("--seed", type=cli.natural, default=0, metavar="N", help="same seed, same file (0)")
+    made.add_argument("--seed", type=arguments.natural, default=0, metavar="N", help="same seed, same file (0)")
     made.add_argument("--cache", metavar="DIR", help="folder that keeps features for the next run")
-    cli.add_model_options(made)
-    cli.add_run_options(made)
+    arguments.add_model_options(made)
+    arguments.add_run_options(made)
     return made
 
 
@@ -156,7 +158,7 @@ def main(argv: list[str] | None = None) -> int:
     make_folder(args.out.parent)  # what can't be written is known before the long work
     pictures = pictures_of(args.photographs)
     exclusion = Exclusion(args.exclude)
-    with cli.stage_progress("photographs", args.count or len(pictures), quiet=args.quiet) as advance:
+    with shared.stage_progress("photographs", args.count or len(pictures), quiet=args.quiet) as advance:
         photographs = []
         for photograph in sample(pictures, exclusion, args.count, args.seed):
             photographs.append(photograph)
@@ -164,17 +166,17 @@ def main(argv: list[str] | None = None) -> int:
     if len(photographs) < (args.count or 1):
         raise UsageError(f"there are {len(photographs)} photographs that aren't excluded; ask for fewer, or name more")
     collection = fit_collection(
-        photographs, cli.load_model(args), categories=args.categories, temperature=args.temperature, seed=args.seed,
-        cache=args.cache, threads=args.threads, progress=functools.partial(cli.stage_progress, quiet=args.quiet),
+        photographs, arguments.load_model(args), categories=args.categories, temperature=args.temperature, seed=args.seed,
+        cache=args.cache, threads=args.threads, progress=functools.partial(shared.stage_progress, quiet=args.quiet),
     )  # fmt: skip
     collection.save(args.out)
     facts = {"file": str(args.out), "photographs": len(photographs), "categories": len(collection.categories), "digest": collection.digest}
     if args.json:
-        cli.print_json(facts)
+        shared.print_json(facts)
     else:
         print("{photographs} photographs in {categories} categories -> {file}".format(**facts))
-    return cli.EXIT_OK
+    return shared.EXIT_OK
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    shared.run(main)

@@ -1,0 +1,1 @@
+"""Benchmarks of the CPU kernels against other libraries."""

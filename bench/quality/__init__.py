@@ -1,0 +1,1 @@
+"""Benchmarks of mask quality on photographs with true masks."""

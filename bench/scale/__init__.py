@@ -1,0 +1,1 @@
+"""Benchmarks of time and memory: one photograph, large photographs, collections."""

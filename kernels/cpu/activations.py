@@ -1,0 +1,79 @@
+"""Activations that stand alone: GELU's own form is in the epilogue of the linear layer before it."""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import types
+from numba.extending import intrinsic
+
+from vitnp.kernels import reference
+from vitnp.kernels.cpu.codegen.gil import lay_down, take_up
+from vitnp.kernels.cpu.codegen.jit import IN, OUT, kernel
+from vitnp.kernels.cpu.codegen.simd import LANES, Vectors
+
+
+def gelu(x: np.ndarray) -> np.ndarray:
+    if x.dtype != np.float32:
+        return reference.gelu(x)
+    out = np.empty(x.shape, np.float32)
+    _gelu(np.ascontiguousarray(x).reshape(-1), out.reshape(-1))
+    return out
+
+
+def swiglu(x: np.ndarray) -> np.ndarray:
+    if x.dtype != np.float32:
+        return reference.swiglu(x)
+    out = np.empty((*x.shape[:-1], x.shape[-1] // 2), np.float32)
+    _swiglu(np.ascontiguousarray(x).reshape(-1, x.shape[-1]), out.reshape(-1, out.shape[-1]))
+    return out
+
+
+def _elementwise(arguments: int, compute):
+    """``f(a[, b], out)`` on one vector at each address."""
+
+    def generate(context, builder, signature, addresses):
+        v = Vectors(builder)
+        *pointers, out = map(v.pointer, addresses)
+        v.store(compute(v, *map(v.load, pointers)), out)
+        return context.get_dummy_value()
+
+    if arguments == 1:
+        return intrinsic(lambda context, a, out: (types.void(types.int64, types.int64), generate))
+    return intrinsic(lambda context, a, b, out: (types.void(types.int64, types.int64, types.int64), generate))
+
+
+_gelu_vector = _elementwise(1, Vectors.gelu)
+_swiglu_vector = _elementwise(2, lambda v, gate, value: v.builder.fmul(v.sigmoid_times(gate), value))
+
+
+@kernel(IN(1), OUT(1))
+def _gelu(x, out):
+    """x Phi(x); numbers side by side."""
+    lay_down()
+    whole = len(x) // LANES * LANES
+    for i in range(0, whole, LANES):
+        _gelu_vector(x[i:].ctypes.data, out[i:].ctypes.data)
+    if whole < len(x):
+        rest = np.zeros(LANES, np.float32)
+        rest[: len(x) - whole] = x[whole:]
+        _gelu_vector(rest.ctypes.data, rest.ctypes.data)
+        out[whole:] = rest[: len(x) - whole]
+    take_up()
+
+
+@kernel(IN(2), OUT(2))
+def _swiglu(x, out):
+    """silu(a) b of the halves of each row; numbers of a row side by side."""
+    lay_down()
+    width = out.shape[1]
+    whole = width // LANES * LANES
+    gate, value = np.zeros(LANES, np.float32), np.zeros(LANES, np.float32)
+    for i in range(len(out)):
+        for j in range(0, whole, LANES):
+            _swiglu_vector(x[i, j:].ctypes.data, x[i, width + j :].ctypes.data, out[i, j:].ctypes.data)
+        if whole < width:
+            gate[: width - whole] = x[i, whole:width]
+            value[: width - whole] = x[i, width + whole :]
+            _swiglu_vector(gate.ctypes.data, value.ctypes.data, gate.ctypes.data)
+            out[i, whole:] = gate[: width - whole]
+    take_up()

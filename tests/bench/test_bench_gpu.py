@@ -1,0 +1,520 @@
+"""``python -m bench gpu`` on a GPU that is made up: what it finds wrong, what it goes on with, what it says in the end."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import pathlib
+import re
+import sys
+import time
+
+import fake_cupy
+import numpy as np
+import pytest
+
+# bench/ is no part of the installed package. At the end of the path, so that an installed vitnp stays the one tested.
+sys.path.append(str(pathlib.Path(__file__).resolve().parent.parent.parent))
+
+from bench import gpu
+from bench.cpu.vit_peers import Case
+from bench.gpu import bars, ceilings, measure, programs, table
+from bench.gpu.measure import Missing, Timing
+from bench.gpu.report import Report, read
+from bench.gpu.steps import FIRST, STEPS
+from vitnp.vit.config import ViTConfig
+
+ROOT = pathlib.Path(gpu.__file__).parent.parent.parent
+
+
+class Event:
+    """As CuPy's, by the host's clock."""
+
+    def record(self):
+        self.time = time.perf_counter()
+
+    def synchronize(self):
+        pass
+
+
+def complete(fake):
+    """What the benchmarks ask of CuPy beside arrays and kernels."""
+    device = fake.cuda.Device()
+    device.attributes = {**device.attributes, "L2CacheSize": 1024}
+    device.synchronize, device.mem_info = lambda: None, (1 << 20, 1 << 30)
+    fake.cuda.Device = lambda *_: device
+    fake.cuda.Event = Event
+    fake.cuda.get_elapsed_time = lambda before, after: 1e3 * (after.time - before.time)
+    fake.cuda.set_allocator = lambda allocator: None
+    fake.cuda.runtime.runtimeGetVersion = lambda: 13000
+    properties = {"name": b"Made Up 9000", "major": 9, "minor": 0, "multiProcessorCount": 3}
+    properties |= {"totalGlobalMem": 3 << 30, "l2CacheSize": 1 << 20}
+    fake.cuda.runtime.getDeviceProperties = lambda device: properties
+    fake.__version__ = "0"
+    return fake
+
+
+@pytest.fixture
+def cupy():
+    forget()
+    with fake_cupy.installed("fast") as fake:  # every kernel has been checked by itself
+        yield complete(fake)
+    forget()
+
+
+def forget() -> None:
+    """The steps' modules hold on to the loader that was there when they were imported."""
+    for name in [name for name in sys.modules if name.startswith("bench.gpu.")]:
+        if hasattr(sys.modules[name], "require_cupy"):
+            del sys.modules[name]
+
+
+@pytest.fixture
+def run_step(tmp_path, monkeypatch):
+    """Runs a step's function here and now."""
+
+    def run(module: str, function: str = "run", *, seconds: float = 1000.0, **constants) -> list[dict]:
+        found = importlib.import_module(f"bench.gpu.{module}")
+        monkeypatch.setattr(measure, "MOST", measure.FEWEST)
+        for name, value in constants.items():
+            monkeypatch.setattr(found, name, value)
+        path = tmp_path / f"{module}-{function}.jsonl"
+        report = Report(path, seconds, module)
+        getattr(found, function)(report, argparse.Namespace(quick=False, photographs=None))
+        return read(path)
+
+    return run
+
+
+def checks(records) -> dict[str, bool]:
+    return {record["name"]: record["passed"] for record in records if record["kind"] == "check"}
+
+
+def times(records) -> set[str]:
+    return {record["contender"] for record in records if record["kind"] == "time"}
+
+
+# --- Steps, on tiny arrays --------------------------------------------------------------------------------------------
+
+
+SMALL = {"ROWS": (330,), "CLUSTERS": (8,), "WIDTH": 64, "SAMPLE": 20}
+
+
+def test_kmeans_is_checked_and_timed_against_the_others(cupy, run_step):
+    records = run_step("kmeans", **SMALL)
+    assert len(checks(records)) == 8 and all(checks(records).values())
+    assert {"vitnp", "cupy"} <= times(records)
+    ours = bars.find(records, {"rows": 330, "clusters": 8, "dtype": "fp32"}, "vitnp")
+    assert ours["rate"] == pytest.approx(330 * 64 * 4 / ours["seconds"])
+    why = {record["contender"]: record["why"] for record in records if record["kind"] == "missing"}
+    assert why["cuML"] == "No module named 'cuml'" and why["flash-kmeans"].startswith("No module named")
+
+
+@pytest.mark.parametrize(
+    "field, spoil, what",
+    [
+        ("labels", lambda labels: labels[::-1], "labels"),
+        ("counts", lambda counts: counts + 1, "counts"),
+        ("sums", lambda sums: sums * 1.001, "sums"),
+        ("inertia", lambda inertia: inertia * np.nan, "inertia"),
+    ],
+)
+def test_a_wrong_iteration_is_named_and_the_rest_is_done(cupy, run_step, monkeypatch, field, spoil, what):
+    from vitnp.kernels.cuda import dispatch
+
+    right = dispatch.kmeans_step
+
+    def wrong(x, *args, **options):
+        step = right(x, *args, **options)
+        spoilt = spoil(getattr(step, field)).view(fake_cupy.ndarray)
+        return step._replace(**{field: spoilt}) if x.dtype == np.float16 else step
+
+    monkeypatch.setattr(dispatch, "kmeans_step", wrong)
+    records = run_step("kmeans", **SMALL)
+    failed = {name for name, passed in checks(records).items() if not passed}
+    assert f"k-means, 330 x 64, K = 8, fp16: {what}" in failed
+    assert all("fp16" in name for name in failed)
+    assert bars.find(records, {"dtype": "fp16"}, "vitnp") and bars.find(records, {"dtype": "fp32"}, "cupy")
+
+
+def test_out_of_time_is_on_record(cupy, run_step):
+    records = run_step("kmeans", seconds=0.0, **SMALL)
+    assert {record["kind"] for record in records} == {"skipped"}
+    assert {record["why"] for record in records} == {"out of time"}
+
+
+def test_similarity_and_attention(cupy, run_step):
+    records = run_step("similarity", CASES=[(110, 70, 0, "fp32"), (110, 70, 5, "fp32"), (110, 70, 1, "fp32")], WIDTH=64)
+    assert len(checks(records)) == 5 and all(checks(records).values())
+    assert {"vitnp", "cupy"} <= times(records)
+    records = run_step("attention", CASES=[(2, 70, "fp16"), (1, 70, "fp32")])
+    assert list(checks(records).values()) == [True, True]
+    ours = bars.find(records, {"dtype": "fp16"}, "vitnp")
+    assert ours["rate"] == pytest.approx(4 * 2 * 6 * 70**2 * 64 / ours["seconds"])
+
+
+def test_wrong_attention_is_noticed(cupy, run_step, monkeypatch):
+    from vitnp.kernels.cuda import dispatch
+
+    right = dispatch.attention
+    monkeypatch.setattr(dispatch, "attention", lambda *args: right(*args) * np.float16(1.01))
+    assert list(checks(run_step("attention", CASES=[(2, 70, "fp16")])).values()) == [False]
+
+
+def test_ceilings(cupy, run_step):
+    records = run_step("ceilings", COPIED=4096, SIDE=64)
+    assert {"copy", "fp32", "fp16"} <= set(ceilings.rates(records))
+    assert all(checks(records).values())
+
+
+class Tiny(Case):
+    """A network that an emulator gets through."""
+
+    @property
+    def config(self) -> ViTConfig:
+        return ViTConfig(64, 2, 1, self.patch, (self.side // self.patch,) * 2)
+
+
+def test_networks(cupy, run_step):
+    records = run_step("network", CASES=[Tiny("S", 16, 32, 2)], COMPILED=[])
+    assert all(checks(records).values())
+    timed = [record["case"]["want"] for record in records if record["kind"] == "time" and record["contender"] == "vitnp"]
+    assert timed == ["key", "token"]
+
+
+def test_keys_are_compared_with_the_cpu_s(cupy, run_step, monkeypatch):
+    records = run_step("agreement", "keys", PATCHES=1, CASES=[Tiny("S", 16, 32, 1)])
+    assert len(checks(records)) == 4 and all(checks(records).values())
+    module = importlib.import_module("vitnp.kernels.cuda.attention")
+    right = module.attention
+    monkeypatch.setattr(module, "attention", lambda *args: right(*args) * np.float16(1.1))
+    records = run_step("agreement", "keys", PATCHES=1, CASES=[Tiny("S", 16, 32, 1)])
+    assert not any(checks(records[4:]).values())
+
+
+@pytest.mark.parametrize("moved, right", [(0, True), (5, False)])
+@pytest.mark.parametrize("given", [False, True])
+def test_masks_are_compared_with_the_cpu_s(run_step, monkeypatch, tmp_path, given, moved, right):
+    from PIL import Image
+
+    from bench.gpu import agreement
+
+    truth = np.zeros((40, 50), bool)
+    truth[10:30, 10:40] = True
+    photographs = None
+    if given:
+        photographs = tmp_path / "photographs"
+        for kind, picture in (("images", np.zeros((40, 50, 3), np.uint8)), ("masks", truth.astype(np.uint8) * 255)):
+            (photographs / kind).mkdir(parents=True)
+            for name in "ab":
+                Image.fromarray(picture).save(photographs / kind / f"{name}.png")
+
+    def segmented(folder, out, *options, seconds):
+        shift = moved if "cuda" in options else 0
+        return {path.stem: np.roll(truth, shift, axis=1) for path in folder.iterdir()}
+
+    monkeypatch.setattr(agreement, "segmented", segmented)
+    path = tmp_path / "records"
+    agreement.masks(Report(path, 100, "masks"), argparse.Namespace(quick=False, photographs=photographs))
+    found = checks(read(path))
+    assert list(found.values()) == [right, right]
+    assert all(("2 photographs" if given else "5 photographs") in name for name in found)
+
+
+def test_the_command_s_masks_are_read(tmp_path, photograph):
+    from bench.gpu import agreement
+    from bench.gpu.folder import SIZE, make_photographs
+
+    make_photographs(tmp_path / "in", 7, None)
+    names = sorted(path.name for path in (tmp_path / "in").iterdir())
+    assert len(names) == 7 and len({(tmp_path / "in" / name).read_bytes() for name in names}) == 7
+    for name in names[1:]:
+        (tmp_path / "in" / name).unlink()
+    found = agreement.segmented(tmp_path / "in", tmp_path / "out", "--device", "cpu", "--refine", "none", seconds=300)
+    assert found["0000"].shape == SIZE[::-1] and found["0000"].any()
+    with pytest.raises(RuntimeError, match="--device nowhere ended with the status 2"):
+        agreement.segmented(tmp_path / "in", tmp_path / "out", "--device", "nowhere", seconds=300)
+
+
+def test_large_arrays_are_compared_with_their_parts(cupy, run_step, monkeypatch):
+    small = {"MANY": 64 * 200, "BEYOND": 30, "TAIL": 50, "WIDTH": 64}
+    records = run_step("agreement", "large", **small)
+    assert len(checks(records)) == 12 and all(checks(records).values())
+    from vitnp.kernels.cuda import dispatch
+
+    right = dispatch.kmeans_step
+
+    def wrong(x, *args, **options):
+        step = right(x, *args, **options)
+        if len(x) > 200:
+            step.labels[-9:] = 1 - step.labels[-9:]
+        return step
+
+    monkeypatch.setattr(dispatch, "kmeans_step", wrong)
+    failed = [record["name"] for record in run_step("agreement", "large", **small)[12:] if not record.get("passed")]
+    assert "N x D > 2^31, k-means, euclidean: share of the last labels that differ" in failed
+
+
+def test_large_arrays_are_left_out_where_memory_is_short(cupy, run_step):
+    (record,) = run_step("agreement", "large")
+    assert record["kind"] == "skipped" and "GiB" in record["why"]
+
+
+def test_torch_s_network_is_the_same(monkeypatch):
+    torch = pytest.importorskip("torch")
+    from bench.cpu.vit_peers import random_weights
+    from bench.gpu import torch_twin
+    from vitnp.vit.model import ViT
+
+    case = Case("S", 16, 48, 2)
+    weights, images = random_weights(case.config), case.images()
+    ours = ViT(case.config, weights)(images, ("key", "token"))
+    for want, expected in ours.items():
+        call = torch_twin.forward(case.config, weights, want, device="cpu", dtype="float32")
+        found = call(torch.from_numpy(images)).numpy()
+        np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())
+
+
+def test_every_kernel_is_launched_for_the_sanitizer(cupy, monkeypatch):
+    from bench.gpu import small as small_
+
+    launched, launch = set(), fake_cupy.RawKernel.__call__
+
+    def noted(self, *args, **options):
+        launched.add(self._kernel.name)
+        launch(self, *args, **options)
+
+    monkeypatch.setattr(fake_cupy.RawKernel, "__call__", noted)
+    monkeypatch.setattr(small_, "SHAPES", ((70, 8, 64),))
+    monkeypatch.setattr(small_, "WIDTHS", (384,))
+    small_.launch(cupy)
+    there = set()
+    for path in (ROOT / "kernels" / "cuda" / "src").glob("*.cu*"):
+        there |= set(re.findall(r'extern "C" __global__ void(?:\s+__launch_bounds__\([^)]*\))?\s+(\w+)\(', path.read_text()))
+    assert len(there) > 40
+    assert there <= launched
+
+
+# --- Time -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_peer_that_fails_is_missing_and_ours_is_an_error(cupy):
+    timer = measure.Timer(cupy)
+
+    def fail():
+        raise ValueError("no such thing\nat all")
+
+    timings, missing = timer.medians({"vitnp": lambda: None, "peer": fail}, 0.1)
+    assert set(timings) == {"vitnp"} and missing == {"peer": "ValueError: no such thing"}
+    with pytest.raises(ValueError, match="no such thing"):
+        timer.medians({"vitnp": fail, "peer": lambda: None}, 0.1)
+
+
+def test_memory_may_run_out_for_anybody(cupy):
+    class OutOfMemoryError(RuntimeError):
+        pass
+
+    def fail():
+        raise OutOfMemoryError("7 bytes")
+
+    timings, missing = measure.Timer(cupy).medians({"vitnp": fail, "peer": lambda: None}, 0.1)
+    assert set(timings) == {"peer"} and missing == {"vitnp": "out of memory"}
+
+
+def test_contenders_take_turns(cupy):
+    log = []
+    calls = {name: lambda name=name: log.append(name) for name in "abc"}
+    timer = measure.Timer(cupy)
+    timings, _ = timer.medians(calls, 0.0)
+    assert "".join(log) == "aabbcc" + "abc" + "bca" + "cab"
+    assert timings["a"].samples == measure.FEWEST
+
+
+def test_a_step_of_a_whole_run_is_a_difference(cupy, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(measure.time, "perf_counter", lambda: clock[0])
+
+    def run(steps):
+        clock[0] += 5 + 0.25 * steps
+
+    assert measure.marginal(cupy, run, 2, 12).seconds == pytest.approx(0.25)
+    with pytest.raises(Missing, match="no longer"):
+        measure.marginal(cupy, lambda steps: None, 2, 12)
+
+
+# --- Other programs ---------------------------------------------------------------------------------------------------
+
+
+RESULTS = """<testsuites><testsuite>
+<testcase classname="tests.test_cuda_a" name="test_fine[gpu]"/>
+<testcase classname="tests.test_cuda_a" name="test_bad[gpu]"><failure message="assert 1 == 2">long</failure></testcase>
+<testcase classname="tests.test_cuda_a" name="test_left_out[gpu]"><skipped message="no"/></testcase>
+</testsuite></testsuites>"""
+
+
+def test_failed_tests_are_named(tmp_path):
+    report = Report(tmp_path / "r", 10, "tests")
+    programs.judge(report, RESULTS, 1)
+    records = read(tmp_path / "r")
+    assert table.wrong(records) == [
+        "test_cuda_a::test_bad[gpu] (assert 1 == 2)",
+        "pytest -m gpu (1 of 2 passed, 1 skipped)",
+    ]
+
+
+def test_tests_that_were_all_left_out_prove_nothing(tmp_path):
+    report = Report(tmp_path / "r", 10, "tests")
+    skipped = re.sub(r"<testcase[^>]*/>\n|<testcase[^>]*><failure.*\n", "", RESULTS)
+    programs.judge(report, skipped, 0)
+    assert checks(read(tmp_path / "r")) == {"pytest -m gpu": False}
+
+
+@pytest.mark.parametrize(
+    "status, text, kind, passed",
+    [
+        (0, "every kernel ran\n========= ERROR SUMMARY: 0 errors", "check", True),
+        (86, "========= Invalid __global__ read\n=========     at kmeans_step+0x10 in a.cu:3\n========= ERROR SUMMARY: 1 error",
+         "check", False),
+        (1, "Traceback\nValueError: oh", "check", False),
+        (1, "========= Error: Device not supported. Please refer to the documentation", "skipped", None),
+        (None, "========= COMPUTE-SANITIZER", "skipped", None),
+        (None, "========= Invalid __shared__ write of size 4 bytes", "check", False),
+    ],
+)  # fmt: skip
+def test_what_a_sanitizer_says(tmp_path, status, text, kind, passed):
+    programs.judge_sanitizer(Report(tmp_path / "r", 10, "memcheck"), "memcheck", status, text)
+    (record,) = read(tmp_path / "r")
+    assert record["kind"] == kind and record.get("passed") is passed
+    if status == 86:
+        assert "kmeans_step" in record["detail"]
+
+
+def test_no_sanitizer_is_no_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(programs, "find_sanitizer", lambda: None)
+    programs.racecheck(Report(tmp_path / "r", 10, "racecheck"), argparse.Namespace())
+    (record,) = read(tmp_path / "r")
+    assert record["kind"] == "skipped" and "isn't installed" in record["why"]
+
+
+# --- The whole ----------------------------------------------------------------------------------------------------------
+
+
+def scripted(monkeypatch, scripts: dict[str, str]):
+    """Steps that are these programs; they find a report in `r`. Others do nothing."""
+
+    def command(self, step, path, seconds):
+        begin = f"from bench.gpu.report import Report; r = Report({str(path)!r}, 9, {step.name!r})\n"
+        return [sys.executable, "-c", begin + scripts.get(step.name, "")]
+
+    monkeypatch.setattr(gpu.Run, "_command", command)
+
+
+@pytest.fixture
+def few_steps(monkeypatch):
+    chosen = tuple(step for step in STEPS if step.name in ("keys", "masks", "ceilings", "kmeans"))
+    monkeypatch.setattr(gpu, "STEPS", chosen)
+
+
+def test_the_rest_is_reported_whatever_one_step_does(cupy, few_steps, tmp_path, monkeypatch, capsys):
+    timing = "from bench.gpu.measure import Timing\n"
+    scripted(
+        monkeypatch,
+        {
+            "keys": "r.check('keys in fp16', False, '0.5, at most 0.002')",
+            "masks": "r.check('masks', True)\nprint('first')\nraise SystemExit('illegal memory access')",
+            "ceilings": timing + "r.time({'ceiling': 'copy'}, 'copy', Timing(1, 1, 1, 3), rate=4e12)",
+            "kmeans": timing
+            + "case = {'rows': 1000000, 'width': 384, 'clusters': 8, 'dtype': 'fp32'}\n"
+            + "for name, s in (('vitnp', 0.5), ('cupy', 0.97)): r.time(case, name, Timing(s, s, s, 3), rate=1.6e12 / s)\n"
+            + "r.missing(case, 'cuML', 'No module named cuml')",
+        },
+    )
+    assert gpu.main(["--out", str(tmp_path / "out")]) == gpu.EXIT_WRONG
+    said = capsys.readouterr()
+    assert "wrong: keys in fp16 (0.5, at most 0.002)" in said.err
+    assert "masks runs to its end (exit status 1: illegal memory access)" in said.err
+    assert "3200 GB/s, 80% of copy" in said.out and "cupy 1.94 x" in said.out and "cuML missing" in said.out
+    assert "Made Up 9000" in said.out
+    kept = json.loads((tmp_path / "out" / "gpu.json").read_text())
+    judged = {bar["what"]: bar["met"] for bar in kept["bars"]}
+    assert judged["k-means, 1,000,000 rows, fp32, K = 8: share of the copy's rate"] is True
+    assert judged["k-means, 1,000,000 rows, fp32, K = 8: times as fast as CuPy's route"] is True  # within 3 % of 2
+    assert judged["k-means, 1,000,000 rows, fp32, K = 27: share of the copy's rate"] is None
+    assert kept["device"]["compute_capability"] == "9.0"
+    assert "WRONG: keys in fp16" in (tmp_path / "out" / "gpu.txt").read_text()
+    assert "first" in (tmp_path / "out" / "gpu.log").read_text()
+
+
+def test_all_right_is_status_0_whatever_the_times(cupy, few_steps, tmp_path, monkeypatch, capsys):
+    scripted(monkeypatch, {"keys": "r.check('keys', True)"})
+    assert gpu.main(["--out", str(tmp_path)]) == 0
+    assert "not measured" in capsys.readouterr().out
+
+
+def test_a_step_that_hangs_is_stopped_and_what_it_had_counts(cupy, few_steps, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(gpu, "GRACE", 0.0)
+    monkeypatch.setattr(gpu, "FEWEST_SECONDS", 0.5)
+    scripted(monkeypatch, {"keys": "r.check('first keys', True)\nimport time\ntime.sleep(60)"})
+    began = time.monotonic()
+    assert gpu.main(["--out", str(tmp_path), "--seconds", "4", "--only", "keys"]) == 0
+    assert time.monotonic() - began < 30
+    said = capsys.readouterr().out
+    assert "keys, the rest of it: stopped after" in said and "checks: 1 of 1 passed" in said
+
+
+def test_steps_without_time_left_are_on_record(cupy, few_steps, tmp_path, monkeypatch, capsys):
+    scripted(monkeypatch, {})
+    assert gpu.main(["--out", str(tmp_path), "--seconds", "1"]) == 0
+    assert capsys.readouterr().out.count("out of time") >= 4
+
+
+def test_kernels_that_cannot_be_compiled_end_it(cupy, few_steps, tmp_path, monkeypatch, capsys):
+    scripted(monkeypatch, {"device": "r.check('a kernel can be compiled', False, 'CUDA header cuda_fp16.h is missing; run: …')"})
+    assert gpu.main(["--out", str(tmp_path)]) == 2
+    assert "cuda_fp16.h is missing" in capsys.readouterr().err
+
+
+def test_without_cupy_or_a_gpu_there_is_one_sentence(tmp_path, monkeypatch, capsys):
+    from vitnp.kernels.cuda import loader
+
+    monkeypatch.setattr(loader, "find_trouble", lambda: "CuPy isn't installed; run: pip install 'vitnp[cuda13]'")
+    assert gpu.main(["--out", str(tmp_path / "out")]) == 2
+    assert capsys.readouterr().err == "vitnp: error: CuPy isn't installed; run: pip install 'vitnp[cuda13]'\n"
+    assert not (tmp_path / "out").exists()
+
+
+def test_steps_name_functions_that_exist_and_fit_into_eight_minutes(cupy):
+    for step in (FIRST, *STEPS):
+        module, function = step.function.split(":")
+        assert callable(getattr(importlib.import_module(f"bench.gpu.{module}"), function))
+    longest = max(step.seconds for step in STEPS if not step.timing)
+    assert longest + sum(step.seconds for step in STEPS if step.timing) <= gpu.MOST_SECONDS
+    assert gpu.MOST_SECONDS + gpu.GRACE < 480
+
+
+def test_bars_are_met_within_three_percent():
+    assert bars.Bar("", 200, 194.1).verdict == "met"
+    assert bars.Bar("", 200, 193.9).verdict == "MISSED"
+    assert bars.Bar("", 200, None).verdict == "not measured"
+
+
+def test_the_table_shows_each_step(tmp_path):
+    report = Report(tmp_path / "r", 10, "attention")
+    report.time({"images": 16, "tokens": 3601, "heads": 6, "dtype": "fp16"}, "vitnp", Timing(1e-3, 1e-3, 1e-3, 3), rate=3.2e14)
+    report = Report(tmp_path / "r", 10, "network")
+    facts = {"model": "ViT-S/8", "side": 480, "batch": 16, "tokens": 3601, "dtype": "fp16", "want": "key"}
+    for name, seconds in (("vitnp", 0.02), ("torch, eager", 0.019)):
+        report.time(facts, name, Timing(seconds, seconds, seconds, 3), rate=16 / seconds)
+    report.time(facts, "torch, compiled", Timing(0.03, 0.03, 0.03, 3), ours=0.02)
+    report = Report(tmp_path / "r", 10, "folder")
+    report.time({"photographs": 9, "size": [500, 375], "device": "cuda", "cores": 2}, "vitnp", Timing(0.1, 0.1, 0.1, 1), rate=10)
+    report.skip("masks", "out of time")
+    device = {"name": "X", "multiprocessors": 3, "memory_gib": 1.0, "l2_mib": 60, "driver": "1", "cuda": "13.0"}
+    text = table.text({"device": device}, read(tmp_path / "r"))
+    assert "320 TFLOP/s" in text and "800.0 images/s" in text and "10.0 images/s" in text
+    assert "torch, eager 0.95 x" in text and "torch, compiled 1.50 x" in text
+    assert "not done: masks: out of time" in text
+    verdicts = {bar.what: bar.met for bar in bars.bars(read(tmp_path / "r"))}
+    assert verdicts["attention, 16 x 3601 tokens, fp16: TFLOP/s"] is True
+    assert verdicts["ViT-S/8, 480 px, batch 16, keys in fp16: times as fast as torch, eager"] is False

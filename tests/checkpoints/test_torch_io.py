@@ -1,0 +1,416 @@
+"""The torch reader against files that real torch wrote, and against files that mean harm."""
+
+from __future__ import annotations
+
+import pathlib
+import pickle
+import resource
+import runpy
+import struct
+import zipfile
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vitnp.checkpoints.safe_unpickler import Inert
+from vitnp.checkpoints.torch_io import LEGACY_MAGIC, read_torch_file
+from vitnp.errors import CheckpointError
+
+GOLDEN = pathlib.Path(__file__).parent.parent / "golden"
+FILES = GOLDEN / "torch_files"
+MADE = runpy.run_path(str(GOLDEN / "make_torch_files.py"))
+
+
+@pytest.fixture(params=["zip", "legacy"])
+def container(request):
+    return request.param
+
+
+def same(actual, expected):
+    assert isinstance(actual, np.ndarray)
+    assert actual.dtype == expected.dtype and actual.shape == expected.shape
+    np.testing.assert_array_equal(actual, expected)
+
+
+def test_state_dict(container):
+    read = read_torch_file(FILES / f"plain_{container}.pth")
+    expected = MADE["vit_arrays"](0)
+    assert list(read) == list(expected)
+    for name, array in expected.items():
+        same(read[name], array)
+
+
+def test_every_storage_type_and_every_stride(container):
+    read = read_torch_file(FILES / f"odd_{container}.pth")
+    expected = MADE["odd_arrays"]()
+    assert set(read["tensors"]) == set(expected)
+    for name, array in expected.items():
+        if name == "type_bfloat16":  # keeps 8 of 24 bits, rounded
+            np.testing.assert_allclose(read["tensors"][name], array, rtol=2**-8)
+            bits = read["tensors"][name].view(np.uint32)
+            assert not (bits & 0xFFFF).any() and read["tensors"][name].dtype == np.float32
+        else:
+            same(read["tensors"][name], array)
+        assert not read["tensors"][name].size or not read["tensors"][name].flags.writeable
+    assert read["shape"] == (3, 20)
+    same(read["parameter"], np.arange(3, dtype=np.float32))
+
+
+def test_training_checkpoint_keeps_data_and_constructs_nothing(container):
+    read = read_torch_file(FILES / f"training_{container}.pth")
+    assert set(read) == {"student", "teacher", "optimizer", "epoch", "args", "best"}
+    assert read["epoch"] == 3
+    assert type(read["args"]) is Inert and read["args"].name == "argparse.Namespace"
+    assert type(read["best"]) is Inert and read["best"].name.endswith("multiarray.scalar")
+    same(read["teacher"]["backbone.cls_token"], MADE["vit_arrays"](2)["cls_token"])
+    assert read["teacher"]["head.mlp.1.num_batches_tracked"] == 7
+    assert read["optimizer"]["param_groups"][0]["params"] == [0]
+
+
+def test_python_2_dicts_and_pickles_of_protocol_0(tmp_path):
+    pairs = b"(lp0\n(lp1\nS'a'\np2\naI1\naa"
+    path = legacy(tmp_path, b"ccollections\nOrderedDict\n(" + pairs + b"tR.")
+    assert read_torch_file(path) == {"a": 1}
+
+
+def test_storage_views_of_old_torch(tmp_path):
+    storage = b"\x80\x02(X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000X\x03\x00\x00\x00cpuK\x06"
+    view = b"(X\x01\x00\x00\x00vK\x02K\x03ttQ"
+    tensor = b"\x80\x02ctorch._utils\n_rebuild_tensor\n(" + storage[2:] + view + b"K\x00K\x03\x85K\x01\x85tR."
+    tail = pickle.dumps(["0"], 2) + struct.pack("<q", 6) + np.arange(6, dtype="<f4").tobytes()
+    same(read_torch_file(legacy(tmp_path, tensor, tail)), np.array([2, 3, 4], np.float32))
+
+
+def test_big_endian_archives(tmp_path):
+    source = zipfile.ZipFile(FILES / "plain_zip.pth")
+    entries = {}
+    for name in source.namelist():
+        content = source.read(name)
+        if "/data/" in name:
+            content = np.frombuffer(content, "<f4").astype(">f4").tobytes()
+        entries[name] = b"big" if name.endswith("byteorder") else content
+    assert any(name.endswith("byteorder") for name in entries)
+    read = read_torch_file(archive(tmp_path, entries))
+    for name, array in MADE["vit_arrays"](0).items():
+        same(read[name], array)
+
+
+# What means harm
+
+
+def legacy(folder, pickled, tail=b"\x80\x02]."):
+    """A file in the older container around one pickle."""
+    path = folder / "legacy.pth"
+    begin = b"".join(pickle.dumps(value, 2) for value in (LEGACY_MAGIC, 1001, {"little_endian": True}))
+    path.write_bytes(begin + pickled + tail)
+    return path
+
+
+def archive(folder, entries, compression=zipfile.ZIP_STORED):
+    path = folder / "archive.pth"
+    with zipfile.ZipFile(path, "w", compression) as file:
+        for name, content in entries.items():
+            file.writestr(name, content)
+    return path
+
+
+class Call:
+    """Pickles as a call of any function."""
+
+    def __init__(self, function, *arguments):
+        self.call = function, arguments
+
+    def __reduce__(self):
+        return self.call
+
+
+HARM = {
+    "global": b"cos\nsystem\n(X\x05\x00\x00\x00touchtR.",
+    "stack_global": b"\x80\x04\x8c\x02os\x8c\x06system\x93\x8c\x05touch\x85R.",
+    "posix": b"cposix\nsystem\n(S'touch'\ntR.",
+    "inst": b"(S'touch'\nios\nsystem\n.",
+    "obj": b"(cos\nsystem\nS'touch'\no.",
+    "newobj": b"\x80\x02csubprocess\nPopen\nS'touch'\n\x85\x81.",
+    "newobj_ex": b"\x80\x04csubprocess\nPopen\nS'touch'\n\x85}\x92.",
+    "build": b"\x80\x02cargparse\nNamespace\n)\x81}X\x0a\x00\x00\x00__reduce__cos\nsystem\nsb.",
+    "setattr": b"cbuiltins\nsetattr\n(ctorch\nSize\nS'x'\nI1\ntR.",
+    "eval": b"cbuiltins\neval\n(S'1'\ntR.",
+    "py2 eval": b"c__builtin__\neval\n(S'1'\ntR.",
+    "getattr through a dotted name": b"\x80\x04\x8c\x0bcollections\x8c\x0fabc.sys.modules\x93.",
+    "import": b"cimportlib\nimport_module\n(S'os'\ntR.",
+    "torch.load": b"ctorch\nload\n(S'x'\ntR.",
+    "storage view of numpy": b"cnumpy.core.multiarray\n_reconstruct\n.",
+    "code": b"cmarshal\nloads\n(S'x'\ntR.",
+}
+
+
+@pytest.mark.parametrize("name", HARM)
+def test_any_other_global_is_refused_by_name(tmp_path, name, monkeypatch):
+    monkeypatch.setattr("os.system", lambda *_: pytest.fail("code was run"))
+    pickled = HARM[name]
+    for path in (legacy(tmp_path, pickled), archive(tmp_path, {"a/data.pkl": pickled})):
+        with pytest.raises(
+            CheckpointError, match="asks for the Python object '[a-zA-Z_0-9.]+': a checkpoint must never run code"
+        ):
+            read_torch_file(path)
+
+
+def test_real_malicious_pickles_leave_no_trace(tmp_path):
+    target = tmp_path / "trace"
+    for function, arguments in ((exec, (f"open({str(target)!r}, 'w')",)), (open, (str(target), "w"))):
+        for protocol in range(6):
+            pickled = pickle.dumps({"cls_token": Call(function, *arguments)}, protocol)
+            for path in (legacy(tmp_path, pickled), archive(tmp_path, {"a/data.pkl": pickled})):
+                with pytest.raises(CheckpointError, match="must never run code"):
+                    read_torch_file(path)
+    # As the magic number too, the very first thing that is read.
+    path = tmp_path / "first.pth"
+    path.write_bytes(pickle.dumps(Call(open, str(target), "w"), 2))
+    with pytest.raises(CheckpointError):
+        read_torch_file(path)
+    assert not target.exists()
+
+
+REFUSED = {
+    "extension registry": b"\x80\x02\x82\x01.",
+    "extension registry, 4 bytes": b"\x80\x02\x84\x01\x00\x00\x00.",
+    "text persistent id": b"Pmodule\n.",
+    "module persistent id": b"\x80\x02(X\x06\x00\x00\x00modulecargparse\nNamespace\nX\x01\x00\x00\x00fX\x01\x00\x00\x00stQ.",
+    "out-of-band buffer": b"\x80\x05\x97.",
+    "call of a string": b"\x80\x02X\x01\x00\x00\x00a)R.",
+    "call of a storage type": b"\x80\x02ctorch\nFloatStorage\n)R.",
+    "state of a string": b"\x80\x02X\x01\x00\x00\x00a}b.",
+    "deep tuple as key": b"\x80\x02}" + b")" + b"\x85" * 100_000 + b"Ns.",
+    "tensor over a tensor": b"ctorch._utils\n_rebuild_tensor\n((lI0\n(I4\nt(I1\nttR.",
+    "endless instructions": b"N0" * 510_000 + b".",
+    "no end": b"}",
+    "empty stack": b"0.",
+    "unknown memo": b"h\x07.",
+    "unknown instruction": b"\xff.",
+    "a string longer than the file": b"\x80\x02X\xff\xff\xff\x7fa.",
+    "bytes of 2^63": b"\x80\x04\x8e\xff\xff\xff\xff\xff\xff\xff\x7fa.",
+    "a memo of 2^31": b"\x80\x02Nr\xff\xff\xff\x7f",
+    "odd dict": b"(I1\nd.",
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_senseless_pickles_are_refused_in_one_sentence(tmp_path, name):
+    for path in (legacy(tmp_path, REFUSED[name]), archive(tmp_path, {"a/data.pkl": REFUSED[name]})):
+        with pytest.raises(CheckpointError) as caught:
+            read_torch_file(path)
+        assert str(path) in str(caught.value) and "\n" not in str(caught.value) and len(str(caught.value)) < 300
+
+
+def test_deep_nesting_is_no_crash(tmp_path):
+    path = archive(tmp_path, {"a/data.pkl": b"\x80\x02" + b"]" * 400_000 + b"a" * 399_999 + b"."})
+    assert isinstance(read_torch_file(path), list)
+
+
+def tensor_pickle(offset=0, shape=(2, 3), strides=(3, 1), count=6, kind="FloatStorage", key="0", wrap=b"%s"):
+    """One tensor by hand, so that every number of it can be wrong."""
+
+    def number(value):
+        return b"L%dL\n" % value
+
+    def numbers(values):
+        return b"(" + b"".join(map(number, values)) + b"t"
+
+    identity = b"(S'storage'\nctorch\n%s\nS'%s'\nS'cpu'\n%stQ" % (kind.encode(), key.encode(), number(count))
+    rest = number(offset) + numbers(shape) + numbers(strides) + b"I00\nccollections\nOrderedDict\n(tR"
+    return b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n(" + wrap % identity + rest + b"tR."
+
+
+def both(folder, pickled):
+    content = np.arange(6, dtype="<f4").tobytes()
+    tail = pickle.dumps(["0"], 2) + struct.pack("<q", 6) + content
+    return legacy(folder, pickled, tail), archive(folder, {"a/data.pkl": pickled, "a/data/0": content})
+
+
+def test_the_handmade_tensor_is_right_when_nothing_is_wrong(tmp_path):
+    for path in both(tmp_path, tensor_pickle()):
+        same(read_torch_file(path), np.arange(6, dtype=np.float32).reshape(2, 3))
+
+
+OUT_OF_BOUNDS = {
+    "offset": {"offset": 1},
+    "negative offset": {"offset": -1},
+    "shape": {"shape": (3, 3)},
+    "negative shape": {"shape": (-2, -3)},
+    "stride": {"strides": (4, 1)},
+    "negative stride": {"strides": (-3, 1)},
+    "huge shape": {"shape": (2**62, 2**62)},
+    "huge stride": {"strides": (2**61, 2**61)},
+    "overflowing stride": {"shape": (5, 3), "strides": (2**62, 1)},
+    "count": {"count": 7},
+    "huge count": {"count": 2**61},
+    "negative count": {"count": -6},
+    "wider type": {"kind": "DoubleStorage"},
+    "other storage": {"key": "1"},
+    "parent folder": {"key": "../data.pkl"},
+    "more strides than sides": {"strides": (3, 1, 1)},
+    "40 dimensions": {"shape": (1,) * 40, "strides": (1,) * 40},
+    # An array has no storage to check against: a view of a broadcast view could reach anywhere.
+    "view of a view": {
+        "wrap": b"ctorch._utils\n_rebuild_tensor\n(%sI0\n(L1000000L\nt(I0\nttR",
+        "offset": 5000,
+    },
+}
+
+
+@pytest.mark.parametrize("name", OUT_OF_BOUNDS)
+def test_no_byte_outside_a_storage_is_ever_read(tmp_path, name):
+    for path in both(tmp_path, tensor_pickle(**OUT_OF_BOUNDS[name])):
+        with pytest.raises(CheckpointError, match="damaged"):
+            read_torch_file(path)
+
+
+def test_sides_of_one_may_have_any_stride(tmp_path):
+    for path in both(tmp_path, tensor_pickle(shape=(1, 6), strides=(2**61, 1))):
+        same(read_torch_file(path), np.arange(6, dtype=np.float32)[None])
+
+
+def test_storages_that_overlap_in_the_archive_are_refused(tmp_path):
+    """A small file whose directory names the same bytes a hundred times, to be expanded a hundred times."""
+    content = np.zeros(20_000, "<u2").tobytes()
+    tensors = [
+        tensor_pickle(shape=(1,), strides=(1,), count=20_000, kind="BFloat16Storage", key=str(i))[2:-1]
+        for i in range(99)
+    ]
+    pickled = b"\x80\x02(" + b"".join(tensors) + b"l."
+    path = tmp_path / "overlap.pth"
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("a/data.pkl", pickled)
+        file.writestr("a/data/0", content)
+        first = file.getinfo("a/data/0")
+        for i in range(1, 99):
+            again = zipfile.ZipInfo(f"a/data/{i}")
+            again.header_offset, again.CRC = first.header_offset, first.CRC
+            again.file_size = again.compress_size = first.file_size
+            file.filelist.append(again)
+            file.NameToInfo[again.filename] = again
+        file._didModify = True
+    with pytest.raises(CheckpointError, match="overlap"):
+        read_torch_file(path)
+
+
+def test_compressed_entries_are_refused_unread(tmp_path):
+    bomb = archive(tmp_path, {"a/data.pkl": b"N" * 50_000_000}, zipfile.ZIP_DEFLATED)
+    with pytest.raises(CheckpointError, match="compressed"):
+        read_torch_file(bomb)
+
+
+def test_a_flipped_bit_in_a_storage_is_noticed(tmp_path):
+    content = bytearray((FILES / "plain_zip.pth").read_bytes())
+    weights = MADE["vit_arrays"](0)["blocks.0.attn.qkv.weight"].tobytes()
+    content[content.index(weights) + 100] ^= 1
+    path = tmp_path / "flipped.pth"
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match="checksum"):
+        read_torch_file(path)
+
+
+def test_what_is_no_torch_file(tmp_path):
+    cases = {
+        "empty": b"",
+        "text": b"hello, world" * 10,
+        "zip of something else": None,
+        "pickle of something else": pickle.dumps({"a": 1}, 2),
+        "other protocol": pickle.dumps(LEGACY_MAGIC, 2) + pickle.dumps(1002, 2),
+    }
+    for name, content in cases.items():
+        path = tmp_path / name
+        if content is None:
+            path = archive(tmp_path, {"hello.txt": b"hello"})
+        else:
+            path.write_bytes(content)
+        with pytest.raises(CheckpointError) as caught:
+            read_torch_file(path)
+        assert str(path) in str(caught.value)
+    for missing in (tmp_path / "missing.pth", tmp_path):
+        with pytest.raises(CheckpointError, match="can't be read"):
+            read_torch_file(missing)
+
+
+def test_files_cut_off_anywhere(tmp_path, container):
+    content = (FILES / f"odd_{container}.pth").read_bytes()
+    path = tmp_path / "cut.pth"
+    for length in range(0, len(content), 37):
+        path.write_bytes(content[:length])
+        with pytest.raises(CheckpointError):
+            read_torch_file(path)
+
+
+def touch_every_number(value):
+    """Read each array to the end: a view beyond its storage would crash here."""
+    if isinstance(value, np.ndarray):
+        if value.size < 1_000_000:
+            value.astype(np.complex128).sum()
+    elif isinstance(value, dict):
+        for inner in value.values():
+            touch_every_number(inner)
+
+
+@settings(derandomize=True, deadline=None, max_examples=400)
+@given(data=st.data(), name=st.sampled_from(["plain_legacy", "odd_legacy", "odd_zip", "training_zip"]))
+def test_fuzz_never_anything_but_a_clean_error_or_a_readable_file(tmp_path_factory, data, name):
+    content = bytearray((FILES / f"{name}.pth").read_bytes())
+    for _ in range(data.draw(st.integers(1, 4))):
+        at = data.draw(st.integers(0, len(content) - 1))
+        content[at] = data.draw(st.integers(0, 255))
+    path = tmp_path_factory.getbasetemp() / "fuzz.pth"
+    path.write_bytes(content)
+    try:
+        read = read_torch_file(path)
+    except CheckpointError as error:
+        assert "\n" not in str(error)
+    else:
+        with np.errstate(all="ignore"):
+            touch_every_number(read)
+
+
+@settings(derandomize=True, deadline=None, max_examples=300)
+@given(data=st.data())
+def test_fuzz_of_the_pickle_behind_a_right_checksum(tmp_path_factory, data):
+    """Same, but what is wrong gets past the archive's own checks."""
+    source = zipfile.ZipFile(FILES / "odd_zip.pth")
+    entries = {name: source.read(name) for name in source.namelist()}
+    (main,) = (name for name in entries if name.endswith("data.pkl"))
+    content = bytearray(entries[main])
+    for _ in range(data.draw(st.integers(1, 4))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    entries[main] = bytes(content)
+    try:
+        read = read_torch_file(archive(tmp_path_factory.getbasetemp(), entries))
+    except CheckpointError as error:
+        assert "\n" not in str(error)
+    else:
+        with np.errstate(all="ignore"):
+            touch_every_number(read)
+
+
+def test_hostile_files_take_no_memory_to_speak_of(tmp_path):
+    """Peak memory grows by less than 300 MB over everything that claims more than it has."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    claims = [REFUSED[name] for name in ("a string longer than the file", "bytes of 2^63", "a memo of 2^31")]
+    claims += [tensor_pickle(**OUT_OF_BOUNDS[name]) for name in ("huge shape", "huge count")]
+    # A memo that multiplies one long list by calls that would each copy it.
+    numbers = (
+        b"\x80\x02]("
+        + b"K\x01" * 100_000
+        + b"eq\x000"
+        + b"ctorch\nSize\nq\x01h\x00\x85q\x020("
+        + b"h\x01h\x02R" * 50_000
+        + b"l."
+    )
+    pairs = b"\x80\x02](" + b"K\x01K\x01\x86" * 50_000 + b"eq\x000"
+    pairs += b"ccollections\nOrderedDict\nq\x01h\x00\x85q\x020(" + b"h\x01h\x02R" * 50_000 + b"l."
+    for pickled in (*claims, numbers, pairs):
+        for path in both(tmp_path, pickled):
+            try:
+                read_torch_file(path)
+            except CheckpointError:
+                pass
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000  # kilobytes

@@ -1,0 +1,372 @@
+"""The registry, the download against a server that misbehaves, and the command line."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import http.server
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from vitnp.checkpoints import registry
+from vitnp.checkpoints.download import cache_folder, fetch
+from vitnp.checkpoints.load import load_vit
+from vitnp.checkpoints.safetensors_io import read_safetensors
+from vitnp.cli.weights import main
+from vitnp.errors import CheckpointError, VitnpError
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
+UNRECORDED, RECORDED = "dino_vits16", "dino_vits8"  # whether a page records the SHA-256
+
+
+def network(scale=1.0):
+    """A ViT of width 12 as the bytes of a file."""
+    shapes = {"cls_token": (1, 1, 12), "pos_embed": (1, 5, 12), "patch_embed.proj.weight": (12, 3, 2, 2)}
+    shapes |= {"patch_embed.proj.bias": (12,), "norm.weight": (12,), "norm.bias": (12,)}
+    block = {"norm1.weight": (12,), "norm1.bias": (12,), "attn.qkv.weight": (36, 12), "attn.qkv.bias": (36,)}
+    block |= {"attn.proj.weight": (12, 12), "attn.proj.bias": (12,), "norm2.weight": (12,), "norm2.bias": (12,)}
+    block |= {"mlp.fc1.weight": (24, 12), "mlp.fc1.bias": (24,), "mlp.fc2.weight": (12, 24), "mlp.fc2.bias": (12,)}
+    shapes |= {f"blocks.0.{name}": shape for name, shape in block.items()}
+    rng = np.random.default_rng(0)
+    return safetensors.numpy.save({n: (scale * rng.standard_normal(s)).astype(np.float32) for n, s in shapes.items()})
+
+
+class Server:
+    """Answers each request with the next of its answers; the last one stays."""
+
+    def __init__(self):
+        self.answers, self.requests = [], []
+        server = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self):
+                server.requests.append(self.path)
+                answer = server.answers.pop(0) if len(server.answers) > 1 else server.answers[0]
+                answer(self)
+
+            def log_message(self, *_):
+                pass
+
+        self.http = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.address = f"http://127.0.0.1:{self.http.server_port}"
+        threading.Thread(target=self.http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+
+    def close(self):
+        self.http.shutdown()
+        self.http.server_close()
+
+
+def serve(content, length=None, **headers):
+    def answer(handler):
+        handler.send_response(200)
+        if length != "untold":
+            handler.send_header("Content-Length", str(length or len(content)))
+        for name, value in headers.items():
+            handler.send_header(name.replace("_", "-"), value)
+        handler.end_headers()
+        handler.wfile.write(content)
+
+    return answer
+
+
+def fail(status):
+    return lambda handler: handler.send_error(status)
+
+
+def hang_up(handler):
+    handler.connection.shutdown(socket.SHUT_RDWR)
+
+
+def redirect(to, **headers):
+    def answer(handler):
+        handler.send_response(302)
+        handler.send_header("Location", to)
+        for name, value in headers.items():
+            handler.send_header(name.replace("_", "-"), value)
+        handler.send_header("Content-Length", "0")
+        handler.end_headers()
+
+    return answer
+
+
+@pytest.fixture
+def server():
+    made = Server()
+    yield made
+    made.close()
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "VITNP_MIRROR"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.lower(), raising=False)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setenv("VITNP_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def mirror(server, monkeypatch):
+    monkeypatch.setenv("VITNP_MIRROR", server.address)
+    return server
+
+
+@pytest.fixture
+def recorded(monkeypatch):
+    """The registry, with the hash of our small network recorded for one name."""
+    known = dict(registry.entries())
+    known[RECORDED] = dataclasses.replace(known[RECORDED], sha256=hashlib.sha256(network()).hexdigest())
+    monkeypatch.setattr(registry, "entries", lambda: known)
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+
+
+# Registry
+
+
+def test_facts_are_whole_and_agree():
+    for name, entry in registry.entries().items():
+        assert name == entry.name and entry.licence == "Apache-2.0"
+        assert entry.normalise in registry.NORMALISATIONS and entry.pos_embed in ("offset", "exact", "antialias")
+        assert entry.url is None or entry.url.startswith("https://")
+        for sha256 in (entry.sha256, entry.original_sha256):
+            assert sha256 is None or len(bytes.fromhex(sha256)) == 32
+        assert entry.pos_embed == "antialias" or not name.endswith("_reg")
+        if name.startswith("dinov2") and not name.endswith("_reg"):
+            assert f"{name}_reg" in registry.entries() and f"{name}_reg" in entry.note
+    built_in = registry.find("auto")
+    assert hashlib.sha256((registry.FOLDER / built_in.file_name).read_bytes()).hexdigest() == built_in.sha256
+
+
+def test_unknown_names_are_answered_with_a_near_one():
+    with pytest.raises(CheckpointError, match="did you mean dinov2_vits14"):
+        registry.find("dinov2_vits41")
+    with pytest.raises(CheckpointError, match="weights list"):
+        registry.find("zzz")
+
+
+# Download
+
+
+def test_one_download_and_never_a_second(mirror, recorded, cache):
+    mirror.answers = [serve(network())]
+    for name in (RECORDED, UNRECORDED):
+        mirror.requests.clear()
+        path, sha256 = fetch(name)
+        assert path == cache / f"{name}.safetensors" and path.read_bytes() == network()
+        assert sha256 == hashlib.sha256(network()).hexdigest()
+        assert fetch(name) == (path, sha256)
+        assert load_vit(name).sha256 == sha256
+        assert len(mirror.requests) == 1
+        assert mirror.requests == ["/" + registry.find(name).url.split("/", 3)[3]]
+    # The hash of the one without a record is kept, in the form that sha256sum --check reads.
+    hashed = f"{UNRECORDED}.safetensors.sha256"
+    assert set(names(cache)) == {f"{UNRECORDED}.safetensors", hashed, f"{RECORDED}.safetensors"}
+    assert (cache / f"{UNRECORDED}.safetensors.sha256").read_text() == f"{sha256}  {UNRECORDED}.safetensors\n"
+
+
+def test_a_registered_name_follows_the_official_code(mirror, recorded):
+    mirror.answers = [serve(network())]
+    config = load_vit(RECORDED).config
+    assert (config.heads, config.eps, config.pos_embed, config.mean[0]) == (6, 1e-6, "offset", 0.485)
+    assert load_vit("dinov2_vits14_reg").config.pos_embed == "antialias"
+    assert load_vit(RECORDED, pos_embed="exact").config.pos_embed == "exact"
+
+
+@pytest.mark.parametrize("name", [RECORDED, UNRECORDED])
+def test_a_connection_that_breaks_midway_is_tried_once_more(mirror, recorded, cache, name):
+    content = network()
+    broken = serve(content[: len(content) // 2], length=len(content))
+    for first in (broken, hang_up, fail(503)):
+        mirror.answers, mirror.requests = [first, serve(content)], []
+        path, _ = fetch(name)
+        assert path.read_bytes() == content and len(mirror.requests) == 2
+        for file in cache.iterdir():
+            file.unlink()
+    mirror.answers, mirror.requests = [broken], []
+    with pytest.raises(CheckpointError, match="broke midway"):
+        fetch(name)
+    assert len(mirror.requests) == 2 and names(cache) == []
+
+
+def test_a_wrong_checksum_is_never_kept(mirror, recorded, cache):
+    mirror.answers = [serve(network(2.0))]
+    with pytest.raises(CheckpointError, match="hasn't the recorded SHA-256"):
+        fetch(RECORDED)
+    assert names(cache) == [] and len(mirror.requests) == 2
+
+
+def test_the_servers_own_hash_counts_where_none_is_recorded(mirror, server, cache):
+    right = f'"{hashlib.sha256(network()).hexdigest()}"'
+    wrong = f'"{hashlib.sha256(b"").hexdigest()}"'
+    mirror.answers = [redirect(f"{server.address}/file", X_Linked_ETag=right), serve(network())]
+    assert fetch(UNRECORDED)[0].is_file()
+    for file in cache.iterdir():
+        file.unlink()
+    once = [redirect(f"{server.address}/file", X_Linked_ETag=wrong), serve(network())]
+    mirror.answers = once * 2
+    with pytest.raises(CheckpointError, match="SHA-256"):
+        fetch(UNRECORDED)
+    assert names(cache) == []
+
+
+def test_a_404_is_asked_once_and_says_what_to_do(mirror, cache):
+    mirror.answers = [fail(404)]
+    with pytest.raises(CheckpointError) as caught:
+        fetch(UNRECORDED)
+    message = str(caught.value)
+    assert len(mirror.requests) == 1 and names(cache) == [] and "\n" not in message
+    assert "404" in message and mirror.address + mirror.requests[0] in message
+    assert str(cache / f"{UNRECORDED}.safetensors") in message and "by hand" in message
+
+
+def test_without_network(monkeypatch, cache):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        nowhere = f"http://127.0.0.1:{free.getsockname()[1]}"
+    monkeypatch.setenv("VITNP_MIRROR", nowhere)
+    with pytest.raises(CheckpointError, match="is there a network.*by hand to") as caught:
+        load_vit(UNRECORDED)
+    assert nowhere in str(caught.value) and str(cache / f"{UNRECORDED}.safetensors") in str(caught.value)
+    monkeypatch.delenv("VITNP_MIRROR")
+    monkeypatch.setenv("HTTPS_PROXY", nowhere)
+    with pytest.raises(CheckpointError, match="proxy can't be reached.*huggingface.co"):
+        load_vit(UNRECORDED)
+
+
+def test_a_file_brought_by_hand_is_used_and_a_damaged_one_fetched_again(mirror, recorded, cache):
+    mirror.answers = [serve(network())]
+    for name in (RECORDED, UNRECORDED):
+        mirror.requests.clear()
+        path = cache / f"{name}.safetensors"
+        cache.mkdir(exist_ok=True)
+        path.write_bytes(network())
+        assert load_vit(name).config.width == 12 and mirror.requests == []
+        content = bytearray(network())
+        content[-1] ^= 1
+        path.write_bytes(content)
+        assert fetch(name)[0].read_bytes() == network()
+        assert len(mirror.requests) == 1
+
+
+def test_an_interrupted_download_leaves_nothing(mirror, cache, monkeypatch):
+    def interrupted(_, output_file, __):
+        pathlib.Path(output_file).write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("vitnp.checkpoints.download._stream", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        fetch(UNRECORDED)
+    assert names(cache) == []
+
+
+def test_a_server_that_tells_no_length(mirror, recorded):
+    mirror.answers = [serve(network(), length="untold")]
+    assert fetch(RECORDED)[0].read_bytes() == network()
+
+
+def test_a_mirror_that_is_no_address(monkeypatch):
+    monkeypatch.setenv("VITNP_MIRROR", "mirror.example")
+    with pytest.raises(CheckpointError, match="VITNP_MIRROR should be"):
+        fetch(UNRECORDED)
+
+
+def test_a_cache_that_cannot_be_made(mirror, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("VITNP_CACHE", str(tmp_path / "file"))
+    with pytest.raises(CheckpointError, match="can't be written"):
+        fetch(UNRECORDED)
+    assert mirror.requests == []
+
+
+def test_the_built_in_needs_neither_cache_nor_network(mirror, cache):
+    load_vit("auto")
+    assert mirror.requests == [] and not cache.exists()
+
+
+def test_the_platforms_cache_folder(monkeypatch, tmp_path):
+    monkeypatch.delenv("VITNP_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    if sys.platform.startswith("linux"):
+        assert cache_folder() == tmp_path / "vitnp"
+    monkeypatch.setenv("VITNP_CACHE", "~/weights")
+    assert cache_folder() == pathlib.Path.home() / "weights"
+
+
+# Command line
+
+
+def test_list_tells_what_is_here(mirror, recorded, cache, capsys):
+    mirror.answers = [serve(network())]
+    assert main(["fetch", RECORDED]) == 0
+    assert capsys.readouterr().out.strip() == str(cache / f"{RECORDED}.safetensors")
+    assert main(["list"]) == 0
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line}
+    assert "built in" in lines["vitnp_tiny"] and "cached" in lines[RECORDED] and "cached" not in lines[UNRECORDED]
+    assert str(cache) in lines["Cache:"] and "arXiv 2309.16588" in lines["dinov2_vits14"]
+    assert len(mirror.requests) == 1
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_convert_keeps_weights_and_configuration(tmp_path, capsys, dtype):
+    source = pathlib.Path(__file__).parent.parent / "golden" / "torch_files" / "training_legacy.pth"
+    out = tmp_path / "out.safetensors"
+    options = ["--heads", "2", "--pos-embed", "exact", "--normalise", "half"]
+    assert main(["convert", str(source), str(out), "--dtype", dtype, *options]) == 0
+    before = load_vit(source, heads=2, pos_embed="exact", normalise="half")
+    after = load_vit(out)
+    assert after.config == before.config
+    assert set(after.weights) == set(before.weights)
+    for name, array in before.weights.items():
+        np.testing.assert_array_equal(after.weights[name], array.astype(dtype).astype(np.float32))
+    tensors, metadata = read_safetensors(out)
+    assert {array.dtype for array in tensors.values()} == {np.dtype(dtype)}
+    assert metadata["source_sha256"] == before.sha256 and metadata["heads"] == "2"
+    content = out.read_bytes()
+    with pytest.raises(VitnpError, match="exists already"):
+        main(["convert", str(source), str(out), *options])
+    assert main(["convert", str(source), str(out), "--dtype", dtype, *options, "--overwrite"]) == 0
+    assert out.read_bytes() == content and names(tmp_path) == ["out.safetensors"]
+
+
+def test_convert_refuses_what_float16_cannot_hold(tmp_path):
+    big = tmp_path / "big.safetensors"
+    big.write_bytes(network(1e5))
+    with pytest.raises(CheckpointError, match="beyond float16"):
+        main(["convert", str(big), str(tmp_path / "out.safetensors"), "--dtype", "float16", "--heads", "6"])
+    with pytest.raises(VitnpError, match="should end in"):
+        main(["convert", str(big), str(tmp_path / "out.npz"), "--heads", "6"])
+    assert names(tmp_path) == ["big.safetensors"]
+
+
+def test_info(capsys):
+    assert main(["info", "auto"]) == 0
+    out = capsys.readouterr().out
+    for fact in ("14 x 14", "665d98e4", "exact", "heads          ", "2.86 million"):
+        assert fact in out
+
+
+def test_exit_statuses_of_the_process(tmp_path):
+    environment = {**os.environ, "VITNP_CACHE": str(tmp_path)}
+
+    def run(*arguments):
+        command = [sys.executable, "-m", "vitnp.weights", *arguments]
+        return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+
+    version = run("--version")
+    assert version.returncode == 0 and version.stdout.startswith("vitnp ")
+    for wrong in ((), ("fetch", "dino_vits61"), ("info", "none.pth")):
+        done = run(*wrong)
+        assert done.returncode == 2 and done.stdout == ""
+        assert done.stderr.startswith("vitnp: error: ") and done.stderr.count("\n") == 1

@@ -1,0 +1,285 @@
+"""Spectral clustering: brute-force neighbours and dense eigenvectors as oracles, shapes that k-means can't separate, degenerate sets."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.sparse import block_diag, csr_matrix
+
+from vitnp.clustering import neighbors as neighbours_module
+from vitnp.clustering import spectral
+from vitnp.clustering.kmeans import KMeans
+from vitnp.clustering.neighbors import nearest_neighbours
+from vitnp.clustering.spectral import neighbour_graph, spectral_clusters, spectral_embedding
+from vitnp.errors import UsageError
+from vitnp.kernels import reference as reference_
+
+
+def same_partition(a: np.ndarray, b: np.ndarray) -> bool:
+    return len(set(zip(a.tolist(), b.tolist()))) == len(set(a.tolist())) == len(set(b.tolist()))
+
+
+def planted(n: int, clusters: int, width: int = 32, noise: float = 0.8, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    truth = rng.integers(clusters, size=n)
+    return rng.standard_normal((clusters, width))[truth] + noise * rng.standard_normal((n, width)), truth
+
+
+def lifted(points: np.ndarray) -> np.ndarray:
+    """Points of the plane as directions: near points have near directions."""
+    return np.concatenate([points, np.full((len(points), 1), 4.0)], axis=1)
+
+
+def moons(n: int, noise: float = 0.05) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    angle, truth = rng.uniform(0, np.pi, n), np.arange(n) % 2
+    x = np.where(truth, 1 - np.cos(angle), np.cos(angle))
+    y = np.where(truth, 0.5 - np.sin(angle), np.sin(angle))
+    return lifted(np.stack([x, y], axis=1) + noise * rng.standard_normal((n, 2))), truth
+
+
+def small_blocks(monkeypatch, queries: int = 5, others: int = 7) -> None:
+    monkeypatch.setattr(neighbours_module, "QUERY_ROWS", queries)
+    monkeypatch.setattr(reference_, "QUERY_ROWS", queries)
+    monkeypatch.setattr(reference_, "OTHER_ROWS", others)
+
+
+# Neighbours.
+
+
+@settings(derandomize=True, deadline=None, max_examples=40)
+@given(
+    n=st.integers(2, 40), m=st.integers(0, 12), count=st.integers(1, 9), seed=st.integers(0, 999), own=st.booleans(),
+    thread_count=st.integers(1, 3),
+)  # fmt: skip
+def test_neighbours_are_those_of_the_full_matrix_with_ties_to_the_lower_row(n, m, count, seed, own, thread_count):
+    """Axis-parallel rows have cosines -1, 0 and 1 exactly, so ties are everywhere."""
+    rng = np.random.default_rng(seed)
+    x = np.eye(3)[rng.integers(3, size=n)] * rng.choice([-2.0, 0.0, 1.0, 3.0], size=(n, 1))
+    queries = x if own else np.eye(3)[rng.integers(3, size=m)]
+    count = min(count, n - own)
+    with pytest.MonkeyPatch.context() as patch:
+        small_blocks(patch)
+        index, cosine = nearest_neighbours(queries, x, count, exclude_self=own, thread_count=thread_count)
+    full = np.sign(queries) @ np.sign(x).T
+    if own:
+        np.fill_diagonal(full, -9)
+    expected = np.argsort(-full, axis=1, kind="stable")[:, :count]
+    np.testing.assert_array_equal(index, expected)
+    np.testing.assert_array_equal(cosine, np.take_along_axis(full, expected, axis=1))
+    assert index.dtype == np.int64 and cosine.dtype == np.float32
+
+
+@pytest.mark.parametrize("ordered", [False, True])
+def test_neighbours_in_general_position(ordered, monkeypatch):
+    small_blocks(monkeypatch, 64, 100)
+    x, truth = planted(700, 5, noise=1.5)
+    if ordered:
+        x = x[np.argsort(truth)]
+    unit = x / np.linalg.norm(x, axis=1, keepdims=True)
+    full = unit @ unit.T
+    np.fill_diagonal(full, -9)
+    index, cosine = nearest_neighbours(x, x, 30, exclude_self=True)
+    np.testing.assert_array_equal(np.sort(index), np.sort(np.argsort(-full, axis=1)[:, :30]))
+    np.testing.assert_allclose(cosine, -np.sort(-full, axis=1)[:, :30], atol=1e-6)
+    assert (np.diff(cosine, axis=1) <= 0).all()
+
+
+def test_too_few_rows_for_the_neighbours_wanted():
+    with pytest.raises(UsageError, match="5 neighbours .* 4 other rows"):
+        nearest_neighbours(np.eye(5), np.eye(5), 5, exclude_self=True)
+    with pytest.raises(UsageError, match="0 neighbours"):
+        nearest_neighbours(np.eye(5), np.eye(5), 0)
+
+
+# Graph and eigenvectors.
+
+
+def test_graph_is_the_mean_of_seeing_and_being_seen():
+    x, _ = planted(60, 3)
+    unit = x / np.linalg.norm(x, axis=1, keepdims=True)
+    full = unit @ unit.T
+    np.fill_diagonal(full, -9)
+    seen = np.zeros((60, 60))
+    np.put_along_axis(seen, np.argsort(-full, axis=1)[:, :4], 1.0, axis=1)
+    np.testing.assert_array_equal(neighbour_graph(x, 4).toarray(), (seen + seen.T) / 2)
+
+
+def test_graph_of_fewer_rows_than_neighbours_is_complete():
+    np.testing.assert_array_equal(neighbour_graph(np.eye(4), 30).toarray(), 1 - np.eye(4))
+
+
+def laplacian(graph: csr_matrix) -> np.ndarray:
+    """I - D^-1/2 A D^-1/2, the textbook's form."""
+    dense = graph.toarray()
+    degree = dense.sum(axis=1)
+    return np.eye(len(dense)) - dense / np.sqrt(np.outer(degree, degree))
+
+
+@pytest.mark.parametrize("solver", ["dense", "block", "lanczos"])
+@pytest.mark.parametrize("pieces", [1, 3])
+def test_embedding_spans_the_smallest_eigenvectors_of_the_laplacian(solver, pieces, monkeypatch):
+    monkeypatch.setattr(spectral, "DENSE_ROWS", 10_000 if solver == "dense" else 10)
+    monkeypatch.setattr(spectral, "BLOCK_VECTORS", 0 if solver == "lanczos" else 64)
+    seeds = {1: [0], 3: [1, 3, 4]}[pieces]
+    parts = [neighbour_graph(planted(600 // pieces, 6 // pieces, width=8, noise=0.6, seed=i)[0], 12) for i in seeds]
+    graph = block_diag(parts, format="csr")
+    values, vectors = np.linalg.eigh(laplacian(graph))
+    assert np.sum(values < 1e-9) == pieces
+    dimensions = 6
+    assert values[dimensions] - values[dimensions - 1] > 0.1  # the span is well defined
+    found = spectral_embedding(graph, dimensions)
+    np.testing.assert_allclose(found.T @ found, np.eye(dimensions), atol=1e-5)
+    assert np.linalg.svd(vectors[:, :dimensions].T @ found, compute_uv=False).min() > 1 - 1e-4
+    np.testing.assert_allclose(np.diag(found.T @ laplacian(graph) @ found), values[:dimensions], atol=1e-4)
+    for column in found.T:
+        assert column[np.argmax(np.abs(column) > 0.999 * np.abs(column).max())] > 0
+    np.testing.assert_array_equal(found, spectral_embedding(graph, dimensions))
+
+
+@pytest.mark.parametrize("dense", [True, False])
+def test_multiple_eigenvalues_are_found_completely(dense, monkeypatch):
+    """A ring's eigenvalues are cos(2 pi k / n), each twice but the first."""
+    monkeypatch.setattr(spectral, "DENSE_ROWS", 10_000 if dense else 10)
+    n = 120
+    ring = csr_matrix(np.roll(np.eye(n), 1, axis=1) + np.roll(np.eye(n), -1, axis=1))
+    found = spectral_embedding(ring, 5)
+    np.testing.assert_allclose(np.diag(found.T @ (ring @ found)) / 2, np.cos(2 * np.pi * np.array([0, 1, 1, 2, 2]) / n), atol=1e-5)
+
+
+# Clusters.
+
+
+def test_planted_clusters_come_back_by_size():
+    x, truth = planted(500, 4)
+    truth = np.where(np.arange(500) < 150, 0, truth)
+    x[:150] += 20 * np.eye(32)[0]
+    labels = spectral_clusters(x, 4, neighbours=10)
+    sizes = np.bincount(labels)
+    assert len(sizes) == 4 and (np.diff(sizes) <= 0).all() and labels.dtype == np.int64
+    x, truth = planted(400, 7, noise=0.4)
+    assert same_partition(spectral_clusters(x, 7), truth)
+
+
+def test_two_moons_are_told_apart_where_k_means_fails():
+    x, truth = moons(600)
+    assert same_partition(spectral_clusters(x, 2, neighbours=10), truth)
+    assert not same_partition(KMeans(2, metric="euclidean", n_init=5).fit(x).labels_, truth)
+
+
+def test_two_moons_with_the_iterative_solver():
+    x, truth = moons(spectral.DENSE_ROWS + 500)
+    graph = neighbour_graph(x, 30)
+    assert graph.shape[0] > spectral.DENSE_ROWS
+    assert same_partition(spectral_clusters(x, 2), truth)
+
+
+@pytest.mark.parametrize("clusters", [2, 3, 4, 6])
+def test_disconnected_graph(clusters):
+    """Four far-off groups, the first two near each other, the last two as well; neighbours never cross."""
+    rng = np.random.default_rng(1)
+    centres = np.array([[10, 1, 0, 0], [10, -1, 0, 0], [0, 0, 10, 1], [0, 0, 10, -1.0]])
+    group = np.repeat(np.arange(4), [30, 25, 20, 15])
+    x = centres[group] + 0.02 * rng.standard_normal((90, 4))
+    labels = spectral_clusters(x, clusters, neighbours=5)
+    if clusters <= 4:
+        expected = {2: [0, 0, 1, 1], 4: [0, 1, 2, 3]}
+        if clusters in expected:
+            np.testing.assert_array_equal(labels, np.array(expected[clusters])[group])
+        assert all(len(set(labels[group == g].tolist())) == 1 for g in range(4))  # a piece is never torn
+    else:
+        assert all(len(set(group[labels == label].tolist())) == 1 for label in range(clusters))  # nor two of them mixed
+    assert len(set(labels.tolist())) == clusters
+
+
+def test_many_more_pieces_than_clusters():
+    """Forty tight groups in four regions of the sphere: regions are what four clusters must be."""
+    rng = np.random.default_rng(2)
+    region = np.repeat(np.arange(4), 10)
+    centres = 5 * np.eye(8)[region] + rng.uniform(-1, 1, (40, 8))
+    group = np.repeat(np.arange(40), 12)
+    x = centres[group] + 0.001 * rng.standard_normal((480, 8))
+    assert same_partition(spectral_clusters(x, 4, neighbours=6), region[group])
+
+
+def test_identical_rows_get_one_label():
+    x, truth = planted(50, 3)
+    x, truth = np.repeat(x, 20, axis=0), np.repeat(truth, 20)
+    order = np.random.default_rng(0).permutation(1000)
+    assert same_partition(spectral_clusters(x[order], 3, neighbours=8), truth[order])
+    np.testing.assert_array_equal(spectral_clusters(np.ones((9, 4)), 3), 0)
+    # Two kinds of rows for three clusters, zero and minus zero being the same.
+    labels = spectral_clusters(np.array([[1.0, 0.0], [0.0, 1.0], [2.0, -0.0], [1.0, 0.0]]), 3)
+    np.testing.assert_array_equal(labels, [0, 1, 0, 0])
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 5])
+def test_tiny_sets(n):
+    x = np.random.default_rng(n).standard_normal((n, 6))
+    for clusters in range(1, n + 1):
+        labels = spectral_clusters(x, clusters)
+        assert labels.shape == (n,) and len(set(labels.tolist())) == clusters
+    np.testing.assert_array_equal(spectral_clusters(x, n), np.arange(n))
+
+
+@settings(derandomize=True, deadline=None, max_examples=30)
+@given(
+    n=st.integers(1, 30), clusters=st.integers(1, 6), neighbours=st.integers(1, 8), seed=st.integers(0, 99),
+    kind=st.sampled_from(["gaussian", "grid", "zeros"]),
+)  # fmt: skip
+def test_any_input_gives_labels_by_size_and_the_same_ones_again(n, clusters, neighbours, seed, kind):
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal((n, 3)) if kind == "gaussian" else rng.integers(-1, 2, (n, 3)).astype(np.float16)
+    if kind == "zeros":
+        x[: n // 2] = 0
+    clusters = min(clusters, n)
+    labels = spectral_clusters(x, clusters, neighbours=neighbours, starts=2, thread_count=1)
+    sizes = np.bincount(labels)
+    assert len(sizes) <= clusters and sizes.min() > 0 and (np.diff(sizes) <= 0).all()
+    again = spectral_clusters(x, clusters, neighbours=neighbours, starts=2, thread_count=2)
+    np.testing.assert_array_equal(labels, again)
+
+
+def test_lengths_and_float16_change_nothing():
+    x = planted(300, 5)[0].astype(np.float16)
+    reference = spectral_clusters(x, 5, neighbours=10)
+    np.testing.assert_array_equal(spectral_clusters(x.astype(np.float64), 5, neighbours=10), reference)
+    scaled = x.astype(np.float32) * np.float32(2.0) ** np.arange(300)[:, None].clip(0, 20)
+    np.testing.assert_array_equal(spectral_clusters(scaled, 5, neighbours=10), reference)
+
+
+@pytest.mark.parametrize("rows", [400, spectral.DENSE_ROWS + 300])
+def test_same_labels_over_runs_and_thread_counts(rows):
+    x = planted(rows, 6, width=16, noise=1.2)[0]
+    reference = spectral_clusters(x, 6, seed=4, thread_count=1)
+    for thread_count in (1, 2, 3):
+        np.testing.assert_array_equal(spectral_clusters(x, 6, seed=4, thread_count=thread_count), reference)
+
+
+def test_dense_and_iterative_solvers_agree_on_clusters(monkeypatch):
+    x, truth = planted(900, 8, noise=0.6)
+    dense = spectral_clusters(x, 8)
+    monkeypatch.setattr(spectral, "DENSE_ROWS", 10)
+    np.testing.assert_array_equal(spectral_clusters(x, 8), dense)
+    assert same_partition(dense, truth)
+
+
+@pytest.mark.parametrize("clusters", [0, 6])
+def test_impossible_numbers_of_clusters_are_refused(clusters):
+    with pytest.raises(UsageError, match=f"{clusters} clusters can't be made of 5 rows"):
+        spectral_clusters(np.eye(5), clusters)
+
+
+def test_bad_input_is_refused_in_a_sentence():
+    x = np.eye(5)
+    x[3, 0] = np.nan
+    with pytest.raises(UsageError, match="row 3"):
+        spectral_clusters(x, 2)
+    with pytest.raises(UsageError, match=r"\(N, D\)"):
+        spectral_clusters(np.ones(4), 2)
+    with pytest.raises(UsageError, match="neighbours is 0"):
+        spectral_clusters(np.eye(5), 2, neighbours=0)
+    with pytest.raises(UsageError, match="starts is 0"):
+        spectral_clusters(np.eye(5), 2, starts=0)

@@ -1,0 +1,278 @@
+"""The gallery page, read as a browser would: what it shows, that it is whole, and that nothing in it can do harm."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html.parser
+import io
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vitnp.errors import OutputError
+from vitnp.export.gallery import GalleryWriter
+from vitnp.masks.palette import bright_colours
+
+VOID = {"meta", "img", "input", "path"}
+EVIL = '<script>alert(1)</script>.jpg'
+
+
+class Page(html.parser.HTMLParser):
+    """A page's elements, in order: tag, attributes, and all text within."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.elements, self.open = [], []
+        self.source = path.read_text(encoding="utf-8")
+        self.feed(self.source)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attributes):
+        element = {"tag": tag, "within": list(self.open), "text": "", **dict(attributes)}
+        self.elements.append(element)
+        if tag not in VOID:
+            self.open.append(element)
+
+    def handle_startendtag(self, tag, attributes):
+        self.handle_starttag(tag, attributes)
+        if tag not in VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag):
+        assert self.open.pop()["tag"] == tag
+
+    def handle_data(self, data):
+        for element in self.open:
+            element["text"] += data
+
+    def all(self, tag, within=None, **attributes):
+        return [
+            element for element in self.elements
+            if element["tag"] == tag and (within is None or within in element["within"])
+            and all(element.get(key.rstrip("_")) == value for key, value in attributes.items())
+        ]
+
+    def cards(self):
+        return self.all("li")
+
+
+def picture(height=120, width=160, seed=0):
+    """Smooth colours, as in a photograph out of focus."""
+    small = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), np.uint8)
+    return np.asarray(Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC))
+
+
+def labels(*discs, shape=(120, 160)):
+    result = np.zeros(shape, np.uint8)
+    i, j = np.mgrid[: shape[0], : shape[1]]
+    for number, row, column, radius in discs:
+        result[(i - row) ** 2 + (j - column) ** 2 < radius**2] = number
+    return result
+
+
+def write(path, photographs, classes=("class 1", "class 2", "class 3"), **options):
+    with GalleryWriter(path, classes, **options) as gallery:
+        for photograph in photographs:
+            gallery.add(*photograph)
+    return Page(path)
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "gallery.html"
+
+
+def embedded(image):
+    kind, data = re.fullmatch(r"data:image/(webp|jpeg);base64,([A-Za-z0-9+/=]+)", image["src"]).groups()
+    return kind, Image.open(io.BytesIO(base64.b64decode(data, validate=True)))
+
+
+def test_every_photograph_is_there_with_its_mask(path):
+    two = labels((1, 40, 40, 25), (3, 80, 120, 20))
+    page = write(path, [
+        ("a.jpg", picture(), labels((1, 60, 80, 40)), 0.875),
+        ("b/c.jpg", picture(seed=1), two, 0.25),
+        ("nothing.jpg", picture(seed=2), labels(), 0.0),
+    ], title="holidays")
+    assert [title["text"] for title in page.all("title") + page.all("h1")] == ["holidays"] * 2
+    cards = page.cards()
+    assert [card["data-k"] for card in cards] == ["1", "1 3", ""]
+    assert [float(card["data-c"]) for card in cards] == [0.875, 0.25, 0.0]
+    names = [page.all("span", card, class_="name")[0]["text"] for card in cards]
+    assert names == ["a.jpg", "b/c.jpg", "nothing.jpg"]
+    facts = [page.all("span", card, class_="facts")[0]["text"] for card in cards]
+    assert facts == ["confidence 0.88class 1", "confidence 0.25class 1class 3", "confidence 0.00"]
+    classes = [[path["class"] for path in page.all("path", card)] for card in cards]
+    assert classes == [["halo", "k1"], ["halo", "halo", "k1", "k3"], []]
+    assert page.all("span", id="count")[0]["text"] == "3 photographs"
+
+
+def test_pictures_decode_to_the_photographs(path):
+    rgb = picture(240, 320)
+    page = write(path, [("a.jpg", rgb, labels(), 0.5)])
+    (image,) = page.all("img")
+    _, decoded = embedded(image)
+    assert decoded.size == (267, 200) == (int(image["width"]), int(image["height"]))
+    expected = np.asarray(Image.fromarray(rgb).resize((267, 200))).astype(int)
+    assert np.abs(np.asarray(decoded.convert("RGB")).astype(int) - expected).mean() < 6
+
+
+def test_outlines_lie_on_the_mask(path):
+    # Labels twice as large as the photograph, which is the same picture.
+    page = write(path, [("a.jpg", picture(120, 160), labels((2, 100, 200, 60), shape=(240, 320)), 0.5)])
+    (card,) = page.cards()
+    (svg,) = page.all("svg", card)
+    _, _, width, height = map(int, (svg.get("viewbox") or svg["viewBox"]).split())
+    (outline,) = page.all("path", card, class_="k2")
+    steps = [int(number) for number in re.findall(r"-?\d+", outline["d"])]
+    points = np.cumsum(np.reshape(steps, (-1, 2)), axis=0) / [width, height] * [320, 240]
+    distances = np.hypot(points[:, 0] - 200.5, points[:, 1] - 100.5)
+    assert np.abs(distances - 60).max() < 3
+    assert len(points) > 30
+
+
+@pytest.mark.parametrize("name", [
+    EVIL, '"><img src=x onerror=alert(1)>', "a & b <c>.jpg", "<!-- cards -->", "${title} $x", "ünï ☃.jpg"
+])
+def test_names_are_text_and_nothing_else(path, name):
+    page = write(path, [(name, picture(), labels((1, 60, 80, 40)), 0.5)], classes=[name, name], title=name)
+    assert len(page.all("script")) == 1 and len(page.all("img")) == 1
+    assert not any(key.startswith("on") for element in page.elements for key in element)
+    texts = [page.all("title")[0], page.all("h1")[0], *page.all("span", class_="name", within=page.cards()[0])]
+    assert [element["text"] for element in texts] == [name] * 3
+    assert EVIL not in page.source
+
+
+def test_undecodable_names_are_shown_somehow(path):
+    name = b"caf\xe9.jpg".decode("utf-8", "surrogateescape")
+    page = write(path, [(name, picture(), labels(), 0.5)], title=name)
+    assert page.all("span", class_="name", within=page.cards()[0])[0]["text"] == "caf?.jpg"
+
+
+def test_page_needs_nothing_else(path):
+    page = write(path, [("a.jpg", picture(), labels((1, 60, 80, 40)), 0.5)])
+    assert not re.search(r"(https?:)?//[a-z]", re.sub(r"base64,[A-Za-z0-9+/=]+", "", page.source).replace("  // ", ""))
+    assert "url(" not in page.source and "@import" not in page.source
+    assert not page.all("link") and not page.all("iframe")
+    assert all(element["src"].startswith("data:") for element in page.elements if "src" in element)
+    assert not any("href" in element for element in page.elements)
+
+
+def test_only_the_page_s_own_script_may_run(path):
+    page = write(path, [("a.jpg", picture(), labels(), 0.5)])
+    (policy,) = (meta["content"] for meta in page.all("meta") if meta.get("http-equiv") == "Content-Security-Policy")
+    script = page.all("script")[0]["text"]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}'" in policy and "default-src 'none'" in policy
+
+
+def test_filter_has_a_button_for_each_class_that_occurs(path):
+    first, both = labels((1, 60, 80, 40)), labels((1, 40, 40, 25), (3, 80, 120, 20))
+    page = write(path, [(f"{k}.jpg", picture(), both if k == 0 else first, 0.5) for k in range(3)])
+    (chips,) = page.all("div", id="chips")
+    assert [(button["data-k"], button["text"]) for button in page.all("button", chips)] == [
+        ("", "all 3"), ("1", "class 1 3"), ("3", "class 3 1")
+    ]
+    assert [button["aria-pressed"] for button in page.all("button", chips)] == ["true", "false", "false"]
+    colours = bright_colours()
+    for number in (1, 2, 3):
+        assert f".k{number}{{--k:#{bytes(colours[number].tolist()).hex()}}}" in page.source
+
+
+def test_a_single_class_needs_no_filter(path):
+    page = write(path, [("a.jpg", picture(), labels((1, 60, 80, 40)), 0.5)], classes=["object"])
+    (chips,) = page.all("div", id="chips")
+    assert page.all("button", chips) == []
+
+
+def test_scripts_find_what_they_look_for(path):
+    page = write(path, [])
+    script = page.all("script")[0]["text"]
+    ids = {element["id"] for element in page.elements if "id" in element}
+    wanted = set(re.findall(r'get\("(\w+)"\)', script))
+    assert wanted and wanted <= ids
+    options = [option["value"] for option in page.all("option")]
+    assert all(re.search(rf"^    {option}: function", script, re.MULTILINE) for option in options)
+
+
+def test_bytes_stay_bounded_however_ragged_the_picture(path):
+    rng = np.random.default_rng(0)
+    noise = rng.integers(0, 256, (600, 800, 3), np.uint8)
+    ragged = (rng.random((600, 800)) < 0.5).astype(np.uint8)
+    write(path, [])
+    bare = path.stat().st_size
+    write(path, [(f"{k}.jpg", noise, ragged, 0.5) for k in range(5)])
+    assert (path.stat().st_size - bare) / 5 < 16_000
+    disc = labels((1, 150, 200, 120), shape=(300, 400))
+    write(path, [(f"{k}.jpg", picture(300, 400, k), disc, 0.5) for k in range(5)])
+    assert (path.stat().st_size - bare) / 5 < 12 * 1024
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 3000), (3000, 1), (20, 9000)])
+def test_odd_pictures_fit_in(path, shape):
+    page = write(path, [("a.jpg", np.full((*shape, 3), 90, np.uint8), np.ones(shape, np.uint8), 1.0)])
+    _, decoded = embedded(page.all("img")[0])
+    assert max(decoded.size) <= 600 and min(decoded.size) >= 1
+    assert 1 / 3 - 1e-3 <= float(page.cards()[0]["style"].removeprefix("--r:")) <= 3
+
+
+@pytest.mark.parametrize("total, limit, expected", [
+    (3, 10, [0, 1, 2]), (10, 10, list(range(10))), (10, 5, [1, 3, 5, 7, 9]), (7, 3, [2, 4, 6]), (None, 2, [0, 1]),
+])
+def test_large_collections_show_an_even_choice(path, total, limit, expected):
+    count = total or 5
+    wanted = []
+    with GalleryWriter(path, ["object"], total=total, limit=limit) as gallery:
+        for number in range(count):
+            wanted.append(gallery.wants_next)
+            if number % 2 and not gallery.wants_next:
+                gallery.skip()
+            else:
+                gallery.add(f"{number}.jpg", picture(), labels(), 0.5)
+    page = Page(path)
+    assert [int(page.all("span", card, class_="name")[0]["text"][:-4]) for card in page.cards()] == expected
+    assert [number for number, want in enumerate(wanted) if want] == expected
+    chosen = "" if len(expected) == count else f", chosen from {count}"
+    assert page.all("span", id="count")[0]["text"] == f"{len(expected)} photographs{chosen}"
+
+
+def test_one_photograph_is_singular(path):
+    assert write(path, [("a.jpg", picture(), labels(), 0.5)]).all("span", id="count")[0]["text"] == "1 photograph"
+
+
+def test_without_webp_it_is_jpeg(path, monkeypatch):
+    monkeypatch.setattr("PIL.features.check", lambda name: False)
+    kind, decoded = embedded(write(path, [("a.jpg", picture(), labels(), 0.5)]).all("img")[0])
+    assert kind == "jpeg" and decoded.format == "JPEG"
+
+
+def test_same_content_same_bytes(path):
+    photographs = [("a.jpg", picture(), labels((1, 60, 80, 40)), 0.5)]
+    write(path, photographs)
+    before = path.read_bytes()
+    write(path, photographs)
+    assert path.read_bytes() == before
+
+
+def test_unknown_classes_are_refused(path):
+    with GalleryWriter(path, ["object"]) as gallery, pytest.raises(ValueError, match="class 2"):
+        gallery.add("a.jpg", picture(), labels((2, 60, 80, 40)), 0.5)
+    assert Page(path).cards() == []
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError, ValueError])
+def test_an_unfinished_run_leaves_what_was_there(path, error):
+    path.write_text("before")
+    with pytest.raises(error), GalleryWriter(path, ["object"]) as gallery:
+        gallery.add("a.jpg", picture(), labels(), 0.5)
+        raise error
+    assert path.read_text() == "before" and list(path.parent.iterdir()) == [path]
+
+
+def test_missing_folder_is_one_clear_sentence(tmp_path):
+    with pytest.raises(OutputError, match="folder doesn't exist"):
+        write(tmp_path / "missing" / "gallery.html", [])

@@ -1,0 +1,117 @@
+"""Every CUDA kernel compiled by NVIDIA's own compiler for three generations of GPUs: no error, no spills, no stack.
+
+Needs the compiler's wheels and no GPU; what it shows is that kernels compile, not that they run.
+"""
+
+from __future__ import annotations
+
+import importlib.resources
+import os
+
+import pytest
+from cuda_emulator import nvrtc
+
+from vitnp.kernels.cuda import loader, tiles
+
+ARCHITECTURES = (75, 80, 90)
+SHARED = {75: 64 * 1024, 80: 163 * 1024, 90: 227 * 1024}  # bytes that a block may have
+CUPY_ADDS = ("--device-as-default-execution-space", "-ftz=true")  # to the options of any kernel, in version 14
+WIDTHS = (192, 384, 768, 1024, 1536)
+
+
+def tiled(arch: int, define: str, extra_each: int) -> set[tuple[str, ...]]:
+    """What tiles.py asks for: several numbers of clusters for one width; on the newest GPU all widths of ViTs."""
+    pairs = {(384, 8), (384, 256), (50, 27)} if arch > 75 else {(50, 27)}
+    if arch == 90:
+        pairs |= {(width, 27) for width in WIDTHS}
+    plans = (
+        tiles._plan(w, k, half, extra_each * k * w, define, arch, SHARED[arch])
+        for w, k in pairs
+        for half in (False, True)
+    )
+    return {plan.options for plan in plans}
+
+
+def halves(*options: str) -> set[tuple[str, ...]]:
+    return {options, ("-DHALF", *options)}
+
+
+def variants(file: str, arch: int) -> set[tuple[str, ...]]:
+    """The options that a file is compiled with."""
+    if file == "kmeans":
+        return tiled(arch, "SUMS_SHARED", 4)
+    if file == "similarity":
+        lists = 8 * tiles.THREADS * 5
+        return {
+            tiles._plan(w, 10_000, half, lists, "LISTS_SHARED", arch, SHARED[arch]).options
+            for w in (384, 50)
+            for half in (False, True)
+        }
+    if file == "layernorm":
+        return halves() | halves("-DWIDTH=384") | halves("-DWIDTH=1536")
+    return {
+        "attention": {()} | ({("-DBFLOAT16",)} if arch >= 80 else set()),
+        "bfloat16": {()},
+        "crf": {("-DFEATURES=2",), ("-DFEATURES=5",)},
+        "gelu": {*halves(), ("-DPER_THREAD=4",), ("-DHALF", "-DPER_THREAD=8")},
+        "image": {()},
+        "solver": {()},
+    }[file]
+
+
+def files() -> list[str]:
+    return sorted(
+        path.name[:-3]
+        for path in importlib.resources.files("vitnp.kernels.cuda").joinpath("src").iterdir()
+        if path.name.endswith(".cu")
+    )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiler():
+    if nvrtc.find() is None:
+        missing = "NVRTC's wheels are absent: pip install nvidia-cuda-nvrtc-cu12 nvidia-cuda-runtime-cu12"
+        if os.environ.get("VITNP_REQUIRE_DATA") == "1":
+            pytest.fail(missing)
+        pytest.skip(missing)
+
+
+@pytest.mark.parametrize("file", files())
+def test_compiles_without_spills_or_stack(file):
+    code, faults = loader.source(f"{file}.cu"), []
+    for arch in ARCHITECTURES:
+        for options in sorted(variants(file, arch)):
+            usage = nvrtc.compile_kernels(code, f"{file}.cu", arch, ("-std=c++17", *CUPY_ADDS, *options))
+            assert usage
+            faults += [
+                f"{kernel} for sm_{arch} with {options}: {took}"
+                for kernel, took in usage.items()
+                if took.spilled or took.stack
+            ]
+    assert not faults, "\n".join(faults)
+
+
+def test_a_kernel_that_spills_is_noticed():
+    code = """
+    extern "C" __global__ void __launch_bounds__(1024, 2) spills(const float* x, float* y, int n) {
+        float v[64];
+        #pragma unroll
+        for (int i = 0; i < 64; i++) v[i] = x[threadIdx.x * 64 + i];
+        for (int k = 0; k < n; k++)
+            #pragma unroll
+            for (int i = 0; i < 64; i++) v[i] = v[i] * v[(i + 7) % 64] + x[k];
+        #pragma unroll
+        for (int i = 0; i < 64; i++) y[threadIdx.x * 64 + i] = v[i];
+    }
+    extern "C" __global__ void stacks(const int* x, int* y) {
+        int v[50];
+        for (int i = 0; i < 50; i++) v[x[i]] = i;
+        y[0] = v[x[50]];
+    }"""
+    usage = nvrtc.compile_kernels(code, "spills.cu", 80, ("-std=c++17",))
+    assert usage["spills"].spilled and usage["stacks"].stack
+
+
+def test_a_kernel_that_is_wrong_is_refused():
+    with pytest.raises(nvrtc.CompileError, match="undefined"):
+        nvrtc.compile_kernels('extern "C" __global__ void wrong() { nothing(); }', "wrong.cu", 80)

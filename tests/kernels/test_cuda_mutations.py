@@ -1,0 +1,223 @@
+"""Defects planted in the CUDA kernels, one at a time: the emulator or the kernels' own tests notice each of them.
+
+A check is a call of a test that stands elsewhere. It passes with the kernels as they are, and has to fail with every
+defect that's listed for it: by a fault that the emulator's check mode reports, or by a wrong result.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+from collections.abc import Callable
+
+import cuda_emulator
+import fake_cupy
+import numpy as np
+import pytest
+from tests.kernels import test_cuda_attention
+from tests.kernels import test_cuda_image
+from tests.kernels import test_cuda_kernels
+from tests.kernels import test_cuda_refine
+
+
+def as_it_is(model: tuple[str, int]) -> None:
+    """Stands for the fixture that changes the GPU: here it stays."""
+
+
+def kmeans_8(cupy, operations):
+    test_cuda_kernels.test_kmeans_step(cupy, operations, as_it_is, 330, 8, 64, np.float32, "cosine", None)
+
+
+def kmeans_27(cupy, operations):
+    test_cuda_kernels.test_kmeans_step(cupy, operations, as_it_is, 150, 27, 64, np.float16, "cosine", None)
+
+
+def closer(cupy, operations):
+    test_cuda_kernels.test_kmeans_assign_and_closer(
+        cupy, operations, as_it_is, 77, 8, 64, np.float32, "euclidean", None
+    )
+
+
+def similarity(cupy, operations):
+    test_cuda_kernels.test_similarity(cupy, operations, as_it_is, 110, 130, 64, np.float32, 5, None)
+
+
+def layernorm(cupy, operations):
+    test_cuda_kernels.test_layernorm(cupy, operations, np.float32, 384)
+
+
+def linear(cupy, operations):
+    test_cuda_kernels.test_linear(cupy, operations, np.float32, ("bias", "scale", "residual"))
+
+
+def attention_half(cupy, operations):
+    test_cuda_attention.test_heads_of_64(cupy, np.float16, 1, 17, 200, 2)
+
+
+def attention_float(cupy, operations):
+    test_cuda_attention.test_heads_of_64(cupy, np.float32, 1, 17, 200, 2)
+
+
+def attention_any(cupy, operations):
+    test_cuda_attention.test_heads_of_any_other_size(cupy, np.float32, 5, 33)
+
+
+def solver(cupy, operations):
+    test_cuda_refine.test_solver_gives_the_cpu_s_answer(cupy, 24, 31, 4.0)
+
+
+def lattice(cupy, operations):
+    test_cuda_refine.test_lattice(cupy, 2, 300, 20)
+
+
+def lattice_filter(cupy, operations):
+    test_cuda_refine.test_filter(cupy, 2, 300, 1)
+
+
+def guided(cupy, operations):
+    from vitnp.kernels.cuda import image
+
+    test_cuda_image.test_guided_filter(cupy, image, (14, 17), 4)
+
+
+def bilinear(cupy, operations):
+    from vitnp.kernels.cuda import image
+
+    test_cuda_image.test_bilinear_gives_the_cpu_s_bits(cupy, image, (3, 4), (17, 23))
+
+
+BARRIER = "__syncthreads();"
+
+# (check, file, what is replaced, by what); a barrier is named by its comment and taken away.
+DEFECTS = [
+    # k-means and what it shares with similarity
+    (kmeans_8, "kmeans", "the tile has come; everybody is done with the last products"),
+    (kmeans_8, "kmeans", "products and squares are there"),
+    (kmeans_8, "kmeans", "the tile's stage is free"),
+    (kmeans_8, "kmeans", "all labels of the tile are there"),
+    (kmeans_8, "kmeans", "the members are in order"),
+    (kmeans_8, "kmeans", "wait_for_copies<STAGES - 1>();", ""),
+    (kmeans_8, "kmeans", "wait_for_copies<STAGES - 1>();", "wait_for_copies<STAGES>();"),
+    (kmeans_8, "kmeans", "min(first + row, problem.n - 1)", "first + row"),
+    (kmeans_8, "kmeans", "if (threadIdx.x % LANES == 0 && row.exists)", "if (threadIdx.x % LANES == 0)"),
+    (kmeans_8, "kmeans", "rank == best_rank && column < best", "rank == best_rank && column > best"),
+    (kmeans_8, "kmeans", "for (int step = LANES / 2;", "for (int step = LANES / 4;"),
+    (kmeans_8, "kmeans", "if (earlier == 0) counts[label] += same;", "counts[label]++;"),
+    (kmeans_8, "kmeans", "i < row ? 0x10100 : 0x10000", "i <= row ? 0x10100 : 0x10000"),
+    (kmeans_8, "kmeans", "sums[i] = 0.f;", ";"),
+    (kmeans_8, "kmeans", "return rows * X_PITCH * sizeof(real);", "return rows * X_PITCH * sizeof(real) + 64;"),
+    (
+        kmeans_8,
+        "kmeans",
+        "outcome.members[lower + earlier] = {",
+        "__syncthreads(); outcome.members[lower + earlier] = {",
+    ),
+    (kmeans_8, "kmeans", "__shfl_xor_sync(EVERY_LANE, sum, 1)", "__shfl_xor_sync(0x0000ffffu, sum, 1)"),
+    (kmeans_8, "kmeans", "multiply_tf32(c, x.low[step], y.high[step]);", ""),
+    (kmeans_8, "kmeans", "block + j < blocks", "block + j < blocks - 1"),
+    (kmeans_27, "kmeans", "for (int part = 0; part < 2; part++)", "for (int part = 0; part < 1; part++)"),
+    (kmeans_27, "kmeans", "exists ? y[place] * scale : 0.f", "y[place] * scale"),
+    (kmeans_27, "kmeans", "__syncthreads();\n    squares = sums[0][0]", "squares = sums[0][0]"),
+    (closer, "kmeans", "if (!row.exists) continue;", ""),
+    (similarity, "similarity", "!(value > least)", "!(value >= least)"),
+    (similarity, "similarity", "length = 0;", ""),
+    (similarity, "similarity", "head += more && own == column;", "head += more;"),
+    (similarity, "similarity", "out[row.number * columns + column] =", "out[row.number * columns + column + 1] ="),
+    # Layers
+    (layernorm, "layernorm", "if (row >= rows) return;", ""),
+    (layernorm, "layernorm", "if (row >= rows) return;", "if (row >= rows || (row == 3 && lane > 15)) return;"),
+    (layernorm, "layernorm", "for (int step = 16;", "for (int step = 8;"),
+    (linear, "gelu", "if (i >= size) return;", ""),
+    (linear, "gelu", "load(scale + column)", "load(scale)"),
+    # Attention
+    (attention_half, "attention", "the first tiles are there"),
+    (attention_half, "attention", "the next tile is there, and everybody is done with this one"),
+    (attention_half, "attention", "if (start + KEYS > keys) {", "if (start > keys) {"),
+    (attention_half, "attention", "if (first + row < queries)\n", ""),
+    (attention_float, "attention", "the keys are there"),
+    (attention_float, "attention", "the values are there"),
+    (attention_float, "attention", "everybody is done with values and probabilities"),
+    (attention_any, "attention", "__syncwarp();  // the probabilities are there", ""),
+    # Refinement
+    (solver, "solver", "the warps' sums are there"),
+    (solver, "solver", "the sums are there"),
+    (solver, "solver", "if (other >= 0) total += x[other];", "total += x[other];"),
+    (
+        lattice,
+        "crf",
+        "Key found = atomicCAS(&table[at], EMPTY, key);",
+        "Key found = table[at]; if (found == EMPTY) table[at] = key;",
+    ),
+    (lattice, "crf", "atomicMin(&touched[at], entry);", "touched[at] = min(touched[at], entry);"),
+    (lattice_filter, "crf", "if (v >= vertices) return;", ""),
+    (guided, "image", "min(column + radius + 1, width)", "min(column + radius + 1, width + 1)"),
+    (bilinear, "image", "min(l + 1, w - 1)", "l + 1"),
+]
+
+
+@dataclasses.dataclass(frozen=True)
+class Defect:
+    check: Callable
+    file: str
+    before: str
+    after: str | None
+
+    def plant(self, text: str) -> str:
+        """The file's text with the defect, all else on the lines where it was."""
+        before, after = (f"{BARRIER}  // {self.before}", "") if self.after is None else (self.before, self.after)
+        assert before in text, f"{self.file}.cu no longer has {before!r}"
+        return text.replace(before, after + "\n" * (before.count("\n") - after.count("\n")))
+
+
+ALL = [Defect(check, file, before, *(after or [None])) for check, file, before, *after in DEFECTS]
+
+
+@pytest.fixture(scope="module")
+def prepared():
+    """Runs each check on the kernels as they are, and has the defective ones compiled with the same options."""
+    from vitnp.kernels.cuda import loader
+
+    used: dict[Callable, dict[str, set]] = {}
+    compiled = fake_cupy._emulated
+    with pytest.MonkeyPatch.context() as patch:
+        for check, file in dict.fromkeys((defect.check, defect.file) for defect in ALL):
+            wanted = used.setdefault(check, {}).setdefault(file, set())
+
+            def record(code, options, mode, wanted=wanted, text=loader.source(f"{file}.cu")):
+                if code == text:
+                    wanted.add((options, mode))
+                return compiled(code, options, mode)
+
+            patch.setattr(fake_cupy, "_emulated", record)
+            with fake_cupy.installed("check") as cupy:
+                from vitnp.kernels.cuda import dispatch
+
+                check(cupy, dispatch)
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        jobs = {}
+        for defect in ALL:
+            text = defect.plant(loader.source(f"{defect.file}.cu"))
+            builds = used[defect.check][defect.file]
+            jobs[defect] = [
+                pool.submit(cuda_emulator.RawModule, text, options, mode, f"{defect.file}.cu")
+                for options, mode in builds
+            ]
+        yield jobs
+        for job in [job for several in jobs.values() for job in several]:
+            job.cancel()
+
+
+@pytest.mark.parametrize("defect", ALL, ids=[f"{d.check.__name__}-{d.file}-{i}" for i, d in enumerate(ALL)])
+def test_a_planted_defect_is_noticed(prepared, defect, monkeypatch):
+    for job in prepared[defect]:
+        job.result()
+    with fake_cupy.installed("check") as cupy:
+        from vitnp.kernels.cuda import dispatch, loader
+
+        whole = loader.source
+        monkeypatch.setattr(
+            loader, "source", lambda file: defect.plant(whole(file)) if file == f"{defect.file}.cu" else whole(file)
+        )
+        with pytest.raises((cuda_emulator.KernelError, AssertionError)) as noticed:
+            defect.check(cupy, dispatch)
+    assert "no longer has" not in str(noticed.value)

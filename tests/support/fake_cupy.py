@@ -1,0 +1,286 @@
+"""A cupy of NumPy arrays and emulated kernels: the Python around the kernels runs where there is no GPU.
+
+Arrays are NumPy's, marked as the device's; functions are NumPy's own; kernels run in :mod:`cuda_emulator`, as strictly
+as asked for. Kernels, functions and operators take nothing but arrays of this module and scalars, as the real ones do:
+only :func:`asarray` and :func:`array` bring an array to the device, and :func:`asnumpy` back. Least of all does a kernel
+take None: the real one makes a wild pointer of it. Memory from :func:`empty` holds ones in all bits (NaN, -1), and in
+mode "check" a kernel that reads it before something has been written there is at fault.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import itertools
+import re
+import sys
+import threading
+import types
+import weakref
+
+import cuda_emulator
+import numpy as np
+
+TF32 = 7  # CuPy's number for it
+compute_types: dict[type, int] = {}  # of products, as CuPy keeps them: one setting for all
+_CREATING = ("arange", "array", "asarray", "full", "ones", "zeros")
+
+
+class ndarray(np.ndarray):
+    """A NumPy array that counts as lying on the device."""
+
+    __module__ = "cupy"
+
+    @property
+    def data(self) -> types.SimpleNamespace:
+        return types.SimpleNamespace(ptr=self.ctypes.data)
+
+    def get(self) -> np.ndarray:
+        return np.array(self)
+
+    def __getitem__(self, place) -> ndarray:
+        _plain(place)
+        return super().__getitem__(place)
+
+    def __setitem__(self, place, value) -> None:
+        _plain((place, value))
+        _unwritten.pop(_owner(self), None)
+        super().__setitem__(place, value)
+
+    def __array_ufunc__(self, function, method, *inputs, out=(), **options):
+        for array in out:
+            _unwritten.pop(_owner(array), None)
+        found = _by_numpy(getattr(function, method), inputs, {**options, "out": out} if out else options)
+        return out[0] if out else found
+
+    def __array_function__(self, function, types, args, options):
+        return _by_numpy(function, args, options)
+
+
+def _plain(value):
+    """The same, of nothing but NumPy; an array that isn't on the device is refused."""
+    if isinstance(value, ndarray):
+        return value.view(np.ndarray)
+    if isinstance(value, np.ndarray) and value.ndim:
+        raise TypeError("an array of NumPy meets one of the device; cupy.asarray brings it there")
+    if isinstance(value, (list, tuple)):
+        return type(value)(map(_plain, value))
+    return value
+
+
+def _by_numpy(function, args, options):
+    """What NumPy's function gives, on the device.
+
+    Products of float16 are summed in float32, as cuBLAS does it; those of float32 are of 11 bits where TF32 is set.
+    """
+    args, options = _plain(list(args)), {name: _plain(value) for name, value in options.items()}
+    product = function in (np.matmul, np.matmul.__call__)
+    if product and compute_types.get(np.float32) == TF32 and all(x.dtype == np.float32 for x in args):
+        args = [(np.ascontiguousarray(x).view(np.uint32) & 0xFFFFE000).view(np.float32) for x in args]
+    if product and all(x.dtype == np.float16 for x in args) and "out" not in options:
+        return np.matmul(*(x.astype(np.float32) for x in args)).astype(np.float16).view(ndarray)
+    found = function(*args, **options)
+    return found.view(ndarray) if isinstance(found, np.ndarray) else found
+
+
+def _product_of_bits(
+    _, op_a, op_b, m, n, k, alpha, a, kind_a, lda, b, kind_b, ldb, beta, c, kind_c, ldc, compute, algorithm
+):
+    """cublasGemmEx of bfloat16 to float32: c = op(a) op(b), matrices stored column by column."""
+    assert (kind_a, kind_b, kind_c, compute) == (14, 14, 0, 68)
+
+    def stored(address: int, kind: type, rows: int, columns: int, step: int) -> np.ndarray:
+        bits = (ctypes.c_char * (columns * step * np.dtype(kind).itemsize)).from_address(address)
+        return np.frombuffer(bits, kind).reshape(columns, step)[:, :rows].T
+
+    left = stored(a, np.uint16, k, m, lda).T if op_a else stored(a, np.uint16, m, k, lda)
+    right = stored(b, np.uint16, n, k, ldb).T if op_b else stored(b, np.uint16, k, n, ldb)
+    left, right = ((x.astype(np.uint32) << 16).view(np.float32) for x in (left, right))
+    stored(c, np.float32, m, n, ldc)[...] = left @ right
+    _given_to_cublas.add(c)
+
+
+# Of each array from `empty`, by its memory: where views begin that a kernel has written.
+_unwritten: dict[int, set[int]] = {}
+# Addresses that cuBLAS has written to.
+_given_to_cublas: set[int] = set()
+
+
+def _owner(array: np.ndarray) -> int:
+    while isinstance(array.base, np.ndarray):
+        array = array.base
+    return id(array)
+
+
+def empty(shape, dtype=float) -> ndarray:
+    memory = np.empty(shape, dtype)
+    memory.view(np.uint8)[...] = 0xFF if memory.ndim else 0
+    _unwritten[id(memory)] = set()
+    _given_to_cublas.discard(memory.ctypes.data)
+    weakref.finalize(memory, _unwritten.pop, id(memory), None)
+    return memory.view(ndarray)
+
+
+class RawModule:
+    """As cupy.RawModule, from text."""
+
+    mode = "fast"
+
+    def __init__(self, *, code: str, options: tuple[str, ...] = (), **others):
+        self._module = _emulated(code, tuple(options), self.mode)
+
+    def get_function(self, name: str) -> RawKernel:
+        return RawKernel(self._module.get_function(name))
+
+
+class RawKernel:
+    """As cupy.RawKernel."""
+
+    _seeds = itertools.count()
+    _stream = threading.Lock()  # where launches of all threads wait for each other
+
+    def __init__(self, kernel):
+        self._kernel = kernel
+
+    shared_size_bytes = 0  # static: nobody knows before the kernel has run
+
+    @property
+    def max_dynamic_shared_size_bytes(self) -> int:
+        return self._kernel.max_dynamic_shared_size_bytes
+
+    @max_dynamic_shared_size_bytes.setter
+    def max_dynamic_shared_size_bytes(self, size: int) -> None:
+        self._kernel.max_dynamic_shared_size_bytes = size
+
+    def __call__(self, grid, block, args, *, shared_mem: int = 0) -> None:
+        names = self._kernel.module.parameters[self._kernel.name]
+        fresh, plain = [], []
+        for name, kind, argument in zip(names, self._kernel.signature, args):
+            if not isinstance(argument, ndarray):
+                if argument is None or isinstance(argument, np.ndarray):
+                    kind = type(argument).__name__
+                    raise TypeError(f"{self._kernel.name}: {name} is {kind}, not an array of the device")
+                null = kind[0] != "s" and argument.dtype == np.intp and not argument
+                plain.append(None if null else argument)
+                continue
+            written = _unwritten.get(_owner(argument))
+            if written is not None and argument.ctypes.data not in written | _given_to_cublas:
+                fresh.append(name)
+            plain.append(_span(argument))
+        with self._stream:
+            self._kernel(grid, block, plain, shared_mem=shared_mem, seed=next(self._seeds), uninit=tuple(fresh))
+        for kind, argument in zip(self._kernel.signature, args):
+            if kind[0] == "p" and isinstance(argument, ndarray) and _owner(argument) in _unwritten:
+                _unwritten[_owner(argument)].add(argument.ctypes.data)
+
+
+def _span(array: np.ndarray) -> np.ndarray:
+    """The memory from an array's first element to its last: what a kernel may touch that gets its address."""
+    if array.flags.c_contiguous:
+        return array.view(np.ndarray)
+    length = 1 + sum((side - 1) * step for side, step in zip(array.shape, array.strides)) // array.itemsize
+    return np.lib.stride_tricks.as_strided(array, (length,), (array.itemsize,)).view(np.ndarray)
+
+
+@functools.cache
+def _emulated(code: str, options: tuple[str, ...], mode: str) -> cuda_emulator.RawModule:
+    named = re.match(r'#line 1 "(.+)"', code)
+    return cuda_emulator.RawModule(code, options=options, mode=mode, name=named[1] if named else "code.cu")
+
+
+def module(mode: str = "fast") -> types.ModuleType:
+    """A module to stand in for cupy.
+
+    Parameters
+    ----------
+    mode : {"fast", "check"}
+        Of the emulator.
+    """
+    fake = types.ModuleType("cupy")
+    for name in _CREATING:
+        setattr(fake, name, _on_device(getattr(np, name)))
+    fake.__getattr__ = _function
+    fake.ndarray, fake.empty, fake.asnumpy = ndarray, empty, lambda array: np.array(array)
+    fake.empty_like = lambda array: empty(array.shape, array.dtype)
+    fake.RawModule = type("RawModule", (RawModule,), {"mode": mode})
+    pool = types.SimpleNamespace(free_bytes=lambda: 0, free_all_blocks=lambda: None)
+    fake.get_default_memory_pool = lambda: pool
+    compute_types.clear()
+    fake._core = types.SimpleNamespace(
+        _routines_linalg=types.SimpleNamespace(
+            COMPUTE_TYPE_DEFAULT=1,
+            COMPUTE_TYPE_PEDANTIC=2,
+            COMPUTE_TYPE_TF32=TF32,
+            get_compute_type=lambda dtype: compute_types.get(dtype, 1),
+            set_compute_type=compute_types.__setitem__,
+        )
+    )
+    fake.cuda = types.SimpleNamespace(
+        cublas=types.SimpleNamespace(
+            gemmEx=_product_of_bits, CUBLAS_OP_N=0, CUBLAS_OP_T=1, CUBLAS_COMPUTE_32F=68, CUBLAS_GEMM_DEFAULT=-1
+        ),
+        get_current_stream=lambda: types.SimpleNamespace(synchronize=lambda: None),
+        Device=lambda *_: types.SimpleNamespace(
+            id=0,
+            cublas_handle=0,
+            compute_capability="90",
+            attributes={"MultiProcessorCount": 3, "MaxSharedMemoryPerBlockOptin": 227 * 1024},
+        ),
+        runtime=types.SimpleNamespace(
+            getDeviceCount=lambda: 1,
+            CUDA_R_32F=0,
+            CUDA_R_16BF=14,
+            memGetInfo=lambda: (2**30, 2**31),
+            CUDARuntimeError=type("CUDARuntimeError", (RuntimeError,), {}),
+        ),
+        compiler=types.SimpleNamespace(CompileException=type("CompileException", (Exception,), {})),
+    )
+    return fake
+
+
+@contextlib.contextmanager
+def installed(mode: str = "fast"):
+    """Within this context ``import cupy`` gives such a module, and the kernels' own modules have nothing memoised."""
+
+    def ours() -> dict[str, types.ModuleType]:
+        return {
+            name: found
+            for name, found in sys.modules.items()
+            if name == "cupy" or name.startswith("vitnp.kernels.cuda")
+        }
+
+    before = ours()
+    for name in before:
+        del sys.modules[name]
+    sys.modules["cupy"] = module(mode)
+    try:
+        yield sys.modules["cupy"]
+    finally:
+        for name in ours():
+            del sys.modules[name]
+        sys.modules.update(before)
+
+
+def _function(name: str):
+    """NumPy's function of the name, for arrays of the device; what is no function as it is."""
+    found = getattr(np, name)
+    if isinstance(found, type) or not callable(found):
+        return found
+    return functools.wraps(found, updated=())(lambda *args, **options: _call(found, args, options))
+
+
+def _call(function, args, options):
+    written = options.get("out")
+    if isinstance(written, ndarray):
+        _unwritten.pop(_owner(written), None)
+    found = _by_numpy(function, args, options)
+    return found if written is None else written
+
+
+def _on_device(function):
+    @functools.wraps(function)
+    def create(*args, **options) -> ndarray:
+        return function(*args, **options).view(ndarray)
+
+    return create

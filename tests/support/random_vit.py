@@ -1,0 +1,47 @@
+"""Random weights for tests of the vision transformer."""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def random_weights(config, *, seed: int, hidden: int, class_position: bool, dtype=np.float64) -> dict[str, np.ndarray]:
+    """Weights for a configuration in which every number matters."""
+    rng = np.random.default_rng(seed)
+    width, patch = config.width, config.patch
+    w: dict[str, np.ndarray] = {}
+
+    def add(name: str, *shape: int, spread: float, centre: float = 0.0) -> None:
+        w[name] = (centre + spread * rng.standard_normal(shape)).astype(dtype)
+
+    def add_linear(name: str, inputs: int, outputs: int) -> None:
+        add(name + ".weight", outputs, inputs, spread=inputs**-0.5)
+        add(name + ".bias", outputs, spread=0.2)
+
+    def add_norm(name: str) -> None:
+        add(name + ".weight", width, spread=0.2, centre=1.0)
+        add(name + ".bias", width, spread=0.2)
+
+    add("cls_token", 1, 1, width, spread=0.5)
+    add("pos_embed", 1, class_position + config.grid[0] * config.grid[1], width, spread=0.5)
+    if config.registers:
+        add("register_tokens", 1, config.registers, width, spread=0.5)
+    add("patch_embed.proj.weight", width, 3, patch, patch, spread=(3 * patch * patch) ** -0.5)
+    add("patch_embed.proj.bias", width, spread=0.2)
+    for index in range(config.depth):
+        block = f"blocks.{index}."
+        add_norm(block + "norm1")
+        add_norm(block + "norm2")
+        add_linear(block + "attn.qkv", width, 3 * width)
+        add_linear(block + "attn.proj", width, width)
+        if config.swiglu:
+            add_linear(block + "mlp.w12", width, 2 * hidden)
+            add_linear(block + "mlp.w3", hidden, width)
+        else:
+            add_linear(block + "mlp.fc1", width, hidden)
+            add_linear(block + "mlp.fc2", hidden, width)
+        if config.layerscale:
+            add(block + "ls1.gamma", width, spread=0.5)
+            add(block + "ls2.gamma", width, spread=0.5)
+    add_norm("norm")
+    return w

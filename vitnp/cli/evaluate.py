@@ -1,0 +1,260 @@
+"""``python -m vitnp.evaluate``: scores of vitnp's answers against true ones."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from vitnp.cli import arguments, shared
+from vitnp.errors import UsageError
+
+if TYPE_CHECKING:
+    from vitnp.evaluate.ablation import Variant
+    from vitnp.evaluate.protocol import Scored
+    from vitnp.evaluate.table import Table
+    from vitnp.segmenter import Segmenter
+
+# Repeated here so that --help and wrong options are answered before anything heavy is imported.
+LAYOUTS = ("auto", "voc", "coco", "coseg", "folder")
+MATCHING = ("hungarian", "many-to-one")
+VOC_LABELS = ("SegmentationClass", "SegmentationClassAug")
+
+# Options that mean something to one task only; by default they are None.
+OWNED = {
+    "layout": "semantic", "labels": "semantic", "names": "semantic", "merge": "semantic", "regions": "semantic",
+    "classes": "semantic", "clusters": "semantic", "matching": "semantic",
+}  # fmt: skip
+
+
+class Task(NamedTuple):
+    """A way to score: `open` reads the data set, `score` fits and scores it, and what the scores are called."""
+
+    open: Callable[[argparse.Namespace], Any]
+    score: Callable[[argparse.Namespace, Any, Any, dict], Scored]
+    titles: Mapping[str, str]
+    measure: str
+
+
+def _open_pairs(args: argparse.Namespace) -> Sequence:
+    from vitnp.evaluate.data.pairs import match_pairs
+
+    if len(args.data) != 2:
+        raise UsageError("--task saliency needs IMAGES, MASKS: two folders; name both (see --help)")
+    pairs, unused = match_pairs(*args.data)
+    if unused:
+        shared.say(f"masks without a photograph don't count: {len(unused)}, such as {unused[0]}", quiet=args.quiet)
+    return pairs
+
+
+def _score_saliency(args: argparse.Namespace, pairs: Sequence, vit: Any, options: dict) -> Scored:
+    from vitnp.evaluate.saliency import score_photographs, score_set
+    from vitnp.segmenter import Segmenter
+
+    if arguments.wants_all_levels(args, len(pairs)):
+        return score_set(pairs, Segmenter(vit, **options))
+    return score_photographs(pairs, vit, **_each_alone(args, vit, options))
+
+
+def _open_labelled(args: argparse.Namespace) -> Any:
+    from vitnp.evaluate.data.layouts import detect_layout, read_labelled
+
+    if args.levels in ("image", "each") or arguments.names_collection(args):
+        raise UsageError("--task semantic fits a set with all levels; leave out --levels and --collection")
+    if args.classes and args.clusters:
+        raise UsageError("--classes and --clusters both say how many clusters to find; give one of them")
+    if not args.data:
+        raise UsageError("--task semantic needs ROOT, IMAGES JSON, IMAGES MASKS or IMAGES LABELS (see --help)")
+    layout = args.layout or "auto"
+    if layout == "auto":
+        layout = detect_layout(args.data)
+    labelled = read_labelled(
+        args.data, layout, split=args.split, labels=args.labels, names=args.names, merge=args.merge
+    )
+    if not labelled.samples or len(labelled.classes) < 2:
+        raise UsageError(f"{args.data[0]}: there are no classes beside the background; name another set")
+    shared.say(
+        f"layout {layout}: {len(labelled.samples)} photographs, {len(labelled.classes) - 1} classes", quiet=args.quiet
+    )
+    return labelled
+
+
+def _score_semantic(args: argparse.Namespace, labelled: Any, vit: Any, options: dict) -> Scored:
+    from vitnp.evaluate.semantic import score_classes
+    from vitnp.segmenter import Segmenter
+
+    clusters = args.clusters or args.classes or len(labelled.classes) - 1
+    matching = args.matching or ("many-to-one" if args.clusters else "hungarian")
+    return score_classes(labelled, Segmenter(vit, clusters, regions=args.regions or "image", **options), matching)
+
+
+def _open_boxes(args: argparse.Namespace) -> Sequence:
+    from vitnp.evaluate.data.voc_boxes import read_voc_boxes
+
+    if len(args.data) != 1:
+        raise UsageError("--task discovery needs ROOT: VOCdevkit or VOC2007; name that alone (see --help)")
+    return read_voc_boxes(args.data[0], args.split or "trainval")
+
+
+def _score_discovery(args: argparse.Namespace, samples: Sequence, vit: Any, options: dict) -> Scored:
+    from vitnp.evaluate.discovery import score_box_set, score_boxes
+    from vitnp.segmenter import Segmenter
+
+    if arguments.wants_all_levels(args, len(samples)):
+        return score_box_set(samples, Segmenter(vit, **options))
+    return score_boxes(samples, vit, **_each_alone(args, vit, options))
+
+
+TASKS = {
+    "saliency": Task(
+        _open_pairs, _score_saliency,
+        {
+            "iou": "foreground IoU", "accuracy": "accuracy", "max_f": "max F-beta", "mae": "MAE (0 is best)",
+            "s_measure": "S-measure",
+        },
+        "IoU",
+    ),
+    "semantic": Task(
+        _open_labelled, _score_semantic,
+        {"miou": "mean IoU", "pixel_accuracy": "pixel accuracy", "foreground_iou": "foreground IoU"}, "mean IoU",
+    ),
+    "discovery": Task(_open_boxes, _score_discovery, {"corloc": "CorLoc", "box_iou": "mean box IoU"}, "box IoU"),
+}  # fmt: skip
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command's options."""
+    made = shared.parser(
+        "python -m vitnp.evaluate",
+        "Segment a data set and score the answers. Saliency: IMAGES MASKS. Semantic: ROOT of a VOC set, IMAGES JSON "
+        "(COCO), or IMAGES LABELS. Discovery: ROOT.",
+        usage="python -m vitnp.evaluate [--task TASK] [options] IMAGES MASKS",
+        epilog="exit status: 0 all done, 3 some photographs failed, 2 wrong usage or nothing done, 130 interrupted",
+    )
+    made.add_argument("data", nargs="*", type=Path, metavar="IMAGES MASKS", help=argparse.SUPPRESS)
+    group = made.add_argument_group("data set")
+    group.add_argument(
+        "--task", choices=tuple(TASKS), default="saliency", metavar="TASK",
+        help="saliency, semantic or discovery (saliency)",
+    )
+    group.add_argument("--layout", choices=LAYOUTS, metavar="L", help="auto, voc, coco, coseg or folder (auto)")
+    group.add_argument("--split", metavar="NAME", help="list of a VOC set (val; discovery: trainval)")
+    group.add_argument("--labels", choices=VOC_LABELS, metavar="DIR", help="SegmentationClass or SegmentationClassAug")
+    group.add_argument("--names", type=Path, metavar="FILE", help="a class name a line, for a folder of labels")
+    group.add_argument("--merge", type=Path, metavar="FILE", help="two columns: class, coarser class")
+    group = made.add_argument_group("scores")
+    group.add_argument("--classes", type=arguments.positive, metavar="N", help="clusters to find (as many as true classes)")
+    group.add_argument("--clusters", type=arguments.positive, metavar="N", help="over-cluster: N, matched many-to-one")
+    group.add_argument("--matching", choices=MATCHING, metavar="HOW", help="hungarian or many-to-one (hungarian)")
+    group.add_argument(
+        "--regions", choices=arguments.REGIONS, metavar="R", help="get a class: image, components or split (image)"
+    )
+    group.add_argument("--seeds", type=arguments.positive, metavar="N", help="mean and deviation over N, from --seed on")
+    group.add_argument("--ablate", action="store_true", help="what each piece of the method is worth here")
+    group.add_argument("--csv", type=Path, metavar="FILE", help="the table, in full precision")
+    group.add_argument("--report", type=Path, metavar="DIR", help="pictures of the best, the median and the worst")
+    arguments.add_model_options(made)
+    arguments.add_method_options(made)
+    arguments.add_collection_options(made)
+    arguments.add_batch_option(arguments.add_run_options(made))
+    return made
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command.
+
+    Parameters
+    ----------
+    argv : list of str, optional
+        Arguments; by default the process's own.
+
+    Returns
+    -------
+    int
+        Exit status.
+    """
+    args = build_parser().parse_args(argv)
+    for option, owner in OWNED.items():
+        if getattr(args, option) is not None and args.task != owner:
+            raise UsageError(f"--{option} is for --task {owner}; leave it out")
+    if args.split is not None and args.task == "saliency":
+        raise UsageError("--split is for the tasks semantic and discovery; leave it out")
+    if arguments.names_collection(args) and (args.ablate or args.levels in ("all", "image")):
+        raise UsageError("--collection judges each photograph; leave out --ablate, --levels all and --levels image")
+    if args.ablate and (args.task != "saliency" or args.report):
+        raise UsageError("--ablate compares masks, without pictures; leave out --task and --report")
+
+    from vitnp import kernels
+    from vitnp.evaluate import report
+    from vitnp.evaluate.protocol import shared_cache, summary
+    from vitnp.io import write
+    from vitnp.kernels.threads import pool
+    from vitnp.pipeline import ON_THE_DEVICE
+
+    args.threads = pool.thread_count(args.threads)
+    task = TASKS[args.task]
+    data = task.open(args)
+    # What can't be written is known before the long work, not after.
+    if args.report:
+        report.report_paths(args.report)
+    if args.csv:
+        write.make_folder(args.csv.parent)
+    vit = arguments.load_model(args)
+    seeds = range(args.seed, args.seed + (args.seeds or 1))
+    with arguments.workers(args) as workers, shared_cache(args.cache, 2 if args.ablate else len(seeds)) as cache:
+        options = {**arguments.segmenter_options(args), **workers, "cache": cache}
+        if args.ablate:
+            table, result, failures, total = _ablate(args, data, vit, options, seeds)
+        else:
+            runs = []
+            for seed in seeds:
+                runs.append(task.score(args, data, vit, {**options, "seed": seed}))
+                if args.report and seed == args.seed:
+                    report.write_report(args.report, runs[0].ranking, runs[0].picture, task.measure)
+            table, result = summary(runs, task.titles, seeds if args.seeds else None)
+            failures, total = runs[0].failures, runs[0].images + len(runs[0].failures)
+    if failures:
+        shared.list_failures(failures, total)
+    if args.json:
+        shared.print_json({**result, "device": {stage: kernels.name_of(vit.device) for stage in ON_THE_DEVICE}})
+    else:
+        print(table.text())
+    if args.csv:  # last: a file that can't be written costs nobody the scores
+        write.write_text(args.csv, table.csv())
+    return shared.EXIT_SOME_FAILED if failures else shared.EXIT_OK
+
+
+def _each_alone(args: argparse.Namespace, vit: Any, options: dict) -> dict:
+    """Of a Segmenter's options those that single photographs know, and the collection that they are judged by."""
+    return {
+        **arguments.method_options(args), "seed": options["seed"], "threads": args.threads, "progress": options["progress"],
+        "collection": arguments.chosen_collection(args, vit, quiet=options["seed"] != args.seed),
+    }  # fmt: skip
+
+
+def _made(vit: Any, options: dict, **variant: Any) -> Segmenter:
+    from vitnp.segmenter import Segmenter
+
+    return Segmenter(vit, **{**options, **variant})
+
+
+def _ablate(
+    args: argparse.Namespace, pairs: Sequence, vit: Any, options: dict, seeds: range
+) -> tuple[Table, dict, list, int]:
+    """Table and JSON of the ablation, failures, and how many photographs there were."""
+    from vitnp.evaluate.ablation import ablate, tabulate
+
+    runs: list[list[Variant]] = []
+    for seed in seeds:
+        # An empty mask for lack of confidence would hide what is compared.
+        make = functools.partial(_made, vit, {**options, "seed": seed, "min_confidence": 0.0})
+        rows, images, failures = ablate(pairs, make, args.facet)
+        runs.append(rows)
+    table, records = tabulate(runs, args.refine, deviations=bool(args.seeds))
+    return table, {"images": images, "rows": records}, failures, len(pairs)
+
+
+if __name__ == "__main__":
+    shared.run(main)

@@ -1,0 +1,1 @@
+"""Score masks, classes and boxes against true ones."""

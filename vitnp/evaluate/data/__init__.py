@@ -1,0 +1,1 @@
+"""Read labeled data sets from disk."""

@@ -1,0 +1,1 @@
+"""Read photographs and write files."""

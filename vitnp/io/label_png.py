@@ -1,0 +1,51 @@
+"""Write label images as PNG files with the PASCAL VOC palette."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+import numpy as np
+
+from vitnp.io.write import write_png
+from vitnp.masks.palette import voc_colours
+
+
+def write_labels(
+    path: str | os.PathLike[str], labels: np.ndarray, text: Mapping[str, str] | None = None
+) -> None:
+    """Write labels as an 8-bit palette PNG: pixel values are the classes, and any viewer shows them in colour.
+
+    Parameters
+    ----------
+    path : path
+    labels : array, shape (H, W), uint8
+        0 is background.
+    text : mapping of str to str
+        Text chunks beside vitnp's own stamp, see :func:`vitnp.io.write.write_png`.
+
+    Raises
+    ------
+    ValueError
+        When `labels` isn't an image of class numbers.
+    OutputError
+        When the file can't be written.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from PIL import Image
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write_labels(folder + "/a_labels.png", np.array([[0, 7]], np.uint8))
+    ...     with Image.open(folder + "/a_labels.png") as image:
+    ...         image.mode, np.asarray(image).tolist()
+    ('P', [[0, 7]])
+    """
+    from PIL import Image
+
+    if labels.ndim != 2 or labels.dtype != np.uint8 or labels.size == 0:
+        raise ValueError(f"labels must be a uint8 array of shape (H, W), not {labels.dtype} of {labels.shape}")
+    picture = Image.fromarray(np.ascontiguousarray(labels))
+    # The whole palette always: with 16 colours or fewer Pillow would pack several pixels into a byte.
+    picture.putpalette(voc_colours().tobytes())
+    write_png(path, picture, text)

@@ -1,0 +1,1 @@
+"""Operations on binary masks: components, contours, polygons, run lengths, boxes."""

@@ -1,0 +1,1 @@
+"""Refine a coarse foreground map along the edges of the photograph."""

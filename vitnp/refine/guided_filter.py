@@ -1,0 +1,215 @@
+"""The colour guided filter of He, Sun and Tang, and its use to enlarge a map along the edges of a photograph."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+
+from vitnp import kernels
+from vitnp.io.resample import bilinear, check_map, check_photograph
+
+# Pixels of a tile: many enough to hide NumPy's cost per call, few enough that a tile's temporaries stay near 20 MB.
+_TILE = 1 << 19
+
+
+def guided_filter(target: np.ndarray, rgb: np.ndarray, *, radius: int, eps: float) -> np.ndarray:
+    r"""Filter a map so that within any small window it is a linear function of the photograph's colour.
+
+    The colour form of the filter; for the window k of side 2 `radius` + 1 around each pixel,
+
+    .. math::
+        a_k = (\Sigma_k + \epsilon U)^{-1} \Big( \frac{1}{|\omega|} \sum_{i \in \omega_k} I_i t_i - \mu_k \bar t_k
+        \Big), \qquad b_k = \bar t_k - a_k^T \mu_k, \qquad x_i = \bar a_i^T I_i + \bar b_i
+
+    with mean colour mu, colour covariance Sigma, mean target t-bar, U the 3 x 3 identity, and the bars over a and b
+    their averages over the windows that cover pixel i. At the border a window is what of it lies in the picture.
+
+    Parameters
+    ----------
+    target : array, shape (h, w)
+        The map t.
+    rgb : uint8 array, shape (h, w, 3)
+        The photograph; I is its colour scaled to 0..1.
+    radius : int
+        Pixels from a window's centre to its side, at least 0.
+    eps : float
+        Variance of colour below which a window counts as flat, in squared units of I; positive.
+
+    Returns
+    -------
+    array, shape (h, w), float32
+
+    Raises
+    ------
+    ValueError
+        If shapes disagree, values aren't finite, or a parameter is out of its range.
+
+    References
+    ----------
+    K. He, J. Sun and X. Tang, "Guided Image Filtering", IEEE TPAMI 35(6), 2013.
+
+    Examples
+    --------
+    >>> rgb = np.zeros((5, 6, 3), np.uint8)
+    >>> rgb[:, 3:] = 255
+    >>> target = np.tile(np.float32([0, 0, 0.3, 0.7, 1, 1]), (5, 1))
+    >>> guided_filter(target, rgb, radius=2, eps=1e-6)[2].astype(float).round(2).tolist()
+    [0.1, 0.11, 0.15, 0.85, 0.89, 0.9]
+    """
+    if kernels.device_of(target) == "cuda":
+        return kernels.for_array(target).guided_filter(target, rgb, radius=radius, eps=eps)
+    *a, b = guided_coefficients(target, rgb, radius=radius, eps=eps)
+    return _apply(a, b, rgb).astype(np.float32)
+
+
+def guided_coefficients(target: np.ndarray, rgb: np.ndarray, *, radius: int, eps: float) -> list[np.ndarray]:
+    """The averaged coefficients of `guided_filter`: a for red, green and blue, then b; four (h, w) float64 arrays.
+
+    a refers to 8-bit colour, so that ``a[0] R + a[1] G + a[2] B + b`` is the filtered map. Parameters and errors
+    are those of `guided_filter`.
+    """
+    rgb = check_photograph(rgb)
+    target = check_map(target, rgb.shape[:2]).astype(float)
+    if radius != int(radius) or radius < 0:
+        raise ValueError(f"the radius must be a whole number of pixels, at least 0, not {radius}")
+    if not 0 < eps < math.inf:
+        raise ValueError(f"eps must be positive, not {eps}")
+
+    # float64 throughout: the covariances are small differences of large moments.
+    image = [rgb[..., channel] / 255.0 for channel in range(3)]
+    mean = _box_mean(target.shape, int(radius))
+    mu = [mean(channel) for channel in image]
+    average = mean(target)
+    covariance = [mean(channel * target) - m * average for channel, m in zip(image, mu)]
+    sigma = {(i, j): mean(image[i] * image[j]) - mu[i] * mu[j] for i in range(3) for j in range(i + 1)}
+    for i in range(3):
+        sigma[i, i] += eps
+    a = _solve(sigma, covariance)
+    b = average - sum(slope * m for slope, m in zip(a, mu))
+    return [mean(slope) / 255.0 for slope in a] + [mean(b)]
+
+
+def guided_upsample(
+    soft: np.ndarray,
+    small: np.ndarray,
+    rgb: np.ndarray,
+    *,
+    radius: int = 4,
+    eps: float = 1e-4,
+    tile: int = _TILE,
+) -> np.ndarray:
+    """Enlarge a map to the size of its photograph, with edges that follow the photograph's.
+
+    The guided filter's coefficients are fitted where the map was made, on the reduced photograph, enlarged
+    bilinearly, and applied to the colours of the full photograph: they vary slowly, the colours carry the edges.
+    This goes tile by tile, so that beyond the result only a few tiles are ever held; no pixel depends on the tile
+    that it falls in.
+
+    Parameters
+    ----------
+    soft : array, shape (h, w), values in 0..1
+        The map at working size.
+    small : uint8 array, shape (h, w, 3)
+        The photograph reduced to that size.
+    rgb : uint8 array, shape (H, W, 3)
+        The photograph.
+    radius, eps : int, float
+        As for `guided_filter`, in pixels of `small`.
+    tile : int
+        Pixels in a tile; changes speed and memory only.
+
+    Returns
+    -------
+    uint16 array, shape (H, W)
+        The map in 16-bit fixed point, 65535 standing for 1.
+
+    Raises
+    ------
+    ValueError
+        If shapes disagree, values aren't finite, or a parameter is out of its range.
+
+    References
+    ----------
+    K. He and J. Sun, "Fast Guided Filter", arXiv:1505.00996, 2015, algorithm 2.
+    """
+    if kernels.device_of(soft) == "cuda":
+        return kernels.for_array(soft).guided_upsample(soft, small, rgb, radius=radius, eps=eps)
+    rgb = check_photograph(rgb)
+    size = rgb.shape[:2]
+    coefficients = [plane.astype(np.float32) for plane in guided_coefficients(soft, small, radius=radius, eps=eps)]
+
+    def window(rows: slice, columns: slice) -> np.ndarray:
+        *a, b = (bilinear(plane, size, rows=rows, columns=columns) for plane in coefficients)
+        return _apply(a, b, rgb[rows, columns])
+
+    return fixed_point(size, window, tile)
+
+
+def fixed_point(
+    size: tuple[int, int], window: Callable[[slice, slice], np.ndarray], tile: int = _TILE
+) -> np.ndarray:
+    """Fill a uint16 map (H, W) tile by tile from ``window(rows, columns)``, clipped to 0..1; 65535 stands for 1.
+
+    Tiles are bands of whole rows unless a single row has more pixels than the tile may.
+    """
+    height, width = size
+    across = min(width, tile)
+    down = tile // across
+    result = np.empty(size, np.uint16)
+    for top in range(0, height, down):
+        for left in range(0, width, across):
+            rows, columns = slice(top, top + down), slice(left, left + across)
+            result[rows, columns] = np.rint(window(rows, columns).clip(0, 1) * np.float32(65535))
+    return result
+
+
+def _apply(a: list[np.ndarray], b: np.ndarray, rgb: np.ndarray) -> np.ndarray:
+    """a . rgb + b, accumulated in the memory of a and b."""
+    for channel, slope in enumerate(a):
+        slope *= rgb[..., channel]
+        b += slope
+    return b
+
+
+def _box_mean(shape: tuple[int, int], radius: int) -> Callable[[np.ndarray], np.ndarray]:
+    """A function that averages an array of this shape over the windows, each clipped to the picture."""
+    windows = []
+    for length in shape:
+        centre = np.arange(length)
+        windows.append((np.maximum(centre - radius, 0), np.minimum(centre + radius + 1, length)))
+    (top, bottom), (left, right) = windows
+    area = (bottom - top)[:, None] * (right - left)
+
+    def mean(values: np.ndarray) -> np.ndarray:
+        # Differences of running sums, down and then across: the cost doesn't depend on the radius.
+        sums = np.zeros((shape[0] + 1, shape[1]))
+        values.cumsum(axis=0, out=sums[1:])
+        strips = sums[bottom] - sums[top]
+        sums = np.zeros((shape[0], shape[1] + 1))
+        strips.cumsum(axis=1, out=sums[:, 1:])
+        return (sums[:, right] - sums[:, left]) / area
+
+    return mean
+
+
+def _solve(s: dict[tuple[int, int], np.ndarray], r: list[np.ndarray]) -> list[np.ndarray]:
+    """Solve the 3 x 3 symmetric system S x = r of every pixel by S = L D L^T.
+
+    S comes as its lower triangle. Unlike Cramer's rule this stays accurate where a window holds one hue only and S
+    is nearly singular.
+    """
+    d0 = s[0, 0]
+    l10, l20 = s[1, 0] / d0, s[2, 0] / d0
+    d1 = s[1, 1] - l10 * s[1, 0]
+    d1_l21 = s[2, 1] - l20 * s[1, 0]
+    l21 = d1_l21 / d1
+    d2 = s[2, 2] - l20 * s[2, 0] - l21 * d1_l21
+    y0 = r[0]
+    y1 = r[1] - l10 * y0
+    y2 = r[2] - l20 * y0 - l21 * y1
+    x2 = y2 / d2
+    x1 = y1 / d1 - l21 * x2
+    x0 = y0 / d0 - l10 * x1 - l20 * x2
+    return [x0, x1, x2]

@@ -1,0 +1,246 @@
+"""The vision transformer that users call."""
+
+from __future__ import annotations
+
+import numbers
+import threading
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+
+from vitnp import kernels
+from vitnp.errors import UsageError
+from vitnp.kernels.threads import team
+from vitnp.options import FEATURES
+from vitnp.vit.config import ViTConfig
+from vitnp.vit.forward import Packed, Pass, finish, norm
+
+
+class ViT:
+    """A vision transformer: its configuration and its weights.
+
+    Parameters
+    ----------
+    config : ViTConfig
+    weights : mapping of str to float array
+        Names as in DINO's files; linear weights are (outputs, inputs). float32 in use, float64 works.
+    name, source, sha256 : str
+        Where the weights came from, kept for the record.
+    precision : {"auto", "fp32", "tf32", "bf16", "fp16"}
+        Of the operands of products, see :meth:`at`.
+    device : {"auto", "cpu", "cuda"}
+        Where it computes, see :meth:`on`.
+
+    Examples
+    --------
+    >>> vit = vitnp.load_vit("auto")                                    # doctest: +SKIP
+    >>> features = vit(images, want=("key", "cls"))                     # doctest: +SKIP
+    >>> features["key"].shape                                           # doctest: +SKIP
+    (1, 540, 192)
+    """
+
+    def __init__(
+        self,
+        config: ViTConfig,
+        weights: Mapping[str, np.ndarray],
+        *,
+        name: str = "",
+        source: str | None = None,
+        sha256: str = "",
+        precision: str = "auto",
+        device: str = "cpu",
+    ):
+        self.config, self.weights = config, weights
+        self.name, self.source, self.sha256 = name, source, sha256
+        self.device = kernels.choose_device(device)
+        self.precision, self._wish = precision_for(precision, self.device), precision
+        self._packed: Packed | None = None
+        self._lock = threading.Lock()
+
+    def __repr__(self) -> str:
+        c = self.config
+        return f"ViT({self.name or 'unnamed'}: depth {c.depth}, width {c.width}, heads {c.heads}, patch {c.patch})"
+
+    def grid(self, height: int, width: int, stride: int | None = None) -> tuple[int, int]:
+        """Rows and columns of patches of an image of this size in pixels."""
+        patch, stride = self.config.patch, stride or self.config.patch
+        return (height - patch) // stride + 1, (width - patch) // stride + 1
+
+    def __call__(
+        self, images: np.ndarray, want: str | Iterable[str] = ("key",), *, layer: int = -1, stride: int | None = None
+    ) -> dict[str, np.ndarray]:
+        """Features of one block, and nothing that isn't asked for.
+
+        Keys of a block need neither its attention nor its MLP; CLS needs one query row.
+
+        Parameters
+        ----------
+        images : (B, 3, height, width) float
+            Taken in the weights' type. Normalised with ``config.mean`` and ``config.std``; sides are multiples of the patch.
+            Of NumPy or CuPy.
+        want : str or iterable of str
+            Among "key", "query", "value" and "token" (after the final norm), each (B, N, D) for the patches with heads
+            side by side; "cls" (B, D) and "register" (B, R, D), after the final norm; "attention" (B, H, N), the CLS
+            row of the attention to the patches (a softmax over all T tokens, so it sums to less than 1); "cls_state"
+            (B, 4, D), CLS as it enters the block and its query, key and value, for :meth:`region_cls`.
+        layer : int
+            Block to read, from 0; negative numbers count from the last.
+        stride : int, optional
+            Pixels between patches, a divisor of the patch; smaller than the patch for overlapping patches. By default the patch.
+
+        Returns
+        -------
+        dict of str to float array
+            One entry for each name in `want`, of the weights' type, on the network's device.
+
+        Raises
+        ------
+        UsageError
+            For unknown features, a layer or stride out of range, or images of the wrong shape.
+        """
+        want = (want,) if isinstance(want, str) else tuple(want)
+        layer, stride = self._checked(images, want, layer, stride)
+        images = kernels.to_device(images, self.device).astype(self.dtype, copy=False)
+        weights = self._ready()
+        with weights.in_turn():
+            forward = Pass(weights, self.config, images, stride, layer, want)
+            team.together(forward.run, most=forward.most)
+            return forward.found()
+
+    def region_cls(self, state: np.ndarray, key: np.ndarray, value: np.ndarray, regions: np.ndarray) -> np.ndarray:
+        """CLS of parts of an image: the last block run for the CLS row alone, its attention restricted to CLS and a region's patches.
+
+        As good as another pass over the cropped region, and hundreds of times cheaper. Registers, which speak of the whole
+        image, are left out.
+
+        Parameters
+        ----------
+        state : (4, D) float
+            One image's "cls_state" of the last block.
+        key, value : (N, D) float
+            The same image's keys and values of the last block.
+        regions : (G, N) bool
+            The patches of each region; one without any gives CLS that attends to itself.
+
+        Returns
+        -------
+        (G, D) float
+            After the final norm; in the host's memory, wherever the network computes.
+        """
+        c, weights = self.config, self._ready()
+        xp = weights.xp
+        state, key, value = (xp.asarray(kernels.to_device(x, self.device), weights.dtype) for x in (state, key, value))
+        entering, query, own_key, own_value = (row[None, None] for row in state)  # (1, 1, D) each
+        found = xp.empty((len(regions), c.width), self.dtype)
+        with weights.in_turn():
+            for index, region in enumerate(regions):
+                patches = xp.asarray(np.flatnonzero(region))
+                keys = xp.concatenate([own_key, key[None, patches]], axis=1)  # (1, 1 + patches of the region, D)
+                values = xp.concatenate([own_value, value[None, patches]], axis=1)
+                gathered = weights.kernels.attention(query, keys, values, c.heads)
+                out = finish(weights, c, entering, gathered, c.depth - 1)
+                found[index] = norm(weights, c, out, "norm")[0, 0]
+        return kernels.to_host(found)
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Of the weights, and so of everything computed; float32 on a GPU."""
+        return np.dtype(np.float32) if self.device == "cuda" else self.weights["cls_token"].dtype
+
+    @property
+    def arithmetic(self) -> str:
+        """What the last bits of its features depend on beside the weights: the precision, and "cuda" where that's the device.
+
+        On one device the same photograph gives the same bits every time. Keys from a GPU are within 1e-5 of the CPU's in fp32, 2e-3
+        in fp16, relative to the longest key.
+        """
+        return self.precision if self.device == "cpu" else f"{self.device} {self.precision}"
+
+    def at(self, precision: str) -> ViT:
+        """The same network with products in another precision.
+
+        Parameters
+        ----------
+        precision : {"auto", "fp32", "tf32", "bf16", "fp16"}
+            Of the operands of linear layers and attention; sums are float32 always. "auto" is fp32 on the CPU and fp16 on a GPU,
+            where fp16 is that of all numbers between layers too.
+
+        Raises
+        ------
+        UsageError
+            For one that the device lacks; it names those that there are.
+        """
+        return self._but(precision=precision)
+
+    def on(self, device: str) -> ViT:
+        """The same network on another device, where it leaves what it computes.
+
+        Parameters
+        ----------
+        device : {"auto", "cpu", "cuda"}
+            "auto" is "cuda" where that works, else "cpu".
+
+        Raises
+        ------
+        DeviceError
+            For "cuda" where it doesn't work: why, and what mends it.
+        UsageError
+            For a precision that was chosen and that the device lacks.
+        """
+        return self._but(device=device)
+
+    def _but(self, **changed: str) -> ViT:
+        same = {"name": self.name, "source": self.source, "sha256": self.sha256, "precision": self._wish, "device": self.device}
+        return ViT(self.config, self.weights, **{**same, **changed})
+
+    def _ready(self) -> Packed:
+        """The weights as the kernels want them, made so at the first call."""
+        with self._lock:
+            if self._packed is None:
+                self._packed = Packed(self.weights, self.precision, self.device)
+            return self._packed
+
+    def __getstate__(self) -> dict[str, object]:
+        # Packed weights and locks stay behind: whoever gets the network packs for its own machine.
+        return {name: value for name, value in self.__dict__.items() if name not in ("_packed", "_lock")}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        self.__dict__.update(state, _packed=None, _lock=threading.Lock())
+
+    def _checked(self, images: np.ndarray, want: tuple[str, ...], layer: int, stride: int | None) -> tuple[int, int]:
+        """Layer counted from 0 and stride in pixels, once everything is known to make sense."""
+        c = self.config
+        unknown = [name for name in want if name not in FEATURES]
+        if unknown or not want:
+            raise UsageError(f"unknown features {unknown}; choose among {', '.join(FEATURES)}")
+        if not isinstance(layer, numbers.Integral) or not -c.depth <= layer < c.depth:
+            raise UsageError(f"layer {layer} is out of range; this network has blocks 0 to {c.depth - 1} (or -{c.depth} to -1)")
+        stride = c.patch if stride is None else stride
+        if not isinstance(stride, numbers.Integral) or not 0 < stride <= c.patch or c.patch % stride:
+            raise UsageError(f"stride {stride} doesn't fit; choose a divisor of the patch, {c.patch}")
+        if not isinstance(images, np.ndarray) and kernels.device_of(images) == "cpu":
+            raise UsageError(f"images are a {type(images).__name__}; expected an array of the shape (B, 3, height, width)")
+        if images.ndim != 4 or images.shape[1] != 3 or any(side % c.patch or not side for side in images.shape[2:]):
+            raise UsageError(
+                f"images have the shape {images.shape}; expected (B, 3, height, width) with sides that are multiples of {c.patch}"
+            )
+        return layer % c.depth, stride
+
+
+def precision_for(wish: str, device: str = "cpu") -> str:
+    """The precision that is meant: "auto" is fp32 on the CPU, fp16 on a GPU.
+
+    Raises
+    ------
+    UsageError
+        For one that the device lacks; it names those that there are.
+    """
+    if wish == "auto":
+        return "fp16" if device == "cuda" else "fp32"
+    if wish == "fp32":
+        return wish
+    there = kernels.for_device(device).precisions()
+    if wish not in there:
+        where = "GPU" if device == "cuda" else "CPU"
+        raise UsageError(f"there is no precision {wish!r} on this machine's {where}; choose among auto, {', '.join(there)}")
+    return wish

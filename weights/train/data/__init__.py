@@ -1,0 +1,1 @@
+"""Photographs for training: packs, duplicates, sampling, crops."""
