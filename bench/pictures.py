@@ -11,7 +11,8 @@ from PIL import Image
 
 from bench.scale.photograph import SAMPLE
 from vitnp import segment_image
-from vitnp.cli import segment, shared
+from vitnp.cli import segment
+from vitnp.cli import shared
 
 FOLDER = Path(__file__).parent / "pictures"
 

@@ -14,7 +14,8 @@ import sys
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from vitnp.errors import DeviceError, UsageError
+from vitnp.errors import DeviceError
+from vitnp.errors import UsageError
 
 if TYPE_CHECKING:
     import cupy

@@ -2,7 +2,7 @@
 
 All functions accept float32 or float64 and keep the type. Letters: B images, N tokens, D width, H heads, C inputs and
 E outputs of a linear layer, P patch, S stride, K centroids. Stacked products run one matrix product an image, so that a
-result never depends on its neighbours in the batch.
+result never depends on its neighbors in the batch.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ QUERY_BLOCK = 256
 # k-means: rows whose products with all centroids are in memory at once. They are copied as float32, 6 MB at a width of 192.
 ROW_BLOCK = 8192
 
-# Neighbours: a block of cosines is 512 x 4,096 float32 = 8 MB. Products still run at full speed, and the selection that follows
+# Neighbors: a block of cosines is 512 x 4,096 float32 = 8 MB. Products still run at full speed, and the selection that follows
 # reads it from a near cache. The sizes are fixed because a matrix product may round differently in another shape.
 QUERY_ROWS = 512
 OTHER_ROWS = 4096
@@ -112,7 +112,7 @@ def linear(
 def layernorm(
     x: np.ndarray, weight: np.ndarray, bias: np.ndarray, eps: float, out: np.ndarray | None = None
 ) -> np.ndarray:
-    """Normalise the last axis to mean 0 and variance 1, then scale and shift (Ba et al. 2016, equation 4).
+    """Normalize the last axis to mean 0 and variance 1, then scale and shift (Ba et al. 2016, equation 4).
 
     Parameters
     ----------
@@ -132,14 +132,14 @@ def layernorm(
     >>> layernorm(np.array([[1.0, 3.0]]), np.ones(2), np.zeros(2), 0.0)
     array([[-1.,  1.]])
     """
-    centred = x - x.mean(axis=-1, keepdims=True)
-    variance = np.square(centred).mean(axis=-1, keepdims=True)
-    centred /= np.sqrt(variance + x.dtype.type(eps))
-    centred *= weight
-    centred += bias
+    centerd = x - x.mean(axis=-1, keepdims=True)
+    variance = np.square(centerd).mean(axis=-1, keepdims=True)
+    centerd /= np.sqrt(variance + x.dtype.type(eps))
+    centerd *= weight
+    centerd += bias
     if out is None:
-        return centred
-    out[...] = centred
+        return centerd
+    out[...] = centerd
     return out
 
 
@@ -213,7 +213,7 @@ def softmax(x: np.ndarray) -> np.ndarray:
     return y
 
 
-class KeyValues:
+class KVCache:
     """Keys and values of some images, laid out for attention: put in as they become known, read by any number of queries.
 
     Parameters
@@ -362,7 +362,7 @@ def patch_embedding(
     return linear(flat[:, start:stop], weight.reshape(len(weight), -1), bias)
 
 
-def normalise_rows(x: np.ndarray) -> np.ndarray:
+def normalize_rows(x: np.ndarray) -> np.ndarray:
     """Rows scaled to unit length; a row of zeros stays a row of zeros.
 
     Parameters
@@ -375,7 +375,7 @@ def normalise_rows(x: np.ndarray) -> np.ndarray:
 
     Examples
     --------
-    >>> normalise_rows(np.array([[3.0, 4.0], [0.0, 0.0]]))
+    >>> normalize_rows(np.array([[3.0, 4.0], [0.0, 0.0]]))
     array([[0.6, 0.8],
            [0. , 0. ]])
     """
@@ -764,10 +764,10 @@ def similarity_top(
 def _search(
     queries: np.ndarray, others: np.ndarray, count: int, own: int | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Neighbours of one block of queries.
+    """Neighbors of one block of queries.
 
-    Only what beats a query's worst neighbour so far is looked at again. Candidates are pooled until there are as many as
-    neighbours: then the sorting costs little beside the products, and the bar still rises often enough to keep the pool small.
+    Only what beats a query's worst neighbor so far is looked at again. Candidates are pooled until there are as many as
+    neighbors: then the sorting costs little beside the products, and the bar still rises often enough to keep the pool small.
     """
     rows = len(queries)
     best = (np.zeros((rows, count), np.int64), np.full((rows, count), -np.inf, queries.dtype))
@@ -796,7 +796,7 @@ def _search(
 def _merge(
     best: tuple[np.ndarray, np.ndarray], pool: list[tuple[np.ndarray, np.ndarray, np.ndarray]]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The best of the neighbours so far and the candidates (query, row, cosine) of the pool."""
+    """The best of the neighbors so far and the candidates (query, row, cosine) of the pool."""
     rows, count = best[0].shape
     so_far = (np.repeat(np.arange(rows), count), best[0].ravel(), best[1].ravel())
     query, row, cosine = (np.concatenate(part) for part in zip(so_far, *pool))
@@ -816,15 +816,15 @@ class Lattice:
     vertex : (N, D + 1) int32
         The corners of the simplex around each point. Vertices are numbered as points first touch them.
     weight : (N, D + 1) float
-        The point's barycentric coordinates among these corners. They sum to 1 until :func:`normalise_lattice` scales
+        The point's barycentric coordinates among these corners. They sum to 1 until :func:`normalize_lattice` scales
         them.
-    neighbour : (D + 1, M, 2) int32
+    neighbor : (D + 1, M, 2) int32
         The vertices one step back and one step ahead along each axis of the lattice; M where no point touches any.
     """
 
     vertex: np.ndarray
     weight: np.ndarray
-    neighbour: np.ndarray
+    neighbor: np.ndarray
 
 
 def permutohedral_lattice(features: np.ndarray) -> Lattice:
@@ -901,14 +901,14 @@ def permutohedral_lattice(features: np.ndarray) -> Lattice:
     count = len(key)
     number = np.empty(count, np.int32)
     number[first.argsort()] = np.arange(count)
-    neighbour = np.full((axes, count, 2), count, np.int32)
+    neighbor = np.full((axes, count, 2), count, np.int32)
     for axis in range(axes):
         ahead = key + (stride.sum() - axes * stride[axis])
         at = np.searchsorted(key, ahead).clip(max=count - 1)
         found = np.flatnonzero(key[at] == ahead)
-        neighbour[axis, number[found], 1] = number[at[found]]
-        neighbour[axis, number[at[found]], 0] = number[found]
-    return Lattice(number[vertex].reshape(points, axes), weight, neighbour)
+        neighbor[axis, number[found], 1] = number[at[found]]
+        neighbor[axis, number[at[found]], 0] = number[found]
+    return Lattice(number[vertex].reshape(points, axes), weight, neighbor)
 
 
 def lattice_geometry(features: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -947,7 +947,7 @@ def lattice_geometry(features: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.n
     high = [float(end) * s for end, s in zip(features.max(axis=1), scale)]
     least = [sum(low[j:]) - (j * high[j - 1] if j else 0) for j in range(axes)]
     most = [sum(high[j:]) - (j * low[j - 1] if j else 0) for j in range(axes)]
-    margin = 4 * axes  # more than the way from a point to its vertices' neighbours
+    margin = 4 * axes  # more than the way from a point to its vertices' neighbors
     origin = [math.floor(end) - margin for end in least]
     extent = [math.ceil(end) + margin - start for end, start in zip(most, origin)]
     stride = [math.prod(extent[axis + 1 : -1]) for axis in range(axes - 1)] + [0]
@@ -979,23 +979,23 @@ def lattice_filter(lattice: Lattice, values: np.ndarray) -> np.ndarray:
     >>> lattice_filter(lattice, np.array([[1.0], [2.0], [0.0]])).ravel().tolist()
     [2.5, 2.5, 0.0]
     """
-    axes, count, _ = lattice.neighbour.shape
+    axes, count, _ = lattice.neighbor.shape
     alpha = 1 / (1 + 0.5 ** (axes - 1))  # section 3.1: what the blur and the interpolation leave of a constant
     result = np.empty_like(values)
     for channel in range(values.shape[1]):
         spread = lattice.weight * values[:, channel, None]
-        # The last one is no vertex: it stands for neighbours that aren't there, and stays 0.
+        # The last one is no vertex: it stands for neighbors that aren't there, and stays 0.
         vertices = np.bincount(lattice.vertex.ravel(), spread.ravel(), count + 1)
         for axis in range(axes):
-            vertices[:count] += 0.5 * vertices[lattice.neighbour[axis]].sum(axis=1)
+            vertices[:count] += 0.5 * vertices[lattice.neighbor[axis]].sum(axis=1)
         result[:, channel] = alpha * (lattice.weight * vertices[lattice.vertex]).sum(axis=1)
     return result
 
 
-def normalise_lattice(lattice: Lattice) -> Lattice:
+def normalize_lattice(lattice: Lattice) -> Lattice:
     """Scale the weights such that :func:`lattice_filter` becomes ``D^-1/2 K D^-1/2``, with D the sums of the rows of K.
 
-    The symmetric normalisation of Krähenbühl and Koltun's own program. The filter stays symmetric, up to the order of
+    The symmetric normalization of Krähenbühl and Koltun's own program. The filter stays symmetric, up to the order of
     the axes, and a constant is about kept.
 
     Parameters
@@ -1009,7 +1009,7 @@ def normalise_lattice(lattice: Lattice) -> Lattice:
 
     Examples
     --------
-    >>> lattice = normalise_lattice(permutohedral_lattice(np.zeros((2, 4))))
+    >>> lattice = normalize_lattice(permutohedral_lattice(np.zeros((2, 4))))
     >>> lattice_filter(lattice, np.ones((4, 1))).round(6).ravel().tolist()
     [1.0, 1.0, 1.0, 1.0]
     """
@@ -1030,7 +1030,7 @@ def mean_field(
     unary : (N, C) float
         Energies: negative logarithms of probabilities.
     lattices : sequence of Lattice
-        Normalised, one for each kernel.
+        Normalized, one for each kernel.
     compatibility : sequence of float
         The weight of each kernel.
     steps : int
@@ -1042,7 +1042,7 @@ def mean_field(
 
     Examples
     --------
-    >>> lattice = normalise_lattice(permutohedral_lattice(np.zeros((1, 3))))
+    >>> lattice = normalize_lattice(permutohedral_lattice(np.zeros((1, 3))))
     >>> mean_field(-np.log(np.array([[0.9, 0.1], [0.9, 0.1], [0.4, 0.6]])), [lattice], [4.0], 5).round(2)
     array([[1.  , 0.  ],
            [1.  , 0.  ],

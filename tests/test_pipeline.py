@@ -11,9 +11,11 @@ from PIL import Image
 
 import vitnp
 from vitnp import segment_image
-from vitnp.errors import ImageError, UsageError
-from vitnp.io.stamp import parameters_hash, stamp
-from vitnp.kernels.threads.pool import in_order
+from vitnp.errors import ImageError
+from vitnp.errors import UsageError
+from vitnp.io.stamp import parameters_hash
+from vitnp.io.stamp import stamp
+from vitnp.kernels.threads.pool import map_ordered
 
 
 def picture_of(path) -> Image.Image:
@@ -84,7 +86,7 @@ def test_path_picture_and_array_agree(tmp_path, builtin, result):
 def test_same_to_the_bit_in_any_company_and_on_any_number_of_threads(builtin, result):
     pictures = [disc(seed=seed)[0] for seed in (3, 0, 5, 0)]
     for threads in (1, 3):
-        found = list(in_order(lambda picture: segment_image(picture, builtin), pictures, threads))
+        found = list(map_ordered(lambda picture: segment_image(picture, builtin), pictures, threads))
         for same in (found[1], found[3]):
             np.testing.assert_array_equal(same.soft, result.soft)
             np.testing.assert_array_equal(same.score, result.score)
@@ -123,7 +125,7 @@ def test_refinements(builtin, method):
 
 
 @pytest.mark.parametrize(
-    "options", [{"refine": "magic"}, {"facet": "colour"}, {"layer": 99}, {"stride": 5}, {"size": 0}, {"max_tokens": 0}]
+    "options", [{"refine": "magic"}, {"facet": "color"}, {"layer": 99}, {"stride": 5}, {"size": 0}, {"max_tokens": 0}]
 )
 def test_wrong_options_are_named(builtin, options):
     with pytest.raises(UsageError) as error:
@@ -178,7 +180,7 @@ def featureless() -> dict[str, np.ndarray]:
     """Pictures of nothing in particular."""
     rng = np.random.default_rng(0)
     rows, columns = np.mgrid[:320, :448]
-    grey = {
+    gray = {
         "uniform": np.full((320, 448), 128.0),
         "black": np.zeros((320, 448)),
         "white": np.full((320, 448), 255.0),
@@ -191,8 +193,8 @@ def featureless() -> dict[str, np.ndarray]:
         "checks": 255.0 * ((rows // 16 + columns // 16) % 2),
         "bricks": np.where((rows % 20 < 2) | ((columns + 20 * (rows // 20 % 2)) % 40 < 2), 200.0, 120.0),
     }
-    pictures = {name: np.repeat(values[..., None], 3, axis=2).astype(np.uint8) for name, values in grey.items()}
-    pictures["coloured noise"] = rng.integers(0, 256, (320, 448, 3), dtype=np.uint8)
+    pictures = {name: np.repeat(values[..., None], 3, axis=2).astype(np.uint8) for name, values in gray.items()}
+    pictures["colored noise"] = rng.integers(0, 256, (320, 448, 3), dtype=np.uint8)
     return pictures
 
 

@@ -12,16 +12,18 @@ import pytest
 from PIL import Image
 
 from vitnp import Segmenter
-from vitnp.errors import ImageError, OutputError, UsageError
-from vitnp.method.image_level import ImageLevel
+from vitnp.errors import ImageError
+from vitnp.errors import OutputError
+from vitnp.errors import UsageError
+from vitnp.method.image_level import ImageLevelConfig
 from vitnp.method.regions import RegionRule
 
 # A red square, a green disc with stripes, a blue triangle with checks.
-COLOURS = [(230, 40, 40), (40, 220, 60), (70, 90, 250)]
+COLORS = [(230, 40, 40), (40, 220, 60), (70, 90, 250)]
 
 
 def planted(seed: int, kind: int | None = None, size: tuple[int, int] = (96, 128)) -> tuple[np.ndarray, np.ndarray]:
-    """A thing of one kind on grey noise, somewhere near the middle; and where it is."""
+    """A thing of one kind on gray noise, somewhere near the middle; and where it is."""
     rng = np.random.default_rng(seed)
     kind = seed % 3 if kind is None else kind
     ground = rng.normal(110, 10, (*size, 3))
@@ -30,7 +32,7 @@ def planted(seed: int, kind: int | None = None, size: tuple[int, int] = (96, 128
     dy, dx = ((axis - side * rng.uniform(0.4, 0.6)) / radius for axis, side in zip((y, x), size))
     shapes = [np.maximum(abs(dy), abs(dx)) < 1, dy**2 + dx**2 < 1, (abs(dx) < 0.6 * (dy + 1)) & (abs(dy) < 1)]
     white = [np.zeros(size, bool), x // 6 % 2 == 1, (x // 6 + y // 6) % 2 == 1]
-    thing = np.where(white[kind][..., None], 250, COLOURS[kind]) + rng.normal(0, 6, ground.shape)
+    thing = np.where(white[kind][..., None], 250, COLORS[kind]) + rng.normal(0, 6, ground.shape)
     return np.where(shapes[kind][..., None], thing, ground).clip(0, 255).astype(np.uint8), shapes[kind]
 
 
@@ -90,7 +92,7 @@ def test_what_is_told_of_regions_follows_from_the_answers(fitted):
 
 
 def test_prediction_of_what_was_fitted_is_nearly_the_same(fitted, scenes):
-    # Nearly: features pass through float16, and a photograph may be nearer to another category's centre.
+    # Nearly: features pass through float16, and a photograph may be nearer to another category's center.
     for index in (0, 4, 8):
         result = fitted.predict(scenes[index])
         assert iou(result.mask, fitted.masks[index]) > 0.95
@@ -383,10 +385,11 @@ def test_fit_patches(builtin, scenes, fitted, fit_patches):
 
 
 def test_constants_are_parameters(builtin, scenes):
-    from vitnp.method.collection_level import CATEGORY, DATASET
+    from vitnp.method.collection_level import CATEGORY
+    from vitnp.method.collection_level import DATASET
 
     fitted = Segmenter(
-        builtin, size=96, image_level=ImageLevel(clusters=(2, 5)), dataset_level=dataclasses.replace(DATASET, clusters=(4,)),
+        builtin, size=96, image_level=ImageLevelConfig(clusters=(2, 5)), dataset_level=dataclasses.replace(DATASET, clusters=(4,)),
         category_level=dataclasses.replace(CATEGORY, clusters=(2, 3, 4), temperature=0.2),
     ).fit(scenes[:4])  # fmt: skip
     assert [len(c) for c in fitted.collection.dataset.centroids] == [4]

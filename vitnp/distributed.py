@@ -27,17 +27,27 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vitnp import __version__, kernels
+from vitnp import __version__
+from vitnp import kernels
 from vitnp.checkpoints.load import load_vit
 from vitnp.clustering.chunks import Chunk
-from vitnp.errors import CheckpointError, ClusterError, ImageError, UsageError, VitnpError
-from vitnp.features.shared import StoredKeys, await_photographs, open_shared
-from vitnp.features.spec import Identity
-from vitnp.features.store import IDENTITY_FILE, FeatureStore
-from vitnp.features.stream import Extraction, extract_to_store
+from vitnp.errors import CheckpointError
+from vitnp.errors import ClusterError
+from vitnp.errors import ImageError
+from vitnp.errors import UsageError
+from vitnp.errors import VitnpError
+from vitnp.features.shared import StoredKeys
+from vitnp.features.shared import await_photographs
+from vitnp.features.shared import open_shared
+from vitnp.features.spec import FeatureSpec
+from vitnp.features.store import IDENTITY_FILE
+from vitnp.features.store import FeatureStore
+from vitnp.features.stream import Extraction
+from vitnp.features.stream import extract_to_store
 from vitnp.io import decode
-from vitnp.io.source import Source, path_of
-from vitnp.kernels.threads.pool import thread_count
+from vitnp.io.source import Source
+from vitnp.io.source import path_of
+from vitnp.kernels.threads.pool import resolve_n_threads
 from vitnp.vit.config import ViTConfig
 from vitnp.vit.model import ViT
 
@@ -69,7 +79,7 @@ def connected(
     cache : path, optional
         Folder for features; all but "local" need one, and all machines must see it under the same path.
     workers : int, optional
-        Processes of "local", as :func:`vitnp.kernels.threads.pool.thread_count` takes it.
+        Processes of "local", as :func:`vitnp.kernels.threads.pool.resolve_n_threads` takes it.
 
     Raises
     ------
@@ -107,7 +117,7 @@ def connected(
             with _interrupts_for_us_alone():
                 address = stack.enter_context(
                     distributed.LocalCluster(
-                        n_workers=thread_count(workers), threads_per_worker=1, processes=True, host="127.0.0.1",
+                        n_workers=resolve_n_threads(workers), threads_per_worker=1, processes=True, host="127.0.0.1",
                         dashboard_address="127.0.0.1:0", memory_limit=0, silence_logs=logging.CRITICAL,
                     )
                 )  # fmt: skip
@@ -334,7 +344,7 @@ def _checked(versions: dict[str, str], function: Callable[..., Any], *arguments:
 
 
 def _extract(
-    paths: list[str], network: _Network, folder: str, identity: Identity, max_pixels: int
+    paths: list[str], network: _Network, folder: str, identity: FeatureSpec, max_pixels: int
 ) -> tuple[Extraction, list[int]]:
     """Features of some photographs into the store; which of them aren't there."""
     store = open_shared(folder, identity)

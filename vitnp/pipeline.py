@@ -13,15 +13,22 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vitnp import __version__, kernels
+from vitnp import __version__
+from vitnp import kernels
 from vitnp.errors import UsageError
-from vitnp.features.extract import Features, extract_batch, prepare
-from vitnp.features.record import StoredFeatures
-from vitnp.features.spec import Identity
-from vitnp.features.stream import Decoded, stored_batch
-from vitnp.io import decode, preprocess
+from vitnp.features.extract import Features
+from vitnp.features.extract import extract_batch
+from vitnp.features.extract import prepare
+from vitnp.features.record import FeatureRecord
+from vitnp.features.spec import FeatureSpec
+from vitnp.features.stream import Decoded
+from vitnp.features.stream import stored_batch
+from vitnp.io import decode
+from vitnp.io import preprocess
 from vitnp.kernels.threads import blas
-from vitnp.method import agreement, cleaning, image_level
+from vitnp.method import agreement
+from vitnp.method import cleaning
+from vitnp.method import image_level
 from vitnp.method import confidence as confidence_
 from vitnp.method.collection import Collection
 from vitnp.options import FACETS
@@ -35,10 +42,10 @@ from vitnp.kernels.stopwatch import Stopwatch
 from vitnp.result import Segmentation
 
 # What a GPU does, where there is one; the host decodes and writes.
-ON_THE_DEVICE = ("network", "cluster", "refine")
+DEVICE_STAGES = ("network", "cluster", "refine")
 
 
-def parameters_of(
+def run_parameters(
     vit: ViT,
     *,
     size: int | None = None,
@@ -180,9 +187,9 @@ def segment_image(
     >>> result.mask.mean(), result.confidence               # doctest: +SKIP
     (0.31, 0.62)
     """
-    vit = builtin() if vit is None else vit
+    vit = default_vit() if vit is None else vit
     options = {"size": size, "facet": facet, "layer": layer, "stride": stride, "max_tokens": max_tokens}
-    method = Method.of(vit, **options, refine=refine, seed=seed, min_confidence=min_confidence, collection=collection)
+    method = ImagePipeline.of(vit, **options, refine=refine, seed=seed, min_confidence=min_confidence, collection=collection)
     clock = Stopwatch(vit.device)
     with blas.one_blas_thread(), refused_beyond_memory(vit.device):
         rgb = decode.read_image(image, max_pixels=max_pixels)
@@ -194,7 +201,7 @@ def segment_image(
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Method:
+class ImagePipeline:
     """How photographs are judged, each by itself: all that is the same for every one of them. Make one with :meth:`of`.
 
     Attributes
@@ -210,17 +217,17 @@ class Method:
     vit: ViT
     collection: Collection | None
     parameters: Mapping[str, object]
-    identity: Identity | None
+    identity: FeatureSpec | None
 
     @classmethod
-    def of(cls, vit: ViT, *, collection: Collection | str | os.PathLike[str] | None = "auto", **options) -> Method:
+    def of(cls, vit: ViT, *, collection: Collection | str | os.PathLike[str] | None = "auto", **options) -> ImagePipeline:
         """The method with some options of :func:`segment_image`; it raises the same errors."""
         which = {name: value for name, value in options.items() if name in ("size", "facet", "layer", "stride", "max_tokens")}
-        collection, _ = chosen_collection(collection, vit, **which)
-        parameters = parameters_of(vit, **options, collection=collection)
+        collection, _ = resolve_collection(collection, vit, **which)
+        parameters = run_parameters(vit, **options, collection=collection)
         if collection is None:
             return cls(vit, None, parameters, None)
-        return cls(vit, collection, parameters, Identity.of(vit, **which, regions=collection.prototypes is not None))
+        return cls(vit, collection, parameters, FeatureSpec.of(vit, **which, regions=collection.prototypes is not None))
 
     def prepared(self, rgb: np.ndarray, photograph: str) -> Decoded:
         """A photograph (height, width, 3) uint8 of such a :func:`fingerprint` at the size for the network, on its device."""
@@ -228,24 +235,24 @@ class Method:
         scaled = prepare(rgb, self.vit, size=p["size"], stride=p["stride"], max_tokens=p["max_tokens"])
         return Decoded(0, photograph, rgb.shape[:2], scaled)
 
-    def features(self, group: Sequence[Decoded]) -> list[Features] | list[StoredFeatures]:
+    def features(self, group: Sequence[Decoded]) -> list[Features] | list[FeatureRecord]:
         """What the network says of photographs that have become equally large, in one pass."""
         if self.identity is not None:
             return stored_batch(group, self.vit, self.identity, lambda array: array)
         p = self.parameters
         return extract_batch([one.prepared for one in group], self.vit, facet=p["facet"], layer=p["layer"], stride=p["stride"])
 
-    def judged(self, rgb: np.ndarray, features: Features | StoredFeatures, photograph: str, clock: Stopwatch) -> Segmentation:
+    def judged(self, rgb: np.ndarray, features: Features | FeatureRecord, photograph: str, clock: Stopwatch) -> Segmentation:
         """The result for a photograph of such features and such a :func:`fingerprint`."""
         collection, unit = self.collection, features.unit
-        constants = image_level.ImageLevel() if collection is None else collection.image_level
+        constants = image_level.ImageLevelConfig() if collection is None else collection.image_level
         seed = (self.parameters["seed"], features.digest)
         soft, hard = image_level.image_level(unit, features.attention, features.grid, seed, constants)
-        score, category, levels, cleaner = soft, None, None, cleaning.Cleaning()
+        score, category, levels, cleaner = soft, None, None, cleaning.CleaningConfig()
         if collection is not None:
             category = collection.category_of(features.cls)
             levels = collection.levels(unit, (soft, hard), category)
-            score, cleaner = agreement.agree(levels, str(collection.parameters["consistency"])), collection.cleaning
+            score, cleaner = agreement.combine_levels(levels, str(collection.parameters["consistency"])), collection.cleaning
         score = cleaning.clean(score.reshape(features.grid), cleaner)
         confidence = confidence_.confidence(soft, unit)
         clock.lap("cluster")
@@ -257,7 +264,7 @@ class Method:
 
 def compose(
     rgb: np.ndarray,
-    features: Features | StoredFeatures,
+    features: Features | FeatureRecord,
     score: np.ndarray,
     confidence: float,
     parameters: Mapping[str, object],
@@ -304,7 +311,7 @@ def compose(
 
 
 @functools.lru_cache(maxsize=1)
-def builtin() -> ViT:
+def default_vit() -> ViT:
     """The built-in checkpoint, read once."""
     from vitnp.checkpoints.load import load_vit
 
@@ -312,14 +319,15 @@ def builtin() -> ViT:
 
 
 @functools.lru_cache(maxsize=1)
-def builtin_collection() -> Collection:
+def default_collection() -> Collection:
     """What came of fitting many photographs with the built-in checkpoint, read once."""
-    from vitnp.checkpoints.registry import BUILT_IN, collection_path
+    from vitnp.checkpoints.registry import BUILT_IN
+    from vitnp.checkpoints.registry import collection_path
 
     return Collection.load(collection_path(BUILT_IN))
 
 
-def chosen_collection(
+def resolve_collection(
     wanted: Collection | str | os.PathLike[str] | None, vit: ViT, **options
 ) -> tuple[Collection | None, str | None]:
     """The fitted collection that photographs, each by itself, are judged by.
@@ -346,8 +354,8 @@ def chosen_collection(
     if wanted is None or wanted == "none":
         return None, None
     if wanted == "auto":
-        reason = builtin_collection().mismatch(parameters_of(vit, **options))
-        return (None, reason) if reason else (builtin_collection(), None)
+        reason = default_collection().mismatch(run_parameters(vit, **options))
+        return (None, reason) if reason else (default_collection(), None)
     return (wanted if isinstance(wanted, Collection) else Collection.load(wanted)), None
 
 

@@ -15,31 +15,50 @@ import scipy.linalg  # noqa: F401  (its BLAS must be there before it can be kept
 from vitnp import kernels
 from vitnp.clustering.kmeans import Mapper
 from vitnp.clustering.spectral import spectral_clusters
-from vitnp.errors import ImageError, UsageError
+from vitnp.errors import ImageError
+from vitnp.errors import UsageError
 from vitnp.features.entries import Entries
-from vitnp.features.record import StoredFeatures, unit_rows
-from vitnp.features.spec import Identity
+from vitnp.features.record import FeatureRecord
+from vitnp.features.record import unit_rows
+from vitnp.features.spec import FeatureSpec
 from vitnp.features.store import FeatureStore
-from vitnp.features.stream import Extraction, extract_to_store
-from vitnp.features.temporary import check_space, estimate_bytes, temporary_store
+from vitnp.features.stream import Extraction
+from vitnp.features.stream import extract_to_store
+from vitnp.features.temporary import check_space
+from vitnp.features.temporary import estimate_bytes
+from vitnp.features.temporary import temporary_store
 from vitnp.io import decode
 from vitnp.io.spool import MaskSpool
 from vitnp.kernels.stopwatch import Stopwatch
-from vitnp.kernels.threads import blas, pool
-from vitnp.method import agreement, cleaning, collection_level
+from vitnp.kernels.threads import blas
+from vitnp.kernels.threads import pool
+from vitnp.method import agreement
+from vitnp.method import cleaning
+from vitnp.method import collection_level
 from vitnp.method import confidence as confidence_
 from vitnp.method import image_level as image_level_
 from vitnp.method.collection import Collection
-from vitnp.method.image_level import ImageLevel
-from vitnp.method.prototypes import label_map, prototypes_of, split_by_class, split_pixels
-from vitnp.method.regions import RegionRule, Regions, patches_of, regions_of
-from vitnp.pipeline import builtin, compose, parameters_of, refused_beyond_memory, segment_image
-from vitnp.progress import Progress, silent
+from vitnp.method.image_level import ImageLevelConfig
+from vitnp.method.prototypes import label_map
+from vitnp.method.prototypes import fit_prototypes
+from vitnp.method.prototypes import split_by_class
+from vitnp.method.prototypes import split_pixels
+from vitnp.method.regions import RegionRule
+from vitnp.method.regions import Regions
+from vitnp.method.regions import region_patches
+from vitnp.method.regions import label_regions
+from vitnp.pipeline import default_vit
+from vitnp.pipeline import compose
+from vitnp.pipeline import run_parameters
+from vitnp.pipeline import refused_beyond_memory
+from vitnp.pipeline import segment_image
+from vitnp.progress import Progress
+from vitnp.progress import silent
 from vitnp.result import Segmentation
 from vitnp.vit.model import ViT
 
 # Of a CLS token in the graph that parts categories and classes.
-NEIGHBOURS = 30
+NEIGHBORS = 30
 
 # Counts of hard answers are kept in a byte: every mean over up to six numbers of clusters is a whole number of these.
 HARD_UNITS = 240
@@ -57,7 +76,7 @@ class Segmenter:
     categories : int, optional
         Categories of similar photographs; by default one for 20 photographs, 1 to 20.
     consistency : {"mean", "majority", "intersection"}
-        How the levels agree, see :func:`vitnp.method.agreement.agree`.
+        How the levels agree, see :func:`vitnp.method.agreement.combine_levels`.
     regions : RegionRule or str
         What gets a class: the mask as a whole ("image"), its "components", or components that are "split" where they hold two classes.
     fit_patches : int or "all", optional
@@ -135,10 +154,10 @@ class Segmenter:
         extractor: Callable[..., Extraction] = extract_to_store,
         progress: Progress = silent,
         notice: Callable[[str], None] | None = None,
-        image_level: ImageLevel = ImageLevel(),
-        dataset_level: collection_level.CollectionLevel = collection_level.DATASET,
-        category_level: collection_level.CollectionLevel = collection_level.CATEGORY,
-        cleaning_rule: cleaning.Cleaning = cleaning.Cleaning(),
+        image_level: ImageLevelConfig = ImageLevelConfig(),
+        dataset_level: collection_level.CollectionLevelConfig = collection_level.DATASET,
+        category_level: collection_level.CollectionLevelConfig = collection_level.CATEGORY,
+        cleaning_rule: cleaning.CleaningConfig = cleaning.CleaningConfig(),
         **options: Any,
     ) -> None:
         if n_classes is not None and not 1 <= n_classes <= 65_535:
@@ -149,18 +168,18 @@ class Segmenter:
             raise UsageError(f"there is no consistency {consistency!r}; choose among {', '.join(agreement.CONSISTENCY)}")
         if fit_patches is not None and fit_patches != "all" and not (isinstance(fit_patches, int) and fit_patches >= 1):
             raise UsageError(f"fitting on {fit_patches!r} patches can't be; choose a number from 1 on, or all")
-        self.vit = builtin() if vit is None else vit
+        self.vit = default_vit() if vit is None else vit
         self.n_classes, self.n_categories, self.consistency = n_classes, categories, consistency
         self.rule = regions if isinstance(regions, RegionRule) else RegionRule(regions)
         self.fit_patches = dataset_level.sample if fit_patches is None else fit_patches
         self.cache, self.thread_count, self.batch = cache, thread_count, batch
         self.mapper, self.extractor, self.progress, self.notice = mapper, extractor, progress, notice
-        soften = (lambda constants: constants) if consistency == "mean" else agreement.literal
+        soften = (lambda constants: constants) if consistency == "mean" else agreement.two_cluster_variant
         self.image_level, self.dataset_level, self.category_level = map(soften, (image_level, dataset_level, category_level))
         self.cleaning_rule = cleaning_rule
         self.max_pixels = options.pop("max_pixels", decode.MAX_PIXELS)
         self.options = options
-        self.parameters = parameters_of(self.vit, **options)
+        self.parameters = run_parameters(self.vit, **options)
         self.seed = int(self.parameters["seed"])
         self.collection: Collection | None = None
 
@@ -248,10 +267,10 @@ class Segmenter:
         labels = self._alike(cls, min(wanted, len(cls)))
         self.categories = np.full(len(self.photographs), -1)
         self.categories[self._read] = labels
-        self._centres = _means(_unit(cls), labels)
+        self._centers = _means(_unit(cls), labels)
 
     def _fit_levels(self, entries: Entries) -> None:
-        members = [[i for i in self._read if self.categories[i] == category] for category in range(len(self._centres))]
+        members = [[i for i in self._read if self.categories[i] == category] for category in range(len(self._centers))]
         sets = [(self._read, self.dataset_level, self.fit_patches, (self.seed, 1))]
         for category, indices in enumerate(members):
             limit = "all" if self.fit_patches == "all" else self.category_level.sample
@@ -274,7 +293,7 @@ class Segmenter:
             "fit_patches": self.fit_patches,
             "photographs": len(self._read),
         }
-        self.collection = Collection(parameters, dataset, tuple(categories), self._centres)
+        self.collection = Collection(parameters, dataset, tuple(categories), self._centers)
         self._digest = self.collection.digest
 
     def _sample(self, entries: Entries, indices: Sequence[int], limit: int | str, seed: tuple[int, ...]) -> tuple[Any, np.ndarray]:
@@ -310,7 +329,7 @@ class Segmenter:
                     own = self._soft.pop(index).astype(np.float32), self._hard.pop(index) / np.float32(HARD_UNITS)
                     own = tuple(kernels.to_device(part, self.vit.device) for part in own)
                     levels = self.collection.levels(self._unit(entry), own, category)
-                    score = agreement.agree(levels, self.consistency)
+                    score = agreement.combine_levels(levels, self.consistency)
                     score = cleaning.clean(score.reshape(entry.grid), self.cleaning_rule)
                     clock.lap("cluster")
                     result = compose(
@@ -331,8 +350,8 @@ class Segmenter:
         if len(self.failures) == len(self.photographs):
             raise self.failures[self._read[0]]
 
-    def _describe_regions(self, index: int, entry: StoredFeatures, result: Segmentation) -> None:
-        patches = patches_of(regions_of(result.mask, self.rule), entry.grid)
+    def _describe_regions(self, index: int, entry: FeatureRecord, result: Segmentation) -> None:
+        patches = region_patches(label_regions(result.mask, self.rule), entry.grid)
         self._cls[index] = self.vit.region_cls(entry.cls_state, entry.last_key, entry.value, patches).astype(np.float16)
         mean = (patches @ result.score.ravel()) / np.maximum(patches.sum(axis=1), 1)
         self._scores[index] = (result.confidence * mean).astype(np.float32)
@@ -343,7 +362,7 @@ class Segmenter:
         self._refuse_too_many_classes(sum(counts), len(owners))
         unit = _unit(np.concatenate([self._cls.pop(index) for index in owners]))
         labels = self._alike(unit, self.n_classes)
-        prototypes = prototypes_of(unit, labels, self.seed)
+        prototypes = fit_prototypes(unit, labels, self.seed)
         self.collection = dataclasses.replace(self.collection, prototypes=prototypes)
         means = _means(unit, labels)
         starts = np.cumsum([0, *counts])
@@ -351,7 +370,7 @@ class Segmenter:
 
         def work(index: int) -> Regions:
             part, entry = spans[index], entries[index]
-            patches = patches_of(self._whole_regions(index), entry.grid)
+            patches = region_patches(self._whole_regions(index), entry.grid)
             typical = (unit[part] * means[labels[part]]).sum(axis=1)
             found = Regions(labels[part], self._scores.pop(index), typical, patches.sum(axis=1))
             if self.rule.how != "split":
@@ -371,14 +390,14 @@ class Segmenter:
 
     def _whole_regions(self, index: int) -> np.ndarray:
         mask = self._masks.get(index)
-        with pool.room_for(mask.size):
-            return regions_of(mask, self.rule)
+        with pool.large_image_lock(mask.size):
+            return label_regions(mask, self.rule)
 
     def _alike(self, cls: np.ndarray, groups: int) -> np.ndarray:
-        """Groups of CLS tokens, by the graph of their nearest neighbours."""
-        # In a small collection thirty neighbours are everybody, and a graph that joins everybody tells nothing apart.
-        neighbours = min(NEIGHBOURS, max(2, len(cls) // 5))
-        return spectral_clusters(cls, groups, neighbours=neighbours, seed=self.seed, thread_count=self.thread_count)
+        """Groups of CLS tokens, by the graph of their nearest neighbors."""
+        # In a small collection thirty neighbors are everybody, and a graph that joins everybody tells nothing apart.
+        neighbors = min(NEIGHBORS, max(2, len(cls) // 5))
+        return spectral_clusters(cls, groups, neighbors=neighbors, seed=self.seed, thread_count=self.thread_count)
 
     # --- what was found --------------------------------------------------------------------------------------------------
 
@@ -413,7 +432,7 @@ class Segmenter:
     def predict(self, photograph: Any) -> Segmentation:
         """Segment a photograph with what was learnt; with classes the result has labels.
 
-        The category is the one with the nearest CLS centre, the image level is the photograph's own, and regions join the class
+        The category is the one with the nearest CLS center, the image level is the photograph's own, and regions join the class
         that most of the training regions like them belong to.
 
         Raises
@@ -464,11 +483,11 @@ class Segmenter:
         collection = Collection.load(path)
         own = {name: collection.parameters[name] for name in ("size", "facet", "layer", "stride", "max_tokens", "refine", "seed")}
         made = cls(vit, **{**own, **options})
-        parameters_of(made.vit, **made.options, collection=collection)  # refuses what doesn't fit
+        run_parameters(made.vit, **made.options, collection=collection)  # refuses what doesn't fit
         made.collection = collection
         return made
 
-    def _unit(self, entry: StoredFeatures) -> np.ndarray:
+    def _unit(self, entry: FeatureRecord) -> np.ndarray:
         """A photograph's keys with rows of unit length, on the network's device."""
         return unit_rows(kernels.to_device(entry.keys, self.vit.device))
 
@@ -498,13 +517,13 @@ class Segmenter:
 
     def _each(self, work: Callable[[int], Any], indices: Sequence[int], stage: str) -> Iterator[Any]:
         """Results for photographs in their order, several in flight, with progress shown."""
-        count = pool.thread_count(self.thread_count)
+        count = pool.resolve_n_threads(self.thread_count)
 
         def limited(index: int) -> Any:
             with blas.one_blas_thread():
                 return work(index)
 
-        results = pool.in_order(limited, indices, count)
+        results = pool.map_ordered(limited, indices, count)
         with contextlib.closing(results):
             yield from self._watched(results, len(indices), stage)
 
@@ -519,7 +538,7 @@ class Segmenter:
         """Features of the photographs, in a store that lasts as long as it's needed."""
         known = ("size", "facet", "layer", "stride", "max_tokens")
         options = {name: self.options[name] for name in known if name in self.options}
-        identity = Identity.of(self.vit, **options, regions=self.n_classes is not None)
+        identity = FeatureSpec.of(self.vit, **options, regions=self.n_classes is not None)
         needed = estimate_bytes(self.photographs, self.vit, identity)
         with contextlib.ExitStack() as stack:
             if self.cache is None:
@@ -562,12 +581,12 @@ def _refuse_changed(photograph: Any, fingerprint: str) -> None:
 def _room(photograph: Any) -> contextlib.AbstractContextManager:
     """Large photographs go one at a time."""
     if isinstance(photograph, (str, os.PathLike)):
-        return pool.room_for(decode.pixels_of(photograph))
+        return pool.large_image_lock(decode.pixels_of(photograph))
     return contextlib.nullcontext()
 
 
 def _unit(x: np.ndarray) -> np.ndarray:
-    return kernels.for_device().normalise_rows(np.asarray(x, np.float32))
+    return kernels.for_device().normalize_rows(np.asarray(x, np.float32))
 
 
 def _means(unit: np.ndarray, labels: np.ndarray) -> np.ndarray:

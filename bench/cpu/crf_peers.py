@@ -13,11 +13,11 @@ from vitnp.io.resample import bilinear
 # Labels that have to agree, as a share of the pixels.
 AGREEMENT = 0.999
 
-# Of the two kernels: smoothness, and appearance. Standard deviations in pixels and in grey levels of 255.
+# Of the two kernels: smoothness, and appearance. Standard deviations in pixels and in gray levels of 255.
 SMOOTH_XY, SMOOTH_WEIGHT = 3.0, 3.0
 XY, RGB, WEIGHT = 50.0, 5.0, 5.0
 STEPS = 10
-# Below this a probability has an energy too large for neighbours to outweigh.
+# Below this a probability has an energy too large for neighbors to outweigh.
 LEAST = np.float32(1e-6)
 
 

@@ -1,6 +1,6 @@
 """Contenders timed in turn, with an eye on what else the machine is doing.
 
-A processor runs slower when it's hot, when another program wants it, when its neighbours in the cloud are busy. So
+A processor runs slower when it's hot, when another program wants it, when its neighbors in the cloud are busy. So
 contenders are never timed one after the other but in rounds, each of them once a round, and a ratio is taken between
 times of the same round. What other programs have used meanwhile is read from the kernel's own account; a time that was
 disturbed is taken anew.

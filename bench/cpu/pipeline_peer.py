@@ -102,8 +102,8 @@ def image_level(keys: np.ndarray, attention: np.ndarray, grid: tuple[int, int]) 
             foreground[score.argmax()] = True
         elif foreground.all():
             foreground[score.argmin()] = False
-        centres = model.cluster_centers_ / np.linalg.norm(model.cluster_centers_, axis=1, keepdims=True)
-        cosine = keys @ centres.T
+        centers = model.cluster_centers_ / np.linalg.norm(model.cluster_centers_, axis=1, keepdims=True)
+        cosine = keys @ centers.T
         margin = cosine[:, foreground].max(axis=1) - cosine[:, ~foreground].max(axis=1)
         answers.append(expit(margin / TEMPERATURE))
     return np.mean(answers, axis=0)
@@ -164,7 +164,8 @@ def write_bundle(folder: Path, vit, collection, photograph: Path) -> None:
         The network is made for the size of this one.
     """
     from bench.cpu.vit_peers import onnx_model
-    from vitnp.io import decode, preprocess
+    from vitnp.io import decode
+    from vitnp.io import preprocess
     from vitnp.vit.pos_embed import resample_positions
 
     config, rgb = vit.config, decode.read_image(photograph)
@@ -177,7 +178,7 @@ def write_bundle(folder: Path, vit, collection, photograph: Path) -> None:
 
     fitted = {"dataset": collection.dataset}
     fitted |= {f"category.{index}": level for index, level in enumerate(collection.categories)}
-    arrays = {"patch": config.patch, "centres": collection.centres}
+    arrays = {"patch": config.patch, "centres": collection.centers}
     arrays |= {name: np.array(getattr(config, name), np.float32) for name in ("mean", "std")}
     for name, level in fitted.items():
         arrays[f"{name}.temperature"] = np.float32(level.temperature)

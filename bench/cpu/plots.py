@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 PICTURES = Path(__file__).parent.parent / "pictures"
 
-# A contender has the same colour in every picture; ours stand out.
-COLOURS = {
+# A contender has the same color in every picture; ours stand out.
+COLORS = {
     "vitnp": "#c8102e",
     "vitnp, bf16": "#e8869a",
     "vitnp, solver": "#e8869a",
@@ -170,7 +170,7 @@ def _curves(axes: Axes, cases: Sequence[Case], over: str, value: Callable[[Mappi
         if points:
             # What is drawn last lies on top.
             above = 3 if name == "vitnp" else 2
-            axes.plot(*zip(*points.items()), "o-", color=COLOURS.get(name, OTHERS), label=LABELS.get(name, name), zorder=above)
+            axes.plot(*zip(*points.items()), "o-", color=COLORS.get(name, OTHERS), label=LABELS.get(name, name), zorder=above)
 
 
 def _bars(figure: Figure, cases: Sequence[Case], title: Callable[[Case], str]) -> None:
@@ -180,7 +180,7 @@ def _bars(figure: Figure, cases: Sequence[Case], title: Callable[[Case], str]) -
     for axes, case in zip(panels, cases):
         seconds = [case["contenders"].get(name, {"seconds": 0.0})["seconds"] for name in names]
         drawn = axes.barh(
-            [LABELS.get(name, name) for name in names], seconds, color=[COLOURS.get(name, OTHERS) for name in names]
+            [LABELS.get(name, name) for name in names], seconds, color=[COLORS.get(name, OTHERS) for name in names]
         )
         axes.bar_label(drawn, [f"{value:.3g} s" if value else "missing" for value in seconds], padding=3, fontsize=8)
         axes.set(title=title(case), xlim=(0, 1.2 * max(seconds, default=1.0) or 1.0), xticks=[])
@@ -207,7 +207,7 @@ def _caption(result: Mapping) -> str:
 
 
 def _save(figure: Figure, path: Path) -> Path:
-    """As a PNG with few colours: drawings need no more, and it's a third of the size."""
+    """As a PNG with few colors: drawings need no more, and it's a third of the size."""
     import io
 
     from PIL import Image

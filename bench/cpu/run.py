@@ -20,12 +20,22 @@ from pathlib import Path
 
 import numpy as np
 
-from bench import record, table
-from bench.cpu import crf_peers, kmeans_peers, peak, pipeline_peer, vit_peers
-from bench.cpu.comparison import Bar, WrongAnswer, compare, geometric_mean, versions
+from bench import record
+from bench import table
+from bench.cpu import crf_peers
+from bench.cpu import kmeans_peers
+from bench.cpu import peak
+from bench.cpu import pipeline_peer
+from bench.cpu import vit_peers
+from bench.cpu.comparison import Bar
+from bench.cpu.comparison import WrongAnswer
+from bench.cpu.comparison import compare
+from bench.cpu.comparison import geometric_mean
+from bench.cpu.comparison import versions
 from bench.cpu.interleave import Plan
 from bench.scale.photograph import usual_photograph
-from vitnp import __version__, kernels
+from vitnp import __version__
+from vitnp import kernels
 from vitnp.cli import shared
 from vitnp.cli.arguments import positive
 from vitnp.kernels.threads import pool
@@ -103,7 +113,7 @@ def main(argv: list[str] | None = None) -> int:
     unknown = [name for name in args.sections if name not in SECTIONS]
     if unknown:
         made.error(f"there is no section {unknown[0]!r}; choose among {', '.join(SECTIONS)}")
-    count = pool.thread_count(args.threads)
+    count = pool.resolve_n_threads(args.threads)
     set_environment(count)
     plan = dataclasses.replace(QUICK if args.quick else FULL, anyway=args.anyway, largest=args.largest)
     if args.seconds:
@@ -265,7 +275,9 @@ def crf(quick: bool, plan: Plan, count: int, limits: Mapping[str, float | None])
 
 def photograph(quick: bool, plan: Plan, count: int, limits: Mapping[str, float | None]) -> Iterator[dict[str, object]]:
     """A photograph from start to end, in a warm process and as a command."""
-    from vitnp.pipeline import builtin, builtin_collection, segment_image
+    from vitnp.pipeline import default_vit
+    from vitnp.pipeline import default_collection
+    from vitnp.pipeline import segment_image
 
     with usual_photograph() as path, tempfile.TemporaryDirectory() as folder:
         bundle = Path(folder)
@@ -273,7 +285,7 @@ def photograph(quick: bool, plan: Plan, count: int, limits: Mapping[str, float |
         def assembled() -> pipeline_peer.Pipeline:
             for name in ("onnxruntime", "sklearn", "pydensecrf"):
                 __import__(name)
-            pipeline_peer.write_bundle(bundle, builtin(), builtin_collection(), path)
+            pipeline_peer.write_bundle(bundle, default_vit(), default_collection(), path)
             return pipeline_peer.Pipeline(bundle, count)
 
         def command(*arguments: str) -> Callable[[], np.ndarray]:

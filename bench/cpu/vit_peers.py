@@ -11,7 +11,8 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from bench.cpu.comparison import Missing, WrongAnswer
+from bench.cpu.comparison import Missing
+from bench.cpu.comparison import WrongAnswer
 from vitnp.errors import UsageError
 from vitnp.vit.config import ViTConfig
 from vitnp.vit.model import ViT
@@ -217,7 +218,7 @@ def onnx_model(
     Returns
     -------
     bytes
-        The model, serialised.
+        The model, serialized.
     """
     graph = _Graph(weights)
     width, heads, tokens = config.width, config.heads, 1 + grid[0] * grid[1]

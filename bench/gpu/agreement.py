@@ -11,7 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from bench.cpu.vit_peers import Case, random_weights
+from bench.cpu.vit_peers import Case
+from bench.cpu.vit_peers import random_weights
 from bench.gpu.measure import free
 from bench.gpu.report import Report
 from vitnp.kernels.cuda.loader import require_cupy
@@ -35,7 +36,7 @@ def keys(report: Report, options: argparse.Namespace) -> None:
     from PIL import Image
 
     from vitnp import load_vit
-    from vitnp.io.preprocess import normalise
+    from vitnp.io.preprocess import normalize
     from vitnp.vit.model import ViT
 
     cupy = require_cupy()
@@ -45,7 +46,7 @@ def keys(report: Report, options: argparse.Namespace) -> None:
     for path in sorted(SAMPLES.glob("*.jpg")):
         with Image.open(path) as picture:
             rgb = np.asarray(picture.convert("RGB").resize((side, side)))
-        pictures.append(normalise(rgb, builtin.config.mean, builtin.config.std))
+        pictures.append(normalize(rgb, builtin.config.mean, builtin.config.std))
     networks = {"built-in network, photographs": (builtin, np.stack(pictures))}
     for case in CASES[:1] if options.quick else CASES:
         networks[f"ViT-{case.size}/{case.patch}, random"] = (ViT(case.config, random_weights(case.config)), case.images())
@@ -59,7 +60,8 @@ def keys(report: Report, options: argparse.Namespace) -> None:
 
 def masks(report: Report, options: argparse.Namespace) -> None:
     """Masks by the command, on the CPU and on the device; against true masks where there are some."""
-    from vitnp.evaluate.data.pairs import match_pairs, read_truth
+    from vitnp.evaluate.data.pairs import match_pairs
+    from vitnp.evaluate.data.pairs import read_truth
     from vitnp.evaluate.metrics.saliency import iou
 
     with tempfile.TemporaryDirectory() as folder:

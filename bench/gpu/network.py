@@ -8,9 +8,14 @@ from types import ModuleType
 
 import numpy as np
 
-from bench.cpu.vit_peers import Case, random_weights
+from bench.cpu.vit_peers import Case
+from bench.cpu.vit_peers import random_weights
 from bench.gpu import torch_twin
-from bench.gpu.measure import Timer, free, gather, gist, out_of_memory
+from bench.gpu.measure import Timer
+from bench.gpu.measure import free
+from bench.gpu.measure import gather
+from bench.gpu.measure import gist
+from bench.gpu.measure import out_of_memory
 from bench.gpu.report import Report
 from vitnp.kernels.cuda.loader import require_cupy
 from vitnp.vit.model import ViT

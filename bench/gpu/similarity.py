@@ -9,7 +9,9 @@ from types import ModuleType
 import numpy as np
 
 from bench.gpu.kmeans import rows_on_device
-from bench.gpu.measure import Timer, free, gather
+from bench.gpu.measure import Timer
+from bench.gpu.measure import free
+from bench.gpu.measure import gather
 from bench.gpu.report import Report
 from vitnp.kernels.cuda.loader import require_cupy
 
@@ -27,7 +29,7 @@ OURS, CUPY, TORCH = "vitnp", "cupy", "torch"
 
 
 def run(report: Report, options: argparse.Namespace) -> None:
-    """Each form against a product of normalised rows, followed by what finds the largest."""
+    """Each form against a product of normalized rows, followed by what finds the largest."""
     cupy = require_cupy()
     from vitnp.kernels.cuda import dispatch
 

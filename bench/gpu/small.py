@@ -86,30 +86,31 @@ def _bfloat16(cupy: ModuleType) -> None:
 
 def _pictures(cupy: ModuleType) -> None:
     from vitnp.kernels.cuda import image
-    from vitnp.method.cleaning import Cleaning
+    from vitnp.method.cleaning import CleaningConfig
 
     rng = np.random.default_rng(14)
     rgb = cupy.asarray(rng.integers(0, 256, (37, 53, 3), dtype=np.uint8))
     small = image.resize(rgb, (11, 20))
     image.resize(rgb, (60, 71))
     for dtype in (np.float32, np.float16):
-        image.normalise(small, (0.5, 0.5, 0.5), (0.2, 0.2, 0.2), dtype)
+        image.normalize(small, (0.5, 0.5, 0.5), (0.2, 0.2, 0.2), dtype)
     soft = cupy.asarray(rng.random((11, 20), dtype=np.float32))
     image.fixed_point(image.bilinear(soft, (37, 53)))
     image.guided_filter(soft, small, radius=3, eps=1e-3)
     image.guided_upsample(soft, small, rgb)
-    image.clean(soft, *dataclasses.astuple(Cleaning()))
+    image.clean(soft, *dataclasses.astuple(CleaningConfig()))
 
 
 def _refinement(cupy: ModuleType) -> None:
-    from vitnp.kernels.cuda import bilateral_solver, crf
+    from vitnp.kernels.cuda import bilateral_solver
+    from vitnp.kernels.cuda import crf
 
     rng = np.random.default_rng(15)
     rgb = cupy.asarray(rng.integers(0, 256, (24, 31, 3), dtype=np.uint8))
     target = cupy.asarray(rng.random((24, 31), dtype=np.float32))
     bilateral_solver.bilateral_solver(target, rgb, sigma_xy=4.0, max_iterations=3)
     lattices = [
-        crf.normalise_lattice(crf.permutohedral_lattice(cupy.asarray(rng.random((d, 150), dtype=np.float32) * 3)))
+        crf.normalize_lattice(crf.permutohedral_lattice(cupy.asarray(rng.random((d, 150), dtype=np.float32) * 3)))
         for d in (2, 5)
     ]
     crf.mean_field(cupy.asarray(rng.random((150, 3), dtype=np.float32)), lattices, [3.0, 5.0], 2)

@@ -15,18 +15,23 @@ import numpy as np
 
 from bench import record
 from vitnp import load_vit
-from vitnp.cli import arguments, shared
+from vitnp.cli import arguments
+from vitnp.cli import shared
 from vitnp.errors import UsageError
-from vitnp.evaluate.data.pairs import Pair, match_pairs, read_truth
+from vitnp.evaluate.data.pairs import Pair
+from vitnp.evaluate.data.pairs import match_pairs
+from vitnp.evaluate.data.pairs import read_truth
 from vitnp.evaluate.metrics.saliency import iou
-from vitnp.features.spec import Identity
+from vitnp.features.spec import FeatureSpec
 from vitnp.features.store import FeatureStore
 from vitnp.features.stream import extract_to_store
-from vitnp.method import agreement, cleaning
+from vitnp.method import agreement
+from vitnp.method import cleaning
 from vitnp.method.collection import Collection
-from vitnp.pipeline import chosen_collection
+from vitnp.pipeline import resolve_collection
 from vitnp.refine import refine
-from vitnp.result import HALF, Segmentation
+from vitnp.result import HALF
+from vitnp.result import Segmentation
 from vitnp.segmenter import Segmenter
 from vitnp.vit.model import ViT
 
@@ -47,7 +52,7 @@ def main(argv: list[str] | None = None) -> int:
 
     pairs, _ = match_pairs(args.images, args.masks)
     vit = load_vit(args.model)
-    collection, reason = chosen_collection(args.collection, vit)
+    collection, reason = resolve_collection(args.collection, vit)
     if collection is None:
         raise UsageError(f"there is no collection to compare: {reason or 'none is asked for'}; name one with --collection FILE")
     name = args.name or args.images.resolve().parent.name
@@ -74,7 +79,7 @@ def main(argv: list[str] | None = None) -> int:
 def _scores(pairs: list[Pair], vit: ViT, collection: Collection, seed: int, cache: Path) -> np.ndarray:
     """IoU by way and photograph, (3, n); a photograph that fails, fails the benchmark."""
     photographs = [pair.image for pair in pairs]
-    store = FeatureStore(cache, Identity.of(vit, regions=False))
+    store = FeatureStore(cache, FeatureSpec.of(vit, regions=False))
     extraction = extract_to_store(photographs, vit, store)
     for error in extraction.failures.values():
         raise error
@@ -84,15 +89,15 @@ def _scores(pairs: list[Pair], vit: ViT, collection: Collection, seed: int, cach
         entry = store.entry(extraction.hashes[index])
         truth = read_truth(pairs[index].mask, whole.mask.shape)
         own = whole.levels[0]
-        score = agreement.agree(collection.levels(entry.unit, (own, own), collection.category_of(entry.cls)))
-        masks = [_mask(own, whole, cleaning.Cleaning()), _mask(score, whole, collection.cleaning), whole.mask]
+        score = agreement.combine_levels(collection.levels(entry.unit, (own, own), collection.category_of(entry.cls)))
+        masks = [_mask(own, whole, cleaning.CleaningConfig()), _mask(score, whole, collection.cleaning), whole.mask]
         found[:, index] = [iou(mask, truth) for mask in masks]
 
     Segmenter(vit, seed=seed, cache=cache).fit(photographs, observe=observe)
     return found
 
 
-def _mask(score: np.ndarray, result: Segmentation, rule: cleaning.Cleaning) -> np.ndarray:
+def _mask(score: np.ndarray, result: Segmentation, rule: cleaning.CleaningConfig) -> np.ndarray:
     """What :func:`vitnp.segment_image` makes of a score of the patches."""
     return refine.refine(cleaning.clean(score.reshape(result.score.shape), rule), result.image) >= HALF
 

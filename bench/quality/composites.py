@@ -15,10 +15,15 @@ from pathlib import Path
 
 import numpy as np
 
-from vitnp.cli import arguments, shared
-from vitnp.errors import OutputError, UsageError
-from vitnp.evaluate.data.labeled import Sample, read_coseg
-from vitnp.io import decode, resample, write
+from vitnp.cli import arguments
+from vitnp.cli import shared
+from vitnp.errors import OutputError
+from vitnp.errors import UsageError
+from vitnp.evaluate.data.labeled import Sample
+from vitnp.evaluate.data.labeled import read_coseg
+from vitnp.io import decode
+from vitnp.io import resample
+from vitnp.io import write
 from vitnp.io.label_png import write_labels
 
 
@@ -100,7 +105,7 @@ def _scaled(photograph: np.ndarray, labels: np.ndarray, height: int) -> tuple[np
     rows, columns = labels.shape
     width = max(1, round(columns * height / rows))
     nearest = Image.fromarray(labels).resize((width, height), Image.Resampling.NEAREST)
-    return resample.reduce(photograph, (height, width)), np.asarray(nearest)
+    return resample.downscale(photograph, (height, width)), np.asarray(nearest)
 
 
 def main(argv: list[str] | None = None) -> int:

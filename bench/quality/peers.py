@@ -16,14 +16,21 @@ import numpy as np
 
 from bench import record
 from vitnp import __version__
-from vitnp.cli import arguments, shared
-from vitnp.errors import ImageError, UsageError
-from vitnp.evaluate.data.pairs import Pair, match_pairs, read_truth
+from vitnp.cli import arguments
+from vitnp.cli import shared
+from vitnp.errors import ImageError
+from vitnp.errors import UsageError
+from vitnp.evaluate.data.pairs import Pair
+from vitnp.evaluate.data.pairs import match_pairs
+from vitnp.evaluate.data.pairs import read_truth
 from vitnp.evaluate.metrics.saliency import iou
 from vitnp.features.extract import extract
 from vitnp.features.extract import Features
-from vitnp.io import decode, preprocess, resample
-from vitnp.kernels.threads import blas, pool
+from vitnp.io import decode
+from vitnp.io import preprocess
+from vitnp.io import resample
+from vitnp.kernels.threads import blas
+from vitnp.kernels.threads import pool
 from vitnp.method import image_level
 from vitnp.method.cleaning import clean
 from vitnp.refine import refine as refinement
@@ -55,7 +62,7 @@ def lost(keys: np.ndarray, grid: tuple[int, int], *, expand: int = 100) -> np.nd
 
 
 def tokencut(keys: np.ndarray, grid: tuple[int, int], *, threshold: float = 0.2) -> np.ndarray:
-    """TokenCut: the normalised cut of a graph whose edges are 1 where the cosine exceeds `threshold` and 1e-5
+    """TokenCut: the normalized cut of a graph whose edges are 1 where the cosine exceeds `threshold` and 1e-5
     elsewhere; cut at the mean, the side of the most extreme patch, its connected part.
 
     Wang et al., "Self-supervised transformers for unsupervised object discovery using normalized cut", CVPR 2022,
@@ -71,7 +78,7 @@ def tokencut(keys: np.ndarray, grid: tuple[int, int], *, threshold: float = 0.2)
 def deep_spectral(keys: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
     """Deep spectral methods: the same cut with the positive cosines themselves as edges, cut at zero; the smaller side.
 
-    Melas-Kyriazi et al., "Deep spectral methods", CVPR 2022, section 3.3, without the affinity of colours, which isn't
+    Melas-Kyriazi et al., "Deep spectral methods", CVPR 2022, section 3.3, without the affinity of colors, which isn't
     in the features.
     """
     unit = _unit(keys)
@@ -112,7 +119,7 @@ def second_eigenvector(affinity: np.ndarray) -> np.ndarray:
 
 
 def repair_outliers(keys: np.ndarray, grid: tuple[int, int], *, deviations: float = 3.5) -> np.ndarray:
-    """Replace keys of a far too small norm by the mean of their sound neighbours.
+    """Replace keys of a far too small norm by the mean of their sound neighbors.
 
     A few patches have keys near zero that point anywhere. Whatever starts from the patch least like the others starts
     from one of them, so without this the peers fail on many checkpoints; ours doesn't need it. Far too small is below
@@ -191,7 +198,7 @@ def compare_pair(
     truth = read_truth(pair.mask, rgb.shape[:2])
     features = extract(rgb, vit, size=size)
     # The features hold the mean over heads; FOUND weighs the heads.
-    batch = preprocess.normalise(resample.reduce(rgb, features.pixels), vit.config.mean, vit.config.std)[None]
+    batch = preprocess.normalize(resample.downscale(rgb, features.pixels), vit.config.mean, vit.config.std)[None]
     attention = vit(batch, ("attention",))["attention"][0]
     scores = scores_of(features, attention, seed=seed, repair=repair)
     return {name: iou(refinement.refine(score, rgb, method=refine) >= HALF, truth) for name, score in scores.items()}
@@ -207,7 +214,7 @@ def compare(pairs: Sequence[Pair], vit: ViT, *, count: int = 1, **options) -> It
             return error
 
     with blas.one_blas_thread():
-        yield from pool.in_order(attempt, pairs, count)
+        yield from pool.map_ordered(attempt, pairs, count)
 
 
 def three_levels(pairs: Sequence[Pair], vit: ViT, *, count: int = 1, **options) -> float | None:
@@ -269,7 +276,7 @@ def main(argv: list[str] | None = None) -> int:
     pairs, _ = match_pairs(args.images, args.masks)
     vit = arguments.load_model(args)
     options = {"size": args.size, "seed": args.seed, "refine": args.refine}
-    count = pool.thread_count(args.threads)
+    count = pool.resolve_n_threads(args.threads)
     outcomes = compare(pairs, vit, count=count, repair=not args.no_repair, **options)
     rows, scored, failures = [], [], []
     with contextlib.closing(outcomes):

@@ -12,7 +12,8 @@ from concurrent.futures import ProcessPoolExecutor
 import numpy as np
 
 from bench import record
-from vitnp.cli import arguments, shared
+from vitnp.cli import arguments
+from vitnp.cli import shared
 from vitnp.clustering.spectral import spectral_clusters
 
 # What the whole method may use, in bytes: so much, and so much more an image.

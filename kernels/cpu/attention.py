@@ -14,22 +14,23 @@ import numpy as np
 from numba import types
 
 from vitnp.kernels import reference
-from vitnp.kernels.cpu.codegen.gil import lay_down, take_up
-from vitnp.kernels.cpu.codegen.jit import IN, OUT, kernel
-from vitnp.kernels.cpu.codegen.simd import (
-    LANES,
-    LOG2_E,
-    PANEL,
-    TILE_ROWS,
-    TILE_VECTORS,
-    as_bfloat,
-    product_tile,
-    row_exponentials,
-    row_maximum,
-    row_times,
-    row_to_pairs,
-    transpose_tile,  # fmt: skip
-)
+from vitnp.kernels.cpu.codegen.gil import lay_down
+from vitnp.kernels.cpu.codegen.gil import take_up
+from vitnp.kernels.cpu.codegen.jit import IN
+from vitnp.kernels.cpu.codegen.jit import OUT
+from vitnp.kernels.cpu.codegen.jit import kernel
+from vitnp.kernels.cpu.codegen.simd import LANES
+from vitnp.kernels.cpu.codegen.simd import LOG2_E
+from vitnp.kernels.cpu.codegen.simd import PANEL
+from vitnp.kernels.cpu.codegen.simd import TILE_ROWS
+from vitnp.kernels.cpu.codegen.simd import TILE_VECTORS
+from vitnp.kernels.cpu.codegen.simd import as_bfloat
+from vitnp.kernels.cpu.codegen.simd import product_tile
+from vitnp.kernels.cpu.codegen.simd import row_exponentials
+from vitnp.kernels.cpu.codegen.simd import row_maximum
+from vitnp.kernels.cpu.codegen.simd import row_times
+from vitnp.kernels.cpu.codegen.simd import row_to_pairs
+from vitnp.kernels.cpu.codegen.simd import transpose_tile
 from vitnp.kernels.cpu.codegen.workspace import scratch
 
 # Tiles of the second product are as wide as a head of 64, or a fourth or an eighth of it on narrower machines.
@@ -48,7 +49,7 @@ _scores_tile_of_pairs = product_tile(TILE_ROWS, TILE_VECTORS, pairs=True)
 _values_tile_of_pairs = product_tile(VALUE_ROWS, VALUE_VECTORS, pairs=True, cache=2)
 
 
-class KeyValues:
+class KVCache:
     # The docstring is the reference's.
 
     def __init__(
@@ -56,7 +57,7 @@ class KeyValues:
     ):
         self.heads, self.size, self.tokens, self.pairs = heads, width // heads, tokens, precision == "bf16"
         panels, padded = -(-tokens // PANEL), -(-self.size // VALUE_PANEL) * VALUE_PANEL
-        # Two bfloat16 numbers take the place of one float32: neighbours along the head in keys, along the tokens in values.
+        # Two bfloat16 numbers take the place of one float32: neighbors along the head in keys, along the tokens in values.
         depth, length = (-(-self.size // 2), -(-tokens // 2)) if self.pairs else (self.size, tokens)
         self.keys = scratch(f"keys {slot}", images, heads, panels, depth, PANEL)
         self.values = scratch(f"values {slot}", images, heads, length, padded)
@@ -90,7 +91,7 @@ def attention(query: np.ndarray, key: np.ndarray, value: np.ndarray, heads: int)
     if query.dtype != np.float32:
         return reference.attention(query, key, value, heads)
     everything = slice(0, len(key))
-    held = KeyValues(*key.shape, heads, slot=2)
+    held = KVCache(*key.shape, heads, slot=2)
     held.put(everything, 0, key, value)
     return held.attend(query, everything)
 

@@ -21,7 +21,7 @@ HOMES = {
     "lloyd": ("kmeans_moves", "kmeans_move"),
     "similarity": ("similarity", "similarity_top"),
     "codegen.workspace": ("temporary",),
-    "lattice": ("permutohedral_lattice", "lattice_filter", "normalise_lattice", "mean_field"),
+    "lattice": ("permutohedral_lattice", "lattice_filter", "normalize_lattice", "mean_field"),
 }
 _HOME = {name: module for module, names in HOMES.items() for name in names}
 

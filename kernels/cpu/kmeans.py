@@ -6,30 +6,30 @@ import numpy as np
 from numba import types
 
 from vitnp.kernels import reference
-from vitnp.kernels.cpu.codegen.jit import IN, OUT, kernel
-from vitnp.kernels.cpu.codegen.rows import (
-    DOTS,
-    FAR_AHEAD,
-    FEW_ROWS,
-    FEW_WIDE_ROWS,
-    NARROW,
-    ROWS,
-    add_apart,
-    add_scaled,
-    aligned,
-    distance,
-    distances,
-    largest,
-    lay_out,
-    length,
-    pack,
-    padded,
-    products,
-    read_row,
-    rows_of,
-    whole,
-    widen,
-)
+from vitnp.kernels.cpu.codegen.jit import IN
+from vitnp.kernels.cpu.codegen.jit import OUT
+from vitnp.kernels.cpu.codegen.jit import kernel
+from vitnp.kernels.cpu.codegen.rows import DOTS
+from vitnp.kernels.cpu.codegen.rows import FAR_AHEAD
+from vitnp.kernels.cpu.codegen.rows import FEW_ROWS
+from vitnp.kernels.cpu.codegen.rows import FEW_WIDE_ROWS
+from vitnp.kernels.cpu.codegen.rows import NARROW
+from vitnp.kernels.cpu.codegen.rows import ROWS
+from vitnp.kernels.cpu.codegen.rows import add_apart
+from vitnp.kernels.cpu.codegen.rows import add_scaled
+from vitnp.kernels.cpu.codegen.rows import aligned
+from vitnp.kernels.cpu.codegen.rows import distance
+from vitnp.kernels.cpu.codegen.rows import distances
+from vitnp.kernels.cpu.codegen.rows import largest
+from vitnp.kernels.cpu.codegen.rows import lay_out
+from vitnp.kernels.cpu.codegen.rows import length
+from vitnp.kernels.cpu.codegen.rows import pack
+from vitnp.kernels.cpu.codegen.rows import padded
+from vitnp.kernels.cpu.codegen.rows import products
+from vitnp.kernels.cpu.codegen.rows import read_row
+from vitnp.kernels.cpu.codegen.rows import rows_of
+from vitnp.kernels.cpu.codegen.rows import whole
+from vitnp.kernels.cpu.codegen.rows import widen
 from vitnp.kernels.cpu.codegen.simd import LANES
 from vitnp.kernels.cpu.codegen.workspace import scratch
 from vitnp.kernels.reference import Step
@@ -103,7 +103,7 @@ def kmeans_closer(
         so_far = NOTHING if nearest is None else nearest[first:last]
         _closer(rows, x.strides[0], kind, candidates, metric == "cosine", shift, so_far, out[first:last], work)
 
-    team.split(share, len(x), max(WORTH_A_THREAD // max(candidates.size, 1), SINGLE_ROWS))
+    team.parallel_for(share, len(x), max(WORTH_A_THREAD // max(candidates.size, 1), SINGLE_ROWS))
     return out
 
 
@@ -124,7 +124,7 @@ def _assign(x, centroids, metric, shift, block, labels, losses, sums, inertia) -
         )  # fmt: skip
         shares.append(counts)
 
-    team.split(share, len(x), block)
+    team.parallel_for(share, len(x), block)
     return sum(shares, np.zeros(clusters, np.int64))
 
 
@@ -176,8 +176,8 @@ def assign_and_add(x, step, kind, centroids, cosine, shift, block, labels, losse
     bias = out + ROWS * wide
     moved = bias + wide
     packed = moved + n
-    centres = packed + columns * n
-    added = centres + clusters * n
+    centers = packed + columns * n
+    added = centers + clusters * n
     base = work.ctypes.data
     adding = sums.shape[0] > 0
     work[rows:out] = 0
@@ -185,7 +185,7 @@ def assign_and_add(x, step, kind, centroids, cosine, shift, block, labels, losse
     for d in range(shift.shape[0]):
         work[moved + d] = shift[d]
     pack(centroids, work, packed, n)
-    lay_out(centroids, work, centres, clusters, n)
+    lay_out(centroids, work, centers, clusters, n)
     # The nearest centroid has the largest x.c - |c|^2 / 2, see :func:`vitnp.kernels.reference.kmeans_assign`.
     for j in range(wide):
         if j >= clusters:
@@ -234,9 +234,9 @@ def assign_and_add(x, step, kind, centroids, cosine, shift, block, labels, losse
                         if adding:
                             add_scaled(row, into, n, inverse[i], soon)
                     elif adding:
-                        loss = add_apart(row, into, n, base + 4 * (centres + label * n), soon)
+                        loss = add_apart(row, into, n, base + 4 * (centers + label * n), soon)
                     else:
-                        loss = distance(row, base + 4 * (centres + label * n), n)
+                        loss = distance(row, base + 4 * (centers + label * n), n)
                     labels[first + i] = label
                     losses[first + i] = loss
                     counts[label] += 1

@@ -18,7 +18,11 @@ from numba.extending import intrinsic
 
 from vitnp.kernels import reference
 from vitnp.kernels.cpu.codegen.jit import kernel
-from vitnp.kernels.cpu.codegen.simd import I32, I64, LOG2_E, Vectors, loop
+from vitnp.kernels.cpu.codegen.simd import I32
+from vitnp.kernels.cpu.codegen.simd import I64
+from vitnp.kernels.cpu.codegen.simd import LOG2_E
+from vitnp.kernels.cpu.codegen.simd import Vectors
+from vitnp.kernels.cpu.codegen.simd import loop
 from vitnp.kernels.threads import team
 
 # Floats of a row that are summed side by side, on any machine. Rows are padded to a multiple: 21 classes take 24.
@@ -78,7 +82,7 @@ def permutohedral_lattice(features: np.ndarray) -> reference.Lattice:
     def embed(first: int, last: int) -> None:
         found[first, last] = _embed(features, scale, stride, origin, first, last, vertex, weight)
 
-    team.split(embed, points, BLOCK)
+    team.parallel_for(embed, points, BLOCK)
     bands = sorted(found)
     keys, slots, count = np.empty(SLOTS // 2, np.int64), np.full(SLOTS, -1, np.int32), 0
     numbers = {}
@@ -101,11 +105,11 @@ def permutohedral_lattice(features: np.ndarray) -> reference.Lattice:
         for band in bands[first:last]:
             _transpose(*band, numbers[band], cursors[band], vertex, weight, point, share)
 
-    team.split(transpose, len(bands))
-    neighbour = np.full((axes, count, 2), count, np.int32)
+    team.parallel_for(transpose, len(bands))
+    neighbor = np.full((axes, count, 2), count, np.int32)
     ahead = stride.sum() - axes * stride
-    team.split(lambda first, last: _link(keys, slots, ahead, first, last, neighbour), count, BLOCK)
-    return Lattice(vertex, weight, neighbour, start, point, share)
+    team.parallel_for(lambda first, last: _link(keys, slots, ahead, first, last, neighbor), count, BLOCK)
+    return Lattice(vertex, weight, neighbor, start, point, share)
 
 
 def lattice_filter(lattice: reference.Lattice, values: np.ndarray) -> np.ndarray:
@@ -115,17 +119,17 @@ def lattice_filter(lattice: reference.Lattice, values: np.ndarray) -> np.ndarray
     blur = _Blur([lattice], [1.0], _padded(values))
     result = np.zeros_like(blur.values)
 
-    def work(member: team.Member) -> None:
+    def work(member: team.Worker) -> None:
         blur.run(member)
         blur.add(result, *member.share(points, BLOCK))
 
-    team.together(work)
+    team.run_team(work)
     return np.ascontiguousarray(result[:, :channels])
 
 
-def normalise_lattice(lattice: reference.Lattice) -> reference.Lattice:
+def normalize_lattice(lattice: reference.Lattice) -> reference.Lattice:
     if not isinstance(lattice, Lattice):
-        return reference.normalise_lattice(lattice)
+        return reference.normalize_lattice(lattice)
     points = len(lattice.weight)
     factor = 1 / np.sqrt(lattice_filter(lattice, np.ones((points, 1), np.float32)))
     weight, share = np.empty_like(lattice.weight), np.empty_like(lattice.share)
@@ -133,7 +137,7 @@ def normalise_lattice(lattice: reference.Lattice) -> reference.Lattice:
     def scale(first: int, last: int) -> None:
         _scale(lattice.weight, lattice.share, lattice.point, factor, first, last, weight, share)
 
-    team.split(scale, points, BLOCK)
+    team.parallel_for(scale, points, BLOCK)
     return dataclasses.replace(lattice, weight=weight, share=share)
 
 
@@ -151,7 +155,7 @@ def mean_field(
     state = np.empty_like(energy)
     blur = _Blur(lattices, compatibility, state)
 
-    def work(member: team.Member) -> None:
+    def work(member: team.Worker) -> None:
         start, stop = member.share(points, STRIP)
         for step in range(steps + 1):
             if step:
@@ -164,7 +168,7 @@ def mean_field(
                 update(state, first, last)
             member.wait()
 
-    team.together(work)
+    team.run_team(work)
     if classes == 2:
         return np.concatenate((0.5 - 0.5 * state, 0.5 + 0.5 * state), axis=1)
     return np.ascontiguousarray(state[:, :classes])
@@ -184,13 +188,13 @@ class _Blur:
     def __init__(self, lattices: Sequence[Lattice], gains: Sequence[float], values: np.ndarray):
         points, self.width = values.shape
         self.values, self.lattices = values, lattices
-        self.most = max((len(lattice.neighbour) for lattice in lattices), default=0)
-        self.gains = [np.float32(gain / (1 + 2.0 ** (1 - len(each.neighbour)))) for gain, each in zip(gains, lattices)]
-        # The last row stays 0, for neighbours that aren't there.
+        self.most = max((len(lattice.neighbor) for lattice in lattices), default=0)
+        self.gains = [np.float32(gain / (1 + 2.0 ** (1 - len(each.neighbor)))) for gain, each in zip(gains, lattices)]
+        # The last row stays 0, for neighbors that aren't there.
         shapes = [(len(lattice.start), self.width) for lattice in lattices]
         self.vertices = [[np.zeros(shape, np.float32) for _ in range(2)] for shape in shapes]
 
-    def run(self, member: team.Member) -> None:
+    def run(self, member: team.Worker) -> None:
         """Splat and blur."""
         for lattice, gain, (ours, _) in zip(self.lattices, self.gains, self.vertices):
             first, last = member.share(len(lattice.start) - 1, BLOCK)
@@ -198,15 +202,15 @@ class _Blur:
         for axis in range(self.most):
             member.wait()
             for lattice, vertices in zip(self.lattices, self.vertices):
-                if axis < len(lattice.neighbour):
+                if axis < len(lattice.neighbor):
                     first, last = member.share(len(lattice.start) - 1, GRAIN // self.width)
-                    _blur(lattice.neighbour[axis], vertices[axis % 2], first, last, vertices[1 - axis % 2])
+                    _blur(lattice.neighbor[axis], vertices[axis % 2], first, last, vertices[1 - axis % 2])
         member.wait()
 
     def add(self, target: np.ndarray, first: int, last: int) -> None:
         """Slice: add to some rows what a run has found."""
         for lattice, vertices in zip(self.lattices, self.vertices):
-            _slice(lattice.vertex, lattice.weight, vertices[len(lattice.neighbour) % 2], first, last, target)
+            _slice(lattice.vertex, lattice.weight, vertices[len(lattice.neighbor) % 2], first, last, target)
 
 
 def _padded(values: np.ndarray, filling: float = 0.0) -> np.ndarray:
@@ -422,7 +426,7 @@ def _transpose(first, last, number, cursor, vertex, weight, point, share):
 
 
 @kernel(_in(1, types.int64), _in(1, types.int32), _in(1, types.int64), types.int64, types.int64, _out(3, types.int32))
-def _link(keys, slots, ahead, first, last, neighbour):
+def _link(keys, slots, ahead, first, last, neighbor):
     """Make some vertices known to those ahead of them, and these to them.
 
     Parameters
@@ -433,15 +437,15 @@ def _link(keys, slots, ahead, first, last, neighbour):
         What to add to a key for one step along each axis.
     first, last : int
         Which vertices.
-    neighbour : (D + 1, M, 2) int32, OUT
+    neighbor : (D + 1, M, 2) int32, OUT
     """
     shift = _shift(slots)
     for axis in range(len(ahead)):
         for e in range(first, last):
             found = slots[_find(keys[e] + ahead[axis], keys, slots, shift)]
             if found >= 0:
-                neighbour[axis, e, 1] = found
-                neighbour[axis, found, 0] = e
+                neighbor[axis, e, 1] = found
+                neighbor[axis, found, 0] = e
 
 
 @kernel(_in(2), _in(1), _in(1, types.int32), _in(2), types.int64, types.int64, _out(2), _out(1))
@@ -605,12 +609,12 @@ def _slice(vertex, weight, vertices, first, last, values):
 
 
 @kernel(_in(2, types.int32), _in(2), types.int64, types.int64, _out(2))
-def _blur(neighbour, vertices, first, last, blurred):
+def _blur(neighbor, vertices, first, last, blurred):
     """Filter some vertices by [1/2 1 1/2] along one axis.
 
     Parameters
     ----------
-    neighbour : (M, 2) int32, IN
+    neighbor : (M, 2) int32, IN
     vertices : (M + 1, C) float32, IN
         The last row is 0.
     first, last : int
@@ -619,10 +623,10 @@ def _blur(neighbour, vertices, first, last, blurred):
     half, width = np.float32(0.5), vertices.shape[1]
     if width == 1:
         for e in range(first, last):
-            blurred[e, 0] = vertices[e, 0] + half * (vertices[neighbour[e, 0], 0] + vertices[neighbour[e, 1], 0])
+            blurred[e, 0] = vertices[e, 0] + half * (vertices[neighbor[e, 0], 0] + vertices[neighbor[e, 1], 0])
         return
     for e in range(first, last):
-        back, ahead = neighbour[e, 0], neighbour[e, 1]
+        back, ahead = neighbor[e, 0], neighbor[e, 1]
         for c in range(width):
             blurred[e, c] = vertices[e, c] + half * (vertices[back, c] + vertices[ahead, c])
 

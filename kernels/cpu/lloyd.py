@@ -10,11 +10,17 @@ from numba import types
 
 from vitnp.kernels import reference
 from vitnp.kernels.cpu.codegen.barrier import meet
-from vitnp.kernels.cpu.codegen.jit import IN, OUT, kernel
+from vitnp.kernels.cpu.codegen.jit import IN
+from vitnp.kernels.cpu.codegen.jit import OUT
+from vitnp.kernels.cpu.codegen.jit import kernel
 from vitnp.kernels.cpu.codegen.rows import rows_of
-from vitnp.kernels.cpu.kmeans import NOTHING, WORK, assign_and_add, work_for
+from vitnp.kernels.cpu.kmeans import NOTHING
+from vitnp.kernels.cpu.kmeans import WORK
+from vitnp.kernels.cpu.kmeans import assign_and_add
+from vitnp.kernels.cpu.kmeans import work_for
 from vitnp.kernels.reference import Moves
-from vitnp.kernels.threads import pool, team
+from vitnp.kernels.threads import pool
+from vitnp.kernels.threads import team
 
 # Verdicts on a pass: what to do next.
 GO_ON, ENDED, UNUSUAL = 0, 1, 2
@@ -41,10 +47,10 @@ def kmeans_moves(
     labels, losses = np.empty((2, count), np.int32), np.empty(count, np.float32)
     sums, inertia = np.empty((blocks, clusters, width)), np.empty(blocks)
     total, counts, history = np.empty((clusters, width)), np.zeros(clusters, np.int64), np.empty(most + 1)
-    members = min(pool.allowed(), blocks)
+    members = min(pool.allowed_threads(), blocks)
     tallies, ended = np.zeros((members, clusters + 1), np.int64), np.zeros(2, np.int64)
 
-    def work(member: team.Member) -> None:
+    def work(member: team.Worker) -> None:
         first, last = member.share(count, block)
         _moves(
             x.ctypes.data, x.strides[0], kind, centroids, metric == "cosine", shift, block, first, last, most, tolerance,
@@ -52,7 +58,7 @@ def kmeans_moves(
             member.meeting, member.index, member.members, work_for(clusters, width),
         )  # fmt: skip
 
-    team.together(work, most=members)
+    team.run_team(work, most=members)
     moves, verdict = ended.tolist()
     passes = moves + (verdict == ENDED)
     last = labels[(passes - 1) % 2].copy() if passes else None
@@ -116,7 +122,7 @@ def _moves(
     ended : (2,) int64, OUT
         Moves made, and the last verdict.
     meeting, index, members : int
-        Of the thread, see :class:`vitnp.kernels.threads.team.Member`.
+        Of the thread, see :class:`vitnp.kernels.threads.team.Worker`.
     """
     clusters, width = centroids.shape
     blocks = inertia.shape[0]

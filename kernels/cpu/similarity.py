@@ -8,9 +8,20 @@ from numba import types
 from numba.extending import intrinsic
 
 from vitnp.kernels import reference
-from vitnp.kernels.cpu.codegen.jit import OUT, kernel
-from vitnp.kernels.cpu.codegen.rows import ROWS, aligned, length, pack, padded, products, read_row, rows_of, whole
-from vitnp.kernels.cpu.codegen.simd import LANES, Vectors, loop
+from vitnp.kernels.cpu.codegen.jit import OUT
+from vitnp.kernels.cpu.codegen.jit import kernel
+from vitnp.kernels.cpu.codegen.rows import ROWS
+from vitnp.kernels.cpu.codegen.rows import aligned
+from vitnp.kernels.cpu.codegen.rows import length
+from vitnp.kernels.cpu.codegen.rows import pack
+from vitnp.kernels.cpu.codegen.rows import padded
+from vitnp.kernels.cpu.codegen.rows import products
+from vitnp.kernels.cpu.codegen.rows import read_row
+from vitnp.kernels.cpu.codegen.rows import rows_of
+from vitnp.kernels.cpu.codegen.rows import whole
+from vitnp.kernels.cpu.codegen.simd import LANES
+from vitnp.kernels.cpu.codegen.simd import Vectors
+from vitnp.kernels.cpu.codegen.simd import loop
 from vitnp.kernels.cpu.codegen.workspace import scratch
 from vitnp.kernels.threads import team
 
@@ -41,7 +52,7 @@ def similarity(x: np.ndarray, y: np.ndarray) -> np.ndarray:
             into = out[first:last, column : column + len(part)]
             _similarity(x.ctypes.data + first * x.strides[0], x.strides[0], kind, part, into, work)
 
-    team.split(share, len(x), ROWS)
+    team.parallel_for(share, len(x), ROWS)
     return out
 
 
@@ -61,7 +72,7 @@ def similarity_top(
         start = x.ctypes.data + first * x.strides[0]
         _similarity_top(start, x.strides[0], kind, y, none, values[first:last], indices[first:last], work)
 
-    team.split(share, len(x), ROWS)
+    team.parallel_for(share, len(x), ROWS)
     return values, indices
 
 
@@ -75,7 +86,7 @@ def _unit(y: np.ndarray) -> np.ndarray:
         work = scratch("similarity", 16 + 2 * n)
         _unit_rows(y.ctypes.data + first * y.strides[0], y.strides[0], kind, out[first:last], work)
 
-    team.split(share, len(y), 1024)
+    team.parallel_for(share, len(y), 1024)
     return out
 
 

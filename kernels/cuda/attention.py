@@ -59,8 +59,8 @@ def attention_row(query: cupy.ndarray, key: cupy.ndarray, heads: int) -> cupy.nd
     return weights / weights.sum(axis=-1, keepdims=True)
 
 
-class KeyValues:
-    """Keys and values of some images on the GPU; see :class:`vitnp.kernels.reference.KeyValues`.
+class KVCache:
+    """Keys and values of some images on the GPU; see :class:`vitnp.kernels.reference.KVCache`.
 
     Parameters
     ----------

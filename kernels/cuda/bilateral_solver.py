@@ -7,7 +7,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vitnp.kernels.constants import BISTOCHASTIC_STEPS, BLUE_DIFFERENCE, LUMA, RED_DIFFERENCE
+from vitnp.kernels.constants import BISTOCHASTIC_STEPS
+from vitnp.kernels.constants import BLUE_DIFFERENCE
+from vitnp.kernels.constants import LUMA
+from vitnp.kernels.constants import RED_DIFFERENCE
 from vitnp.kernels.cuda.loader import kernel
 
 if TYPE_CHECKING:
@@ -32,7 +35,7 @@ class BilateralGrid:
         The pixels sorted by vertex, and where each vertex's begin.
     count : (1,) int32
         How many vertices there are.
-    neighbours : (10, pixels) int32
+    neighbors : (10, pixels) int32
         Above and below along each axis; -1 where there is none.
     """
 
@@ -47,7 +50,7 @@ class BilateralGrid:
         tables = [cupy.asarray(np.array(table, np.int64)) for table in (lowest, extents)]
         keys = cupy.empty(pixels, np.int64)
         sizes = (*map(np.int32, self.shape), np.float64(sigma_xy))
-        self._each("colour_keys", rgb, *sizes, cupy.asarray(weights), *tables, keys, file="image")
+        self._each("color_keys", rgb, *sizes, cupy.asarray(weights), *tables, keys, file="image")
 
         keys = cupy.sort(keys)
         mark = cupy.empty(pixels, np.int32)
@@ -61,10 +64,10 @@ class BilateralGrid:
         self._each("number_vertices", keys, running, np.int32(pixels), *places)
 
         self.blocks = min(-(-pixels // _THREADS), _MOST_BLOCKS)
-        self.neighbours = cupy.full((2 * _AXES, pixels), -1, np.int32)
+        self.neighbors = cupy.full((2 * _AXES, pixels), -1, np.int32)
         strides = cupy.asarray(np.array([math.prod(extents[axis + 1 :]) for axis in range(_AXES)], np.int64))
-        kernel("solver", "find_neighbours")(
-            (self.blocks, _AXES), (_THREADS,), (occupied, self.count, strides, np.int32(pixels), self.neighbours)
+        kernel("solver", "find_neighbors")(
+            (self.blocks, _AXES), (_THREADS,), (occupied, self.count, strides, np.int32(pixels), self.neighbors)
         )
 
     def launch(self, name: str, *arguments: object) -> None:
@@ -79,13 +82,13 @@ class BilateralGrid:
         self._each("slice_vertices", vertices, self.vertex, np.int32(self.pixels), out)
         return out
 
-    def bistochastise(self, mass: cupy.ndarray) -> cupy.ndarray:
+    def bistochastize(self, mass: cupy.ndarray) -> cupy.ndarray:
         """The diagonal n for which diag(n) B diag(n) has row sums close to the pixel counts."""
         import cupy
 
         n, spare = cupy.ones(self.pixels), cupy.empty(self.pixels)
         for _ in range(BISTOCHASTIC_STEPS):
-            self.launch("bistochastic_step", n, mass, self.neighbours, self.count, np.int32(self.pixels), spare)
+            self.launch("bistochastic_step", n, mass, self.neighbors, self.count, np.int32(self.pixels), spare)
             n, spare = spare, n
         return n
 
@@ -153,7 +156,7 @@ def bilateral_solver(
     t = cupy.ascontiguousarray(target, np.float32)
     mass, data, b, y, around, diagonal, residual, direction, scaled, image = cupy.empty((10, grid.pixels))
     grid.launch("splat", t, c, grid.order, grid.start, grid.count, mass, data, b, y)
-    n = grid.bistochastise(mass)
+    n = grid.bistochastize(mass)
 
     # Sums over the vertices, one partial sum a block: before each step of residual z and of residual^2, in it of
     # direction A direction.
@@ -161,7 +164,7 @@ def bilateral_solver(
     curve = cupy.empty((max_iterations, grid.blocks))
     goal = cupy.empty(grid.blocks)
     count, small = grid.count, np.float64(tolerance)
-    matrix = (grid.neighbours, count, np.int32(grid.pixels), np.float64(smoothness))
+    matrix = (grid.neighbors, count, np.int32(grid.pixels), np.float64(smoothness))
     sums = [(rho[i], square[i]) for i in range(max_iterations + 1)]
     grid.launch("solver_start", n, data, b, y, *matrix, around, diagonal, residual, direction, scaled, *sums[0], goal)
     for i, (before, after) in enumerate(zip(sums, sums[1:])):
@@ -176,12 +179,12 @@ def bilateral_solver(
 def _bins(
     shape: tuple[int, int], sigma_xy: float, sigma_luma: float, sigma_chroma: float
 ) -> tuple[np.ndarray, list[int], list[int]]:
-    """The bins of all pictures of this size: colour weights (3, 3) over the sides of the bins, lowest bins, extents.
+    """The bins of all pictures of this size: color weights (3, 3) over the sides of the bins, lowest bins, extents.
 
     Each axis is widened by an empty bin, so that one step never leads into another row of bins.
     """
-    colours = zip((LUMA, BLUE_DIFFERENCE, RED_DIFFERENCE), (sigma_luma, sigma_chroma, sigma_chroma))
-    weights = np.array([np.array(channel) / sigma for channel, sigma in colours], np.float32)
+    colors = zip((LUMA, BLUE_DIFFERENCE, RED_DIFFERENCE), (sigma_luma, sigma_chroma, sigma_chroma))
+    weights = np.array([np.array(channel) / sigma for channel, sigma in colors], np.float32)
     lowest, highest = [], []
     for length in shape:
         reach = round((length - 1) / 2 / sigma_xy) + 1

@@ -61,9 +61,9 @@ def permutohedral_lattice(features: cupy.ndarray) -> Lattice:
     launch("own_entries", entries, slot, touched, running, np.int32(entries), vertex, owned)
     start = cupy.empty(count + 1, np.int32)
     launch("start_segments", entries, cupy.sort(owned), np.int32(entries), entry, start)
-    neighbour = cupy.empty((corners, count, 2), np.int32)
-    launch("find_neighbours", slots, table, touched, running, stride, mask, np.int32(count), neighbour, axes=corners)
-    return Lattice(vertex.reshape(points, corners), weight, neighbour, entry, start)
+    neighbor = cupy.empty((corners, count, 2), np.int32)
+    launch("find_neighbors", slots, table, touched, running, stride, mask, np.int32(count), neighbor, axes=corners)
+    return Lattice(vertex.reshape(points, corners), weight, neighbor, entry, start)
 
 
 @functools.wraps(reference.lattice_filter)
@@ -75,8 +75,8 @@ def lattice_filter(lattice: Lattice, values: cupy.ndarray) -> cupy.ndarray:
     return out
 
 
-@functools.wraps(reference.normalise_lattice)
-def normalise_lattice(lattice: Lattice) -> Lattice:
+@functools.wraps(reference.normalize_lattice)
+def normalize_lattice(lattice: Lattice) -> Lattice:
     import cupy
 
     sums = lattice_filter(lattice, cupy.ones((len(lattice.weight), 1), np.float32))
@@ -104,7 +104,7 @@ def _filter_add(lattice: Lattice, values: cupy.ndarray, gain: float, out: cupy.n
     import cupy
 
     points, classes = values.shape
-    corners, count, _ = lattice.neighbour.shape
+    corners, count, _ = lattice.neighbor.shape
     launch = functools.partial(_launch, corners - 1)
     classes = np.int32(classes)
     vertices, spare = (cupy.empty((count, int(classes)), np.float32) for _ in range(2))
@@ -113,7 +113,7 @@ def _filter_add(lattice: Lattice, values: cupy.ndarray, gain: float, out: cupy.n
         "splat", 32 * count, values, classes, lattice.entry, lattice.start, lattice.weight, np.int32(count), vertices
     )
     for axis in range(corners):
-        launch("blur", vertices.size, vertices, classes, lattice.neighbour, np.int32(axis), np.int32(count), spare)
+        launch("blur", vertices.size, vertices, classes, lattice.neighbor, np.int32(axis), np.int32(count), spare)
         vertices, spare = spare, vertices
     alpha = 1 / (1 + 0.5 ** (corners - 1))  # what the blur and the interpolation leave of a constant
     launch(

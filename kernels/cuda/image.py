@@ -26,7 +26,7 @@ _MOMENTS = 13
 
 
 def resize(rgb: cupy.ndarray, size: tuple[int, int]) -> cupy.ndarray:
-    """Scale a photograph with Pillow's antialiased bicubic filter, to the same bytes; see :func:`vitnp.io.resample.reduce`.
+    """Scale a photograph with Pillow's antialiased bicubic filter, to the same bytes; see :func:`vitnp.io.resample.downscale`.
 
     Parameters
     ----------
@@ -54,7 +54,7 @@ def resize(rgb: cupy.ndarray, size: tuple[int, int]) -> cupy.ndarray:
     return rgb
 
 
-def normalise(
+def normalize(
     rgb: cupy.ndarray, mean: tuple[float, float, float], std: tuple[float, float, float], dtype: type = np.float32
 ) -> cupy.ndarray:
     """Scale a picture to 0..1, subtract the mean, divide by the standard deviation, channels first.
@@ -76,7 +76,7 @@ def normalise(
     rgb = _photograph(rgb)
     height, width = rgb.shape[:2]
     out = cupy.empty((3, height, width), dtype)
-    name = {"float32": "normalise_float", "float16": "normalise_half"}[out.dtype.name]
+    name = {"float32": "normalize_float", "float16": "normalize_half"}[out.dtype.name]
     constants = (np.float32(x) for x in (*mean, *std))
     _launch(name, height * width, rgb, np.int64(height * width), *constants, out)
     return out
@@ -123,7 +123,7 @@ def fixed_point(values: cupy.ndarray) -> cupy.ndarray:
 
 
 def guided_filter(target: cupy.ndarray, rgb: cupy.ndarray, *, radius: int, eps: float) -> cupy.ndarray:
-    """Filter a map so that within any small window it is a linear function of the photograph's colour.
+    """Filter a map so that within any small window it is a linear function of the photograph's color.
 
     See :func:`vitnp.refine.guided_filter.guided_filter`.
 
@@ -146,7 +146,7 @@ def guided_filter(target: cupy.ndarray, rgb: cupy.ndarray, *, radius: int, eps: 
 
 
 def guided_coefficients(target: cupy.ndarray, rgb: cupy.ndarray, *, radius: int, eps: float) -> cupy.ndarray:
-    """The averaged coefficients of :func:`guided_filter` for 8-bit colour, (4, h, w) float64: three of a, then b."""
+    """The averaged coefficients of :func:`guided_filter` for 8-bit color, (4, h, w) float64: three of a, then b."""
     import cupy
 
     rgb = _photograph(rgb)
@@ -203,7 +203,7 @@ def clean(score: cupy.ndarray, relative: float, absolute: float, cap: float) -> 
     ----------
     score : (rows, columns) float32
     relative, absolute, cap : float
-        As in :class:`vitnp.method.cleaning.Cleaning`.
+        As in :class:`vitnp.method.cleaning.CleaningConfig`.
 
     Returns
     -------
@@ -219,7 +219,7 @@ def clean(score: cupy.ndarray, relative: float, absolute: float, cap: float) -> 
     _launch("start_labels", score.size, score, pixels, label, size)
     _launch("join_labels", score.size, score, *map(np.int32, score.shape), label)
     _launch("measure_labels", score.size, pixels, label, size)
-    _launch("summarise_labels", score.size, size, pixels, summary)
+    _launch("summarize_labels", score.size, size, pixels, summary)
     shares = np.float64(relative), np.float64(absolute), np.float32(cap)
     _launch("cap_small", score.size, score, pixels, label, size, summary, *shares, out)
     return out
@@ -279,9 +279,9 @@ def _filter_on_device(device: int, length: int, size: int) -> tuple[cupy.ndarray
 def _taps_on_device(device: int, length: int, size: int) -> tuple[cupy.ndarray, cupy.ndarray]:
     import cupy
 
-    centres = ((np.arange(size) + 0.5) * (length / size) - 0.5).clip(0, length - 1)
-    low = centres.astype(np.int32)
-    return cupy.asarray(low), cupy.asarray((centres - low).astype(np.float32))
+    centers = ((np.arange(size) + 0.5) * (length / size) - 0.5).clip(0, length - 1)
+    low = centers.astype(np.int32)
+    return cupy.asarray(low), cupy.asarray((centers - low).astype(np.float32))
 
 
 def filter_weights(length: int, size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -312,11 +312,11 @@ def filter_weights(length: int, size: int) -> tuple[np.ndarray, np.ndarray]:
     stretch = max(scale, 1.0)
     support = 2.0 * stretch
     taps = math.ceil(support) * 2 + 1
-    centre = (np.arange(size) + 0.5) * scale
-    first = np.maximum(centre - support + 0.5, 0).astype(np.int64)
-    count = np.minimum(centre + support + 0.5, length).astype(np.int64) - first
+    center = (np.arange(size) + 0.5) * scale
+    first = np.maximum(center - support + 0.5, 0).astype(np.int64)
+    count = np.minimum(center + support + 0.5, length).astype(np.int64) - first
     tap = np.arange(taps)
-    x = np.abs((tap + first[:, None] - centre[:, None] + 0.5) * (1.0 / stretch))
+    x = np.abs((tap + first[:, None] - center[:, None] + 0.5) * (1.0 / stretch))
     near = ((-0.5 + 2.0) * x - (-0.5 + 3.0)) * x * x + 1
     far = (((x - 5) * x + 8) * x - 4) * -0.5
     weights = np.where(x < 1, near, np.where(x < 2, far, 0.0))

@@ -119,7 +119,7 @@ def _module(device: int, file: str, options: tuple[str, ...]) -> object:
 def source(file: str) -> str:
     """Text of a .cu file with the .cuh files it includes in their places.
 
-    CuPy recognises machine code that it has kept by the text it was made from, so the text has to be whole.
+    CuPy recognizes machine code that it has kept by the text it was made from, so the text has to be whole.
 
     Examples
     --------

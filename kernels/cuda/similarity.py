@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vitnp.kernels.cuda import tiles
-from vitnp.kernels.cuda.loader import contiguous, kernel, require_cupy
+from vitnp.kernels.cuda.loader import contiguous
+from vitnp.kernels.cuda.loader import kernel
+from vitnp.kernels.cuda.loader import require_cupy
 
 if TYPE_CHECKING:
     import cupy
@@ -38,7 +40,7 @@ def similarity_top(
     return values, indices
 
 
-def normalise_rows(x: cupy.ndarray) -> cupy.ndarray:
+def normalize_rows(x: cupy.ndarray) -> cupy.ndarray:
     cupy = require_cupy()
     wide = x.astype(np.float32)
     length = cupy.sqrt((wide * wide).sum(axis=-1, keepdims=True))
@@ -47,7 +49,7 @@ def normalise_rows(x: cupy.ndarray) -> cupy.ndarray:
 
 def _launch(name: str, plan: tiles.Plan, x: cupy.ndarray, y: cupy.ndarray, *arguments: object) -> None:
     x = contiguous(x)
-    unit, _ = tiles.prepare("similarity", y, plan, normalise=True)
+    unit, _ = tiles.prepare("similarity", y, plan, normalize=True)
     common = (x, unit, np.int64(len(x)), np.int32(x.shape[1]), np.int32(len(y)))
     function = kernel("similarity", name, *plan.options, shared=plan.shared)
     function((plan.blocks(len(x)),), (tiles.THREADS,), (*common, *arguments), shared_mem=plan.shared)

@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vitnp.kernels.cuda.loader import contiguous, kernel, require_cupy, shared_memory
+from vitnp.kernels.cuda.loader import contiguous
+from vitnp.kernels.cuda.loader import kernel
+from vitnp.kernels.cuda.loader import require_cupy
+from vitnp.kernels.cuda.loader import shared_memory
 
 if TYPE_CHECKING:
     import cupy
@@ -111,7 +114,7 @@ def _wishes(extra: bool) -> list[tuple[bool, bool, int]]:
 
 
 def prepare(
-    file: str, y: cupy.ndarray, plan: Plan, *, shift: cupy.ndarray | None = None, normalise: bool = False
+    file: str, y: cupy.ndarray, plan: Plan, *, shift: cupy.ndarray | None = None, normalize: bool = False
 ) -> tuple[cupy.ndarray, cupy.ndarray]:
     """y (K, D) as the products want it, and each row's constant; see prepare_columns in tiles.cuh."""
     cupy = require_cupy()
@@ -120,7 +123,7 @@ def prepare(
     out = cupy.empty((max(plan.parts, 1), padded, width), np.float16 if plan.parts == 2 else np.float32)
     constants = cupy.empty(padded, np.float32)
     y = contiguous(y, np.float32)
-    arguments = (y, shift, out, constants, np.int32(columns), np.int32(width), np.int32(normalise))
+    arguments = (y, shift, out, constants, np.int32(columns), np.int32(width), np.int32(normalize))
     kernel(file, "prepare_columns", *plan.options)((padded,), (128,), arguments)
     return out, constants
 

@@ -20,18 +20,18 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 # A photograph of more pixels than this has the machine's memory to itself: decoding takes 7 bytes a pixel, its results 7 more.
-LARGE = 24_000_000
+LARGE_IMAGE_PIXELS = 24_000_000
 
 _large = threading.Lock()
 _here = threading.local()
 
 
-def room_for(pixels: int) -> contextlib.AbstractContextManager:
+def large_image_lock(pixels: int) -> contextlib.AbstractContextManager:
     """What to hold while working on a photograph: large ones go one at a time, small ones pass."""
-    return _large if pixels > LARGE else contextlib.nullcontext()
+    return _large if pixels > LARGE_IMAGE_PIXELS else contextlib.nullcontext()
 
 
-def thread_count(asked: int | None = None) -> int:
+def resolve_n_threads(asked: int | None = None) -> int:
     """Images in flight: as asked, else VITNP_NUM_THREADS, else one for each core that this process may use.
 
     Raises
@@ -57,7 +57,7 @@ def thread_count(asked: int | None = None) -> int:
     return asked
 
 
-def in_order(work: Callable[[Item], Result], items: Iterable[Item], threads: int) -> Iterator[Result]:
+def map_ordered(work: Callable[[Item], Result], items: Iterable[Item], threads: int) -> Iterator[Result]:
     """Results of `work`, several items at a time, in the order of the items.
 
     Few results wait for their turn, so that memory stays bounded. Whoever leaves early (an exception, Ctrl-C) drops the items
@@ -81,13 +81,13 @@ def in_order(work: Callable[[Item], Result], items: Iterable[Item], threads: int
     alone, items = len(ahead) < 2, itertools.chain(ahead, items)
     if alone or threads == 1:
         for item in items:
-            with at_most(threads):
+            with thread_limit(threads):
                 result = work(item)
             yield result
         return
 
     def by_itself(item: Item) -> Result:
-        with at_most(1):
+        with thread_limit(1):
             return work(item)
 
     with contextlib.ExitStack() as stack:
@@ -103,7 +103,7 @@ def in_order(work: Callable[[Item], Result], items: Iterable[Item], threads: int
 
 
 @contextlib.contextmanager
-def at_most(count: int) -> Iterator[None]:
+def thread_limit(count: int) -> Iterator[None]:
     """So many threads for whatever this thread computes meanwhile with :func:`together`."""
     before = getattr(_here, "count", None)
     _here.count = count
@@ -113,6 +113,6 @@ def at_most(count: int) -> Iterator[None]:
         _here.count = before
 
 
-def allowed() -> int:
+def allowed_threads() -> int:
     """Threads that :func:`together` may use here, unless others are at it: as :func:`at_most` says, else as many as there are."""
-    return getattr(_here, "count", None) or thread_count()
+    return getattr(_here, "count", None) or resolve_n_threads()

@@ -16,7 +16,8 @@ import numpy as np
 
 if TYPE_CHECKING:
     pass
-from vitnp.kernels.threads.pool import allowed, at_most
+from vitnp.kernels.threads.pool import allowed_threads
+from vitnp.kernels.threads.pool import thread_limit
 
 # Where kernels that wait for each other find their three numbers, in bytes from the first: a cache line for each.
 ARRIVED, ROUND, BROKEN = 0, 64, 128
@@ -27,7 +28,7 @@ _team = threading.Lock()
 _pool: tuple[int, int, ThreadPoolExecutor] | None = None
 
 
-class Meeting:
+class Barrier:
     """Where members wait for each other: in Python at a barrier, in kernels by way of numbers that all of them see."""
 
     def __init__(self, members: int):
@@ -41,7 +42,7 @@ class Meeting:
         self.barrier.abort()
 
 
-class Member:
+class Worker:
     """One of the threads that work together.
 
     Attributes
@@ -52,7 +53,7 @@ class Member:
         Address of int64 numbers at ARRIVED, ROUND and BROKEN, for kernels that wait for each other; 0 for somebody alone.
     """
 
-    def __init__(self, index: int, members: int, meeting: Meeting | None):
+    def __init__(self, index: int, members: int, meeting: Barrier | None):
         self.index, self.members, self.meeting = index, members, 0 if meeting is None else meeting.address
         self._meeting = meeting
 
@@ -78,7 +79,7 @@ class Member:
         return min(start, count), min(stop, count)
 
 
-def together(work: Callable[[Member], None], most: int | None = None) -> None:
+def run_team(work: Callable[[Worker], None], most: int | None = None) -> None:
     """Run one program in several threads at the same time, each on its own share of the data.
 
     How many there are: as :func:`at_most` says around it, else as :func:`thread_count`; and only the calling one while others
@@ -102,18 +103,18 @@ def together(work: Callable[[Member], None], most: int | None = None) -> None:
     >>> squares
     [0, 1, 4, 9, 16]
     """
-    count = allowed() if most is None else min(allowed(), most)
+    count = allowed_threads() if most is None else min(allowed_threads(), most)
     if count <= 1 or not _team.acquire(blocking=False):
-        work(Member(0, 1, None))
+        work(Worker(0, 1, None))
         return
     try:
-        meeting = Meeting(count)
+        meeting = Barrier(count)
         first: list[BaseException] = []
 
         def run(index: int) -> None:
             try:
-                with at_most(1):
-                    work(Member(index, count, meeting))
+                with thread_limit(1):
+                    work(Worker(index, count, meeting))
             except BaseException as error:
                 if not isinstance(error, threading.BrokenBarrierError):
                     first.append(error)
@@ -136,15 +137,15 @@ def together(work: Callable[[Member], None], most: int | None = None) -> None:
         _team.release()
 
 
-def split(work: Callable[[int, int], None], count: int, granule: int = 1) -> None:
+def parallel_for(work: Callable[[int, int], None], count: int, granule: int = 1) -> None:
     """``work(start, stop)`` for parts of range(count), each in a thread of its own; see :func:`together`."""
 
-    def part(member: Member) -> None:
+    def part(member: Worker) -> None:
         start, stop = member.share(count, granule)
         if start < stop:
             work(start, stop)
 
-    together(part, most=-(-count // granule))
+    run_team(part, most=-(-count // granule))
 
 
 def _helpers(count: int) -> ThreadPoolExecutor:

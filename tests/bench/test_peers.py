@@ -15,8 +15,10 @@ from PIL import Image
 sys.path.append(str(pathlib.Path(__file__).resolve().parent.parent.parent))
 
 from bench import record
-from bench.quality import composites, peers
-from vitnp.errors import ImageError, UsageError
+from bench.quality import composites
+from bench.quality import peers
+from vitnp.errors import ImageError
+from vitnp.errors import UsageError
 from vitnp.evaluate.data.labeled import read_label_folder
 from vitnp.features.extract import Features
 from vitnp.io.find import find_photographs
@@ -118,10 +120,10 @@ def test_second_eigenvector_solves_its_equation():
     assert np.abs(vector).max() > 1e-3
 
 
-def test_outliers_are_mended_from_sound_neighbours():
+def test_outliers_are_mended_from_sound_neighbors():
     keys, _, _ = planted()
     damaged = keys.reshape(*GRID, -1).copy()
-    damaged[0, 0] *= 1e-3  # a corner, whose sound neighbours are two: the third is damaged too
+    damaged[0, 0] *= 1e-3  # a corner, whose sound neighbors are two: the third is damaged too
     damaged[1, 1] *= 1e-3
     mended = peers.repair_outliers(damaged.reshape(keys.shape), GRID).reshape(damaged.shape)
     np.testing.assert_allclose(mended[0, 0], damaged[[0, 1], [1, 0]].mean(axis=0), rtol=1e-5)
@@ -193,8 +195,8 @@ def scene(tmp_path):
     for folder in ("images", "masks"):
         (tmp_path / "set" / folder).mkdir(parents=True)
     y, x = np.mgrid[:96, :128]
-    for number, centre in enumerate((48, 80)):
-        disc = (y - 48) ** 2 + (x - centre) ** 2 < 30**2
+    for number, center in enumerate((48, 80)):
+        disc = (y - 48) ** 2 + (x - center) ** 2 < 30**2
         rgb = np.where(disc[..., None], [230, 120, 40], [30, 60, 90]).astype(np.uint8)
         Image.fromarray(rgb).save(tmp_path / "set" / "images" / f"{number}.png")
         Image.fromarray(disc).save(tmp_path / "set" / "masks" / f"{number}.png")

@@ -16,10 +16,15 @@ import safetensors.numpy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vitnp.checkpoints.load import describe, load_vit, read_checkpoint
-from vitnp.checkpoints.safetensors_io import read_safetensors, write_safetensors
+from vitnp.checkpoints.load import describe
+from vitnp.checkpoints.load import load_vit
+from vitnp.checkpoints.load import read_checkpoint
+from vitnp.checkpoints.safetensors_io import read_safetensors
+from vitnp.checkpoints.safetensors_io import write_safetensors
 from vitnp.checkpoints.state_dict_names import canonical
-from vitnp.errors import CheckpointError, OutputError, UsageError
+from vitnp.errors import CheckpointError
+from vitnp.errors import OutputError
+from vitnp.errors import UsageError
 
 GOLDEN = pathlib.Path(__file__).parent.parent / "golden"
 TORCH = runpy.run_path(str(GOLDEN / "make_torch_files.py"))
@@ -263,7 +268,7 @@ def test_what_lies_beside_a_transformers_file(tmp_path):
     config = load_vit(path).config
     assert (config.eps, config.heads, config.mean, config.std) == (1e-12, 6, (0.5,) * 3, (0.5, 0.5, 0.25))
     assert load_vit(tmp_path).config == config  # the folder as a whole
-    assert load_vit(path, normalise="imagenet").config.mean == IMAGENET[0]
+    assert load_vit(path, normalize="imagenet").config.mean == IMAGENET[0]
     # Fused names are not transformers', whatever lies beside them.
     assert load_vit(save(tmp_path / "timm.safetensors", make())).config.eps == 1e-6
     (tmp_path / "config.json").write_text("{")
@@ -277,9 +282,9 @@ def test_metadata_and_arguments(tmp_path):
     config = load_vit(path).config
     assert (config.eps, config.pos_embed, config.grid) == (1e-5, "exact", (2, 6))
     assert (config.mean, config.std) == ((0.1, 0.2, 0.3), (1, 2, 3))
-    config = load_vit(path, pos_embed="antialias", normalise="half").config
+    config = load_vit(path, pos_embed="antialias", normalize="half").config
     assert (config.pos_embed, config.mean, config.std) == ("antialias", (0.5,) * 3, (0.5,) * 3)
-    for option in ({"pos_embed": "bicubic"}, {"normalise": "none"}):
+    for option in ({"pos_embed": "bicubic"}, {"normalize": "none"}):
         with pytest.raises(UsageError):
             load_vit(path, **option)
     for key, value in (("norm_eps", "small"), ("pos_embed", "x"), ("mean", "1,2"), ("std", "0,1,1"), ("grid", "5,5")):
@@ -287,7 +292,7 @@ def test_metadata_and_arguments(tmp_path):
             load_vit(save(tmp_path / "b.safetensors", make(), {**said, "grid": "3,3", key: value}))
 
 
-def test_a_known_file_name_tells_the_normalisation(tmp_path):
+def test_a_known_file_name_tells_the_normalization(tmp_path):
     for name, mean in (("vit_tiny_patch16_224_augreg", 0.5), ("dinov2_vits14_pretrain", 0.485), ("else", 0.485)):
         config = load_vit(save(tmp_path / f"{name}.safetensors", make()), heads=1).config
         assert config.mean[0] == mean
@@ -342,7 +347,7 @@ BROKEN = {
         lambda w: w | {"blocks.1.ls1.gamma": np.ones(64, np.float32)},
         "'blocks.1.ls1.gamma' has no place",
     ),
-    "query normalisation": (
+    "query normalization": (
         lambda w: w | {"blocks.0.attn.q_norm.weight": np.ones(64, np.float32)},
         "q_norm.*another architecture",
     ),

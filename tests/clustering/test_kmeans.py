@@ -13,8 +13,12 @@ from hypothesis import strategies as st
 
 from vitnp.clustering import chunks
 from vitnp.clustering.kmeans import KMeans
-from vitnp.clustering.kmeans_plusplus import greedy_plus_plus
-from vitnp.clustering.lloyd import Cosine, Euclidean, move, partial_step, reduce
+from vitnp.clustering.kmeans_plusplus import kmeans_plusplus
+from vitnp.clustering.lloyd import Cosine
+from vitnp.clustering.lloyd import Euclidean
+from vitnp.clustering.lloyd import move
+from vitnp.clustering.lloyd import partial_step
+from vitnp.clustering.lloyd import sum_partials
 from vitnp.clustering.spherical import spherical_kmeans
 from vitnp.errors import UsageError
 
@@ -125,17 +129,17 @@ def test_impossible_numbers_of_clusters_are_refused(clusters):
 
 def features(seed: int, n: int, d: int, clusters: int = 4, noise: float = 0.5) -> np.ndarray:
     rng = np.random.default_rng(seed)
-    centres = 3 * rng.standard_normal((clusters, d))
-    return (centres[rng.integers(clusters, size=n)] + noise * rng.standard_normal((n, d))).astype(np.float16)
+    centers = 3 * rng.standard_normal((clusters, d))
+    return (centers[rng.integers(clusters, size=n)] + noise * rng.standard_normal((n, d))).astype(np.float16)
 
 
-def losses(x: np.ndarray, centres: np.ndarray, metric: str) -> np.ndarray:
-    """Loss of every row for every centre in float64, from the definition."""
-    x, centres = x.astype(float), centres.astype(float)
+def losses(x: np.ndarray, centers: np.ndarray, metric: str) -> np.ndarray:
+    """Loss of every row for every center in float64, from the definition."""
+    x, centers = x.astype(float), centers.astype(float)
     if metric == "euclidean":
-        return np.square(x[:, None] - centres[None]).sum(axis=2)
+        return np.square(x[:, None] - centers[None]).sum(axis=2)
     length = np.linalg.norm(x, axis=1, keepdims=True)
-    return 1 - x / np.where(length > 0, length, 1) @ centres.T
+    return 1 - x / np.where(length > 0, length, 1) @ centers.T
 
 
 def same_model(a: KMeans, b: KMeans) -> None:
@@ -183,7 +187,7 @@ def test_clusters_are_found_and_everything_agrees_with_the_definition(metric):
     assert model.inertia_history_[-1] == model.inertia_
     assert model.cluster_centers_.dtype == np.float32 and model.labels_.dtype == np.int32
     np.testing.assert_array_equal(model.predict(x), model.labels_)
-    # At the end every centre is the mean (direction) of its rows.
+    # At the end every center is the mean (direction) of its rows.
     unit_rows = x.astype(float)
     if metric == "cosine":
         unit_rows /= np.linalg.norm(unit_rows, axis=1, keepdims=True)
@@ -286,7 +290,7 @@ def test_partial_steps_add_up_to_a_naive_one(seed, n, size, clusters, levels):
     rows = rng.integers(0, levels, (n, 3)).astype(float)
     centroids = rng.integers(0, levels, (clusters, 3)).astype(float)
     plain = Euclidean(None)
-    total = reduce(partial_step(rows[i : i + size], centroids, plain, i, 2) for i in range(0, n, size))
+    total = sum_partials(partial_step(rows[i : i + size], centroids, plain, i, 2) for i in range(0, n, size))
     loss = np.square(rows[:, None] - centroids).sum(axis=2)
     labels = [min(range(clusters), key=lambda j: (row[j], j)) for row in loss]
     counts = [labels.count(j) for j in range(clusters)]
@@ -322,17 +326,17 @@ def test_empty_clusters_take_the_farthest_rows_wherever_they_are(metric):
         geometry, start = Euclidean(np.array([1.0, 0.0], np.float32)), np.array([[9.0, 0.0]] * 2, np.float32)
     else:
         x[:2] = 0
-    total = reduce(partial_step(x[i : i + 4], start, geometry, i) for i in (0, 4, 8))
+    total = sum_partials(partial_step(x[i : i + 4], start, geometry, i) for i in (0, 4, 8))
     assert total.counts.tolist() == [10, 0]
     assert total.farthest.row.tolist() == [9, 6]
-    second = geometry.centres(move(total, start, geometry))[1]
+    second = geometry.centers(move(total, start, geometry))[1]
     np.testing.assert_allclose(second, [0, 1] if metric == "cosine" else [0, 7], atol=1e-6)
 
 
 def test_rows_of_zeros_are_never_candidates_for_empty_clusters():
     x = np.zeros((30, 2))
     x[[7, 20]] = [[1.0, 0.0], [0.0, 3.0]]
-    total = reduce([partial_step(x, np.array([[1.0, 0.0]] * 4), Cosine())])
+    total = sum_partials([partial_step(x, np.array([[1.0, 0.0]] * 4), Cosine())])
     assert total.farthest.row.tolist() == [20, 7]
     np.testing.assert_array_equal(total.farthest.vector, [[0, 1], [1, 0]])
 
@@ -411,7 +415,7 @@ def test_greedy_seeding_by_the_letter(seed, n, size, clusters):
             distance = np.square(x[i : i + size, None] - candidates).sum(axis=2)
             yield distance if nearest is None else np.minimum(distance, nearest[i // size][:, None])
 
-    found = greedy_plus_plus(n, clusters, np.random.default_rng(seed), x.__getitem__, closer)
+    found = kmeans_plusplus(n, clusters, np.random.default_rng(seed), x.__getitem__, closer)
     rng = np.random.default_rng(seed)
     chosen = [int(rng.integers(n))]
     while len(chosen) < clusters:

@@ -1,4 +1,4 @@
-"""Spectral clustering: brute-force neighbours and dense eigenvectors as oracles, shapes that k-means can't separate, degenerate sets."""
+"""Spectral clustering: brute-force neighbors and dense eigenvectors as oracles, shapes that k-means can't separate, degenerate sets."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.sparse import block_diag, csr_matrix
 
-from vitnp.clustering import neighbors as neighbours_module
+from vitnp.clustering import neighbors as neighbors_module
 from vitnp.clustering import spectral
 from vitnp.clustering.kmeans import KMeans
-from vitnp.clustering.neighbors import nearest_neighbours
-from vitnp.clustering.spectral import neighbour_graph, spectral_clusters, spectral_embedding
+from vitnp.clustering.neighbors import nearest_neighbors
+from vitnp.clustering.spectral import neighbor_graph
+from vitnp.clustering.spectral import spectral_clusters
+from vitnp.clustering.spectral import spectral_embedding
 from vitnp.errors import UsageError
 from vitnp.kernels import reference as reference_
 
@@ -41,12 +43,12 @@ def moons(n: int, noise: float = 0.05) -> tuple[np.ndarray, np.ndarray]:
 
 
 def small_blocks(monkeypatch, queries: int = 5, others: int = 7) -> None:
-    monkeypatch.setattr(neighbours_module, "QUERY_ROWS", queries)
+    monkeypatch.setattr(neighbors_module, "QUERY_ROWS", queries)
     monkeypatch.setattr(reference_, "QUERY_ROWS", queries)
     monkeypatch.setattr(reference_, "OTHER_ROWS", others)
 
 
-# Neighbours.
+# Neighbors.
 
 
 @settings(derandomize=True, deadline=None, max_examples=40)
@@ -54,7 +56,7 @@ def small_blocks(monkeypatch, queries: int = 5, others: int = 7) -> None:
     n=st.integers(2, 40), m=st.integers(0, 12), count=st.integers(1, 9), seed=st.integers(0, 999), own=st.booleans(),
     thread_count=st.integers(1, 3),
 )  # fmt: skip
-def test_neighbours_are_those_of_the_full_matrix_with_ties_to_the_lower_row(n, m, count, seed, own, thread_count):
+def test_neighbors_are_those_of_the_full_matrix_with_ties_to_the_lower_row(n, m, count, seed, own, thread_count):
     """Axis-parallel rows have cosines -1, 0 and 1 exactly, so ties are everywhere."""
     rng = np.random.default_rng(seed)
     x = np.eye(3)[rng.integers(3, size=n)] * rng.choice([-2.0, 0.0, 1.0, 3.0], size=(n, 1))
@@ -62,7 +64,7 @@ def test_neighbours_are_those_of_the_full_matrix_with_ties_to_the_lower_row(n, m
     count = min(count, n - own)
     with pytest.MonkeyPatch.context() as patch:
         small_blocks(patch)
-        index, cosine = nearest_neighbours(queries, x, count, exclude_self=own, thread_count=thread_count)
+        index, cosine = nearest_neighbors(queries, x, count, exclude_self=own, thread_count=thread_count)
     full = np.sign(queries) @ np.sign(x).T
     if own:
         np.fill_diagonal(full, -9)
@@ -73,7 +75,7 @@ def test_neighbours_are_those_of_the_full_matrix_with_ties_to_the_lower_row(n, m
 
 
 @pytest.mark.parametrize("ordered", [False, True])
-def test_neighbours_in_general_position(ordered, monkeypatch):
+def test_neighbors_in_general_position(ordered, monkeypatch):
     small_blocks(monkeypatch, 64, 100)
     x, truth = planted(700, 5, noise=1.5)
     if ordered:
@@ -81,17 +83,17 @@ def test_neighbours_in_general_position(ordered, monkeypatch):
     unit = x / np.linalg.norm(x, axis=1, keepdims=True)
     full = unit @ unit.T
     np.fill_diagonal(full, -9)
-    index, cosine = nearest_neighbours(x, x, 30, exclude_self=True)
+    index, cosine = nearest_neighbors(x, x, 30, exclude_self=True)
     np.testing.assert_array_equal(np.sort(index), np.sort(np.argsort(-full, axis=1)[:, :30]))
     np.testing.assert_allclose(cosine, -np.sort(-full, axis=1)[:, :30], atol=1e-6)
     assert (np.diff(cosine, axis=1) <= 0).all()
 
 
-def test_too_few_rows_for_the_neighbours_wanted():
-    with pytest.raises(UsageError, match="5 neighbours .* 4 other rows"):
-        nearest_neighbours(np.eye(5), np.eye(5), 5, exclude_self=True)
-    with pytest.raises(UsageError, match="0 neighbours"):
-        nearest_neighbours(np.eye(5), np.eye(5), 0)
+def test_too_few_rows_for_the_neighbors_wanted():
+    with pytest.raises(UsageError, match="5 neighbors .* 4 other rows"):
+        nearest_neighbors(np.eye(5), np.eye(5), 5, exclude_self=True)
+    with pytest.raises(UsageError, match="0 neighbors"):
+        nearest_neighbors(np.eye(5), np.eye(5), 0)
 
 
 # Graph and eigenvectors.
@@ -104,11 +106,11 @@ def test_graph_is_the_mean_of_seeing_and_being_seen():
     np.fill_diagonal(full, -9)
     seen = np.zeros((60, 60))
     np.put_along_axis(seen, np.argsort(-full, axis=1)[:, :4], 1.0, axis=1)
-    np.testing.assert_array_equal(neighbour_graph(x, 4).toarray(), (seen + seen.T) / 2)
+    np.testing.assert_array_equal(neighbor_graph(x, 4).toarray(), (seen + seen.T) / 2)
 
 
-def test_graph_of_fewer_rows_than_neighbours_is_complete():
-    np.testing.assert_array_equal(neighbour_graph(np.eye(4), 30).toarray(), 1 - np.eye(4))
+def test_graph_of_fewer_rows_than_neighbors_is_complete():
+    np.testing.assert_array_equal(neighbor_graph(np.eye(4), 30).toarray(), 1 - np.eye(4))
 
 
 def laplacian(graph: csr_matrix) -> np.ndarray:
@@ -124,7 +126,7 @@ def test_embedding_spans_the_smallest_eigenvectors_of_the_laplacian(solver, piec
     monkeypatch.setattr(spectral, "DENSE_ROWS", 10_000 if solver == "dense" else 10)
     monkeypatch.setattr(spectral, "BLOCK_VECTORS", 0 if solver == "lanczos" else 64)
     seeds = {1: [0], 3: [1, 3, 4]}[pieces]
-    parts = [neighbour_graph(planted(600 // pieces, 6 // pieces, width=8, noise=0.6, seed=i)[0], 12) for i in seeds]
+    parts = [neighbor_graph(planted(600 // pieces, 6 // pieces, width=8, noise=0.6, seed=i)[0], 12) for i in seeds]
     graph = block_diag(parts, format="csr")
     values, vectors = np.linalg.eigh(laplacian(graph))
     assert np.sum(values < 1e-9) == pieces
@@ -156,7 +158,7 @@ def test_planted_clusters_come_back_by_size():
     x, truth = planted(500, 4)
     truth = np.where(np.arange(500) < 150, 0, truth)
     x[:150] += 20 * np.eye(32)[0]
-    labels = spectral_clusters(x, 4, neighbours=10)
+    labels = spectral_clusters(x, 4, neighbors=10)
     sizes = np.bincount(labels)
     assert len(sizes) == 4 and (np.diff(sizes) <= 0).all() and labels.dtype == np.int64
     x, truth = planted(400, 7, noise=0.4)
@@ -165,25 +167,25 @@ def test_planted_clusters_come_back_by_size():
 
 def test_two_moons_are_told_apart_where_k_means_fails():
     x, truth = moons(600)
-    assert same_partition(spectral_clusters(x, 2, neighbours=10), truth)
+    assert same_partition(spectral_clusters(x, 2, neighbors=10), truth)
     assert not same_partition(KMeans(2, metric="euclidean", n_init=5).fit(x).labels_, truth)
 
 
 def test_two_moons_with_the_iterative_solver():
     x, truth = moons(spectral.DENSE_ROWS + 500)
-    graph = neighbour_graph(x, 30)
+    graph = neighbor_graph(x, 30)
     assert graph.shape[0] > spectral.DENSE_ROWS
     assert same_partition(spectral_clusters(x, 2), truth)
 
 
 @pytest.mark.parametrize("clusters", [2, 3, 4, 6])
 def test_disconnected_graph(clusters):
-    """Four far-off groups, the first two near each other, the last two as well; neighbours never cross."""
+    """Four far-off groups, the first two near each other, the last two as well; neighbors never cross."""
     rng = np.random.default_rng(1)
-    centres = np.array([[10, 1, 0, 0], [10, -1, 0, 0], [0, 0, 10, 1], [0, 0, 10, -1.0]])
+    centers = np.array([[10, 1, 0, 0], [10, -1, 0, 0], [0, 0, 10, 1], [0, 0, 10, -1.0]])
     group = np.repeat(np.arange(4), [30, 25, 20, 15])
-    x = centres[group] + 0.02 * rng.standard_normal((90, 4))
-    labels = spectral_clusters(x, clusters, neighbours=5)
+    x = centers[group] + 0.02 * rng.standard_normal((90, 4))
+    labels = spectral_clusters(x, clusters, neighbors=5)
     if clusters <= 4:
         expected = {2: [0, 0, 1, 1], 4: [0, 1, 2, 3]}
         if clusters in expected:
@@ -198,17 +200,17 @@ def test_many_more_pieces_than_clusters():
     """Forty tight groups in four regions of the sphere: regions are what four clusters must be."""
     rng = np.random.default_rng(2)
     region = np.repeat(np.arange(4), 10)
-    centres = 5 * np.eye(8)[region] + rng.uniform(-1, 1, (40, 8))
+    centers = 5 * np.eye(8)[region] + rng.uniform(-1, 1, (40, 8))
     group = np.repeat(np.arange(40), 12)
-    x = centres[group] + 0.001 * rng.standard_normal((480, 8))
-    assert same_partition(spectral_clusters(x, 4, neighbours=6), region[group])
+    x = centers[group] + 0.001 * rng.standard_normal((480, 8))
+    assert same_partition(spectral_clusters(x, 4, neighbors=6), region[group])
 
 
 def test_identical_rows_get_one_label():
     x, truth = planted(50, 3)
     x, truth = np.repeat(x, 20, axis=0), np.repeat(truth, 20)
     order = np.random.default_rng(0).permutation(1000)
-    assert same_partition(spectral_clusters(x[order], 3, neighbours=8), truth[order])
+    assert same_partition(spectral_clusters(x[order], 3, neighbors=8), truth[order])
     np.testing.assert_array_equal(spectral_clusters(np.ones((9, 4)), 3), 0)
     # Two kinds of rows for three clusters, zero and minus zero being the same.
     labels = spectral_clusters(np.array([[1.0, 0.0], [0.0, 1.0], [2.0, -0.0], [1.0, 0.0]]), 3)
@@ -226,28 +228,28 @@ def test_tiny_sets(n):
 
 @settings(derandomize=True, deadline=None, max_examples=30)
 @given(
-    n=st.integers(1, 30), clusters=st.integers(1, 6), neighbours=st.integers(1, 8), seed=st.integers(0, 99),
+    n=st.integers(1, 30), clusters=st.integers(1, 6), neighbors=st.integers(1, 8), seed=st.integers(0, 99),
     kind=st.sampled_from(["gaussian", "grid", "zeros"]),
 )  # fmt: skip
-def test_any_input_gives_labels_by_size_and_the_same_ones_again(n, clusters, neighbours, seed, kind):
+def test_any_input_gives_labels_by_size_and_the_same_ones_again(n, clusters, neighbors, seed, kind):
     rng = np.random.default_rng(seed)
     x = rng.standard_normal((n, 3)) if kind == "gaussian" else rng.integers(-1, 2, (n, 3)).astype(np.float16)
     if kind == "zeros":
         x[: n // 2] = 0
     clusters = min(clusters, n)
-    labels = spectral_clusters(x, clusters, neighbours=neighbours, starts=2, thread_count=1)
+    labels = spectral_clusters(x, clusters, neighbors=neighbors, starts=2, thread_count=1)
     sizes = np.bincount(labels)
     assert len(sizes) <= clusters and sizes.min() > 0 and (np.diff(sizes) <= 0).all()
-    again = spectral_clusters(x, clusters, neighbours=neighbours, starts=2, thread_count=2)
+    again = spectral_clusters(x, clusters, neighbors=neighbors, starts=2, thread_count=2)
     np.testing.assert_array_equal(labels, again)
 
 
 def test_lengths_and_float16_change_nothing():
     x = planted(300, 5)[0].astype(np.float16)
-    reference = spectral_clusters(x, 5, neighbours=10)
-    np.testing.assert_array_equal(spectral_clusters(x.astype(np.float64), 5, neighbours=10), reference)
+    reference = spectral_clusters(x, 5, neighbors=10)
+    np.testing.assert_array_equal(spectral_clusters(x.astype(np.float64), 5, neighbors=10), reference)
     scaled = x.astype(np.float32) * np.float32(2.0) ** np.arange(300)[:, None].clip(0, 20)
-    np.testing.assert_array_equal(spectral_clusters(scaled, 5, neighbours=10), reference)
+    np.testing.assert_array_equal(spectral_clusters(scaled, 5, neighbors=10), reference)
 
 
 @pytest.mark.parametrize("rows", [400, spectral.DENSE_ROWS + 300])
@@ -279,7 +281,7 @@ def test_bad_input_is_refused_in_a_sentence():
         spectral_clusters(x, 2)
     with pytest.raises(UsageError, match=r"\(N, D\)"):
         spectral_clusters(np.ones(4), 2)
-    with pytest.raises(UsageError, match="neighbours is 0"):
-        spectral_clusters(np.eye(5), 2, neighbours=0)
+    with pytest.raises(UsageError, match="neighbors is 0"):
+        spectral_clusters(np.eye(5), 2, neighbors=0)
     with pytest.raises(UsageError, match="starts is 0"):
         spectral_clusters(np.eye(5), 2, starts=0)

@@ -10,8 +10,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from vitnp.errors import ImageError, UsageError
-from vitnp.evaluate.data.pairs import match_pairs, read_truth
+from vitnp.errors import ImageError
+from vitnp.errors import UsageError
+from vitnp.evaluate.data.pairs import match_pairs
+from vitnp.evaluate.data.pairs import read_truth
 from vitnp.io.write import write_png
 
 PICTURE = Image.new("L", (3, 2))
@@ -154,7 +156,7 @@ def truth_of(tmp_path, picture, name="mask.png", **options):
 
 
 @pytest.mark.parametrize(("low", "high"), [(0, 255), (127, 128), (0, 128), (100, 254)])
-def test_grey_masks_are_cut_above_127(tmp_path, low, high):
+def test_gray_masks_are_cut_above_127(tmp_path, low, high):
     truth = truth_of(tmp_path, Image.fromarray(np.where(EXPECTED, high, low).astype(np.uint8)))
     assert truth.dtype == bool
     np.testing.assert_array_equal(truth, EXPECTED)
@@ -195,22 +197,22 @@ def test_formats(tmp_path, name):
         np.testing.assert_array_equal(truth_of(tmp_path, picture.convert("RGB"), name), blocks)
 
 
-def palette_picture(labels, colours):
+def palette_picture(labels, colors):
     labels = np.asarray(labels, dtype=np.uint8)
     picture = Image.new("P", labels.shape[::-1])
-    picture.putpalette([channel for colour in colours for channel in colour])
+    picture.putpalette([channel for color in colors for channel in color])
     picture.frombytes(labels.tobytes())
     return picture
 
 
-def test_coloured_palettes_are_maps_of_labels(tmp_path):
-    # Dark red and dark green would both be below 127 as grey.
+def test_colored_palettes_are_maps_of_labels(tmp_path):
+    # Dark red and dark green would both be below 127 as gray.
     picture = palette_picture([[1, 0, 0], [0, 2, 1]], [(0, 0, 0), (128, 0, 0), (0, 128, 0)])
     np.testing.assert_array_equal(truth_of(tmp_path, picture), EXPECTED)
 
 
-def test_grey_palettes_are_what_they_look_like(tmp_path):
-    # White first: the labels are the wrong way round; the coloured entry is not in use.
+def test_gray_palettes_are_what_they_look_like(tmp_path):
+    # White first: the labels are the wrong way round; the colored entry is not in use.
     picture = palette_picture([[0, 1, 1], [1, 0, 0]], [(255, 255, 255), (0, 0, 0), (200, 0, 0)])
     np.testing.assert_array_equal(truth_of(tmp_path, picture), EXPECTED)
     # Nearly black: still zeros and ones.
@@ -225,11 +227,11 @@ def test_transparent_pixels_are_background(tmp_path, mode):
     np.testing.assert_array_equal(truth_of(tmp_path, picture), EXPECTED)
 
 
-def test_masks_painted_in_colours_are_refused(tmp_path):
-    colours = np.zeros((2, 3, 3), np.uint8)
-    colours[EXPECTED] = (255, 0, 0)
-    with pytest.raises(ImageError, match=r"mask\.png: this mask is painted in colours; make the object white"):
-        truth_of(tmp_path, Image.fromarray(colours))
+def test_masks_painted_in_colors_are_refused(tmp_path):
+    colors = np.zeros((2, 3, 3), np.uint8)
+    colors[EXPECTED] = (255, 0, 0)
+    with pytest.raises(ImageError, match=r"mask\.png: this mask is painted in colors; make the object white"):
+        truth_of(tmp_path, Image.fromarray(colors))
 
 
 def test_the_size_must_be_the_photograph_s(tmp_path):

@@ -18,14 +18,25 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vitnp.cli import arguments, evaluate
+from vitnp.cli import arguments
+from vitnp.cli import evaluate
 from vitnp.cli import shared as shared_
 from vitnp.cli.shared import EXIT_SOME_FAILED
-from vitnp.errors import ImageError, UsageError
+from vitnp.errors import ImageError
+from vitnp.errors import UsageError
 from vitnp.evaluate import saliency
-from vitnp.evaluate.data.pairs import Pair, match_pairs, read_truth
-from vitnp.evaluate.metrics.saliency import SaliencyScores, accuracy, iou, mae, max_f_beta, s_measure
-from vitnp.evaluate.saliency import mean_scores, score_pair, score_pairs
+from vitnp.evaluate.data.pairs import Pair
+from vitnp.evaluate.data.pairs import match_pairs
+from vitnp.evaluate.data.pairs import read_truth
+from vitnp.evaluate.metrics.saliency import SaliencyScores
+from vitnp.evaluate.metrics.saliency import accuracy
+from vitnp.evaluate.metrics.saliency import iou
+from vitnp.evaluate.metrics.saliency import mae
+from vitnp.evaluate.metrics.saliency import max_f_beta
+from vitnp.evaluate.metrics.saliency import s_measure
+from vitnp.evaluate.saliency import mean_scores
+from vitnp.evaluate.saliency import score_pair
+from vitnp.evaluate.saliency import score_pairs
 from vitnp.io.decode import read_image
 from vitnp.segmenter import Segmenter
 
@@ -328,7 +339,7 @@ def test_the_command_scores_the_built_in_network(tmp_path, builtin):
     scores = mean_scores(list(score_pairs(pairs, builtin, threads=2, size=160)))
     assert result.pop("device") == dict.fromkeys(("network", "cluster", "refine"), "cpu")
     assert result == {"images": 3, **scores._asdict()}
-    # A disc of its own colour is an easy object.
+    # A disc of its own color is an easy object.
     assert result["iou"] > 0.6 and result["accuracy"] > 0.8 and result["mae"] < 0.2
 
 

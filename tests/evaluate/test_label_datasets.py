@@ -1,4 +1,4 @@
-"""Readers of labelled data sets, on small sets made here in each format, sound and broken."""
+"""Readers of labeled data sets, on small sets made here in each format, sound and broken."""
 
 from __future__ import annotations
 
@@ -11,18 +11,19 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
 
-from vitnp.errors import ImageError, UsageError, VitnpError
+from vitnp.errors import ImageError
+from vitnp.errors import UsageError
+from vitnp.errors import VitnpError
 from vitnp.evaluate.data.coco import read_coco
-from vitnp.evaluate.data.labeled import (
-    VOC_CLASSES,
-    read_coseg,
-    read_label_folder,
-    read_labels,
-    read_split,
-    read_table,
-    read_voc,
-)
-from vitnp.evaluate.data.voc_boxes import read_boxes, read_voc_boxes
+from vitnp.evaluate.data.labeled import VOC_CLASSES
+from vitnp.evaluate.data.labeled import read_coseg
+from vitnp.evaluate.data.labeled import read_label_folder
+from vitnp.evaluate.data.labeled import read_labels
+from vitnp.evaluate.data.labeled import read_split
+from vitnp.evaluate.data.labeled import read_table
+from vitnp.evaluate.data.labeled import read_voc
+from vitnp.evaluate.data.voc_boxes import read_boxes
+from vitnp.evaluate.data.voc_boxes import read_voc_boxes
 from vitnp.masks import rle
 from vitnp.masks.polygons import fill_polygon
 
@@ -40,7 +41,7 @@ def save_labels(path, labels=LABELS, mode="P"):
     path.parent.mkdir(parents=True, exist_ok=True)
     picture = Image.fromarray(labels)
     if mode == "P":
-        # Colours that mislead whoever reads them instead of the numbers.
+        # Colors that mislead whoever reads them instead of the numbers.
         picture.putpalette([(37 * k) % 256 for k in range(768)])
     picture.save(path)
 
@@ -167,7 +168,7 @@ def test_folder_of_all_background(tmp_path):
     ("labels", "word"),
     [
         (np.zeros((3, 2), np.uint8), "2 x 3"),
-        (np.zeros((2, 3, 3), np.uint8), "painted in colours"),
+        (np.zeros((2, 3, 3), np.uint8), "painted in colors"),
         (np.full((2, 3), 1000, np.uint16), "1000"),
         (np.full((2, 3), 0.5, np.float32), "whole numbers"),
         (b"", "damaged"),

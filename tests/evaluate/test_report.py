@@ -9,14 +9,20 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from vitnp.errors import OutputError
-from vitnp.evaluate.report import Case, chosen, draw_boxes, paint, report_paths, sheet, write_report
+from vitnp.evaluate.report import Case
+from vitnp.evaluate.report import chosen
+from vitnp.evaluate.report import draw_boxes
+from vitnp.evaluate.report import paint
+from vitnp.evaluate.report import report_paths
+from vitnp.evaluate.report import sheet
+from vitnp.evaluate.report import write_report
 from vitnp.io.stamp import is_own_output
 
-GREY, RED, GREEN = ((value,) * 3 if isinstance(value, int) else value for value in (128, (200, 0, 0), (0, 200, 0)))
+GRAY, RED, GREEN = ((value,) * 3 if isinstance(value, int) else value for value in (128, (200, 0, 0), (0, 200, 0)))
 
 
-def plain(colour, height=30, width=40):
-    return np.full((height, width, 3), colour, np.uint8)
+def plain(color, height=30, width=40):
+    return np.full((height, width, 3), color, np.uint8)
 
 
 @settings(derandomize=True, deadline=None, max_examples=60)
@@ -35,10 +41,10 @@ def test_best_median_and_worst(scores, rows):
 
 
 def test_panels_stand_side_by_side_in_order():
-    picture = np.asarray(sheet([Case(plain(GREY), plain(RED), plain(GREEN), "cat.jpg")]))
+    picture = np.asarray(sheet([Case(plain(GRAY), plain(RED), plain(GREEN), "cat.jpg")]))
     height, width = picture.shape[:2]
     middle = picture[height // 2 - 10]
-    assert [tuple(middle[int(width * part)].tolist()) for part in (1 / 6, 1 / 2, 5 / 6)] == [GREY, RED, GREEN]
+    assert [tuple(middle[int(width * part)].tolist()) for part in (1 / 6, 1 / 2, 5 / 6)] == [GRAY, RED, GREEN]
     # Something is written above the panels, and below them.
     paper = picture[0, 0]
     for rows in (picture[10:38], picture[-40:-8]):
@@ -57,7 +63,7 @@ def test_a_panel_keeps_its_proportions():
 
 def test_a_caption_of_any_length_fits():
     names = ["a.jpg", "long/" * 60 + "end.jpg", "two\nlines", "ünïcode 猫"]
-    assert len({sheet([Case(*[plain(GREY)] * 3, name)]).size for name in names}) == 1
+    assert len({sheet([Case(*[plain(GRAY)] * 3, name)]).size for name in names}) == 1
 
 
 def test_files_carry_the_stamp_and_the_right_photographs(tmp_path):
@@ -87,23 +93,23 @@ def test_other_peoples_files_are_spared(tmp_path):
         report_paths(tmp_path / "file")
 
 
-def test_classes_are_painted_in_their_colours():
+def test_classes_are_painted_in_their_colors():
     photograph = np.random.default_rng(0).integers(0, 256, (4, 6, 3)).astype(np.uint8)
     labels = np.array([[0, 1, 2, 3, 20, 255]] * 4, np.uint8)
     painted = paint(photograph, labels).astype(int)
     # Within a class all pixels have one hue: what differs between them is the photograph's brightness alone.
-    grey = photograph.mean(axis=2)
+    gray = photograph.mean(axis=2)
     for column in range(6):
-        colour = painted[:, column] - (0.6 if column == 0 else 0.35) * grey[:, column, None]
-        assert np.ptp(colour, axis=0).max() <= 1
-    assert len({tuple((painted[0, column] - 0.35 * grey[0, column]).round(-1)) for column in range(1, 6)}) == 5
+        color = painted[:, column] - (0.6 if column == 0 else 0.35) * gray[:, column, None]
+        assert np.ptp(color, axis=0).max() <= 1
+    assert len({tuple((painted[0, column] - 0.35 * gray[0, column]).round(-1)) for column in range(1, 6)}) == 5
     assert (painted[:, 5] >= 165).all() and (painted[:, 0] <= 154).all()
 
 
 def test_boxes_are_drawn_at_their_edges():
-    drawn = draw_boxes(plain(GREY, 100, 100), np.array([[20.0, 30, 60, 80]]), (0, 0, 255))
+    drawn = draw_boxes(plain(GRAY, 100, 100), np.array([[20.0, 30, 60, 80]]), (0, 0, 255))
     blue = (drawn == (0, 0, 255)).all(axis=2)
     rows, columns = np.nonzero(blue)
     assert (rows.min(), rows.max(), columns.min(), columns.max()) == (30, 79, 20, 59)
     assert not blue[40:70, 30:50].any()
-    assert np.array_equal(draw_boxes(plain(GREY), np.empty((0, 4)), RED), plain(GREY))
+    assert np.array_equal(draw_boxes(plain(GRAY), np.empty((0, 4)), RED), plain(GRAY))

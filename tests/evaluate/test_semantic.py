@@ -14,15 +14,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vitnp.cli import evaluate, shared
-from vitnp.errors import ImageError, UsageError
-from vitnp.evaluate.data.labeled import VOC_CLASSES, LabelledSet, Sample
+from vitnp.cli import evaluate
+from vitnp.cli import shared
+from vitnp.errors import ImageError
+from vitnp.errors import UsageError
+from vitnp.evaluate.data.labeled import VOC_CLASSES
+from vitnp.evaluate.data.labeled import LabeledSet
+from vitnp.evaluate.data.labeled import Sample
 from vitnp.evaluate.data.layouts import detect_layout
 from vitnp.evaluate.semantic import score_labels
 from vitnp.segmenter import Segmenter
 
 
-def labelled_of(truths, classes):
+def labeled_of(truths, classes):
     """A set of label maps in memory."""
 
     def loader(truth):
@@ -35,7 +39,7 @@ def labelled_of(truths, classes):
         return load
 
     samples = tuple(Sample(str(place), None, loader(truth)) for place, truth in enumerate(truths))
-    return LabelledSet(samples, ("background", *(f"class {number}" for number in range(1, classes))))
+    return LabeledSet(samples, ("background", *(f"class {number}" for number in range(1, classes))))
 
 
 def counted(truths, found):
@@ -63,7 +67,7 @@ def test_hand_worked():
     # Background: 4 of 5 found, 0 wrong -> 4/5 with the ignored pixel left out.
     truths = [np.array([[0, 0, 1, 1, 1]], np.uint8), np.array([[0, 0, 0, 2, 2, 255]], np.uint8)]
     found = [np.array([[0, 0, 2, 2, 1]], np.uint8), np.array([[0, 0, 2, 1, 1, 2]], np.uint8)]
-    scored = score_labels(labelled_of(truths, 3), found, 2)
+    scored = score_labels(labeled_of(truths, 3), found, 2)
     assert scored.images == 2
     assert scored.classes == pytest.approx({"background": 4 / 5, "class 1": 2 / 4, "class 2": 2 / 3})
     assert scored.scores["miou"] == pytest.approx((4 / 5 + 2 / 4 + 2 / 3) / 3)
@@ -94,12 +98,12 @@ def test_hungarian_against_all_permutations(seed):
         key=lambda labels: sum(pair_iou(label, cluster) for cluster, label in enumerate(labels, 1) if label),
     )
     expected = ious(counts, (0, *best), classes)
-    scored = score_labels(labelled_of(truths, classes), found, clusters)
+    scored = score_labels(labeled_of(truths, classes), found, clusters)
     present = [value for value in expected if value is not None]
     assert scored.scores["miou"] == pytest.approx(float(sum(present) / len(present)), abs=1e-12)
     for value, exact in zip(scored.classes.values(), expected):
         assert np.isnan(value) if exact is None else value == pytest.approx(float(exact), abs=1e-12)
-    assert score_labels(labelled_of(truths, classes), found, clusters, threads=3).scores == scored.scores
+    assert score_labels(labeled_of(truths, classes), found, clusters, threads=3).scores == scored.scores
 
 
 def test_many_to_one_with_more_clusters_than_a_byte_counts():
@@ -109,22 +113,22 @@ def test_many_to_one_with_more_clusters_than_a_byte_counts():
     counts = counted(truths, found)
     majority = [0] + [max(range(4), key=lambda label: (counts[label, cluster], -label)) for cluster in range(1, 301)]
     expected = [float(value) for value in ious(counts, majority, 4)]
-    scored = score_labels(labelled_of(truths, 4), found, 300, "many-to-one")
+    scored = score_labels(labeled_of(truths, 4), found, 300, "many-to-one")
     assert list(scored.classes.values()) == pytest.approx(expected, abs=1e-12)
-    assert scored.scores["miou"] > score_labels(labelled_of(truths, 4), found, 300).scores["miou"]
+    assert scored.scores["miou"] > score_labels(labeled_of(truths, 4), found, 300).scores["miou"]
 
 
 def test_photographs_that_failed_do_not_count():
     truth = np.array([[0, 1]], np.uint8)
     damaged, unread = ImageError("b.png: damaged; get a sound copy"), ImageError("c.jpg: empty; get a sound copy")
-    scored = score_labels(labelled_of([truth, damaged, truth], 2), [truth, truth, None], 1, failures={2: unread})
+    scored = score_labels(labeled_of([truth, damaged, truth], 2), [truth, truth, None], 1, failures={2: unread})
     assert scored.images == 1 and scored.failures == [damaged, unread] and list(scored.ranking) == [0]
     with pytest.raises(UsageError, match="none of the 1 photographs could be scored; the first: b.png"):
-        score_labels(labelled_of([damaged], 2), [truth], 1)
+        score_labels(labeled_of([damaged], 2), [truth], 1)
     with pytest.raises(UsageError, match="no pixel of the truth counts"):
-        score_labels(labelled_of([np.full((1, 2), 255, np.uint8)], 2), [truth], 1)
+        score_labels(labeled_of([np.full((1, 2), 255, np.uint8)], 2), [truth], 1)
     with pytest.raises(UsageError, match="choose hungarian or many-to-one"):
-        score_labels(labelled_of([truth], 2), [truth], 1, "best")
+        score_labels(labeled_of([truth], 2), [truth], 1, "best")
 
 
 def test_label_maps_are_never_in_memory_together():
@@ -144,18 +148,18 @@ def test_label_maps_are_never_in_memory_together():
             most = max(most, sum(reference() is not None for reference in made_so_far))
             return made
 
-    score_labels(labelled_of([np.zeros((3, 3), np.uint8)] * 50, 2), Found(), 1, threads=1)
+    score_labels(labeled_of([np.zeros((3, 3), np.uint8)] * 50, 2), Found(), 1, threads=1)
     assert most <= 2
 
 
 # One set in every layout.
 
 CATEGORIES = ("bird", "cat", "dog")
-COLOURS = {"bird": (220, 60, 40), "cat": (40, 90, 220), "dog": (235, 220, 60)}
+COLORS = {"bird": (220, 60, 40), "cat": (40, 90, 220), "dog": (235, 220, 60)}
 
 
 def make_set(folder, each=3, side=96):
-    """Photographs of discs whose colour is their class, and their truth: {class/number: (jpeg bytes, mask)}."""
+    """Photographs of discs whose color is their class, and their truth: {class/number: (jpeg bytes, mask)}."""
     random = np.random.default_rng(2)
     i, j = np.mgrid[:side, : side + 32]
     made = {}
@@ -163,7 +167,7 @@ def make_set(folder, each=3, side=96):
         for number in range(each):
             row, column = random.integers(30, side - 30), random.integers(35, side - 3)
             mask = (i - row) ** 2 + (j - column) ** 2 < 26**2
-            rgb = np.where(mask[..., None], COLOURS[category], (90, 110, 90)) + random.normal(0, 6, (*mask.shape, 3))
+            rgb = np.where(mask[..., None], COLORS[category], (90, 110, 90)) + random.normal(0, 6, (*mask.shape, 3))
             name = f"{category}{number}"
             path = folder / f"{name}.jpg"
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -266,7 +270,7 @@ def test_every_layout_gives_the_same_scores(layouts, capsys, tmp_path, builtin):
         for labels in itertools.permutations((1, 2, 3))
     )
     assert found["coseg"]["miou"] == pytest.approx(best, abs=1e-12)
-    # Discs told apart by their colour alone are easy.
+    # Discs told apart by their color alone are easy.
     assert best > 0.5
 
 

@@ -1,4 +1,4 @@
-"""Contact sheets: where things stand, in which colours, and that the size stays bounded."""
+"""Contact sheets: where things stand, in which colors, and that the size stays bounded."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vitnp.export.contact_sheet import COLUMNS, contact_sheet, write_contact_sheet
+from vitnp.export.contact_sheet import COLUMNS
+from vitnp.export.contact_sheet import contact_sheet
+from vitnp.export.contact_sheet import write_contact_sheet
 from vitnp.io import stamp
-from vitnp.masks.palette import bright_colours
+from vitnp.masks.palette import bright_colors
 
-GREY = np.full((120, 160, 3), 128, np.uint8)
+GRAY = np.full((120, 160, 3), 128, np.uint8)
 PAPER = np.array([250, 250, 248])
 
 
@@ -19,27 +21,27 @@ def disc(height, width, row, column, radius):
     return (i - row) ** 2 + (j - column) ** 2 < radius**2
 
 
-def blob(image, colour):
-    """Pixels of about this colour."""
-    return (np.abs(np.asarray(image).astype(int) - np.asarray(colour)) <= 24).all(axis=2)
+def blob(image, color):
+    """Pixels of about this color."""
+    return (np.abs(np.asarray(image).astype(int) - np.asarray(color)) <= 24).all(axis=2)
 
 
-def test_outline_has_the_colour_of_the_class_and_runs_around_the_object():
+def test_outline_has_the_color_of_the_class_and_runs_around_the_object():
     mask = disc(120, 160, 60, 80, 30)
-    sheet = contact_sheet([(4, "class 4", [(GREY, mask)])])
-    colour = bright_colours()[4]
-    # The only picture is at the right end; left of it stands the class's bar, in the same colour.
+    sheet = contact_sheet([(4, "class 4", [(GRAY, mask)])])
+    color = bright_colors()[4]
+    # The only picture is at the right end; left of it stands the class's bar, in the same color.
     picture = np.asarray(sheet)[:, -200:]
-    i, j = np.nonzero(blob(picture, colour))
+    i, j = np.nonzero(blob(picture, color))
     side = 176
-    centre = np.array([i.min() + i.max(), j.min() + j.max()]) / 2
-    distances = np.hypot(i - centre[0], j - centre[1])
+    center = np.array([i.min() + i.max(), j.min() + j.max()]) / 2
+    distances = np.hypot(i - center[0], j - center[1])
     # The square of 120 pixels is enlarged to the tile.
     assert abs(distances.mean() - 30 * side / 120) < 1.5 and distances.std() < 1.5
-    angles = np.histogram(np.arctan2(i - centre[0], j - centre[1]), bins=24, range=(-np.pi, np.pi))[0]
+    angles = np.histogram(np.arctan2(i - center[0], j - center[1]), bins=24, range=(-np.pi, np.pi))[0]
     assert (angles > 0).all()
-    assert not blob(np.asarray(sheet)[:, -200:], bright_colours()[1]).any()
-    assert blob(np.asarray(sheet)[:, :30], colour).any()
+    assert not blob(np.asarray(sheet)[:, -200:], bright_colors()[1]).any()
+    assert blob(np.asarray(sheet)[:, :30], color).any()
 
 
 def test_object_keeps_its_look_and_the_surroundings_are_dimmed():
@@ -63,17 +65,17 @@ def test_pictures_are_cut_around_the_object():
 
 def test_rows_columns_and_captions():
     mask = disc(120, 160, 60, 80, 30)
-    one = contact_sheet([(1, "class 1", [(GREY, mask)])])
-    two = contact_sheet([(1, "class 1", [(GREY, mask)] * 2)])
-    many = contact_sheet([(1, "class 1", [(GREY, mask)] * 50)])
+    one = contact_sheet([(1, "class 1", [(GRAY, mask)])])
+    two = contact_sheet([(1, "class 1", [(GRAY, mask)] * 2)])
+    many = contact_sheet([(1, "class 1", [(GRAY, mask)] * 50)])
     step = two.width - one.width
     assert 176 < step < 200
     assert many.width == one.width + (COLUMNS - 1) * step
-    tall = contact_sheet([(1, "class 1", [(GREY, mask)]), (2, "class 2", [])])
+    tall = contact_sheet([(1, "class 1", [(GRAY, mask)]), (2, "class 2", [])])
     assert tall.height - one.height == step
     # A longer caption takes more room, a title a line above everything; both leave ink.
-    assert contact_sheet([(1, "class 1\n1,234,567 photographs", [(GREY, mask)])]).width > one.width
-    titled = contact_sheet([(1, "class 1", [(GREY, mask)])], title="holidays")
+    assert contact_sheet([(1, "class 1\n1,234,567 photographs", [(GRAY, mask)])]).width > one.width
+    titled = contact_sheet([(1, "class 1", [(GRAY, mask)])], title="holidays")
     extra = titled.height - one.height
     assert extra > 0 and (np.asarray(titled)[:extra].min(axis=2) < 100).any()
     # The second row has no pictures: nothing but paper there.
@@ -83,7 +85,7 @@ def test_rows_columns_and_captions():
 
 @pytest.mark.parametrize("count", [0, 1, 3, 30, 255])
 def test_size_is_bounded(count):
-    picture = (GREY, np.ones((120, 160), bool))
+    picture = (GRAY, np.ones((120, 160), bool))
     pictures = [picture] * (COLUMNS if count <= 30 else 1)
     sheet = contact_sheet([(number, f"class {number}", pictures) for number in range(1, count + 1)])
     assert sheet.mode == "RGB" and sheet.width * sheet.height < 9_000_000
@@ -98,7 +100,7 @@ def test_odd_pictures_are_drawn(shape, full):
 
 
 def test_file_is_stamped_and_the_same_each_time(tmp_path):
-    rows = [(1, "class 1\n1 photograph", [(GREY, disc(120, 160, 60, 80, 30))])]
+    rows = [(1, "class 1\n1 photograph", [(GRAY, disc(120, 160, 60, 80, 30))])]
     for name in ("a.png", "b.png"):
         write_contact_sheet(tmp_path / name, iter(rows), title="holidays", text={"vitnp:parameters": "ab"})
     assert stamp.stamp(tmp_path / "a.png") == {"vitnp:parameters": "ab"}

@@ -17,10 +17,12 @@ from PIL import Image
 
 from vitnp import Segmenter
 from vitnp.cli.segment import main
-from vitnp.errors import OutputError, UsageError
+from vitnp.errors import OutputError
+from vitnp.errors import UsageError
 from vitnp.export.collection_run import FolderRun
 from vitnp.export.naming import output_stems
-from vitnp.io.find import Photograph, find_photographs
+from vitnp.io.find import Photograph
+from vitnp.io.find import find_photographs
 from vitnp.io.stamp import stamp
 from vitnp.method.regions import RegionRule
 
@@ -28,7 +30,7 @@ RUN_FILES = {"annotations.json", "classes.json", "contact-sheet.png", "gallery.h
 
 
 def photograph(path, seed: int = 0, size: tuple[int, int] = (128, 96)) -> None:
-    """A square, a disc or a triangle of some colour on noise."""
+    """A square, a disc or a triangle of some color on noise."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[: size[1], : size[0]]
     dy, dx = (y - size[1] * rng.uniform(0.4, 0.6)) / 29, (x - size[0] * rng.uniform(0.4, 0.6)) / 29

@@ -14,7 +14,7 @@ from PIL import Image
 
 from vitnp.errors import OutputError
 from vitnp.export.gallery import GalleryWriter
-from vitnp.masks.palette import bright_colours
+from vitnp.masks.palette import bright_colors
 
 VOID = {"meta", "img", "input", "path"}
 EVIL = '<script>alert(1)</script>.jpg'
@@ -61,7 +61,7 @@ class Page(html.parser.HTMLParser):
 
 
 def picture(height=120, width=160, seed=0):
-    """Smooth colours, as in a photograph out of focus."""
+    """Smooth colors, as in a photograph out of focus."""
     small = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), np.uint8)
     return np.asarray(Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC))
 
@@ -178,9 +178,9 @@ def test_filter_has_a_button_for_each_class_that_occurs(path):
         ("", "all 3"), ("1", "class 1 3"), ("3", "class 3 1")
     ]
     assert [button["aria-pressed"] for button in page.all("button", chips)] == ["true", "false", "false"]
-    colours = bright_colours()
+    colors = bright_colors()
     for number in (1, 2, 3):
-        assert f".k{number}{{--k:#{bytes(colours[number].tolist()).hex()}}}" in page.source
+        assert f".k{number}{{--k:#{bytes(colors[number].tolist()).hex()}}}" in page.source
 
 
 def test_a_single_class_needs_no_filter(path):

@@ -12,7 +12,10 @@ from PIL import __version__ as pillow_version
 
 import vitnp
 from vitnp.errors import ImageError
-from vitnp.export.run_record import class_records, failure_records, run_record, versions
+from vitnp.export.run_record import class_records
+from vitnp.export.run_record import failure_records
+from vitnp.export.run_record import run_record
+from vitnp.export.run_record import versions
 from vitnp.io.write import write_json
 
 
@@ -66,7 +69,7 @@ def test_class_records_by_hand(tmp_path):
     records = class_records(
         ["class 1", "class 2", "class 3"], ["a.jpg", "b.jpg", "c.jpg"], [0.5, 0.1, 0.75], medoids=[2, 0, -1], **REGIONS
     )
-    fields = ("id", "name", "colour", "images", "patches", "medoid", "confidence")
+    fields = ("id", "name", "color", "images", "patches", "medoid", "confidence")
     assert [tuple(record[field] for field in fields) for record in records] == [
         (1, "class 1", "#800000", 2, 22, "c.jpg", 0.625),
         (2, "class 2", "#008000", 1, 3, "a.jpg", 0.5),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vitnp.features.batching import grouped
+from vitnp.features.batching import group_by_shape
 
 
 @settings(derandomize=True, deadline=None, max_examples=200)
@@ -25,7 +25,7 @@ def test_groups_are_of_one_kind_and_what_waits_is_bounded(items, most, room):
             yield item
 
     groups = []
-    for group in grouped(source(), lambda item: item[1], most, weight=weight, room=room):
+    for group in group_by_shape(source(), lambda item: item[1], most, weight=weight, room=room):
         groups.append(group)
         given_back += group
     assert sorted(given_back) == numbered
@@ -39,4 +39,4 @@ def test_groups_are_of_one_kind_and_what_waits_is_bounded(items, most, room):
 
 def test_the_one_that_has_waited_longest_goes_first():
     items = ["a", "b", "b", "c", "c", "c", "c"]
-    assert list(grouped(items, str, 5, room=4)) == [["a"], ["b", "b"], ["c", "c", "c", "c"]]
+    assert list(group_by_shape(items, str, 5, room=4)) == [["a"], ["b", "b"], ["c", "c", "c", "c"]]

@@ -20,18 +20,27 @@ import pytest
 import random_vit
 from PIL import Image
 
-from vitnp import ViT, ViTConfig, read_image
+from vitnp import ViT
+from vitnp import ViTConfig
+from vitnp import read_image
 from vitnp.clustering.kmeans import KMeans
-from vitnp.errors import ImageError, OutputError, UsageError
+from vitnp.errors import ImageError
+from vitnp.errors import OutputError
+from vitnp.errors import UsageError
 from vitnp.features.extract import extract
-from vitnp.features.spec import Identity
-from vitnp.features.store import FeatureStore, prune
-from vitnp.features.stream import ShardWriter, extract_to_store, stored_features
-from vitnp.features.temporary import check_space, estimate_bytes, temporary_store
+from vitnp.features.spec import FeatureSpec
+from vitnp.features.store import FeatureStore
+from vitnp.features.store import prune
+from vitnp.features.stream import ShardWriter
+from vitnp.features.stream import extract_to_store
+from vitnp.features.stream import stored_features
+from vitnp.features.temporary import check_space
+from vitnp.features.temporary import estimate_bytes
+from vitnp.features.temporary import temporary_store
 from vitnp.io.decode import file_hash
 from vitnp.io.find import Photograph
-from vitnp.io.preprocess import normalise
-from vitnp.io.resample import reduce
+from vitnp.io.preprocess import normalize
+from vitnp.io.resample import downscale
 from vitnp.io.source import content_hash
 from vitnp.kernels.threads.blas import one_blas_thread
 
@@ -52,8 +61,8 @@ def vit() -> ViT:
     return network()
 
 
-def identity_of(vit: ViT, **options) -> Identity:
-    return Identity.of(vit, **{"size": 32, **options})
+def identity_of(vit: ViT, **options) -> FeatureSpec:
+    return FeatureSpec.of(vit, **{"size": 32, **options})
 
 
 def picture(seed: int) -> np.ndarray:
@@ -131,7 +140,7 @@ def test_what_regions_need_is_of_the_last_block(vit, paths, tmp_path, options):
         entry = store.entry(file_hash(path))
         config = vit.config
         height, width = entry.pixels
-        batch = normalise(reduce(read_image(path), (height, width)), config.mean, config.std)[None]
+        batch = normalize(downscale(read_image(path), (height, width)), config.mean, config.std)[None]
         expected = vit(batch, ("key", "value", "cls", "cls_state"))
         assert np.array_equal(entry.last_key, expected["key"][0].astype(np.float16))
         assert np.array_equal(entry.value, expected["value"][0].astype(np.float16))
@@ -219,21 +228,21 @@ def test_neither_batches_nor_threads_nor_order_nor_shards_matter(
 
 
 def test_every_setting_has_a_store_of_its_own(vit, tmp_path):
-    plain = Identity.of(vit)
+    plain = FeatureSpec.of(vit)
     changes = {
         "facet": "query", "layer": 0, "stride": 4, "size": 64,
         "precision": "float32", "max_tokens": 9, "regions": False,
     }  # fmt: skip
-    others = [Identity.of(vit, **{name: value}) for name, value in changes.items()]
-    others += [Identity.of(vit, size=1024), Identity.of(vit, size=2048)]  # above what the cap lets square pictures have
+    others = [FeatureSpec.of(vit, **{name: value}) for name, value in changes.items()]
+    others += [FeatureSpec.of(vit, size=1024), FeatureSpec.of(vit, size=2048)]  # above what the cap lets square pictures have
     weights = dict(vit.weights, cls_token=vit.weights["cls_token"] + 1)
-    others += [Identity.of(ViT(vit.config, weights)), Identity.of(ViT(vit.config, vit.weights, sha256="ab"))]
-    others += [Identity.of(ViT(dataclasses.replace(vit.config, **{name: value}), vit.weights)) for name, value in {
+    others += [FeatureSpec.of(ViT(vit.config, weights)), FeatureSpec.of(ViT(vit.config, vit.weights, sha256="ab"))]
+    others += [FeatureSpec.of(ViT(dataclasses.replace(vit.config, **{name: value}), vit.weights)) for name, value in {
         "pos_embed": "exact", "mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5), "heads": 2, "eps": 1e-5,
     }.items()]  # fmt: skip
     assert len({identity.name for identity in [plain, *others]}) == 1 + len(others)
     # What means the same has the same store: defaults spelt out, and sides that are rounded alike.
-    assert Identity.of(vit, layer=2, stride=8, size=322) == plain
+    assert FeatureSpec.of(vit, layer=2, stride=8, size=322) == plain
 
 
 @pytest.mark.parametrize(
@@ -241,7 +250,7 @@ def test_every_setting_has_a_store_of_its_own(vit, tmp_path):
 )
 def test_options_that_the_network_lacks_are_refused(vit, options):
     with pytest.raises(UsageError):
-        Identity.of(vit, **options)
+        FeatureSpec.of(vit, **options)
 
 
 # ---- reading --------------------------------------------------------------------------------------------------------

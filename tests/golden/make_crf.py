@@ -13,14 +13,14 @@ import pathlib
 
 import numpy as np
 
-# The constants of the kernels: both, and colour alone.
+# The constants of the kernels: both, and color alone.
 BOTH = {
     "bilateral_weight": 5.0, "bilateral_xy": 20.0, "bilateral_rgb": 10.0, "gaussian_weight": 3.0, "gaussian_xy": 3.0,
 }  # fmt: skip
-COLOUR = {"bilateral_weight": 4.0, "bilateral_xy": 12.0, "bilateral_rgb": 7.0, "gaussian_weight": 0.0}
+COLOR = {"bilateral_weight": 4.0, "bilateral_xy": 12.0, "bilateral_rgb": 7.0, "gaussian_weight": 0.0}
 
 # classes: height, width, steps, constants
-CASES = {2: (60, 80, 10, BOTH), 5: (37, 53, 5, COLOUR), 21: (60, 80, 10, BOTH)}
+CASES = {2: (60, 80, 10, BOTH), 5: (37, 53, 5, COLOR), 21: (60, 80, 10, BOTH)}
 
 
 def make_case(classes: int) -> tuple[np.ndarray, np.ndarray]:
@@ -48,8 +48,8 @@ def main() -> None:
         crf.setUnaryEnergy(np.ascontiguousarray(-np.log(probability).reshape(-1, classes).T))
         if constants["gaussian_weight"]:
             crf.addPairwiseGaussian(sxy=constants["gaussian_xy"], compat=constants["gaussian_weight"])
-        xy, colour = constants["bilateral_xy"], constants["bilateral_rgb"]
-        crf.addPairwiseBilateral(sxy=xy, srgb=colour, rgbim=rgb, compat=constants["bilateral_weight"])
+        xy, color = constants["bilateral_xy"], constants["bilateral_rgb"]
+        crf.addPairwiseBilateral(sxy=xy, srgb=color, rgbim=rgb, compat=constants["bilateral_weight"])
         marginals = np.array(crf.inference(steps)).T.reshape(height, width, classes)
         np.savez_compressed(
             pathlib.Path(__file__).with_name(f"crf_{classes}.npz"),

@@ -17,7 +17,7 @@ import pathlib
 import numpy as np
 
 CASES = {
-    # name: rows, columns, centre row, centre column, squared radius, how far the map follows the truth (0 to 4)
+    # name: rows, columns, center row, center column, squared radius, how far the map follows the truth (0 to 4)
     "tiny": (3, 4, 1, 1, 1, 2),
     "wide": (17, 41, 5, 12, 40, 2),
     "tall": (53, 20, 40, 9, 70, 1),

@@ -81,12 +81,12 @@ def on_grid(values: torch.Tensor, spread: float) -> torch.Tensor:
     return torch.round(values / step) * step
 
 
-def randomise(model: nn.Module, seed: int) -> None:
+def randomize(model: nn.Module, seed: int) -> None:
     """Random numbers for every parameter; nothing stays zero or one, so that no part can be forgotten unnoticed."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            centre, spread = 0.0, 0.2  # biases
+            center, spread = 0.0, 0.2  # biases
             if parameter.dim() == 4:  # patch embedding
                 spread = 0.03 / math.sqrt(parameter[0].numel())
             elif "token" in name or "pos" in name:
@@ -96,8 +96,8 @@ def randomise(model: nn.Module, seed: int) -> None:
             elif parameter.dim() == 2:
                 spread = 1 / math.sqrt(parameter.shape[1])
             elif "norm" in name and name.endswith("weight"):
-                centre = 1.0
-            parameter.copy_(centre + on_grid(torch.randn(parameter.shape, generator=generator) * spread, spread))
+                center = 1.0
+            parameter.copy_(center + on_grid(torch.randn(parameter.shape, generator=generator) * spread, spread))
     model.eval().requires_grad_(False)
 
 
@@ -116,7 +116,7 @@ def pth(content: object, *, legacy: bool = False) -> bytes:
 
 def fused(model: nn.Module, blocks: list[nn.Module], seed: int, **fields) -> Peer:
     """A peer in DINO's own layout: `attn.qkv`, and a dropout (idle here) that the attention passes through."""
-    randomise(model, seed)
+    randomize(model, seed)
     return Peer(
         model=model,
         blocks=blocks,
@@ -137,7 +137,7 @@ def official_dino(
     mlp_ratio: float = 2,
     **fields,
 ) -> Peer:
-    sys.path.insert(0, str(checkout))  # vision_transformer.py imports its neighbour utils.py
+    sys.path.insert(0, str(checkout))  # vision_transformer.py imports its neighbor utils.py
     try:
         spec = importlib.util.spec_from_file_location("official_dino", checkout / "vision_transformer.py")
         module = importlib.util.module_from_spec(spec)
@@ -262,7 +262,7 @@ def transformers_model(
         attn_implementation="eager", **{"layer_norm_eps": 1e-6, **options},
     )  # fmt: skip
     model = model_class(config)
-    randomise(model, seed)
+    randomize(model, seed)
     inner = getattr(model, backbone) if backbone else model
     is_vit = hasattr(inner, "layers")
     resample = {"interpolate_pos_encoding": True} if is_vit else {}

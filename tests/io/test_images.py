@@ -17,8 +17,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from vitnp.errors import ImageError, UsageError
-from vitnp.io import decode, find, preprocess, resample, write
+from vitnp.errors import ImageError
+from vitnp.errors import UsageError
+from vitnp.io import decode
+from vitnp.io import find
+from vitnp.io import preprocess
+from vitnp.io import resample
+from vitnp.io import write
 from vitnp.io.source import content_hash
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -57,7 +62,7 @@ def close(left: np.ndarray, right: np.ndarray, tolerance: int) -> bool:
         ("BMP", {}, 0),
     ],
 )
-def test_colour_comes_back_whatever_the_extension(tmp_path, kind, options, tolerance):
+def test_color_comes_back_whatever_the_extension(tmp_path, kind, options, tolerance):
     path = tmp_path / "photograph.xyz"
     path.write_bytes(encoded(Image.fromarray(gradient()), kind, **options))
     rgb = decode.read_image(path)
@@ -76,7 +81,7 @@ def test_gif_gives_its_first_frame(tmp_path):
 
 
 def test_tiff_gives_its_first_page(tmp_path):
-    pages = [Image.new("RGB", (9, 7), colour) for colour in ((1, 2, 3), (4, 5, 6))]
+    pages = [Image.new("RGB", (9, 7), color) for color in ((1, 2, 3), (4, 5, 6))]
     pages[0].save(tmp_path / "a.tif", save_all=True, append_images=pages[1:])
     assert (decode.read_image(tmp_path / "a.tif") == (1, 2, 3)).all()
 
@@ -88,13 +93,13 @@ def test_a_camera_raw_file_isnt_taken_for_its_thumbnail(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "BMP", "WEBP"])
-def test_grey_is_spread_over_the_channels(tmp_path, kind):
-    grey = gradient()[..., 0]
+def test_gray_is_spread_over_the_channels(tmp_path, kind):
+    gray = gradient()[..., 0]
     path = tmp_path / "a"
     path.write_bytes(
-        encoded(Image.fromarray(grey), kind, **({"lossless": True} if kind == "WEBP" else {"quality": 98}))
+        encoded(Image.fromarray(gray), kind, **({"lossless": True} if kind == "WEBP" else {"quality": 98}))
     )
-    assert close(decode.read_image(path), np.repeat(grey[..., None], 3, axis=2), 5 if kind == "JPEG" else 0)
+    assert close(decode.read_image(path), np.repeat(gray[..., None], 3, axis=2), 5 if kind == "JPEG" else 0)
 
 
 def test_cmyk_jpeg(tmp_path):
@@ -152,7 +157,7 @@ def test_damaged_exif_is_no_obstacle(tmp_path, exif):
     assert close(decode.read_image(tmp_path / "a.jpg"), gradient(), 6)
 
 
-def test_junk_for_a_colour_profile_is_no_obstacle(tmp_path):
+def test_junk_for_a_color_profile_is_no_obstacle(tmp_path):
     for kind in ("JPEG", "PNG", "WEBP", "TIFF"):
         path = tmp_path / kind
         path.write_bytes(encoded(Image.fromarray(gradient()), kind, quality=98, icc_profile=b"\0junk" * 1000))
@@ -174,42 +179,42 @@ def test_a_text_chunk_that_explodes_is_an_error(tmp_path):
 
 
 def test_sixteen_bits_keep_the_high_byte(tmp_path):
-    grey = (np.arange(24 * 40, dtype=np.uint16) * 68).reshape(24, 40)
-    expected = np.repeat((grey >> 8).astype(np.uint8)[..., None], 3, axis=2)
+    gray = (np.arange(24 * 40, dtype=np.uint16) * 68).reshape(24, 40)
+    expected = np.repeat((gray >> 8).astype(np.uint8)[..., None], 3, axis=2)
     for name in ("a.png", "a.tif"):
-        Image.fromarray(grey).save(tmp_path / name)
+        Image.fromarray(gray).save(tmp_path / name)
         assert (decode.read_image(tmp_path / name) == expected).all()
-    big_endian = Image.frombytes("I;16B", (40, 24), grey.astype(">u2").tobytes())
+    big_endian = Image.frombytes("I;16B", (40, 24), gray.astype(">u2").tobytes())
     assert (decode.read_image(big_endian) == expected).all()
-    assert (decode.read_image(grey) == expected).all()
-    assert (decode.read_image(grey.astype(">u2")) == expected).all()
+    assert (decode.read_image(gray) == expected).all()
+    assert (decode.read_image(gray.astype(">u2")) == expected).all()
 
 
-def png16(channels: np.ndarray, colour_type: int, transparent: bytes = b"") -> bytes:
-    """A 16-bit PNG by hand: Pillow writes grey ones only."""
+def png16(channels: np.ndarray, color_type: int, transparent: bytes = b"") -> bytes:
+    """A 16-bit PNG by hand: Pillow writes gray ones only."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
     height, width = channels.shape[:2]
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in channels)
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, colour_type, 0, 0, 0))
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, color_type, 0, 0, 0))
     clear = chunk(b"tRNS", transparent) if transparent else b""
     return b"\x89PNG\r\n\x1a\n" + header + clear + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
-def test_sixteen_bit_colour_png(tmp_path):
-    colours = np.array([[[65535, 0x1234, 0], [0x8000, 0x7FFF, 0xFF]]], np.uint16)
-    (tmp_path / "a.png").write_bytes(png16(colours, 2))
+def test_sixteen_bit_color_png(tmp_path):
+    colors = np.array([[[65535, 0x1234, 0], [0x8000, 0x7FFF, 0xFF]]], np.uint16)
+    (tmp_path / "a.png").write_bytes(png16(colors, 2))
     assert decode.read_image(tmp_path / "a.png").tolist() == [[[255, 0x12, 0], [0x80, 0x7F, 0]]]
-    (tmp_path / "a.png").write_bytes(png16(colours, 2, transparent=colours[0, 1].astype(">u2").tobytes()))
+    (tmp_path / "a.png").write_bytes(png16(colors, 2, transparent=colors[0, 1].astype(">u2").tobytes()))
     assert decode.read_image(tmp_path / "a.png").tolist() == [[[255, 0x12, 0], [255, 255, 255]]]
     with_alpha = np.array([[[65535, 0, 0, 65535], [65535, 0, 0, 0]]], np.uint16)
     (tmp_path / "a.png").write_bytes(png16(with_alpha, 6))
     assert decode.read_image(tmp_path / "a.png").tolist() == [[[255, 0, 0], [255, 255, 255]]]
 
 
-def test_sixteen_bit_grey_png_with_a_transparent_value(tmp_path):
+def test_sixteen_bit_gray_png_with_a_transparent_value(tmp_path):
     (tmp_path / "a.png").write_bytes(png16(np.array([[[300], [301]]], np.uint16), 0, transparent=b"\x01\x2c"))
     assert decode.read_image(tmp_path / "a.png")[0].tolist() == [[255] * 3, [1] * 3]
 
@@ -234,7 +239,7 @@ def test_integer_pictures_are_16_bit(tmp_path):
 
 def test_transparency_is_composited_over_white(tmp_path):
     rgba = np.array([[[200, 100, 0, 255], [200, 100, 0, 0], [200, 100, 0, 51]]], np.uint8)
-    expected = [[200, 100, 0], [255, 255, 255], [244, 224, 204]]  # a fifth of the colour, four fifths of white
+    expected = [[200, 100, 0], [255, 255, 255], [244, 224, 204]]  # a fifth of the color, four fifths of white
     for name in ("a.png", "a.tif", "a.webp"):
         Image.fromarray(rgba).save(tmp_path / name, lossless=True, exact=True)
         assert decode.read_image(tmp_path / name)[0].tolist() == expected
@@ -245,7 +250,7 @@ def test_transparency_is_composited_over_white(tmp_path):
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "RGB", "P"])
-def test_transparent_colours(tmp_path, mode):
+def test_transparent_colors(tmp_path, mode):
     picture = Image.fromarray(np.array([[0, 255]], np.uint8)).convert("P" if mode == "P" else mode)
     # Black is the transparent one; a palette says so by opacities of its entries.
     clear = {"1": 0, "L": 0, "RGB": (0, 0, 0), "P": b"\0"}[mode]
@@ -393,19 +398,19 @@ def test_memory_for_a_turned_jpeg(tmp_path):
 
 def samples() -> dict[str, bytes]:
     """A small file of each kind."""
-    colour = Image.fromarray(gradient(13, 17))
+    color = Image.fromarray(gradient(13, 17))
     exif = Image.Exif()
     exif[0x0112] = 6
     return {
-        "jpeg": encoded(colour, "JPEG", exif=exif),
-        "progressive jpeg": encoded(colour, "JPEG", progressive=True),
-        "png": encoded(colour, "PNG", exif=exif),
-        "palette png": encoded(colour.quantize(8), "PNG", transparency=1),
-        "webp": encoded(colour, "WEBP", lossless=True),
-        "tiff": encoded(colour, "TIFF"),
-        "lzw tiff": encoded(colour, "TIFF", compression="tiff_lzw"),
-        "gif": encoded(colour.quantize(8), "GIF"),
-        "bmp": encoded(colour, "BMP"),
+        "jpeg": encoded(color, "JPEG", exif=exif),
+        "progressive jpeg": encoded(color, "JPEG", progressive=True),
+        "png": encoded(color, "PNG", exif=exif),
+        "palette png": encoded(color.quantize(8), "PNG", transparency=1),
+        "webp": encoded(color, "WEBP", lossless=True),
+        "tiff": encoded(color, "TIFF"),
+        "lzw tiff": encoded(color, "TIFF", compression="tiff_lzw"),
+        "gif": encoded(color.quantize(8), "GIF"),
+        "bmp": encoded(color, "BMP"),
     }
 
 
@@ -621,13 +626,13 @@ def test_resize_is_pillows_bicubic():
     rgb = np.random.default_rng(0).integers(0, 256, (300, 211, 3), dtype=np.uint8)
     for height, width in ((64, 48), (300, 48), (64, 211), (320, 400), (1, 1)):
         expected = np.asarray(Image.fromarray(rgb).resize((width, height), Image.Resampling.BICUBIC))
-        assert (resample.reduce(rgb, (height, width)) == expected).all()
+        assert (resample.downscale(rgb, (height, width)) == expected).all()
 
 
-def test_normalise():
+def test_normalize():
     rgb = gradient()
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-    unit = preprocess.normalise(rgb, mean, std)
+    unit = preprocess.normalize(rgb, mean, std)
     assert unit.dtype == np.float32
     assert unit.flags.c_contiguous
     expected = ((rgb / 255 - mean) / std).transpose(2, 0, 1)

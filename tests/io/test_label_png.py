@@ -1,4 +1,4 @@
-"""Label images: VOC's colours, and PNGs whose pixels are the classes."""
+"""Label images: VOC's colors, and PNGs whose pixels are the classes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from PIL import Image
 from vitnp.errors import OutputError
 from vitnp.io import stamp
 from vitnp.io.label_png import write_labels
-from vitnp.masks.palette import bright_colours, voc_colours
+from vitnp.masks.palette import bright_colors
+from vitnp.masks.palette import voc_colors
 
 # The 20 classes of PASCAL VOC as its label images have them, and the border between objects.
 VOC = {
@@ -20,9 +21,9 @@ VOC = {
 }
 
 
-def loop_colours():
+def loop_colors():
     """The rule as the VOC development kit states it, bit by bit."""
-    colours = []
+    colors = []
     for number in range(256):
         red = green = blue = 0
         rest = number
@@ -31,33 +32,33 @@ def loop_colours():
             green |= (rest >> 1 & 1) << (7 - bit)
             blue |= (rest >> 2 & 1) << (7 - bit)
             rest >>= 3
-        colours.append((red, green, blue))
-    return colours
+        colors.append((red, green, blue))
+    return colors
 
 
-def test_colours_are_those_of_voc():
-    colours = [tuple(colour) for colour in voc_colours().tolist()]
-    assert colours == loop_colours()
-    assert {number: colours[number] for number in VOC} == VOC
+def test_colors_are_those_of_voc():
+    colors = [tuple(color) for color in voc_colors().tolist()]
+    assert colors == loop_colors()
+    assert {number: colors[number] for number in VOC} == VOC
 
 
 @pytest.mark.parametrize("n", [0, 1, 21, 256])
-def test_fewer_colours_are_the_first_ones(n):
-    colours = voc_colours(n)
-    assert colours.dtype == np.uint8 and colours.shape == (n, 3)
-    assert np.array_equal(colours, voc_colours()[:n])
+def test_fewer_colors_are_the_first_ones(n):
+    colors = voc_colors(n)
+    assert colors.dtype == np.uint8 and colors.shape == (n, 3)
+    assert np.array_equal(colors, voc_colors()[:n])
 
 
 @pytest.mark.parametrize("n", [-1, 257])
-def test_there_are_256_colours(n):
+def test_there_are_256_colors(n):
     with pytest.raises(ValueError, match="256"):
-        voc_colours(n)
+        voc_colors(n)
 
 
-def test_bright_colours_are_brighter_and_differ():
-    plain, bright = voc_colours().astype(int), bright_colours().astype(int)
+def test_bright_colors_are_brighter_and_differ():
+    plain, bright = voc_colors().astype(int), bright_colors().astype(int)
     assert (bright >= plain).all() and (bright[plain > 0] > plain[plain > 0]).all()
-    assert len({tuple(colour) for colour in bright.tolist()}) == 256
+    assert len({tuple(color) for color in bright.tolist()}) == 256
 
 
 @pytest.mark.parametrize("labels", [
@@ -65,7 +66,7 @@ def test_bright_colours_are_brighter_and_differ():
     np.arange(256, dtype=np.uint8).reshape(8, 32),
     np.arange(35, dtype=np.uint8).reshape(5, 7)[:, ::2] % 3,
 ])
-def test_pixels_are_classes_and_show_in_colour(tmp_path, labels):
+def test_pixels_are_classes_and_show_in_color(tmp_path, labels):
     path = tmp_path / "a_labels.png"
     write_labels(path, labels)
     # Byte 24 of a PNG is its bit depth, byte 25 its kind: 3 is a palette.
@@ -73,7 +74,7 @@ def test_pixels_are_classes_and_show_in_colour(tmp_path, labels):
     with Image.open(path) as image:
         assert image.mode == "P"
         assert np.array_equal(np.asarray(image), labels)
-        assert np.array_equal(np.asarray(image.convert("RGB")), voc_colours()[labels])
+        assert np.array_equal(np.asarray(image.convert("RGB")), voc_colors()[labels])
 
 
 def test_stamp_is_kept(tmp_path):

@@ -21,10 +21,16 @@ from scipy import ndimage
 import vitnp
 from vitnp.errors import OutputError
 from vitnp.export import naming
-from vitnp.io import outputs, stamp
+from vitnp.io import outputs
+from vitnp.io import stamp
 from vitnp.io import write as write_
 from vitnp.io.find import Photograph
-from vitnp.io.write import make_folder, write_json, write_npy, write_npz, write_png, write_text
+from vitnp.io.write import make_folder
+from vitnp.io.write import write_json
+from vitnp.io.write import write_npy
+from vitnp.io.write import write_npz
+from vitnp.io.write import write_png
+from vitnp.io.write import write_text
 from vitnp.masks import overlay
 from vitnp.masks.boxes import bounding_boxes
 
@@ -425,17 +431,17 @@ def disc(height: int, width: int, radius: float) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    "colour", [(0, 0, 0), (255, 255, 255), (128, 128, 128), (0, 190, 255), (250, 20, 20), (20, 120, 20)]
+    "color", [(0, 0, 0), (255, 255, 255), (128, 128, 128), (0, 190, 255), (250, 20, 20), (20, 120, 20)]
 )
-def test_overlay_shows_the_edge_on_any_background(colour):
-    """Object and background of one colour: the mask is what one sees."""
+def test_overlay_shows_the_edge_on_any_background(color):
+    """Object and background of one color: the mask is what one sees."""
     mask = disc(300, 400, 90)
-    rgb = np.broadcast_to(np.array(colour, np.uint8), (300, 400, 3))
+    rgb = np.broadcast_to(np.array(color, np.uint8), (300, 400, 3))
     before = rgb.copy()
     shown = overlay.overlay(rgb, mask).astype(int)
     assert (rgb == before).all()
     assert shown.shape == rgb.shape
-    # From outside to inside along a row: the strongest contrast of neighbours lies at the edge, and it is strong.
+    # From outside to inside along a row: the strongest contrast of neighbors lies at the edge, and it is strong.
     row = shown[150]
     contrast = np.abs(np.diff(row, axis=0)).max(axis=1)
     assert contrast.max() > 60
@@ -447,7 +453,7 @@ def test_overlay_shows_the_edge_on_any_background(colour):
     assert shown[0, 0].max() <= rgb[0, 0].max()
 
 
-def test_overlay_tints_inside_and_dims_and_greys_outside():
+def test_overlay_tints_inside_and_dims_and_grays_outside():
     rgb = np.empty((200, 200, 3), np.uint8)
     rgb[:] = (200, 40, 40)
     shown = overlay.overlay(rgb, disc(200, 200, 50)).astype(int)

@@ -14,7 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import erf
 
-from vitnp import ViT, ViTConfig, kernels
+from vitnp import ViT
+from vitnp import ViTConfig
+from vitnp import kernels
 from vitnp.errors import UsageError
 from vitnp.kernels.threads import pool
 
@@ -93,7 +95,7 @@ def test_linear_writes_where_it_is_told_and_adds_in_place():
     np.testing.assert_array_equal(residual, expected)
 
 
-def test_a_row_of_a_product_does_not_depend_on_its_neighbours():
+def test_a_row_of_a_product_does_not_depend_on_its_neighbors():
     x, weight = random(0, 200, 300), k.pack_linear(random(1, 130, 300))
     whole = k.linear(x, weight)
     for start, stop in ((0, 1), (3, 12), (90, 200)):
@@ -105,10 +107,10 @@ def test_a_row_of_a_product_does_not_depend_on_its_neighbours():
 def test_layernorm(n, d, seed, exponent):
     x, weight, bias = random(seed, n, d) * np.float32(10.0**exponent) + np.float32(1), random(seed + 1, d), random(seed + 2, d)
     x64 = x.astype(np.float64)
-    centred = x64 - x64.mean(axis=1, keepdims=True)
-    exact = centred / np.sqrt(np.square(centred).mean(axis=1, keepdims=True) + 1e-6) * weight + bias
+    centerd = x64 - x64.mean(axis=1, keepdims=True)
+    exact = centerd / np.sqrt(np.square(centerd).mean(axis=1, keepdims=True) + 1e-6) * weight + bias
     # Where numbers of a row hardly differ, their mean's rounding is what is left.
-    lost = EPS * np.abs(x64).max(axis=1, keepdims=True) / np.sqrt(np.square(centred).mean(axis=1, keepdims=True) + 1e-6)
+    lost = EPS * np.abs(x64).max(axis=1, keepdims=True) / np.sqrt(np.square(centerd).mean(axis=1, keepdims=True) + 1e-6)
     assert (np.abs(k.layernorm(x, weight, bias, 1e-6) - exact) <= (8 * EPS + 2 * lost) * (np.abs(weight) * 4 + np.abs(bias) + 4)).all()
 
 
@@ -218,13 +220,13 @@ def test_the_network_gives_the_same_bits_for_any_number_of_threads_and_any_batch
     vit = ViT(*network(**changes))
     images = random(3, 3, 3, 64, 104)
     want = ("key", "query", "token", "cls", "attention")
-    with pool.at_most(1):
+    with pool.thread_limit(1):
         alone = vit(images, want)
         by_itself = vit(images[1:2], want)
     for name in want:
         np.testing.assert_array_equal(alone[name][1:2], by_itself[name])
     for count in (2, 4):
-        with pool.at_most(count):
+        with pool.thread_limit(count):
             for number in (1, 3):
                 found = vit(images[:number], want)
                 for name in want:
@@ -258,7 +260,7 @@ def test_a_network_in_bfloat16_is_near_and_the_same_for_any_number_of_threads(ch
     key, near = (v(images, "key")["key"] for v in (exact, vit))
     assert 1e-4 < np.linalg.norm(key - near) / np.linalg.norm(key) < 2e-2
     for count in (1, 2, 4):
-        with pool.at_most(count):
+        with pool.thread_limit(count):
             np.testing.assert_array_equal(vit(images[:1], "key")["key"], near[:1])
 
 

@@ -258,7 +258,7 @@ def test_threads_change_nothing(metric):
     centroids = unit(x[:30]).astype(np.float32)
     answers = []
     for count in (1, 2, 4):
-        with pool.at_most(count):
+        with pool.thread_limit(count):
             answers.append(
                 [
                     *k.kmeans_step(x, centroids, metric=metric, block=700),

@@ -150,10 +150,10 @@ def test_attention_row(cupy, dtype):
 @pytest.mark.parametrize("precision, tolerance", [("fp32", 1e-5), ("fp16", 4e-3), ("bf16", 3e-2)])
 @pytest.mark.parametrize("width", [64, 40])
 def test_keys_and_values_put_in_piece_by_piece(cupy, precision, tolerance, width):
-    from vitnp.kernels.cuda.attention import KeyValues
+    from vitnp.kernels.cuda.attention import KVCache
 
     query, key, value = random(14, 2, 3, width), random(15, 2, 10, width), random(16, 2, 10, width)
-    held = KeyValues(2, 10, width, heads=1, precision=precision)
+    held = KVCache(2, 10, width, heads=1, precision=precision)
     for start, stop in ((0, 4), (4, 10)):
         held.put(slice(0, 2), start, cupy.asarray(key[:, start:stop]), cupy.asarray(value[:, start:stop]))
     found = held.attend(cupy.asarray(query[1:]), slice(1, 2))

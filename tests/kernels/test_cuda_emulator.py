@@ -120,9 +120,9 @@ def test_faults_are_named_by_their_lines(name, wrong, words):
 
 
 def test_reading_what_nobody_wrote():
-    with pytest.raises(KernelError, match=r"read of uninitialised memory at faults.cu:8 \[room"):
+    with pytest.raises(KernelError, match=r"read of uninitialized memory at faults.cu:8 \[room"):
         run("reverse", module(ORDER="__syncthreads();n=60;"))
-    with pytest.raises(KernelError, match=r"read of uninitialised memory at faults.cu:31 \[y"):
+    with pytest.raises(KernelError, match=r"read of uninitialized memory at faults.cu:31 \[y"):
         run("into_const", module(WRITES="(*y=y[1],0)"), uninit=("y",))
 
 

@@ -278,8 +278,8 @@ def test_layernorm(cupy, operations, dtype, width):
     x = (rng.standard_normal((3, 7, width)) * 3 + 2).astype(dtype)
     weight, bias = (rng.standard_normal(width).astype(dtype) for _ in range(2))
     wide = x.astype(float)
-    centred = wide - wide.mean(axis=-1, keepdims=True)
-    expected = centred / np.sqrt(np.square(centred).mean(axis=-1, keepdims=True) + 1e-6) * weight.astype(
+    centerd = wide - wide.mean(axis=-1, keepdims=True)
+    expected = centerd / np.sqrt(np.square(centerd).mean(axis=-1, keepdims=True) + 1e-6) * weight.astype(
         float
     ) + bias.astype(float)
     x, weight, bias = on_device(cupy, x, weight, bias)

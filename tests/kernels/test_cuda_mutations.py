@@ -212,7 +212,8 @@ def test_a_planted_defect_is_noticed(prepared, defect, monkeypatch):
     for job in prepared[defect]:
         job.result()
     with fake_cupy.installed("check") as cupy:
-        from vitnp.kernels.cuda import dispatch, loader
+        from vitnp.kernels.cuda import dispatch
+        from vitnp.kernels.cuda import loader
 
         whole = loader.source
         monkeypatch.setattr(

@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 
 from vitnp.kernels import reference
-from vitnp.refine.bilateral_solver import BilateralGrid, bilateral_solver
+from vitnp.refine.bilateral_solver import BilateralGrid
+from vitnp.refine.bilateral_solver import bilateral_solver
 
 
 def picture(seed: int, height: int, width: int) -> np.ndarray:
-    """Patches of colour, with noise."""
+    """Patches of color, with noise."""
     rng = np.random.default_rng(seed)
     patches = rng.integers(0, 256, (-(-height // 5), -(-width // 5), 3))
     return (
@@ -42,7 +43,7 @@ def test_solver_gives_the_cpu_s_answer(cupy, height, width, sigma_xy):
     np.testing.assert_allclose(found, bilateral_solver(target, rgb, sigma_xy=sigma_xy), atol=1e-6)
 
 
-def test_grid_has_the_cpu_s_vertices_and_neighbours(cupy):
+def test_grid_has_the_cpu_s_vertices_and_neighbors(cupy):
     from vitnp.kernels.cuda.bilateral_solver import BilateralGrid as Grid
 
     rgb = picture(2, 21, 30)
@@ -52,11 +53,11 @@ def test_grid_has_the_cpu_s_vertices_and_neighbours(cupy):
     np.testing.assert_array_equal(cupy.asnumpy(found.vertex), wanted.vertex)
     pairs = {
         (v, int(other))
-        for row in cupy.asnumpy(found.neighbours)[:, :count]
+        for row in cupy.asnumpy(found.neighbors)[:, :count]
         for v, other in enumerate(row)
         if other >= 0
     }
-    assert pairs == set(zip(*map(np.ndarray.tolist, wanted.neighbours.nonzero())))
+    assert pairs == set(zip(*map(np.ndarray.tolist, wanted.neighbors.nonzero())))
     order, start = cupy.asnumpy(found.order), cupy.asnumpy(found.start)
     for v in range(count):
         np.testing.assert_array_equal(order[start[v] : start[v + 1]], np.flatnonzero(wanted.vertex == v))
@@ -66,8 +67,8 @@ def test_converged_solver_solves_the_dense_system(cupy):
     rgb, target = picture(3, 12, 18), score(4, 12, 18)
     confidence = score(5, 12, 18) + 0.1
     grid = BilateralGrid(rgb, 4.0, 12.0, 6.0)
-    n, m = grid.bistochastise()
-    blur = 10 * np.eye(grid.count) + grid.neighbours.toarray()
+    n, m = grid.bistochastize()
+    blur = 10 * np.eye(grid.count) + grid.neighbors.toarray()
     system = 128 * (np.diag(m) - n[:, None] * blur * n) + np.diag(grid.splat(confidence.ravel()))
     wanted = np.linalg.solve(system, grid.splat((confidence * target).ravel().astype(float)))
     found = solve(
@@ -87,8 +88,8 @@ def test_solver_stops_where_the_cpu_does(cupy, options):
 
 def test_pixels_nobody_vouches_for_keep_the_mean_of_their_vertex(cupy):
     rgb = np.zeros((4, 12, 3), np.uint8)
-    rgb[:, 4:8] = 12  # a neighbour of black
-    rgb[:, 8:] = 255  # too far in colour to be anyone's
+    rgb[:, 4:8] = 12  # a neighbor of black
+    rgb[:, 8:] = 255  # too far in color to be anyone's
     target = score(8, 4, 12)
     confidence = np.where(np.arange(12) < 8, 0.01, 0.0) * np.ones((4, 1))
     found = solve(cupy, target, rgb, sigma_xy=50.0, confidence=cupy.asarray(confidence))
@@ -145,13 +146,14 @@ def test_lattice(cupy, dimensions, points, spread):
     given = features(0, dimensions, points, spread)
     found, wanted = permutohedral_lattice(cupy.asarray(given)), reference.permutohedral_lattice(given.astype(float))
     np.testing.assert_array_equal(cupy.asnumpy(found.vertex), wanted.vertex)
-    np.testing.assert_array_equal(cupy.asnumpy(found.neighbour), wanted.neighbour)
+    np.testing.assert_array_equal(cupy.asnumpy(found.neighbor), wanted.neighbor)
     np.testing.assert_allclose(cupy.asnumpy(found.weight), wanted.weight, atol=2e-5)
 
 
 @pytest.mark.parametrize("dimensions, points, classes", [(2, 300, 1), (5, 200, 2), (5, 50, 21)])
 def test_filter(cupy, dimensions, points, classes):
-    from vitnp.kernels.cuda.crf import lattice_filter, permutohedral_lattice
+    from vitnp.kernels.cuda.crf import lattice_filter
+    from vitnp.kernels.cuda.crf import permutohedral_lattice
 
     given, values = features(1, dimensions, points, 3), score(2, points, classes)
     found = lattice_filter(permutohedral_lattice(cupy.asarray(given)), cupy.asarray(values))
@@ -164,14 +166,14 @@ def test_mean_field(cupy):
 
     near, far = features(3, 2, 150, 4), features(4, 5, 150, 2)
     unary = -np.log(np.random.default_rng(5).dirichlet(np.ones(3), 150)).astype(np.float32)
-    lattices = [crf.normalise_lattice(crf.permutohedral_lattice(cupy.asarray(f))) for f in (near, far)]
+    lattices = [crf.normalize_lattice(crf.permutohedral_lattice(cupy.asarray(f))) for f in (near, far)]
     found = crf.mean_field(cupy.asarray(unary), lattices, [3.0, 5.0], 4)
-    plain = [reference.normalise_lattice(reference.permutohedral_lattice(f.astype(float))) for f in (near, far)]
+    plain = [reference.normalize_lattice(reference.permutohedral_lattice(f.astype(float))) for f in (near, far)]
     np.testing.assert_allclose(
         cupy.asnumpy(found), reference.mean_field(unary.astype(float), plain, [3.0, 5.0], 4), atol=2e-5
     )
     np.testing.assert_allclose(cupy.asnumpy(found).sum(axis=1), 1, atol=1e-6)
-    again = [crf.normalise_lattice(crf.permutohedral_lattice(cupy.asarray(f))) for f in (near, far)]
+    again = [crf.normalize_lattice(crf.permutohedral_lattice(cupy.asarray(f))) for f in (near, far)]
     np.testing.assert_array_equal(
         cupy.asnumpy(crf.mean_field(cupy.asarray(unary), again, [3.0, 5.0], 4)), cupy.asnumpy(found)
     )

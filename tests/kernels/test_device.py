@@ -19,12 +19,14 @@ from vitnp.cli.features import main as features_command
 from vitnp.cli.segment import main as segment_command
 from vitnp.clustering.kmeans import KMeans
 from vitnp.clustering.spherical import spherical_kmeans
-from vitnp.errors import DeviceError, UsageError
+from vitnp.errors import DeviceError
+from vitnp.errors import UsageError
 from vitnp.features import batching
 from vitnp.features.extract import extract
 from vitnp.features import stream as streaming
-from vitnp.features.spec import Identity
-from vitnp.method import collection_level, image_level
+from vitnp.features.spec import FeatureSpec
+from vitnp.method import collection_level
+from vitnp.method import image_level
 from vitnp.pipeline import segment_image
 from vitnp.segmenter import Segmenter
 from vitnp.vit.config import ViTConfig
@@ -47,12 +49,12 @@ def vit() -> ViT:
 
 
 def scene(seed: int = 0, size: tuple[int, int] = (48, 64)) -> np.ndarray:
-    """A disc on another colour, with noise."""
+    """A disc on another color, with noise."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[: size[0], : size[1]]
     inside = ((y / size[0] - rng.uniform(0.4, 0.6)) / 0.3) ** 2 + ((x / size[1] - rng.uniform(0.4, 0.6)) / 0.28) ** 2 < 1
-    colours = np.where(inside[..., None], [210, 80, 40], [60, 110, 160])
-    return (colours + rng.normal(0, 10, (*size, 3))).clip(0, 255).astype(np.uint8)
+    colors = np.where(inside[..., None], [210, 80, 40], [60, 110, 160])
+    return (colors + rng.normal(0, 10, (*size, 3))).clip(0, 255).astype(np.uint8)
 
 
 def off(found: np.ndarray, wanted: np.ndarray) -> float:
@@ -207,7 +209,7 @@ def test_precision_follows_the_device_unless_it_was_chosen(cupy, vit):
     assert (vit.precision, there.precision, there.on("cpu").precision) == ("fp32", "fp16", "fp32")
     assert vit.at("fp32").on("cuda").precision == "fp32" and there.at("tf32").at("auto").precision == "fp16"
     assert (vit.arithmetic, there.arithmetic, there.at("fp32").arithmetic) == ("fp32", "cuda fp16", "cuda fp32")
-    assert Identity.of(vit).name != Identity.of(there).name
+    assert FeatureSpec.of(vit).name != FeatureSpec.of(there).name
 
 
 def test_a_precision_that_the_gpu_lacks_is_refused_with_those_that_it_has(cupy, vit):
@@ -271,7 +273,7 @@ def test_a_photograph_beyond_the_memory_is_refused(cupy, vit, monkeypatch):
     def full(*_, **__):
         raise MemoryError("out of memory allocating 9 bytes")
 
-    monkeypatch.setattr("vitnp.pipeline.extract_batch", full)
+    monkeypatch.setattr("vitnp.features.extract.extract_batch", full)
     with pytest.raises(DeviceError, match="the GPU's memory doesn't hold this photograph; .*--device cpu"):
         segment_image(scene(), vit.on("cuda"), size=32, collection=None)
     with pytest.raises(MemoryError):
@@ -283,8 +285,8 @@ def test_a_photograph_beyond_the_memory_is_refused(cupy, vit, monkeypatch):
 
 def blobs(rows: int = 700, width: int = 12, clusters: int = 4, dtype: type = np.float32) -> np.ndarray:
     rng = np.random.default_rng(5)
-    centres = rng.normal(0, 1, (clusters, width))
-    return (centres[rng.integers(clusters, size=rows)] + rng.normal(0, 0.1, (rows, width))).astype(dtype)
+    centers = rng.normal(0, 1, (clusters, width))
+    return (centers[rng.integers(clusters, size=rows)] + rng.normal(0, 0.1, (rows, width))).astype(dtype)
 
 
 @pytest.mark.parametrize("metric", ["cosine", "euclidean"])
@@ -326,7 +328,7 @@ def test_kmeans_says_what_a_gpu_can_t_do(cupy):
 
 
 def test_spherical_kmeans_on_the_gpu(cupy):
-    unit = kernels.for_device("reference").normalise_rows(blobs())
+    unit = kernels.for_device("reference").normalize_rows(blobs())
     wanted = spherical_kmeans(unit, 4, np.random.default_rng(3), starts=2)
     found = spherical_kmeans(cupy.asarray(unit), 4, np.random.default_rng(3), starts=2)
     np.testing.assert_array_equal(kernels.to_host(found.labels), wanted.labels)
@@ -344,10 +346,10 @@ def photographs() -> list[np.ndarray]:
 @pytest.fixture(scope="module")
 def fitted(cupy, vit, photographs) -> dict[str, Segmenter]:
     """The same photographs fitted on both devices, at the same precision."""
-    level = collection_level.CollectionLevel(clusters=(2,), starts=1, max_iterations=4)
+    level = collection_level.CollectionLevelConfig(clusters=(2,), starts=1, max_iterations=4)
     options = {
         "size": 32, "refine": "guided", "categories": 2, "regions": "components", "thread_count": 2,
-        "image_level": image_level.ImageLevel(clusters=(2, 3), starts=1, max_iterations=4),
+        "image_level": image_level.ImageLevelConfig(clusters=(2, 3), starts=1, max_iterations=4),
         "dataset_level": level, "category_level": level,
     }  # fmt: skip
     places = {"cpu": vit, "cuda": vit.on("cuda").at("fp32")}
@@ -378,7 +380,7 @@ def test_a_fitted_collection_judges_a_photograph_on_the_gpu(fitted, vit, regions
 @pytest.mark.parametrize("batch", [None, 2])
 def test_batches_that_don_t_fit_are_halved(cupy, vit, photographs, monkeypatch, batch):
     there, tried = vit.on("cuda").at("fp32"), []
-    identity = Identity.of(there, size=32, regions=False)
+    identity = FeatureSpec.of(there, size=32, regions=False)
     forward = streaming._forward
 
     def in_a_small_memory(images, *further):
@@ -404,7 +406,7 @@ def test_one_photograph_that_doesn_t_fit_ends_the_run(cupy, vit, photographs, mo
 
     monkeypatch.setattr(streaming, "_forward", full)
     with pytest.raises(DeviceError, match="memory doesn't hold one photograph in this network; .*--device cpu"):
-        list(streaming.stream(photographs, there, Identity.of(there, size=40)))
+        list(streaming.stream(photographs, there, FeatureSpec.of(there, size=40)))
 
 
 def test_batches_by_free_memory(cupy, vit, monkeypatch):
@@ -412,9 +414,9 @@ def test_batches_by_free_memory(cupy, vit, monkeypatch):
     sizes = []
     for free in (0, 20_000_000, 2**40):
         monkeypatch.setattr(k, "free_bytes", lambda: free)
-        sizes.append(batching.AtOnce(there).of(patches=100))
+        sizes.append(batching.BatchSizer(there).of(patches=100))
     assert sizes[0] == 1 < sizes[1] < sizes[2] == 32
-    assert batching.AtOnce(there, 5).of(patches=100) == 5
+    assert batching.BatchSizer(there, 5).of(patches=100) == 5
 
 
 # --- The commands ----------------------------------------------------------------------------------------------------
@@ -463,7 +465,7 @@ def test_photographs_one_by_one_go_through_the_network_together(cupy, vit, photo
     """Of two sizes in turn, a broken one among them: outcomes in order, the same as alone."""
     from vitnp.export import per_image as batches
     from vitnp.io.find import find_photographs
-    from vitnp.pipeline import Method
+    from vitnp.pipeline import ImagePipeline
 
     there, together = vit.on("cuda").at("fp32"), []
     for index in range(7):
@@ -472,7 +474,7 @@ def test_photographs_one_by_one_go_through_the_network_together(cupy, vit, photo
     (tmp_path / "3.png").write_bytes((tmp_path / "3.png").read_bytes()[:200])
     found = find_photographs([tmp_path])
     stems = [tmp_path / "out" / photograph.path.stem for photograph in found]
-    features = Method.features
+    features = ImagePipeline.features
 
     def counted(method, group):
         together.append(len(group))
@@ -480,7 +482,7 @@ def test_photographs_one_by_one_go_through_the_network_together(cupy, vit, photo
             raise MemoryError("out of memory allocating 9 bytes")
         return features(method, group)
 
-    monkeypatch.setattr(Method, "features", counted)
+    monkeypatch.setattr(ImagePipeline, "features", counted)
     options = {"size": 32, "refine": "none", "collection": None}
     outcomes = list(batches.segment_files(found, stems, there, ["mask"], count=2, batch=batch, **options))
     assert [outcome.photograph.stem for outcome in outcomes] == list("0123456")
@@ -499,13 +501,13 @@ def test_large_photographs_go_by_themselves(cupy, vit, photographs, tmp_path, mo
     from vitnp.export import per_image as batches
     from vitnp.io.find import find_photographs
     from vitnp.kernels.threads import pool
-    from vitnp.pipeline import Method
+    from vitnp.pipeline import ImagePipeline
 
     for index in range(3):
         Image.fromarray(photographs[index][:48, : 64 if index == 1 else 48]).save(tmp_path / f"{index}.png")
-    monkeypatch.setattr(pool, "LARGE", 48 * 50)
-    sizes, features = [], Method.features
-    monkeypatch.setattr(Method, "features", lambda method, group: sizes.append(len(group)) or features(method, group))
+    monkeypatch.setattr(pool, "LARGE_IMAGE_PIXELS", 48 * 50)
+    sizes, features = [], ImagePipeline.features
+    monkeypatch.setattr(ImagePipeline, "features", lambda method, group: sizes.append(len(group)) or features(method, group))
     found = find_photographs([tmp_path])
     outcomes = batches.segment_files(
         found, [tmp_path / "out" / one.path.stem for one in found], vit.on("cuda"), ["mask"], count=2, size=32, refine="none",

@@ -112,9 +112,9 @@ def test_patch_embedding_is_a_convolution(patch, stride, height, width):
     near(k.patch_embedding(x, w, b, stride), np.array(expected).reshape(2, -1, 5))
 
 
-def test_normalise_rows_keeps_zero_rows_and_huge_and_tiny_ones():
+def test_normalize_rows_keeps_zero_rows_and_huge_and_tiny_ones():
     x = np.array([[3.0, 4.0], [0.0, 0.0], [3e18, 4e18], [3e-18, 4e-18]], np.float32)
-    near(k.normalise_rows(x), np.array([[0.6, 0.8], [0, 0], [0.6, 0.8], [0.6, 0.8]]))
+    near(k.normalize_rows(x), np.array([[0.6, 0.8], [0, 0], [0.6, 0.8], [0.6, 0.8]]))
 
 
 def test_kmeans_step_by_hand():

@@ -11,7 +11,8 @@ from vitnp import kernels
 from vitnp.clustering.kmeans import KMeans
 from vitnp.errors import UsageError
 from vitnp.kernels import reference
-from vitnp.kernels.threads import pool, team
+from vitnp.kernels.threads import pool
+from vitnp.kernels.threads import team
 
 k = kernels.for_device("cpu")
 
@@ -58,7 +59,7 @@ def test_every_move_is_that_of_the_definition(seed, count, width, clusters, metr
         width = 2  # in one dimension there are two directions, and ties everywhere
     x, start = blobs(seed, count, width, clusters)
     start = started(start, metric)
-    with pool.at_most(members):
+    with pool.thread_limit(members):
         found = k.kmeans_moves(x, start, most, metric=metric, block=block)
     centroids, labels, history = by_hand(x, start, metric, most)
     if not found.ended:  # a cluster has lost its last row: so far everything has to be right
@@ -80,7 +81,7 @@ def test_threads_and_single_passes_change_nothing(metric, clusters):
     start = started(start, metric)
     runs = []
     for members in (1, 2, 3, 4):
-        with pool.at_most(members):
+        with pool.thread_limit(members):
             runs.append(k.kmeans_moves(x, start, 20, metric=metric, block=200))
     assert runs[0].ended and len(runs[0].history) > 2
     # The same by single steps, each through Python.
@@ -117,7 +118,7 @@ def test_it_stops_before_a_pass_over_rows_that_are_not_finite(bad):
     x, start = blobs(1, 300, 8, 3)
     x[200, 5] = bad
     for metric in ("cosine", "euclidean"):
-        with pool.at_most(2):
+        with pool.thread_limit(2):
             found = k.kmeans_moves(x, started(start, metric), 5, metric=metric, block=50)
         if metric == "cosine" and np.isfinite(bad):
             continue  # long, but it has a direction
@@ -208,8 +209,8 @@ def test_an_error_in_one_member_lets_the_others_out_of_the_kernel():
         told.append(meet(member.meeting, member.members))
 
     for _ in range(20):
-        with pool.at_most(3), pytest.raises(ZeroDivisionError, match="here"):
-            team.together(work)
+        with pool.thread_limit(3), pytest.raises(ZeroDivisionError, match="here"):
+            team.run_team(work)
     assert told == [False] * 40
 
 
@@ -225,6 +226,6 @@ def test_members_meet_inside_the_kernel_time_and_again():
             if not meet(member.meeting, member.members) or not (seen[:, turn] == turn + 1).all():
                 wrong.append((member.index, turn))
 
-    with pool.at_most(4):  # more than there are cores, as on a busy machine
-        team.together(work)
+    with pool.thread_limit(4):  # more than there are cores, as on a busy machine
+        team.run_team(work)
     assert wrong == []

@@ -11,8 +11,11 @@ from threadpoolctl import threadpool_info, threadpool_limits
 
 from vitnp.errors import UsageError
 from vitnp.kernels.threads.blas import one_blas_thread
-from vitnp.kernels.threads.pool import at_most, in_order, thread_count
-from vitnp.kernels.threads.team import split, together
+from vitnp.kernels.threads.pool import thread_limit
+from vitnp.kernels.threads.pool import map_ordered
+from vitnp.kernels.threads.pool import resolve_n_threads
+from vitnp.kernels.threads.team import parallel_for
+from vitnp.kernels.threads.team import run_team
 
 
 def blas_threads() -> set[int]:
@@ -22,7 +25,7 @@ def blas_threads() -> set[int]:
 
 def elsewhere(work):
     """What `work` gives in another thread."""
-    return next(in_order(lambda _: work(), [0, 0], threads=2))
+    return next(map_ordered(lambda _: work(), [0, 0], threads=2))
 
 
 @pytest.fixture(autouse=True)
@@ -96,21 +99,21 @@ def test_products_are_the_same_to_the_bit_in_every_thread():
 
     expected = product()
     for threads in (1, 2, 3):
-        for found in in_order(lambda _: product(), range(6), threads):
+        for found in map_ordered(lambda _: product(), range(6), threads):
             np.testing.assert_array_equal(found, expected)
 
 
 @pytest.mark.parametrize("threads", [1, 3])
 def test_results_come_in_order_and_few_wait(threads):
     begun = []
-    results = in_order(lambda item: begun.append(item) or item * item, range(50), threads)
+    results = map_ordered(lambda item: begun.append(item) or item * item, range(50), threads)
     assert next(results) == 0
     assert len(begun) <= 2 * threads + 1
     assert list(results) == [item * item for item in range(1, 50)]
 
 
 def test_an_error_comes_out_where_its_item_stood():
-    results = in_order(lambda item: 1 // item, [1, 1, 0, 1], 2)
+    results = map_ordered(lambda item: 1 // item, [1, 1, 0, 1], 2)
     assert [next(results), next(results)] == [1, 1]
     with pytest.raises(ZeroDivisionError):
         next(results)
@@ -118,13 +121,13 @@ def test_an_error_comes_out_where_its_item_stood():
 
 def test_thread_count(monkeypatch):
     monkeypatch.setenv("VITNP_NUM_THREADS", "5")
-    assert thread_count() == 5 and thread_count(2) == 2
+    assert resolve_n_threads() == 5 and resolve_n_threads(2) == 2
     monkeypatch.setenv("VITNP_NUM_THREADS", "")
-    assert thread_count() >= 1
+    assert resolve_n_threads() >= 1
     for wrong in ("0", "-1", "two"):
         monkeypatch.setenv("VITNP_NUM_THREADS", wrong)
         with pytest.raises(UsageError):
-            thread_count()
+            resolve_n_threads()
 
 
 def test_together_gives_each_member_its_share_and_waits_for_all():
@@ -136,8 +139,8 @@ def test_together_gives_each_member_its_share_and_waits_for_all():
             member.wait()
             late.append(len(seen))  # only when all have been here
 
-        with at_most(count):
-            together(work)
+        with thread_limit(count):
+            run_team(work)
         assert [index for index, _ in sorted(seen)] == list(range(count))
         covered = [i for _, (start, stop) in sorted(seen) for i in range(start, stop)]
         assert covered == list(range(10)) and set(late) == {count}
@@ -150,8 +153,8 @@ def test_an_error_in_one_member_ends_all_and_is_raised():
         member.wait()
 
     for _ in range(2):
-        with at_most(3), pytest.raises(ZeroDivisionError, match="here"):
-            together(work)
+        with thread_limit(3), pytest.raises(ZeroDivisionError, match="here"):
+            run_team(work)
 
 
 def test_whoever_comes_while_a_team_works_works_alone_and_so_does_each_item_of_many():
@@ -162,26 +165,26 @@ def test_whoever_comes_while_a_team_works_works_alone_and_so_does_each_item_of_m
 
     def outer(member):
         if member.index == 0:
-            with at_most(4):
-                together(inner)
+            with thread_limit(4):
+                run_team(inner)
         member.wait()
 
-    with at_most(2):
-        together(outer)
+    with thread_limit(2):
+        run_team(outer)
     assert sizes == [1]
     sizes.clear()
-    list(in_order(lambda _: together(inner), range(3), threads=2))
+    list(map_ordered(lambda _: run_team(inner), range(3), threads=2))
     assert sizes == [1, 1, 1]
     sizes.clear()
-    list(in_order(lambda _: together(inner), [0], threads=2))
+    list(map_ordered(lambda _: run_team(inner), [0], threads=2))
     assert sizes == [2, 2]
 
 
 def test_split_covers_everything_once():
     for count, granule in ((10, 1), (10, 4), (3, 8), (0, 1)):
         done = []
-        with at_most(3):
-            split(lambda start, stop: done.extend(range(start, stop)), count, granule)
+        with thread_limit(3):
+            parallel_for(lambda start, stop: done.extend(range(start, stop)), count, granule)
         assert sorted(done) == list(range(count))
 
 
@@ -222,6 +225,6 @@ def test_members_meet_in_python_however_long_one_of_them_takes():
 
     for _ in range(3):
         order.clear()
-        with at_most(3):
-            together(work)
+        with thread_limit(3):
+            run_team(work)
         assert order == ["before"] * 3 + ["after"] * 3

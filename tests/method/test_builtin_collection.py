@@ -10,20 +10,29 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vitnp.checkpoints.registry import BUILT_IN, collection_path, collection_temperature, entries
-from vitnp.cli import evaluate, segment
+from vitnp.checkpoints.registry import BUILT_IN
+from vitnp.checkpoints.registry import collection_path
+from vitnp.checkpoints.registry import collection_temperature
+from vitnp.checkpoints.registry import entries
+from vitnp.cli import evaluate
+from vitnp.cli import segment
 from vitnp.cli.arguments import wants_all_levels
-from vitnp.errors import CheckpointError, UsageError
+from vitnp.errors import CheckpointError
+from vitnp.errors import UsageError
 from vitnp.method.cleaning import clean
 from vitnp.method.collection import Collection
-from vitnp.pipeline import builtin_collection, chosen_collection, parameters_of, segment_image
+from vitnp.pipeline import default_collection
+from vitnp.pipeline import resolve_collection
+from vitnp.pipeline import run_parameters
+from vitnp.pipeline import segment_image
 from vitnp.weights.train import fit_collection as fitting
-from vitnp.weights.train.data.dedup import Exclusion
-from vitnp.weights.train.data.packs import pictures_of, write_pack
+from vitnp.weights.train.data.dedup import Deduplication
+from vitnp.weights.train.data.packs import pictures_of
+from vitnp.weights.train.data.packs import write_pack
 
 
 def scene(seed: int, size: tuple[int, int] = (72, 96)) -> np.ndarray:
-    """A coloured square, never in the same place, on noise."""
+    """A colored square, never in the same place, on noise."""
     rng = np.random.default_rng(seed)
     picture = rng.normal(70, 12, (*size, 3))
     top, left = rng.integers(8, 24), rng.integers(10, 40)
@@ -61,9 +70,9 @@ def found(capsys, *argv: object) -> tuple[list[dict], str]:
 
 def test_it_is_small_and_belongs_to_the_checkpoint(builtin):
     assert collection_path(BUILT_IN).stat().st_size < 2_000_000
-    collection = builtin_collection()
+    collection = default_collection()
     assert collection.parameters["sha256"] == builtin.sha256 == entries()[BUILT_IN].sha256
-    assert collection.mismatch(parameters_of(builtin)) is None
+    assert collection.mismatch(run_parameters(builtin)) is None
     assert len(collection.categories) == 20 and collection.prototypes is None
     assert collection.parameters["photographs"] >= 1000
     for level in (collection.dataset, *collection.categories):
@@ -73,7 +82,7 @@ def test_it_is_small_and_belongs_to_the_checkpoint(builtin):
 
 def test_its_temperature_is_that_of_the_registry(builtin):
     wanted = collection_temperature(builtin.sha256) or 0.05
-    assert {level.temperature for level in (builtin_collection().dataset, *builtin_collection().categories)} == {wanted}
+    assert {level.temperature for level in (default_collection().dataset, *default_collection().categories)} == {wanted}
     assert collection_temperature("0" * 64) is None
 
 
@@ -82,11 +91,11 @@ def test_its_temperature_is_that_of_the_registry(builtin):
 
 def test_by_default_it_judges_a_photograph(builtin):
     result = segment_image(scene(0), builtin, refine="none")
-    assert result.parameters["collection"] == builtin_collection().digest
+    assert result.parameters["collection"] == default_collection().digest
     assert 0 <= result.category < 20 and result.labels is None
-    np.testing.assert_array_equal(result.levels[1], builtin_collection().dataset.score(_unit(result)))
-    np.testing.assert_array_equal(result.levels[2], builtin_collection().categories[result.category].score(_unit(result)))
-    for named in ("auto", builtin_collection(), collection_path(BUILT_IN), str(collection_path(BUILT_IN))):
+    np.testing.assert_array_equal(result.levels[1], default_collection().dataset.score(_unit(result)))
+    np.testing.assert_array_equal(result.levels[2], default_collection().categories[result.category].score(_unit(result)))
+    for named in ("auto", default_collection(), collection_path(BUILT_IN), str(collection_path(BUILT_IN))):
         same = segment_image(scene(0), builtin, refine="none", collection=named)
         np.testing.assert_array_equal(same.soft, result.soft)
         assert same.parameters == result.parameters
@@ -112,18 +121,18 @@ def test_none_leaves_the_image_level(builtin):
     [({"size": 96}, "size 320, not 96"), ({"facet": "value"}, "facet key, not value"), ({"layer": 3}, "layer 5, not 3"), ({"stride": 8}, "stride 16, not 8")],
 )
 def test_other_features_fall_back_to_the_image_level(builtin, options, told):
-    collection, reason = chosen_collection("auto", builtin, **options)
+    collection, reason = resolve_collection("auto", builtin, **options)
     assert collection is None and told in reason
     if "size" in options:
         one, other = (segment_image(scene(1), builtin, **options, collection=how) for how in ("auto", None))
         np.testing.assert_array_equal(one.soft, other.soft)
         assert one.levels is None
     with pytest.raises(UsageError, match=told):
-        segment_image(scene(1), builtin, **options, collection=builtin_collection())
+        segment_image(scene(1), builtin, **options, collection=default_collection())
 
 
 def test_another_checkpoint_falls_back_and_is_named(vit_tiny):
-    collection, reason = chosen_collection("auto", vit_tiny)
+    collection, reason = resolve_collection("auto", vit_tiny)
     assert collection is None and "checkpoint vitnp_tiny, not vit_tiny_patch16_224_augreg" in reason
 
 
@@ -249,7 +258,7 @@ def test_what_is_excluded_is_never_drawn(folder, tmp_path, capsys):
     Image.fromarray(scene(50)).save(tmp_path / "unseen" / "p1.jpg")  # shares a name
     Image.fromarray(scene(2)[:, ::-1]).resize((192, 144)).save(tmp_path / "unseen" / "other.png")  # looks alike
     write_pack(tmp_path / "pack.npz", [(f"in/p{seed}.png", scene(seed)) for seed in range(6)])
-    exclusion = Exclusion([tmp_path / "unseen"])
+    exclusion = Deduplication([tmp_path / "unseen"])
     allowed = {0, 3, 4, 5}
 
     drawn = {path.stem for path in fitting.sample(pictures_of([folder]), exclusion)}
@@ -265,14 +274,14 @@ def test_what_is_excluded_is_never_drawn(folder, tmp_path, capsys):
 
 
 def test_a_larger_sample_begins_with_the_smaller(folder):
-    pictures, nothing = pictures_of([folder]), Exclusion([])
+    pictures, nothing = pictures_of([folder]), Deduplication([])
     draw = [list(fitting.sample(pictures, nothing, count, seed=7)) for count in (None, 2, 4)]
     assert draw[0][:4] == draw[2] and draw[2][:2] == draw[1] and len(draw[0]) == len(set(draw[0])) == 6
     assert list(fitting.sample(pictures, nothing, seed=8)) != draw[0]
 
 
 def test_photographs_that_measure_it_are_not_what_it_learns_from(shared):
-    exclusion = Exclusion([shared / "data" / "duts-dev" / "images"])
+    exclusion = Deduplication([shared / "data" / "duts-dev" / "images"])
     measured = {path.name for path in (shared / "data" / "duts-dev" / "images").iterdir()}
     pictures = pictures_of(sorted((shared / "train").glob("pack_*.npz")))
     common = [picture for picture in pictures if picture.name.rpartition("/")[2] in measured]

@@ -12,8 +12,16 @@ from hypothesis.extra import numpy as npst
 
 from vitnp.errors import UsageError
 from vitnp.method import prototypes
-from vitnp.method.prototypes import Prototypes, label_map, prototypes_of, split_by_class, split_pixels
-from vitnp.method.regions import RegionRule, Regions, halves_of, patches_of, regions_of
+from vitnp.method.prototypes import Prototypes
+from vitnp.method.prototypes import label_map
+from vitnp.method.prototypes import fit_prototypes
+from vitnp.method.prototypes import split_by_class
+from vitnp.method.prototypes import split_pixels
+from vitnp.method.regions import RegionRule
+from vitnp.method.regions import Regions
+from vitnp.method.regions import bisect_region
+from vitnp.method.regions import region_patches
+from vitnp.method.regions import label_regions
 
 COMPONENTS = RegionRule("components", smallest=0.0)
 SPLIT = RegionRule("split")
@@ -51,7 +59,7 @@ def test_unknown_rule():
 @settings(derandomize=True, deadline=None, max_examples=60)
 @given(masks)
 def test_the_whole_mask_is_one_region(mask):
-    found = regions_of(mask)
+    found = label_regions(mask)
     assert found.dtype == np.uint16
     np.testing.assert_array_equal(found, mask.astype(int))
 
@@ -59,7 +67,7 @@ def test_the_whole_mask_is_one_region(mask):
 @settings(derandomize=True, deadline=None, max_examples=120)
 @given(masks)
 def test_components_are_numbered_by_falling_size(mask):
-    found = regions_of(mask, COMPONENTS)
+    found = label_regions(mask, COMPONENTS)
     parts = flood(mask)
     assert found.max(initial=0) == len(parts)
     np.testing.assert_array_equal(found > 0, mask)
@@ -72,7 +80,7 @@ def test_components_are_numbered_by_falling_size(mask):
 @settings(derandomize=True, deadline=None, max_examples=120)
 @given(masks, st.sampled_from([0.05, 0.2, 0.6]))
 def test_specks_join_a_nearest_large_component_as_a_whole(mask, smallest):
-    found = regions_of(mask, RegionRule("components", smallest=smallest))
+    found = label_regions(mask, RegionRule("components", smallest=smallest))
     np.testing.assert_array_equal(found > 0, mask)
     parts = flood(mask)
     large = [part for part in parts if len(part) >= smallest * mask.sum()]
@@ -93,18 +101,18 @@ def test_where_nothing_is_large_the_largest_is():
     mask = np.zeros((5, 9), bool)
     mask[0, ::2] = True
     mask[2, 4] = mask[2, 5] = True
-    found = regions_of(mask, RegionRule("components", smallest=0.9))
+    found = label_regions(mask, RegionRule("components", smallest=0.9))
     assert set(found[mask]) == {1}
 
 
 def test_a_picture_too_large_to_be_parted_pixel_by_pixel(monkeypatch):
     mask = np.zeros((41, 63), bool)
     mask[2:30, 3:20] = mask[5:40, 40:60] = mask[36:40, 4:8] = True
-    whole = regions_of(mask, COMPONENTS)
+    whole = label_regions(mask, COMPONENTS)
     monkeypatch.setattr("vitnp.method.regions.PARTED_PIXELS", mask.size // 4 - 1)
-    np.testing.assert_array_equal(regions_of(mask, COMPONENTS), whole)
+    np.testing.assert_array_equal(label_regions(mask, COMPONENTS), whole)
     assert whole.max() == 3
-    empty = regions_of(np.zeros_like(mask), COMPONENTS)
+    empty = label_regions(np.zeros_like(mask), COMPONENTS)
     assert empty.shape == mask.shape and empty.dtype == np.uint16 and not empty.any()
 
 
@@ -112,7 +120,7 @@ def test_a_picture_too_large_to_be_parted_pixel_by_pixel(monkeypatch):
 
 
 def patches_oracle(regions: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
-    """A pixel belongs to the patch that its centre is in; counted one by one."""
+    """A pixel belongs to the patch that its center is in; counted one by one."""
     height, width = regions.shape
     count = int(regions.max(initial=0))
     inside, pixels = collections.Counter(), collections.Counter()
@@ -136,7 +144,7 @@ def patches_oracle(regions: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
     st.tuples(st.integers(1, 5), st.integers(1, 5)),
 )
 def test_patches_are_those_half_covered(regions, grid):
-    found = patches_of(regions, grid)
+    found = region_patches(regions, grid)
     np.testing.assert_array_equal(found, patches_oracle(regions, grid))
     assert found.shape == (int(regions.max()), grid[0] * grid[1])
 
@@ -144,11 +152,11 @@ def test_patches_are_those_half_covered(regions, grid):
 def test_patches_by_hand():
     regions = picture("1120 1120 0000 0003").astype(np.uint16)
     # Patches of 2 x 2 pixels: region 1 fills the first, 2 half of the second, 3 a quarter of the last, its best one.
-    assert patches_of(regions, (2, 2)).tolist() == [[True, False, False, False], [False, True, False, False], [False, False, False, True]]
+    assert region_patches(regions, (2, 2)).tolist() == [[True, False, False, False], [False, True, False, False], [False, False, False, True]]
 
 
 def test_an_empty_mask_has_no_regions():
-    assert patches_of(np.zeros((6, 6), np.uint16), (2, 3)).shape == (0, 6)
+    assert region_patches(np.zeros((6, 6), np.uint16), (2, 3)).shape == (0, 6)
     np.testing.assert_array_equal(label_map(np.zeros((2, 2), np.uint16), np.array([], np.int64)), np.zeros((2, 2)))
 
 
@@ -164,7 +172,7 @@ def two_things(rows: int = 4, columns: int = 8) -> tuple[np.ndarray, np.ndarray]
 
 def test_halves_are_the_two_things():
     keys, right = two_things()
-    halves = halves_of(keys, np.ones(32, bool), (4, 8), (0,), SPLIT)
+    halves = bisect_region(keys, np.ones(32, bool), (4, 8), (0,), SPLIT)
     assert sorted(map(tuple, halves.tolist())) == sorted([tuple(right.tolist()), tuple((~right).tolist())])
 
 
@@ -172,7 +180,7 @@ def test_halves_part_the_region_alone():
     keys, right = two_things()
     region = np.zeros((4, 8), bool)
     region[1:3, 2:7] = True
-    halves = halves_of(keys, region.ravel(), (4, 8), (0,), SPLIT)
+    halves = bisect_region(keys, region.ravel(), (4, 8), (0,), SPLIT)
     np.testing.assert_array_equal(halves.sum(axis=0), region.ravel())
     assert {tuple(half) for half in halves} == {tuple(region.ravel() & right), tuple(region.ravel() & ~right)}
 
@@ -181,14 +189,14 @@ def test_no_halves_where_one_is_too_small_or_there_is_nothing_to_part():
     keys, _ = two_things()
     region = np.zeros((4, 8), bool)
     region[:, :4] = region[0, 4] = True  # 16 patches to 1
-    assert halves_of(keys, region.ravel(), (4, 8), (0,), RegionRule("split", position=0.0)) is None
+    assert bisect_region(keys, region.ravel(), (4, 8), (0,), RegionRule("split", position=0.0)) is None
     one = np.zeros(32, bool)
     one[5] = True
-    assert halves_of(keys, one, (4, 8), (0,), SPLIT) is None
-    assert halves_of(keys, one, (4, 8), (0,), RegionRule("split", half=1.0)) is None
+    assert bisect_region(keys, one, (4, 8), (0,), SPLIT) is None
+    assert bisect_region(keys, one, (4, 8), (0,), RegionRule("split", half=1.0)) is None
 
 
-def colours(patches: np.ndarray) -> np.ndarray:
+def colors(patches: np.ndarray) -> np.ndarray:
     """CLS of regions in a world where it's the mean key."""
     keys, _ = two_things()
     return np.stack([keys[region].mean(axis=0) for region in patches]) if len(patches) else np.empty((0, 3), np.float32)
@@ -198,14 +206,14 @@ KNOWN = Prototypes(np.repeat(np.eye(3, dtype=np.float16), 12, axis=0), np.repeat
 
 
 def found_regions(patches: np.ndarray) -> Regions:
-    voted, certainty = KNOWN.vote(colours(patches))
+    voted, certainty = KNOWN.vote(colors(patches))
     return Regions(voted, certainty.astype(np.float32), certainty.astype(np.float32) / 2, patches.sum(axis=1))
 
 
 def test_a_region_of_two_classes_is_split_and_pixels_follow():
     keys, _ = two_things()
     patches = np.ones((1, 32), bool)
-    split = split_by_class(found_regions(patches), patches, keys, (4, 8), colours, KNOWN, (0,), SPLIT)
+    split = split_by_class(found_regions(patches), patches, keys, (4, 8), colors, KNOWN, (0,), SPLIT)
     assert sorted(split.classes.tolist()) == [4, 7] and split.sizes.tolist() == [16, 16]
     assert len(split.scores) == len(split.typical) == 2
     regions = np.ones((8, 24), np.uint16)
@@ -219,7 +227,7 @@ def test_pixels_beyond_the_patches_go_with_the_nearest_half():
     region = np.zeros((4, 8), bool)
     region[1:3, 2:6] = True
     split = split_by_class(
-        found_regions(region.reshape(1, -1)), region.reshape(1, -1), keys, (4, 8), colours, KNOWN, (0,), SPLIT
+        found_regions(region.reshape(1, -1)), region.reshape(1, -1), keys, (4, 8), colors, KNOWN, (0,), SPLIT
     )
     labels = label_map(split_pixels(np.ones((4, 8), np.uint16), split, (4, 8)), split.classes)
     np.testing.assert_array_equal(labels, np.where(np.arange(8) < 4, 5, 8)[None].repeat(4, axis=0))
@@ -230,7 +238,7 @@ def test_several_regions_of_which_some_are_split():
     grid = np.zeros((4, 8), int)
     grid[0], grid[1, :3], grid[2:] = 1, 2, 3
     patches = np.stack([grid.ravel() == number for number in (1, 2, 3)])
-    split = split_by_class(found_regions(patches), patches, keys, (4, 8), colours, KNOWN, (0,), SPLIT)
+    split = split_by_class(found_regions(patches), patches, keys, (4, 8), colors, KNOWN, (0,), SPLIT)
     assert [region for region, _ in split.splits] == [1, 3]
     assert split.sizes.tolist()[1] == 3 and split.sizes.sum() == 27 and len(split.classes) == 5
     numbers = split_pixels(grid.astype(np.uint16), split, (4, 8))
@@ -246,12 +254,12 @@ def test_no_split_within_a_class_or_below_the_certainty():
     patches = np.ones((1, 32), bool)
     found = found_regions(patches)
     same = Prototypes(KNOWN.cls, np.repeat([4, 4, 9], 12))
-    assert not split_by_class(found, patches, keys, (4, 8), colours, same, (0,), SPLIT).splits
+    assert not split_by_class(found, patches, keys, (4, 8), colors, same, (0,), SPLIT).splits
     # Ten voters, four of them of another class: six tenths for the best.
     divided = Prototypes(KNOWN.cls, np.array(([4] * 6 + [9] * 6) + ([7] * 6 + [9] * 6) + [9] * 12))
     strict = RegionRule("split", certainty=0.7)
-    assert not split_by_class(found, patches, keys, (4, 8), colours, divided, (0,), strict).splits
-    kept = split_by_class(found, patches, keys, (4, 8), colours, divided, (0,), RegionRule("split", certainty=0.6))
+    assert not split_by_class(found, patches, keys, (4, 8), colors, divided, (0,), strict).splits
+    kept = split_by_class(found, patches, keys, (4, 8), colors, divided, (0,), RegionRule("split", certainty=0.6))
     assert len(kept.splits) == 1
 
 
@@ -259,7 +267,7 @@ def test_splitting_nothing():
     keys, _ = two_things()
     none = Regions(np.empty(0, np.int64), np.empty(0, np.float32), np.empty(0, np.float32), np.empty(0, np.int64))
     patches = np.empty((0, 32), bool)
-    assert split_by_class(none, patches, keys, (4, 8), colours, KNOWN, (0,), SPLIT) == none
+    assert split_by_class(none, patches, keys, (4, 8), colors, KNOWN, (0,), SPLIT) == none
     empty = np.zeros((8, 8), np.uint16)
     np.testing.assert_array_equal(split_pixels(empty, none, (4, 8)), empty)
 
@@ -268,7 +276,7 @@ def test_splitting_nothing():
 
 
 def vote_oracle(known: Prototypes, cls: np.ndarray) -> tuple[list[int], list[float]]:
-    """Neighbours, ballots and ties, one region at a time."""
+    """Neighbors, ballots and ties, one region at a time."""
     voters = min(10, len(known.classes), max(collections.Counter(known.classes.tolist()).values()))
     answers, shares = [], []
     for row in cls.astype(np.float64):
@@ -289,7 +297,7 @@ def vote_oracle(known: Prototypes, cls: np.ndarray) -> tuple[list[int], list[flo
 def test_vote_of_the_nearest(seed, members, labels):
     rng = np.random.default_rng(seed)
     x = rng.standard_normal((members, 4))
-    known = prototypes_of(x, rng.integers(0, labels, members), seed)
+    known = fit_prototypes(x, rng.integers(0, labels, members), seed)
     cls = rng.standard_normal((7, 4)) * 10
     found, certainty = known.vote(cls)
     expected, shares = vote_oracle(known, cls)
@@ -312,13 +320,13 @@ def test_prototypes_are_a_seeded_sample_of_each_class():
     rng = np.random.default_rng(0)
     x = rng.standard_normal((300, 6)) * 5
     labels = np.repeat([0, 2, 7], [200, 20, 80])
-    known = prototypes_of(x, labels, seed=1)
+    known = fit_prototypes(x, labels, seed=1)
     assert collections.Counter(known.classes.tolist()) == {0: 50, 2: 20, 7: 50}
     assert known.cls.dtype == np.float16
     unit = (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32).astype(np.float16)
     for row, label in zip(known.cls, known.classes):
         assert any(np.allclose(row, own, atol=1e-3) for own in unit[labels == label])
-    again, other = prototypes_of(x, labels, seed=1), prototypes_of(x, labels, seed=2)
+    again, other = fit_prototypes(x, labels, seed=1), fit_prototypes(x, labels, seed=2)
     np.testing.assert_array_equal(known.cls, again.cls)
     assert not np.array_equal(known.cls, other.cls)
 

@@ -10,20 +10,24 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from vitnp import Segmenter, segment_image
+from vitnp import Segmenter
+from vitnp import segment_image
 from vitnp.checkpoints.safetensors_io import write_safetensors
-from vitnp.errors import CheckpointError, OutputError, UsageError
-from vitnp.method.cleaning import Cleaning
+from vitnp.errors import CheckpointError
+from vitnp.errors import OutputError
+from vitnp.errors import UsageError
+from vitnp.method.cleaning import CleaningConfig
 from vitnp.method.collection import Collection
 from vitnp.method.collection_level import FittedLevel
-from vitnp.method.image_level import ImageLevel
-from vitnp.method.prototypes import KEPT_PER_CLASS, Prototypes
-from vitnp.pipeline import parameters_of
+from vitnp.method.image_level import ImageLevelConfig
+from vitnp.method.prototypes import KEPT_PER_CLASS
+from vitnp.method.prototypes import Prototypes
+from vitnp.pipeline import run_parameters
 from vitnp.vit.config import ViTConfig
 
 
 def scene(seed: int, size: tuple[int, int] = (72, 96)) -> np.ndarray:
-    """A coloured square on noise."""
+    """A colored square on noise."""
     rng = np.random.default_rng(seed)
     picture = rng.normal(70, 12, (*size, 3))
     picture[20:52, 30:66] = [(230, 60, 40), (40, 200, 60), (60, 80, 240)][seed % 3]
@@ -64,14 +68,14 @@ def test_predictions_are_the_same_to_the_bit(fitted, file, builtin):
 def test_every_array_and_constant_comes_back(fitted, file):
     loaded = Collection.load(file)
     assert same(loaded, fitted.collection)
-    np.testing.assert_array_equal(loaded.centres, fitted.collection.centres)
+    np.testing.assert_array_equal(loaded.centers, fitted.collection.centers)
     np.testing.assert_array_equal(loaded.prototypes.cls, fitted.collection.prototypes.cls)
     np.testing.assert_array_equal(loaded.prototypes.classes, fitted.collection.prototypes.classes)
     for one, other in zip((loaded.dataset, *loaded.categories), (fitted.collection.dataset, *fitted.collection.categories)):
         assert one.temperature == other.temperature
         for mine, theirs in zip((*one.centroids, *one.shares), (*other.centroids, *other.shares)):
             np.testing.assert_array_equal(mine, theirs)
-    assert loaded.image_level == ImageLevel() and loaded.cleaning == Cleaning() and loaded.rule.how == "image"
+    assert loaded.image_level == ImageLevelConfig() and loaded.cleaning == CleaningConfig() and loaded.rule.how == "image"
 
 
 def test_equal_collections_give_equal_files(fitted, file, tmp_path):
@@ -80,7 +84,7 @@ def test_equal_collections_give_equal_files(fitted, file, tmp_path):
 
 
 def test_without_classes(builtin, tmp_path):
-    fitted = Segmenter(builtin, size=96, refine="none", image_level=ImageLevel(clusters=(2,)), cleaning_rule=Cleaning(cap=0.1))
+    fitted = Segmenter(builtin, size=96, refine="none", image_level=ImageLevelConfig(clusters=(2,)), cleaning_rule=CleaningConfig(cap=0.1))
     fitted.fit([scene(0), scene(1)]).save(tmp_path / "f")
     loaded = Segmenter.load(tmp_path / "f", builtin)
     assert loaded.collection.prototypes is None
@@ -132,14 +136,14 @@ def test_other_features_are_refused_with_the_reason(file, builtin, options, told
     [
         ("sha256", "ff", "checkpoint"),
         ("pos_embed", "offset", "position convention"),
-        ("mean", [0.4, 0.5, 0.6], "normalisation"),
+        ("mean", [0.4, 0.5, 0.6], "normalization"),
         ("heads", 12, "heads"),
     ],
 )
 def test_another_network_is_refused_with_the_reason(fitted, builtin, name, value, told):
-    parameters = {**parameters_of(builtin, size=96), name: value}
+    parameters = {**run_parameters(builtin, size=96), name: value}
     assert told in fitted.collection.mismatch(parameters)
-    assert fitted.collection.mismatch(parameters_of(builtin, size=96, seed=7, refine="none")) is None
+    assert fitted.collection.mismatch(run_parameters(builtin, size=96, seed=7, refine="none")) is None
 
 
 def test_another_checkpoint_is_named(file, builtin):

@@ -11,11 +11,17 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 from vitnp.errors import UsageError
-from vitnp.method.agreement import agree, literal
-from vitnp.method.collection_level import CATEGORY, DATASET, CollectionLevel, FittedLevel, default_categories, fit_level
-from vitnp.method.image_level import ImageLevel
+from vitnp.method.agreement import combine_levels
+from vitnp.method.agreement import two_cluster_variant
+from vitnp.method.collection_level import CATEGORY
+from vitnp.method.collection_level import DATASET
+from vitnp.method.collection_level import CollectionLevelConfig
+from vitnp.method.collection_level import FittedLevel
+from vitnp.method.collection_level import default_categories
+from vitnp.method.collection_level import fit_level
+from vitnp.method.image_level import ImageLevelConfig
 
-QUICK = CollectionLevel(clusters=(2,), starts=2, max_iterations=20)
+QUICK = CollectionLevelConfig(clusters=(2,), starts=2, max_iterations=20)
 
 
 def unit(x: np.ndarray) -> np.ndarray:
@@ -43,7 +49,7 @@ def soft_oracle(keys, centroids, shares, temperature):
 def test_shares_are_the_mean_hard_answer_of_each_cluster():
     keys, group = bundles()
     hard = np.random.default_rng(1).uniform(size=len(keys))
-    level = fit_level(keys, hard, (0,), CollectionLevel(clusters=(3,), starts=3, max_iterations=20))
+    level = fit_level(keys, hard, (0,), CollectionLevelConfig(clusters=(3,), starts=3, max_iterations=20))
     # Three bundles this tight are the clusters, in some order; a centroid points along the one axis that is its own.
     for axis in range(3):
         j = int(level.centroids[0][:, axis].argmax())
@@ -132,7 +138,7 @@ def test_default_categories(images, categories):
 @settings(derandomize=True, deadline=None, max_examples=50)
 @given(npst.arrays(np.float32, (3, 7), elements=st.floats(0, 1, width=32)))
 def test_mean_of_levels(levels):
-    found = agree(list(levels))
+    found = combine_levels(list(levels))
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, levels.astype(np.float64).sum(axis=0) / 3, atol=1e-7)
 
@@ -142,17 +148,17 @@ def test_mean_of_levels(levels):
 def test_majority_and_intersection_count_votes(votes):
     levels = list(votes.astype(np.float32))
     count = votes.sum(axis=0)
-    assert agree(levels, "majority").tolist() == [float(2 * c > len(votes)) for c in count]
-    assert agree(levels, "intersection").tolist() == [float(c == len(votes)) for c in count]
+    assert combine_levels(levels, "majority").tolist() == [float(2 * c > len(votes)) for c in count]
+    assert combine_levels(levels, "intersection").tolist() == [float(c == len(votes)) for c in count]
 
 
 def test_unknown_consistency():
     with pytest.raises(UsageError, match="magic"):
-        agree([np.zeros(2)], "magic")
+        combine_levels([np.zeros(2)], "magic")
 
 
 def test_literal_changes_the_clusters_alone():
-    for constants in (ImageLevel(threshold=0.7), DATASET, dataclasses.replace(CATEGORY, temperature=0.3)):
-        found = literal(constants)
+    for constants in (ImageLevelConfig(threshold=0.7), DATASET, dataclasses.replace(CATEGORY, temperature=0.3)):
+        found = two_cluster_variant(constants)
         assert found.clusters == (2,)
         assert dataclasses.replace(found, clusters=constants.clusters) == constants

@@ -6,14 +6,17 @@ import numpy as np
 import pytest
 
 from vitnp.clustering.spherical import Clustering
-from vitnp.method.cleaning import Cleaning, clean
+from vitnp.method.cleaning import CleaningConfig
+from vitnp.method.cleaning import clean
 from vitnp.method.confidence import confidence
-from vitnp.method.foreground import border_patches, foreground_clusters
-from vitnp.method.image_level import ImageLevel, image_level
+from vitnp.method.foreground import border_patches
+from vitnp.method.foreground import foreground_clusters
+from vitnp.method.image_level import ImageLevelConfig
+from vitnp.method.image_level import image_level
 
 
 def scene(rows: int = 9, columns: int = 11, noise: float = 0.05, seed: int = 0):
-    """A block of 'object' keys in the middle of 'background' keys, and attention that favours the object threefold."""
+    """A block of 'object' keys in the middle of 'background' keys, and attention that favors the object threefold."""
     rng = np.random.default_rng(seed)
     truth = np.zeros((rows, columns), bool)
     truth[3:7, 3:8] = True
@@ -38,7 +41,7 @@ def test_object_is_found_by_every_number_of_clusters():
 
 def test_two_clusters_by_formula():
     keys, attention, truth = scene(noise=0.0)
-    soft, _ = image_level(keys, attention, truth.shape, (0,), ImageLevel(clusters=(2,), temperature=0.5))
+    soft, _ = image_level(keys, attention, truth.shape, (0,), ImageLevelConfig(clusters=(2,), temperature=0.5))
     # Centroids are the two directions: margins are +1 and -1.
     expected = np.where(truth.ravel(), 1 / (1 + np.exp(-2)), 1 / (1 + np.exp(2)))
     np.testing.assert_allclose(soft, expected, rtol=1e-6)
@@ -81,7 +84,7 @@ def scores(labels: np.ndarray, attention: np.ndarray, clusters: int) -> list[flo
 
 def test_rule_takes_what_is_above_the_threshold():
     labels = np.where(BORDER, 0, 1)
-    labels[12] = 2  # the centre
+    labels[12] = 2  # the center
     attention = np.ones(25)
     attention[12] = 4.0
     found = scores(labels, attention, 3)
@@ -137,9 +140,9 @@ def test_clean_caps_small_islands():
     np.testing.assert_array_equal(cleaned[14:18, 14:19], 0.8)  # a fifth is not smaller than a fifth
     np.testing.assert_array_equal(cleaned[19, 0:3], 0.25)
     np.testing.assert_array_equal(cleaned[2:12, 2:12], 0.9)
-    np.testing.assert_array_equal(clean(islands(), Cleaning(relative=0.21))[14:18, 14:19], 0.25)
-    np.testing.assert_array_equal(clean(islands(), Cleaning(relative=0.0, absolute=0.006))[19, 0:3], 0.7)
-    np.testing.assert_array_equal(clean(islands(), Cleaning(relative=0.0, absolute=0.0076))[19, 0:3], 0.25)
+    np.testing.assert_array_equal(clean(islands(), CleaningConfig(relative=0.21))[14:18, 14:19], 0.25)
+    np.testing.assert_array_equal(clean(islands(), CleaningConfig(relative=0.0, absolute=0.006))[19, 0:3], 0.7)
+    np.testing.assert_array_equal(clean(islands(), CleaningConfig(relative=0.0, absolute=0.0076))[19, 0:3], 0.25)
 
 
 def test_clean_leaves_low_scores_and_the_input_alone():
@@ -156,7 +159,7 @@ def test_clean_spares_the_only_island_however_small():
     np.testing.assert_array_equal(clean(score), score)
 
 
-def test_diagonal_neighbours_are_one_island():
+def test_diagonal_neighbors_are_one_island():
     score = np.zeros((10, 10))
     score[np.arange(6), np.arange(6)] = 1.0
     score[9, 0] = 0.6

@@ -16,7 +16,11 @@ from vitnp.kernels.threads import pool
 from vitnp.refine.dense_crf import dense_crf
 
 try:
-    from vitnp.kernels.cpu import lattice
+    from vitnp.kernels.cpu.lattice import SLOTS
+    from vitnp.kernels.cpu.lattice import lattice_filter
+    from vitnp.kernels.cpu.lattice import mean_field
+    from vitnp.kernels.cpu.lattice import normalize_lattice
+    from vitnp.kernels.cpu.lattice import permutohedral_lattice
 except ImportError:  # no numba, or nowhere to keep what it compiles
     lattice = None
 
@@ -39,8 +43,8 @@ def photograph(height: int, width: int, seed: int) -> np.ndarray:
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[:height, :width]
     region = (np.hypot(y - 0.4 * height, x - 0.5 * width) < 0.3 * max(height, width)) + 2 * (x > 0.7 * width)
-    colours = rng.integers(20, 230, (4, 3))
-    shaded = colours[region] + 20 * y[..., None] / height + rng.normal(0, 3, (height, width, 3))
+    colors = rng.integers(20, 230, (4, 3))
+    shaded = colors[region] + 20 * y[..., None] / height + rng.normal(0, 3, (height, width, 3))
     return shaded.clip(0, 255).astype(np.uint8)
 
 
@@ -51,27 +55,27 @@ def probabilities(height: int, width: int, classes: int, seed: int) -> np.ndarra
 
 def exactly(found: reference.Lattice) -> reference.Lattice:
     """The lattice for computations in float64."""
-    return reference.Lattice(found.vertex, found.weight.astype(float), found.neighbour)
+    return reference.Lattice(found.vertex, found.weight.astype(float), found.neighbor)
 
 
 def gaussian_matrix(features: np.ndarray) -> np.ndarray:
-    """exp(-|f_p - f_q|^2 / 2) of all pairs, normalised symmetrically."""
+    """exp(-|f_p - f_q|^2 / 2) of all pairs, normalized symmetrically."""
     difference = features[:, :, None].astype(float) - features[:, None]
     matrix = np.exp(-0.5 * np.square(difference).sum(axis=0))
     root = np.sqrt(matrix.sum(axis=1))
     return matrix / root / root[:, None]
 
 
-def pixels(rgb: np.ndarray, xy: float, colour: float | None = None) -> np.ndarray:
+def pixels(rgb: np.ndarray, xy: float, color: float | None = None) -> np.ndarray:
     y, x = np.mgrid[: rgb.shape[0], : rgb.shape[1]]
     planes = [x / xy, y / xy]
-    if colour:
-        planes += [rgb[..., channel] / colour for channel in range(3)]
+    if color:
+        planes += [rgb[..., channel] / color for channel in range(3)]
     return np.array(planes, np.float32).reshape(len(planes), -1)
 
 
-def normalised(rgb: np.ndarray, *widths: float) -> reference.Lattice:
-    return lattice.normalise_lattice(lattice.permutohedral_lattice(pixels(rgb, *widths)))
+def normalized(rgb: np.ndarray, *widths: float) -> reference.Lattice:
+    return normalize_lattice(permutohedral_lattice(pixels(rgb, *widths)))
 
 
 # --- the lattice ------------------------------------------------------------------------------------------------------
@@ -103,18 +107,18 @@ def test_weights_are_barycentric_coordinates_of_distinct_corners(k, dimensions):
 
 
 @both
-def test_neighbours_know_each_other(k):
+def test_neighbors_know_each_other(k):
     found = k.permutohedral_lattice(points(3, 300, seed=1))
-    axes, count, _ = found.neighbour.shape
+    axes, count, _ = found.neighbor.shape
     assert count == found.vertex.max() + 1
     for axis in range(axes):
-        for e, (back, ahead) in enumerate(found.neighbour[axis].tolist()):
-            assert back == count or found.neighbour[axis, back, 1] == e
-            assert ahead == count or found.neighbour[axis, ahead, 0] == e
+        for e, (back, ahead) in enumerate(found.neighbor[axis].tolist()):
+            assert back == count or found.neighbor[axis, back, 1] == e
+            assert ahead == count or found.neighbor[axis, ahead, 0] == e
     # From corner to corner of a simplex it's one step back along one axis: there and back again is never far.
     for corners in found.vertex[:50].tolist():
         for here, there in zip(corners, corners[1:]):
-            assert there in found.neighbour[:, here]
+            assert there in found.neighbor[:, here]
 
 
 @compiled
@@ -122,8 +126,8 @@ def test_neighbours_know_each_other(k):
 @given(st.integers(1, 6), st.integers(1, 400), st.integers(0, 10**6), st.sampled_from([0.1, 3, 60]))
 def test_compiled_lattice_is_the_references(dimensions, count, seed, spread):
     features = points(dimensions, count, seed, spread)
-    expected, found = reference.permutohedral_lattice(features), lattice.permutohedral_lattice(features)
-    for name in ("vertex", "neighbour", "weight"):
+    expected, found = reference.permutohedral_lattice(features), permutohedral_lattice(features)
+    for name in ("vertex", "neighbor", "weight"):
         np.testing.assert_array_equal(getattr(found, name), getattr(expected, name), err_msg=name)
         assert getattr(found, name).dtype == getattr(expected, name).dtype
 
@@ -134,10 +138,10 @@ def test_compiled_lattice_is_the_references_in_bands_whose_tables_grow(members):
     rgb = np.random.default_rng(2).integers(0, 256, (60, 81, 3), dtype=np.uint8)
     features = pixels(rgb, 20, 5)
     expected = reference.permutohedral_lattice(features)
-    assert expected.neighbour.shape[1] > 4 * lattice.SLOTS
-    with pool.at_most(members):
-        found = lattice.permutohedral_lattice(features)
-    for name in ("vertex", "neighbour", "weight"):
+    assert expected.neighbor.shape[1] > 4 * SLOTS
+    with pool.thread_limit(members):
+        found = permutohedral_lattice(features)
+    for name in ("vertex", "neighbor", "weight"):
         np.testing.assert_array_equal(getattr(found, name), getattr(expected, name), err_msg=name)
 
 
@@ -147,32 +151,32 @@ def test_compiled_lattice_is_the_references_in_bands_whose_tables_grow(members):
 def test_filter_in_both_precisions(dimensions, count, channels, seed):
     features = points(dimensions, count, seed)
     values = np.random.default_rng(seed).normal(0, 1, (count, channels)).astype(np.float32)
-    for normalised in (False, True):
-        found = lattice.permutohedral_lattice(features)
+    for normalized in (False, True):
+        found = permutohedral_lattice(features)
         exact = exactly(found)
-        if normalised:
-            found, exact = lattice.normalise_lattice(found), reference.normalise_lattice(exact)
+        if normalized:
+            found, exact = normalize_lattice(found), reference.normalize_lattice(exact)
         expected = reference.lattice_filter(exact, values.astype(float))
-        plain = reference.Lattice(found.vertex, found.weight, found.neighbour)
-        for result in (lattice.lattice_filter(found, values), reference.lattice_filter(plain, values)):
+        plain = reference.Lattice(found.vertex, found.weight, found.neighbor)
+        for result in (lattice_filter(found, values), reference.lattice_filter(plain, values)):
             assert result.dtype == np.float32
             np.testing.assert_allclose(result, expected, atol=1e-5 * max(1, abs(expected).max()))
 
 
 @both
-@pytest.mark.parametrize(("xy", "colour"), [(3.0, None), (6.0, 20.0)])
-def test_filter_is_near_the_gaussian_of_all_pairs(k, xy, colour):
+@pytest.mark.parametrize(("xy", "color"), [(3.0, None), (6.0, 20.0)])
+def test_filter_is_near_the_gaussian_of_all_pairs(k, xy, color):
     """The lattice is an approximation: for values in -1..1 it's off by less than 0.03 on average, by 0.15 at most."""
-    features = pixels(photograph(24, 30, seed=3), xy, colour)
+    features = pixels(photograph(24, 30, seed=3), xy, color)
     smooth = np.sin(np.arange(720) / 50)[:, None].astype(np.float32)
-    found = k.lattice_filter(k.normalise_lattice(k.permutohedral_lattice(features)), smooth)
+    found = k.lattice_filter(k.normalize_lattice(k.permutohedral_lattice(features)), smooth)
     error = abs(found - gaussian_matrix(features) @ smooth)
     assert error.mean() < 0.03 and error.max() < 0.15
 
 
 @both
 def test_points_at_one_place_are_averaged(k):
-    found = k.normalise_lattice(k.permutohedral_lattice(np.full((3, 5), 0.3, np.float32)))
+    found = k.normalize_lattice(k.permutohedral_lattice(np.full((3, 5), 0.3, np.float32)))
     values = np.float32([[1, 0], [2, 0], [3, 0], [4, 10], [5, 0]])
     np.testing.assert_allclose(k.lattice_filter(found, values), np.full((5, 2), [3, 2]), rtol=1e-5)
 
@@ -192,9 +196,9 @@ def test_features_beyond_the_lattice_are_refused(k, far):
 @both
 @pytest.mark.parametrize("classes", [2, 3])
 def test_where_all_pixels_are_alike_labels_follow_the_mean(k, classes):
-    """Then every normalised kernel takes the mean, and mean field can be written down."""
+    """Then every normalized kernel takes the mean, and mean field can be written down."""
     unary = np.random.default_rng(5).exponential(1, (7, classes)).astype(np.float32)
-    alike = k.normalise_lattice(k.permutohedral_lattice(np.zeros((5, 7), np.float32)))
+    alike = k.normalize_lattice(k.permutohedral_lattice(np.zeros((5, 7), np.float32)))
     expected = reference.softmax(-unary.astype(float))
     for _ in range(4):
         expected = reference.softmax(-unary + 2.5 * expected.mean(axis=0))
@@ -207,9 +211,9 @@ def test_where_all_pixels_are_alike_labels_follow_the_mean(k, classes):
 def test_mean_field_in_both_precisions(classes, steps):
     rgb = photograph(19, 23, seed=classes)
     unary = -np.log(probabilities(19, 23, classes, seed=6).reshape(-1, classes))
-    found = [normalised(rgb, 3), normalised(rgb, 8, 12)]
+    found = [normalized(rgb, 3), normalized(rgb, 8, 12)]
     expected = reference.mean_field(unary.astype(float), [exactly(each) for each in found], [3, 5], steps)
-    result = lattice.mean_field(unary, found, [3, 5], steps)
+    result = mean_field(unary, found, [3, 5], steps)
     assert result.dtype == np.float32 and result.shape == expected.shape
     np.testing.assert_allclose(result, expected, atol=2e-4)
     np.testing.assert_allclose(result.sum(axis=1), 1, atol=1e-5)
@@ -220,7 +224,7 @@ def test_mean_field_in_both_precisions(classes, steps):
 def test_huge_and_tiny_energies_stay_finite(k, classes):
     unary = np.float32([[0, 1e5], [1e5, 0], [1e-40, 1e-40], [-3e4, 3e4], [88, 0], [0, 104]])
     unary = np.concatenate((unary, np.full((6, classes - 2), 3e4, np.float32)), axis=1)
-    found = k.normalise_lattice(k.permutohedral_lattice(points(2, 6, seed=7)))
+    found = k.normalize_lattice(k.permutohedral_lattice(points(2, 6, seed=7)))
     result = k.mean_field(unary, [found], [1.0], 3)
     np.testing.assert_allclose(result[[0, 1, 3, 4, 5], [0, 1, 0, 1, 0]], 1, atol=1e-6)
     np.testing.assert_allclose(result.sum(axis=1), 1, atol=1e-6)
@@ -233,8 +237,8 @@ def test_bits_do_not_depend_on_the_number_of_threads(classes):
     unary = -np.log(probabilities(97, 131, classes, seed=8).reshape(-1, classes))
     results = []
     for members in (1, 2, 4):
-        with pool.at_most(members):
-            results.append(lattice.mean_field(unary, [normalised(rgb, 3), normalised(rgb, 9, 2)], [3, 5], 3))
+        with pool.thread_limit(members):
+            results.append(mean_field(unary, [normalized(rgb, 3), normalized(rgb, 9, 2)], [3, 5], 3))
     np.testing.assert_array_equal(results[0], results[1])
     np.testing.assert_array_equal(results[0], results[2])
 
@@ -243,11 +247,11 @@ def test_bits_do_not_depend_on_the_number_of_threads(classes):
 def test_other_types_and_lattices_go_to_the_reference():
     features = points(2, 40, seed=9).astype(float)
     values = np.random.default_rng(9).random((40, 3))
-    found = lattice.permutohedral_lattice(features)
+    found = permutohedral_lattice(features)
     assert found.weight.dtype == np.float64
-    np.testing.assert_array_equal(lattice.lattice_filter(found, values), reference.lattice_filter(found, values))
-    normal = lattice.normalise_lattice(found)
-    result = lattice.mean_field(values, [normal], [2.0], 2)
+    np.testing.assert_array_equal(lattice_filter(found, values), reference.lattice_filter(found, values))
+    normal = normalize_lattice(found)
+    result = mean_field(values, [normal], [2.0], 2)
     assert result.dtype == np.float64
     np.testing.assert_array_equal(result, reference.mean_field(values, [normal], [2.0], 2))
 
@@ -317,7 +321,7 @@ def test_certain_and_undecided_maps_of_any_shape(size, value):
     np.testing.assert_allclose(result.sum(axis=-1), 1, atol=1e-6)
 
 
-def test_without_steps_or_weights_probabilities_are_only_normalised():
+def test_without_steps_or_weights_probabilities_are_only_normalized():
     rgb = photograph(6, 7, seed=13)
     probability = np.random.default_rng(13).uniform(0.1, 0.5, (6, 7, 3))
     expected = probability / probability.sum(axis=-1, keepdims=True)

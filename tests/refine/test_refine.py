@@ -13,10 +13,14 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from vitnp.errors import UsageError
-from vitnp.io.resample import bilinear, reduce, working_size
+from vitnp.io.resample import bilinear
+from vitnp.io.resample import downscale
+from vitnp.io.resample import working_size
 from vitnp.refine.bilateral_solver import bilateral_solver
-from vitnp.refine.guided_filter import guided_filter, guided_upsample
-from vitnp.refine.refine import METHODS, refine
+from vitnp.refine.guided_filter import guided_filter
+from vitnp.refine.guided_filter import guided_upsample
+from vitnp.refine.refine import METHODS
+from vitnp.refine.refine import refine
 
 property_test = settings(derandomize=True, deadline=None, max_examples=40)
 sides = st.integers(1, 40)
@@ -28,9 +32,9 @@ def blobs(height: int, width: int, seed: int, noise: float = 6.0) -> np.ndarray:
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[:height, :width]
     region = (np.hypot(y - 0.5 * height, x - 0.45 * width) < 0.3 * max(height, width)) + 2 * (x > 0.7 * width)
-    colours = rng.integers(20, 230, (4, 3))
+    colors = rng.integers(20, 230, (4, 3))
     shade = 20.0 * y[..., None] / height
-    return (colours[region] + shade + rng.normal(0, noise, (height, width, 3))).clip(0, 255).astype(np.uint8)
+    return (colors[region] + shade + rng.normal(0, noise, (height, width, 3))).clip(0, 255).astype(np.uint8)
 
 
 def two_tone(height: int, width: int, edge: int) -> np.ndarray:
@@ -43,7 +47,7 @@ def two_tone(height: int, width: int, edge: int) -> np.ndarray:
 
 
 def bilinear_by_definition(values: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Value at each centre, one by one, in float64; coordinates beyond the outermost centres are clamped."""
+    """Value at each center, one by one, in float64; coordinates beyond the outermost centers are clamped."""
     rows, columns = values.shape
     result = np.empty((height, width))
     for i in range(height):
@@ -91,7 +95,7 @@ def solver_system(rgb, confidence, target, sigma_xy, sigma_luma, sigma_chroma, s
 
 
 def guided_by_definition(target: np.ndarray, rgb: np.ndarray, radius: int, eps: float) -> np.ndarray:
-    """He, Sun and Tang's colour filter with one 3 x 3 solve for each window and one average for each pixel."""
+    """He, Sun and Tang's color filter with one 3 x 3 solve for each window and one average for each pixel."""
     height, width = target.shape
     image = rgb / 255.0
 
@@ -101,11 +105,11 @@ def guided_by_definition(target: np.ndarray, rgb: np.ndarray, radius: int, eps: 
     a, b = np.empty((height, width, 3)), np.empty((height, width))
     for i in range(height):
         for j in range(width):
-            colours, values = image[window(i, j)].reshape(-1, 3), target[window(i, j)].ravel()
-            centred = colours - colours.mean(axis=0)
-            sigma = centred.T @ centred / len(values)
-            a[i, j] = np.linalg.solve(sigma + eps * np.eye(3), centred.T @ (values - values.mean()) / len(values))
-            b[i, j] = values.mean() - a[i, j] @ colours.mean(axis=0)
+            colors, values = image[window(i, j)].reshape(-1, 3), target[window(i, j)].ravel()
+            centerd = colors - colors.mean(axis=0)
+            sigma = centerd.T @ centerd / len(values)
+            a[i, j] = np.linalg.solve(sigma + eps * np.eye(3), centerd.T @ (values - values.mean()) / len(values))
+            b[i, j] = values.mean() - a[i, j] @ colors.mean(axis=0)
     result = np.empty((height, width))
     for i in range(height):
         for j in range(width):
@@ -152,15 +156,15 @@ def test_bilinear_leaves_its_input_alone():
 def test_reduction_in_bands_is_pillows_resizing(monkeypatch, size):
     rgb = blobs(301, 203, seed=3)
     expected = np.asarray(Image.fromarray(rgb).resize(size[::-1], Image.Resampling.BICUBIC))
-    np.testing.assert_array_equal(reduce(rgb, size), expected)
+    np.testing.assert_array_equal(downscale(rgb, size), expected)
     monkeypatch.setattr("vitnp.io.resample._BAND_PIXELS", 7 * 203)
-    np.testing.assert_array_equal(reduce(rgb, size), expected)
+    np.testing.assert_array_equal(downscale(rgb, size), expected)
 
 
 def test_overlong_strips_are_thinned_and_still_reduced(monkeypatch):
     monkeypatch.setattr("vitnp.io.resample._LONGEST_SIDE", 1000)
     ramp = np.repeat(np.linspace(0, 255, 8000).astype(np.uint8)[:, None, None], 3, axis=2)
-    np.testing.assert_allclose(reduce(ramp, (10, 1))[:, 0, 0], np.linspace(12.75, 242.25, 10), atol=2)
+    np.testing.assert_allclose(downscale(ramp, (10, 1))[:, 0, 0], np.linspace(12.75, 242.25, 10), atol=2)
 
 
 @property_test
@@ -174,7 +178,7 @@ def test_working_size_keeps_aspect_and_bound(height, width, side):
 
 # --- the bilateral solver ---------------------------------------------------------------------------------------------
 
-# Widths for which no colour lies on the edge between two bins, where float32 and float64 may disagree.
+# Widths for which no color lies on the edge between two bins, where float32 and float64 may disagree.
 SIGMAS = {"sigma_xy": 3.3, "sigma_luma": 11.37, "sigma_chroma": 6.61}
 
 
@@ -231,8 +235,8 @@ def test_solver_commutes_with_flips(flip, size):
 
 def test_pixels_that_nobody_vouches_for_keep_the_mean_of_their_vertex():
     rgb = np.zeros((4, 12, 3), np.uint8)
-    rgb[:, 4:8] = 12  # a neighbour of black
-    rgb[:, 8:] = 255  # too far in colour to be anyone's
+    rgb[:, 4:8] = 12  # a neighbor of black
+    rgb[:, 8:] = 255  # too far in color to be anyone's
     target = np.random.default_rng(8).random((4, 12))
     confidence = np.where(np.arange(12) < 8, 0.01, 0.0) * np.ones((4, 1))
     result = bilateral_solver(target, rgb, sigma_xy=50.0, confidence=confidence)
@@ -274,10 +278,10 @@ def test_guided_filter_is_the_textbooks(height, width, radius, eps, seed):
 
 
 def test_guided_filter_is_accurate_where_windows_hold_one_hue():
-    grey = np.repeat(np.linspace(0, 255, 240).astype(np.uint8).reshape(12, 20, 1), 3, axis=2)
+    gray = np.repeat(np.linspace(0, 255, 240).astype(np.uint8).reshape(12, 20, 1), 3, axis=2)
     target = np.random.default_rng(7).random((12, 20))
-    result = guided_filter(target, grey, radius=3, eps=1e-7)
-    np.testing.assert_allclose(result, guided_by_definition(target, grey, 3, 1e-7), atol=1e-6)
+    result = guided_filter(target, gray, radius=3, eps=1e-7)
+    np.testing.assert_allclose(result, guided_by_definition(target, gray, 3, 1e-7), atol=1e-6)
 
 
 @property_test
@@ -296,7 +300,7 @@ def test_guided_filter_keeps_constants(height, width, radius, seed, value):
 def test_no_pixel_depends_on_its_tile(height, width, side, tile, seed):
     rng = np.random.default_rng(seed)
     rgb = blobs(height, width, seed)
-    small = reduce(rgb, working_size(height, width, side))
+    small = downscale(rgb, working_size(height, width, side))
     soft = rng.random(small.shape[:2])
     whole = guided_upsample(soft, small, rgb, tile=10**6)
     assert whole.dtype == np.uint16 and whole.shape == (height, width)
@@ -314,7 +318,7 @@ def test_upsampled_edges_follow_the_photograph():
     y, x = np.mgrid[:900, :1200]
     disk = np.hypot(y - 440, x - 617) < 287.3
     rgb = np.where(disk[..., None], np.uint8([190, 120, 60]), np.uint8([70, 110, 130]))
-    small = reduce(rgb, (90, 120))
+    small = downscale(rgb, (90, 120))
     soft = np.asarray(Image.fromarray(disk.astype(np.float32)).resize((120, 90), Image.Resampling.BOX))
     guided = (guided_upsample(soft, small, rgb) >= 32768) != disk
     plain = (bilinear(soft, (900, 1200)) >= 0.5) != disk

@@ -11,15 +11,15 @@ def random_weights(config, *, seed: int, hidden: int, class_position: bool, dtyp
     width, patch = config.width, config.patch
     w: dict[str, np.ndarray] = {}
 
-    def add(name: str, *shape: int, spread: float, centre: float = 0.0) -> None:
-        w[name] = (centre + spread * rng.standard_normal(shape)).astype(dtype)
+    def add(name: str, *shape: int, spread: float, center: float = 0.0) -> None:
+        w[name] = (center + spread * rng.standard_normal(shape)).astype(dtype)
 
     def add_linear(name: str, inputs: int, outputs: int) -> None:
         add(name + ".weight", outputs, inputs, spread=inputs**-0.5)
         add(name + ".bias", outputs, spread=0.2)
 
     def add_norm(name: str) -> None:
-        add(name + ".weight", width, spread=0.2, centre=1.0)
+        add(name + ".weight", width, spread=0.2, center=1.0)
         add(name + ".bias", width, spread=0.2)
 
     add("cls_token", 1, 1, width, spread=0.5)

@@ -11,10 +11,16 @@ from PIL import Image
 from toy import picture
 
 from vitnp.errors import ImageError
-from vitnp.io.preprocess import normalise
-from vitnp.weights.train.data.crops import Ahead, DeviceCrops, HostCrops, Normalise
-from vitnp.weights.train.data.packs import Picture, pictures_of
-from vitnp.weights.train.data.sampler import Plan, boxes, plan
+from vitnp.io.preprocess import normalize
+from vitnp.weights.train.data.crops import Ahead
+from vitnp.weights.train.data.crops import DeviceCrops
+from vitnp.weights.train.data.crops import HostCrops
+from vitnp.weights.train.data.crops import Normalize
+from vitnp.weights.train.data.packs import Picture
+from vitnp.weights.train.data.packs import pictures_of
+from vitnp.weights.train.data.sampler import Plan
+from vitnp.weights.train.data.sampler import boxes
+from vitnp.weights.train.data.sampler import plan
 
 
 def refuse(message):
@@ -56,7 +62,7 @@ def test_crops_show_their_boxes(cutter, coordinates):
     assert crops.shape == (2, 3, 64, 96)
     for crop, box, mirrored in zip(crops, boxes(one, [[200, 250], [250, 180]]), one.mirrored):
         left, top, right, bottom = box
-        # Centres of the crop's pixels, in the photograph, whose pixel i has its centre at i + 1/2.
+        # Centers of the crop's pixels, in the photograph, whose pixel i has its center at i + 1/2.
         columns = left + (np.arange(96) + 0.5) / 96 * (right - left) - 0.5
         rows = top + (np.arange(64) + 0.5) / 64 * (bottom - top) - 0.5
         inner = np.s_[2:-2, 2:-2]
@@ -87,10 +93,10 @@ def test_a_damaged_picture_is_told_of_and_done_without(cutter, photographs, tmp_
         cut(a_plan(pictures=(2,), mirrored=(False,)))
 
 
-def test_normalise_is_the_network_s_own(teacher):
+def test_normalize_is_the_network_s_own(teacher):
     rgb = picture(5)
-    mine = Normalise(teacher.config, torch.device("cpu"))(torch.tensor(rgb).permute(2, 0, 1)[None])
-    assert np.allclose(mine[0].numpy(), normalise(rgb, teacher.config.mean, teacher.config.std), atol=1e-5)
+    mine = Normalize(teacher.config, torch.device("cpu"))(torch.tensor(rgb).permute(2, 0, 1)[None])
+    assert np.allclose(mine[0].numpy(), normalize(rgb, teacher.config.mean, teacher.config.std), atol=1e-5)
 
 
 def test_ahead_keeps_the_order():

@@ -16,15 +16,20 @@ from PIL import Image
 
 from vitnp.checkpoints.load import load_vit
 from vitnp.checkpoints.safetensors_io import read_safetensors
-from vitnp.errors import OutputError, UsageError, VitnpError
+from vitnp.errors import OutputError
+from vitnp.errors import UsageError
+from vitnp.errors import VitnpError
 from vitnp.io.decode import read_image
-from vitnp.io.preprocess import normalise
-from vitnp.io.resample import reduce
+from vitnp.io.preprocess import normalize
+from vitnp.io.resample import downscale
 from vitnp.weights.train import distill as module
 from vitnp.weights.train import torch_vit
 from vitnp.weights.train.__main__ import main
 from vitnp.weights.train.data.packs import pictures_of
-from vitnp.weights.train.distill import Origin, Recipe, Surroundings, distill
+from vitnp.weights.train.distill import Origin
+from vitnp.weights.train.distill import Recipe
+from vitnp.weights.train.distill import Surroundings
+from vitnp.weights.train.distill import distill
 
 TOY = Recipe(steps=120, depth=2, batch=4, held_out=4, bfloat16=False, kept=3)
 
@@ -89,7 +94,7 @@ def test_held_out_cosine_is_of_the_saved_student(finished, teacher, pictures):
     def agreement(vit):
         cosines = []
         for picture in pictures:
-            image = normalise(reduce(picture.read(), (224, 288)), student.config.mean, student.config.std)[None]
+            image = normalize(downscale(picture.read(), (224, 288)), student.config.mean, student.config.std)[None]
             a, b = vit(image)["key"], teacher(image)["key"]
             cosines.append((a * b).sum(-1) / np.linalg.norm(a, axis=-1) / np.linalg.norm(b, axis=-1))
         return np.mean(cosines)
@@ -140,7 +145,7 @@ def test_interruptions_change_nothing(finished, tmp_path, teacher, pictures, par
 
 
 def test_minutes_end_a_run(tmp_path, teacher, pictures):
-    recipe = Recipe(minutes=0.01, depth=2, batch=4, held_out=0, optimiser="adamw")
+    recipe = Recipe(minutes=0.01, depth=2, batch=4, held_out=0, optimizer="adamw")
     folder = tmp_path / "run"
     assert (
         distill(teacher, pictures, folder, recipe, around=Surroundings(log_steps=1)) == folder / "student.safetensors"
@@ -172,7 +177,8 @@ def test_excluded_photographs_are_not_learnt_from(tmp_path, photographs, teacher
 
 def test_score_is_that_of_the_evaluation(tmp_path, photographs, teacher_file, capsys):
     from vitnp.evaluate.data.pairs import match_pairs
-    from vitnp.evaluate.saliency import mean_scores, score_pairs
+    from vitnp.evaluate.saliency import mean_scores
+    from vitnp.evaluate.saliency import score_pairs
 
     images, masks = tmp_path / "images", tmp_path / "masks"
     images.mkdir()
@@ -250,7 +256,7 @@ def test_a_teacher_is_no_student(tmp_path, teacher, pictures):
 
 
 def test_a_loss_that_explodes_is_no_student(tmp_path, teacher, pictures):
-    recipe = Recipe(steps=60, depth=2, batch=4, held_out=4, rate=1e30, optimiser="adamw")
+    recipe = Recipe(steps=60, depth=2, batch=4, held_out=4, rate=1e30, optimizer="adamw")
     with pytest.raises(VitnpError, match="no number"):
         distill(teacher, pictures, tmp_path, recipe, around=Surroundings(log_steps=10))
     assert not (tmp_path / "student.safetensors").exists()

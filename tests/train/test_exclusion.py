@@ -10,16 +10,18 @@ from PIL import Image
 from toy import picture
 
 from vitnp.weights.train.__main__ import main
-from vitnp.weights.train.data.dedup import Exclusion, thumbnail
-from vitnp.weights.train.data.packs import read_pack, write_pack
+from vitnp.weights.train.data.dedup import Deduplication
+from vitnp.weights.train.data.dedup import thumbnail
+from vitnp.weights.train.data.packs import read_pack
+from vitnp.weights.train.data.packs import write_pack
 
 
 @pytest.fixture
-def exclusion(tmp_path) -> Exclusion:
+def exclusion(tmp_path) -> Deduplication:
     for index in range(4):
         Image.fromarray(picture(index)).save(tmp_path / f"known_{index}.png")
     Image.fromarray(picture(9, 200, 600)).save(tmp_path / "long.png")
-    return Exclusion([tmp_path])
+    return Deduplication([tmp_path])
 
 
 def small_jpeg(rgb: np.ndarray) -> np.ndarray:
@@ -57,11 +59,11 @@ def test_product_of_thumbnails_is_their_correlation():
     from PIL import Image
 
     one, other = picture(1), picture(2)
-    grey = [
+    gray = [
         np.asarray(Image.fromarray(rgb).convert("L").resize((32, 32), Image.Resampling.BOX), float).ravel()
         for rgb in (one, other)
     ]
-    assert thumbnail(one) @ thumbnail(other) == pytest.approx(np.corrcoef(*grey)[0, 1], abs=1e-5)
+    assert thumbnail(one) @ thumbnail(other) == pytest.approx(np.corrcoef(*gray)[0, 1], abs=1e-5)
 
 
 def test_pack_command_leaves_out(tmp_path, capsys):

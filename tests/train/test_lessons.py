@@ -13,26 +13,29 @@ torch = pytest.importorskip("torch")
 from toy import network
 
 from vitnp.weights.train import torch_vit
-from vitnp.weights.train.losses import Scales, errors
-from vitnp.weights.train.targets import USES, Lesson, Lessons
+from vitnp.weights.train.losses import Scales
+from vitnp.weights.train.losses import errors
+from vitnp.weights.train.targets import USES
+from vitnp.weights.train.targets import Batch
+from vitnp.weights.train.targets import Targets
 
 
 def crops_of(number: int) -> torch.Tensor:
     return torch.full((2, 3, 4, 4), float(number))
 
 
-def make(kept: int, first: int = 0, taught: list | None = None) -> Lessons:
+def make(kept: int, first: int = 0, taught: list | None = None) -> Targets:
     numbers = itertools.count(first)
 
     def teach(crops):
         if taught is not None:
             taught.append(int(crops[0, 0, 0, 0]))
-        return Lesson(crops, [crops + 1], crops + 2)
+        return Batch(crops, [crops + 1], crops + 2)
 
-    return Lessons(lambda: crops_of(next(numbers)), crops_of, teach, kept, seed=0)
+    return Targets(lambda: crops_of(next(numbers)), crops_of, teach, kept, seed=0)
 
 
-def number_of(lesson: Lesson) -> int:
+def number_of(lesson: Batch) -> int:
     number = int(lesson.crops[0, 0, 0, 0])
     assert lesson.states[0][0, 0, 0, 0] == number + 1 and lesson.key[0, 0, 0, 0] == number + 2
     assert lesson.crops.dtype == lesson.key.dtype == torch.float32
@@ -89,7 +92,7 @@ def test_errors_against_numpy():
     def to(x):
         return torch.tensor(x, dtype=torch.float32)
 
-    lesson = Lesson(to(np.zeros(1)), [to(x) for x in theirs], to(their_key))
+    lesson = Batch(to(np.zeros(1)), [to(x) for x in theirs], to(their_key))
     scales = Scales.of(lesson, to(final))
     found = errors(student, vit.config, [to(x) for x in mine], to(my_key), lesson, to(final), scales)
 

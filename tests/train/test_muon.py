@@ -6,7 +6,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from vitnp.weights.train.muon import Muon, orthogonal
+from vitnp.weights.train.muon import Muon
+from vitnp.weights.train.muon import orthogonal
 
 
 def drawn(*shape, seed=0):

@@ -7,7 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vitnp.weights.train.data.sampler import SHAPES, boxes, plan
+from vitnp.weights.train.data.sampler import SHAPES
+from vitnp.weights.train.data.sampler import boxes
+from vitnp.weights.train.data.sampler import plan
 
 
 def test_every_photograph_once_a_round():

@@ -7,7 +7,7 @@ from PIL import Image
 
 
 def picture(index: int, height: int = 260, width: int = 340) -> np.ndarray:
-    """A picture like no other: smooth blobs of colour."""
+    """A picture like no other: smooth blobs of color."""
     coarse = np.random.default_rng(index).integers(0, 256, (5, 6, 3), np.uint8)
     return np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
 

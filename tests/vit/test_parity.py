@@ -15,7 +15,10 @@ import pytest
 import random_vit
 from safetensors.numpy import save_file
 
-from vitnp import ViT, ViTConfig, kernels, load_vit
+from vitnp import ViT
+from vitnp import ViTConfig
+from vitnp import kernels
+from vitnp import load_vit
 from vitnp.errors import UsageError
 from vitnp.options import FEATURES as ALL_FEATURES
 from vitnp.vit import plain
@@ -216,7 +219,7 @@ def test_agrees_with_a_float64_reference(situation):
         np.testing.assert_allclose(found[feature], exact[feature], rtol=1e-3, atol=1e-3, err_msg=feature)
 
 
-# ---- behaviour -----------------------------------------------------------------------------------------------------
+# ---- behavior -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("stride", [None, 2])

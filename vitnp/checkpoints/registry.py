@@ -1,4 +1,4 @@
-"""What is known of each checkpoint that has a name: where it is, what it should hash to, how its input is normalised.
+"""What is known of each checkpoint that has a name: where it is, what it should hash to, how its input is normalized.
 
 The facts are in ``weights/registry.json``; ``null`` stands for what no page records.
 """
@@ -20,7 +20,7 @@ FOLDER = pathlib.Path(str(importlib.resources.files("vitnp.weights")))
 BUILT_IN = "vitnp_tiny"
 
 # Mean and standard deviation of RGB in 0..1.
-NORMALISATIONS = {
+NORMALIZATIONS = {
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
 }
@@ -40,11 +40,11 @@ class Entry:
         Approximate size of the file, 10^6 bytes.
     sha256 : str or None
         Of the file at url, where a page records it.
-    licence, note : str
+    license, note : str
     collection_temperature : float, optional
         By which a patch belongs to several clusters of a fitted collection, where another one than vitnp's 0.05 suits these
         features better.
-    normalise : {"imagenet", "half"}
+    normalize : {"imagenet", "half"}
     heads : int
     pos_embed : {"offset", "exact", "antialias"}
         How its authors' code resamples position embeddings.
@@ -58,8 +58,8 @@ class Entry:
     revision: str
     megabytes: float
     sha256: str | None
-    licence: str
-    normalise: str
+    license: str
+    normalize: str
     heads: int
     pos_embed: str
     original: str | None

@@ -114,15 +114,15 @@ def write_safetensors(
         Can't be written; nothing is left behind.
     """
     with replacing(path) as file:
-        file.writelines(serialised(tensors, metadata))
+        file.writelines(serialized(tensors, metadata))
 
 
-def serialised(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> Iterator[bytes | memoryview]:
+def serialized(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> Iterator[bytes | memoryview]:
     """The bytes of a file, piece by piece: what :func:`write_safetensors` writes.
 
     Examples
     --------
-    >>> len(b"".join(serialised({"a": np.zeros(3, np.float32)}, {})))
+    >>> len(b"".join(serialized({"a": np.zeros(3, np.float32)}, {})))
     100
     """
     header: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))}

@@ -22,7 +22,11 @@ from typing import Any
 
 import numpy as np
 
-from vitnp.checkpoints.safe_unpickler import Inert, Named, PickleRefused, check_key, load_pickle
+from vitnp.checkpoints.safe_unpickler import Inert
+from vitnp.checkpoints.safe_unpickler import Named
+from vitnp.checkpoints.safe_unpickler import PickleRefused
+from vitnp.checkpoints.safe_unpickler import check_key
+from vitnp.checkpoints.safe_unpickler import load_pickle
 from vitnp.errors import CheckpointError
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
@@ -157,10 +161,10 @@ def _stored(buffer: memoryview, entry: zipfile.ZipInfo) -> memoryview:
 def _read_legacy(mapped: mmap.mmap) -> object:
     nothing = _refuse_storage
     try:
-        recognised = load_pickle(mapped, {}, nothing) == LEGACY_MAGIC
+        recognized = load_pickle(mapped, {}, nothing) == LEGACY_MAGIC
     except PickleRefused:
-        recognised = False
-    if not recognised:
+        recognized = False
+    if not recognized:
         raise PickleRefused("neither of torch's two containers begins like this")
     if load_pickle(mapped, {}, nothing) != _LEGACY_PROTOCOL:
         raise PickleRefused("its protocol is not the one that torch 0.4 to 1.5 wrote")

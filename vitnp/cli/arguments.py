@@ -13,7 +13,8 @@ from vitnp.errors import UsageError
 if TYPE_CHECKING:
     from vitnp.method.collection import Collection
     from vitnp.vit.model import ViT
-from vitnp.cli.shared import say, stage_progress
+from vitnp.cli.shared import say
+from vitnp.cli.shared import stage_progress
 
 # Repeated here so that --help and wrong options are answered before anything heavy is imported.
 FACETS = ("key", "query", "value", "token")
@@ -28,14 +29,14 @@ ENOUGH_FOR_A_SET = 30
 
 
 def add_model_options(to: argparse.ArgumentParser) -> None:
-    """The network: --model, --heads, --pos-embed, --normalise, --device, --precision."""
+    """The network: --model, --heads, --pos-embed, --normalize, --device, --precision."""
     group = to.add_argument_group("network")
     group.add_argument("--model", default="auto", metavar="NAME|FILE", help="registered name or checkpoint file (built-in)")
     group.add_argument("--heads", type=positive, metavar="N", help="attention heads, where the file doesn't say")
     group.add_argument(
         "--pos-embed", choices=("offset", "exact", "antialias"), metavar="HOW", help="offset, exact or antialias (as the file says)"
     )
-    group.add_argument("--normalise", choices=("imagenet", "half"), metavar="HOW", help="imagenet or half (as the file says)")
+    group.add_argument("--normalize", choices=("imagenet", "half"), metavar="HOW", help="imagenet or half (as the file says)")
     group.add_argument("--device", choices=DEVICES, metavar="D", default="auto", help="cpu, cuda, or auto: cuda where it works (auto)")
     group.add_argument(
         "--precision", choices=PRECISIONS, metavar="HOW", default="auto", help="fp32, tf32, bf16, fp16; auto: fp32, on cuda fp16"
@@ -49,7 +50,8 @@ def load_model(args: argparse.Namespace) -> ViT:
     """
     from vitnp import kernels
     from vitnp.checkpoints import registry
-    from vitnp.checkpoints.download import address_of, place_of
+    from vitnp.checkpoints.download import address_of
+    from vitnp.checkpoints.download import place_of
     from vitnp.checkpoints.load import load_vit
 
     kernels.quiet = args.quiet
@@ -65,7 +67,7 @@ def load_model(args: argparse.Namespace) -> ViT:
             "using the built-in checkpoint; `python -m vitnp.weights fetch dino_vits8` brings a larger one, --model dino_vits8 uses it",
             quiet=args.quiet,
         )
-    return load_vit(args.model, heads=args.heads, pos_embed=args.pos_embed, normalise=args.normalise).on(device).at(args.precision)
+    return load_vit(args.model, heads=args.heads, pos_embed=args.pos_embed, normalize=args.normalize).on(device).at(args.precision)
 
 
 def add_method_options(to: argparse.ArgumentParser) -> None:
@@ -140,10 +142,10 @@ def chosen_collection(args: argparse.Namespace, vit: ViT, *, quiet: bool = False
     """What photographs, each by itself, are judged by beside their own patches; a notice where the built-in collection can't be that."""
     if args.levels == "image":
         return None
-    from vitnp.pipeline import chosen_collection
+    from vitnp.pipeline import resolve_collection
 
     options = {name: value for name, value in method_options(args).items() if name != "max_pixels"}
-    collection, reason = chosen_collection(args.collection, vit, **options)
+    collection, reason = resolve_collection(args.collection, vit, **options)
     if reason:
         say(f"the built-in collection doesn't apply, {reason}: image level alone, or --collection FILE", quiet=args.quiet or quiet)
     return collection

@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from vitnp.cli import arguments, shared
+from vitnp.cli import arguments
+from vitnp.cli import shared
 from vitnp.errors import UsageError
 
 if TYPE_CHECKING:
@@ -50,7 +51,8 @@ def _open_pairs(args: argparse.Namespace) -> Sequence:
 
 
 def _score_saliency(args: argparse.Namespace, pairs: Sequence, vit: Any, options: dict) -> Scored:
-    from vitnp.evaluate.saliency import score_photographs, score_set
+    from vitnp.evaluate.saliency import score_photographs
+    from vitnp.evaluate.saliency import score_set
     from vitnp.segmenter import Segmenter
 
     if arguments.wants_all_levels(args, len(pairs)):
@@ -58,8 +60,9 @@ def _score_saliency(args: argparse.Namespace, pairs: Sequence, vit: Any, options
     return score_photographs(pairs, vit, **_each_alone(args, vit, options))
 
 
-def _open_labelled(args: argparse.Namespace) -> Any:
-    from vitnp.evaluate.data.layouts import detect_layout, read_labelled
+def _open_labeled(args: argparse.Namespace) -> Any:
+    from vitnp.evaluate.data.layouts import detect_layout
+    from vitnp.evaluate.data.layouts import read_labeled
 
     if args.levels in ("image", "each") or arguments.names_collection(args):
         raise UsageError("--task semantic fits a set with all levels; leave out --levels and --collection")
@@ -70,24 +73,24 @@ def _open_labelled(args: argparse.Namespace) -> Any:
     layout = args.layout or "auto"
     if layout == "auto":
         layout = detect_layout(args.data)
-    labelled = read_labelled(
+    labeled = read_labeled(
         args.data, layout, split=args.split, labels=args.labels, names=args.names, merge=args.merge
     )
-    if not labelled.samples or len(labelled.classes) < 2:
+    if not labeled.samples or len(labeled.classes) < 2:
         raise UsageError(f"{args.data[0]}: there are no classes beside the background; name another set")
     shared.say(
-        f"layout {layout}: {len(labelled.samples)} photographs, {len(labelled.classes) - 1} classes", quiet=args.quiet
+        f"layout {layout}: {len(labeled.samples)} photographs, {len(labeled.classes) - 1} classes", quiet=args.quiet
     )
-    return labelled
+    return labeled
 
 
-def _score_semantic(args: argparse.Namespace, labelled: Any, vit: Any, options: dict) -> Scored:
+def _score_semantic(args: argparse.Namespace, labeled: Any, vit: Any, options: dict) -> Scored:
     from vitnp.evaluate.semantic import score_classes
     from vitnp.segmenter import Segmenter
 
-    clusters = args.clusters or args.classes or len(labelled.classes) - 1
+    clusters = args.clusters or args.classes or len(labeled.classes) - 1
     matching = args.matching or ("many-to-one" if args.clusters else "hungarian")
-    return score_classes(labelled, Segmenter(vit, clusters, regions=args.regions or "image", **options), matching)
+    return score_classes(labeled, Segmenter(vit, clusters, regions=args.regions or "image", **options), matching)
 
 
 def _open_boxes(args: argparse.Namespace) -> Sequence:
@@ -99,7 +102,8 @@ def _open_boxes(args: argparse.Namespace) -> Sequence:
 
 
 def _score_discovery(args: argparse.Namespace, samples: Sequence, vit: Any, options: dict) -> Scored:
-    from vitnp.evaluate.discovery import score_box_set, score_boxes
+    from vitnp.evaluate.discovery import score_box_set
+    from vitnp.evaluate.discovery import score_boxes
     from vitnp.segmenter import Segmenter
 
     if arguments.wants_all_levels(args, len(samples)):
@@ -117,7 +121,7 @@ TASKS = {
         "IoU",
     ),
     "semantic": Task(
-        _open_labelled, _score_semantic,
+        _open_labeled, _score_semantic,
         {"miou": "mean IoU", "pixel_accuracy": "pixel accuracy", "foreground_iou": "foreground IoU"}, "mean IoU",
     ),
     "discovery": Task(_open_boxes, _score_discovery, {"corloc": "CorLoc", "box_iou": "mean box IoU"}, "box IoU"),
@@ -188,12 +192,13 @@ def main(argv: list[str] | None = None) -> int:
 
     from vitnp import kernels
     from vitnp.evaluate import report
-    from vitnp.evaluate.protocol import shared_cache, summary
+    from vitnp.evaluate.protocol import shared_cache
+    from vitnp.evaluate.protocol import summary
     from vitnp.io import write
     from vitnp.kernels.threads import pool
-    from vitnp.pipeline import ON_THE_DEVICE
+    from vitnp.pipeline import DEVICE_STAGES
 
-    args.threads = pool.thread_count(args.threads)
+    args.threads = pool.resolve_n_threads(args.threads)
     task = TASKS[args.task]
     data = task.open(args)
     # What can't be written is known before the long work, not after.
@@ -218,7 +223,7 @@ def main(argv: list[str] | None = None) -> int:
     if failures:
         shared.list_failures(failures, total)
     if args.json:
-        shared.print_json({**result, "device": {stage: kernels.name_of(vit.device) for stage in ON_THE_DEVICE}})
+        shared.print_json({**result, "device": {stage: kernels.name_of(vit.device) for stage in DEVICE_STAGES}})
     else:
         print(table.text())
     if args.csv:  # last: a file that can't be written costs nobody the scores
@@ -244,7 +249,8 @@ def _ablate(
     args: argparse.Namespace, pairs: Sequence, vit: Any, options: dict, seeds: range
 ) -> tuple[Table, dict, list, int]:
     """Table and JSON of the ablation, failures, and how many photographs there were."""
-    from vitnp.evaluate.ablation import ablate, tabulate
+    from vitnp.evaluate.ablation import ablate
+    from vitnp.evaluate.ablation import tabulate
 
     runs: list[list[Variant]] = []
     for seed in seeds:

@@ -6,8 +6,10 @@ import argparse
 import contextlib
 from pathlib import Path
 
-from vitnp.cli import arguments, shared
-from vitnp.errors import UsageError, VitnpError
+from vitnp.cli import arguments
+from vitnp.cli import shared
+from vitnp.errors import UsageError
+from vitnp.errors import VitnpError
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -72,7 +74,7 @@ def main(argv: list[str] | None = None) -> int:
     from vitnp.io import find
     from vitnp.kernels.threads import pool
 
-    count = pool.thread_count(args.threads)
+    count = pool.resolve_n_threads(args.threads)
     failures: list[VitnpError] = []
     found = find.find_photographs(args.photographs, failures=failures)
     total, done = len(found) + len(failures), 0
@@ -96,13 +98,13 @@ def _outcomes(args: argparse.Namespace, found: list, count: int):
     from vitnp import kernels
     from vitnp.export import naming
     from vitnp.features.export import write_features
-    from vitnp.features.spec import Identity
+    from vitnp.features.spec import FeatureSpec
     from vitnp.features.store import FeatureStore
 
     stems = naming.output_stems(found, args.out)
     vit = arguments.load_model(args)
     args.ran_on = kernels.name_of(vit.device)
-    identity = Identity.of(
+    identity = FeatureSpec.of(
         vit, size=args.size, facet=args.facet, layer=args.layer, stride=args.stride, max_tokens=args.max_tokens,
         precision=args.dtype, regions=False,
     )  # fmt: skip
@@ -124,7 +126,7 @@ def _prune(args: argparse.Namespace, found: list, *, complete: bool, count: int)
         # A folder that isn't there now (another disk, say) may hold photographs by the thousand.
         shared.say("nothing was pruned, because not all of the photographs could be found")
         return False
-    keep = set(pool.in_order(_fingerprint, found, count))
+    keep = set(pool.map_ordered(_fingerprint, found, count))
     freed = prune(args.cache, keep, notice=shared.say)
     shared.say(f"the cache {args.cache} is {freed / 1e6:.1f} MB smaller", quiet=args.quiet)
     return True

@@ -8,8 +8,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vitnp.cli import arguments, shared
-from vitnp.errors import UsageError, VitnpError
+from vitnp.cli import arguments
+from vitnp.cli import shared
+from vitnp.errors import UsageError
+from vitnp.errors import VitnpError
 
 if TYPE_CHECKING:
     from vitnp.export.per_image import Outcome
@@ -81,7 +83,7 @@ def main(argv: list[str] | None = None) -> int:
     from vitnp.kernels.threads import pool
 
     output_paths("", which)  # unknown kinds are wrong usage, found before any work
-    args.threads = pool.thread_count(args.threads)
+    args.threads = pool.resolve_n_threads(args.threads)
     failures: list[VitnpError] = []
     found = find.find_photographs(args.photographs, failures=failures)
     total, done = len(found) + len(failures), 0

@@ -10,7 +10,9 @@ import numpy as np
 from vitnp.checkpoints import registry
 from vitnp.cli import shared
 from vitnp.cli.arguments import positive
-from vitnp.errors import CheckpointError, OutputError, UsageError
+from vitnp.errors import CheckpointError
+from vitnp.errors import OutputError
+from vitnp.errors import UsageError
 
 PROG = "python -m vitnp.weights"
 
@@ -57,17 +59,18 @@ def _add_overrides(to: argparse.ArgumentParser) -> None:
     to.add_argument(
         "--pos-embed", choices=("offset", "exact", "antialias"), help="resampling of positions (file's own)"
     )
-    to.add_argument("--normalise", choices=tuple(registry.NORMALISATIONS), help="input normalisation (file's own)")
+    to.add_argument("--normalize", choices=tuple(registry.NORMALIZATIONS), help="input normalization (file's own)")
 
 
 def _list(_: argparse.Namespace) -> int:
-    from vitnp.checkpoints.download import cache_folder, place_of
+    from vitnp.checkpoints.download import cache_folder
+    from vitnp.checkpoints.download import place_of
 
-    rows = [("NAME", "MB", "LICENCE", "HERE", "")]
+    rows = [("NAME", "MB", "LICENSE", "HERE", "")]
     for entry in registry.entries().values():
         here = "built in" if entry.url is None else "cached" if place_of(entry).is_file() else "-"
         text = f"{entry.title}. {entry.note}" if entry.note else f"{entry.title}."
-        rows.append((entry.name, f"{entry.megabytes:g}", entry.licence, here, text))
+        rows.append((entry.name, f"{entry.megabytes:g}", entry.license, here, text))
     widths = [max(len(row[i]) for row in rows) for i in range(4)]
     for row in rows:
         print("  ".join([*(cell.ljust(width) for cell, width in zip(row, widths)), row[4]]).rstrip())
@@ -77,7 +80,9 @@ def _list(_: argparse.Namespace) -> int:
 
 
 def _fetch(args: argparse.Namespace) -> int:
-    from vitnp.checkpoints.download import address_of, fetch, place_of
+    from vitnp.checkpoints.download import address_of
+    from vitnp.checkpoints.download import fetch
+    from vitnp.checkpoints.download import place_of
 
     entry = registry.find(args.name)
     if entry.url and not place_of(entry).is_file():
@@ -97,7 +102,7 @@ def _convert(args: argparse.Namespace) -> int:
         raise UsageError(f"{target} should end in .safetensors")
     if target.exists() and not args.overwrite:
         raise OutputError(f"{target} exists already: choose another name, or give --overwrite")
-    vit = load_vit(args.source, heads=args.heads, pos_embed=args.pos_embed, normalise=args.normalise)
+    vit = load_vit(args.source, heads=args.heads, pos_embed=args.pos_embed, normalize=args.normalize)
     weights = {}
     for name, tensor in vit.weights.items():
         weights[name] = _as_dtype(name, tensor, args.dtype)
@@ -131,7 +136,7 @@ def _as_dtype(name: str, tensor: np.ndarray, dtype: str) -> np.ndarray:
 def _info(args: argparse.Namespace) -> int:
     from vitnp.checkpoints.load import describe
 
-    facts = describe(args.source, heads=args.heads, pos_embed=args.pos_embed, normalise=args.normalise)
+    facts = describe(args.source, heads=args.heads, pos_embed=args.pos_embed, normalize=args.normalize)
     width = max(map(len, facts))
     for key, value in facts.items():
         print(f"{key:<{width}}  {value}")

@@ -15,23 +15,25 @@ import numpy as np
 
 from vitnp import kernels
 from vitnp.clustering import chunks
-from vitnp.clustering.chunks import Chunk, Chunks, rows_summed_together
-from vitnp.clustering.kmeans_plusplus import greedy_plus_plus
-from vitnp.clustering.lloyd import (
-    Cosine,
-    Euclidean,
-    Found,
-    Geometry,
-    Partial,
-    Total,
-    lloyd,
-    partial_step,
-    reduce,
-    refuse_infinite,
-)
+from vitnp.clustering.chunks import Chunk
+from vitnp.clustering.chunks import Chunks
+from vitnp.clustering.chunks import rows_summed_together
+from vitnp.clustering.kmeans_plusplus import kmeans_plusplus
+from vitnp.clustering.lloyd import Cosine
+from vitnp.clustering.lloyd import Euclidean
+from vitnp.clustering.lloyd import Found
+from vitnp.clustering.lloyd import Geometry
+from vitnp.clustering.lloyd import Partial
+from vitnp.clustering.lloyd import Total
+from vitnp.clustering.lloyd import lloyd
+from vitnp.clustering.lloyd import partial_step
+from vitnp.clustering.lloyd import sum_partials
+from vitnp.clustering.lloyd import refuse_infinite
 from vitnp.errors import UsageError
 from vitnp.kernels import reference
-from vitnp.kernels.threads import blas, pool, team
+from vitnp.kernels.threads import blas
+from vitnp.kernels.threads import pool
+from vitnp.kernels.threads import team
 
 Mapper = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
 
@@ -76,7 +78,7 @@ class KMeans:
     seed : int or sequence of int
         Decides the starts, hence the answer.
     thread_count : int, optional
-        Chunks worked on at the same time, as in :func:`vitnp.kernels.threads.pool.thread_count`.
+        Chunks worked on at the same time, as in :func:`vitnp.kernels.threads.pool.resolve_n_threads`.
     device : {"auto", "cpu", "cuda"}
         Where to compute. Rows that don't fit into a GPU's memory go through it chunk by chunk; rows that are there stay.
 
@@ -178,7 +180,7 @@ class KMeans:
                 if best is None or found.total.inertia < best.total.inertia:
                     best = found
         self._geometry, self._centroids = geometry, best.centroids
-        self.cluster_centers_ = geometry.centres(best.centroids)
+        self.cluster_centers_ = geometry.centers(best.centroids)
         self.labels_, self.counts_, self.inertia_ = kernels.to_host(best.total.labels), best.total.counts, best.total.inertia
         self.n_iter_, self.inertia_history_ = best.moves, best.history
         return self
@@ -248,11 +250,11 @@ class KMeans:
             return self._pass(data, centroids, geometry, mapper, block)
 
         if isinstance(self.init, str):
-            seeds = greedy_plus_plus(data.count, self.n_clusters, rng, pick, closer)
+            seeds = kmeans_plusplus(data.count, self.n_clusters, rng, pick, closer)
         else:
             seeds = self._own_seeds(data.width, geometry)
         at_hand = data.whole() if mapper is None and self.device == "cpu" and data.count <= chunks.CHUNK_ROWS else None
-        with pool.at_most(pool.thread_count(self.thread_count)):
+        with pool.thread_limit(pool.resolve_n_threads(self.thread_count)):
             return lloyd(step, seeds, self.max_iter, self.tol, geometry, at_hand, block)
 
     def _own_seeds(self, width: int, geometry: Geometry) -> np.ndarray:
@@ -273,13 +275,13 @@ class KMeans:
         parts = self._parts(data)
         if self.device == "cpu" and mapper is None and data.in_memory:
             # A thread takes its share of the rows at once, if there is room for the sums of all their blocks.
-            share = -(-data.count // (chunks.CHUNK_ROWS * pool.thread_count(self.thread_count)))
+            share = -(-data.count // (chunks.CHUNK_ROWS * pool.resolve_n_threads(self.thread_count)))
             room = SUMS_AT_A_TIME * block // (chunks.CHUNK_ROWS * centroids.size)
             parts = data.runs(max(min(share, room), 1))
         # A GPU's sums are made in float32 by the kernel's own blocks, whatever the rows that come at a time.
         block = block if self.device == "cpu" else None
         function = functools.partial(_step, geometry=geometry, centroids=centroids, block=block, device=self.device)
-        return reduce(self._map(data, mapper)(function, parts))
+        return sum_partials(self._map(data, mapper)(function, parts))
 
     def _map(self, data: Chunks, mapper: Mapper | None) -> Mapper:
         """Who does a pass."""
@@ -287,10 +289,10 @@ class KMeans:
             return mapper
         if self.device == "cuda":
             return map
-        count = pool.thread_count(self.thread_count)
+        count = pool.resolve_n_threads(self.thread_count)
         if data.in_memory:
             return functools.partial(_side_by_side, count=count)
-        return functools.partial(pool.in_order, threads=count)
+        return functools.partial(pool.map_ordered, threads=count)
 
 
 def _check_start(init: Any, clusters: int, starts: int) -> None:
@@ -309,7 +311,7 @@ def _check_start(init: Any, clusters: int, starts: int) -> None:
 
 
 def _side_by_side(function: Callable[[Any], Any], items: Iterable[Any], count: int) -> Iterable[Any]:
-    """As :func:`vitnp.kernels.threads.pool.in_order` for items that cost nothing to have: one a thread at a time, in threads that stay."""
+    """As :func:`vitnp.kernels.threads.pool.map_ordered` for items that cost nothing to have: one a thread at a time, in threads that stay."""
     items = iter(items)
     while some := list(itertools.islice(items, count)):
         results = [None] * len(some)
@@ -318,8 +320,8 @@ def _side_by_side(function: Callable[[Any], Any], items: Iterable[Any], count: i
             for index in range(first, last):
                 results[index] = function(some[index])
 
-        with pool.at_most(count):
-            team.split(work, len(some))
+        with pool.thread_limit(count):
+            team.parallel_for(work, len(some))
         yield from results
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from vitnp import kernels
 
 
-def greedy_plus_plus(
+def kmeans_plusplus(
     count: int,
     clusters: int,
     rng: np.random.Generator,

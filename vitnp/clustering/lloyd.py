@@ -30,7 +30,7 @@ class Cosine:
         """What the kernels for these rows are told."""
         return {"metric": self.metric}
 
-    def centres(self, centroids: np.ndarray) -> np.ndarray:
+    def centers(self, centroids: np.ndarray) -> np.ndarray:
         """Centroids as users know them."""
         return centroids
 
@@ -53,7 +53,7 @@ class Euclidean:
         shift = None if self.shift is None else kernels.to_device(self.shift, kernels.device_of(x))
         return {"metric": self.metric, "shift": shift}
 
-    def centres(self, centroids: np.ndarray) -> np.ndarray:
+    def centers(self, centroids: np.ndarray) -> np.ndarray:
         """Centroids as users know them."""
         return centroids + self.shift
 
@@ -182,7 +182,7 @@ def _farthest(x: np.ndarray, step: Step, centroids: np.ndarray, geometry: Geomet
     return Farthest(loss[kept], kept + first, labels, rows)
 
 
-def reduce(partials: Iterable[Partial]) -> Total:
+def sum_partials(partials: Iterable[Partial]) -> Total:
     """Add up what consecutive rows contribute. Blocks' sums are added one by one in the order given, so the order of the rows is
     the one to give, and how many blocks come at a time makes no difference.
 

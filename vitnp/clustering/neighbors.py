@@ -1,4 +1,4 @@
-"""Exact nearest neighbours by cosine; the matrix of all pairs never exists."""
+"""Exact nearest neighbors by cosine; the matrix of all pairs never exists."""
 
 from __future__ import annotations
 
@@ -6,14 +6,16 @@ import numpy as np
 
 from vitnp import kernels
 from vitnp.errors import UsageError
-from vitnp.kernels.threads import blas, pool, team
+from vitnp.kernels.threads import blas
+from vitnp.kernels.threads import pool
+from vitnp.kernels.threads import team
 
 # Queries of one call of the kernel, which lays all others out anew. Fixed, because a matrix product may round differently in
 # another shape.
 QUERY_ROWS = 4096
 
 
-def nearest_neighbours(
+def nearest_neighbors(
     queries: np.ndarray, others: np.ndarray, count: int, *, exclude_self: bool = False, thread_count: int | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """The `count` rows of `others` with the highest cosine to each query; of equal ones the lower row.
@@ -28,9 +30,9 @@ def nearest_neighbours(
     count : int
         1 to N, or to N - 1 with `exclude_self`.
     exclude_self : bool
-        The queries are the others themselves, and no row is its own neighbour.
+        The queries are the others themselves, and no row is its own neighbor.
     thread_count : int, optional
-        As in :func:`vitnp.kernels.threads.pool.thread_count`.
+        As in :func:`vitnp.kernels.threads.pool.resolve_n_threads`.
 
     Returns
     -------
@@ -41,17 +43,17 @@ def nearest_neighbours(
     Raises
     ------
     UsageError
-        When there are fewer rows than neighbours wanted.
+        When there are fewer rows than neighbors wanted.
 
     Examples
     --------
-    >>> index, cosine = nearest_neighbours(np.array([[2.0, 0.0]]), np.array([[0.0, 1.0], [0.8, 0.6], [1.0, 0.0]]), 2)
+    >>> index, cosine = nearest_neighbors(np.array([[2.0, 0.0]]), np.array([[0.0, 1.0], [0.8, 0.6], [1.0, 0.0]]), 2)
     >>> index, cosine
     (array([[2, 1]]), array([[1. , 0.8]], dtype=float32))
     """
     available = len(others) - exclude_self
     if not 1 <= count <= available:
-        raise UsageError(f"{count} neighbours of each row were asked for, but there are {available} other rows")
+        raise UsageError(f"{count} neighbors of each row were asked for, but there are {available} other rows")
     queries, others = np.asarray(queries, np.float32), np.asarray(others, np.float32)
     top = kernels.for_device().similarity_top
     index, cosine = np.empty((len(queries), count), np.int64), np.empty((len(queries), count), np.float32)
@@ -60,6 +62,6 @@ def nearest_neighbours(
         own = first if exclude_self else None
         cosine[first:last], index[first:last] = top(queries[first:last], others, count, own=own)
 
-    with blas.one_blas_thread(), pool.at_most(pool.thread_count(thread_count)):
-        team.split(search, len(queries), QUERY_ROWS)
+    with blas.one_blas_thread(), pool.thread_limit(pool.resolve_n_threads(thread_count)):
+        team.parallel_for(search, len(queries), QUERY_ROWS)
     return index, cosine

@@ -1,6 +1,6 @@
-"""Spectral clustering of features: groups that hang together through near neighbours, whatever their shape.
+"""Spectral clustering of features: groups that hang together through near neighbors, whatever their shape.
 
-Exact graph of the nearest neighbours by cosine, leading eigenvectors of its normalised adjacency matrix, k-means on their rows
+Exact graph of the nearest neighbors by cosine, leading eigenvectors of its normalized adjacency matrix, k-means on their rows
 (Ng, Jordan and Weiss 2001; von Luxburg 2007). Memory grows with the number of rows, never with its square.
 """
 
@@ -13,7 +13,7 @@ import numpy as np
 
 from vitnp import kernels
 from vitnp.clustering.kmeans import KMeans
-from vitnp.clustering.neighbors import nearest_neighbours
+from vitnp.clustering.neighbors import nearest_neighbors
 from vitnp.errors import UsageError
 from vitnp.kernels.threads import blas
 
@@ -36,12 +36,12 @@ def spectral_clusters(
     x: np.ndarray,
     clusters: int,
     *,
-    neighbours: int = 30,
+    neighbors: int = 30,
     starts: int = 10,
     seed: int = 0,
     thread_count: int | None = None,
 ) -> np.ndarray:
-    """Cluster rows by the graph of their nearest neighbours.
+    """Cluster rows by the graph of their nearest neighbors.
 
     Rows alike to the bit are one node of the graph and get one label. Where the graph falls into more pieces than clusters,
     whole pieces are clustered instead, by their mean directions, in the same way.
@@ -52,14 +52,14 @@ def spectral_clusters(
         CLS tokens, of any length: only directions count.
     clusters : int
         1 to N.
-    neighbours : int
+    neighbors : int
         Of each row; all the others where there are fewer.
     starts : int
         Of k-means on the eigenvectors.
     seed : int
         Decides where the iterations begin, hence the answer.
     thread_count : int, optional
-        As in :func:`vitnp.kernels.threads.pool.thread_count`; the answer doesn't depend on it.
+        As in :func:`vitnp.kernels.threads.pool.resolve_n_threads`; the answer doesn't depend on it.
 
     Returns
     -------
@@ -75,7 +75,7 @@ def spectral_clusters(
     Examples
     --------
     >>> angle = np.array([0.0, 0.1, 0.2, 1.5, 1.6])
-    >>> spectral_clusters(np.stack([np.cos(angle), np.sin(angle)], axis=1), 2, neighbours=1)
+    >>> spectral_clusters(np.stack([np.cos(angle), np.sin(angle)], axis=1), 2, neighbors=1)
     array([0, 0, 0, 1, 1])
     """
     x = np.asarray(x)
@@ -83,46 +83,46 @@ def spectral_clusters(
         raise UsageError(f"spectral clustering needs rows of numbers, (N, D), but the shape is {x.shape}")
     if not 1 <= clusters <= len(x):
         raise UsageError(f"{clusters} clusters can't be made of {len(x)} rows; ask for 1 to {len(x)}")
-    for name, value in ("neighbours", neighbours), ("starts", starts):
+    for name, value in ("neighbors", neighbors), ("starts", starts):
         if value < 1:
             raise UsageError(f"the number of {name} is {value}; choose 1 or more")
     finite = np.isfinite(x).all(axis=1)
     if not finite.all():
         raise UsageError(f"row {int(finite.argmin())} of the features is not finite; leave it out or repair it")
-    unit = kernels.for_device().normalise_rows(x.astype(np.float32))
+    unit = kernels.for_device().normalize_rows(x.astype(np.float32))
     first, node = _distinct(unit)
-    labels = _cluster(unit[first], clusters, neighbours, starts, seed, thread_count)[node]
+    labels = _cluster(unit[first], clusters, neighbors, starts, seed, thread_count)[node]
     return _by_size(labels)
 
 
-def neighbour_graph(x: np.ndarray, neighbours: int, *, thread_count: int | None = None) -> csr_matrix:
-    """Symmetric graph of the nearest neighbours by cosine.
+def neighbor_graph(x: np.ndarray, neighbors: int, *, thread_count: int | None = None) -> csr_matrix:
+    """Symmetric graph of the nearest neighbors by cosine.
 
     Parameters
     ----------
     x : (N, D) float
         N >= 2.
-    neighbours : int
+    neighbors : int
         Of each row; all the others where there are fewer.
     thread_count : int, optional
 
     Returns
     -------
     (N, N) scipy.sparse.csr_matrix, float64
-        1 where two rows are among each other's neighbours, 1/2 where one alone sees the other, as in the mean of the graph and
+        1 where two rows are among each other's neighbors, 1/2 where one alone sees the other, as in the mean of the graph and
         its transpose. Cosines as weights cluster no better, and say little where all rows are alike.
 
     Examples
     --------
-    >>> neighbour_graph(np.array([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0]]), 1).toarray()
+    >>> neighbor_graph(np.array([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0]]), 1).toarray()
     array([[0. , 1. , 0. ],
            [1. , 0. , 0.5],
            [0. , 0.5, 0. ]])
     """
     from scipy.sparse import csr_matrix
 
-    rows, count = len(x), min(neighbours, len(x) - 1)
-    index, _ = nearest_neighbours(x, x, count, exclude_self=True, thread_count=thread_count)
+    rows, count = len(x), min(neighbors, len(x) - 1)
+    index, _ = nearest_neighbors(x, x, count, exclude_self=True, thread_count=thread_count)
     seen = csr_matrix(
         (np.full(rows * count, 0.5), index.ravel(), np.arange(0, rows * count + 1, count)), shape=(rows, rows)
     )
@@ -130,7 +130,7 @@ def neighbour_graph(x: np.ndarray, neighbours: int, *, thread_count: int | None 
 
 
 def spectral_embedding(graph: csr_matrix, dimensions: int, *, seed: int = 0) -> np.ndarray:
-    """Leading eigenvectors of the normalised adjacency matrix, those of the normalised Laplacian's smallest eigenvalues.
+    """Leading eigenvectors of the normalized adjacency matrix, those of the normalized Laplacian's smallest eigenvalues.
 
     The eigenvectors to the eigenvalue 1 are known beforehand: one for each connected piece of the graph. The others are
     found beside them, so pieces can't hide one another and a multiple eigenvalue is no trouble.
@@ -203,7 +203,7 @@ def _eigenvectors(adjacency: csr_matrix, known: np.ndarray, wanted: int, seed: i
 
 
 def _cluster(
-    x: np.ndarray, clusters: int, neighbours: int, starts: int, seed: int, thread_count: int | None
+    x: np.ndarray, clusters: int, neighbors: int, starts: int, seed: int, thread_count: int | None
 ) -> np.ndarray:
     """Labels of distinct unit rows, (N,)."""
     from scipy.sparse.csgraph import connected_components
@@ -212,12 +212,12 @@ def _cluster(
         return np.arange(len(x))
     if clusters == 1:
         return np.zeros(len(x), np.int64)
-    graph = neighbour_graph(x, neighbours, thread_count=thread_count)
+    graph = neighbor_graph(x, neighbors, thread_count=thread_count)
     pieces, piece = connected_components(graph, directed=False)
     if pieces >= clusters:
         sums = np.stack([np.bincount(piece, weights=column, minlength=pieces) for column in x.T], axis=1)
-        means = kernels.for_device().normalise_rows(sums).astype(np.float32)
-        return _cluster(means, clusters, neighbours, starts, seed, thread_count)[piece]
+        means = kernels.for_device().normalize_rows(sums).astype(np.float32)
+        return _cluster(means, clusters, neighbors, starts, seed, thread_count)[piece]
     vectors = spectral_embedding(graph, clusters, seed=seed)
     model = KMeans(clusters, n_init=starts, max_iter=100, seed=seed, thread_count=thread_count)
     return model.fit(vectors).labels_.astype(np.int64)  # by cosine: rows count by their direction, as in Ng et al.

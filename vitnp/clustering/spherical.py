@@ -9,14 +9,12 @@ import numpy as np
 
 from vitnp import kernels
 from vitnp.clustering.chunks import rows_summed_together
-from vitnp.clustering.kmeans_plusplus import greedy_plus_plus
-from vitnp.clustering.lloyd import (
-    Cosine,
-    Total,
-    lloyd,
-    partial_step,
-    reduce,
-)
+from vitnp.clustering.kmeans_plusplus import kmeans_plusplus
+from vitnp.clustering.lloyd import Cosine
+from vitnp.clustering.lloyd import Total
+from vitnp.clustering.lloyd import lloyd
+from vitnp.clustering.lloyd import partial_step
+from vitnp.clustering.lloyd import sum_partials
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,11 +95,11 @@ def spherical_kmeans(
         return [k.kmeans_closer(x, kernels.to_device(candidates, device), None if nearest is None else nearest[0])]
 
     def step(centroids: np.ndarray) -> Total:
-        return reduce([partial_step(x, centroids, geometry, block=block)])
+        return sum_partials([partial_step(x, centroids, geometry, block=block)])
 
     best = None
     for _ in range(starts):
-        seeds = greedy_plus_plus(len(x), clusters, rng, pick, closer)
+        seeds = kmeans_plusplus(len(x), clusters, rng, pick, closer)
         found = lloyd(step, seeds, max_iterations, tolerance, geometry, x if device == "cpu" else None, block)
         if best is None or found.total.inertia < best.total.inertia:
             best = found

@@ -9,14 +9,19 @@ from typing import NamedTuple
 import numpy as np
 
 from vitnp.errors import ImageError
-from vitnp.evaluate.data.pairs import Pair, read_truth
+from vitnp.evaluate.data.pairs import Pair
+from vitnp.evaluate.data.pairs import read_truth
 from vitnp.evaluate.metrics.saliency import iou
-from vitnp.evaluate.protocol import over_seeds, sort_out, together
+from vitnp.evaluate.protocol import over_seeds
+from vitnp.evaluate.protocol import sort_out
+from vitnp.evaluate.protocol import together
 from vitnp.evaluate.table import Table
-from vitnp.method.agreement import CONSISTENCY, agree
+from vitnp.method.agreement import CONSISTENCY
+from vitnp.method.agreement import combine_levels
 from vitnp.method.cleaning import clean
 from vitnp.refine.refine import refine
-from vitnp.result import HALF, Segmentation
+from vitnp.result import HALF
+from vitnp.result import Segmentation
 from vitnp.segmenter import Segmenter
 
 FACETS = ("key", "query", "value", "token")
@@ -91,17 +96,17 @@ def ablate(
     run(
         make(facet=facet, consistency="mean"),
         {
-            ("levels", name): lambda levels, taken=taken: agree([levels[i] for i in taken])
+            ("levels", name): lambda levels, taken=taken: combine_levels([levels[i] for i in taken])
             for name, taken in LEVELS.items()
         },
     )
     run(
         make(facet=facet, consistency="majority"),
-        {("consistency", how): lambda levels, how=how: agree(levels, how) for how in ("majority", "intersection")},
+        {("consistency", how): lambda levels, how=how: combine_levels(levels, how) for how in ("majority", "intersection")},
     )
     for other in FACETS:
         if other != facet:
-            run(make(facet=other, consistency="mean"), {("facet", other): agree})
+            run(make(facet=other, consistency="mean"), {("facet", other): combine_levels})
 
     scores, failures = sort_out(outcomes)
     # Whatever group the whole method belongs to, it's the same.

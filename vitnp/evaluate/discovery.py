@@ -8,17 +8,28 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vitnp.errors import ImageError, UsageError
+from vitnp.errors import ImageError
+from vitnp.errors import UsageError
 from vitnp.evaluate.data.voc_boxes import BoxSample
-from vitnp.evaluate.metrics.boxes import box_iou, corloc
-from vitnp.evaluate.protocol import Scored, by_themselves, sort_out, together, watched
-from vitnp.evaluate.report import FOUND_COLOUR, TRUE_COLOUR, Case, draw_boxes
-from vitnp.io.decode import pixels_of, read_image
-from vitnp.kernels.threads.pool import room_for
+from vitnp.evaluate.metrics.boxes import box_iou
+from vitnp.evaluate.metrics.boxes import corloc
+from vitnp.evaluate.protocol import Scored
+from vitnp.evaluate.protocol import by_themselves
+from vitnp.evaluate.protocol import sort_out
+from vitnp.evaluate.protocol import together
+from vitnp.evaluate.protocol import watched
+from vitnp.evaluate.report import FOUND_COLOR
+from vitnp.evaluate.report import TRUE_COLOR
+from vitnp.evaluate.report import Case
+from vitnp.evaluate.report import draw_boxes
+from vitnp.io.decode import pixels_of
+from vitnp.io.decode import read_image
+from vitnp.kernels.threads.pool import large_image_lock
 from vitnp.masks.boxes import bounding_boxes
 from vitnp.masks.overlay import overlay
 from vitnp.pipeline import segment_image
-from vitnp.progress import Progress, silent
+from vitnp.progress import Progress
+from vitnp.progress import silent
 from vitnp.segmenter import Segmenter
 from vitnp.vit.model import ViT
 
@@ -58,7 +69,7 @@ def locate(
     """Find the box of each photograph by itself; options as for `vitnp.segment_image`. In the order of the samples."""
 
     def work(sample: BoxSample) -> Located:
-        with room_for(pixels_of(sample.image)):
+        with large_image_lock(pixels_of(sample.image)):
             return Located(box_of(segment_image(sample.image, vit, **options).mask), sample.load_boxes())
 
     yield from by_themselves(work, samples, threads)
@@ -129,8 +140,8 @@ def _scored(
         one, rgb = found[index], read_image(samples[index].image, max_pixels=sys.maxsize)
         ours = overlay(rgb, mask_of(index))
         boxes = np.array([one.box] if one.box else []).reshape(-1, 4)
-        truth = draw_boxes(rgb, one.true, TRUE_COLOUR)
-        return Case(rgb, truth, draw_boxes(ours, boxes, FOUND_COLOUR), samples[index].name)
+        truth = draw_boxes(rgb, one.true, TRUE_COLOR)
+        return Case(rgb, truth, draw_boxes(ours, boxes, FOUND_COLOR), samples[index].name)
 
     ranking = {index: one.iou for index, one in found.items()}
     box_mean = float(np.mean(list(ranking.values())))

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from vitnp.errors import OutputError
-from vitnp.io.resample import reduce
+from vitnp.io.resample import downscale
 from vitnp.io.stamp import is_own_output
-from vitnp.io.write import make_folder, write_png
-from vitnp.masks.palette import bright_colours
+from vitnp.io.write import make_folder
+from vitnp.io.write import write_png
+from vitnp.masks.palette import bright_colors
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -28,7 +29,7 @@ _PAPER, _INK, _FAINT = (250, 250, 248), (28, 28, 30), (118, 118, 122)
 _TITLES = ("photograph", "truth", "vitnp")
 
 # Boxes: what is true, and what was found.
-TRUE_COLOUR, FOUND_COLOUR = (60, 220, 90), (0, 190, 255)
+TRUE_COLOR, FOUND_COLOR = (60, 220, 90), (0, 190, 255)
 
 
 class Case(NamedTuple):
@@ -116,8 +117,8 @@ def sheet(cases: Sequence[Case]) -> Image.Image:
 
     Examples
     --------
-    >>> grey = np.full((30, 40, 3), 128, np.uint8)
-    >>> sheet([Case(grey, grey, grey, "cat.jpg")]).size[0]
+    >>> gray = np.full((30, 40, 3), 128, np.uint8)
+    >>> sheet([Case(gray, gray, gray, "cat.jpg")]).size[0]
     1136
     """
     from PIL import Image, ImageDraw, ImageFont
@@ -142,7 +143,7 @@ def sheet(cases: Sequence[Case]) -> Image.Image:
 
 
 def paint(rgb: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """A photograph with its classes in their colours; the background dimmed, ignored pixels (255) white.
+    """A photograph with its classes in their colors; the background dimmed, ignored pixels (255) white.
 
     Parameters
     ----------
@@ -158,16 +159,16 @@ def paint(rgb: np.ndarray, labels: np.ndarray) -> np.ndarray:
     >>> paint(np.full((1, 2, 3), 100, np.uint8), np.array([[0, 1]], np.uint8)).tolist()
     [[[60, 60, 60], [153, 35, 35]]]
     """
-    grey = rgb.mean(axis=2, dtype=np.float32)[..., None]
-    colours = bright_colours().astype(np.float32)
-    colours[255] = 255
+    gray = rgb.mean(axis=2, dtype=np.float32)[..., None]
+    colors = bright_colors().astype(np.float32)
+    colors[255] = 255
     share = np.full(256, 0.65, np.float32)
     share[0] = 0.4
     share = share[labels][..., None]
-    return ((1 - share) * grey + share * colours[labels] + 0.5).astype(np.uint8)
+    return ((1 - share) * gray + share * colors[labels] + 0.5).astype(np.uint8)
 
 
-def draw_boxes(rgb: np.ndarray, boxes: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray:
+def draw_boxes(rgb: np.ndarray, boxes: np.ndarray, color: tuple[int, int, int]) -> np.ndarray:
     """A photograph with boxes (M, 4): left, top, right, bottom; each line twice, so that it shows on any ground."""
     from PIL import Image, ImageDraw
 
@@ -177,7 +178,7 @@ def draw_boxes(rgb: np.ndarray, boxes: np.ndarray, colour: tuple[int, int, int])
     for left, top, right, bottom in np.asarray(boxes).round().astype(int).tolist():
         corners = (left, top, max(left, right - 1), max(top, bottom - 1))
         draw.rectangle(corners, outline=(255, 255, 255), width=width + max(1, width // 2))
-        draw.rectangle(corners, outline=colour, width=width)
+        draw.rectangle(corners, outline=color, width=width)
     return np.asarray(made)
 
 
@@ -186,7 +187,7 @@ def _fitted(picture: np.ndarray) -> Image.Image:
 
     height, width = picture.shape[:2]
     scale = min(_WIDTH / width, _HEIGHT / height)
-    return Image.fromarray(reduce(picture, (max(1, round(scale * height)), max(1, round(scale * width)))))
+    return Image.fromarray(downscale(picture, (max(1, round(scale * height)), max(1, round(scale * width)))))
 
 
 def _clipped(draw, text: str, font, width: int) -> str:

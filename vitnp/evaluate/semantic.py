@@ -8,18 +8,20 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from vitnp.errors import ImageError, UsageError
-from vitnp.evaluate.data.labeled import LabelledSet
-from vitnp.evaluate.metrics.semantic import (
-    IGNORE,
-    confusion_matrix,
-    match_many_to_one,
-    match_one_to_one,
-    merge_clusters,
-    semantic_scores,
-)
-from vitnp.evaluate.protocol import Scored, by_themselves, sort_out
-from vitnp.evaluate.report import Case, paint
+from vitnp.errors import ImageError
+from vitnp.errors import UsageError
+from vitnp.evaluate.data.labeled import LabeledSet
+from vitnp.evaluate.metrics.semantic import IGNORE
+from vitnp.evaluate.metrics.semantic import confusion_matrix
+from vitnp.evaluate.metrics.semantic import match_many_to_one
+from vitnp.evaluate.metrics.semantic import match_one_to_one
+from vitnp.evaluate.metrics.semantic import merge_clusters
+from vitnp.evaluate.metrics.semantic import semantic_scores
+from vitnp.evaluate.protocol import Scored
+from vitnp.evaluate.protocol import by_themselves
+from vitnp.evaluate.protocol import sort_out
+from vitnp.evaluate.report import Case
+from vitnp.evaluate.report import paint
 from vitnp.io.decode import read_image
 from vitnp.segmenter import Segmenter
 
@@ -29,12 +31,12 @@ MATCHING: Mapping[str, Callable[[np.ndarray], np.ndarray]] = {
 }
 
 
-def score_classes(labelled: LabelledSet, segmenter: Segmenter, matching: str = "hungarian") -> Scored:
+def score_classes(labeled: LabeledSet, segmenter: Segmenter, matching: str = "hungarian") -> Scored:
     """Fit a data set, and score the classes that were found.
 
     Parameters
     ----------
-    labelled : LabelledSet
+    labeled : LabeledSet
     segmenter : Segmenter
         Not fitted yet, with `n_classes`.
     matching : {"hungarian", "many-to-one"}
@@ -47,13 +49,13 @@ def score_classes(labelled: LabelledSet, segmenter: Segmenter, matching: str = "
     ImageError
         When no photograph could be read.
     """
-    segmenter.fit([sample.image for sample in labelled.samples])
+    segmenter.fit([sample.image for sample in labeled.samples])
     own = {"failures": segmenter.failures, "threads": segmenter.thread_count}
-    return score_labels(labelled, segmenter.labels, segmenter.n_classes, matching, **own)
+    return score_labels(labeled, segmenter.labels, segmenter.n_classes, matching, **own)
 
 
 def score_labels(
-    labelled: LabelledSet,
+    labeled: LabeledSet,
     found: Sequence[np.ndarray | None],
     clusters: int,
     matching: str = "hungarian",
@@ -67,7 +69,7 @@ def score_labels(
 
     Parameters
     ----------
-    labelled : LabelledSet
+    labeled : LabeledSet
         C classes, the background included.
     found : sequence of (height, width) integer array
         For each photograph: 0 for background, clusters from 1; decoded when asked for. None where it failed.
@@ -92,17 +94,17 @@ def score_labels(
     if matching not in MATCHING:
         raise UsageError(f"there is no matching {matching!r}; choose {' or '.join(MATCHING)}")
     failures = failures or {}
-    shape = len(labelled.classes), clusters + 1
+    shape = len(labeled.classes), clusters + 1
 
     def count(index: int) -> tuple[np.ndarray, np.ndarray]:
         if index in failures:
             raise failures[index]
         labels = found[index]
-        matrix = confusion_matrix(labelled.samples[index].load_truth(labels.shape), labels, *shape).ravel()
+        matrix = confusion_matrix(labeled.samples[index].load_truth(labels.shape), labels, *shape).ravel()
         cells = np.flatnonzero(matrix)
         return cells, matrix[cells]
 
-    counts, failed = sort_out(list(by_themselves(count, range(len(labelled.samples)), threads)))
+    counts, failed = sort_out(list(by_themselves(count, range(len(labeled.samples)), threads)))
     pooled = np.zeros(shape, np.int64)
     for cells, numbers in counts.values():
         pooled.ravel()[cells] += numbers
@@ -124,18 +126,18 @@ def score_labels(
         },
         ranking=ranking,
         failures=failed,
-        picture=functools.partial(_picture, labelled, found, assignment),
-        classes=dict(zip(labelled.classes, scores.per_class.tolist())),
+        picture=functools.partial(_picture, labeled, found, assignment),
+        classes=dict(zip(labeled.classes, scores.per_class.tolist())),
     )  # fmt: skip
 
 
-def _picture(labelled: LabelledSet, found: Sequence[np.ndarray], assignment: np.ndarray, index: int) -> Case:
-    sample, labels = labelled.samples[index], assignment[found[index]].astype(np.uint8)
+def _picture(labeled: LabeledSet, found: Sequence[np.ndarray], assignment: np.ndarray, index: int) -> Case:
+    sample, labels = labeled.samples[index], assignment[found[index]].astype(np.uint8)
     # It was small enough to be scored.
     rgb, truth = read_image(sample.image, max_pixels=sys.maxsize), sample.load_truth(labels.shape)
 
     def names(labels: np.ndarray) -> str:
-        shown = (labelled.classes[label] for label in np.unique(labels) if label not in (0, IGNORE))
+        shown = (labeled.classes[label] for label in np.unique(labels) if label not in (0, IGNORE))
         return ", ".join(shown) or "nothing"
 
     caption = f"{sample.name}  ·  truth: {names(truth)}  ·  vitnp: {names(labels)}"

@@ -13,15 +13,27 @@ from pathlib import Path
 import numpy as np
 
 from vitnp import __version__
-from vitnp.errors import CheckpointError, ImageError, OutputError, UsageError, VitnpError
+from vitnp.errors import CheckpointError
+from vitnp.errors import ImageError
+from vitnp.errors import OutputError
+from vitnp.errors import UsageError
+from vitnp.errors import VitnpError
 from vitnp.export import run_record
-from vitnp.export.coco import CocoWriter, class_names
-from vitnp.export.contact_sheet import COLUMNS, write_contact_sheet
+from vitnp.export.coco import CocoWriter
+from vitnp.export.coco import class_names
+from vitnp.export.contact_sheet import COLUMNS
+from vitnp.export.contact_sheet import write_contact_sheet
 from vitnp.export.gallery import GalleryWriter
-from vitnp.export.per_image import Outcome, facts_of
-from vitnp.io import decode, find, label_png, stamp, write
-from vitnp.io.outputs import labels_path, output_paths
-from vitnp.io.resample import reduce
+from vitnp.export.per_image import Outcome
+from vitnp.export.per_image import result_facts
+from vitnp.io import decode
+from vitnp.io import find
+from vitnp.io import label_png
+from vitnp.io import stamp
+from vitnp.io import write
+from vitnp.io.outputs import labels_path
+from vitnp.io.outputs import output_paths
+from vitnp.io.resample import downscale
 from vitnp.kernels.stopwatch import Stopwatch
 from vitnp.kernels.threads import pool
 from vitnp.method.collection import Collection
@@ -201,7 +213,7 @@ class FolderRun:
         found = []
         work = functools.partial(self._look_at, rerun)
         with contextlib.closing(
-            pool.in_order(work, range(len(self.photographs)), pool.thread_count(self.segmenter.thread_count))
+            pool.map_ordered(work, range(len(self.photographs)), pool.resolve_n_threads(self.segmenter.thread_count))
         ) as looked_at:
             for outcome, fingerprint in looked_at:
                 if outcome is None:
@@ -249,7 +261,7 @@ class FolderRun:
         except OutputError as error:
             self._errors[index] = error
             return
-        self._facts[index] = facts_of(result, clock.seconds)
+        self._facts[index] = result_facts(result, clock.seconds)
         if result.capped:
             self._capped.add(index)
 
@@ -311,7 +323,7 @@ class FolderRun:
             return None
         height, width = rgb.shape[:2]
         scale = min(1.0, THUMBNAIL / min(height, width))
-        return reduce(rgb, (max(1, round(height * scale)), max(1, round(width * scale))))
+        return downscale(rgb, (max(1, round(height * scale)), max(1, round(width * scale))))
 
     def _annotated(self, index: int, label_map: np.ndarray) -> Iterator[tuple[np.ndarray, int, float]]:
         """Mask, class and score of each region."""
@@ -360,7 +372,7 @@ class FolderRun:
                 thumbnail = self._thumbnail(good[place])
                 if thumbnail is not None:
                     own = segmenter.labels[good[place]] == number
-                    small = reduce(np.repeat(own[..., None], 3, axis=2).view(np.uint8) * np.uint8(255), thumbnail.shape[:2])
+                    small = downscale(np.repeat(own[..., None], 3, axis=2).view(np.uint8) * np.uint8(255), thumbnail.shape[:2])
                     pictures.append((thumbnail, small[..., 0] >= 128))
             rows.append((number, f"{name}\n{record['images']} photographs", pictures))
         write_contact_sheet(self.out / "contact-sheet.png", rows)

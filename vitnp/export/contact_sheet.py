@@ -11,7 +11,7 @@ import numpy as np
 
 from vitnp.io.write import write_png
 from vitnp.masks.contours import smooth_rings
-from vitnp.masks.palette import bright_colours
+from vitnp.masks.palette import bright_colors
 from vitnp.masks.rle import extent
 
 if TYPE_CHECKING:
@@ -29,8 +29,8 @@ _PIXELS = 4_500_000
 # Paper, ink of titles, ink of the small print.
 _PAPER, _INK, _FAINT = (250, 250, 248), (28, 28, 30), (118, 118, 122)
 
-# How bright the surroundings of an object remain, and how much of their colour.
-_DIM, _COLOUR = 0.80, 0.55
+# How bright the surroundings of an object remain, and how much of their color.
+_DIM, _COLOR = 0.80, 0.55
 
 # Shapes are drawn so many times larger, then scaled down: Pillow's own lines have steps.
 _FINE = 4
@@ -41,8 +41,8 @@ def contact_sheet(
 ) -> Image.Image:
     """Draw a contact sheet.
 
-    Each picture is cut to a square around its object and outlined in the class's colour
-    (:func:`vitnp.masks.palette.bright_colours`). The sheet's size is bounded, however many classes there are.
+    Each picture is cut to a square around its object and outlined in the class's color
+    (:func:`vitnp.masks.palette.bright_colors`). The sheet's size is bounded, however many classes there are.
 
     Parameters
     ----------
@@ -59,8 +59,8 @@ def contact_sheet(
 
     Examples
     --------
-    >>> grey, mask = np.full((60, 80, 3), 128, np.uint8), np.ones((60, 80), bool)
-    >>> contact_sheet([(1, "class 1\\n1 photograph", [(grey, mask)])]).size
+    >>> gray, mask = np.full((60, 80, 3), 128, np.uint8), np.ones((60, 80), bool)
+    >>> contact_sheet([(1, "class 1\\n1 photograph", [(gray, mask)])]).size
     (347, 212)
     """
     from PIL import Image, ImageDraw
@@ -87,14 +87,14 @@ def contact_sheet(
     if title:
         draw.text((margin, margin), title, _INK, large)
 
-    colours = bright_colours().tolist()
+    colors = bright_colors().tolist()
     corners = _rounded(side, side, max(2, side // 22))
     for index, (number, caption, pictures) in enumerate(rows):
         top = margin + title_height + index * (side + gap)
-        sheet.paste(tuple(colours[number]), (margin, top), _rounded(chip, side, chip / 2))
+        sheet.paste(tuple(colors[number]), (margin, top), _rounded(chip, side, chip / 2))
         _write_caption(draw, (margin + chip + gap, top + side // 2), caption, large, small)
         for column, (rgb, mask) in enumerate(pictures):
-            tile = _tile(rgb, mask, side, colours[number])
+            tile = _tile(rgb, mask, side, colors[number])
             sheet.paste(tile, (margin + caption_width + column * (side + gap), top), corners)
     return sheet
 
@@ -146,14 +146,14 @@ def _write_caption(draw, place: tuple[int, int], caption: str, large, small) -> 
         y += 1.35 * small.size
 
 
-def _tile(rgb: np.ndarray, mask: np.ndarray, side: int, colour: Sequence[int]) -> Image.Image:
+def _tile(rgb: np.ndarray, mask: np.ndarray, side: int, color: Sequence[int]) -> Image.Image:
     """A square picture of the object: its surroundings dimmed, its outline drawn."""
     from PIL import Image
 
     box = _square(mask)
     picture = Image.fromarray(rgb).resize((side, side), Image.Resampling.LANCZOS, box=box)
     soft = Image.fromarray(mask.view(np.uint8) * np.uint8(255)).resize((side, side), Image.Resampling.BOX, box=box)
-    faded = Image.blend(picture.convert("L").convert("RGB"), picture, _COLOUR)
+    faded = Image.blend(picture.convert("L").convert("RGB"), picture, _COLOR)
     dim = faded.point([int(_DIM * value) for value in range(256)] * 3)
     picture = Image.composite(picture, dim, soft)
     # The outline's points in the tile: its scale follows from the box that was cut out.
@@ -161,7 +161,7 @@ def _tile(rgb: np.ndarray, mask: np.ndarray, side: int, colour: Sequence[int]) -
     curves = [(ring - box[:2]) * scale for ring in smooth_rings(mask)]
     line = max(1.5, side / 64)
     picture.paste((255, 255, 255), mask=_lines(curves, side, 1.9 * line))
-    picture.paste(tuple(colour), mask=_lines(curves, side, line))
+    picture.paste(tuple(color), mask=_lines(curves, side, line))
     return picture
 
 

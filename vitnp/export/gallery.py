@@ -21,7 +21,7 @@ from vitnp import __version__
 from vitnp.io.spool import Spool
 from vitnp.io.write import replacing
 from vitnp.masks.contours import smooth_rings
-from vitnp.masks.palette import bright_colours
+from vitnp.masks.palette import bright_colors
 
 if TYPE_CHECKING:
     from typing import Self
@@ -73,10 +73,10 @@ class GalleryWriter:
     Examples
     --------
     >>> import tempfile
-    >>> grey, labels = np.full((60, 80, 3), 128, np.uint8), np.ones((60, 80), np.uint8)
+    >>> gray, labels = np.full((60, 80, 3), 128, np.uint8), np.ones((60, 80), np.uint8)
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     with GalleryWriter(folder + "/gallery.html", ["class 1"]) as gallery:
-    ...         gallery.add("a.jpg", grey, labels, 0.9)
+    ...         gallery.add("a.jpg", gray, labels, 0.9)
     ...     os.listdir(folder)
     ['gallery.html']
     """
@@ -152,7 +152,7 @@ class GalleryWriter:
         picture, (width, height) = _embedded(rgb)
         ratio = min(max(width / height, _SHORT / _LONG), _LONG / _SHORT)
         paths = _paths(labels, numbers, (width, height))
-        # A path is drawn twice, a wide white line below a coloured one, so that it shows on any ground.
+        # A path is drawn twice, a wide white line below a colored one, so that it shows on any ground.
         lines = "".join(f'<path class="halo" d="{d}"/>' for _, d in paths)
         lines += "".join(f'<path class="k{number}" d="{d}"/>' for number, d in paths)
         found = "".join(
@@ -176,7 +176,7 @@ class GalleryWriter:
             script_hash="sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
             title=html.escape(self._title),
             summary=self._summary(),
-            colours=self._colours(),
+            colors=self._colors(),
             chips=self._chips(),
         )
         head, _, tail = page.partition("<!-- cards -->\n")
@@ -189,9 +189,9 @@ class GalleryWriter:
         photographs = f"{self._added:,} photograph{'s' * (self._added != 1)}"
         return photographs if self._added == self._offered else f"{photographs}, chosen from {self._offered:,}"
 
-    def _colours(self) -> str:
-        colours = bright_colours()[1 : len(self._classes) + 1].tolist()
-        return "".join(f".k{number}{{--k:#{bytes(colour).hex()}}}" for number, colour in enumerate(colours, 1))
+    def _colors(self) -> str:
+        colors = bright_colors()[1 : len(self._classes) + 1].tolist()
+        return "".join(f".k{number}{{--k:#{bytes(color).hex()}}}" for number, color in enumerate(colors, 1))
 
     def _chips(self) -> str:
         if len(self._classes) < 2:

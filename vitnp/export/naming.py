@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
 
     from vitnp.io.find import Photograph
-from vitnp.io.outputs import LABELS_SUFFIX, SUFFIXES
+from vitnp.io.outputs import LABELS_SUFFIX
+from vitnp.io.outputs import SUFFIXES
 
 # --- Names -----------------------------------------------------------------------------------------------------------
 

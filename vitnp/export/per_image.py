@@ -9,14 +9,23 @@ from pathlib import Path
 
 import numpy as np
 
-from vitnp.errors import ImageError, OutputError, UsageError
-from vitnp.features.batching import AtOnce, grouped
+from vitnp.errors import ImageError
+from vitnp.errors import OutputError
+from vitnp.errors import UsageError
+from vitnp.features.batching import BatchSizer
+from vitnp.features.batching import group_by_shape
 from vitnp.features.stream import Decoded
-from vitnp.io import decode, find, stamp
-from vitnp.io.outputs import labels_path, output_paths
+from vitnp.io import decode
+from vitnp.io import find
+from vitnp.io import stamp
+from vitnp.io.outputs import labels_path
+from vitnp.io.outputs import output_paths
 from vitnp.kernels.stopwatch import Stopwatch
-from vitnp.kernels.threads import blas, pool
-from vitnp.pipeline import ON_THE_DEVICE, Method, refused_beyond_memory
+from vitnp.kernels.threads import blas
+from vitnp.kernels.threads import pool
+from vitnp.pipeline import DEVICE_STAGES
+from vitnp.pipeline import ImagePipeline
+from vitnp.pipeline import refused_beyond_memory
 from vitnp.result import Segmentation
 from vitnp.vit.model import ViT
 
@@ -106,7 +115,7 @@ def segment_files(
     DeviceError
         When a GPU's memory doesn't hold a single photograph.
     """
-    method = Method.of(vit, **options)  # once for all of them
+    method = ImagePipeline.of(vit, **options)  # once for all of them
     prototypes = getattr(method.collection, "prototypes", None)
     if prototypes is not None and prototypes.classes.max(initial=0) >= MOST_LABELS:
         raise UsageError(f"the collection has more than {MOST_LABELS} classes, which label images can't hold; fit one with fewer")
@@ -115,13 +124,13 @@ def segment_files(
     # One limit around all of them, or BLAS would change hands with every photograph.
     with blas.one_blas_thread():
         if vit.device == "cpu":
-            yield from pool.in_order(run.whole, items, count)
+            yield from pool.map_ordered(run.whole, items, count)
         else:
-            with contextlib.closing(run.through_the_network(items, count, AtOnce(vit, batch))) as outcomes:
+            with contextlib.closing(run.through_the_network(items, count, BatchSizer(vit, batch))) as outcomes:
                 yield from _by_place(outcomes)
 
 
-def facts_of(result: Segmentation, further_seconds: Mapping[str, float]) -> dict[str, object]:
+def result_facts(result: Segmentation, further_seconds: Mapping[str, float]) -> dict[str, object]:
     """A result in numbers: width and height in pixels, foreground's share, boxes as (x, y, width, height), confidence, and
     by stage, those after the result was there included, seconds and where it ran."""
     height, width = result.mask.shape
@@ -133,7 +142,7 @@ def facts_of(result: Segmentation, further_seconds: Mapping[str, float]) -> dict
         "boxes": result.boxes(),
         "confidence": round(result.confidence, 6),
         "seconds": seconds,
-        "device": {stage: result.device if stage in ON_THE_DEVICE else "cpu" for stage in seconds},
+        "device": {stage: result.device if stage in DEVICE_STAGES else "cpu" for stage in seconds},
     }
     if result.category is not None:
         facts["category"] = result.category
@@ -181,7 +190,7 @@ class _Ended:
 class _Run:
     """What is the same for all photographs, and what is done to each of them."""
 
-    method: Method
+    method: ImagePipeline
     which: tuple[str, ...]
     overwrite: bool
     max_pixels: int
@@ -193,7 +202,7 @@ class _Run:
             done = self.done_before(item)
             if done:
                 return done
-            with blas.one_blas_thread(), pool.room_for(decode.pixels_of(item.path)), refused_beyond_memory(vit.device):
+            with blas.one_blas_thread(), pool.large_image_lock(decode.pixels_of(item.path)), refused_beyond_memory(vit.device):
                 opened = self.opened(item)
                 clock = Stopwatch(vit.device)
                 (features,) = self.method.features([opened.decoded])
@@ -203,14 +212,14 @@ class _Run:
         except (ImageError, OutputError) as error:
             return Outcome(item.path, {}, error)
 
-    def through_the_network(self, items: Sequence[_Item], count: int, at_once: AtOnce) -> Iterator[_Ended]:
+    def through_the_network(self, items: Sequence[_Item], count: int, at_once: BatchSizer) -> Iterator[_Ended]:
         """Photographs in the order in which they are done: decoded side by side, in the network together, written side by side."""
         with (
-            contextlib.closing(pool.in_order(self.begun, items, count)) as begun,
-            contextlib.closing(grouped(begun, _grid, at_once.most, weight=lambda one: one.rgb[..., 0].size, room=WAITING)) as groups,
+            contextlib.closing(pool.map_ordered(self.begun, items, count)) as begun,
+            contextlib.closing(group_by_shape(begun, _grid, at_once.most, weight=lambda one: one.rgb[..., 0].size, room=WAITING)) as groups,
             contextlib.closing(self.judged(groups, at_once)) as judged,
         ):
-            yield from pool.in_order(self.ended, judged, count)
+            yield from pool.map_ordered(self.ended, judged, count)
 
     def begun(self, item: _Item) -> _Opened | _Ended:
         """As far as the network. What is done before needs none, and a large photograph goes all its way by itself."""
@@ -218,14 +227,14 @@ class _Run:
             done = self.done_before(item)
             if done:
                 return _Ended(item, done)
-            if decode.pixels_of(item.path) > pool.LARGE:
+            if decode.pixels_of(item.path) > pool.LARGE_IMAGE_PIXELS:
                 return _Ended(item, self.whole(item))
             with blas.one_blas_thread():
                 return self.opened(item)
         except (ImageError, OutputError) as error:
             return _Ended(item, Outcome(item.path, {}, error))
 
-    def judged(self, groups: Iterator[list[_Opened] | list[_Ended]], at_once: AtOnce) -> Iterator[_Judged | _Ended]:
+    def judged(self, groups: Iterator[list[_Opened] | list[_Ended]], at_once: BatchSizer) -> Iterator[_Judged | _Ended]:
         """What the network and all after it say of photographs of one grid each."""
         method, vit = self.method, self.method.vit
         for group in groups:
@@ -295,7 +304,7 @@ class _Run:
         clock = Stopwatch()
         files = one.result.save(one.item.stem, self.which)
         clock.lap("write")
-        return Outcome(one.item.path, files, facts=facts_of(one.result, clock.seconds), capped=one.result.capped)
+        return Outcome(one.item.path, files, facts=result_facts(one.result, clock.seconds), capped=one.result.capped)
 
 
 def _grid(one: _Opened | _Ended) -> tuple[int, ...] | None:

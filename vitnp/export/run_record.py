@@ -9,7 +9,7 @@ from importlib import metadata
 import numpy as np
 
 from vitnp import __version__
-from vitnp.masks.palette import voc_colours
+from vitnp.masks.palette import voc_colors
 
 # Whatever takes part in the numbers; a fault in the answer may be looked for here.
 _PACKAGES = ("numpy", "scipy", "numba", "pillow", "safetensors")
@@ -129,7 +129,7 @@ def class_records(
     Returns
     -------
     list of dict
-        id, name, colour (``#rrggbb``, as in the label images), images (photographs with a region of the class),
+        id, name, color (``#rrggbb``, as in the label images), images (photographs with a region of the class),
         patches, medoid (path; None for a class without regions) and confidence (mean over these photographs; None
         likewise).
 
@@ -156,13 +156,13 @@ def class_records(
     if len(region_class) and not (0 <= region_photograph.min() and region_photograph.max() < len(photographs)):
         raise ValueError(f"a region's photograph is out of range; there are {len(photographs)}")
     records = []
-    for number, (name, colour) in enumerate(zip(names, voc_colours(len(names) + 1)[1:].tolist()), 1):
+    for number, (name, color) in enumerate(zip(names, voc_colors(len(names) + 1)[1:].tolist()), 1):
         own = region_class == number
         holders = np.unique(region_photograph[own])
         records.append({
             "id": number,
             "name": name,
-            "colour": f"#{bytes(colour).hex()}",
+            "color": f"#{bytes(color).hex()}",
             "images": int(holders.size),
             "patches": int(region_patches[own].sum()),
             "medoid": photographs[medoids[number - 1]] if holders.size else None,

@@ -28,7 +28,7 @@ _SHARE_OF_MEMORY = 0.5
 _WAITING_BATCHES = 4
 
 
-class AtOnce:
+class BatchSizer:
     """How many photographs go through the network together.
 
     Parameters
@@ -100,7 +100,7 @@ class AtOnce:
             yield batch, results
 
 
-def grouped(
+def group_by_shape(
     items: Iterable[Item],
     kind: Callable[[Item], Hashable | None],
     most: int,

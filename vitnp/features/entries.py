@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import scipy.linalg  # noqa: F401  (its BLAS must be there before it can be kept to one thread)
 
-from vitnp.features.record import StoredFeatures
+from vitnp.features.record import FeatureRecord
 from vitnp.features.shared import StoredKeys
 from vitnp.features.store import FeatureStore
 
@@ -17,7 +17,7 @@ class Entries:
     def __init__(self, store: FeatureStore, hashes: Sequence[str | None]) -> None:
         self._store, self.hashes = store, hashes
 
-    def __getitem__(self, index: int) -> StoredFeatures:
+    def __getitem__(self, index: int) -> FeatureRecord:
         return self._store.entry(self.hashes[index])
 
     def keys(self, indices: Sequence[int]) -> StoredKeys:

@@ -11,15 +11,21 @@ from pathlib import Path
 
 from vitnp import __version__
 from vitnp.checkpoints.safetensors_io import write_safetensors
-from vitnp.errors import ImageError, OutputError
-from vitnp.features.record import StoredFeatures
-from vitnp.features.spec import Identity
+from vitnp.errors import ImageError
+from vitnp.errors import OutputError
+from vitnp.features.record import FeatureRecord
+from vitnp.features.spec import FeatureSpec
 from vitnp.features.store import FeatureStore
-from vitnp.features.stream import ShardWriter, in_store, stream
-from vitnp.io import decode, find, write
+from vitnp.features.stream import ShardWriter
+from vitnp.features.stream import in_store
+from vitnp.features.stream import stream
+from vitnp.io import decode
+from vitnp.io import find
+from vitnp.io import write
 from vitnp.io import stamp as stamp_
 from vitnp.io.source import path_of
-from vitnp.io.stamp import parameters_hash, refuse_foreign
+from vitnp.io.stamp import parameters_hash
+from vitnp.io.stamp import refuse_foreign
 from vitnp.vit.model import ViT
 
 FORMATS = ("npz", "safetensors")
@@ -46,14 +52,14 @@ class Outcome:
     status: str
     path: Path | None = None
     error: ImageError | OutputError | None = None
-    features: StoredFeatures | None = None
+    features: FeatureRecord | None = None
 
 
 def write_features(
     photographs: Sequence[find.Photograph],
     stems: Sequence[Path],
     vit: ViT,
-    identity: Identity,
+    identity: FeatureSpec,
     *,
     form: str = "npz",
     store: FeatureStore | None = None,
@@ -138,7 +144,7 @@ def write_features(
                 yield Outcome(source, "done", path, features=features)
 
 
-def metadata_of(vit: ViT, identity: Identity) -> dict[str, object]:
+def metadata_of(vit: ViT, identity: FeatureSpec) -> dict[str, object]:
     """What a file tells of its making, the same for all photographs of a run."""
     facts = {"model": vit.name, "patch": vit.config.patch, **dataclasses.asdict(identity), "version": __version__}
     # The file holds the same with and without.
@@ -146,7 +152,7 @@ def metadata_of(vit: ViT, identity: Identity) -> dict[str, object]:
     return facts
 
 
-def write_file(path: Path, features: StoredFeatures, metadata: Mapping[str, object]) -> None:
+def write_file(path: Path, features: FeatureRecord, metadata: Mapping[str, object]) -> None:
     """Write the features of one photograph.
 
     Parameters

@@ -8,7 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from vitnp import kernels
-from vitnp.io import preprocess, resample, source
+from vitnp.io import preprocess
+from vitnp.io import resample
+from vitnp.io import source
 from vitnp.vit.model import ViT
 
 MAX_TOKENS = 4096
@@ -29,7 +31,7 @@ class Features:
     pixels : (int, int)
         Height and width in pixels at which the network saw the photograph.
     digest : int
-        Of those pixels: the photograph's own seed, whatever its name or its neighbours.
+        Of those pixels: the photograph's own seed, whatever its name or its neighbors.
     capped : bool
         Whether the grid had to be made coarser to stay within the tokens allowed.
     """
@@ -49,7 +51,7 @@ class Features:
     @property
     def unit(self) -> np.ndarray:
         """The facet with rows of unit length, (N, D) float32: what k-means reads."""
-        return kernels.for_array(self.facet).normalise_rows(self.facet)
+        return kernels.for_array(self.facet).normalize_rows(self.facet)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +82,7 @@ def prepare(
     scaled, capped = preprocess.network_size(
         *rgb.shape[:2], short_side=short_side, patch=vit.config.patch, stride=stride, max_tokens=max_tokens
     )
-    return Prepared(resample.reduce(kernels.to_device(rgb, vit.device), scaled), capped)
+    return Prepared(resample.downscale(kernels.to_device(rgb, vit.device), scaled), capped)
 
 
 def extract(
@@ -148,5 +150,5 @@ def extract_batch(
 
 def as_batch(group: Sequence[Prepared], vit: ViT) -> np.ndarray:
     """What the network reads, (B, 3, height, width) float32, of photographs of one size."""
-    pixels = [preprocess.normalise(one.pixels, vit.config.mean, vit.config.std) for one in group]
+    pixels = [preprocess.normalize(one.pixels, vit.config.mean, vit.config.std) for one in group]
     return kernels.array_module(pixels[0]).stack(pixels)

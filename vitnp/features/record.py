@@ -12,7 +12,7 @@ from vitnp.errors import UsageError
 
 
 @dataclasses.dataclass(frozen=True)
-class StoredFeatures:
+class FeatureRecord:
     """Features of one photograph; its arrays are views of the store's mapped files, made whenever they are asked for.
 
     Attributes
@@ -97,4 +97,4 @@ def unit_rows(keys: np.ndarray) -> np.ndarray:
     >>> unit_rows(np.array([[3, 4]], np.float16))
     array([[0.6, 0.8]], dtype=float32)
     """
-    return kernels.for_array(keys).normalise_rows(keys.astype(np.float32))
+    return kernels.for_array(keys).normalize_rows(keys.astype(np.float32))

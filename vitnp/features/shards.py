@@ -15,9 +15,11 @@ from pathlib import Path
 
 import numpy as np
 
-from vitnp.checkpoints.safetensors_io import read_safetensors, serialised
-from vitnp.errors import CheckpointError, OutputError
-from vitnp.features.record import StoredFeatures
+from vitnp.checkpoints.safetensors_io import read_safetensors
+from vitnp.checkpoints.safetensors_io import serialized
+from vitnp.errors import CheckpointError
+from vitnp.errors import OutputError
+from vitnp.features.record import FeatureRecord
 from vitnp.io.write import replacing
 
 SUFFIX = ".safetensors"
@@ -124,12 +126,12 @@ class Shard:
         rows = slice(self._starts[place], self._starts[place + 1])
         return {name: array[place if name in _BY_PHOTOGRAPH else rows] for name, array in mapped.items()}
 
-    def features(self, place: int, arrays: Callable[[], Mapping[str, np.ndarray]]) -> StoredFeatures:
+    def features(self, place: int, arrays: Callable[[], Mapping[str, np.ndarray]]) -> FeatureRecord:
         """Features of a photograph; `arrays` gives its arrays when they are asked for."""
-        return StoredFeatures(**self._facts[place], arrays=arrays)
+        return FeatureRecord(**self._facts[place], arrays=arrays)
 
 
-def write_shard(folder: Path, entries: Sequence[StoredFeatures]) -> Path:
+def write_shard(folder: Path, entries: Sequence[FeatureRecord]) -> Path:
     """Write a shard, whole or not at all, and see it to the disk.
 
     Parameters
@@ -157,7 +159,7 @@ def write_shard(folder: Path, entries: Sequence[StoredFeatures]) -> Path:
         [entry.photograph, entry.grid, entry.pixels, entry.size, f"{entry.digest:032x}", entry.capped]
         for entry in entries
     ]
-    pieces = list(serialised(tensors, {"photographs": json.dumps(rows, separators=(",", ":"))}))
+    pieces = list(serialized(tensors, {"photographs": json.dumps(rows, separators=(",", ":"))}))
     digest = hashlib.blake2b(digest_size=16)
     for piece in pieces:
         digest.update(piece)

@@ -10,7 +10,7 @@ from collections.abc import Collection, Sequence
 import numpy as np
 
 from vitnp.errors import OutputError
-from vitnp.features.spec import Identity
+from vitnp.features.spec import FeatureSpec
 from vitnp.features.store import FeatureStore
 
 # Seconds after which a network file system shows all machines what one of them has written; NFS takes up to sixty.
@@ -18,7 +18,7 @@ _SEEN_AFTER = 90.0
 
 
 @functools.lru_cache(maxsize=4)
-def open_shared(folder: str, identity: Identity) -> FeatureStore:
+def open_shared(folder: str, identity: FeatureSpec) -> FeatureStore:
     """The store of an identity in a cache folder, one object for a whole process."""
     return FeatureStore(folder, identity)
 
@@ -106,7 +106,7 @@ class StoredKeys:
         return _stored_keys, (folder, self._store.identity, self.photographs, slice(self._first, self._stop))
 
 
-def _stored_keys(folder: str, identity: Identity, photographs: tuple[str, ...], rows: slice) -> StoredKeys:
+def _stored_keys(folder: str, identity: FeatureSpec, photographs: tuple[str, ...], rows: slice) -> StoredKeys:
     store = open_shared(folder, identity)
     await_photographs(store, photographs)
     return StoredKeys(store, photographs, rows)

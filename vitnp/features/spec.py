@@ -20,7 +20,7 @@ PRECISIONS = ("float16", "float32")
 
 
 @dataclasses.dataclass(frozen=True)
-class Identity:
+class FeatureSpec:
     """Everything that the features of a photograph depend on, once and for all; make one with :meth:`of`.
 
     Attributes
@@ -75,7 +75,7 @@ class Identity:
         max_tokens: int = MAX_TOKENS,
         precision: str = "float16",
         regions: bool = True,
-    ) -> Identity:
+    ) -> FeatureSpec:
         """The identity of a network's features.
 
         Parameters

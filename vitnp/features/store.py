@@ -20,12 +20,16 @@ from pathlib import Path
 
 import numpy as np
 
-from vitnp.errors import OutputError, UsageError
+from vitnp.errors import OutputError
+from vitnp.errors import UsageError
 from vitnp.features import shards
-from vitnp.features.record import StoredFeatures
-from vitnp.features.shards import DamagedShard, Shard, write_shard
-from vitnp.features.spec import Identity
-from vitnp.io.write import make_folder, write_json
+from vitnp.features.record import FeatureRecord
+from vitnp.features.shards import DamagedShard
+from vitnp.features.shards import Shard
+from vitnp.features.shards import write_shard
+from vitnp.features.spec import FeatureSpec
+from vitnp.io.write import make_folder
+from vitnp.io.write import write_json
 
 IDENTITY_FILE = "identity.json"
 
@@ -64,7 +68,7 @@ class FeatureStore:
     (540, 192)
     """
 
-    def __init__(self, folder: Path | str, identity: Identity, *, notice: Callable[[str], None] | None = None) -> None:
+    def __init__(self, folder: Path | str, identity: FeatureSpec, *, notice: Callable[[str], None] | None = None) -> None:
         self.folder = Path(folder) / identity.name
         self.identity = identity
         self.notice = notice or logging.getLogger("vitnp").warning
@@ -107,7 +111,7 @@ class FeatureStore:
                 except FileNotFoundError:
                     continue  # another process was faster
 
-    def entry(self, photograph: str) -> StoredFeatures:
+    def entry(self, photograph: str) -> FeatureRecord:
         """The features of a photograph.
 
         Raises
@@ -170,7 +174,7 @@ class FeatureStore:
         ]
         return np.concatenate(pieces)
 
-    def add(self, entries: Sequence[StoredFeatures]) -> None:
+    def add(self, entries: Sequence[FeatureRecord]) -> None:
         """Write features as a shard of their own.
 
         Raises
@@ -391,11 +395,11 @@ def prune(folder: Path | str, keep: Collection[str], *, notice: Callable[[str], 
     return freed
 
 
-def _identity_in(folder: Path) -> Identity | None:
+def _identity_in(folder: Path) -> FeatureSpec | None:
     """Whose store a folder is; None for anything else, stores of other versions too."""
     try:
         fields = json.loads((folder / IDENTITY_FILE).read_bytes())
-        identity = Identity(
+        identity = FeatureSpec(
             **{name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
         )
     except (OSError, ValueError, TypeError):

@@ -10,16 +10,24 @@ from functools import partial
 import numpy as np
 
 from vitnp import kernels
-from vitnp.errors import ImageError, UsageError
-from vitnp.features.batching import AtOnce, grouped
-from vitnp.features.extract import Prepared, as_batch, prepare
-from vitnp.features.record import StoredFeatures
+from vitnp.errors import ImageError
+from vitnp.errors import UsageError
+from vitnp.features.batching import BatchSizer
+from vitnp.features.batching import group_by_shape
+from vitnp.features.extract import Prepared
+from vitnp.features.extract import as_batch
+from vitnp.features.extract import prepare
+from vitnp.features.record import FeatureRecord
 from vitnp.features.shards import SHARD_BYTES
-from vitnp.features.spec import Identity
+from vitnp.features.spec import FeatureSpec
 from vitnp.features.store import FeatureStore
 from vitnp.io.decode import MAX_PIXELS
-from vitnp.io.source import Source, content_hash, fingerprint, opened
-from vitnp.kernels.threads import blas, pool
+from vitnp.io.source import Source
+from vitnp.io.source import content_hash
+from vitnp.io.source import fingerprint
+from vitnp.io.source import opened
+from vitnp.kernels.threads import blas
+from vitnp.kernels.threads import pool
 from vitnp.vit.model import ViT
 
 
@@ -40,7 +48,7 @@ class Extracted:
 
     index: int
     photograph: str | None = None
-    features: StoredFeatures | None = None
+    features: FeatureRecord | None = None
     error: ImageError | None = None
 
 
@@ -157,7 +165,7 @@ class ShardWriter:
 
     def __init__(self, store: FeatureStore, shard_bytes: int = SHARD_BYTES) -> None:
         self._store, self._limit = store, shard_bytes
-        self._entries: dict[str, StoredFeatures] = {}
+        self._entries: dict[str, FeatureRecord] = {}
         self._bytes = 0
 
     def __enter__(self) -> ShardWriter:
@@ -166,7 +174,7 @@ class ShardWriter:
     def __exit__(self, *exception: object) -> None:
         self.flush()
 
-    def add(self, features: StoredFeatures) -> None:
+    def add(self, features: FeatureRecord) -> None:
         """Take the features of a photograph; of one that is there already nothing happens.
 
         Raises
@@ -190,7 +198,7 @@ class ShardWriter:
 def stream(
     photographs: Sequence[Source],
     vit: ViT,
-    identity: Identity,
+    identity: FeatureSpec,
     *,
     skip: Callable[[int, str], bool] = lambda index, photograph: False,
     thread_count: int | None = None,
@@ -222,22 +230,22 @@ def stream(
     """
     if batch is not None and batch < 1:
         raise UsageError(f"the batch is {batch}; choose 1 or more")
-    count = pool.thread_count(thread_count)
-    at_once = AtOnce(vit, batch)
+    count = pool.resolve_n_threads(thread_count)
+    at_once = BatchSizer(vit, batch)
     run = partial(_run, vit=vit, identity=identity, at_once=at_once)
     decode = partial(_decode, vit=vit, identity=identity, skip=skip, max_pixels=max_pixels)
     with (
         blas.one_blas_thread(),
-        contextlib.closing(pool.in_order(decode, enumerate(photographs), count)) as decoded,
-        contextlib.closing(grouped(decoded, _kind, at_once.most)) as batches,
+        contextlib.closing(pool.map_ordered(decode, enumerate(photographs), count)) as decoded,
+        contextlib.closing(group_by_shape(decoded, _kind, at_once.most)) as batches,
         # A GPU does one thing after the other anyhow.
-        contextlib.closing(pool.in_order(run, batches, count if vit.device == "cpu" else 1)) as results,
+        contextlib.closing(pool.map_ordered(run, batches, count if vit.device == "cpu" else 1)) as results,
     ):
         for group in results:
             yield from group
 
 
-def stored_features(rgb: np.ndarray, vit: ViT, identity: Identity) -> StoredFeatures:
+def stored_features(rgb: np.ndarray, vit: ViT, identity: FeatureSpec) -> FeatureRecord:
     """The features of one photograph as a store would have them, without one, on the network's device.
 
     Parameters
@@ -279,7 +287,7 @@ class Decoded:
 
 
 def _decode(
-    item: tuple[int, Source], *, vit: ViT, identity: Identity, skip: Callable[[int, str], bool], max_pixels: int
+    item: tuple[int, Source], *, vit: ViT, identity: FeatureSpec, skip: Callable[[int, str], bool], max_pixels: int
 ) -> Decoded | Extracted:
     index, source = item
     try:
@@ -292,7 +300,7 @@ def _decode(
         return Extracted(index, error=error)
 
 
-def _prepare(rgb: np.ndarray, vit: ViT, identity: Identity) -> Prepared:
+def _prepare(rgb: np.ndarray, vit: ViT, identity: FeatureSpec) -> Prepared:
     return prepare(rgb, vit, size=identity.size, stride=identity.stride, max_tokens=identity.max_tokens)
 
 
@@ -301,7 +309,7 @@ def _kind(item: Decoded | Extracted) -> tuple[int, ...] | None:
     return None if isinstance(item, Extracted) else item.prepared.pixels.shape
 
 
-def _run(group: list[Decoded] | list[Extracted], *, vit: ViT, identity: Identity, at_once: AtOnce) -> list[Extracted]:
+def _run(group: list[Decoded] | list[Extracted], *, vit: ViT, identity: FeatureSpec, at_once: BatchSizer) -> list[Extracted]:
     if isinstance(group[0], Extracted):
         return group
     rows, columns = vit.grid(*group[0].prepared.pixels.shape[:2], identity.stride)
@@ -314,8 +322,8 @@ def _run(group: list[Decoded] | list[Extracted], *, vit: ViT, identity: Identity
 
 
 def stored_batch(
-    group: Sequence[Decoded], vit: ViT, identity: Identity, place_for: Callable[[np.ndarray], np.ndarray] = kernels.to_host
-) -> list[StoredFeatures]:
+    group: Sequence[Decoded], vit: ViT, identity: FeatureSpec, place_for: Callable[[np.ndarray], np.ndarray] = kernels.to_host
+) -> list[FeatureRecord]:
     """Features of photographs of one grid, in one pass.
 
     Parameters
@@ -338,7 +346,7 @@ def stored_batch(
     for place, item in enumerate(group):
         arrays = {name: kernels.array_module(array).ascontiguousarray(array[place]) for name, array in found.items()}
         features.append(
-            StoredFeatures(
+            FeatureRecord(
                 photograph=item.photograph,
                 grid=vit.grid(*item.prepared.pixels.shape[:2], identity.stride),
                 pixels=item.prepared.pixels.shape[:2],
@@ -351,7 +359,7 @@ def stored_batch(
     return features
 
 
-def _forward(batch: np.ndarray, vit: ViT, identity: Identity) -> dict[str, np.ndarray]:
+def _forward(batch: np.ndarray, vit: ViT, identity: FeatureSpec) -> dict[str, np.ndarray]:
     """The arrays of a store, one entry an image in front."""
     by_regions = ("key", "value", "cls_state") if identity.regions else ()
     if identity.layer == vit.config.depth - 1:
@@ -373,12 +381,12 @@ def _forward(batch: np.ndarray, vit: ViT, identity: Identity) -> dict[str, np.nd
     return arrays
 
 
-def _stored(rows: np.ndarray, identity: Identity) -> np.ndarray:
+def _stored(rows: np.ndarray, identity: FeatureSpec) -> np.ndarray:
     with np.errstate(over="ignore"):
         return rows.astype(identity.precision)
 
 
-def _refuse_overflow(arrays: dict[str, np.ndarray], identity: Identity) -> None:
+def _refuse_overflow(arrays: dict[str, np.ndarray], identity: FeatureSpec) -> None:
     stored = [arrays[name] for name in ("keys", "value", "last_key") if name in arrays]
     if not all(kernels.array_module(rows).isfinite(rows).all() for rows in stored):
         raise UsageError(

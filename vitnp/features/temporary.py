@@ -11,11 +11,13 @@ from pathlib import Path
 
 import numpy as np
 
-from vitnp.errors import ImageError, OutputError
-from vitnp.features.spec import Identity
+from vitnp.errors import ImageError
+from vitnp.errors import OutputError
+from vitnp.features.spec import FeatureSpec
 from vitnp.features.store import FeatureStore
 from vitnp.io import preprocess
-from vitnp.io.source import Source, size_of
+from vitnp.io.source import Source
+from vitnp.io.source import size_of
 from vitnp.vit.model import ViT
 
 try:
@@ -31,7 +33,7 @@ _ESTIMATED_FROM = 1000
 
 @contextlib.contextmanager
 def temporary_store(
-    identity: Identity,
+    identity: FeatureSpec,
     *,
     needed: int = 0,
     folder: Path | str | None = None,
@@ -144,7 +146,7 @@ def check_space(folder: Path | str, needed: int) -> None:
         )
 
 
-def estimate_bytes(photographs: Sequence[Source], vit: ViT, identity: Identity) -> int:
+def estimate_bytes(photographs: Sequence[Source], vit: ViT, identity: FeatureSpec) -> int:
     """Bytes that the features of photographs will take on disk, within a few per cent.
 
     Of many photographs the headers of a thousand are read, evenly spread. What can't be read counts nothing.
@@ -161,7 +163,7 @@ def estimate_bytes(photographs: Sequence[Source], vit: ViT, identity: Identity) 
     return int(total * len(photographs) / max(1, len(looked_at)))
 
 
-def _bytes_of(photograph: Source, vit: ViT, identity: Identity) -> int:
+def _bytes_of(photograph: Source, vit: ViT, identity: FeatureSpec) -> int:
     try:
         height, width = size_of(photograph)
     except ImageError:

@@ -48,8 +48,8 @@ def read_image(
 ) -> np.ndarray:
     """Read a photograph as upright uint8 RGB.
 
-    Files are recognised by content, not by extension. The EXIF orientation is applied, transparency is composited over
-    white, and of several frames or pages the first one counts. Colour profiles are ignored: values are taken as sRGB.
+    Files are recognized by content, not by extension. The EXIF orientation is applied, transparency is composited over
+    white, and of several frames or pages the first one counts. Color profiles are ignored: values are taken as sRGB.
     Deeper pictures become eight-bit by these rules, for files and arrays alike:
 
     * 16-bit integers: the high byte, so that 65535 gives 255.
@@ -60,7 +60,7 @@ def read_image(
     Parameters
     ----------
     source : path, PIL image, or array
-        An array is (H, W) grey, (H, W, 1) grey, (H, W, 3) RGB or (H, W, 4) RGBA of dtype uint8, bool, uint16, or float
+        An array is (H, W) gray, (H, W, 1) gray, (H, W, 3) RGB or (H, W, 4) RGBA of dtype uint8, bool, uint16, or float
         in 0..1. A C-contiguous uint8 RGB array comes back as it is, not copied.
     max_pixels : int
         Larger pictures are refused, on the strength of the header alone.
@@ -306,12 +306,12 @@ def _band_to_rgb(band: Image.Image, name: object) -> np.ndarray:
     """A few rows of a picture in any of Pillow's modes -> (rows, width, 3) uint8, C-contiguous."""
     clear = band.info.get("transparency")
     if band.mode in ("F", "I") or band.mode.startswith("I;16"):
-        grey = _to_eight_bits(np.asarray(band), name)
+        gray = _to_eight_bits(np.asarray(band), name)
         if isinstance(clear, int):
-            grey = np.where(np.asarray(band) == clear, np.uint8(255), grey)
-        return np.repeat(grey[..., None], 3, axis=2)
+            gray = np.where(np.asarray(band) == clear, np.uint8(255), gray)
+        return np.repeat(gray[..., None], 3, axis=2)
     if isinstance(clear, tuple) and max(clear) > 255:
-        # The transparent colour of a 16-bit PNG, of which Pillow keeps the high bytes only.
+        # The transparent color of a 16-bit PNG, of which Pillow keeps the high bytes only.
         band.info["transparency"] = tuple(value >> 8 for value in clear)
     if band.mode == "La":
         band = band.convert("LA")

@@ -8,13 +8,13 @@ from collections.abc import Mapping
 import numpy as np
 
 from vitnp.io.write import write_png
-from vitnp.masks.palette import voc_colours
+from vitnp.masks.palette import voc_colors
 
 
 def write_labels(
     path: str | os.PathLike[str], labels: np.ndarray, text: Mapping[str, str] | None = None
 ) -> None:
-    """Write labels as an 8-bit palette PNG: pixel values are the classes, and any viewer shows them in colour.
+    """Write labels as an 8-bit palette PNG: pixel values are the classes, and any viewer shows them in color.
 
     Parameters
     ----------
@@ -46,6 +46,6 @@ def write_labels(
     if labels.ndim != 2 or labels.dtype != np.uint8 or labels.size == 0:
         raise ValueError(f"labels must be a uint8 array of shape (H, W), not {labels.dtype} of {labels.shape}")
     picture = Image.fromarray(np.ascontiguousarray(labels))
-    # The whole palette always: with 16 colours or fewer Pillow would pack several pixels into a byte.
-    picture.putpalette(voc_colours().tobytes())
+    # The whole palette always: with 16 colors or fewer Pillow would pack several pixels into a byte.
+    picture.putpalette(voc_colors().tobytes())
     write_png(path, picture, text)

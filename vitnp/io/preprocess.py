@@ -108,7 +108,7 @@ def _snap(side: float, patch: int) -> int:
     return max(1, int(side / patch + 0.5)) * patch
 
 
-def normalise(rgb: np.ndarray, mean: tuple[float, float, float], std: tuple[float, float, float]) -> np.ndarray:
+def normalize(rgb: np.ndarray, mean: tuple[float, float, float], std: tuple[float, float, float]) -> np.ndarray:
     """Scale a picture to 0..1, subtract the mean, divide by the standard deviation, channels first.
 
     Parameters
@@ -124,11 +124,11 @@ def normalise(rgb: np.ndarray, mean: tuple[float, float, float], std: tuple[floa
     Examples
     --------
     >>> import numpy as np
-    >>> normalise(np.full((1, 1, 3), 255, np.uint8), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)).ravel()
+    >>> normalize(np.full((1, 1, 3), 255, np.uint8), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)).ravel()
     array([1., 1., 1.], dtype=float32)
     """
     if kernels.device_of(rgb) == "cuda":
-        return kernels.for_array(rgb).normalise(rgb, mean, std)
+        return kernels.for_array(rgb).normalize(rgb, mean, std)
     unit = np.ascontiguousarray(rgb.transpose(2, 0, 1)).astype(np.float32)
     unit /= np.float32(255)
     unit -= np.asarray(mean, np.float32)[:, None, None]

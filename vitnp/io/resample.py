@@ -38,10 +38,10 @@ def check_map(values: np.ndarray, shape: tuple[int, int] | None = None) -> np.nd
 def bilinear(
     values: np.ndarray, size: tuple[int, int], *, rows: slice = slice(None), columns: slice = slice(None)
 ) -> np.ndarray:
-    """Resample a map bilinearly; its pixels are squares whose values stand at their centres.
+    """Resample a map bilinearly; its pixels are squares whose values stand at their centers.
 
-    The centre of output row ``i`` lies at the input row ``(i + 1/2) h / H - 1/2``, likewise across, and beyond the
-    outermost centres the map goes on as a constant. This is torch's ``interpolate(mode="bilinear",
+    The center of output row ``i`` lies at the input row ``(i + 1/2) h / H - 1/2``, likewise across, and beyond the
+    outermost centers the map goes on as a constant. This is torch's ``interpolate(mode="bilinear",
     align_corners=False)``; like it, it doesn't antialias where the result is smaller.
 
     Parameters
@@ -81,10 +81,10 @@ def bilinear(
 
 
 def _taps(source: int, target: int, window: slice) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Indices of both neighbours of each output centre along one axis, and the weight of the second."""
-    centres = ((np.arange(*window.indices(target)) + 0.5) * (source / target) - 0.5).clip(0, source - 1)
-    low = centres.astype(np.intp)
-    return low, np.minimum(low + 1, source - 1), (centres - low).astype(np.float32)
+    """Indices of both neighbors of each output center along one axis, and the weight of the second."""
+    centers = ((np.arange(*window.indices(target)) + 0.5) * (source / target) - 0.5).clip(0, source - 1)
+    low = centers.astype(np.intp)
+    return low, np.minimum(low + 1, source - 1), (centers - low).astype(np.float32)
 
 
 def _lerp(start: np.ndarray, stop: np.ndarray, weight: np.ndarray) -> np.ndarray:
@@ -107,7 +107,7 @@ def working_size(height: int, width: int, side: int) -> tuple[int, int]:
     return max(1, round(height * scale)), max(1, round(width * scale))
 
 
-def reduce(rgb: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def downscale(rgb: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Scale a photograph, down as a rule, with Pillow's antialiased bicubic filter, in little memory.
 
     Pillow resamples across first and down second, rounding to eight bits in between. The first pass in bands of

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Union
 import numpy as np
 
 from vitnp.errors import ImageError
-from vitnp.io import decode, find
+from vitnp.io import decode
+from vitnp.io import find
 from vitnp.io.decode import stored_size
 from vitnp.kernels.threads import pool
 
@@ -99,5 +100,5 @@ def opened(source: Source, max_pixels: int):
         When it can't be read.
     """
     path = path_of(source)
-    with contextlib.nullcontext() if path is None else pool.room_for(decode.pixels_of(path)):
+    with contextlib.nullcontext() if path is None else pool.large_image_lock(decode.pixels_of(path)):
         yield decode.read_image(source if path is None else path, max_pixels=max_pixels)

@@ -19,7 +19,9 @@ from vitnp.errors import OutputError
 if TYPE_CHECKING:
     from PIL import Image
 
-from vitnp.io.stamp import canonical_json, json_default, with_software
+from vitnp.io.stamp import canonical_json
+from vitnp.io.stamp import json_default
+from vitnp.io.stamp import with_software
 
 _WRITE_BYTES = 1 << 24
 
@@ -106,7 +108,7 @@ def write_png(
     ----------
     path : path
     picture : PIL image or array
-        (H, W) uint8 or uint16 grey, (H, W, 3) uint8 RGB or (H, W, 4) uint8 RGBA; bool becomes 0 and 255.
+        (H, W) uint8 or uint16 gray, (H, W, 3) uint8 RGB or (H, W, 4) uint8 RGBA; bool becomes 0 and 255.
     text : mapping of str to str
         Further text chunks, such as "vitnp:parameters" and "vitnp:photograph"; see :func:`stamp`.
 

@@ -33,7 +33,7 @@ class Runs(NamedTuple):
 def runs_of(mask: np.ndarray) -> Runs:
     """The runs of a mask (H, W) bool and its 8-connected parts.
 
-    Two runs in neighbouring rows touch when neither ends more than one pixel before the other begins. No label image is made.
+    Two runs in neighboring rows touch when neither ends more than one pixel before the other begins. No label image is made.
 
     Examples
     --------
@@ -89,7 +89,7 @@ def _ends_of_runs(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     rows = max(1, _BAND_PIXELS // pitch)
     for top in range(0, height, rows):
         band = mask[top : top + rows]
-        # A column of False before and after each row; where neighbours differ, a run begins or has ended.
+        # A column of False before and after each row; where neighbors differ, a run begins or has ended.
         padded = np.zeros((len(band), width + 2), bool)
         padded[:, 1:-1] = band
         changes.append(np.flatnonzero(padded[:, 1:] != padded[:, :-1]) + top * pitch)

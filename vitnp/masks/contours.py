@@ -94,7 +94,7 @@ def polygons(mask: np.ndarray) -> list[list[int]]:
     """A mask as polygons without holes, exact: their union is the mask.
 
     Where a part has a hole, the polygon goes from the upper side of the part straight down to the hole, around it, and
-    back up the same way. That cut is vertical and has no width: rasterisers that fill between the left and the right
+    back up the same way. That cut is vertical and has no width: rasterizers that fill between the left and the right
     of crossing lines, or those that count crossings column by column as pycocotools does, see nothing of it.
 
     Parameters
@@ -158,7 +158,7 @@ def smooth_rings(mask: np.ndarray, *, step: int = 3) -> list[np.ndarray]:
         total = int(lengths.sum())
         if total < 3 * step:
             continue
-        # The middle of every pixel's side, then a mean over neighbours along the ring.
+        # The middle of every pixel's side, then a mean over neighbors along the ring.
         offsets = np.arange(total) - np.repeat(np.cumsum(lengths) - lengths, lengths) + 0.5
         middles = np.repeat(ring, lengths, axis=0) + offsets[:, None] * np.repeat(np.sign(along), lengths, axis=0)
         places = np.arange(0, total - step // 2, step)

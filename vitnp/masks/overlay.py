@@ -9,19 +9,19 @@ from vitnp.kernels.constants import LUMA
 # Pixels in flight at a time: a band's temporaries stay within some tens of megabytes.
 _BAND_PIXELS = 1 << 20
 
-# The overlay's colours. Around the object a light line, so that dark backgrounds show it, and within that a saturated
-# one, so that bright ones do; few objects have its hue. The object is tinted a little, the rest greyed and dimmed.
+# The overlay's colors. Around the object a light line, so that dark backgrounds show it, and within that a saturated
+# one, so that bright ones do; few objects have its hue. The object is tinted a little, the rest grayed and dimmed.
 _LIGHT = (255, 255, 255)
 _ACCENT = (0, 190, 255)
 _TINT = 0.10
 _DIM = 0.62
-_GREY = 0.65
+_GRAY = 0.65
 
-# Outside, as a colour matrix on (R, G, B, 1): part of each channel, part of the luma, all of it dimmed.
+# Outside, as a color matrix on (R, G, B, 1): part of each channel, part of the luma, all of it dimmed.
 _OUTSIDE = tuple(
     _DIM * value
     for channel in range(3)
-    for value in (*(_GREY * weight + (1 - _GREY) * (index == channel) for index, weight in enumerate(LUMA)), 0.0)
+    for value in (*(_GRAY * weight + (1 - _GRAY) * (index == channel) for index, weight in enumerate(LUMA)), 0.0)
 )
 
 # Widths of the two lines, as shares of the picture's diagonal and in pixels at least.
@@ -30,7 +30,7 @@ _LIGHT_PART = 0.4
 
 
 def overlay(rgb: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Show a mask on its photograph: the object tinted and outlined, the rest dimmed and half grey.
+    """Show a mask on its photograph: the object tinted and outlined, the rest dimmed and half gray.
 
     The mask is blurred a little, and what a pixel gets depends on its blurred value alone: near an edge that is a
     function of the distance to it, which makes smooth lines of an even width on either side of the edge.
@@ -46,8 +46,8 @@ def overlay(rgb: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
     Examples
     --------
-    >>> grey = np.full((40, 40, 3), 128, np.uint8)
-    >>> overlay(grey, np.zeros((40, 40), bool))[0, 0].tolist()
+    >>> gray = np.full((40, 40, 3), 128, np.uint8)
+    >>> overlay(gray, np.zeros((40, 40), bool))[0, 0].tolist()
     [79, 79, 79]
     """
     from PIL import Image, ImageFilter
@@ -98,7 +98,7 @@ def cutout(rgb: np.ndarray, soft: np.ndarray) -> np.ndarray:
     """Cut the object out: the photograph with the soft map as its alpha channel.
 
     The map is steepened about the half, sixteenfold: scores that are merely more than a half make an object opaque, and it's the
-    edges that stay soft. Where nothing shows through, the colour is zero too: the background doesn't leave the house hidden in the file.
+    edges that stay soft. Where nothing shows through, the color is zero too: the background doesn't leave the house hidden in the file.
 
     Parameters
     ----------

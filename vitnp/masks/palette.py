@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 
-def voc_colours(n: int = 256) -> np.ndarray:
-    """Colours of the first `n` classes as PASCAL VOC and its many descendants paint them; 0, the background, is black.
+def voc_colors(n: int = 256) -> np.ndarray:
+    """Colors of the first `n` classes as PASCAL VOC and its many descendants paint them; 0, the background, is black.
 
     A class number's bits go round among red, green and blue, the lowest three into the channels' highest bits (VOC
     development kit, ``VOClabelcolormap``).
@@ -22,23 +22,23 @@ def voc_colours(n: int = 256) -> np.ndarray:
 
     Examples
     --------
-    >>> voc_colours(4).tolist()
+    >>> voc_colors(4).tolist()
     [[0, 0, 0], [128, 0, 0], [0, 128, 0], [128, 128, 0]]
     """
     if not 0 <= n <= 256:
-        raise ValueError(f"the colour map has 256 entries, not {n}")
+        raise ValueError(f"the color map has 256 entries, not {n}")
     rest = np.arange(n)[:, None] >> np.arange(3)
-    colours = np.zeros((n, 3), np.uint8)
+    colors = np.zeros((n, 3), np.uint8)
     for bit in range(7, 4, -1):
-        colours |= ((rest & 1) << bit).astype(np.uint8)
+        colors |= ((rest & 1) << bit).astype(np.uint8)
         rest >>= 3
-    return colours
+    return colors
 
 
-def bright_colours(n: int = 256) -> np.ndarray:
-    """The colours of :func:`voc_colours`, lighter, to draw on photographs, where half-bright lines hardly show.
+def bright_colors(n: int = 256) -> np.ndarray:
+    """The colors of :func:`voc_colors`, lighter, to draw on photographs, where half-bright lines hardly show.
 
-    A square root lifts each channel: the hues stay recognisable, and colours that differ still do.
+    A square root lifts each channel: the hues stay recognizable, and colors that differ still do.
 
     Returns
     -------
@@ -46,7 +46,7 @@ def bright_colours(n: int = 256) -> np.ndarray:
 
     Examples
     --------
-    >>> bright_colours(3).tolist()
+    >>> bright_colors(3).tolist()
     [[0, 0, 0], [181, 0, 0], [0, 181, 0]]
     """
-    return np.round(255 * np.sqrt(voc_colours(n) / 255)).astype(np.uint8)
+    return np.round(255 * np.sqrt(voc_colors(n) / 255)).astype(np.uint8)

@@ -8,10 +8,10 @@ import numpy as np
 
 
 def fill_polygon(outline: Sequence[float], shape: tuple[int, int]) -> np.ndarray:
-    """Fill a polygon: the mask of the pixels whose centres lie inside it.
+    """Fill a polygon: the mask of the pixels whose centers lie inside it.
 
     Coordinates are COCO's: x to the right, y downwards, (0, 0) the image's outer corner, so that the first pixel's
-    centre is (0.5, 0.5). A pixel belongs to the inside when a ray to its left crosses the outline an odd number of
+    center is (0.5, 0.5). A pixel belongs to the inside when a ray to its left crosses the outline an odd number of
     times. A polygon along the edges of pixels gives exactly these pixels; two that share an edge share no pixel.
 
     Parameters
@@ -48,13 +48,13 @@ def fill_polygon(outline: Sequence[float], shape: tuple[int, int]) -> np.ndarray
     x0, y0 = corners.reshape(-1, 2).T
     x1, y1 = np.roll(x0, -1), np.roll(y0, -1)
 
-    # An edge crosses the rows whose centres y + 1/2 lie in [its top, its bottom): a corner then counts once, not twice.
+    # An edge crosses the rows whose centers y + 1/2 lie in [its top, its bottom): a corner then counts once, not twice.
     first, stop = (np.ceil(end - 0.5).clip(0, rows).astype(np.intp) for end in (np.minimum(y0, y1), np.maximum(y0, y1)))
     edge = np.repeat(np.arange(len(x0)), stop - first)
     row = np.arange(len(edge)) - np.repeat(np.cumsum(stop - first) - stop, stop - first)
     x = x0[edge] + (row + 0.5 - y0[edge]) * ((x1[edge] - x0[edge]) / (y1[edge] - y0[edge]))
 
-    # From the first centre at or beyond a crossing on, inside and outside change places.
+    # From the first center at or beyond a crossing on, inside and outside change places.
     column = np.ceil(x - 0.5).clip(0, columns).astype(np.intp)
     crossings = np.zeros((rows, columns + 1), np.int32)
     np.add.at(crossings, (row, column), 1)

@@ -2,7 +2,7 @@
 
 A mask is read down its columns as runs that alternate between background and foreground, background first, so that
 a mask which begins with foreground has a first run of 0. From the fourth on, a run is noted as its difference from the
-one before the last, since neighbouring columns are alike. Numbers are in two's complement, five bits a character, the
+one before the last, since neighboring columns are alike. Numbers are in two's complement, five bits a character, the
 lowest first; a sixth bit says that more follow, and 48 makes the character printable (pycocotools, ``maskApi.c``).
 """
 
@@ -69,7 +69,7 @@ def run_lengths(mask: np.ndarray) -> np.ndarray:
     if top == bottom:
         return np.array([height * width], np.int64)
     # Only the part that holds foreground is turned into columns, with a row of background below or above it, if there
-    # is one: it keeps the runs of neighbouring columns apart, as they are in the whole mask.
+    # is one: it keeps the runs of neighboring columns apart, as they are in the whole mask.
     if bottom < height:
         bottom += 1
     elif top > 0:

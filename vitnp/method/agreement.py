@@ -9,13 +9,13 @@ import numpy as np
 
 from vitnp import kernels
 from vitnp.errors import UsageError
-from vitnp.method.collection_level import CollectionLevel
-from vitnp.method.image_level import ImageLevel
+from vitnp.method.collection_level import CollectionLevelConfig
+from vitnp.method.image_level import ImageLevelConfig
 
 CONSISTENCY = ("mean", "majority", "intersection")
 
 
-def agree(levels: Sequence[np.ndarray], consistency: str = "mean") -> np.ndarray:
+def combine_levels(levels: Sequence[np.ndarray], consistency: str = "mean") -> np.ndarray:
     """One score from several levels' answers.
 
     Parameters
@@ -42,6 +42,6 @@ def agree(levels: Sequence[np.ndarray], consistency: str = "mean") -> np.ndarray
     return (mean > 0.5 if consistency == "majority" else mean == 1).astype(np.float32)
 
 
-def literal(constants: ImageLevel | CollectionLevel) -> ImageLevel | CollectionLevel:
+def two_cluster_variant(constants: ImageLevelConfig | CollectionLevelConfig) -> ImageLevelConfig | CollectionLevelConfig:
     """The same constants with two clusters alone, as "majority" and "intersection" want them."""
     return dataclasses.replace(constants, clusters=(2,))

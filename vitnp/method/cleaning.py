@@ -11,7 +11,7 @@ from vitnp.masks import components
 
 
 @dataclasses.dataclass(frozen=True)
-class Cleaning:
+class CleaningConfig:
     """Constants of the cleaning step.
 
     Attributes
@@ -28,7 +28,7 @@ class Cleaning:
     cap: float = 0.25
 
 
-def clean(score: np.ndarray, constants: Cleaning = Cleaning()) -> np.ndarray:
+def clean(score: np.ndarray, constants: CleaningConfig = CleaningConfig()) -> np.ndarray:
     """Push small islands of foreground below the threshold.
 
     8-connected components of score > 0.5 that are smaller than ``max(relative x the largest, absolute x the image)``

@@ -16,16 +16,23 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from vitnp import kernels
-from vitnp.errors import CheckpointError, UsageError
-from vitnp.features.record import StoredFeatures
+from vitnp.errors import CheckpointError
+from vitnp.errors import UsageError
+from vitnp.features.record import FeatureRecord
 from vitnp.io.stamp import canonical_json
 from vitnp.kernels.threads import blas
 from vitnp.method.agreement import CONSISTENCY
-from vitnp.method.cleaning import Cleaning
+from vitnp.method.cleaning import CleaningConfig
 from vitnp.method.collection_level import FittedLevel
-from vitnp.method.image_level import ImageLevel
-from vitnp.method.prototypes import Prototypes, label_map, split_by_class, split_pixels
-from vitnp.method.regions import RegionRule, Regions, patches_of, regions_of
+from vitnp.method.image_level import ImageLevelConfig
+from vitnp.method.prototypes import Prototypes
+from vitnp.method.prototypes import label_map
+from vitnp.method.prototypes import split_by_class
+from vitnp.method.prototypes import split_pixels
+from vitnp.method.regions import RegionRule
+from vitnp.method.regions import Regions
+from vitnp.method.regions import region_patches
+from vitnp.method.regions import label_regions
 from vitnp.vit.model import ViT
 
 FORMAT = "vitnp collection 1"
@@ -45,7 +52,7 @@ class Collection:
     dataset : FittedLevel
     categories : tuple of FittedLevel
         One for each category, C in all.
-    centres : (C, D) float32
+    centers : (C, D) float32
         Unit mean CLS token of each category.
     prototypes : Prototypes, optional
         Where classes were found.
@@ -54,17 +61,17 @@ class Collection:
     parameters: Mapping[str, object]
     dataset: FittedLevel
     categories: tuple[FittedLevel, ...]
-    centres: np.ndarray
+    centers: np.ndarray
     prototypes: Prototypes | None = None
 
     def category_of(self, cls: np.ndarray) -> int:
-        """The category whose centre is nearest to a photograph's CLS token (D,)."""
+        """The category whose center is nearest to a photograph's CLS token (D,)."""
         with blas.one_blas_thread():
             own = np.asarray(kernels.to_host(cls), np.float32)[None]
-            return int(kernels.for_array(own).kmeans_assign(own, self.centres)[0][0])
+            return int(kernels.for_array(own).kmeans_assign(own, self.centers)[0][0])
 
     def levels(self, keys: np.ndarray, image_level: tuple[np.ndarray, np.ndarray], category: int) -> tuple[np.ndarray, ...]:
-        """What image, data set and category each say of one photograph's patches; for :func:`vitnp.method.agreement.agree`.
+        """What image, data set and category each say of one photograph's patches; for :func:`vitnp.method.agreement.combine_levels`.
 
         Parameters
         ----------
@@ -86,22 +93,22 @@ class Collection:
             return hard, self.dataset.hard(keys), self.categories[category].hard(keys)
 
     @property
-    def image_level(self) -> ImageLevel:
+    def image_level(self) -> ImageLevelConfig:
         """Constants of the image level that the others were fitted with."""
         stored = dict(self.parameters["image_level"])
-        return ImageLevel(**{**stored, "clusters": tuple(stored["clusters"])})
+        return ImageLevelConfig(**{**stored, "clusters": tuple(stored["clusters"])})
 
     @property
-    def cleaning(self) -> Cleaning:
+    def cleaning(self) -> CleaningConfig:
         """Constants of the cleaning step."""
-        return Cleaning(**self.parameters["cleaning"])
+        return CleaningConfig(**self.parameters["cleaning"])
 
     @property
     def rule(self) -> RegionRule:
         """How masks are parted into regions."""
         return RegionRule(**self.parameters["regions"])
 
-    def labels(self, vit: ViT, features: StoredFeatures, mask: np.ndarray) -> np.ndarray:
+    def labels(self, vit: ViT, features: FeatureRecord, mask: np.ndarray) -> np.ndarray:
         """Classes of a photograph's pixels, by the votes of the training regions.
 
         Parameters
@@ -118,8 +125,8 @@ class Collection:
         """
         if self.prototypes is None:
             raise UsageError("the collection has no classes; fit it with n_classes")
-        regions = regions_of(mask, self.rule)
-        patches = patches_of(regions, features.grid)
+        regions = label_regions(mask, self.rule)
+        patches = region_patches(regions, features.grid)
         region_cls = functools.partial(vit.region_cls, features.cls_state, features.last_key, features.value)
         classes, certainty = self.prototypes.vote(region_cls(patches))
         if self.rule.how == "split":
@@ -144,7 +151,7 @@ class Collection:
         for name in COMPARABLE:
             ours, theirs = json.loads(canonical_json(self.parameters[name])), json.loads(canonical_json(parameters[name]))
             if ours != theirs:
-                called = {"sha256": "checkpoint", "pos_embed": "position convention", "mean": "normalisation", "std": "normalisation"}
+                called = {"sha256": "checkpoint", "pos_embed": "position convention", "mean": "normalization", "std": "normalization"}
                 if name == "sha256":
                     ours, theirs = (str(p.get("model") or p["sha256"])[:64] for p in (self.parameters, parameters))
                     if ours == theirs:
@@ -183,23 +190,23 @@ class Collection:
             parameters = json.loads(metadata["parameters"])
             temperatures = parameters["temperatures"]
             levels = [_level(arrays, "dataset", temperatures["dataset"])]
-            centres = np.array(arrays["centres"], np.float32)
-            levels += [_level(arrays, f"category.{index}", temperatures["category"]) for index in range(len(centres))]
+            centers = np.array(arrays["centres"], np.float32)
+            levels += [_level(arrays, f"category.{index}", temperatures["category"]) for index in range(len(centers))]
             for level in levels:
-                if not level.centroids or any(c.shape != (len(s), centres.shape[1]) for c, s in zip(level.centroids, level.shares)):
+                if not level.centroids or any(c.shape != (len(s), centers.shape[1]) for c, s in zip(level.centroids, level.shares)):
                     raise ValueError("shapes that don't fit together")
             prototypes = None
             if "prototypes.cls" in arrays:
                 prototypes = Prototypes(np.array(arrays["prototypes.cls"]), np.array(arrays["prototypes.classes"], np.int64))
                 known = prototypes.classes
-                if prototypes.cls.shape != (len(known), centres.shape[1]) or not len(known) or known.min() < 0 or known.max() >= 65_535:
+                if prototypes.cls.shape != (len(known), centers.shape[1]) or not len(known) or known.min() < 0 or known.max() >= 65_535:
                     raise ValueError("prototypes that don't fit")
             missing = [name for name in (*COMPARABLE, "consistency", "max_tokens", "refine", "seed") if name not in parameters]
             if missing:
                 raise KeyError(missing[0])
             if parameters["consistency"] not in CONSISTENCY:
                 raise ValueError(f"unknown consistency {parameters['consistency']!r}"[:80])
-            collection = cls(parameters, levels[0], tuple(levels[1:]), centres, prototypes)
+            collection = cls(parameters, levels[0], tuple(levels[1:]), centers, prototypes)
             collection.image_level, collection.cleaning, collection.rule  # noqa: B018  (reading them checks them)
             if not all(np.isfinite(array).all() for array in arrays.values()):
                 raise ValueError("values that are not finite")
@@ -210,7 +217,7 @@ class Collection:
         return collection
 
     def _arrays(self) -> dict[str, np.ndarray]:
-        arrays = {"centres": self.centres}
+        arrays = {"centres": self.centers}
         for name, level in [("dataset", self.dataset), *((f"category.{i}", level) for i, level in enumerate(self.categories))]:
             for index, (centroids, shares) in enumerate(zip(level.centroids, level.shares)):
                 arrays[f"{name}.{index}.centroids"], arrays[f"{name}.{index}.shares"] = centroids, shares

@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 
 from vitnp import kernels
-from vitnp.clustering.kmeans import KMeans, Mapper
+from vitnp.clustering.kmeans import KMeans
+from vitnp.clustering.kmeans import Mapper
 
 
 @dataclasses.dataclass(frozen=True)
-class CollectionLevel:
+class CollectionLevelConfig:
     """Constants of the data set's level, or of a category's.
 
     Attributes
@@ -35,9 +36,9 @@ class CollectionLevel:
     sample: int = 60_000
 
 
-DATASET = CollectionLevel(clusters=(2, 5), starts=3, max_iterations=30)
+DATASET = CollectionLevelConfig(clusters=(2, 5), starts=3, max_iterations=30)
 # A category is more alike: fewer patches describe it, and three clusters are the least that part its objects from two grounds.
-CATEGORY = CollectionLevel(clusters=(3, 5), starts=2, max_iterations=25, sample=20_000)
+CATEGORY = CollectionLevelConfig(clusters=(3, 5), starts=2, max_iterations=25, sample=20_000)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -85,7 +86,7 @@ class FittedLevel:
 
 
 def fit_level(
-    keys: Any, hard: np.ndarray, seed: tuple[int, ...], constants: CollectionLevel, *, mapper: Mapper | None = None,
+    keys: Any, hard: np.ndarray, seed: tuple[int, ...], constants: CollectionLevelConfig, *, mapper: Mapper | None = None,
     thread_count: int | None = None, device: str = "cpu",
 ) -> FittedLevel:  # fmt: skip
     """Cluster patches of many images, and measure how much foreground each cluster holds.

@@ -32,7 +32,7 @@ def foreground_clusters(
     clusters = len(found.counts)
     occupied = np.flatnonzero(found.counts)
     size = found.counts[occupied]
-    # The sums run in float64 whatever the attention's type. A flat zero attention favours nobody.
+    # The sums run in float64 whatever the attention's type. A flat zero attention favors nobody.
     attended = _sums(attention, found.labels, clusters)[occupied] / size
     a = attended / max(float(attention.mean(dtype=np.float64)), np.finfo(np.float64).tiny)
     b = _sums(border, found.labels, clusters)[occupied] / size / float(border.mean())

@@ -15,11 +15,12 @@ import numpy as np
 from vitnp import kernels
 from vitnp.clustering.spherical import spherical_kmeans
 from vitnp.kernels.threads import blas
-from vitnp.method.foreground import border_patches, foreground_clusters
+from vitnp.method.foreground import border_patches
+from vitnp.method.foreground import foreground_clusters
 
 
 @dataclasses.dataclass(frozen=True)
-class ImageLevel:
+class ImageLevelConfig:
     """Constants of the image level.
 
     Attributes
@@ -49,7 +50,7 @@ def image_level(
     attention: np.ndarray,
     grid: tuple[int, int],
     seed: tuple[int, ...],
-    constants: ImageLevel = ImageLevel(),
+    constants: ImageLevelConfig = ImageLevelConfig(),
 ) -> tuple[np.ndarray, np.ndarray]:
     """Soft and hard foreground of one image from its own patches.
 

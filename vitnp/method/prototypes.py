@@ -9,7 +9,10 @@ import numpy as np
 
 from vitnp import kernels
 from vitnp.kernels.threads import blas
-from vitnp.method.regions import RegionRule, Regions, halves_of, patch_cells
+from vitnp.method.regions import RegionRule
+from vitnp.method.regions import Regions
+from vitnp.method.regions import bisect_region
+from vitnp.method.regions import patch_cells
 
 # Regions that vote on a new one's class; and how many of each class are kept for it.
 VOTERS = 10
@@ -19,7 +22,7 @@ KEPT_PER_CLASS = 50
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Prototypes:
-    """What is kept of the classes to recognise them in new photographs.
+    """What is kept of the classes to recognize them in new photographs.
 
     Attributes
     ----------
@@ -54,7 +57,7 @@ class Prototypes:
         array([5])
         """
         with blas.one_blas_thread():
-            cosine = kernels.for_device().normalise_rows(np.asarray(cls, np.float32)) @ self.cls.astype(np.float32).T  # (G, S)
+            cosine = kernels.for_device().normalize_rows(np.asarray(cls, np.float32)) @ self.cls.astype(np.float32).T  # (G, S)
         voters = min(VOTERS, len(self.classes), max(1, np.bincount(self.classes).max()))
         nearest = np.argsort(-cosine, axis=1, kind="stable")[:, :voters]
         count = int(self.classes.max()) + 1
@@ -67,7 +70,7 @@ class Prototypes:
         return classes, np.take_along_axis(votes, classes[:, None], axis=1)[:, 0] / voters
 
 
-def prototypes_of(cls: np.ndarray, classes: np.ndarray, seed: int) -> Prototypes:
+def fit_prototypes(cls: np.ndarray, classes: np.ndarray, seed: int) -> Prototypes:
     """A seeded sample of at most :data:`KEPT_PER_CLASS` regions of each class.
 
     Parameters
@@ -81,7 +84,7 @@ def prototypes_of(cls: np.ndarray, classes: np.ndarray, seed: int) -> Prototypes
     -------
     Prototypes
     """
-    unit = kernels.for_device().normalise_rows(np.asarray(cls, np.float32))
+    unit = kernels.for_device().normalize_rows(np.asarray(cls, np.float32))
     rng = np.random.default_rng((seed, 9))
     kept = []
     for label in np.unique(classes):
@@ -127,7 +130,7 @@ def split_by_class(
     parents, second_halves, splits = [], [], []
     labels, sizes = found.classes.copy(), found.sizes.copy()
     for region in range(len(found.classes)):
-        halves = halves_of(keys, patches[region], grid, (*seed, region), rule)
+        halves = bisect_region(keys, patches[region], grid, (*seed, region), rule)
         if halves is None:
             continue
         voted, certainty = known.vote(region_cls(halves))

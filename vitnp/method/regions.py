@@ -81,7 +81,7 @@ class Regions:
     splits: tuple[tuple[int, np.ndarray], ...] = ()
 
 
-def regions_of(mask: np.ndarray, rule: RegionRule = RegionRule()) -> np.ndarray:
+def label_regions(mask: np.ndarray, rule: RegionRule = RegionRule()) -> np.ndarray:
     """Number the regions of a mask, before any of them is split.
 
     Parameters
@@ -106,7 +106,7 @@ def regions_of(mask: np.ndarray, rule: RegionRule = RegionRule()) -> np.ndarray:
     if step > 1:
         small = np.logical_or.reduceat(mask, np.arange(0, mask.shape[0], step), axis=0)
         small = np.logical_or.reduceat(small, np.arange(0, mask.shape[1], step), axis=1)
-        found = regions_of(small, rule).repeat(step, axis=0)[: mask.shape[0]].repeat(step, axis=1)[:, : mask.shape[1]]
+        found = label_regions(small, rule).repeat(step, axis=0)[: mask.shape[0]].repeat(step, axis=1)[:, : mask.shape[1]]
         return found * mask
     from scipy import ndimage
 
@@ -133,7 +133,7 @@ def regions_of(mask: np.ndarray, rule: RegionRule = RegionRule()) -> np.ndarray:
     return found
 
 
-def patches_of(regions: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
+def region_patches(regions: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
     """The patches that each region covers by half or more; the one it covers most where there is none.
 
     Parameters
@@ -169,11 +169,11 @@ def patches_of(regions: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
 
 def patch_cells(size: tuple[int, int], grid: tuple[int, int]) -> Iterator[np.ndarray]:
     """The patches' row over each row of pixels, and column over each column; on pictures smaller than the grid that at the
-    pixel's centre."""
+    pixel's center."""
     return (((np.arange(side) + 0.5) * n / side).astype(np.int64) for side, n in zip(size, grid))
 
 
-def halves_of(keys: np.ndarray, patches: np.ndarray, grid: tuple[int, int], seed: tuple[int, ...], rule: RegionRule) -> np.ndarray | None:
+def bisect_region(keys: np.ndarray, patches: np.ndarray, grid: tuple[int, int], seed: tuple[int, ...], rule: RegionRule) -> np.ndarray | None:
     """Part a region in two by its patches' keys and places.
 
     Parameters
@@ -197,7 +197,7 @@ def halves_of(keys: np.ndarray, patches: np.ndarray, grid: tuple[int, int], seed
     place = np.stack(np.divmod(members, grid[1]), axis=1) / max(grid)
     joint = np.concatenate([keys[members], rule.position * (place - place.mean(axis=0))], axis=1).astype(np.float32)
     with blas.one_blas_thread():
-        unit = kernels.for_device().normalise_rows(joint)
+        unit = kernels.for_device().normalize_rows(joint)
         found = spherical_kmeans(unit, 2, np.random.default_rng(seed), starts=3)
     if found.counts.min() < rule.half * len(members):
         return None

@@ -9,8 +9,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vitnp import kernels
-from vitnp.io.resample import check_map, check_photograph
-from vitnp.kernels.constants import BISTOCHASTIC_STEPS, BLUE_DIFFERENCE, LUMA, RED_DIFFERENCE
+from vitnp.io.resample import check_map
+from vitnp.io.resample import check_photograph
+from vitnp.kernels.constants import BISTOCHASTIC_STEPS
+from vitnp.kernels.constants import BLUE_DIFFERENCE
+from vitnp.kernels.constants import LUMA
+from vitnp.kernels.constants import RED_DIFFERENCE
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
@@ -25,14 +29,14 @@ class BilateralGrid:
         The vertex of each pixel: the splatting matrix S of the paper, which has a single 1 in each column.
     count : int
         Number of occupied vertices.
-    neighbours : scipy.sparse.csr_array, shape (count, count)
+    neighbors : scipy.sparse.csr_array, shape (count, count)
         1 where two vertices are one bin apart along one of the five axes.
 
     Parameters
     ----------
     rgb : uint8 array, shape (h, w, 3)
     sigma_xy, sigma_luma, sigma_chroma : float
-        Sides of a bin, in pixels and in 8-bit grey levels.
+        Sides of a bin, in pixels and in 8-bit gray levels.
 
     References
     ----------
@@ -46,14 +50,14 @@ class BilateralGrid:
         bins = (
             _position_bins(self.shape[0], sigma_xy)[:, None],
             _position_bins(self.shape[1], sigma_xy)[None, :],
-            _colour_bins(rgb, LUMA, sigma_luma),
-            _colour_bins(rgb, BLUE_DIFFERENCE, sigma_chroma),
-            _colour_bins(rgb, RED_DIFFERENCE, sigma_chroma),
+            _color_bins(rgb, LUMA, sigma_luma),
+            _color_bins(rgb, BLUE_DIFFERENCE, sigma_chroma),
+            _color_bins(rgb, RED_DIFFERENCE, sigma_chroma),
         )
         keys, strides = _hash(bins)
         occupied, self.vertex = np.unique(keys.ravel(), return_inverse=True)
         self.count = len(occupied)
-        self.neighbours = _adjacency(occupied, strides)
+        self.neighbors = _adjacency(occupied, strides)
 
     def splat(self, pixels: np.ndarray) -> np.ndarray:
         """S x: sum the pixels (h * w,) of each vertex."""
@@ -65,9 +69,9 @@ class BilateralGrid:
 
     def blur(self, vertices: np.ndarray) -> np.ndarray:
         """B y: the sum of the filters [1 2 1] along each of the five axes."""
-        return 2 * self.dimensions * vertices + self.neighbours @ vertices
+        return 2 * self.dimensions * vertices + self.neighbors @ vertices
 
-    def bistochastise(self) -> tuple[np.ndarray, np.ndarray]:
+    def bistochastize(self) -> tuple[np.ndarray, np.ndarray]:
         """Diagonals n, m (count,) for which diag(n) B diag(n) has the row sums m, close to the pixel counts.
 
         Algorithm 1 of the paper's supplement, a symmetric Sinkhorn iteration. m is taken from n at the end, so that
@@ -94,11 +98,11 @@ def bilateral_solver(
 ) -> np.ndarray:
     r"""Smooth a map so that it stays near its values yet changes only where the photograph does.
 
-    Minimises, over maps x (equation 1 of the paper),
+    Minimizes, over maps x (equation 1 of the paper),
 
     .. math:: \frac{\lambda}{2} \sum_{i,j} \hat W_{ij} (x_i - x_j)^2 + \sum_i c_i (x_i - t_i)^2
 
-    with :math:`\hat W` the bistochastic bilateral affinity of the photograph in position and YUV colour. On the
+    with :math:`\hat W` the bistochastic bilateral affinity of the photograph in position and YUV color. On the
     bilateral grid, x = S^T y, this is the sparse linear system A y = b,
 
     .. math:: A = \lambda (D_m - D_n B D_n) + \mathrm{diag}(S c), \qquad b = S (c \circ t)
@@ -165,18 +169,18 @@ def bilateral_solver(
     confidence = _check_confidence(confidence, target.shape)
 
     grid = BilateralGrid(rgb, sigma_xy, sigma_luma, sigma_chroma)
-    n, _ = grid.bistochastise()
+    n, _ = grid.bistochastize()
     c = confidence.ravel()
     t = target.ravel().astype(float)
     data = grid.splat(c)
     b = grid.splat(c * t)
 
-    around = grid.neighbours @ n
+    around = grid.neighbors @ n
 
     # D_m is n times the blur of n, in which a vertex's own share is as large as in the blur of n y: left out of both, nothing
-    # is left of it. Subtracted, rounding would be, and a vertex without neighbours and confidence would have nothing else.
+    # is left of it. Subtracted, rounding would be, and a vertex without neighbors and confidence would have nothing else.
     def system(y: np.ndarray) -> np.ndarray:
-        return smoothness * n * (around * y - grid.neighbours @ (n * y)) + data * y
+        return smoothness * n * (around * y - grid.neighbors @ (n * y)) + data * y
 
     diagonal = smoothness * n * around + data
     # Keeps the quotients finite: a vertex without any confidence starts from the plain mean of its pixels.
@@ -232,11 +236,11 @@ def _check_confidence(confidence: float | np.ndarray, shape: tuple[int, int]) ->
 
 
 def _position_bins(length: int, sigma: float) -> np.ndarray:
-    """Bins counted from the picture's centre; rint rounds symmetrically, so a flipped picture has flipped bins."""
+    """Bins counted from the picture's center; rint rounds symmetrically, so a flipped picture has flipped bins."""
     return np.rint((np.arange(length) - (length - 1) / 2) / sigma).astype(np.int64)
 
 
-def _colour_bins(rgb: np.ndarray, weights: tuple[float, float, float], sigma: float) -> np.ndarray:
+def _color_bins(rgb: np.ndarray, weights: tuple[float, float, float], sigma: float) -> np.ndarray:
     red, green, blue = (
         np.multiply(rgb[..., channel], weight / sigma, dtype=np.float32) for channel, weight in enumerate(weights)
     )

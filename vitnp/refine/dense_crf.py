@@ -9,7 +9,7 @@ import numpy as np
 from vitnp import kernels
 from vitnp.io.resample import check_photograph
 
-# A probability of 0 would be an infinite energy, which no neighbour could outweigh.
+# A probability of 0 would be an infinite energy, which no neighbor could outweigh.
 _LEAST = 1e-6
 
 
@@ -24,7 +24,7 @@ def dense_crf(
     gaussian_weight: float = 0.0,
     gaussian_xy: float = 3.0,
 ) -> np.ndarray:
-    r"""Make labels agree wherever pixels are alike: in colour and nearby, or simply near.
+    r"""Make labels agree wherever pixels are alike: in color and nearby, or simply near.
 
     Mean-field approximation of the marginals of a Gibbs distribution with the energy (equations 1 to 3 of the paper)
 
@@ -33,7 +33,7 @@ def dense_crf(
         w_1 \exp\Big(-\frac{|s_i - s_j|^2}{2 \theta_\alpha^2} - \frac{|I_i - I_j|^2}{2 \theta_\beta^2}\Big)
         + w_2 \exp\Big(-\frac{|s_i - s_j|^2}{2 \theta_\gamma^2}\Big) \Big)
 
-    over all pairs of pixels, with positions s and colours I. Both kernels are normalised symmetrically: K becomes
+    over all pairs of pixels, with positions s and colors I. Both kernels are normalized symmetrically: K becomes
     :math:`D^{-1/2} K D^{-1/2}` with D the sums of its rows, as in the authors' own program. Sums over all pairs are
     made on the permutohedral lattice (Adams et al. 2010).
 
@@ -44,13 +44,13 @@ def dense_crf(
     rgb : uint8 array, shape (H, W, 3)
         The photograph.
     steps : int
-        Of the mean-field iteration; 0 only normalises.
+        Of the mean-field iteration; 0 only normalizes.
     bilateral_weight, gaussian_weight : float
         w1 and w2, at least 0; a kernel of weight 0 costs nothing.
     bilateral_xy, gaussian_xy : float
         theta_alpha and theta_gamma, in pixels; theta_alpha is an eighth of the long side, and at least 1, unless given.
     bilateral_rgb : float
-        theta_beta, in 8-bit levels of colour.
+        theta_beta, in 8-bit levels of color.
 
     Returns
     -------
@@ -93,10 +93,10 @@ def dense_crf(
     k = kernels.for_array(rgb)
     lattices, weights = [], []
     if gaussian_weight and steps:
-        lattices.append(k.normalise_lattice(k.permutohedral_lattice(_features(rgb, gaussian_xy))))
+        lattices.append(k.normalize_lattice(k.permutohedral_lattice(_features(rgb, gaussian_xy))))
         weights.append(gaussian_weight)
     if bilateral_weight and steps:
-        lattices.append(k.normalise_lattice(k.permutohedral_lattice(_features(rgb, bilateral_xy, bilateral_rgb))))
+        lattices.append(k.normalize_lattice(k.permutohedral_lattice(_features(rgb, bilateral_xy, bilateral_rgb))))
         weights.append(bilateral_weight)
     unary = _unary(probability)
     marginals = k.mean_field(unary, lattices, weights, int(steps))
@@ -126,7 +126,7 @@ def _unary(probability: np.ndarray) -> np.ndarray:
 
 
 def _features(rgb: np.ndarray, sigma_xy: float, sigma_rgb: float | None = None) -> np.ndarray:
-    """Position, and colour if a bandwidth is given for it, in units of the bandwidths: (2 or 5, H W) float32."""
+    """Position, and color if a bandwidth is given for it, in units of the bandwidths: (2 or 5, H W) float32."""
     xp, (height, width) = kernels.array_module(rgb), rgb.shape[:2]
     features = xp.empty((2 if sigma_rgb is None else 5, height, width), np.float32)
     features[0] = xp.arange(width, dtype=np.float32) / np.float32(sigma_xy)

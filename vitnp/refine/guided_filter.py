@@ -1,4 +1,4 @@
-"""The colour guided filter of He, Sun and Tang, and its use to enlarge a map along the edges of a photograph."""
+"""The color guided filter of He, Sun and Tang, and its use to enlarge a map along the edges of a photograph."""
 
 from __future__ import annotations
 
@@ -8,22 +8,24 @@ from collections.abc import Callable
 import numpy as np
 
 from vitnp import kernels
-from vitnp.io.resample import bilinear, check_map, check_photograph
+from vitnp.io.resample import bilinear
+from vitnp.io.resample import check_map
+from vitnp.io.resample import check_photograph
 
 # Pixels of a tile: many enough to hide NumPy's cost per call, few enough that a tile's temporaries stay near 20 MB.
 _TILE = 1 << 19
 
 
 def guided_filter(target: np.ndarray, rgb: np.ndarray, *, radius: int, eps: float) -> np.ndarray:
-    r"""Filter a map so that within any small window it is a linear function of the photograph's colour.
+    r"""Filter a map so that within any small window it is a linear function of the photograph's color.
 
-    The colour form of the filter; for the window k of side 2 `radius` + 1 around each pixel,
+    The color form of the filter; for the window k of side 2 `radius` + 1 around each pixel,
 
     .. math::
         a_k = (\Sigma_k + \epsilon U)^{-1} \Big( \frac{1}{|\omega|} \sum_{i \in \omega_k} I_i t_i - \mu_k \bar t_k
         \Big), \qquad b_k = \bar t_k - a_k^T \mu_k, \qquad x_i = \bar a_i^T I_i + \bar b_i
 
-    with mean colour mu, colour covariance Sigma, mean target t-bar, U the 3 x 3 identity, and the bars over a and b
+    with mean color mu, color covariance Sigma, mean target t-bar, U the 3 x 3 identity, and the bars over a and b
     their averages over the windows that cover pixel i. At the border a window is what of it lies in the picture.
 
     Parameters
@@ -31,11 +33,11 @@ def guided_filter(target: np.ndarray, rgb: np.ndarray, *, radius: int, eps: floa
     target : array, shape (h, w)
         The map t.
     rgb : uint8 array, shape (h, w, 3)
-        The photograph; I is its colour scaled to 0..1.
+        The photograph; I is its color scaled to 0..1.
     radius : int
-        Pixels from a window's centre to its side, at least 0.
+        Pixels from a window's center to its side, at least 0.
     eps : float
-        Variance of colour below which a window counts as flat, in squared units of I; positive.
+        Variance of color below which a window counts as flat, in squared units of I; positive.
 
     Returns
     -------
@@ -67,7 +69,7 @@ def guided_filter(target: np.ndarray, rgb: np.ndarray, *, radius: int, eps: floa
 def guided_coefficients(target: np.ndarray, rgb: np.ndarray, *, radius: int, eps: float) -> list[np.ndarray]:
     """The averaged coefficients of `guided_filter`: a for red, green and blue, then b; four (h, w) float64 arrays.
 
-    a refers to 8-bit colour, so that ``a[0] R + a[1] G + a[2] B + b`` is the filtered map. Parameters and errors
+    a refers to 8-bit color, so that ``a[0] R + a[1] G + a[2] B + b`` is the filtered map. Parameters and errors
     are those of `guided_filter`.
     """
     rgb = check_photograph(rgb)
@@ -103,7 +105,7 @@ def guided_upsample(
     """Enlarge a map to the size of its photograph, with edges that follow the photograph's.
 
     The guided filter's coefficients are fitted where the map was made, on the reduced photograph, enlarged
-    bilinearly, and applied to the colours of the full photograph: they vary slowly, the colours carry the edges.
+    bilinearly, and applied to the colors of the full photograph: they vary slowly, the colors carry the edges.
     This goes tile by tile, so that beyond the result only a few tiles are ever held; no pixel depends on the tile
     that it falls in.
 
@@ -177,8 +179,8 @@ def _box_mean(shape: tuple[int, int], radius: int) -> Callable[[np.ndarray], np.
     """A function that averages an array of this shape over the windows, each clipped to the picture."""
     windows = []
     for length in shape:
-        centre = np.arange(length)
-        windows.append((np.maximum(centre - radius, 0), np.minimum(centre + radius + 1, length)))
+        center = np.arange(length)
+        windows.append((np.maximum(center - radius, 0), np.minimum(center + radius + 1, length)))
     (top, bottom), (left, right) = windows
     area = (bottom - top)[:, None] * (right - left)
 

@@ -8,10 +8,16 @@ import numpy as np
 
 from vitnp import kernels
 from vitnp.errors import UsageError
-from vitnp.io.resample import bilinear, check_map, check_photograph, reduce, working_size
+from vitnp.io.resample import bilinear
+from vitnp.io.resample import check_map
+from vitnp.io.resample import check_photograph
+from vitnp.io.resample import downscale
+from vitnp.io.resample import working_size
 from vitnp.refine.bilateral_solver import bilateral_solver
 from vitnp.refine.dense_crf import dense_crf
-from vitnp.refine.guided_filter import fixed_point, guided_filter, guided_upsample
+from vitnp.refine.guided_filter import fixed_point
+from vitnp.refine.guided_filter import guided_filter
+from vitnp.refine.guided_filter import guided_upsample
 
 METHODS = ("solver", "crf", "guided", "none")
 
@@ -69,9 +75,9 @@ def refine(score: np.ndarray, rgb: np.ndarray, *, method: str = "solver", workin
 
     size = working_size(*full, working_side)
     if method == "crf":
-        # A pixel in four says as much about colours and places, and the guided filter finds the way back.
+        # A pixel in four says as much about colors and places, and the guided filter finds the way back.
         size = working_size(*size, max(1, round(max(size) / 2)))
-    small = reduce(rgb, size)
+    small = downscale(rgb, size)
     soft = bilinear(score, size)
     if method == "solver":
         soft = bilateral_solver(soft, small)

@@ -24,7 +24,7 @@ class ViTConfig:
     pos_embed : {"offset", "exact", "antialias"}
         How position embeddings are resampled, see :mod:`vitnp.vit.pos_embed`.
     mean, std : (float, float, float)
-        Normalisation of RGB in 0..1 that the network was trained with.
+        Normalization of RGB in 0..1 that the network was trained with.
     """
 
     width: int

@@ -21,16 +21,17 @@ import numpy as np
 
 from vitnp import kernels
 from vitnp.io.mmap import forget_pages
-from vitnp.kernels.threads import blas, team
+from vitnp.kernels.threads import blas
+from vitnp.kernels.threads import team
 from vitnp.options import FACETS
 from vitnp.vit.config import ViTConfig
 from vitnp.vit.pos_embed import resample_positions
 
 # Of all images together, from which on one set of keys and values does.
-MANY_TOKENS = 2048
+SHARED_KV_TOKENS = 2048
 
 
-class Packed:
+class PackedWeights:
     """Weights as the kernels want them: matrices packed when they are first used, all else as it is.
 
     Attributes
@@ -100,7 +101,7 @@ class Packed:
         return self.kernels.temporary(name, *shape, dtype=self.dtype)
 
 
-class Pass:
+class ForwardPass:
     """One forward pass: what its threads share, and what each of them does.
 
     Parameters
@@ -114,16 +115,16 @@ class Pass:
     """
 
     def __init__(
-        self, weights: Packed, config: ViTConfig, images: np.ndarray, stride: int, layer: int, want: tuple[str, ...]
+        self, weights: PackedWeights, config: ViTConfig, images: np.ndarray, stride: int, layer: int, want: tuple[str, ...]
     ):
         c, k = config, weights.kernels
         self.weights, self.config, self.images, self.stride, self.layer, self.want = weights, c, images, stride, layer, want
-        self.leading, self.positions = places(weights, c, tuple((side - c.patch) // stride + 1 for side in images.shape[2:]))
+        self.leading, self.positions = prefix_and_pos_embed(weights, c, tuple((side - c.patch) // stride + 1 for side in images.shape[2:]))
         self.first = 1 + c.registers  # the first patch among the tokens
         batch, tokens = len(images), self.first + len(self.positions)
         self.x, self.queries = (weights.temporary(name, batch, tokens, c.width) for name in ("tokens", "queries"))  # (B, T, D)
         # With two a thread may begin the next layer while others still read this one; for many tokens waiting is cheaper.
-        slots = 2 if weights.device == "cpu" and batch * tokens < MANY_TOKENS else 1
+        slots = 2 if weights.device == "cpu" and batch * tokens < SHARED_KV_TOKENS else 1
         self.held = [
             k.KeyValues(batch, tokens, c.width, c.heads, weights.dtype, slot=slot, precision=weights.precision)
             for slot in range(slots)
@@ -143,7 +144,7 @@ class Pass:
         # More threads than this have nothing worth their while; without blocks a thread takes whole images, for a GPU one takes all.
         self.most = 1 if weights.device == "cuda" else batch if k.BLOCK is None else -(-batch * tokens // 32)
 
-    def run(self, member: team.Member) -> None:
+    def run(self, member: team.Worker) -> None:
         """The pass as one thread sees it."""
         weights, c, x = self.weights, self.config, self.x
         mine = list(self.blocks(member))
@@ -160,12 +161,12 @@ class Pass:
             for images, rows in mine:
                 here = x[images, rows]
                 gathered = held.attend(self.queries[images, rows], images, weights.temporary("gathered", *here.shape))
-                finish(weights, c, here, gathered, index, out=here)
+                block_tail(weights, c, here, gathered, index, out=here)
             if len(self.held) == 1:
                 member.wait()
         self.read(member, mine)
 
-    def read(self, member: team.Member, mine: Sequence[tuple[slice, slice]]) -> None:
+    def read(self, member: team.Worker, mine: Sequence[tuple[slice, slice]]) -> None:
         """What is wanted of the last block, and nothing else of it."""
         weights, c, index, out = self.weights, self.config, self.layer, self.out
         held = self.held[index % len(self.held)]
@@ -184,7 +185,7 @@ class Pass:
             rows = slice(rows.start, min(rows.stop, self.rows))
             if rows.start < rows.stop:
                 gathered = held.attend(out["query"][images, rows], images)
-                y = finish(weights, c, self.x[images, rows], gathered, index)
+                y = block_tail(weights, c, self.x[images, rows], gathered, index)
                 out["token"][images, rows] = norm(weights, c, y, "norm")
 
     def found(self) -> dict[str, np.ndarray]:
@@ -201,7 +202,7 @@ class Pass:
         got |= {facet: got[facet][:, first:] for facet in FACETS if facet in got}
         return {name: xp.ascontiguousarray(got[name], self.images.dtype) for name in self.want}
 
-    def blocks(self, member: team.Member) -> Iterator[tuple[slice, slice]]:
+    def blocks(self, member: team.Worker) -> Iterator[tuple[slice, slice]]:
         """A thread's blocks of tokens: images and rows, a slice each."""
         batch, tokens, _ = self.x.shape
         longest = self.weights.kernels.BLOCK
@@ -235,7 +236,7 @@ class Pass:
             w.xp.add(patches, self.positions[start:stop], out=self.x[images, first + start : first + stop])
 
 
-def places(weights: Packed, config: ViTConfig, grid: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+def prefix_and_pos_embed(weights: PackedWeights, config: ViTConfig, grid: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
     """The leading tokens (1 + R, D), CLS with its position and registers without; the positions of the patches (N, D).
 
     Those of the last grid are kept: the images of a collection are often of one size.
@@ -257,14 +258,14 @@ def places(weights: Packed, config: ViTConfig, grid: tuple[int, ...]) -> tuple[n
     return found
 
 
-def project(weights: Packed, y: np.ndarray, index: int, part: str, out: np.ndarray | None = None) -> np.ndarray:
+def project(weights: PackedWeights, y: np.ndarray, index: int, part: str, out: np.ndarray | None = None) -> np.ndarray:
     """Query, key or value (b, n, D) of normed tokens: a third of the fused projection."""
     name = f"blocks.{index}.attn.qkv"
     return weights.kernels.linear(y, weights[f"{name}.weight:{part}"], weights.get(f"{name}.bias:{part}"), out=out)
 
 
-def finish(
-    weights: Packed, config: ViTConfig, x: np.ndarray, gathered: np.ndarray, index: int, out: np.ndarray | None = None
+def block_tail(
+    weights: PackedWeights, config: ViTConfig, x: np.ndarray, gathered: np.ndarray, index: int, out: np.ndarray | None = None
 ) -> np.ndarray:
     """What a block does once its tokens (b, n, D) have gathered from all others: projection and MLP, each on a residual branch."""
     k, name = weights.kernels, f"blocks.{index}"
@@ -282,7 +283,7 @@ def finish(
     return layer(y, last, scale=weights.get(f"{name}.ls2.gamma"), residual=x, out=out)
 
 
-def norm(weights: Packed, config: ViTConfig, x: np.ndarray, name: str) -> np.ndarray:
+def norm(weights: PackedWeights, config: ViTConfig, x: np.ndarray, name: str) -> np.ndarray:
     """LayerNorm of the last axis, in memory that the next one takes again."""
     out = weights.temporary("normed", *x.shape)
     return weights.kernels.layernorm(x, weights[f"{name}.weight"], weights[f"{name}.bias"], config.eps, out)

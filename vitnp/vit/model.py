@@ -13,7 +13,10 @@ from vitnp.errors import UsageError
 from vitnp.kernels.threads import team
 from vitnp.options import FEATURES
 from vitnp.vit.config import ViTConfig
-from vitnp.vit.forward import Packed, Pass, finish, norm
+from vitnp.vit.forward import PackedWeights
+from vitnp.vit.forward import ForwardPass
+from vitnp.vit.forward import block_tail
+from vitnp.vit.forward import norm
 
 
 class ViT:
@@ -53,8 +56,8 @@ class ViT:
         self.config, self.weights = config, weights
         self.name, self.source, self.sha256 = name, source, sha256
         self.device = kernels.choose_device(device)
-        self.precision, self._wish = precision_for(precision, self.device), precision
-        self._packed: Packed | None = None
+        self.precision, self._wish = resolve_precision(precision, self.device), precision
+        self._packed: PackedWeights | None = None
         self._lock = threading.Lock()
 
     def __repr__(self) -> str:
@@ -76,7 +79,7 @@ class ViT:
         Parameters
         ----------
         images : (B, 3, height, width) float
-            Taken in the weights' type. Normalised with ``config.mean`` and ``config.std``; sides are multiples of the patch.
+            Taken in the weights' type. Normalized with ``config.mean`` and ``config.std``; sides are multiples of the patch.
             Of NumPy or CuPy.
         want : str or iterable of str
             Among "key", "query", "value" and "token" (after the final norm), each (B, N, D) for the patches with heads
@@ -103,8 +106,8 @@ class ViT:
         images = kernels.to_device(images, self.device).astype(self.dtype, copy=False)
         weights = self._ready()
         with weights.in_turn():
-            forward = Pass(weights, self.config, images, stride, layer, want)
-            team.together(forward.run, most=forward.most)
+            forward = ForwardPass(weights, self.config, images, stride, layer, want)
+            team.run_team(forward.run, most=forward.most)
             return forward.found()
 
     def region_cls(self, state: np.ndarray, key: np.ndarray, value: np.ndarray, regions: np.ndarray) -> np.ndarray:
@@ -138,7 +141,7 @@ class ViT:
                 keys = xp.concatenate([own_key, key[None, patches]], axis=1)  # (1, 1 + patches of the region, D)
                 values = xp.concatenate([own_value, value[None, patches]], axis=1)
                 gathered = weights.kernels.attention(query, keys, values, c.heads)
-                out = finish(weights, c, entering, gathered, c.depth - 1)
+                out = block_tail(weights, c, entering, gathered, c.depth - 1)
                 found[index] = norm(weights, c, out, "norm")[0, 0]
         return kernels.to_host(found)
 
@@ -193,11 +196,11 @@ class ViT:
         same = {"name": self.name, "source": self.source, "sha256": self.sha256, "precision": self._wish, "device": self.device}
         return ViT(self.config, self.weights, **{**same, **changed})
 
-    def _ready(self) -> Packed:
+    def _ready(self) -> PackedWeights:
         """The weights as the kernels want them, made so at the first call."""
         with self._lock:
             if self._packed is None:
-                self._packed = Packed(self.weights, self.precision, self.device)
+                self._packed = PackedWeights(self.weights, self.precision, self.device)
             return self._packed
 
     def __getstate__(self) -> dict[str, object]:
@@ -227,7 +230,7 @@ class ViT:
         return layer % c.depth, stride
 
 
-def precision_for(wish: str, device: str = "cpu") -> str:
+def resolve_precision(wish: str, device: str = "cpu") -> str:
     """The precision that is meant: "auto" is fp32 on the CPU, fp16 on a GPU.
 
     Raises

@@ -62,9 +62,9 @@ def resize(table: np.ndarray, rows: int, columns: int, convention: str) -> np.nd
 def bicubic_taps(index: int, new: int, old: int, convention: str) -> list[tuple[int, float]]:
     """Which of the `old` samples make up sample `index` of `new`, and with what weight."""
     if convention == "antialias":
-        centre = (index + 0.5) * old / new
+        center = (index + 0.5) * old / new
         widening = max(1.0, old / new)
-        weights = [(i, cubic((i + 0.5 - centre) / widening, -0.5)) for i in range(old)]
+        weights = [(i, cubic((i + 0.5 - center) / widening, -0.5)) for i in range(old)]
         total = sum(weight for _, weight in weights)
         return [(i, weight / total) for i, weight in weights]
     scale = old / (new + 0.1) if convention == "offset" else old / new

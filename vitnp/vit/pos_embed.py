@@ -1,6 +1,6 @@
 """Position embeddings at another size: three conventions, because the world's ViT code has three.
 
-Each is bicubic interpolation of the trained grid (M x M') at the centres of a new grid (m x m'), and they differ in the scale of
+Each is bicubic interpolation of the trained grid (M x M') at the centers of a new grid (m x m'), and they differ in the scale of
 the sampling and in the kernel:
 
 - ``offset``: DINO, and DINOv2 without registers. Sampled at the scale M / (m + 0.1), a workaround for rounding that the
@@ -50,15 +50,15 @@ def resample_positions(table: np.ndarray, grid: tuple[int, int], convention: str
 
 @functools.lru_cache(maxsize=64)
 def _weights(old: int, new: int, convention: str) -> np.ndarray:
-    """Interpolation matrix (new, old) in float64 along one axis; the output's centres at (i + 1/2) scale - 1/2."""
+    """Interpolation matrix (new, old) in float64 along one axis; the output's centers at (i + 1/2) scale - 1/2."""
     if convention not in CONVENTIONS:
         raise ValueError(f"unknown position convention {convention!r}; choose among {', '.join(CONVENTIONS)}")
     matrix = np.zeros((new, old))
     if convention == "antialias":
         scale = old / new
         stretch = max(scale, 1.0)
-        centres = (np.arange(new) + 0.5) * scale
-        distance = (np.arange(old) + 0.5 - centres[:, None]) / stretch
+        centers = (np.arange(new) + 0.5) * scale
+        distance = (np.arange(old) + 0.5 - centers[:, None]) / stretch
         matrix = _cubic(distance, a=-0.5)
         return matrix / matrix.sum(axis=1, keepdims=True)
     scale = old / (new + 0.1) if convention == "offset" else old / new

@@ -10,8 +10,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from vitnp.cli import shared
-from vitnp.cli.arguments import natural, positive
-from vitnp.errors import ImageError, OutputError, UsageError
+from vitnp.cli.arguments import natural
+from vitnp.cli.arguments import positive
+from vitnp.errors import ImageError
+from vitnp.errors import OutputError
+from vitnp.errors import UsageError
 
 PROG = "python -m vitnp.weights.train"
 
@@ -64,7 +67,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--pool", type=natural, default=0, metavar="N", help="batches kept and used three times, 0.9 MB a crop (0)"
     )
     group.add_argument(
-        "--optimiser", choices=("muon", "adamw"), default="muon", metavar="NAME", help="muon or adamw (muon)"
+        "--optimizer", choices=("muon", "adamw"), default="muon", metavar="NAME", help="muon or adamw (muon)"
     )
     group.add_argument("--rate", type=_above_zero, default=1e-3, metavar="R", help="learning rate of AdamW (1e-3)")
     group.add_argument(
@@ -104,8 +107,9 @@ def _add_photographs(to: argparse.ArgumentParser) -> None:
 
 
 def _pack(args: argparse.Namespace) -> int:
-    from vitnp.weights.train.data.dedup import Exclusion
-    from vitnp.weights.train.data.packs import pictures_of, write_pack
+    from vitnp.weights.train.data.dedup import Deduplication
+    from vitnp.weights.train.data.packs import pictures_of
+    from vitnp.weights.train.data.packs import write_pack
 
     if args.out.suffix != ".npz":
         raise UsageError(f"{args.out} should end in .npz")
@@ -115,7 +119,7 @@ def _pack(args: argparse.Namespace) -> int:
     excluded, failures = [], []
 
     def readable() -> Iterator[tuple[str, object]]:
-        found = Exclusion(args.exclude).sort_out(pictures)
+        found = Deduplication(args.exclude).sort_out(pictures)
         for picture, outcome in shared.progress(found, len(pictures), quiet=False):
             if isinstance(outcome, ImageError):
                 failures.append(outcome)
@@ -139,9 +143,12 @@ def _distill(args: argparse.Namespace) -> int:
         raise UsageError("training needs torch: `pip install '.[train]'` in a checkout brings it") from None
     from vitnp.checkpoints.load import load_vit
     from vitnp.kernels.threads import pool
-    from vitnp.weights.train.data.dedup import Exclusion
+    from vitnp.weights.train.data.dedup import Deduplication
     from vitnp.weights.train.data.packs import pictures_of
-    from vitnp.weights.train.distill import Origin, Recipe, Surroundings, distill
+    from vitnp.weights.train.distill import Origin
+    from vitnp.weights.train.distill import Recipe
+    from vitnp.weights.train.distill import Surroundings
+    from vitnp.weights.train.distill import distill
 
     if args.threads:
         torch.set_num_threads(args.threads)
@@ -151,7 +158,7 @@ def _distill(args: argparse.Namespace) -> int:
     init = load_vit(args.init) if args.init else None
     pictures = pictures_of(args.photographs)
     if args.exclude:
-        found = Exclusion(args.exclude).sort_out(pictures, short_side=64)
+        found = Deduplication(args.exclude).sort_out(pictures, short_side=64)
         found = shared.progress(found, len(pictures), quiet=args.quiet)
         before, pictures = (
             len(pictures),
@@ -160,7 +167,7 @@ def _distill(args: argparse.Namespace) -> int:
         shared.say(f"{before - len(pictures)} of {before} photographs left out", quiet=args.quiet)
     recipe = Recipe(
         minutes=args.minutes, steps=args.steps, depth=args.depth, batch=args.batch, kept=args.pool,
-        optimiser=args.optimiser, rate=args.rate, muon_rate=args.muon_rate, held_out=args.held_out, seed=args.seed,
+        optimizer=args.optimizer, rate=args.rate, muon_rate=args.muon_rate, held_out=args.held_out, seed=args.seed,
         bfloat16=not args.float32,
     )  # fmt: skip
     with _interruption() as stop:
@@ -168,7 +175,7 @@ def _distill(args: argparse.Namespace) -> int:
             teacher, pictures, args.out, recipe, init=init,
             origin=Origin(args.name, args.license, _crops_seen(args.init)),
             around=Surroundings(
-                args.device, args.compile, pool.thread_count(), args.save_minutes, args.log_steps,
+                args.device, args.compile, pool.resolve_n_threads(), args.save_minutes, args.log_steps,
                 notice=lambda message: shared.say(message, quiet=args.quiet), stop=stop,
             ),
         )  # fmt: skip
@@ -192,10 +199,10 @@ def _pairs(args: argparse.Namespace) -> list:
 def _score(student: Path, pairs: list, args: argparse.Namespace) -> None:
     from vitnp.checkpoints.load import load_vit
     from vitnp.evaluate.saliency import score_photographs
-    from vitnp.weights.train.log import Journal
+    from vitnp.weights.train.log import RunLog
 
     scored = score_photographs(pairs, load_vit(student), threads=args.threads)
-    Journal(args.out / "log.jsonl").write({"images": scored.images, **scored.scores})
+    RunLog(args.out / "log.jsonl").write({"images": scored.images, **scored.scores})
     print(f"foreground IoU of {scored.images} photographs: {scored.scores['iou']:.4f}")
 
 

@@ -28,18 +28,27 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vitnp.errors import OutputError, UsageError, VitnpError
-from vitnp.io.write import make_folder, replacing
+from vitnp.errors import OutputError
+from vitnp.errors import UsageError
+from vitnp.errors import VitnpError
+from vitnp.io.write import make_folder
+from vitnp.io.write import replacing
 from vitnp.vit.model import ViT
-from vitnp.weights.train import schedule, torch_vit
-from vitnp.weights.train.data.crops import Ahead, DeviceCrops, HostCrops, Normalise
+from vitnp.weights.train import schedule
+from vitnp.weights.train import torch_vit
+from vitnp.weights.train.data.crops import Ahead
+from vitnp.weights.train.data.crops import DeviceCrops
+from vitnp.weights.train.data.crops import HostCrops
+from vitnp.weights.train.data.crops import Normalize
 from vitnp.weights.train.data.packs import Picture
 from vitnp.weights.train.data.sampler import plan
 from vitnp.weights.train.export import write_student
-from vitnp.weights.train.log import Journal
-from vitnp.weights.train.losses import Scales, errors
-from vitnp.weights.train.student import Learner
-from vitnp.weights.train.targets import Lesson, Lessons
+from vitnp.weights.train.log import RunLog
+from vitnp.weights.train.losses import Scales
+from vitnp.weights.train.losses import errors
+from vitnp.weights.train.student import Student
+from vitnp.weights.train.targets import Batch
+from vitnp.weights.train.targets import Targets
 
 _HELD_OUT, _STREAM = 3, 4  # streams of random numbers, beside those of plans and lessons
 _HELD_OUT_BATCH = 16
@@ -60,8 +69,8 @@ class Recipe:
     batch : int
         Crops of 224 x 224 in a batch.
     kept : int
-        Lessons that are kept and given three times, see :class:`vitnp.weights.train.targets.Lessons`.
-    optimiser : {"muon", "adamw"}
+        Lessons that are kept and given three times, see :class:`vitnp.weights.train.targets.Targets`.
+    optimizer : {"muon", "adamw"}
     rate, muon_rate : float
         Peak learning rates.
     held_out : int
@@ -76,7 +85,7 @@ class Recipe:
     depth: int = 6
     batch: int = 16
     kept: int = 0
-    optimiser: str = "muon"
+    optimizer: str = "muon"
     rate: float = 1e-3
     muon_rate: float = 0.012
     held_out: int = 64
@@ -117,7 +126,7 @@ class Surroundings:
 
 @dataclasses.dataclass(frozen=True)
 class Origin:
-    """What the student's file says of it: its name and licence, and crops that it had seen before."""
+    """What the student's file says of it: its name and license, and crops that it had seen before."""
 
     name: str = "student"
     license: str = "unspecified"
@@ -181,7 +190,7 @@ class _Run:
         self.config = torch_vit.student_config(teacher.config, recipe.depth)
         begin = torch_vit.to_torch(init) if init else torch_vit.initial_weights(self.config, recipe.seed)
         begin = {name: weight.to(self.device) for name, weight in begin.items()}
-        self.learner = Learner(begin, recipe.optimiser, recipe.rate, recipe.muon_rate)
+        self.learner = Student(begin, recipe.optimizer, recipe.rate, recipe.muon_rate)
         self.identity = _identity(teacher, pictures, recipe, init)
         self.step = self.crops = 0
         self.spent = 0.0  # seconds of training
@@ -190,7 +199,7 @@ class _Run:
         order = np.random.default_rng([recipe.seed, _HELD_OUT]).permutation(len(pictures))
         self.learnt_from = [pictures[index] for index in sorted(order[recipe.held_out :])]
         self.held_out = [pictures[index] for index in sorted(order[: recipe.held_out])]
-        self.normalise = Normalise(self.config, self.device)
+        self.normalize = Normalize(self.config, self.device)
         self.stream = torch_vit.compiled_stream() if around.compile else torch_vit.stream
 
     def run(self) -> Path | None:
@@ -203,7 +212,7 @@ class _Run:
             raise OutputError(
                 f"{student} is there already, finished: choose another folder, or remove it to train again"
             )
-        self.journal = Journal(self.folder / "log.jsonl")
+        self.journal = RunLog(self.folder / "log.jsonl")
         self.journal.rewind(self.step)
         with self._lessons(lessons_state) as lessons:
             finished = self._train(lessons)
@@ -215,7 +224,7 @@ class _Run:
         )
         return student
 
-    def _train(self, lessons: Lessons) -> bool:
+    def _train(self, lessons: Targets) -> bool:
         """Step by step to the end, or until told to stop; says which."""
         sums: dict[str, Tensor] = {}
         summed = 0
@@ -248,7 +257,7 @@ class _Run:
         """How much of the run is done."""
         return self.step / self.recipe.steps if self.recipe.steps else seconds / (60 * self.recipe.minutes)
 
-    def _learn(self, lesson: Lesson, share: float) -> dict[str, Tensor]:
+    def _learn(self, lesson: Batch, share: float) -> dict[str, Tensor]:
         chance = np.random.default_rng([self.recipe.seed, _STREAM, self.step])
         own = chance.random() < schedule.own_stream(share, self.fresh)
         with self._precision():
@@ -260,20 +269,20 @@ class _Run:
         self.crops += len(lesson.crops)
         return {name: value.detach() for name, value in found.items()}
 
-    def _teach(self, crops: Tensor) -> Lesson:
-        crops = self.normalise(crops)
+    def _teach(self, crops: Tensor) -> Batch:
+        crops = self.normalize(crops)
         with torch.no_grad(), self._precision():
             every = self.teacher_config.depth // self.recipe.depth
-            return Lesson(crops, *self.stream(self.teacher, self.teacher_config, crops, every))
+            return Batch(crops, *self.stream(self.teacher, self.teacher_config, crops, every))
 
-    def _final(self, lesson: Lesson) -> Tensor:
+    def _final(self, lesson: Batch) -> Tensor:
         return torch_vit.norm(self.teacher, self.teacher_config, lesson.states[-1])
 
     def _precision(self) -> contextlib.AbstractContextManager:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.bfloat16)
 
     @contextlib.contextmanager
-    def _lessons(self, state: dict | None) -> Iterator[Lessons]:
+    def _lessons(self, state: dict | None) -> Iterator[Targets]:
         patch, seed = self.config.patch, self.recipe.seed
         if self.device.type == "cpu":
             crops = HostCrops(self.learnt_from, self.around.notice)
@@ -286,7 +295,7 @@ class _Run:
         # On a GPU cutting is a matter of microseconds, and torch is better left to one thread.
         workers = self.around.workers if self.device.type == "cpu" else 1
         ahead = Ahead(cut, itertools.count(state["given"] if state else 0), workers)
-        lessons = Lessons(ahead, cut, self._teach, self.recipe.kept, seed)
+        lessons = Targets(ahead, cut, self._teach, self.recipe.kept, seed)
         if state:
             lessons.load_state_dict(state)
         try:
@@ -325,7 +334,7 @@ class _Run:
             cosines.append(found["cosine"].item())
         return sum(cosines) / len(cosines)
 
-    def _save(self, lessons: Lessons | None) -> None:
+    def _save(self, lessons: Targets | None) -> None:
         """Student and state; without lessons the run is over, and the state goes."""
         weights = torch_vit.to_numpy(self.learner.average)
         if not all(np.isfinite(weight).all() for weight in weights.values()):

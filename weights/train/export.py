@@ -9,7 +9,8 @@ import numpy as np
 
 from vitnp.checkpoints.safetensors_io import write_safetensors
 from vitnp.vit.config import ViTConfig
-from vitnp.weights.train.data.sampler import TRAINED, snapped
+from vitnp.weights.train.data.sampler import TRAINED
+from vitnp.weights.train.data.sampler import snapped
 
 
 def write_student(

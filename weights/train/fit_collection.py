@@ -16,22 +16,25 @@ from pathlib import Path
 import numpy as np
 
 from vitnp.checkpoints.registry import collection_temperature
-from vitnp.cli import arguments, shared
+from vitnp.cli import arguments
+from vitnp.cli import shared
 from vitnp.errors import UsageError
 from vitnp.io.write import make_folder
 from vitnp.method import collection_level
 from vitnp.method.collection import Collection
-from vitnp.progress import Progress, silent
+from vitnp.progress import Progress
+from vitnp.progress import silent
 from vitnp.segmenter import Segmenter
 from vitnp.vit.model import ViT
-from vitnp.weights.train.data.dedup import Exclusion
-from vitnp.weights.train.data.packs import Picture, pictures_of
+from vitnp.weights.train.data.dedup import Deduplication
+from vitnp.weights.train.data.packs import Picture
+from vitnp.weights.train.data.packs import pictures_of
 
 __all__ = ["fit_collection", "main", "sample"]
 
 
 def sample(
-    pictures: Sequence[Picture], exclusion: Exclusion, photographs: int | None = None, seed: int = 0
+    pictures: Sequence[Picture], exclusion: Deduplication, photographs: int | None = None, seed: int = 0
 ) -> Iterator[Path | np.ndarray]:
     """Draw photographs in an order of chance, without those excluded; more of them begin with the same ones.
 
@@ -157,7 +160,7 @@ def main(argv: list[str] | None = None) -> int:
         raise UsageError(f"a temperature of {args.temperature} can't be; choose one above 0, such as 0.05")
     make_folder(args.out.parent)  # what can't be written is known before the long work
     pictures = pictures_of(args.photographs)
-    exclusion = Exclusion(args.exclude)
+    exclusion = Deduplication(args.exclude)
     with shared.stage_progress("photographs", args.count or len(pictures), quiet=args.quiet) as advance:
         photographs = []
         for photograph in sample(pictures, exclusion, args.count, args.seed):

@@ -10,7 +10,7 @@ from vitnp.errors import OutputError
 from vitnp.io.write import write_text
 
 
-class Journal:
+class RunLog:
     """Appends entries to a log; each is on disk at once.
 
     Parameters

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vitnp.vit.config import ViTConfig
 from vitnp.weights.train import torch_vit
-from vitnp.weights.train.targets import Lesson
+from vitnp.weights.train.targets import Batch
 
 _TOO_LITTLE = 1e-4  # spread of a channel that says nothing
 
@@ -27,7 +27,7 @@ class Scales(NamedTuple):
     token: Tensor
 
     @classmethod
-    def of(cls, lesson: Lesson, final: Tensor) -> Scales:
+    def of(cls, lesson: Batch, final: Tensor) -> Scales:
         """Measured on one lesson and the teacher's final tokens (B, T, D)."""
 
         def spread(x: Tensor) -> Tensor:
@@ -38,7 +38,7 @@ class Scales(NamedTuple):
 
 def errors(
     student: torch_vit.Weights, config: ViTConfig, states: list[Tensor], key: Tensor,
-    lesson: Lesson, final: Tensor, scales: Scales,
+    lesson: Batch, final: Tensor, scales: Scales,
 ) -> dict[str, Tensor]:  # fmt: skip
     """Mean squared errors of the student, each () and relative to the teacher's spread, and their sum.
 

@@ -17,7 +17,7 @@ _ITERATIONS = 5
 
 
 class Muon:
-    """An optimiser for the matrices of a transformer's blocks; everything else needs another one.
+    """An optimizer for the matrices of a transformer's blocks; everything else needs another one.
 
     Momentum is orthogonalised before it is applied, so that rare directions are learnt as fast as common ones. Query,
     key and value, which lie in one matrix, are three. Matrices of the same shape go through the iteration together.

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vitnp.weights.train.muon import Muon
 
-OPTIMISERS = ("muon", "adamw")
+OPTIMIZERS = ("muon", "adamw")
 
 _MATRICES = ("attn.qkv.weight", "attn.proj.weight", "mlp.fc1.weight", "mlp.fc2.weight")
 _DECAY = 0.02
@@ -17,7 +17,7 @@ _BETAS = (0.9, 0.98)
 _LONGEST_GRADIENT = 1.0
 
 
-class Learner:
+class Student:
     """Weights that learn.
 
     AdamW (Loshchilov and Hutter 2019, arXiv 1711.05101) moves everything, or everything but the blocks' matrices, which
@@ -27,16 +27,16 @@ class Learner:
     ----------
     weights : mapping of str to Tensor
         Where to begin; copied.
-    optimiser : {"muon", "adamw"}
+    optimizer : {"muon", "adamw"}
     rate, muon_rate : float
         Peak learning rates of AdamW and of Muon.
     """
 
-    def __init__(self, weights: Mapping[str, Tensor], optimiser: str, rate: float, muon_rate: float):
+    def __init__(self, weights: Mapping[str, Tensor], optimizer: str, rate: float, muon_rate: float):
         self.weights = {name: weight.detach().clone().requires_grad_() for name, weight in weights.items()}
         self.average = {name: weight.detach().clone() for name, weight in weights.items()}
         self._rate, self._muon_rate, self._steps = rate, muon_rate, 0
-        matrices = [w for name, w in self.weights.items() if optimiser == "muon" and name.endswith(_MATRICES)]
+        matrices = [w for name, w in self.weights.items() if optimizer == "muon" and name.endswith(_MATRICES)]
         others = [w for w in self.weights.values() if not any(w is matrix for matrix in matrices)]
         self._adamw = torch.optim.AdamW(
             [

@@ -13,19 +13,19 @@ USES = 3  # of each lesson that is kept
 _CHOICE = 2  # a stream of random numbers, beside those of plans
 
 
-class Lesson(NamedTuple):
+class Batch(NamedTuple):
     """``crops`` (B, 3, h, w), ``states``, each (B, T, D), and the last ``key`` (B, T, D) of the teacher."""
 
     crops: Tensor
     states: list[Tensor]
     key: Tensor
 
-    def to(self, dtype: torch.dtype) -> Lesson:
+    def to(self, dtype: torch.dtype) -> Batch:
         """The same in another type."""
-        return Lesson(self.crops.to(dtype), [state.to(dtype) for state in self.states], self.key.to(dtype))
+        return Batch(self.crops.to(dtype), [state.to(dtype) for state in self.states], self.key.to(dtype))
 
 
-class Lessons:
+class Targets:
     """One lesson a step, with some of them kept and given again.
 
     On a CPU the teacher takes 40 % of a step. With each answer used three times that shrinks to a seventh, and kept for
@@ -46,7 +46,7 @@ class Lessons:
     """
 
     def __init__(
-        self, fresh: Callable[[], Tensor], cut: Callable[[int], Tensor], teach: Callable[[Tensor], Lesson],
+        self, fresh: Callable[[], Tensor], cut: Callable[[int], Tensor], teach: Callable[[Tensor], Batch],
         kept: int, seed: int,
     ):  # fmt: skip
         self._fresh, self.cut, self._teach, self._most, self._seed = fresh, cut, teach, kept, seed
@@ -61,7 +61,7 @@ class Lessons:
         """Go on from there; `fresh` begins with the batch ``state["given"]``."""
         self.given, self._kept = state["given"], [[number, left, None] for number, left in state["kept"]]
 
-    def __call__(self, step: int) -> Lesson:
+    def __call__(self, step: int) -> Batch:
         """The lesson of a step; steps come in order."""
         if not self._most:
             self.given += 1

@@ -18,7 +18,8 @@ from torch import Tensor
 from vitnp.vit import model
 from vitnp.vit.config import ViTConfig
 from vitnp.vit.pos_embed import resample_positions
-from vitnp.weights.train.data.sampler import TRAINED, snapped
+from vitnp.weights.train.data.sampler import TRAINED
+from vitnp.weights.train.data.sampler import snapped
 
 Weights = Mapping[str, Tensor]
 
@@ -37,7 +38,7 @@ def to_numpy(weights: Weights) -> dict[str, np.ndarray]:
 
 
 def student_config(teacher: ViTConfig, depth: int) -> ViTConfig:
-    """A plain ViT of fewer blocks with the width, heads, patch, registers and normalisation of its teacher."""
+    """A plain ViT of fewer blocks with the width, heads, patch, registers and normalization of its teacher."""
     rows, columns = (side // teacher.patch for side in snapped((TRAINED, TRAINED), teacher.patch))
     return dataclasses.replace(
         teacher, depth=depth, grid=(rows, columns), swiglu=False, layerscale=False, pos_embed="exact", eps=1e-6
@@ -91,7 +92,7 @@ def stream(
     weights : mapping of str to Tensor
     config : ViTConfig
     images : (B, 3, height, width) Tensor
-        Normalised; sides are multiples of P.
+        Normalized; sides are multiples of P.
     every : int
         Blocks from one state to the next.
     feed : sequence of (B, T, D) Tensor, optional

@@ -1,6 +1,6 @@
 """Vector instructions for numba: the one place where LLVM's intermediate representation (IR) is written by hand.
 
-numba turns Python into LLVM IR, and LLVM turns IR into machine code. Left alone, LLVM vectorises simple loops well and matrix
+numba turns Python into LLVM IR, and LLVM turns IR into machine code. Left alone, LLVM vectorizes simple loops well and matrix
 products badly: it doesn't keep a block of results in registers. So the innermost loops of vitnp are given to it ready-made.
 
 IR in one minute: a function consists of *basic blocks*, straight runs of instructions that end in a jump. Every value is
@@ -286,7 +286,7 @@ def product_tile(rows: int, vectors: int, pairs: bool = False, cache: int = 1) -
     rows, vectors : int
         Shape of the tile.
     pairs : bool
-        Whether elements of A and B are two bfloat16 numbers each, neighbours along k, in the space of one float32. On a machine
+        Whether elements of A and B are two bfloat16 numbers each, neighbors along k, in the space of one float32. On a machine
         without the instruction there is nothing behind the name.
     cache : int
         Where to bring what is asked for ahead: to the first or the second.

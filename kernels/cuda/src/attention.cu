@@ -12,7 +12,7 @@
 //   attention_any_*  any S, one warp a query: right, not fast
 //
 // attention_half: a block of four warps takes 128 queries of one head; grid (queries / 128, heads, images), so that
-// neighbours in time share keys in the second-level cache. A warp owns 32 queries from the first product to the last:
+// neighbors in time share keys in the second-level cache. A warp owns 32 queries from the first product to the last:
 // its queries, scores and outputs live in registers in the layout of mma.m16n8k16, whose result has the very layout
 // that the next product wants of its left operand, so probabilities never visit shared memory. Two products use each
 // fragment of keys or values read from shared memory: with 16 queries a warp, reading them would cost as much time as
@@ -140,7 +140,7 @@ __device__ __forceinline__ Place after(Place place, int numbers) { return place 
 #endif
 
 // Four 8 x 8 matrices of 16-bit numbers from shared memory: lane 8 i + r names row r of matrix i; each lane gets the
-// two neighbours (lane / 4, 2 (lane % 4)) of every matrix, or with `transposed` of its transpose.
+// two neighbors (lane / 4, 2 (lane % 4)) of every matrix, or with `transposed` of its transpose.
 template <bool transposed>
 __device__ __forceinline__ void load_matrices(unsigned (&word)[4], Place place) {
 #ifdef TWIN
@@ -311,7 +311,7 @@ attention_half(const Half* __restrict__ query, const Half* __restrict__ key, con
                 float x = largest[half][r];
 #pragma unroll
                 for (int i = 0; i < 8; i++) x = fmaxf(x, fmaxf(score[half][i][2 * r], score[half][i][2 * r + 1]));
-                // A row of scores is spread over four neighbouring lanes.
+                // A row of scores is spread over four neighboring lanes.
                 x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 1));
                 x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 2));
                 grown |= (x - largest[half][r]) * scale > SLACK;
@@ -467,7 +467,7 @@ attention_float(const float* __restrict__ query, const float* __restrict__ key, 
                 if (start + column + j >= keys) score[i][j] = LOWEST;
                 most = fmaxf(most, score[i][j]);
             }
-            // A row of scores is spread over sixteen neighbouring lanes.
+            // A row of scores is spread over sixteen neighboring lanes.
 #pragma unroll
             for (int step = 8; step > 0; step >>= 1) most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, step));
             float shift = most * scale, shrink = exp2f(largest[i] * scale - shift);

@@ -1,8 +1,8 @@
 // Gaussian filtering on the permutohedral lattice (Adams, Baek and Davis 2010), and mean field by it (Kraehenbuehl and
 // Koltun 2011).
 //
-// Every point has FEATURES numbers: position, or position and colour. The lattice tiles their space by simplices; a
-// point spreads its values over the corners of the simplex around it (splat), corners mix with their neighbours along
+// Every point has FEATURES numbers: position, or position and color. The lattice tiles their space by simplices; a
+// point spreads its values over the corners of the simplex around it (splat), corners mix with their neighbors along
 // each of FEATURES + 1 axes (blur), and the point reads its corners again (slice): a Gaussian filter. Mean field
 // alternates such filters with a softmax over classes.
 //
@@ -14,7 +14,7 @@
 // entries have been sorted by (vertex, entry); no float is added atomically. So the same input gives the same bits each
 // time.
 //
-// Layout: entry = point * CORNERS + corner. Values are (points, classes) and (vertices, classes), so that a neighbour's
+// Layout: entry = point * CORNERS + corner. Values are (points, classes) and (vertices, classes), so that a neighbor's
 // classes come together. One thread an entry, slot or value; a warp a vertex in splat.
 //
 // What each version gained: there is one version, and it hasn't been timed on a GPU. Estimate for an H200, 250 x 188
@@ -144,18 +144,18 @@ look_up(Key key, const Key* table, const int* touched, const int* running, int m
     return none;
 }
 
-// neighbour (CORNERS, vertices, 2): one step back and one ahead along axis blockIdx.y; `vertices` where there is none.
+// neighbor (CORNERS, vertices, 2): one step back and one ahead along axis blockIdx.y; `vertices` where there is none.
 extern "C" __global__ void __launch_bounds__(256, 4)
-find_neighbours(const Key* __restrict__ table, const int* __restrict__ touched, const int* __restrict__ running,
-                const long long* __restrict__ stride, int mask, int vertices, int* __restrict__ neighbour) {
+find_neighbors(const Key* __restrict__ table, const int* __restrict__ touched, const int* __restrict__ running,
+                const long long* __restrict__ stride, int mask, int vertices, int* __restrict__ neighbor) {
     int at = blockIdx.x * blockDim.x + threadIdx.x;
     if (at > mask || table[at] == EMPTY) return;
     Key step = (Key)(-CORNERS * stride[blockIdx.y]);
 #pragma unroll
     for (int i = 0; i < CORNERS; i++) step += (Key)stride[i];
     long long place = 2 * ((long long)blockIdx.y * vertices + running[touched[at]] - 1);
-    neighbour[place] = look_up(table[at] - step, table, touched, running, mask, vertices);
-    neighbour[place + 1] = look_up(table[at] + step, table, touched, running, mask, vertices);
+    neighbor[place] = look_up(table[at] - step, table, touched, running, mask, vertices);
+    neighbor[place + 1] = look_up(table[at] + step, table, touched, running, mask, vertices);
 }
 
 // ---- The filter ----------------------------------------------------------------------------------
@@ -176,14 +176,14 @@ splat(const float* __restrict__ values, int classes, const int* __restrict__ ent
     }
 }
 
-// Along one axis: half of either neighbour is added.
+// Along one axis: half of either neighbor is added.
 extern "C" __global__ void __launch_bounds__(256, 4)
-blur(const float* __restrict__ values, int classes, const int* __restrict__ neighbour,
+blur(const float* __restrict__ values, int classes, const int* __restrict__ neighbor,
                                int axis, int vertices, float* __restrict__ out) {
     long long i = (long long)blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= (long long)vertices * classes) return;
     int v = (int)(i / classes), c = (int)(i % classes);
-    const int* pair = neighbour + 2 * ((long long)axis * vertices + v);
+    const int* pair = neighbor + 2 * ((long long)axis * vertices + v);
     float back = pair[0] < vertices ? values[(long long)pair[0] * classes + c] : 0.0f;
     float ahead = pair[1] < vertices ? values[(long long)pair[1] * classes + c] : 0.0f;
     out[i] = values[i] + 0.5f * (back + ahead);

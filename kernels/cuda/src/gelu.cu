@@ -1,7 +1,7 @@
 // What follows a linear layer, in one pass over its output: bias, exact GELU, LayerScale, residual; and the gate of
 // SwiGLU.
 //
-// Matrix products are cuBLAS's. Each of these reads and writes every number once, one thread PER_THREAD neighbours: 16
+// Matrix products are cuBLAS's. Each of these reads and writes every number once, one thread PER_THREAD neighbors: 16
 // bytes where rows are a multiple of that, else 2 numbers. HALF: arrays are float16, else float32; arithmetic is
 // float32. The last axis is even, and arrays start at multiples of 16 bytes.
 //

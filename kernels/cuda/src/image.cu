@@ -2,17 +2,17 @@
 // photograph's size.
 //
 //   resample                          Pillow's antialiased resize, one axis a launch
-//   normalise_float, normalise_half   8-bit colour to what the network takes, channels first
+//   normalize_float, normalize_half   8-bit color to what the network takes, channels first
 //   bilinear, to_fixed_point          scores enlarged; a map in 16 bits
-//   colour_keys                       bins of position, luma and chroma: the solver's grid
-//   moments_across, fit, average_across, average_down   the colour guided filter's coefficients
+//   color_keys                       bins of position, luma and chroma: the solver's grid
+//   moments_across, fit, average_across, average_down   the color guided filter's coefficients
 //   apply_map, apply_enlarged         the filter itself, and its use to enlarge
-//   start_labels, join_labels, measure_labels, summarise_labels, cap_small   components and their cleaning
+//   start_labels, join_labels, measure_labels, summarize_labels, cap_small   components and their cleaning
 //
 // Layout: one thread an output, consecutive threads on consecutive memory; photographs are (H, W, 3) bytes, of fewer
 // than 2^31 pixels. These kernels are bound by memory or by launch. Tables that depend on sizes alone (filter weights,
-// bilinear neighbours) come from the host, which makes them in float64, so that results agree with the CPU's: resample,
-// normalise, bilinear, to_fixed_point, colour_keys and the labels to the last bit, the guided filter to rounding. Hence
+// bilinear neighbors) come from the host, which makes them in float64, so that results agree with the CPU's: resample,
+// normalize, bilinear, to_fixed_point, color_keys and the labels to the last bit, the guided filter to rounding. Hence
 // the __fmul_rn and __fadd_rn: they keep the compiler from fusing what NumPy rounds twice.
 //
 // What each version gained: there is one version, and it hasn't been timed on a GPU. Estimate for an H200: a photograph
@@ -39,7 +39,7 @@ resample(const unsigned char* __restrict__ source, const int* __restrict__ first
     }
 }
 
-// ---- Normalise -----------------------------------------------------------------------------------
+// ---- Normalize -----------------------------------------------------------------------------------
 
 // (x / 255 - mean) / std for each channel; (pixels, 3) bytes to (3, pixels).
 template <class Number>
@@ -52,7 +52,7 @@ to_network(const unsigned char* rgb, long long pixels, const float* mean, const 
 }
 
 extern "C" __global__ void __launch_bounds__(256, 4)
-normalise_float(const unsigned char* __restrict__ rgb, long long pixels, float mean_r, float mean_g, float mean_b,
+normalize_float(const unsigned char* __restrict__ rgb, long long pixels, float mean_r, float mean_g, float mean_b,
                 float std_r, float std_g, float std_b, float* __restrict__ out) {
     const float mean[3] = {mean_r, mean_g, mean_b}, std[3] = {std_r, std_g, std_b};
     to_network(rgb, pixels, mean, std, out);
@@ -61,7 +61,7 @@ normalise_float(const unsigned char* __restrict__ rgb, long long pixels, float m
 #include <cuda_fp16.h>
 
 extern "C" __global__ void __launch_bounds__(256, 4)
-normalise_half(const unsigned char* __restrict__ rgb, long long pixels, float mean_r, float mean_g, float mean_b,
+normalize_half(const unsigned char* __restrict__ rgb, long long pixels, float mean_r, float mean_g, float mean_b,
                float std_r, float std_g, float std_b, __half* __restrict__ out) {
     const float mean[3] = {mean_r, mean_g, mean_b}, std[3] = {std_r, std_g, std_b};
     to_network(rgb, pixels, mean, std, out);
@@ -103,15 +103,15 @@ to_fixed_point(const float* __restrict__ values, long long count, unsigned short
 
 // ---- The solver's grid ---------------------------------------------------------------------------
 
-__device__ __forceinline__ int colour_bin(const unsigned char* rgb, float red, float green, float blue) {
+__device__ __forceinline__ int color_bin(const unsigned char* rgb, float red, float green, float blue) {
     return (int)rintf(__fadd_rn(__fadd_rn(__fmul_rn(rgb[0], red), __fmul_rn(rgb[1], green)), __fmul_rn(rgb[2], blue)));
 }
 
 // Bins of row, column, luma, blue and red difference as one number in mixed radix, and below it the pixel's own number.
-// Positions count from the picture's centre. `weights` (3, 3) are the colour weights over the sides of the bins;
+// Positions count from the picture's center. `weights` (3, 3) are the color weights over the sides of the bins;
 // `lowest` and `extents` are those of all pictures of this size.
 extern "C" __global__ void __launch_bounds__(256, 4)
-colour_keys(const unsigned char* __restrict__ rgb, int height, int width, double sigma,
+color_keys(const unsigned char* __restrict__ rgb, int height, int width, double sigma,
                                       const float* __restrict__ weights, const long long* __restrict__ lowest,
                                       const long long* __restrict__ extents, long long* __restrict__ keys) {
     int i = blockIdx.x * blockDim.x + threadIdx.x;
@@ -121,7 +121,7 @@ colour_keys(const unsigned char* __restrict__ rgb, int height, int width, double
     key = key * extents[1] + (long long)rint((i % width - 0.5 * (width - 1)) / sigma) - lowest[1];
 #pragma unroll
     for (int c = 0; c < 3; c++)
-        key = key * extents[2 + c] + colour_bin(pixel, weights[3 * c], weights[3 * c + 1], weights[3 * c + 2]) -
+        key = key * extents[2 + c] + color_bin(pixel, weights[3 * c], weights[3 * c + 1], weights[3 * c + 2]) -
               lowest[2 + c];
     keys[i] = key * height * width + i;
 }
@@ -129,7 +129,7 @@ colour_keys(const unsigned char* __restrict__ rgb, int height, int width, double
 // ---- The guided filter (He, Sun and Tang 2013) ---------------------------------------------------
 //
 // Windows are clipped to the picture. Their sums go across, then down, each by plain addition: a radius is a few
-// pixels, and nothing depends on how far a running sum has come. Sums of colours and their products are of whole
+// pixels, and nothing depends on how far a running sum has come. Sums of colors and their products are of whole
 // numbers, and exact in float64.
 
 #define MOMENTS 13  // r g b, rr gr gg br bg bb, t, r t, g t, b t
@@ -169,11 +169,11 @@ __device__ __forceinline__ double sum_down(const double* values, int at, int wid
     return total;
 }
 
-__device__ __forceinline__ int side(int centre, int radius, int length) {
-    return min(centre + radius + 1, length) - max(centre - radius, 0);
+__device__ __forceinline__ int side(int center, int radius, int length) {
+    return min(center + radius + 1, length) - max(center - radius, 0);
 }
 
-// The linear function of colour, on the scale 0..1, that fits the target within each window: out (4, pixels), a for
+// The linear function of color, on the scale 0..1, that fits the target within each window: out (4, pixels), a for
 // red, green and blue, then b. (Sigma + eps U) a = covariance is solved as L D L^T, which stays accurate where a window
 // holds one hue only.
 extern "C" __global__ void __launch_bounds__(256, 2)
@@ -213,7 +213,7 @@ average_across(const double* __restrict__ planes, int height, int width, int rad
     out[base + at] = total;
 }
 
-// Then down, over the area: the mean. The three planes of a come out for 8-bit colour.
+// Then down, over the area: the mean. The three planes of a come out for 8-bit color.
 extern "C" __global__ void __launch_bounds__(256, 2)
 average_down(const double* __restrict__ planes, int height, int width, int radius, double* __restrict__ out) {
     const int at = blockIdx.x * blockDim.x + threadIdx.x;
@@ -236,7 +236,7 @@ apply_map(const double* __restrict__ planes, const unsigned char* __restrict__ r
     out[i] = (float)value;
 }
 
-// The coefficients (4, h, w) enlarged bilinearly, applied to the colours of the full photograph, in 16-bit fixed point.
+// The coefficients (4, h, w) enlarged bilinearly, applied to the colors of the full photograph, in 16-bit fixed point.
 extern "C" __global__ void __launch_bounds__(256, 4)
 apply_enlarged(const double* __restrict__ planes, int h, int w, const int* __restrict__ top,
                const float* __restrict__ down, const int* __restrict__ left, const float* __restrict__ across,
@@ -317,7 +317,7 @@ measure_labels(int pixels, int* __restrict__ label, int* __restrict__ size) {
 
 // How many components there are, and the size of the largest; summary starts as two zeros.
 extern "C" __global__ void __launch_bounds__(256, 4)
-summarise_labels(const int* __restrict__ size, int pixels, int* __restrict__ summary) {
+summarize_labels(const int* __restrict__ size, int pixels, int* __restrict__ summary) {
     int i = blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= pixels || size[i] == 0) return;
     atomicAdd(&summary[0], 1);

@@ -1,4 +1,4 @@
-// Layer normalisation of the last axis: (x - mean) / sqrt(variance + eps) * weight + bias, statistics in float32.
+// Layer normalization of the last axis: (x - mean) / sqrt(variance + eps) * weight + bias, statistics in float32.
 //
 // One warp a row. The row stays in registers between the three steps (mean, variance about the mean, result), so that
 // it's read once and written once, 16 bytes a lane at a time. Four rows a block; no shared memory, no barriers. HALF: x

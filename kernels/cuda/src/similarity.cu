@@ -41,7 +41,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     for_all_tiles(problem, products, shared, work);
 }
 
-// Place i of this thread's list; lists of neighbours lie interleaved, so that a warp reads a row of them at once.
+// Place i of this thread's list; lists of neighbors lie interleaved, so that a warp reads a row of them at once.
 struct __align__(8) Entry {
     float value;
     int column;

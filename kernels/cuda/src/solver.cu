@@ -1,12 +1,12 @@
 // The fast bilateral solver of Barron and Poole (ECCV 2016) on the simplified bilateral grid.
 //
-// Minimises lambda / 2 sum W_ij (x_i - x_j)^2 + sum c_i (x_i - t_i)^2 over maps x: W is the bistochastic bilateral
+// Minimizes lambda / 2 sum W_ij (x_i - x_j)^2 + sum c_i (x_i - t_i)^2 over maps x: W is the bistochastic bilateral
 // affinity of a photograph, t the map to refine, c its confidence. With x = S^T y, where y has a value for each
 // occupied vertex of the grid, that is A y = b with A = lambda (D_m - D_n B D_n) + diag(S c) and b = S (c t); B blurs
 // by [1 2 1] along five axes.
 //
 // The grid comes from a sort: every pixel's key, its five bin numbers in mixed radix with the pixel's own number below
-// them, is sorted; equal bins are then neighbours, and a running count of the places where the bins change numbers the
+// them, is sorted; equal bins are then neighbors, and a running count of the places where the bins change numbers the
 // vertices in the order of their keys. Only the device knows how many there are: arrays are as long as there are
 // pixels, and every kernel reads the count. A vertex's pixels lie in one segment and are added up in a fixed order by a
 // warp; no float is ever added atomically, so the same photograph gives the same bits each time. Numbers are float64,
@@ -54,11 +54,11 @@ number_vertices(const long long* __restrict__ sorted, const int* __restrict__ ru
     }
 }
 
-// neighbours[2 d] and [2 d + 1]: the vertices one bin above and below along axis d; filled with -1 beforehand.
+// neighbors[2 d] and [2 d + 1]: the vertices one bin above and below along axis d; filled with -1 beforehand.
 // blockIdx.y is d.
 extern "C" __global__ void __launch_bounds__(256, 4)
-find_neighbours(const long long* __restrict__ occupied, const int* __restrict__ count,
-                const long long* __restrict__ strides, int pixels, int* __restrict__ neighbours) {
+find_neighbors(const long long* __restrict__ occupied, const int* __restrict__ count,
+                const long long* __restrict__ strides, int pixels, int* __restrict__ neighbors) {
     const int vertices = *count, axis = blockIdx.y;
     for (int v = blockIdx.x * blockDim.x + threadIdx.x; v < vertices; v += gridDim.x * blockDim.x) {
         long long wanted = occupied[v] + strides[axis];
@@ -71,8 +71,8 @@ find_neighbours(const long long* __restrict__ occupied, const int* __restrict__ 
                 high = middle;
         }
         if (low < vertices && occupied[low] == wanted) {
-            neighbours[(long long)(2 * axis) * pixels + v] = low;
-            neighbours[(long long)(2 * axis + 1) * pixels + low] = v;
+            neighbors[(long long)(2 * axis) * pixels + v] = low;
+            neighbors[(long long)(2 * axis + 1) * pixels + low] = v;
         }
     }
 }
@@ -152,12 +152,12 @@ slice_vertices(const double* __restrict__ y, const int* __restrict__ vertex, int
     if (i < pixels) out[i] = (float)fmin(fmax(y[vertex[i]], 0.0), 1.0);
 }
 
-// The sum of x over the neighbours of vertex v. B x is that and 2 x for each axis.
-__device__ __forceinline__ double neighbour_sum(const double* x, const int* neighbours, int pixels, int v) {
+// The sum of x over the neighbors of vertex v. B x is that and 2 x for each axis.
+__device__ __forceinline__ double neighbor_sum(const double* x, const int* neighbors, int pixels, int v) {
     double total = 0.0;
 #pragma unroll
     for (int i = 0; i < 2 * AXES; i++) {
-        int other = neighbours[(long long)i * pixels + v];
+        int other = neighbors[(long long)i * pixels + v];
         if (other >= 0) total += x[other];
     }
     return total;
@@ -165,11 +165,11 @@ __device__ __forceinline__ double neighbour_sum(const double* x, const int* neig
 
 // A step of the symmetric Sinkhorn iteration: n' = sqrt(n mass / B n). The first starts from n = 1.
 extern "C" __global__ void __launch_bounds__(256, 4)
-bistochastic_step(const double* __restrict__ n, const double* __restrict__ mass, const int* __restrict__ neighbours,
+bistochastic_step(const double* __restrict__ n, const double* __restrict__ mass, const int* __restrict__ neighbors,
                   const int* __restrict__ count, int pixels, double* __restrict__ next) {
     const int vertices = *count;
     for (int v = blockIdx.x * THREADS + threadIdx.x; v < vertices; v += gridDim.x * THREADS)
-        next[v] = sqrt(n[v] * mass[v] / (2 * AXES * n[v] + neighbour_sum(n, neighbours, pixels, v)));
+        next[v] = sqrt(n[v] * mass[v] / (2 * AXES * n[v] + neighbor_sum(n, neighbors, pixels, v)));
 }
 
 // ---- Conjugate gradients (Saad, Iterative Methods for Sparse Linear Systems, algorithm 9.1) ------
@@ -177,12 +177,12 @@ bistochastic_step(const double* __restrict__ n, const double* __restrict__ mass,
 // A row of partial sums for each iteration: `rho` of residual * z, `square` of residual^2, `curve` of direction * A
 // direction.
 
-// The neighbours' n in sum, the diagonal, the first residual b - A y, the first direction. Row sums of D_n B D_n cancel
-// against D_m, but for the neighbours: (A x)_v = lambda n_v sum n_j (x_v - x_j) + (S c)_v x_v. A vertex that has
-// neither neighbours nor confidence therefore stays where it starts, exactly, and a constant map costs nothing.
+// The neighbors' n in sum, the diagonal, the first residual b - A y, the first direction. Row sums of D_n B D_n cancel
+// against D_m, but for the neighbors: (A x)_v = lambda n_v sum n_j (x_v - x_j) + (S c)_v x_v. A vertex that has
+// neither neighbors nor confidence therefore stays where it starts, exactly, and a constant map costs nothing.
 extern "C" __global__ void __launch_bounds__(256, 4)
 solver_start(const double* __restrict__ n, const double* __restrict__ data, const double* __restrict__ b,
-             const double* __restrict__ y, const int* __restrict__ neighbours, const int* __restrict__ count,
+             const double* __restrict__ y, const int* __restrict__ neighbors, const int* __restrict__ count,
              int pixels, double smoothness, double* __restrict__ around, double* __restrict__ diagonal,
              double* __restrict__ residual, double* __restrict__ direction, double* __restrict__ scaled,
              double* __restrict__ rho, double* __restrict__ square, double* __restrict__ goal) {
@@ -193,7 +193,7 @@ solver_start(const double* __restrict__ n, const double* __restrict__ data, cons
         double sum = 0.0, weighted = 0.0;
 #pragma unroll
         for (int i = 0; i < 2 * AXES; i++) {
-            int other = neighbours[(long long)i * pixels + v];
+            int other = neighbors[(long long)i * pixels + v];
             if (other >= 0) {
                 sum += n[other];
                 weighted += n[other] * (y[v] - y[other]);
@@ -219,7 +219,7 @@ solver_start(const double* __restrict__ n, const double* __restrict__ data, cons
 extern "C" __global__ void __launch_bounds__(256, 4)
 solver_product(const double* __restrict__ n, const double* __restrict__ around, const double* __restrict__ data,
                const double* __restrict__ direction, const double* __restrict__ scaled,
-               const int* __restrict__ neighbours, const int* __restrict__ count, int pixels, double smoothness,
+               const int* __restrict__ neighbors, const int* __restrict__ count, int pixels, double smoothness,
                double tolerance, const double* __restrict__ square, const double* __restrict__ goal,
                double* __restrict__ image, double* __restrict__ curve) {
     __shared__ double room[THREADS / 32], sums[3];
@@ -229,7 +229,7 @@ solver_product(const double* __restrict__ n, const double* __restrict__ around, 
     double total = 0.0;
     for (int v = blockIdx.x * THREADS + threadIdx.x; v < vertices; v += gridDim.x * THREADS) {
         double p = direction[v];
-        double a = smoothness * n[v] * (around[v] * p - neighbour_sum(scaled, neighbours, pixels, v)) + data[v] * p;
+        double a = smoothness * n[v] * (around[v] * p - neighbor_sum(scaled, neighbors, pixels, v)) + data[v] * p;
         image[v] = a;
         total += p * a;
     }

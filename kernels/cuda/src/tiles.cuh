@@ -361,7 +361,7 @@ __device__ __forceinline__ size_t tiles_bytes(int columns) {
 }
 
 // Takes the block through its tiles. For every product of a row that exists with a column that exists, the thread that
-// looks after it calls work.column(row, column, product); a row's LANES threads, neighbours in one warp, then call
+// looks after it calls work.column(row, column, product); a row's LANES threads, neighbors in one warp, then call
 // work.row(row), and all threads work.tile(tile, pitch, first row, rows), between barriers. A thread meets its columns
 // in rising order.
 template <class Work> __device__ __forceinline__ void
@@ -432,12 +432,12 @@ for_all_tiles(const Problem& problem, Products& products, unsigned char* shared,
 }
 
 // y (columns, width) float32 as the products want it: padded with rows of zeros to a multiple of GROUP, cut into its
-// parts. With `normalise` each row gets unit length, a row of zeros staying one. One block a padded row. constants
+// parts. With `normalize` each row gets unit length, a row of zeros staying one. One block a padded row. constants
 // (padded,): what a column adds to a squared distance: |y|^2, and for float16 tiles 2 shift y, because there the shift
 // is not subtracted before the product.
 extern "C" __global__ void __launch_bounds__(128)
     prepare_columns(const float* __restrict__ y, const float* __restrict__ shift, void* __restrict__ out,
-                    float* __restrict__ constants, int columns, int width, int normalise) {
+                    float* __restrict__ constants, int columns, int width, int normalize) {
     __shared__ double sums[2][4];
     const int row = blockIdx.x, warp = threadIdx.x / 32;
     const bool exists = row < columns;
@@ -458,7 +458,7 @@ extern "C" __global__ void __launch_bounds__(128)
     __syncthreads();
     squares = sums[0][0] + sums[0][1] + sums[0][2] + sums[0][3];
     shifted = sums[1][0] + sums[1][1] + sums[1][2] + sums[1][3];
-    const float scale = normalise && squares > 0.0 ? (float)(1.0 / sqrt(squares)) : 1.f;
+    const float scale = normalize && squares > 0.0 ? (float)(1.0 / sqrt(squares)) : 1.f;
     for (int i = threadIdx.x; i < width; i += 128) {
         const size_t place = (size_t)row * width + i;
         const float v = exists ? y[place] * scale : 0.f;

@@ -1,7 +1,7 @@
 """Runs unmodified CUDA kernels on the CPU, so that they can be tested where there is no GPU.
 
 A kernel's threads become fibres of one process, blocks run one after another, and g++ is all it needs. In mode "check"
-every access to memory is looked at: races (whatever the schedule), accesses out of bounds, reads of uninitialised
+every access to memory is looked at: races (whatever the schedule), accesses out of bounds, reads of uninitialized
 memory, barriers and warp intrinsics that threads reach at different places, each named by its source line.
 
 - ``translate``: the .cu file as C++;

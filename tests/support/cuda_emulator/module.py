@@ -31,7 +31,7 @@ class RawModule:
     options : tuple of str
         As for NVRTC; ``-DNAME=VALUE`` counts.
     mode : {"fast", "check"}
-        "check" reports races, accesses out of bounds, uninitialised reads and barriers that not all threads reach.
+        "check" reports races, accesses out of bounds, uninitialized reads and barriers that not all threads reach.
     name : str
         What reports call the file.
     arch : int

@@ -11,10 +11,14 @@ from pathlib import Path
 
 import numpy as np
 
-from vitnp.errors import ImageError, UsageError
-from vitnp.evaluate.data.labeled import BACKGROUND, LabelledSet, Sample
+from vitnp.errors import ImageError
+from vitnp.errors import UsageError
+from vitnp.evaluate.data.labeled import BACKGROUND
+from vitnp.evaluate.data.labeled import LabeledSet
+from vitnp.evaluate.data.labeled import Sample
 from vitnp.evaluate.metrics.semantic import IGNORE
-from vitnp.io.decode import MAX_PIXELS, unopened
+from vitnp.io.decode import MAX_PIXELS
+from vitnp.io.decode import unopened
 from vitnp.masks import rle
 from vitnp.masks.polygons import fill_polygon
 
@@ -24,7 +28,7 @@ def read_coco(
     images_dir: str | os.PathLike[str],
     *,
     merge: str | os.PathLike[str] | None = None,
-) -> LabelledSet:
+) -> LabeledSet:
     """Semantic truth from COCO's annotations of instances.
 
     Categories become classes in the order of their ids, numbered from 1. Where instances overlap, the one with fewer
@@ -92,7 +96,7 @@ def read_coco(
         seen.add(name)
         samples.append(Sample(name, image, _Instances(path, shape, tuple(by_image.get(identity, ())), ranks)))
     classes = (BACKGROUND, *(names[category] for category in sorted(names)))
-    return LabelledSet(tuple(samples), classes).merged(merge)
+    return LabeledSet(tuple(samples), classes).merged(merge)
 
 
 def _load(path: Path) -> Mapping:

@@ -1,7 +1,7 @@
 """Data sets whose truth has classes: where the photographs are, what the classes are called, and a label map for each.
 
-Every reader gives a :class:`LabelledSet`. Labels are uint8: 0 is the background, 255 (`IGNORE`) doesn't count, and what
-lies between are the classes in the order of `LabelledSet.classes`. Truth is read when it is asked for, not before. COCO
+Every reader gives a :class:`LabeledSet`. Labels are uint8: 0 is the background, 255 (`IGNORE`) doesn't count, and what
+lies between are the classes in the order of `LabeledSet.classes`. Truth is read when it is asked for, not before. COCO
 has a module of its own, :mod:`vitnp.evaluate.data.coco`; boxes are in :mod:`vitnp.evaluate.data.voc_boxes`.
 """
 
@@ -15,10 +15,13 @@ from typing import NoReturn
 
 import numpy as np
 
-from vitnp.errors import ImageError, UsageError
-from vitnp.evaluate.data.pairs import match_pairs, read_truth
+from vitnp.errors import ImageError
+from vitnp.errors import UsageError
+from vitnp.evaluate.data.pairs import match_pairs
+from vitnp.evaluate.data.pairs import read_truth
 from vitnp.evaluate.metrics.semantic import IGNORE
-from vitnp.io.decode import MAX_PIXELS, unopened
+from vitnp.io.decode import MAX_PIXELS
+from vitnp.io.decode import unopened
 
 BACKGROUND = "background"
 
@@ -48,13 +51,13 @@ class Sample:
 
 
 @dataclasses.dataclass(frozen=True)
-class LabelledSet:
+class LabeledSet:
     """Photographs and the names of their classes, `classes[0]` the background's."""
 
     samples: tuple[Sample, ...]
     classes: tuple[str, ...]
 
-    def merged(self, table: str | os.PathLike[str] | None) -> LabelledSet:
+    def merged(self, table: str | os.PathLike[str] | None) -> LabeledSet:
         """The same photographs with coarser classes.
 
         The background stays background and ignored pixels stay ignored unless the table says otherwise; every other
@@ -76,7 +79,7 @@ class LabelledSet:
         samples = (
             dataclasses.replace(sample, load_truth=_Merged(sample.load_truth, lookup)) for sample in self.samples
         )
-        return LabelledSet(tuple(samples), classes)
+        return LabeledSet(tuple(samples), classes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +100,7 @@ def read_voc(
     *,
     masks: str | None = None,
     merge: str | os.PathLike[str] | None = None,
-) -> LabelledSet:
+) -> LabeledSet:
     """Semantic segmentation in PASCAL VOC's layout.
 
     Parameters
@@ -134,7 +137,7 @@ def read_voc(
             if not file.is_file():
                 raise UsageError(f"{file}: this file is missing, but {split}.txt names it; complete the data set")
         samples.append(Sample(name, image, _LabelFile(truth, len(VOC_CLASSES))))
-    return LabelledSet(tuple(samples), VOC_CLASSES).merged(merge)
+    return LabeledSet(tuple(samples), VOC_CLASSES).merged(merge)
 
 
 def read_label_folder(
@@ -143,7 +146,7 @@ def read_label_folder(
     *,
     names: str | os.PathLike[str] | None = None,
     merge: str | os.PathLike[str] | None = None,
-) -> LabelledSet:
+) -> LabeledSet:
     """A folder of photographs and one of label maps, matched as :func:`vitnp.evaluate.data.pairs.match_pairs` does.
 
     Parameters
@@ -176,7 +179,7 @@ def read_label_folder(
         highest = max(_highest_label(pair.mask) for pair in pairs)
         classes = (BACKGROUND, *map(str, range(1, highest + 1)))
     samples = (Sample(pair.name, pair.image, _LabelFile(pair.mask, len(classes))) for pair in pairs)
-    return LabelledSet(tuple(samples), classes).merged(merge)
+    return LabeledSet(tuple(samples), classes).merged(merge)
 
 
 def read_coseg(
@@ -184,7 +187,7 @@ def read_coseg(
     masks_dir: str | os.PathLike[str],
     *,
     merge: str | os.PathLike[str] | None = None,
-) -> LabelledSet:
+) -> LabeledSet:
     """Co-segmentation: a folder for each category, and masks that show the category's objects.
 
     ``IMAGES/Cat/1.jpg`` belongs to ``MASKS/Cat/1.png``, whose foreground (see :func:`vitnp.evaluate.data.pairs.read_truth`) is of
@@ -212,7 +215,7 @@ def read_coseg(
     samples = (
         Sample(pair.name, pair.image, _Painted(pair.mask, classes.index(pair.name.split("/")[0], 1))) for pair in pairs
     )
-    return LabelledSet(tuple(samples), classes).merged(merge)
+    return LabeledSet(tuple(samples), classes).merged(merge)
 
 
 def voc_folder(root: str | os.PathLike[str]) -> Path:
@@ -283,7 +286,7 @@ class _Painted:
 def read_labels(
     path: str | os.PathLike[str], shape: tuple[int, int] | None = None, classes: int = IGNORE
 ) -> np.ndarray:
-    """Read a label map: the numbers that a single-channel or palette picture holds, whatever colours they are shown in.
+    """Read a label map: the numbers that a single-channel or palette picture holds, whatever colors they are shown in.
 
     Parameters
     ----------
@@ -300,7 +303,7 @@ def read_labels(
     Raises
     ------
     ImageError
-        When the file is missing, damaged, no picture, in colours, or of another size.
+        When the file is missing, damaged, no picture, in colors, or of another size.
     UsageError
         For a label that is no class.
     """
@@ -328,7 +331,7 @@ def _label_values(path: str | os.PathLike[str], shape: tuple[int, int] | None = 
                 raise ImageError(f"{path}: {picture.width} x {picture.height} pixels are too many; scale it down")
             if len(picture.getbands()) > 1:
                 raise ImageError(
-                    f"{path}: these labels are painted in colours ({picture.mode}); save them as numbers, in a grey or "
+                    f"{path}: these labels are painted in colors ({picture.mode}); save them as numbers, in a gray or "
                     "palette picture"
                 )
             labels = np.asarray(picture)

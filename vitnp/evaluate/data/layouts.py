@@ -1,4 +1,4 @@
-"""Which of the known layouts a labelled data set has, and reading it."""
+"""Which of the known layouts a labeled data set has, and reading it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ import numpy as np
 
 from vitnp.errors import UsageError
 from vitnp.evaluate.data.coco import read_coco
-from vitnp.evaluate.data.labeled import LabelledSet, read_coseg, read_label_folder, read_voc
+from vitnp.evaluate.data.labeled import LabeledSet
+from vitnp.evaluate.data.labeled import read_coseg
+from vitnp.evaluate.data.labeled import read_label_folder
+from vitnp.evaluate.data.labeled import read_voc
 from vitnp.evaluate.data.pairs import match_pairs
 
 LAYOUTS = {
@@ -37,7 +40,7 @@ def detect_layout(places: Sequence[Path]) -> str:
         return "voc"
     if len(places) != 2:
         raise UsageError(
-            f"{len(places)} places are named; a labelled set is ROOT, IMAGES JSON, IMAGES MASKS or IMAGES LABELS"
+            f"{len(places)} places are named; a labeled set is ROOT, IMAGES JSON, IMAGES MASKS or IMAGES LABELS"
         )
     if any(place.suffix.lower() == ".json" for place in places):
         return "coco"
@@ -49,7 +52,7 @@ def detect_layout(places: Sequence[Path]) -> str:
     return "coseg" if all(map(_black_and_white, firsts.values())) else "folder"
 
 
-def read_labelled(
+def read_labeled(
     places: Sequence[Path],
     layout: str,
     *,
@@ -57,8 +60,8 @@ def read_labelled(
     labels: str | None = None,
     names: Path | None = None,
     merge: Path | None = None,
-) -> LabelledSet:
-    """Read a labelled set.
+) -> LabeledSet:
+    """Read a labeled set.
 
     Parameters
     ----------

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from vitnp.errors import ImageError, UsageError
+from vitnp.errors import ImageError
+from vitnp.errors import UsageError
 from vitnp.io.decode import unopened
-from vitnp.io.find import EXTENSIONS, find_photographs
+from vitnp.io.find import EXTENSIONS
+from vitnp.io.find import find_photographs
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -20,8 +22,8 @@ if TYPE_CHECKING:
 
 MASK_EXTENSIONS = EXTENSIONS | {".pbm", ".pgm", ".pnm", ".ppm"}
 
-# Lossy files leave a little colour in a black-and-white mask, labels painted in colours leave a lot.
-COLOUR_TOLERANCE = 64
+# Lossy files leave a little color in a black-and-white mask, labels painted in colors leave a lot.
+COLOR_TOLERANCE = 64
 
 
 class Pair(NamedTuple):
@@ -109,7 +111,7 @@ def read_truth(path: str | os.PathLike[str], shape: tuple[int, int]) -> np.ndarr
     """Read a mask file as foreground and background.
 
     Foreground is what is brighter than half: above 127 in a mask of 0 to 255, above 32767 in one of 16 bits (whose
-    largest value exceeds 255), 1 in a mask whose largest value is 1. A palette image that shows colours is a map of
+    largest value exceeds 255), 1 in a mask whose largest value is 1. A palette image that shows colors is a map of
     labels: every label but 0 is foreground, one for "don't know" included. What is more than half transparent is
     background. An EXIF orientation is applied.
 
@@ -129,7 +131,7 @@ def read_truth(path: str | os.PathLike[str], shape: tuple[int, int]) -> np.ndarr
     Raises
     ------
     ImageError
-        When the file is missing, damaged or no picture, has another size, or is painted in colours.
+        When the file is missing, damaged or no picture, has another size, or is painted in colors.
 
     Examples
     --------
@@ -167,22 +169,22 @@ def read_truth(path: str | os.PathLike[str], shape: tuple[int, int]) -> np.ndarr
 
 def _levels(picture: Image.Image, path: str | os.PathLike[str]) -> np.ndarray:
     """One number for each pixel of a mask, (rows, columns): brightness, or 0 and 1 for a map of labels."""
-    if picture.mode == "P" and _shows_colours(picture):
+    if picture.mode == "P" and _shows_colors(picture):
         return (np.asarray(picture) > 0).astype(np.uint8)
     if picture.mode.startswith(("I", "F")):
         return np.asarray(picture)
     if picture.mode not in ("1", "L", "LA", "P"):
-        colours = np.asarray(picture.convert("RGB"))
-        if np.ptp(colours, axis=2).max() > COLOUR_TOLERANCE:
-            raise ImageError(f"{path}: this mask is painted in colours; make the object white and all else black")
+        colors = np.asarray(picture.convert("RGB"))
+        if np.ptp(colors, axis=2).max() > COLOR_TOLERANCE:
+            raise ImageError(f"{path}: this mask is painted in colors; make the object white and all else black")
     levels = np.asarray(picture.convert("L"))
     if "A" in picture.getbands():
         levels = np.where(np.asarray(picture.getchannel("A")) > 127, levels, 0)
     return levels
 
 
-def _shows_colours(picture: Image.Image) -> bool:
-    """Whether any palette entry that the picture uses is not grey."""
+def _shows_colors(picture: Image.Image) -> bool:
+    """Whether any palette entry that the picture uses is not gray."""
     palette = np.array(picture.getpalette("RGB"), dtype=int).reshape(-1, 3)
     used = np.unique(np.asarray(picture))
     shown = palette[used[used < len(palette)]]

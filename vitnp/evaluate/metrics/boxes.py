@@ -43,7 +43,7 @@ def box_iou(box: Sequence[float] | np.ndarray, others: Sequence[Sequence[float]]
 def corloc(
     predicted: Sequence[Sequence[float] | None], true: Sequence[Sequence[Sequence[float]]], threshold: float = 0.5
 ) -> float:
-    """Correct localisation: the share of images whose predicted box has an IoU above `threshold` with any true box.
+    """Correct localization: the share of images whose predicted box has an IoU above `threshold` with any true box.
 
     Parameters
     ----------
@@ -76,6 +76,6 @@ def corloc(
         raise ValueError(f"there are predictions for {len(predicted)} images, but truth for {len(true)}")
     counted = [(box, boxes) for box, boxes in zip(predicted, true) if len(boxes)]
     if not counted:
-        raise ValueError("no image has a true box, so there is nothing to localise")
+        raise ValueError("no image has a true box, so there is nothing to localize")
     found = sum(box is not None and bool((box_iou(box, boxes) > threshold).any()) for box, boxes in counted)
     return found / len(counted)

@@ -163,7 +163,7 @@ def match_many_to_one(matrix: np.ndarray, by: str = "precision") -> np.ndarray:
         Pooled, see :func:`confusion_matrix`.
     by : {"precision", "iou"}
         The class that holds most of the cluster's pixels (the majority; Leopart's precision-based match), or the one
-        with the largest IoU (MaskContrast's vote). IoU favours small classes, with many clusters strongly so.
+        with the largest IoU (MaskContrast's vote). IoU favors small classes, with many clusters strongly so.
 
     Returns
     -------

@@ -14,7 +14,8 @@ from vitnp.errors import ImageError
 from vitnp.kernels.threads import pool
 from vitnp.vit.config import ViTConfig
 from vitnp.weights.train.data.packs import Picture
-from vitnp.weights.train.data.sampler import Plan, boxes
+from vitnp.weights.train.data.sampler import Plan
+from vitnp.weights.train.data.sampler import boxes
 
 # Pixels of a photograph's short side that suffice for every crop, and of the square that one is squeezed into on the
 # device.
@@ -22,7 +23,7 @@ _ENOUGH = 360
 _CANVAS = 256
 
 
-class Normalise:
+class Normalize:
     """uint8 or float crops (B, 3, h, w) in 0..255 to what a network takes, float32, on a device."""
 
     def __init__(self, config: ViTConfig, device: torch.device):
@@ -93,7 +94,7 @@ class DeviceCrops:
     ):
         self._canvases = torch.empty((len(pictures), 3, _CANVAS, _CANVAS), dtype=torch.uint8, device=device)
         self._sizes = np.zeros((len(pictures), 2), np.int64)
-        for index, squeezed in enumerate(pool.in_order(_squeezed, pictures, workers)):
+        for index, squeezed in enumerate(pool.map_ordered(_squeezed, pictures, workers)):
             if isinstance(squeezed, ImageError):
                 notice(str(squeezed))
                 continue
@@ -126,7 +127,7 @@ class Ahead:
     """Batches in the order of their numbers, cut in other threads before they are asked for."""
 
     def __init__(self, cut: Callable[[int], Tensor], numbers: Iterable[int], workers: int):
-        self._batches = pool.in_order(cut, numbers, workers)
+        self._batches = pool.map_ordered(cut, numbers, workers)
 
     def __call__(self) -> Tensor:
         return next(self._batches)

@@ -9,16 +9,18 @@ from pathlib import PurePosixPath
 import numpy as np
 
 from vitnp.errors import ImageError
-from vitnp.weights.train.data.packs import Picture, middle, photographs_of
+from vitnp.weights.train.data.packs import Picture
+from vitnp.weights.train.data.packs import middle
+from vitnp.weights.train.data.packs import photographs_of
 
 SIDE = 32  # pixels of a thumbnail
 MOST_ALIKE = 0.97  # correlation above which two thumbnails show the same photograph
 
 
-class Exclusion:
-    """Recognises photographs that occur in given folders, files or packs.
+class Deduplication:
+    """Recognizes photographs that occur in given folders, files or packs.
 
-    By file name whatever its extension, or by looks: the grey thumbnails of both, one of them also mirrored, correlate
+    By file name whatever its extension, or by looks: the gray thumbnails of both, one of them also mirrored, correlate
     above 0.97. So copies of another size, compression or file format are found, and crops are not. Different
     photographs may share a file name such as ``0001.jpg``; leaving out too many does no harm.
 
@@ -84,15 +86,15 @@ class Exclusion:
 
 
 def thumbnail(rgb: np.ndarray) -> np.ndarray:
-    """A grey thumbnail with mean 0 and norm 1, float32 (1024,), so that the product of two is their correlation.
+    """A gray thumbnail with mean 0 and norm 1, float32 (1024,), so that the product of two is their correlation.
 
-    Zero for a picture of one colour, which then resembles nothing.
+    Zero for a picture of one color, which then resembles nothing.
     """
     from PIL import Image
 
     # Packs keep the middle of a long picture; it should still resemble the whole one.
-    grey = Image.fromarray(middle(rgb)).convert("L").resize((SIDE, SIDE), Image.Resampling.BOX)
-    values = np.asarray(grey, np.float32).reshape(-1)
+    gray = Image.fromarray(middle(rgb)).convert("L").resize((SIDE, SIDE), Image.Resampling.BOX)
+    values = np.asarray(gray, np.float32).reshape(-1)
     values -= values.mean()
     norm = np.linalg.norm(values)
     return values / norm if norm > 0 else values

@@ -69,14 +69,14 @@ static Region* find_region(uintptr_t address, unsigned size) {
 static void check_granule(Shadow& s, Region& region, uintptr_t address, size_t granule, int kind, const Touch& now) {
     // Shared memory is new in every block: its shadow carries the block it speaks of.
     uint32_t generation = region.shared ? launch.block + 1 : 1;
-    if (region.shared && s.initialised >> 1 != generation) {
+    if (region.shared && s.initialized >> 1 != generation) {
         memset(&s, 0, sizeof s);
-        s.initialised = generation << 1;
+        s.initialized = generation << 1;
     }
-    if (kind != EMU_WRITE && region.starts_uninitialised && !(s.initialised & 1)) {
-        report("read of uninitialised memory", region.name + "+" + std::to_string(granule * region.granule), now.code,
+    if (kind != EMU_WRITE && region.starts_uninitialized && !(s.initialized & 1)) {
+        report("read of uninitialized memory", region.name + "+" + std::to_string(granule * region.granule), now.code,
                0, emu_self()->index);
-        s.initialised |= 1;
+        s.initialized |= 1;
     }
     if (kind == EMU_READ) {
         if (!ordered(s.write, now)) report_race("read after write", region, address, now, s.write);
@@ -98,7 +98,7 @@ static void check_granule(Shadow& s, Region& region, uintptr_t address, size_t g
         if (s.atomic1.who != now.who) s.atomic2 = s.atomic1;
         s.atomic1 = now;
     }
-    s.initialised |= 1;
+    s.initialized |= 1;
 }
 static void check(const void* p, unsigned size, int kind, void* return_address) {
     uintptr_t address = (uintptr_t)p, stack_bytes = stack_count * EMU_STACK;

@@ -31,9 +31,9 @@ extern "C" void* emu_allocate(size_t bytes) {
     buffers.push_back({mapping, mapped});
     return mapping + GAP + (pages - (bytes + 15) / 16 * 16);
 }
-static void add_region(char* data, size_t bytes, unsigned granule, bool readonly, bool shared, bool uninitialised,
+static void add_region(char* data, size_t bytes, unsigned granule, bool readonly, bool shared, bool uninitialized,
                        const char* name) {
-    Region region{(uintptr_t)data, (uintptr_t)data + bytes, granule, readonly, shared, uninitialised, nullptr, 0, name};
+    Region region{(uintptr_t)data, (uintptr_t)data + bytes, granule, readonly, shared, uninitialized, nullptr, 0, name};
 #ifdef EMU_CHECK
     if (!readonly) {
         region.granules = bytes / granule + 2;
@@ -42,8 +42,8 @@ static void add_region(char* data, size_t bytes, unsigned granule, bool readonly
 #endif
     regions.push_back(region);
 }
-extern "C" void emu_region(void* data, size_t bytes, int granule, int readonly, int uninitialised, const char* name) {
-    add_region((char*)data, bytes, granule, readonly, false, uninitialised, name);
+extern "C" void emu_region(void* data, size_t bytes, int granule, int readonly, int uninitialized, const char* name) {
+    add_region((char*)data, bytes, granule, readonly, false, uninitialized, name);
 }
 extern "C" void emu_free_all() {
     for (auto& buffer : buffers) munmap(buffer.mapping, buffer.mapped);

@@ -35,12 +35,12 @@ struct Touch {
 };
 struct Shadow {
     Touch write, read1, read2, atomic1, atomic2;
-    uint32_t initialised;
+    uint32_t initialized;
 };
 struct Region {
     uintptr_t low, high;
     unsigned granule;
-    bool readonly, shared, starts_uninitialised;
+    bool readonly, shared, starts_uninitialized;
     Shadow* shadow;
     size_t granules;
     std::string name;
