@@ -11,8 +11,7 @@ from PIL import Image
 
 from bench.scale.photograph import SAMPLE
 from vitnp import segment_image
-from vitnp.cli import segment
-from vitnp.cli import shared
+from vitnp.cli import segment, shared
 
 FOLDER = Path(__file__).parent / "pictures"
 

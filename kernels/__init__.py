@@ -14,8 +14,7 @@ import sys
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from vitnp.errors import DeviceError
-from vitnp.errors import UsageError
+from vitnp.errors import DeviceError, UsageError
 
 if TYPE_CHECKING:
     import cupy

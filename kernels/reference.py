@@ -242,7 +242,7 @@ class KVCache:
         self.heads = heads
         self.key, self.value = (np.empty((images, tokens, width), dtype) for _ in range(2))
 
-    def put(self, images: slice, start: int, key: np.ndarray, value: np.ndarray) -> None:
+    def write(self, images: slice, start: int, key: np.ndarray, value: np.ndarray) -> None:
         """Keys and values (b, n, D) of the tokens from `start` on of these images."""
         rows = slice(start, start + key.shape[1])
         self.key[images, rows], self.value[images, rows] = key, value

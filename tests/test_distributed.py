@@ -16,16 +16,12 @@ import pytest
 import random_vit
 from PIL import Image
 
-from vitnp import Segmenter
-from vitnp import ViTConfig
-from vitnp import load_vit
+from vitnp import Segmenter, ViTConfig, load_vit
 from vitnp.checkpoints.safetensors_io import write_safetensors
 from vitnp.cli import segment
 from vitnp.clustering import chunks
 from vitnp.clustering.kmeans import KMeans
-from vitnp.errors import CheckpointError
-from vitnp.errors import ClusterError
-from vitnp.errors import UsageError
+from vitnp.errors import CheckpointError, ClusterError, UsageError
 from vitnp.features.shared import StoredKeys
 from vitnp.features.spec import FeatureSpec
 from vitnp.features.store import FeatureStore
@@ -37,7 +33,6 @@ import dask
 
 import vitnp
 from vitnp import distributed as cluster_module
-import vitnp
 from vitnp.distributed import connected
 
 # What distributed leaves open when a worker is killed is its own affair.

@@ -11,10 +11,8 @@ from PIL import Image
 
 import vitnp
 from vitnp import segment_image
-from vitnp.errors import ImageError
-from vitnp.errors import UsageError
-from vitnp.io.stamp import parameters_hash
-from vitnp.io.stamp import stamp
+from vitnp.errors import ImageError, UsageError
+from vitnp.io.stamp import parameters_hash, stamp
 from vitnp.kernels.threads.pool import map_ordered
 
 

@@ -12,9 +12,7 @@ import pytest
 from PIL import Image
 
 from vitnp import Segmenter
-from vitnp.errors import ImageError
-from vitnp.errors import OutputError
-from vitnp.errors import UsageError
+from vitnp.errors import ImageError, OutputError, UsageError
 from vitnp.method.image_level import ImageLevelConfig
 from vitnp.method.regions import RegionRule
 
@@ -61,7 +59,7 @@ def scenes() -> list[np.ndarray]:
 
 @pytest.fixture(scope="module")
 def fitted(builtin, scenes) -> Segmenter:
-    return Segmenter(builtin, 3, size=96, categories=2, thread_count=2).fit(scenes)
+    return Segmenter(builtin, 3, size=96, categories=2, n_threads=2).fit(scenes)
 
 
 # --- What is found ----------------------------------------------------------------------------------------------------
@@ -122,7 +120,7 @@ def test_what_observers_see_is_what_is_kept(builtin, scenes):
         with lock:
             seen[index] = result.mask.copy(), result.category, result.confidence
 
-    fitted = Segmenter(builtin, size=96, categories=2, thread_count=2).fit(scenes[:6], observe=observe)
+    fitted = Segmenter(builtin, size=96, categories=2, n_threads=2).fit(scenes[:6], observe=observe)
     assert sorted(seen) == list(range(6))
     for index, (mask, category, confidence) in seen.items():
         np.testing.assert_array_equal(mask, fitted.masks[index])
@@ -149,10 +147,10 @@ def test_components_and_split(builtin):
 
 
 def test_threads_cache_and_runs_change_nothing(builtin, scenes, fitted, tmp_path):
-    again = Segmenter(builtin, 3, size=96, categories=2, thread_count=1).fit(scenes)
+    again = Segmenter(builtin, 3, size=96, categories=2, n_threads=1).fit(scenes)
     assert_same(fitted, again)
     for _ in range(2):  # filled, then read
-        assert_same(fitted, Segmenter(builtin, 3, size=96, categories=2, thread_count=3, cache=tmp_path / "cache").fit(scenes))
+        assert_same(fitted, Segmenter(builtin, 3, size=96, categories=2, n_threads=3, cache=tmp_path / "cache").fit(scenes))
 
 
 def test_order_leaves_the_image_level_alone(builtin, scenes, fitted):
@@ -313,7 +311,7 @@ def test_what_an_observer_raises_comes_out_and_nothing_stays(builtin, scenes, tm
         raise error
 
     notices = []
-    segmenter = Segmenter(builtin, size=96, thread_count=2, notice=notices.append)
+    segmenter = Segmenter(builtin, size=96, n_threads=2, notice=notices.append)
     with pytest.raises(type(error)):
         segmenter.fit(scenes[:4], observe=observe)
     if isinstance(error, KeyboardInterrupt):  # the features are kept, and it's said where
@@ -356,7 +354,7 @@ def test_wrong_options_are_refused_at_once(builtin, options, told):
 @pytest.mark.parametrize("consistency", ["majority", "intersection"])
 def test_literal_consistency_is_made_of_votes(builtin, scenes, consistency):
     scores = {}
-    segmenter = Segmenter(builtin, size=96, consistency=consistency, refine="none", thread_count=1)
+    segmenter = Segmenter(builtin, size=96, consistency=consistency, refine="none", n_threads=1)
     fitted = segmenter.fit(scenes[:6], observe=lambda index, result: scores.update({index: result.score}))
     assert all(set(np.unique(score)) <= {0.0, 0.25, 1.0} for score in scores.values())  # a quarter: cleaned away
     assert fitted.collection.image_level.clusters == (2,)
@@ -369,7 +367,7 @@ def test_literal_consistency_is_made_of_votes(builtin, scenes, consistency):
 def test_intersection_is_within_majority(builtin, scenes):
     found = {}
     for consistency in ("majority", "intersection"):
-        segmenter = Segmenter(builtin, size=96, consistency=consistency, refine="none", thread_count=1)
+        segmenter = Segmenter(builtin, size=96, consistency=consistency, refine="none", n_threads=1)
         segmenter.fit(scenes[:6], observe=lambda index, result, key=consistency: found.update({(key, index): result.score}))
     for index in range(6):
         assert not ((found["intersection", index] == 1) & (found["majority", index] == 0)).any()
@@ -385,8 +383,7 @@ def test_fit_patches(builtin, scenes, fitted, fit_patches):
 
 
 def test_constants_are_parameters(builtin, scenes):
-    from vitnp.method.collection_level import CATEGORY
-    from vitnp.method.collection_level import DATASET
+    from vitnp.method.collection_level import CATEGORY, DATASET
 
     fitted = Segmenter(
         builtin, size=96, image_level=ImageLevelConfig(clusters=(2, 5)), dataset_level=dataclasses.replace(DATASET, clusters=(4,)),

@@ -27,26 +27,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vitnp import __version__
-from vitnp import kernels
+from vitnp import __version__, kernels
 from vitnp.checkpoints.load import load_vit
 from vitnp.clustering.chunks import Chunk
-from vitnp.errors import CheckpointError
-from vitnp.errors import ClusterError
-from vitnp.errors import ImageError
-from vitnp.errors import UsageError
-from vitnp.errors import VitnpError
-from vitnp.features.shared import StoredKeys
-from vitnp.features.shared import await_photographs
-from vitnp.features.shared import open_shared
+from vitnp.errors import CheckpointError, ClusterError, ImageError, UsageError, VitnpError
+from vitnp.features.shared import StoredKeys, await_photographs, open_shared
 from vitnp.features.spec import FeatureSpec
-from vitnp.features.store import IDENTITY_FILE
-from vitnp.features.store import FeatureStore
-from vitnp.features.stream import Extraction
-from vitnp.features.stream import extract_to_store
+from vitnp.features.store import IDENTITY_FILE, FeatureStore
+from vitnp.features.stream import Extraction, extract_to_store
 from vitnp.io import decode
-from vitnp.io.source import Source
-from vitnp.io.source import path_of
+from vitnp.io.source import Source, path_of
 from vitnp.kernels.threads.pool import resolve_n_threads
 from vitnp.vit.config import ViTConfig
 from vitnp.vit.model import ViT

@@ -13,22 +13,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vitnp import __version__
-from vitnp import kernels
+from vitnp import __version__, kernels
 from vitnp.errors import UsageError
-from vitnp.features.extract import Features
-from vitnp.features.extract import extract_batch
-from vitnp.features.extract import prepare
+from vitnp.features.extract import Features, extract_batch, prepare
 from vitnp.features.record import FeatureRecord
 from vitnp.features.spec import FeatureSpec
-from vitnp.features.stream import Decoded
-from vitnp.features.stream import stored_batch
-from vitnp.io import decode
-from vitnp.io import preprocess
+from vitnp.features.stream import Decoded, stored_batch
+from vitnp.io import decode, preprocess
 from vitnp.kernels.threads import blas
-from vitnp.method import agreement
-from vitnp.method import cleaning
-from vitnp.method import image_level
+from vitnp.method import agreement, cleaning, image_level
 from vitnp.method import confidence as confidence_
 from vitnp.method.collection import Collection
 from vitnp.options import FACETS
@@ -95,7 +88,7 @@ def run_parameters(
         "version": __version__,
         "model": vit.name,
         "sha256": vit.sha256,
-        "precision": vit.arithmetic,
+        "precision": vit.numerics,
         "heads": config.heads,
         "pos_embed": config.pos_embed,
         "mean": list(config.mean),
@@ -138,7 +131,7 @@ def segment_image(
     ----------
     image : path, PIL image, or (height, width, 3) uint8 array
     vit : ViT, optional
-        From :func:`vitnp.load_vit`; by default the built-in checkpoint. ``vit.on("cuda")`` has it all done by a GPU.
+        From :func:`vitnp.load_vit`; by default the built-in checkpoint. ``vit.to(device="cuda")`` has it all done by a GPU.
     size : int, optional
         Short side in pixels at which the network sees the photograph; by default 320.
     facet : {"key", "query", "value", "token"}
@@ -195,9 +188,9 @@ def segment_image(
         rgb = decode.read_image(image, max_pixels=max_pixels)
         clock.lap("decode")
         photograph = fingerprint(image, rgb)
-        (features,) = method.features([method.prepared(rgb, photograph)])
+        (features,) = method.features([method.preprocess(rgb, photograph)])
         clock.lap("network")
-        return method.judged(rgb, features, photograph, clock)
+        return method.segment(rgb, features, photograph, clock)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -229,7 +222,7 @@ class ImagePipeline:
             return cls(vit, None, parameters, None)
         return cls(vit, collection, parameters, FeatureSpec.of(vit, **which, regions=collection.prototypes is not None))
 
-    def prepared(self, rgb: np.ndarray, photograph: str) -> Decoded:
+    def preprocess(self, rgb: np.ndarray, photograph: str) -> Decoded:
         """A photograph (height, width, 3) uint8 of such a :func:`fingerprint` at the size for the network, on its device."""
         p = self.parameters
         scaled = prepare(rgb, self.vit, size=p["size"], stride=p["stride"], max_tokens=p["max_tokens"])
@@ -242,7 +235,7 @@ class ImagePipeline:
         p = self.parameters
         return extract_batch([one.prepared for one in group], self.vit, facet=p["facet"], layer=p["layer"], stride=p["stride"])
 
-    def judged(self, rgb: np.ndarray, features: Features | FeatureRecord, photograph: str, clock: Stopwatch) -> Segmentation:
+    def segment(self, rgb: np.ndarray, features: Features | FeatureRecord, photograph: str, clock: Stopwatch) -> Segmentation:
         """The result for a photograph of such features and such a :func:`fingerprint`."""
         collection, unit = self.collection, features.unit
         constants = image_level.ImageLevelConfig() if collection is None else collection.image_level
@@ -321,8 +314,7 @@ def default_vit() -> ViT:
 @functools.lru_cache(maxsize=1)
 def default_collection() -> Collection:
     """What came of fitting many photographs with the built-in checkpoint, read once."""
-    from vitnp.checkpoints.registry import BUILT_IN
-    from vitnp.checkpoints.registry import collection_path
+    from vitnp.checkpoints.registry import BUILT_IN, collection_path
 
     return Collection.load(collection_path(BUILT_IN))
 

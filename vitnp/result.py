@@ -14,13 +14,11 @@ import numpy as np
 from vitnp.io import write
 from vitnp.io.label_png import write_labels
 from vitnp.io.stamp import parameters_hash
-from vitnp.masks import boxes
-from vitnp.masks import overlay
+from vitnp.masks import boxes, overlay
 
 if TYPE_CHECKING:
     from PIL import Image
-from vitnp.io.outputs import labels_path
-from vitnp.io.outputs import output_paths
+from vitnp.io.outputs import labels_path, output_paths
 
 # Half of the 16-bit scale of the soft map: the mask is where it is reached.
 HALF = 32768

@@ -15,45 +15,26 @@ import scipy.linalg  # noqa: F401  (its BLAS must be there before it can be kept
 from vitnp import kernels
 from vitnp.clustering.kmeans import Mapper
 from vitnp.clustering.spectral import spectral_clusters
-from vitnp.errors import ImageError
-from vitnp.errors import UsageError
+from vitnp.errors import ImageError, UsageError
 from vitnp.features.entries import Entries
-from vitnp.features.record import FeatureRecord
-from vitnp.features.record import unit_rows
+from vitnp.features.record import FeatureRecord, unit_rows
 from vitnp.features.spec import FeatureSpec
 from vitnp.features.store import FeatureStore
-from vitnp.features.stream import Extraction
-from vitnp.features.stream import extract_to_store
-from vitnp.features.temporary import check_space
-from vitnp.features.temporary import estimate_bytes
-from vitnp.features.temporary import temporary_store
+from vitnp.features.stream import Extraction, extract_to_store
+from vitnp.features.temporary import check_space, estimate_bytes, temporary_store
 from vitnp.io import decode
 from vitnp.io.spool import MaskSpool
 from vitnp.kernels.stopwatch import Stopwatch
-from vitnp.kernels.threads import blas
-from vitnp.kernels.threads import pool
-from vitnp.method import agreement
-from vitnp.method import cleaning
-from vitnp.method import collection_level
+from vitnp.kernels.threads import blas, pool
+from vitnp.method import agreement, cleaning, collection_level
 from vitnp.method import confidence as confidence_
 from vitnp.method import image_level as image_level_
 from vitnp.method.collection import Collection
 from vitnp.method.image_level import ImageLevelConfig
-from vitnp.method.prototypes import label_map
-from vitnp.method.prototypes import fit_prototypes
-from vitnp.method.prototypes import split_by_class
-from vitnp.method.prototypes import split_pixels
-from vitnp.method.regions import RegionRule
-from vitnp.method.regions import Regions
-from vitnp.method.regions import region_patches
-from vitnp.method.regions import label_regions
-from vitnp.pipeline import default_vit
-from vitnp.pipeline import compose
-from vitnp.pipeline import run_parameters
-from vitnp.pipeline import refused_beyond_memory
-from vitnp.pipeline import segment_image
-from vitnp.progress import Progress
-from vitnp.progress import silent
+from vitnp.method.prototypes import fit_prototypes, label_map, split_by_class, split_pixels
+from vitnp.method.regions import RegionRule, Regions, label_regions, region_patches
+from vitnp.pipeline import compose, default_vit, refused_beyond_memory, run_parameters, segment_image
+from vitnp.progress import Progress, silent
 from vitnp.result import Segmentation
 from vitnp.vit.model import ViT
 
@@ -70,7 +51,7 @@ class Segmenter:
     Parameters
     ----------
     vit : ViT, optional
-        By default the built-in checkpoint. On a GPU (:meth:`vitnp.vit.model.ViT.on`) all between pixels and masks is computed there.
+        By default the built-in checkpoint. On a GPU (:meth:`vitnp.vit.model.ViT.to`) all between pixels and masks is computed there.
     n_classes : int, optional
         Unsupervised classes to find, 1 to 65,535; by default none. Files of labels hold 255 at most.
     categories : int, optional
@@ -148,7 +129,7 @@ class Segmenter:
         regions: RegionRule | str = "image",
         fit_patches: int | str | None = None,
         cache: str | os.PathLike[str] | None = None,
-        thread_count: int | None = None,
+        n_threads: int | None = None,
         batch: int | None = None,
         mapper: Mapper | None = None,
         extractor: Callable[..., Extraction] = extract_to_store,
@@ -172,7 +153,7 @@ class Segmenter:
         self.n_classes, self.n_categories, self.consistency = n_classes, categories, consistency
         self.rule = regions if isinstance(regions, RegionRule) else RegionRule(regions)
         self.fit_patches = dataset_level.sample if fit_patches is None else fit_patches
-        self.cache, self.thread_count, self.batch = cache, thread_count, batch
+        self.cache, self.n_threads, self.batch = cache, n_threads, batch
         self.mapper, self.extractor, self.progress, self.notice = mapper, extractor, progress, notice
         soften = (lambda constants: constants) if consistency == "mean" else agreement.two_cluster_variant
         self.image_level, self.dataset_level, self.category_level = map(soften, (image_level, dataset_level, category_level))
@@ -279,7 +260,7 @@ class Segmenter:
         def work(item) -> collection_level.FittedLevel:
             indices, constants, limit, seed = item
             keys, hard = self._sample(entries, indices, limit, seed)
-            return collection_level.fit_level(keys, hard, seed, constants, mapper=self.mapper, thread_count=self.thread_count, device=self.vit.device)
+            return collection_level.fit_level(keys, hard, seed, constants, mapper=self.mapper, n_threads=self.n_threads, device=self.vit.device)
 
         # One after the other: each is parallel inside.
         dataset, *categories = self._watched(map(work, sets), len(sets), "levels")
@@ -397,7 +378,7 @@ class Segmenter:
         """Groups of CLS tokens, by the graph of their nearest neighbors."""
         # In a small collection thirty neighbors are everybody, and a graph that joins everybody tells nothing apart.
         neighbors = min(NEIGHBORS, max(2, len(cls) // 5))
-        return spectral_clusters(cls, groups, neighbors=neighbors, seed=self.seed, thread_count=self.thread_count)
+        return spectral_clusters(cls, groups, neighbors=neighbors, seed=self.seed, n_threads=self.n_threads)
 
     # --- what was found --------------------------------------------------------------------------------------------------
 
@@ -517,7 +498,7 @@ class Segmenter:
 
     def _each(self, work: Callable[[int], Any], indices: Sequence[int], stage: str) -> Iterator[Any]:
         """Results for photographs in their order, several in flight, with progress shown."""
-        count = pool.resolve_n_threads(self.thread_count)
+        count = pool.resolve_n_threads(self.n_threads)
 
         def limited(index: int) -> Any:
             with blas.one_blas_thread():
@@ -549,7 +530,7 @@ class Segmenter:
             batch = {} if self.batch is None else {"batch": self.batch}
             with self.progress("features", len(self.photographs)) as advance:
                 extraction = self.extractor(
-                    self.photographs, self.vit, store, threads=self.thread_count, max_pixels=self.max_pixels, progress=advance, **batch
+                    self.photographs, self.vit, store, threads=self.n_threads, max_pixels=self.max_pixels, progress=advance, **batch
                 )
             self.failures.update(extraction.failures)
             yield Entries(store, extraction.hashes)

@@ -7,12 +7,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import metadata
 
-from bench.cpu.interleave import Clock
-from bench.cpu.interleave import Disturbed
-from bench.cpu.interleave import Plan
-from bench.cpu.interleave import Timing
-from bench.cpu.interleave import interleave
-from bench.cpu.interleave import ratio
+from bench.cpu.interleave import Clock, Disturbed, Plan, Timing, interleave, ratio
 from vitnp.errors import VitnpError
 
 # A bar counts as met when the ratio is within this share of it: two runs differ by as much.

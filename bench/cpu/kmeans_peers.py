@@ -111,11 +111,11 @@ def scikit_learn(rows: np.ndarray, start: np.ndarray) -> Run:
     return run
 
 
-def faiss(rows: np.ndarray, start: np.ndarray, thread_count: int) -> Run:
+def faiss(rows: np.ndarray, start: np.ndarray, n_threads: int) -> Run:
     """faiss from the centroids `start`, on all rows: by default it takes 256 for each centroid, and no others."""
     import faiss as library
 
-    library.omp_set_num_threads(thread_count)
+    library.omp_set_num_threads(n_threads)
 
     def run(moves: int) -> np.ndarray:
         model = library.Kmeans(
@@ -127,11 +127,11 @@ def faiss(rows: np.ndarray, start: np.ndarray, thread_count: int) -> Run:
     return run
 
 
-def ours(rows: np.ndarray, start: np.ndarray, thread_count: int) -> Run:
+def ours(rows: np.ndarray, start: np.ndarray, n_threads: int) -> Run:
     """vitnp's Euclidean k-means, from the centroids `start`."""
 
     def run(moves: int) -> np.ndarray:
-        model = KMeans(len(start), metric="euclidean", init=start, max_iter=moves, thread_count=thread_count).fit(rows)
+        model = KMeans(len(start), metric="euclidean", init=start, max_iter=moves, n_threads=n_threads).fit(rows)
         if model.n_iter_ != moves:
             raise WrongAnswer(f"vitnp stopped after {model.n_iter_} iterations of {moves}")
         return model.cluster_centers_

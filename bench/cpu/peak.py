@@ -14,8 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from bench.cpu.interleave import Plan
-from bench.cpu.interleave import interleave
+from bench.cpu.interleave import Plan, interleave
 
 # Independent sums in flight. A multiply-add takes four or five cycles, and two begin in each: eight to ten keep the
 # units busy.

@@ -164,8 +164,7 @@ def write_bundle(folder: Path, vit, collection, photograph: Path) -> None:
         The network is made for the size of this one.
     """
     from bench.cpu.vit_peers import onnx_model
-    from vitnp.io import decode
-    from vitnp.io import preprocess
+    from vitnp.io import decode, preprocess
     from vitnp.vit.pos_embed import resample_positions
 
     config, rgb = vit.config, decode.read_image(photograph)

@@ -20,22 +20,12 @@ from pathlib import Path
 
 import numpy as np
 
-from bench import record
-from bench import table
-from bench.cpu import crf_peers
-from bench.cpu import kmeans_peers
-from bench.cpu import peak
-from bench.cpu import pipeline_peer
-from bench.cpu import vit_peers
-from bench.cpu.comparison import Bar
-from bench.cpu.comparison import WrongAnswer
-from bench.cpu.comparison import compare
-from bench.cpu.comparison import geometric_mean
-from bench.cpu.comparison import versions
+from bench import record, table
+from bench.cpu import crf_peers, kmeans_peers, peak, pipeline_peer, vit_peers
+from bench.cpu.comparison import Bar, WrongAnswer, compare, geometric_mean, versions
 from bench.cpu.interleave import Plan
 from bench.scale.photograph import usual_photograph
-from vitnp import __version__
-from vitnp import kernels
+from vitnp import __version__, kernels
 from vitnp.cli import shared
 from vitnp.cli.arguments import positive
 from vitnp.kernels.threads import pool
@@ -204,7 +194,7 @@ def vit(quick: bool, plan: Plan, count: int, limits: Mapping[str, float | None])
             ONNXRUNTIME: by_graph(vit_peers.onnxruntime),
             OPENVINO: by_graph(vit_peers.openvino),
             OURS: forward(vit_peers.ours, case.config, weights),
-            KEYS: forward(vit_peers.ours, case.config, weights, want="key"),
+            KEYS: forward(vit_peers.ours, case.config, weights, features="key"),
             BF16: forward(vit_peers.ours, case.config, weights, "bf16"),
             OPENVINO_BF16: by_graph(vit_peers.openvino, precision="bf16"),
         }
@@ -236,7 +226,7 @@ def vit(quick: bool, plan: Plan, count: int, limits: Mapping[str, float | None])
 def kmeans(quick: bool, plan: Plan, count: int, limits: Mapping[str, float | None]) -> Iterator[dict[str, object]]:
     """Iterations of Lloyd's algorithm: first all cases against one peer, then against the other, which once it is loaded slows
     the first down."""
-    builders = {SCIKIT_LEARN: kmeans_peers.scikit_learn, FAISS: functools.partial(kmeans_peers.faiss, thread_count=count)}
+    builders = {SCIKIT_LEARN: kmeans_peers.scikit_learn, FAISS: functools.partial(kmeans_peers.faiss, n_threads=count)}
     for peer, build in builders.items():
         for case in QUICK_KMEANS_CASES if quick else KMEANS_CASES:
             if plan.largest and case.rows > plan.largest:
@@ -249,7 +239,7 @@ def kmeans(quick: bool, plan: Plan, count: int, limits: Mapping[str, float | Non
 
             facts = {"rows": case.rows, "width": case.width, "clusters": case.clusters}
             yield compare(
-                case.label, facts, {peer: fit(build), OURS: fit(functools.partial(kmeans_peers.ours, thread_count=count))},
+                case.label, facts, {peer: fit(build), OURS: fit(functools.partial(kmeans_peers.ours, n_threads=count))},
                 [bar for bar in kmeans_bars(case) if bar.theirs == peer], plan,
                 check=kmeans_peers.checker(rows), steps=kmeans_peers.MOVES,
             )  # fmt: skip
@@ -275,9 +265,7 @@ def crf(quick: bool, plan: Plan, count: int, limits: Mapping[str, float | None])
 
 def photograph(quick: bool, plan: Plan, count: int, limits: Mapping[str, float | None]) -> Iterator[dict[str, object]]:
     """A photograph from start to end, in a warm process and as a command."""
-    from vitnp.pipeline import default_vit
-    from vitnp.pipeline import default_collection
-    from vitnp.pipeline import segment_image
+    from vitnp.pipeline import default_collection, default_vit, segment_image
 
     with usual_photograph() as path, tempfile.TemporaryDirectory() as folder:
         bundle = Path(folder)

@@ -11,8 +11,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from bench.cpu.comparison import Missing
-from bench.cpu.comparison import WrongAnswer
+from bench.cpu.comparison import Missing, WrongAnswer
 from vitnp.errors import UsageError
 from vitnp.vit.config import ViTConfig
 from vitnp.vit.model import ViT
@@ -130,7 +129,7 @@ def ours(config: ViTConfig, weights: Weights, precision: str = "fp32", want: str
     vit = ViT(config, weights)
     if precision != "fp32":
         try:
-            vit = vit.at(precision)
+            vit = vit.to(precision=precision)
         except UsageError as error:
             raise Missing(str(error)) from None
     return lambda images: vit(images, (want,))[want]

@@ -25,12 +25,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench.gpu.steps import FIRST
-from bench.gpu.steps import STEPS
-from bench.gpu.steps import Step
+from bench.gpu.steps import FIRST, STEPS, Step
 from vitnp.cli import shared
-from vitnp.errors import OutputError
-from vitnp.errors import UsageError
+from vitnp.errors import OutputError, UsageError
 
 ROOT = Path(__file__).parent.parent.parent
 EXIT_WRONG = 1
@@ -125,8 +122,7 @@ class Run:
 
     def _one(self, step: Step, folder: Path) -> list[dict[str, object]]:
         """A step's records; one that crashes or hangs has a failed check among them."""
-        from bench.gpu.report import Report
-        from bench.gpu.report import read
+        from bench.gpu.report import Report, read
 
         left = self._options.seconds - (time.monotonic() - self._began) - GRACE
         seconds = min(step.seconds * (QUICK if self._options.quick and step.timing else 1), left)

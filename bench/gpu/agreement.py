@@ -11,8 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bench.cpu.vit_peers import Case
-from bench.cpu.vit_peers import random_weights
+from bench.cpu.vit_peers import Case, random_weights
 from bench.gpu.measure import free
 from bench.gpu.report import Report
 from vitnp.kernels.cuda.loader import require_cupy
@@ -40,7 +39,7 @@ def keys(report: Report, options: argparse.Namespace) -> None:
     from vitnp.vit.model import ViT
 
     cupy = require_cupy()
-    builtin = load_vit("auto").at("fp32")
+    builtin = load_vit("auto").to(precision="fp32")
     side = PATCHES * builtin.config.patch
     pictures = []
     for path in sorted(SAMPLES.glob("*.jpg")):
@@ -53,15 +52,14 @@ def keys(report: Report, options: argparse.Namespace) -> None:
     for name, (vit, images) in networks.items():
         expected = vit(images, ("key",))["key"].astype(np.float64)
         for precision, most in KEYS_WITHIN.items():
-            found = cupy.asnumpy(vit.on("cuda").at(precision)(cupy.asarray(images), ("key",))["key"]).astype(np.float64)
+            found = cupy.asnumpy(vit.to(device="cuda", precision=precision)(cupy.asarray(images), ("key",))["key"]).astype(np.float64)
             error = float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
             report.near(f"keys in {precision}, {name}", error, most)
 
 
 def masks(report: Report, options: argparse.Namespace) -> None:
     """Masks by the command, on the CPU and on the device; against true masks where there are some."""
-    from vitnp.evaluate.data.pairs import match_pairs
-    from vitnp.evaluate.data.pairs import read_truth
+    from vitnp.evaluate.data.pairs import match_pairs, read_truth
     from vitnp.evaluate.metrics.saliency import iou
 
     with tempfile.TemporaryDirectory() as folder:

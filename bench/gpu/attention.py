@@ -6,9 +6,7 @@ import argparse
 
 import numpy as np
 
-from bench.gpu.measure import Timer
-from bench.gpu.measure import free
-from bench.gpu.measure import gather
+from bench.gpu.measure import Timer, free, gather
 from bench.gpu.report import Report
 from vitnp.kernels.cuda.loader import require_cupy
 

@@ -6,9 +6,7 @@ import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from bench.cpu.comparison import met
-from bench.gpu import attention
-from bench.gpu import kmeans
-from bench.gpu import network
+from bench.gpu import attention, kmeans, network
 from bench.gpu.ceilings import rates
 
 Record = Mapping[str, object]

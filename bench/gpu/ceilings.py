@@ -8,9 +8,7 @@ from types import ModuleType
 
 import numpy as np
 
-from bench.gpu.measure import Timer
-from bench.gpu.measure import free
-from bench.gpu.measure import gather
+from bench.gpu.measure import Timer, free, gather
 from bench.gpu.report import Report
 from vitnp.kernels.cuda.loader import require_cupy
 

@@ -8,10 +8,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from bench.gpu.agreement import SAMPLES
-from bench.gpu.agreement import segmented
-from bench.gpu.measure import Missing
-from bench.gpu.measure import Timing
+from bench.gpu.agreement import SAMPLES, segmented
+from bench.gpu.measure import Missing, Timing
 from bench.gpu.report import Report
 
 SIZE = 500, 375

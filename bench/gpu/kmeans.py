@@ -9,15 +9,8 @@ from types import ModuleType
 
 import numpy as np
 
-from bench.cpu.kmeans_peers import chosen_rows
-from bench.cpu.kmeans_peers import rows_of
-from bench.gpu.measure import Missing
-from bench.gpu.measure import Timer
-from bench.gpu.measure import free
-from bench.gpu.measure import gather
-from bench.gpu.measure import gist
-from bench.gpu.measure import marginal
-from bench.gpu.measure import out_of_memory
+from bench.cpu.kmeans_peers import chosen_rows, rows_of
+from bench.gpu.measure import Missing, Timer, free, gather, gist, marginal, out_of_memory
 from bench.gpu.report import Report
 from vitnp.kernels.cuda.loader import require_cupy
 

@@ -8,14 +8,9 @@ from types import ModuleType
 
 import numpy as np
 
-from bench.cpu.vit_peers import Case
-from bench.cpu.vit_peers import random_weights
+from bench.cpu.vit_peers import Case, random_weights
 from bench.gpu import torch_twin
-from bench.gpu.measure import Timer
-from bench.gpu.measure import free
-from bench.gpu.measure import gather
-from bench.gpu.measure import gist
-from bench.gpu.measure import out_of_memory
+from bench.gpu.measure import Timer, free, gather, gist, out_of_memory
 from bench.gpu.report import Report
 from vitnp.kernels.cuda.loader import require_cupy
 from vitnp.vit.model import ViT
@@ -69,13 +64,13 @@ def _images(cupy: ModuleType, case: Case) -> object:
 
 def _measure(report: Report, timer: Timer, cupy: ModuleType, case: Case, seconds: float) -> None:
     weights = random_weights(case.config)
-    vit = ViT(case.config, weights).on("cuda").at("fp16")
+    vit = ViT(case.config, weights).to(device="cuda", precision="fp16")
     images = _images(cupy, case)
     for want in ("key", "token"):
         calls, missing = gather(
             {
-                OURS: lambda want=want: lambda: vit(images, (want,))[want],
-                TORCH: lambda want=want: torch_call(case, weights, images, want),
+                OURS: lambda features=want: lambda: vit(images, (want,))[want],
+                TORCH: lambda features=want: torch_call(case, weights, images, want),
             }
         )
         facts = _facts(case, want)
@@ -99,7 +94,7 @@ def _measure(report: Report, timer: Timer, cupy: ModuleType, case: Case, seconds
 def _measure_compiled(report: Report, timer: Timer, cupy: ModuleType, case: Case, want: str) -> None:
     """Beside ours once more, so that both have the same moment."""
     weights, images = random_weights(case.config), _images(cupy, case)
-    vit = ViT(case.config, weights).on("cuda").at("fp16")
+    vit = ViT(case.config, weights).to(device="cuda", precision="fp16")
     calls, missing = gather(
         {OURS: lambda: lambda: vit(images, (want,))[want], COMPILE: lambda: torch_call(case, weights, images, want, True)}
     )

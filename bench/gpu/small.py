@@ -102,8 +102,7 @@ def _pictures(cupy: ModuleType) -> None:
 
 
 def _refinement(cupy: ModuleType) -> None:
-    from vitnp.kernels.cuda import bilateral_solver
-    from vitnp.kernels.cuda import crf
+    from vitnp.kernels.cuda import bilateral_solver, crf
 
     rng = np.random.default_rng(15)
     rgb = cupy.asarray(rng.integers(0, 256, (24, 31, 3), dtype=np.uint8))

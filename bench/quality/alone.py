@@ -15,23 +15,18 @@ import numpy as np
 
 from bench import record
 from vitnp import load_vit
-from vitnp.cli import arguments
-from vitnp.cli import shared
+from vitnp.cli import arguments, shared
 from vitnp.errors import UsageError
-from vitnp.evaluate.data.pairs import Pair
-from vitnp.evaluate.data.pairs import match_pairs
-from vitnp.evaluate.data.pairs import read_truth
+from vitnp.evaluate.data.pairs import Pair, match_pairs, read_truth
 from vitnp.evaluate.metrics.saliency import iou
 from vitnp.features.spec import FeatureSpec
 from vitnp.features.store import FeatureStore
 from vitnp.features.stream import extract_to_store
-from vitnp.method import agreement
-from vitnp.method import cleaning
+from vitnp.method import agreement, cleaning
 from vitnp.method.collection import Collection
 from vitnp.pipeline import resolve_collection
 from vitnp.refine import refine
-from vitnp.result import HALF
-from vitnp.result import Segmentation
+from vitnp.result import HALF, Segmentation
 from vitnp.segmenter import Segmenter
 from vitnp.vit.model import ViT
 

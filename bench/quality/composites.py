@@ -15,15 +15,10 @@ from pathlib import Path
 
 import numpy as np
 
-from vitnp.cli import arguments
-from vitnp.cli import shared
-from vitnp.errors import OutputError
-from vitnp.errors import UsageError
-from vitnp.evaluate.data.labeled import Sample
-from vitnp.evaluate.data.labeled import read_coseg
-from vitnp.io import decode
-from vitnp.io import resample
-from vitnp.io import write
+from vitnp.cli import arguments, shared
+from vitnp.errors import OutputError, UsageError
+from vitnp.evaluate.data.labeled import Sample, read_coseg
+from vitnp.io import decode, resample, write
 from vitnp.io.label_png import write_labels
 
 

@@ -8,12 +8,10 @@ from pathlib import Path
 
 from bench import record
 from vitnp import load_vit
-from vitnp.cli import arguments
-from vitnp.cli import shared
+from vitnp.cli import arguments, shared
 from vitnp.errors import ImageError
 from vitnp.evaluate.data.pairs import match_pairs
-from vitnp.evaluate.saliency import mean_scores
-from vitnp.evaluate.saliency import score_pairs
+from vitnp.evaluate.saliency import mean_scores, score_pairs
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -16,21 +16,13 @@ import numpy as np
 
 from bench import record
 from vitnp import __version__
-from vitnp.cli import arguments
-from vitnp.cli import shared
-from vitnp.errors import ImageError
-from vitnp.errors import UsageError
-from vitnp.evaluate.data.pairs import Pair
-from vitnp.evaluate.data.pairs import match_pairs
-from vitnp.evaluate.data.pairs import read_truth
+from vitnp.cli import arguments, shared
+from vitnp.errors import ImageError, UsageError
+from vitnp.evaluate.data.pairs import Pair, match_pairs, read_truth
 from vitnp.evaluate.metrics.saliency import iou
-from vitnp.features.extract import extract
-from vitnp.features.extract import Features
-from vitnp.io import decode
-from vitnp.io import preprocess
-from vitnp.io import resample
-from vitnp.kernels.threads import blas
-from vitnp.kernels.threads import pool
+from vitnp.features.extract import Features, extract
+from vitnp.io import decode, preprocess, resample
+from vitnp.kernels.threads import blas, pool
 from vitnp.method import image_level
 from vitnp.method.cleaning import clean
 from vitnp.refine import refine as refinement
@@ -225,7 +217,7 @@ def three_levels(pairs: Sequence[Pair], vit: ViT, *, count: int = 1, **options) 
         if error.name != "vitnp.segmenter":
             raise
         return None
-    fitted = Segmenter(vit, thread_count=count, **options).fit([pair.image for pair in pairs])
+    fitted = Segmenter(vit, n_threads=count, **options).fit([pair.image for pair in pairs])
     scores = [iou(mask, read_truth(pair.mask, mask.shape)) for pair, mask in zip(pairs, fitted.masks)]
     return math.fsum(scores) / len(scores)
 

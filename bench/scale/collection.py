@@ -20,10 +20,8 @@ import numpy as np
 from PIL import Image
 
 from bench import record
-from vitnp import ViT
-from vitnp import load_vit
-from vitnp.cli import arguments
-from vitnp.cli import shared
+from vitnp import ViT, load_vit
+from vitnp.cli import arguments, shared
 from vitnp.segmenter import Segmenter
 
 # What a run may take: so much for itself, so much more for each photograph and each patch that is fitted on.

@@ -16,12 +16,9 @@ from PIL import Image
 
 from bench import record
 from bench.scale.photograph import SAMPLE
-from vitnp import load_vit
-from vitnp import segment_image
-from vitnp.cli import arguments
-from vitnp.cli import shared
-from vitnp.evaluate.data.pairs import match_pairs
-from vitnp.evaluate.data.pairs import read_truth
+from vitnp import load_vit, segment_image
+from vitnp.cli import arguments, shared
+from vitnp.evaluate.data.pairs import match_pairs, read_truth
 from vitnp.evaluate.metrics.saliency import iou
 
 # Decoders and the operating system see the whole command's children; the largest of them is this one.

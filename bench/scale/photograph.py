@@ -15,10 +15,8 @@ from pathlib import Path
 from PIL import Image, ImageOps
 
 from bench import record
-from vitnp import load_vit
-from vitnp import segment_image
-from vitnp.cli import arguments
-from vitnp.cli import shared
+from vitnp import load_vit, segment_image
+from vitnp.cli import arguments, shared
 
 # What the command may take from a cold start, on two cores and a photograph of the usual size.
 MOST_SECONDS = 3.0

@@ -12,8 +12,7 @@ from concurrent.futures import ProcessPoolExecutor
 import numpy as np
 
 from bench import record
-from vitnp.cli import arguments
-from vitnp.cli import shared
+from vitnp.cli import arguments, shared
 from vitnp.clustering.spectral import spectral_clusters
 
 # What the whole method may use, in bytes: so much, and so much more an image.
@@ -51,7 +50,7 @@ def _measure(images: int, width: int, clusters: int, noise: float, threads: int 
     tokens *= noise
     tokens += rng.standard_normal((clusters, width), np.float32)[truth]
     begin = time.perf_counter()
-    labels = spectral_clusters(tokens, clusters, thread_count=threads)
+    labels = spectral_clusters(tokens, clusters, n_threads=threads)
     seconds = time.perf_counter() - begin
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     return {

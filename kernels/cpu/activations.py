@@ -7,13 +7,9 @@ from numba import types
 from numba.extending import intrinsic
 
 from vitnp.kernels import reference
-from vitnp.kernels.cpu.codegen.gil import lay_down
-from vitnp.kernels.cpu.codegen.gil import take_up
-from vitnp.kernels.cpu.codegen.jit import IN
-from vitnp.kernels.cpu.codegen.jit import OUT
-from vitnp.kernels.cpu.codegen.jit import kernel
-from vitnp.kernels.cpu.codegen.simd import LANES
-from vitnp.kernels.cpu.codegen.simd import Vectors
+from vitnp.kernels.cpu.codegen.gil import lay_down, take_up
+from vitnp.kernels.cpu.codegen.jit import IN, OUT, kernel
+from vitnp.kernels.cpu.codegen.simd import LANES, Vectors
 
 
 def gelu(x: np.ndarray) -> np.ndarray:

@@ -14,23 +14,22 @@ import numpy as np
 from numba import types
 
 from vitnp.kernels import reference
-from vitnp.kernels.cpu.codegen.gil import lay_down
-from vitnp.kernels.cpu.codegen.gil import take_up
-from vitnp.kernels.cpu.codegen.jit import IN
-from vitnp.kernels.cpu.codegen.jit import OUT
-from vitnp.kernels.cpu.codegen.jit import kernel
-from vitnp.kernels.cpu.codegen.simd import LANES
-from vitnp.kernels.cpu.codegen.simd import LOG2_E
-from vitnp.kernels.cpu.codegen.simd import PANEL
-from vitnp.kernels.cpu.codegen.simd import TILE_ROWS
-from vitnp.kernels.cpu.codegen.simd import TILE_VECTORS
-from vitnp.kernels.cpu.codegen.simd import as_bfloat
-from vitnp.kernels.cpu.codegen.simd import product_tile
-from vitnp.kernels.cpu.codegen.simd import row_exponentials
-from vitnp.kernels.cpu.codegen.simd import row_maximum
-from vitnp.kernels.cpu.codegen.simd import row_times
-from vitnp.kernels.cpu.codegen.simd import row_to_pairs
-from vitnp.kernels.cpu.codegen.simd import transpose_tile
+from vitnp.kernels.cpu.codegen.gil import lay_down, take_up
+from vitnp.kernels.cpu.codegen.jit import IN, OUT, kernel
+from vitnp.kernels.cpu.codegen.simd import (
+    LANES,
+    LOG2_E,
+    PANEL,
+    TILE_ROWS,
+    TILE_VECTORS,
+    as_bfloat,
+    product_tile,
+    row_exponentials,
+    row_maximum,
+    row_times,
+    row_to_pairs,
+    transpose_tile,
+)
 from vitnp.kernels.cpu.codegen.workspace import scratch
 
 # Tiles of the second product are as wide as a head of 64, or a fourth or an eighth of it on narrower machines.
@@ -68,7 +67,7 @@ class KVCache:
         if self.pairs and self.size % 2:
             self.keys[..., -1, :] = 0
 
-    def put(self, images: slice, start: int, key: np.ndarray, value: np.ndarray) -> None:
+    def write(self, images: slice, start: int, key: np.ndarray, value: np.ndarray) -> None:
         for image, (k, v) in enumerate(zip(key, value), images.start):
             keys, values = self.keys[image], self.values[image]
             if self.pairs:

@@ -6,30 +6,30 @@ import numpy as np
 from numba import types
 
 from vitnp.kernels import reference
-from vitnp.kernels.cpu.codegen.jit import IN
-from vitnp.kernels.cpu.codegen.jit import OUT
-from vitnp.kernels.cpu.codegen.jit import kernel
-from vitnp.kernels.cpu.codegen.rows import DOTS
-from vitnp.kernels.cpu.codegen.rows import FAR_AHEAD
-from vitnp.kernels.cpu.codegen.rows import FEW_ROWS
-from vitnp.kernels.cpu.codegen.rows import FEW_WIDE_ROWS
-from vitnp.kernels.cpu.codegen.rows import NARROW
-from vitnp.kernels.cpu.codegen.rows import ROWS
-from vitnp.kernels.cpu.codegen.rows import add_apart
-from vitnp.kernels.cpu.codegen.rows import add_scaled
-from vitnp.kernels.cpu.codegen.rows import aligned
-from vitnp.kernels.cpu.codegen.rows import distance
-from vitnp.kernels.cpu.codegen.rows import distances
-from vitnp.kernels.cpu.codegen.rows import largest
-from vitnp.kernels.cpu.codegen.rows import lay_out
-from vitnp.kernels.cpu.codegen.rows import length
-from vitnp.kernels.cpu.codegen.rows import pack
-from vitnp.kernels.cpu.codegen.rows import padded
-from vitnp.kernels.cpu.codegen.rows import products
-from vitnp.kernels.cpu.codegen.rows import read_row
-from vitnp.kernels.cpu.codegen.rows import rows_of
-from vitnp.kernels.cpu.codegen.rows import whole
-from vitnp.kernels.cpu.codegen.rows import widen
+from vitnp.kernels.cpu.codegen.jit import IN, OUT, kernel
+from vitnp.kernels.cpu.codegen.rows import (
+    DOTS,
+    FAR_AHEAD,
+    FEW_ROWS,
+    FEW_WIDE_ROWS,
+    NARROW,
+    ROWS,
+    add_apart,
+    add_scaled,
+    aligned,
+    distance,
+    distances,
+    largest,
+    lay_out,
+    length,
+    pack,
+    padded,
+    products,
+    read_row,
+    rows_of,
+    whole,
+    widen,
+)
 from vitnp.kernels.cpu.codegen.simd import LANES
 from vitnp.kernels.cpu.codegen.workspace import scratch
 from vitnp.kernels.reference import Step

@@ -18,11 +18,7 @@ from numba.extending import intrinsic
 
 from vitnp.kernels import reference
 from vitnp.kernels.cpu.codegen.jit import kernel
-from vitnp.kernels.cpu.codegen.simd import I32
-from vitnp.kernels.cpu.codegen.simd import I64
-from vitnp.kernels.cpu.codegen.simd import LOG2_E
-from vitnp.kernels.cpu.codegen.simd import Vectors
-from vitnp.kernels.cpu.codegen.simd import loop
+from vitnp.kernels.cpu.codegen.simd import I32, I64, LOG2_E, Vectors, loop
 from vitnp.kernels.threads import team
 
 # Floats of a row that are summed side by side, on any machine. Rows are padded to a multiple: 21 classes take 24.
@@ -119,9 +115,9 @@ def lattice_filter(lattice: reference.Lattice, values: np.ndarray) -> np.ndarray
     blur = _Blur([lattice], [1.0], _padded(values))
     result = np.zeros_like(blur.values)
 
-    def work(member: team.Worker) -> None:
-        blur.run(member)
-        blur.add(result, *member.share(points, BLOCK))
+    def work(worker: team.Worker) -> None:
+        blur.run(worker)
+        blur.add(result, *worker.share(points, BLOCK))
 
     team.run_team(work)
     return np.ascontiguousarray(result[:, :channels])
@@ -155,18 +151,18 @@ def mean_field(
     state = np.empty_like(energy)
     blur = _Blur(lattices, compatibility, state)
 
-    def work(member: team.Worker) -> None:
-        start, stop = member.share(points, STRIP)
+    def work(worker: team.Worker) -> None:
+        start, stop = worker.share(points, STRIP)
         for step in range(steps + 1):
             if step:
-                blur.run(member)
+                blur.run(worker)
             for first in range(start, stop, STRIP):
                 last = min(first + STRIP, stop)
                 state[first:last] = energy[first:last]
                 if step:
                     blur.add(state, first, last)
                 update(state, first, last)
-            member.wait()
+            worker.wait()
 
     team.run_team(work)
     if classes == 2:
@@ -194,18 +190,18 @@ class _Blur:
         shapes = [(len(lattice.start), self.width) for lattice in lattices]
         self.vertices = [[np.zeros(shape, np.float32) for _ in range(2)] for shape in shapes]
 
-    def run(self, member: team.Worker) -> None:
+    def run(self, worker: team.Worker) -> None:
         """Splat and blur."""
         for lattice, gain, (ours, _) in zip(self.lattices, self.gains, self.vertices):
-            first, last = member.share(len(lattice.start) - 1, BLOCK)
+            first, last = worker.share(len(lattice.start) - 1, BLOCK)
             _splat(lattice.start, lattice.point, lattice.share, gain, self.values, first, last, ours)
         for axis in range(self.most):
-            member.wait()
+            worker.wait()
             for lattice, vertices in zip(self.lattices, self.vertices):
                 if axis < len(lattice.neighbor):
-                    first, last = member.share(len(lattice.start) - 1, GRAIN // self.width)
+                    first, last = worker.share(len(lattice.start) - 1, GRAIN // self.width)
                     _blur(lattice.neighbor[axis], vertices[axis % 2], first, last, vertices[1 - axis % 2])
-        member.wait()
+        worker.wait()
 
     def add(self, target: np.ndarray, first: int, last: int) -> None:
         """Slice: add to some rows what a run has found."""

@@ -14,18 +14,9 @@ from numba import types
 from numba.extending import intrinsic
 
 from vitnp.kernels import reference
-from vitnp.kernels.cpu.codegen.gil import lay_down
-from vitnp.kernels.cpu.codegen.gil import take_up
-from vitnp.kernels.cpu.codegen.jit import IN
-from vitnp.kernels.cpu.codegen.jit import OUT
-from vitnp.kernels.cpu.codegen.jit import kernel
-from vitnp.kernels.cpu.codegen.simd import LANES
-from vitnp.kernels.cpu.codegen.simd import PANEL
-from vitnp.kernels.cpu.codegen.simd import TILE_ROWS
-from vitnp.kernels.cpu.codegen.simd import TILE_VECTORS
-from vitnp.kernels.cpu.codegen.simd import Vectors
-from vitnp.kernels.cpu.codegen.simd import product_tile
-from vitnp.kernels.cpu.codegen.simd import row_to_pairs
+from vitnp.kernels.cpu.codegen.gil import lay_down, take_up
+from vitnp.kernels.cpu.codegen.jit import IN, OUT, kernel
+from vitnp.kernels.cpu.codegen.simd import LANES, PANEL, TILE_ROWS, TILE_VECTORS, Vectors, product_tile, row_to_pairs
 from vitnp.kernels.cpu.codegen.workspace import scratch
 
 ROWS = 128

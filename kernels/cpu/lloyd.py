@@ -10,17 +10,11 @@ from numba import types
 
 from vitnp.kernels import reference
 from vitnp.kernels.cpu.codegen.barrier import meet
-from vitnp.kernels.cpu.codegen.jit import IN
-from vitnp.kernels.cpu.codegen.jit import OUT
-from vitnp.kernels.cpu.codegen.jit import kernel
+from vitnp.kernels.cpu.codegen.jit import IN, OUT, kernel
 from vitnp.kernels.cpu.codegen.rows import rows_of
-from vitnp.kernels.cpu.kmeans import NOTHING
-from vitnp.kernels.cpu.kmeans import WORK
-from vitnp.kernels.cpu.kmeans import assign_and_add
-from vitnp.kernels.cpu.kmeans import work_for
+from vitnp.kernels.cpu.kmeans import NOTHING, WORK, assign_and_add, work_for
 from vitnp.kernels.reference import Moves
-from vitnp.kernels.threads import pool
-from vitnp.kernels.threads import team
+from vitnp.kernels.threads import pool, team
 
 # Verdicts on a pass: what to do next.
 GO_ON, ENDED, UNUSUAL = 0, 1, 2
@@ -50,12 +44,12 @@ def kmeans_moves(
     members = min(pool.allowed_threads(), blocks)
     tallies, ended = np.zeros((members, clusters + 1), np.int64), np.zeros(2, np.int64)
 
-    def work(member: team.Worker) -> None:
-        first, last = member.share(count, block)
+    def work(worker: team.Worker) -> None:
+        first, last = worker.share(count, block)
         _moves(
             x.ctypes.data, x.strides[0], kind, centroids, metric == "cosine", shift, block, first, last, most, tolerance,
             labels, losses, sums, inertia, tallies, total, counts, history, ended,
-            member.meeting, member.index, member.members, work_for(clusters, width),
+            worker.barrier_address, worker.rank, worker.size, work_for(clusters, width),
         )  # fmt: skip
 
     team.run_team(work, most=members)

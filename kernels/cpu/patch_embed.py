@@ -6,14 +6,10 @@ import numpy as np
 from numba import types
 
 from vitnp.kernels import reference
-from vitnp.kernels.cpu.codegen.gil import lay_down
-from vitnp.kernels.cpu.codegen.gil import take_up
-from vitnp.kernels.cpu.codegen.jit import IN
-from vitnp.kernels.cpu.codegen.jit import OUT
-from vitnp.kernels.cpu.codegen.jit import kernel
+from vitnp.kernels.cpu.codegen.gil import lay_down, take_up
+from vitnp.kernels.cpu.codegen.jit import IN, OUT, kernel
 from vitnp.kernels.cpu.codegen.workspace import scratch
-from vitnp.kernels.cpu.linear import PackedLinear
-from vitnp.kernels.cpu.linear import linear
+from vitnp.kernels.cpu.linear import PackedLinear, linear
 
 ROWS = 96
 

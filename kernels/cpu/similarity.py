@@ -8,20 +8,9 @@ from numba import types
 from numba.extending import intrinsic
 
 from vitnp.kernels import reference
-from vitnp.kernels.cpu.codegen.jit import OUT
-from vitnp.kernels.cpu.codegen.jit import kernel
-from vitnp.kernels.cpu.codegen.rows import ROWS
-from vitnp.kernels.cpu.codegen.rows import aligned
-from vitnp.kernels.cpu.codegen.rows import length
-from vitnp.kernels.cpu.codegen.rows import pack
-from vitnp.kernels.cpu.codegen.rows import padded
-from vitnp.kernels.cpu.codegen.rows import products
-from vitnp.kernels.cpu.codegen.rows import read_row
-from vitnp.kernels.cpu.codegen.rows import rows_of
-from vitnp.kernels.cpu.codegen.rows import whole
-from vitnp.kernels.cpu.codegen.simd import LANES
-from vitnp.kernels.cpu.codegen.simd import Vectors
-from vitnp.kernels.cpu.codegen.simd import loop
+from vitnp.kernels.cpu.codegen.jit import OUT, kernel
+from vitnp.kernels.cpu.codegen.rows import ROWS, aligned, length, pack, padded, products, read_row, rows_of, whole
+from vitnp.kernels.cpu.codegen.simd import LANES, Vectors, loop
 from vitnp.kernels.cpu.codegen.workspace import scratch
 from vitnp.kernels.threads import team
 

@@ -89,7 +89,7 @@ class KVCache:
         held = {"fp16": np.float16, "bf16": np.uint16}.get(precision, dtype)
         self.key, self.value = (cupy.empty((images, tokens, width), held) for _ in range(2))
 
-    def put(self, images: slice, start: int, key: cupy.ndarray, value: cupy.ndarray) -> None:
+    def write(self, images: slice, start: int, key: cupy.ndarray, value: cupy.ndarray) -> None:
         """Keys and values (b, n, D) of the tokens from `start` on of these images."""
         rows = slice(start, start + key.shape[1])
         if self.key.dtype == np.uint16:

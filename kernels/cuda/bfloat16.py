@@ -9,9 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vitnp.kernels.cuda.loader import contiguous
-from vitnp.kernels.cuda.loader import kernel
-from vitnp.kernels.cuda.loader import require_cupy
+from vitnp.kernels.cuda.loader import contiguous, kernel, require_cupy
 
 if TYPE_CHECKING:
     import cupy

@@ -7,10 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vitnp.kernels.constants import BISTOCHASTIC_STEPS
-from vitnp.kernels.constants import BLUE_DIFFERENCE
-from vitnp.kernels.constants import LUMA
-from vitnp.kernels.constants import RED_DIFFERENCE
+from vitnp.kernels.constants import BISTOCHASTIC_STEPS, BLUE_DIFFERENCE, LUMA, RED_DIFFERENCE
 from vitnp.kernels.cuda.loader import kernel
 
 if TYPE_CHECKING:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from vitnp.errors import DeviceError
-from vitnp.kernels.cuda.loader import kernel
-from vitnp.kernels.cuda.loader import require_cupy
+from vitnp.kernels.cuda.loader import kernel, require_cupy
 
 
 def check() -> None:

@@ -7,9 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vitnp.kernels.cuda import tiles
-from vitnp.kernels.cuda.loader import contiguous
-from vitnp.kernels.cuda.loader import kernel
-from vitnp.kernels.cuda.loader import require_cupy
+from vitnp.kernels.cuda.loader import contiguous, kernel, require_cupy
 from vitnp.kernels.reference import Step
 
 if TYPE_CHECKING:

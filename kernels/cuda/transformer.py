@@ -15,9 +15,7 @@ import numpy as np
 
 from vitnp.errors import UsageError
 from vitnp.kernels.cuda import bfloat16
-from vitnp.kernels.cuda.loader import contiguous
-from vitnp.kernels.cuda.loader import kernel
-from vitnp.kernels.cuda.loader import require_cupy
+from vitnp.kernels.cuda.loader import contiguous, kernel, require_cupy
 
 if TYPE_CHECKING:
     import cupy

@@ -16,8 +16,7 @@ import numpy as np
 
 if TYPE_CHECKING:
     pass
-from vitnp.kernels.threads.pool import allowed_threads
-from vitnp.kernels.threads.pool import thread_limit
+from vitnp.kernels.threads.pool import allowed_threads, thread_limit
 
 # Where kernels that wait for each other find their three numbers, in bytes from the first: a cache line for each.
 ARRIVED, ROUND, BROKEN = 0, 64, 128
@@ -47,15 +46,15 @@ class Worker:
 
     Attributes
     ----------
-    index, members : int
+    rank, size : int
         Which of how many.
     meeting : int
         Address of int64 numbers at ARRIVED, ROUND and BROKEN, for kernels that wait for each other; 0 for somebody alone.
     """
 
-    def __init__(self, index: int, members: int, meeting: Barrier | None):
-        self.index, self.members, self.meeting = index, members, 0 if meeting is None else meeting.address
-        self._meeting = meeting
+    def __init__(self, rank: int, size: int, barrier: Barrier | None):
+        self.rank, self.size, self.barrier_address = rank, size, 0 if barrier is None else barrier.address
+        self._barrier = barrier
 
     def wait(self) -> None:
         """Go on when all members have come here.
@@ -65,17 +64,17 @@ class Worker:
         threading.BrokenBarrierError
             When one of them isn't coming any more.
         """
-        if self._meeting is None:
+        if self._barrier is None:
             return
-        if self._meeting.wait_in_kernel is None:
-            self._meeting.barrier.wait()
-        elif not self._meeting.wait_in_kernel(self.meeting, self.members):
+        if self._barrier.wait_in_kernel is None:
+            self._barrier.barrier.wait()
+        elif not self._barrier.wait_in_kernel(self.barrier_address, self.size):
             raise threading.BrokenBarrierError
 
     def share(self, count: int, granule: int = 1) -> tuple[int, int]:
-        """This member's part of range(count), start and stop: a fixed split, in multiples of `granule`."""
+        """This worker's part of range(count), start and stop: a fixed split, in multiples of `granule`."""
         cuts = -(-count // granule)
-        start, stop = (cuts * (self.index + more) // self.members * granule for more in (0, 1))
+        start, stop = (cuts * (self.rank + more) // self.size * granule for more in (0, 1))
         return min(start, count), min(stop, count)
 
 
@@ -96,8 +95,8 @@ def run_team(work: Callable[[Worker], None], most: int | None = None) -> None:
     Examples
     --------
     >>> squares = [0] * 5
-    >>> def work(member):
-    ...     for i in range(*member.share(5)):
+    >>> def work(worker):
+    ...     for i in range(*worker.share(5)):
     ...         squares[i] = i * i
     >>> together(work)
     >>> squares
@@ -140,8 +139,8 @@ def run_team(work: Callable[[Worker], None], most: int | None = None) -> None:
 def parallel_for(work: Callable[[int, int], None], count: int, granule: int = 1) -> None:
     """``work(start, stop)`` for parts of range(count), each in a thread of its own; see :func:`together`."""
 
-    def part(member: Worker) -> None:
-        start, stop = member.share(count, granule)
+    def part(worker: Worker) -> None:
+        start, stop = worker.share(count, granule)
         if start < stop:
             work(start, stop)
 

@@ -14,24 +14,10 @@ import pytest
 # bench/ is no part of the installed package. At the end of the path, so that an installed vitnp stays the one tested.
 sys.path.append(str(pathlib.Path(__file__).resolve().parent.parent.parent))
 
-from bench import record
-from bench import table
-from bench.cpu import comparison
-from bench.cpu import crf_peers
-from bench.cpu import interleave
-from bench.cpu import kmeans_peers
-from bench.cpu import peak
-from bench.cpu import pipeline_peer
-from bench.cpu import plots
-from bench.cpu import vit_peers
-from bench.cpu.comparison import Bar
-from bench.cpu.comparison import Missing
-from bench.cpu.comparison import WrongAnswer
-from bench.cpu.comparison import compare
-from bench.cpu.interleave import Clock
-from bench.cpu.interleave import Disturbed
-from bench.cpu.interleave import Plan
-from bench.cpu.interleave import Timing
+from bench import record, table
+from bench.cpu import comparison, crf_peers, interleave, kmeans_peers, peak, pipeline_peer, plots, vit_peers
+from bench.cpu.comparison import Bar, Missing, WrongAnswer, compare
+from bench.cpu.interleave import Clock, Disturbed, Plan, Timing
 from vitnp.errors import UsageError
 from vitnp.kernels import reference as k
 from vitnp.method.cleaning import clean

@@ -19,17 +19,10 @@ sys.path.append(str(pathlib.Path(__file__).resolve().parent.parent.parent))
 
 from bench import gpu
 from bench.cpu.vit_peers import Case
-from bench.gpu import bars
-from bench.gpu import ceilings
-from bench.gpu import measure
-from bench.gpu import programs
-from bench.gpu import table
-from bench.gpu.measure import Missing
-from bench.gpu.measure import Timing
-from bench.gpu.report import Report
-from bench.gpu.report import read
-from bench.gpu.steps import FIRST
-from bench.gpu.steps import STEPS
+from bench.gpu import bars, ceilings, measure, programs, table
+from bench.gpu.measure import Missing, Timing
+from bench.gpu.report import Report, read
+from bench.gpu.steps import FIRST, STEPS
 from vitnp.vit.config import ViTConfig
 
 ROOT = pathlib.Path(gpu.__file__).parent.parent.parent
@@ -231,8 +224,7 @@ def test_masks_are_compared_with_the_cpu_s(run_step, monkeypatch, tmp_path, give
 
 def test_the_command_s_masks_are_read(tmp_path, photograph):
     from bench.gpu import agreement
-    from bench.gpu.folder import SIZE
-    from bench.gpu.folder import make_photographs
+    from bench.gpu.folder import SIZE, make_photographs
 
     make_photographs(tmp_path / "in", 7, None)
     names = sorted(path.name for path in (tmp_path / "in").iterdir())

@@ -15,10 +15,8 @@ from PIL import Image
 sys.path.append(str(pathlib.Path(__file__).resolve().parent.parent.parent))
 
 from bench import record
-from bench.quality import composites
-from bench.quality import peers
-from vitnp.errors import ImageError
-from vitnp.errors import UsageError
+from bench.quality import composites, peers
+from vitnp.errors import ImageError, UsageError
 from vitnp.evaluate.data.labeled import read_label_folder
 from vitnp.features.extract import Features
 from vitnp.io.find import find_photographs
@@ -225,7 +223,7 @@ def test_the_command_in_json_with_a_broken_photograph(scene, monkeypatch, capsys
     class Segmenter:
         """What the table asks of the whole method: masks of all photographs, in their order."""
 
-        def __init__(self, vit, *, size, seed, refine, thread_count):
+        def __init__(self, vit, *, size, seed, refine, n_threads):
             assert (size, seed, refine) == (96, 3, "none")
 
         def fit(self, photographs):

@@ -16,15 +16,10 @@ import safetensors.numpy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vitnp.checkpoints.load import describe
-from vitnp.checkpoints.load import load_vit
-from vitnp.checkpoints.load import read_checkpoint
-from vitnp.checkpoints.safetensors_io import read_safetensors
-from vitnp.checkpoints.safetensors_io import write_safetensors
+from vitnp.checkpoints.load import describe, load_vit, read_checkpoint
+from vitnp.checkpoints.safetensors_io import read_safetensors, write_safetensors
 from vitnp.checkpoints.state_dict_names import canonical
-from vitnp.errors import CheckpointError
-from vitnp.errors import OutputError
-from vitnp.errors import UsageError
+from vitnp.errors import CheckpointError, OutputError, UsageError
 
 GOLDEN = pathlib.Path(__file__).parent.parent / "golden"
 TORCH = runpy.run_path(str(GOLDEN / "make_torch_files.py"))
@@ -268,7 +263,7 @@ def test_what_lies_beside_a_transformers_file(tmp_path):
     config = load_vit(path).config
     assert (config.eps, config.heads, config.mean, config.std) == (1e-12, 6, (0.5,) * 3, (0.5, 0.5, 0.25))
     assert load_vit(tmp_path).config == config  # the folder as a whole
-    assert load_vit(path, normalize="imagenet").config.mean == IMAGENET[0]
+    assert load_vit(path, normalization="imagenet").config.mean == IMAGENET[0]
     # Fused names are not transformers', whatever lies beside them.
     assert load_vit(save(tmp_path / "timm.safetensors", make())).config.eps == 1e-6
     (tmp_path / "config.json").write_text("{")
@@ -282,7 +277,7 @@ def test_metadata_and_arguments(tmp_path):
     config = load_vit(path).config
     assert (config.eps, config.pos_embed, config.grid) == (1e-5, "exact", (2, 6))
     assert (config.mean, config.std) == ((0.1, 0.2, 0.3), (1, 2, 3))
-    config = load_vit(path, pos_embed="antialias", normalize="half").config
+    config = load_vit(path, pos_embed="antialias", normalization="half").config
     assert (config.pos_embed, config.mean, config.std) == ("antialias", (0.5,) * 3, (0.5,) * 3)
     for option in ({"pos_embed": "bicubic"}, {"normalize": "none"}):
         with pytest.raises(UsageError):

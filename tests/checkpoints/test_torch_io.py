@@ -15,8 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vitnp.checkpoints.safe_unpickler import Inert
-from vitnp.checkpoints.torch_io import LEGACY_MAGIC
-from vitnp.checkpoints.torch_io import read_torch_file
+from vitnp.checkpoints.torch_io import LEGACY_MAGIC, read_torch_file
 from vitnp.errors import CheckpointError
 
 GOLDEN = pathlib.Path(__file__).parent.parent / "golden"

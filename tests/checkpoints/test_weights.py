@@ -17,13 +17,11 @@ import pytest
 import safetensors.numpy
 
 from vitnp.checkpoints import registry
-from vitnp.checkpoints.download import cache_folder
-from vitnp.checkpoints.download import fetch
+from vitnp.checkpoints.download import cache_folder, fetch
 from vitnp.checkpoints.load import load_vit
 from vitnp.checkpoints.safetensors_io import read_safetensors
 from vitnp.cli.weights import main
-from vitnp.errors import CheckpointError
-from vitnp.errors import VitnpError
+from vitnp.errors import CheckpointError, VitnpError
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 UNRECORDED, RECORDED = "dino_vits16", "dino_vits8"  # whether a page records the SHA-256
@@ -140,7 +138,7 @@ def names(folder):
 def test_facts_are_whole_and_agree():
     for name, entry in registry.entries().items():
         assert name == entry.name and entry.license == "Apache-2.0"
-        assert entry.normalize in registry.NORMALIZATIONS and entry.pos_embed in ("offset", "exact", "antialias")
+        assert entry.normalization in registry.NORMALIZATIONS and entry.pos_embed in ("offset", "exact", "antialias")
         assert entry.url is None or entry.url.startswith("https://")
         for sha256 in (entry.sha256, entry.original_sha256):
             assert sha256 is None or len(bytes.fromhex(sha256)) == 32
@@ -326,7 +324,7 @@ def test_convert_keeps_weights_and_configuration(tmp_path, capsys, dtype):
     out = tmp_path / "out.safetensors"
     options = ["--heads", "2", "--pos-embed", "exact", "--normalize", "half"]
     assert main(["convert", str(source), str(out), "--dtype", dtype, *options]) == 0
-    before = load_vit(source, heads=2, pos_embed="exact", normalize="half")
+    before = load_vit(source, heads=2, pos_embed="exact", normalization="half")
     after = load_vit(out)
     assert after.config == before.config
     assert set(after.weights) == set(before.weights)

@@ -16,9 +16,7 @@ import random_vit
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
-from vitnp import ViTConfig
-from vitnp import load_vit
-from vitnp import read_image
+from vitnp import ViTConfig, load_vit, read_image
 from vitnp.cli.features import main
 from vitnp.features.extract import extract
 from vitnp.io.decode import file_hash

@@ -14,11 +14,7 @@ from hypothesis import strategies as st
 from vitnp.clustering import chunks
 from vitnp.clustering.kmeans import KMeans
 from vitnp.clustering.kmeans_plusplus import kmeans_plusplus
-from vitnp.clustering.lloyd import Cosine
-from vitnp.clustering.lloyd import Euclidean
-from vitnp.clustering.lloyd import move
-from vitnp.clustering.lloyd import partial_step
-from vitnp.clustering.lloyd import sum_partials
+from vitnp.clustering.lloyd import Cosine, Euclidean, move, partial_step, sum_partials
 from vitnp.clustering.spherical import spherical_kmeans
 from vitnp.errors import UsageError
 
@@ -207,7 +203,7 @@ def test_euclidean_starts_reach_the_optimum_of_all_partitions(seed, n, clusters)
         return sum(np.square(group - group.mean(axis=0)).sum() for group in groups)
 
     best = min(within(np.array(labels)) for labels in itertools.product(range(clusters), repeat=n))
-    model = KMeans(clusters, metric="euclidean", n_init=40, seed=seed, thread_count=1).fit(x)
+    model = KMeans(clusters, metric="euclidean", n_init=40, seed=seed, n_threads=1).fit(x)
     assert model.inertia_ == pytest.approx(best, abs=1e-5)
 
 
@@ -215,7 +211,7 @@ def test_euclidean_starts_reach_the_optimum_of_all_partitions(seed, n, clusters)
 def test_answer_is_the_same_to_the_bit_however_rows_come(metric, tmp_path, monkeypatch):
     monkeypatch.setattr(chunks, "CHUNK_ROWS", 64)
     x = features(1, 1000, 9, clusters=6, noise=2.0)
-    reference = KMeans(6, metric=metric, n_init=2, seed=3, thread_count=1).fit(x)
+    reference = KMeans(6, metric=metric, n_init=2, seed=3, n_threads=1).fit(x)
     assert reference.n_iter_ > 3
     mapped = np.memmap(tmp_path / "x.f16", np.float16, "w+", shape=x.shape)
     mapped[:] = x
@@ -235,8 +231,8 @@ def test_answer_is_the_same_to_the_bit_however_rows_come(metric, tmp_path, monke
         "store": store,
     }
     for way in ways.values():
-        for thread_count in (1, 3):
-            model = KMeans(6, metric=metric, n_init=2, seed=3, thread_count=thread_count).fit(way)
+        for n_threads in (1, 3):
+            model = KMeans(6, metric=metric, n_init=2, seed=3, n_threads=n_threads).fit(way)
             same_model(model, reference)
             np.testing.assert_array_equal(model.predict(way), reference.labels_)
     assert store.largest == 64  # never the whole
@@ -244,9 +240,9 @@ def test_answer_is_the_same_to_the_bit_however_rows_come(metric, tmp_path, monke
 
 def test_real_chunks_and_blas_threads_change_nothing():
     x = features(2, 3 * chunks.CHUNK_ROWS + 11, 24, clusters=5, noise=4.0)
-    reference = KMeans(5, max_iter=4, thread_count=1).fit(x)
+    reference = KMeans(5, max_iter=4, n_threads=1).fit(x)
     with threadpoolctl.threadpool_limits(limits=2, user_api="blas"):
-        same_model(KMeans(5, max_iter=4, thread_count=2).fit(Stream(x, [5000])), reference)
+        same_model(KMeans(5, max_iter=4, n_threads=2).fit(Stream(x, [5000])), reference)
 
 
 def test_chunked_answer_is_that_of_one_plain_pass(monkeypatch):

@@ -12,9 +12,7 @@ from vitnp.clustering import neighbors as neighbors_module
 from vitnp.clustering import spectral
 from vitnp.clustering.kmeans import KMeans
 from vitnp.clustering.neighbors import nearest_neighbors
-from vitnp.clustering.spectral import neighbor_graph
-from vitnp.clustering.spectral import spectral_clusters
-from vitnp.clustering.spectral import spectral_embedding
+from vitnp.clustering.spectral import neighbor_graph, spectral_clusters, spectral_embedding
 from vitnp.errors import UsageError
 from vitnp.kernels import reference as reference_
 
@@ -54,9 +52,9 @@ def small_blocks(monkeypatch, queries: int = 5, others: int = 7) -> None:
 @settings(derandomize=True, deadline=None, max_examples=40)
 @given(
     n=st.integers(2, 40), m=st.integers(0, 12), count=st.integers(1, 9), seed=st.integers(0, 999), own=st.booleans(),
-    thread_count=st.integers(1, 3),
+    n_threads=st.integers(1, 3),
 )  # fmt: skip
-def test_neighbors_are_those_of_the_full_matrix_with_ties_to_the_lower_row(n, m, count, seed, own, thread_count):
+def test_neighbors_are_those_of_the_full_matrix_with_ties_to_the_lower_row(n, m, count, seed, own, n_threads):
     """Axis-parallel rows have cosines -1, 0 and 1 exactly, so ties are everywhere."""
     rng = np.random.default_rng(seed)
     x = np.eye(3)[rng.integers(3, size=n)] * rng.choice([-2.0, 0.0, 1.0, 3.0], size=(n, 1))
@@ -64,7 +62,7 @@ def test_neighbors_are_those_of_the_full_matrix_with_ties_to_the_lower_row(n, m,
     count = min(count, n - own)
     with pytest.MonkeyPatch.context() as patch:
         small_blocks(patch)
-        index, cosine = nearest_neighbors(queries, x, count, exclude_self=own, thread_count=thread_count)
+        index, cosine = nearest_neighbors(queries, x, count, exclude_self=own, n_threads=n_threads)
     full = np.sign(queries) @ np.sign(x).T
     if own:
         np.fill_diagonal(full, -9)
@@ -237,10 +235,10 @@ def test_any_input_gives_labels_by_size_and_the_same_ones_again(n, clusters, nei
     if kind == "zeros":
         x[: n // 2] = 0
     clusters = min(clusters, n)
-    labels = spectral_clusters(x, clusters, neighbors=neighbors, starts=2, thread_count=1)
+    labels = spectral_clusters(x, clusters, neighbors=neighbors, starts=2, n_threads=1)
     sizes = np.bincount(labels)
     assert len(sizes) <= clusters and sizes.min() > 0 and (np.diff(sizes) <= 0).all()
-    again = spectral_clusters(x, clusters, neighbors=neighbors, starts=2, thread_count=2)
+    again = spectral_clusters(x, clusters, neighbors=neighbors, starts=2, n_threads=2)
     np.testing.assert_array_equal(labels, again)
 
 
@@ -255,9 +253,9 @@ def test_lengths_and_float16_change_nothing():
 @pytest.mark.parametrize("rows", [400, spectral.DENSE_ROWS + 300])
 def test_same_labels_over_runs_and_thread_counts(rows):
     x = planted(rows, 6, width=16, noise=1.2)[0]
-    reference = spectral_clusters(x, 6, seed=4, thread_count=1)
-    for thread_count in (1, 2, 3):
-        np.testing.assert_array_equal(spectral_clusters(x, 6, seed=4, thread_count=thread_count), reference)
+    reference = spectral_clusters(x, 6, seed=4, n_threads=1)
+    for n_threads in (1, 2, 3):
+        np.testing.assert_array_equal(spectral_clusters(x, 6, seed=4, n_threads=n_threads), reference)
 
 
 def test_dense_and_iterative_solvers_agree_on_clusters(monkeypatch):

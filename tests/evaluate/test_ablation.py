@@ -6,12 +6,11 @@ import json
 
 import numpy as np
 import pytest
-from tests.evaluate.test_evaluate import discs
 
+from tests.evaluate.test_evaluate import discs
 from vitnp.cli import evaluate
 from vitnp.evaluate.ablation import ablate
-from vitnp.evaluate.data.pairs import match_pairs
-from vitnp.evaluate.data.pairs import read_truth
+from vitnp.evaluate.data.pairs import match_pairs, read_truth
 from vitnp.evaluate.saliency import score_set
 from vitnp.method.cleaning import clean
 from vitnp.refine.refine import refine

@@ -10,10 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from vitnp.errors import ImageError
-from vitnp.errors import UsageError
-from vitnp.evaluate.data.pairs import match_pairs
-from vitnp.evaluate.data.pairs import read_truth
+from vitnp.errors import ImageError, UsageError
+from vitnp.evaluate.data.pairs import match_pairs, read_truth
 from vitnp.io.write import write_png
 
 PICTURE = Image.new("L", (3, 2))

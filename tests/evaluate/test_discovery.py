@@ -9,14 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vitnp.cli import arguments
-from vitnp.cli import evaluate
-from vitnp.cli import shared
+from vitnp.cli import arguments, evaluate, shared
 from vitnp.evaluate import discovery
 from vitnp.evaluate.data.voc_boxes import read_voc_boxes
-from vitnp.evaluate.discovery import Located
-from vitnp.evaluate.discovery import box_of
-from vitnp.evaluate.discovery import score_box_set
+from vitnp.evaluate.discovery import Located, box_of, score_box_set
 from vitnp.io.decode import read_image
 from vitnp.segmenter import Segmenter
 

@@ -18,25 +18,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vitnp.cli import arguments
-from vitnp.cli import evaluate
+from vitnp.cli import arguments, evaluate
 from vitnp.cli import shared as shared_
 from vitnp.cli.shared import EXIT_SOME_FAILED
-from vitnp.errors import ImageError
-from vitnp.errors import UsageError
+from vitnp.errors import ImageError, UsageError
 from vitnp.evaluate import saliency
-from vitnp.evaluate.data.pairs import Pair
-from vitnp.evaluate.data.pairs import match_pairs
-from vitnp.evaluate.data.pairs import read_truth
-from vitnp.evaluate.metrics.saliency import SaliencyScores
-from vitnp.evaluate.metrics.saliency import accuracy
-from vitnp.evaluate.metrics.saliency import iou
-from vitnp.evaluate.metrics.saliency import mae
-from vitnp.evaluate.metrics.saliency import max_f_beta
-from vitnp.evaluate.metrics.saliency import s_measure
-from vitnp.evaluate.saliency import mean_scores
-from vitnp.evaluate.saliency import score_pair
-from vitnp.evaluate.saliency import score_pairs
+from vitnp.evaluate.data.pairs import Pair, match_pairs, read_truth
+from vitnp.evaluate.metrics.saliency import SaliencyScores, accuracy, iou, mae, max_f_beta, s_measure
+from vitnp.evaluate.saliency import mean_scores, score_pair, score_pairs
 from vitnp.io.decode import read_image
 from vitnp.segmenter import Segmenter
 
@@ -397,7 +386,7 @@ def test_a_set_is_fitted_as_a_whole_from_thirty_on(tmp_path, builtin, capsys):
         truth = read_truth(pair.mask, mask.shape)
         expected.append(np.count_nonzero(mask & truth) / np.count_nonzero(mask | truth))
     assert found["all", "3"]["iou"] == pytest.approx(np.mean(expected), abs=1e-12)
-    scored = saliency.score_set(pairs, Segmenter(builtin, size=96, refine="none", thread_count=3))
+    scored = saliency.score_set(pairs, Segmenter(builtin, size=96, refine="none", n_threads=3))
     assert list(scored.ranking) == list(range(30))
     assert list(scored.ranking.values()) == pytest.approx(expected, abs=1e-12)
     # One photograph fewer, and each is by itself.

@@ -11,19 +11,18 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
 
-from vitnp.errors import ImageError
-from vitnp.errors import UsageError
-from vitnp.errors import VitnpError
+from vitnp.errors import ImageError, UsageError, VitnpError
 from vitnp.evaluate.data.coco import read_coco
-from vitnp.evaluate.data.labeled import VOC_CLASSES
-from vitnp.evaluate.data.labeled import read_coseg
-from vitnp.evaluate.data.labeled import read_label_folder
-from vitnp.evaluate.data.labeled import read_labels
-from vitnp.evaluate.data.labeled import read_split
-from vitnp.evaluate.data.labeled import read_table
-from vitnp.evaluate.data.labeled import read_voc
-from vitnp.evaluate.data.voc_boxes import read_boxes
-from vitnp.evaluate.data.voc_boxes import read_voc_boxes
+from vitnp.evaluate.data.labeled import (
+    VOC_CLASSES,
+    read_coseg,
+    read_label_folder,
+    read_labels,
+    read_split,
+    read_table,
+    read_voc,
+)
+from vitnp.evaluate.data.voc_boxes import read_boxes, read_voc_boxes
 from vitnp.masks import rle
 from vitnp.masks.polygons import fill_polygon
 

@@ -13,12 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from vitnp.evaluate.metrics.saliency import accuracy
-from vitnp.evaluate.metrics.saliency import iou
-from vitnp.evaluate.metrics.saliency import mae
-from vitnp.evaluate.metrics.saliency import max_f_beta
-from vitnp.evaluate.metrics.saliency import s_measure
-from vitnp.evaluate.metrics.saliency import saliency_scores
+from vitnp.evaluate.metrics.saliency import accuracy, iou, mae, max_f_beta, s_measure, saliency_scores
 
 GOLDEN = pathlib.Path(__file__).parent.parent / "golden"
 SHAPES = hnp.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=9)

@@ -9,13 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from vitnp.errors import OutputError
-from vitnp.evaluate.report import Case
-from vitnp.evaluate.report import chosen
-from vitnp.evaluate.report import draw_boxes
-from vitnp.evaluate.report import paint
-from vitnp.evaluate.report import report_paths
-from vitnp.evaluate.report import sheet
-from vitnp.evaluate.report import write_report
+from vitnp.evaluate.report import Case, chosen, draw_boxes, paint, report_paths, sheet, write_report
 from vitnp.io.stamp import is_own_output
 
 GRAY, RED, GREEN = ((value,) * 3 if isinstance(value, int) else value for value in (128, (200, 0, 0), (0, 200, 0)))

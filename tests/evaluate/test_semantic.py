@@ -14,13 +14,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vitnp.cli import evaluate
-from vitnp.cli import shared
-from vitnp.errors import ImageError
-from vitnp.errors import UsageError
-from vitnp.evaluate.data.labeled import VOC_CLASSES
-from vitnp.evaluate.data.labeled import LabeledSet
-from vitnp.evaluate.data.labeled import Sample
+from vitnp.cli import evaluate, shared
+from vitnp.errors import ImageError, UsageError
+from vitnp.evaluate.data.labeled import VOC_CLASSES, LabeledSet, Sample
 from vitnp.evaluate.data.layouts import detect_layout
 from vitnp.evaluate.semantic import score_labels
 from vitnp.segmenter import Segmenter

@@ -14,14 +14,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from vitnp.evaluate.metrics.boxes import box_iou
-from vitnp.evaluate.metrics.boxes import corloc
-from vitnp.evaluate.metrics.semantic import confusion_matrix
-from vitnp.evaluate.metrics.semantic import iou_matrix
-from vitnp.evaluate.metrics.semantic import match_many_to_one
-from vitnp.evaluate.metrics.semantic import match_one_to_one
-from vitnp.evaluate.metrics.semantic import merge_clusters
-from vitnp.evaluate.metrics.semantic import semantic_scores
+from vitnp.evaluate.metrics.boxes import box_iou, corloc
+from vitnp.evaluate.metrics.semantic import (
+    confusion_matrix,
+    iou_matrix,
+    match_many_to_one,
+    match_one_to_one,
+    merge_clusters,
+    semantic_scores,
+)
 
 GOLDEN = pathlib.Path(__file__).parent.parent / "golden"
 quick = settings(derandomize=True, deadline=None, max_examples=80)

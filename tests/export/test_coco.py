@@ -13,15 +13,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from vitnp.errors import OutputError
-from vitnp.export.coco import CocoWriter
-from vitnp.export.coco import class_names
-from vitnp.export.coco import segmentation
-from vitnp.masks.contours import polygons
-from vitnp.masks.contours import rings
-from vitnp.masks.contours import smooth_rings
-from vitnp.masks.rle import encode
-from vitnp.masks.rle import extent
-from vitnp.masks.rle import run_lengths
+from vitnp.export.coco import CocoWriter, class_names, segmentation
+from vitnp.masks.contours import polygons, rings, smooth_rings
+from vitnp.masks.rle import encode, extent, run_lengths
 
 GOLDEN = pathlib.Path(__file__).parent.parent / "golden"
 CASES = runpy.run_path(str(GOLDEN / "make_coco.py"))

@@ -6,9 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vitnp.export.contact_sheet import COLUMNS
-from vitnp.export.contact_sheet import contact_sheet
-from vitnp.export.contact_sheet import write_contact_sheet
+from vitnp.export.contact_sheet import COLUMNS, contact_sheet, write_contact_sheet
 from vitnp.io import stamp
 from vitnp.masks.palette import bright_colors
 

@@ -17,12 +17,10 @@ from PIL import Image
 
 from vitnp import Segmenter
 from vitnp.cli.segment import main
-from vitnp.errors import OutputError
-from vitnp.errors import UsageError
+from vitnp.errors import OutputError, UsageError
 from vitnp.export.collection_run import FolderRun
 from vitnp.export.naming import output_stems
-from vitnp.io.find import Photograph
-from vitnp.io.find import find_photographs
+from vitnp.io.find import Photograph, find_photographs
 from vitnp.io.stamp import stamp
 from vitnp.method.regions import RegionRule
 

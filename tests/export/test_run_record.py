@@ -12,10 +12,7 @@ from PIL import __version__ as pillow_version
 
 import vitnp
 from vitnp.errors import ImageError
-from vitnp.export.run_record import class_records
-from vitnp.export.run_record import failure_records
-from vitnp.export.run_record import run_record
-from vitnp.export.run_record import versions
+from vitnp.export.run_record import class_records, failure_records, run_record, versions
 from vitnp.io.write import write_json
 
 

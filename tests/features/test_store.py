@@ -20,23 +20,14 @@ import pytest
 import random_vit
 from PIL import Image
 
-from vitnp import ViT
-from vitnp import ViTConfig
-from vitnp import read_image
+from vitnp import ViT, ViTConfig, read_image
 from vitnp.clustering.kmeans import KMeans
-from vitnp.errors import ImageError
-from vitnp.errors import OutputError
-from vitnp.errors import UsageError
+from vitnp.errors import ImageError, OutputError, UsageError
 from vitnp.features.extract import extract
 from vitnp.features.spec import FeatureSpec
-from vitnp.features.store import FeatureStore
-from vitnp.features.store import prune
-from vitnp.features.stream import ShardWriter
-from vitnp.features.stream import extract_to_store
-from vitnp.features.stream import stored_features
-from vitnp.features.temporary import check_space
-from vitnp.features.temporary import estimate_bytes
-from vitnp.features.temporary import temporary_store
+from vitnp.features.store import FeatureStore, prune
+from vitnp.features.stream import ShardWriter, extract_to_store, stored_features
+from vitnp.features.temporary import check_space, estimate_bytes, temporary_store
 from vitnp.io.decode import file_hash
 from vitnp.io.find import Photograph
 from vitnp.io.preprocess import normalize

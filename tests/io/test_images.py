@@ -17,13 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from vitnp.errors import ImageError
-from vitnp.errors import UsageError
-from vitnp.io import decode
-from vitnp.io import find
-from vitnp.io import preprocess
-from vitnp.io import resample
-from vitnp.io import write
+from vitnp.errors import ImageError, UsageError
+from vitnp.io import decode, find, preprocess, resample, write
 from vitnp.io.source import content_hash
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))

@@ -9,8 +9,7 @@ from PIL import Image
 from vitnp.errors import OutputError
 from vitnp.io import stamp
 from vitnp.io.label_png import write_labels
-from vitnp.masks.palette import bright_colors
-from vitnp.masks.palette import voc_colors
+from vitnp.masks.palette import bright_colors, voc_colors
 
 # The 20 classes of PASCAL VOC as its label images have them, and the border between objects.
 VOC = {

@@ -21,16 +21,10 @@ from scipy import ndimage
 import vitnp
 from vitnp.errors import OutputError
 from vitnp.export import naming
-from vitnp.io import outputs
-from vitnp.io import stamp
+from vitnp.io import outputs, stamp
 from vitnp.io import write as write_
 from vitnp.io.find import Photograph
-from vitnp.io.write import make_folder
-from vitnp.io.write import write_json
-from vitnp.io.write import write_npy
-from vitnp.io.write import write_npz
-from vitnp.io.write import write_png
-from vitnp.io.write import write_text
+from vitnp.io.write import make_folder, write_json, write_npy, write_npz, write_png, write_text
 from vitnp.masks import overlay
 from vitnp.masks.boxes import bounding_boxes
 

@@ -14,9 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import erf
 
-from vitnp import ViT
-from vitnp import ViTConfig
-from vitnp import kernels
+from vitnp import ViT, ViTConfig, kernels
 from vitnp.errors import UsageError
 from vitnp.kernels.threads import pool
 
@@ -254,7 +252,7 @@ def test_linear_in_bfloat16(n, c, e, seed):
 @pytest.mark.parametrize("changes", [{}, {"width": 90, "heads": 2}, {"swiglu": True}])
 def test_a_network_in_bfloat16_is_near_and_the_same_for_any_number_of_threads(changes):
     exact = ViT(*network(**changes))
-    vit = exact.at("bf16")
+    vit = exact.to(precision="bf16")
     assert vit.precision == "bf16" and exact.precision == "fp32"
     images = random(3, 2, 3, 64, 104)
     key, near = (v(images, "key")["key"] for v in (exact, vit))
@@ -266,9 +264,9 @@ def test_a_network_in_bfloat16_is_near_and_the_same_for_any_number_of_threads(ch
 
 def test_a_precision_that_is_not_there_is_refused_with_those_that_are():
     vit = ViT(*network())
-    assert vit.at("auto").precision == vit.at("fp32").precision == "fp32"
+    assert vit.to(precision="auto").precision == vit.to(precision="fp32").precision == "fp32"
     with pytest.raises(UsageError, match="fp16.*choose among auto, fp32"):
-        vit.at("fp16")
+        vit.to(precision="fp16")
 
 
 # --- in processes of their own ------------------------------------------------------------------------------------------------

@@ -155,7 +155,7 @@ def test_keys_and_values_put_in_piece_by_piece(cupy, precision, tolerance, width
     query, key, value = random(14, 2, 3, width), random(15, 2, 10, width), random(16, 2, 10, width)
     held = KVCache(2, 10, width, heads=1, precision=precision)
     for start, stop in ((0, 4), (4, 10)):
-        held.put(slice(0, 2), start, cupy.asarray(key[:, start:stop]), cupy.asarray(value[:, start:stop]))
+        held.write(slice(0, 2), start, cupy.asarray(key[:, start:stop]), cupy.asarray(value[:, start:stop]))
     found = held.attend(cupy.asarray(query[1:]), slice(1, 2))
     assert found.dtype == np.float32
     wanted = expected(query[1:], key[1:], value[1:], 1)

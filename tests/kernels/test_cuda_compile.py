@@ -11,8 +11,7 @@ import os
 import pytest
 from cuda_emulator import nvrtc
 
-from vitnp.kernels.cuda import loader
-from vitnp.kernels.cuda import tiles
+from vitnp.kernels.cuda import loader, tiles
 
 ARCHITECTURES = (75, 80, 90)
 SHARED = {75: 64 * 1024, 80: 163 * 1024, 90: 227 * 1024}  # bytes that a block may have

@@ -9,22 +9,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vitnp.io import preprocess
-from vitnp.io import resample
+from vitnp.io import preprocess, resample
 from vitnp.method import cleaning
 from vitnp.refine import guided_filter
 
 
 @pytest.fixture
 def image(cupy):
-    from vitnp.kernels.cuda import image as image_
-    from vitnp.kernels.cuda.image import bilinear
-    from vitnp.kernels.cuda.image import clean
-    from vitnp.kernels.cuda.image import filter_weights
-    from vitnp.kernels.cuda.image import fixed_point
-    from vitnp.kernels.cuda.image import guided_upsample
-    from vitnp.kernels.cuda.image import normalize
-    from vitnp.kernels.cuda.image import resize
+    from vitnp.kernels.cuda import image
 
     return image
 
@@ -52,19 +44,19 @@ def score(seed: int, *shape: int) -> np.ndarray:
 def test_resize_gives_pillow_s_bytes(cupy, image, before, after):
     rgb = picture(0, *before)
     wanted = Image.fromarray(rgb).resize(after[::-1], Image.Resampling.BICUBIC)
-    np.testing.assert_array_equal(cupy.asnumpy(resize(cupy.asarray(rgb), after)), np.asarray(wanted))
+    np.testing.assert_array_equal(cupy.asnumpy(image.resize(cupy.asarray(rgb), after)), np.asarray(wanted))
 
 
 def test_resize_clips_what_the_filter_overshoots(cupy, image):
     rgb = np.zeros((1, 12, 3), np.uint8)
     rgb[:, 6:] = 255
     wanted = Image.fromarray(rgb).resize((31, 1), Image.Resampling.BICUBIC)
-    np.testing.assert_array_equal(cupy.asnumpy(resize(cupy.asarray(rgb), (1, 31))), np.asarray(wanted))
+    np.testing.assert_array_equal(cupy.asnumpy(image.resize(cupy.asarray(rgb), (1, 31))), np.asarray(wanted))
 
 
 @pytest.mark.parametrize("length, size", [(1, 1), (1, 9), (9, 1), (640, 320), (4000, 322), (3, 1000)])
 def test_filter_weights_sum_to_one_and_stay_inside(image, length, size):
-    first, weights = filter_weights(length, size)
+    first, weights = image.filter_weights(length, size)
     np.testing.assert_allclose(weights.sum(axis=1) / 2**22, 1, atol=weights.shape[1] / 2**22)
     taps = np.arange(weights.shape[1])
     assert (first >= 0).all() and (weights[first[:, None] + taps >= length] == 0).all()
@@ -73,7 +65,7 @@ def test_filter_weights_sum_to_one_and_stay_inside(image, length, size):
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
 def test_normalize(cupy, image, dtype):
     rgb, mean, std = picture(1, 13, 29), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-    found = cupy.asnumpy(normalize(cupy.asarray(rgb), mean, std, dtype))
+    found = cupy.asnumpy(image.normalize(cupy.asarray(rgb), mean, std, dtype))
     np.testing.assert_array_equal(found, preprocess.normalize(rgb, mean, std).astype(dtype))
 
 
@@ -83,19 +75,19 @@ def test_normalize(cupy, image, dtype):
 def test_bilinear_gives_the_cpu_s_bits(cupy, image, before, after):
     values = score(2, *before)
     np.testing.assert_array_equal(
-        cupy.asnumpy(bilinear(cupy.asarray(values), after)), resample.bilinear(values, after)
+        cupy.asnumpy(image.bilinear(cupy.asarray(values), after)), resample.bilinear(values, after)
     )
 
 
 def test_bilinear_window(cupy, image):
     values, window = score(3, 4, 5), {"rows": slice(3, 9), "columns": slice(10, None, 2)}
-    found = bilinear(cupy.asarray(values), (13, 21), **window)
+    found = image.bilinear(cupy.asarray(values), (13, 21), **window)
     np.testing.assert_array_equal(cupy.asnumpy(found), resample.bilinear(values, (13, 21), **window))
 
 
 def test_fixed_point_rounds_to_nearest_and_clips(cupy, image):
     values = np.float32([[-1, 0, 0.25 / 65535, 0.75 / 65535], [0.5, 1 - 1e-6, 1, 7]])
-    assert cupy.asnumpy(fixed_point(cupy.asarray(values))).tolist() == [
+    assert cupy.asnumpy(image.fixed_point(cupy.asarray(values))).tolist() == [
         [0, 0, 0, 1],
         [32768, 65535, 65535, 65535],
     ]
@@ -104,7 +96,7 @@ def test_fixed_point_rounds_to_nearest_and_clips(cupy, image):
 @pytest.mark.parametrize("shape, radius", [((1, 1), 0), ((1, 9), 2), ((14, 17), 1), ((14, 17), 4), ((6, 5), 30)])
 def test_guided_filter(cupy, image, shape, radius):
     target, rgb = score(4, *shape), picture(5, *shape)
-    found = image_.guided_filter(cupy.asarray(target), cupy.asarray(rgb), radius=radius, eps=1e-3)
+    found = image.guided_filter(cupy.asarray(target), cupy.asarray(rgb), radius=radius, eps=1e-3)
     np.testing.assert_allclose(
         cupy.asnumpy(found), guided_filter.guided_filter(target, rgb, radius=radius, eps=1e-3), atol=1e-6
     )
@@ -114,7 +106,7 @@ def test_guided_filter_where_a_window_holds_one_hue(cupy, image):
     ramp = np.linspace(0, 255, 15).astype(np.uint8)
     rgb = np.stack(np.broadcast_arrays(ramp[:, None], ramp[:, None] // 2, np.zeros((15, 12), np.uint8)), axis=-1)
     target = score(6, 15, 12)
-    found = image_.guided_filter(cupy.asarray(target), cupy.asarray(rgb), radius=3, eps=1e-6)
+    found = image.guided_filter(cupy.asarray(target), cupy.asarray(rgb), radius=3, eps=1e-6)
     np.testing.assert_allclose(cupy.asnumpy(found), guided_filter.guided_filter(target, rgb, radius=3, eps=1e-6), atol=1e-5)
 
 
@@ -122,7 +114,7 @@ def test_guided_filter_where_a_window_holds_one_hue(cupy, image):
 def test_guided_upsample_is_within_one_level(cupy, image, small, full):
     rgb = picture(7, *full)
     reduced, soft = resample.downscale(rgb, small), score(8, *small)
-    found = cupy.asnumpy(guided_upsample(*map(cupy.asarray, (soft, reduced, rgb))))
+    found = cupy.asnumpy(image.guided_upsample(*map(cupy.asarray, (soft, reduced, rgb))))
     assert found.dtype == np.uint16
     assert np.abs(found.astype(int) - guided_filter.guided_upsample(soft, reduced, rgb)).max() <= 1
 
@@ -130,14 +122,14 @@ def test_guided_upsample_is_within_one_level(cupy, image, small, full):
 @pytest.mark.parametrize("name, value", [("radius", -1), ("radius", 1.5), ("eps", 0.0)])
 def test_guided_filter_refuses(cupy, image, name, value):
     with pytest.raises(ValueError, match=name):
-        image_.guided_filter(
+        image.guided_filter(
             cupy.asarray(score(0, 2, 2)), cupy.asarray(picture(0, 2, 2)), **{"radius": 1, "eps": 1e-3, name: value}
         )
 
 
 def test_what_is_no_photograph_is_refused(cupy, image):
     with pytest.raises(ValueError, match=r"uint8 array of shape \(H, W, 3\), not float32"):
-        resize(cupy.asarray(np.zeros((2, 2, 3), np.float32)), (1, 1))
+        image.resize(cupy.asarray(np.zeros((2, 2, 3), np.float32)), (1, 1))
 
 
 def spiral(side: int) -> np.ndarray:
@@ -177,11 +169,11 @@ def spiral(side: int) -> np.ndarray:
 )
 def test_clean(cupy, image, made, constants):
     np.testing.assert_array_equal(
-        cupy.asnumpy(clean(cupy.asarray(made), *dataclasses.astuple(constants))), cleaning.clean(made, constants)
+        cupy.asnumpy(image.clean(cupy.asarray(made), *dataclasses.astuple(constants))), cleaning.clean(made, constants)
     )
 
 
 def test_a_lone_component_stays_however_small(cupy, image):
     made = np.zeros((20, 20), np.float32)
     made[3, 4] = 0.8
-    np.testing.assert_array_equal(cupy.asnumpy(clean(cupy.asarray(made), *dataclasses.astuple(cleaning.CleaningConfig()))), made)
+    np.testing.assert_array_equal(cupy.asnumpy(image.clean(cupy.asarray(made), *dataclasses.astuple(cleaning.CleaningConfig()))), made)

@@ -14,10 +14,8 @@ import cuda_emulator
 import fake_cupy
 import numpy as np
 import pytest
-from tests.kernels import test_cuda_attention
-from tests.kernels import test_cuda_image
-from tests.kernels import test_cuda_kernels
-from tests.kernels import test_cuda_refine
+
+from tests.kernels import test_cuda_attention, test_cuda_image, test_cuda_kernels, test_cuda_refine
 
 
 def as_it_is(model: tuple[str, int]) -> None:
@@ -212,8 +210,7 @@ def test_a_planted_defect_is_noticed(prepared, defect, monkeypatch):
     for job in prepared[defect]:
         job.result()
     with fake_cupy.installed("check") as cupy:
-        from vitnp.kernels.cuda import dispatch
-        from vitnp.kernels.cuda import loader
+        from vitnp.kernels.cuda import dispatch, loader
 
         whole = loader.source
         monkeypatch.setattr(

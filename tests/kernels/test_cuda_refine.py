@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 from vitnp.kernels import reference
-from vitnp.refine.bilateral_solver import BilateralGrid
-from vitnp.refine.bilateral_solver import bilateral_solver
+from vitnp.refine.bilateral_solver import BilateralGrid, bilateral_solver
 
 
 def picture(seed: int, height: int, width: int) -> np.ndarray:
@@ -152,8 +151,7 @@ def test_lattice(cupy, dimensions, points, spread):
 
 @pytest.mark.parametrize("dimensions, points, classes", [(2, 300, 1), (5, 200, 2), (5, 50, 21)])
 def test_filter(cupy, dimensions, points, classes):
-    from vitnp.kernels.cuda.crf import lattice_filter
-    from vitnp.kernels.cuda.crf import permutohedral_lattice
+    from vitnp.kernels.cuda.crf import lattice_filter, permutohedral_lattice
 
     given, values = features(1, dimensions, points, 3), score(2, points, classes)
     found = lattice_filter(permutohedral_lattice(cupy.asarray(given)), cupy.asarray(values))

@@ -19,14 +19,12 @@ from vitnp.cli.features import main as features_command
 from vitnp.cli.segment import main as segment_command
 from vitnp.clustering.kmeans import KMeans
 from vitnp.clustering.spherical import spherical_kmeans
-from vitnp.errors import DeviceError
-from vitnp.errors import UsageError
+from vitnp.errors import DeviceError, UsageError
 from vitnp.features import batching
-from vitnp.features.extract import extract
 from vitnp.features import stream as streaming
+from vitnp.features.extract import extract
 from vitnp.features.spec import FeatureSpec
-from vitnp.method import collection_level
-from vitnp.method import image_level
+from vitnp.method import collection_level, image_level
 from vitnp.pipeline import segment_image
 from vitnp.segmenter import Segmenter
 from vitnp.vit.config import ViTConfig
@@ -106,7 +104,7 @@ def machine(request, monkeypatch):
 
 def test_what_is_missing_is_said_in_one_sentence(machine, vit):
     with pytest.raises(DeviceError, match=machine) as caught:
-        vit.on("cuda")
+        vit.to(device="cuda")
     assert "\n" not in str(caught.value)
 
 
@@ -129,12 +127,12 @@ def test_auto_goes_on_with_the_cpu_and_says_nothing(machine, tmp_path, model, ca
 
 def test_other_devices_are_refused(vit):
     with pytest.raises(UsageError, match="no device 'tpu'; choose among auto, cpu, cuda"):
-        vit.on("tpu")
+        vit.to(device="tpu")
 
 
 def test_auto_takes_the_gpu(cupy, vit):
     assert kernels.choose_device() == "cuda" and kernels.choose_device("cpu") == "cpu"
-    assert vit.on("auto").device == "cuda" and vit.on("auto").on("cpu").device == vit.device == "cpu"
+    assert vit.to(device="auto").device == "cuda" and vit.to(device="auto").to(device="cpu").device == vit.device == "cpu"
     assert kernels.name_of("cuda") == "cuda:0" and kernels.name_of("cpu") == "cpu"
 
 
@@ -166,7 +164,7 @@ def test_features_are_the_cpu_s(cupy, shape, precision):
     if precision not in kernels.for_device("cuda").precisions():
         pytest.skip(f"this GPU has no {precision}")
     vit = network(SHAPES[shape])
-    there = vit.on("cuda").at(precision)
+    there = vit.to(device="cuda", precision=precision)
     images = np.random.default_rng(0).standard_normal((3, 3, 24, 40)).astype(np.float32)
     for want, options in (
         (("key", "attention", "cls", "cls_state"), {}),
@@ -182,7 +180,7 @@ def test_features_are_the_cpu_s(cupy, shape, precision):
 
 def test_images_may_be_on_the_gpu_already(cupy, vit):
     images = np.random.default_rng(0).standard_normal((1, 3, 16, 24)).astype(np.float32)
-    there = vit.on("cuda")
+    there = vit.to(device="cuda")
     np.testing.assert_array_equal(
         kernels.to_host(there(cupy.asarray(images))["key"]), kernels.to_host(there(images)["key"])
     )
@@ -195,7 +193,7 @@ def test_cls_of_regions(cupy, vit):
     images = np.random.default_rng(1).standard_normal((1, 3, 24, 32)).astype(np.float32)
     regions = np.random.default_rng(2).random((3, 12)) < 0.5
     regions[2] = False
-    for place, tolerance in ((vit, 0), (vit.on("cuda").at("fp32"), 1e-5), (vit.on("cuda"), 4e-3)):
+    for place, tolerance in ((vit, 0), (vit.to(device="cuda", precision="fp32"), 1e-5), (vit.to(device="cuda"), 4e-3)):
         found = place(images, ("cls_state", "key", "value"))
         cls = place.region_cls(found["cls_state"][0], found["key"][0], found["value"][0], regions)
         assert isinstance(cls, np.ndarray) and kernels.device_of(cls) == "cpu"
@@ -205,23 +203,23 @@ def test_cls_of_regions(cupy, vit):
 
 
 def test_precision_follows_the_device_unless_it_was_chosen(cupy, vit):
-    there = vit.on("cuda")
-    assert (vit.precision, there.precision, there.on("cpu").precision) == ("fp32", "fp16", "fp32")
-    assert vit.at("fp32").on("cuda").precision == "fp32" and there.at("tf32").at("auto").precision == "fp16"
-    assert (vit.arithmetic, there.arithmetic, there.at("fp32").arithmetic) == ("fp32", "cuda fp16", "cuda fp32")
+    there = vit.to(device="cuda")
+    assert (vit.precision, there.precision, there.to(device="cpu").precision) == ("fp32", "fp16", "fp32")
+    assert vit.to(precision="fp32").to(device="cuda").precision == "fp32" and there.to(precision="tf32").to(precision="auto").precision == "fp16"
+    assert (vit.numerics, there.numerics, there.to(precision="fp32").numerics) == ("fp32", "cuda fp16", "cuda fp32")
     assert FeatureSpec.of(vit).name != FeatureSpec.of(there).name
 
 
 def test_a_precision_that_the_gpu_lacks_is_refused_with_those_that_it_has(cupy, vit):
     there = ", ".join(kernels.for_device("cuda").precisions())
     with pytest.raises(UsageError, match=f"no precision 'fp8' on this machine's GPU; choose among auto, {there}"):
-        vit.on("cuda").at("fp8")
+        vit.to(device="cuda", precision="fp8")
 
 
 def test_reduced_products_end_with_the_pass(cupy, vit):
     settings = cupy._core._routines_linalg
     before = settings.get_compute_type(np.float32)
-    vit.on("cuda").at("tf32")(np.zeros((1, 3, 16, 16), np.float32))
+    vit.to(device="cuda", precision="tf32")(np.zeros((1, 3, 16, 16), np.float32))
     assert settings.get_compute_type(np.float32) == before
 
 
@@ -231,7 +229,7 @@ def test_reduced_products_end_with_the_pass(cupy, vit):
 @pytest.mark.parametrize("refine", ["solver", "crf", "guided", "none"])
 def test_masks_are_the_cpu_s(cupy, vit, refine):
     rgb, options = scene(1, (24, 32)), {"size": 32, "refine": refine, "collection": None}
-    wanted, found = segment_image(rgb, vit, **options), segment_image(rgb, vit.on("cuda").at("fp32"), **options)
+    wanted, found = segment_image(rgb, vit, **options), segment_image(rgb, vit.to(device="cuda", precision="fp32"), **options)
     assert (wanted.device, found.device) == ("cpu", "cuda:0")
     for name in ("soft", "score", "keys", "mask"):
         array = getattr(found, name)
@@ -245,14 +243,14 @@ def test_masks_are_the_cpu_s(cupy, vit, refine):
 
 def test_half_precision_finds_the_same_object(cupy, vit):
     rgb = scene(2)
-    wanted, found = (segment_image(rgb, place, size=40, collection=None) for place in (vit, vit.on("cuda")))
+    wanted, found = (segment_image(rgb, place, size=40, collection=None) for place in (vit, vit.to(device="cuda")))
     assert off(found.keys, wanted.keys) < TOLERANCE["fp16"]
     assert (found.mask != wanted.mask).mean() < 0.02
     assert found.parameters["precision"] == "cuda fp16"
 
 
 def test_the_same_photograph_gives_the_same_bits(cupy, vit):
-    rgb, there = scene(3, (24, 32)), vit.on("cuda")
+    rgb, there = scene(3, (24, 32)), vit.to(device="cuda")
     one, other = (segment_image(rgb, there, size=32, collection=None) for _ in range(2))
     for name in ("soft", "score", "keys"):
         np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
@@ -262,7 +260,7 @@ def test_nothing_large_comes_back_but_what_was_asked_for(cupy, vit, monkeypatch)
     taken: list[int] = []
     fetch = cupy.asnumpy
     monkeypatch.setattr(cupy, "asnumpy", lambda array: taken.append(array.nbytes) or fetch(array))
-    result = segment_image(scene(4, (96, 128)), vit.on("cuda"), size=64, refine="guided", collection=None)
+    result = segment_image(scene(4, (96, 128)), vit.to(device="cuda"), size=64, refine="guided", collection=None)
     asked_for = sorted([result.soft.nbytes, result.keys.nbytes, 64 * 88 * 3])  # the last for the photograph's seed
     assert sorted(taken)[-3:] == asked_for
     # Centroids, sums over clusters, scores of patches.
@@ -275,7 +273,7 @@ def test_a_photograph_beyond_the_memory_is_refused(cupy, vit, monkeypatch):
 
     monkeypatch.setattr("vitnp.features.extract.extract_batch", full)
     with pytest.raises(DeviceError, match="the GPU's memory doesn't hold this photograph; .*--device cpu"):
-        segment_image(scene(), vit.on("cuda"), size=32, collection=None)
+        segment_image(scene(), vit.to(device="cuda"), size=32, collection=None)
     with pytest.raises(MemoryError):
         segment_image(scene(), vit, size=32, collection=None)
 
@@ -352,7 +350,7 @@ def fitted(cupy, vit, photographs) -> dict[str, Segmenter]:
         "image_level": image_level.ImageLevelConfig(clusters=(2, 3), starts=1, max_iterations=4),
         "dataset_level": level, "category_level": level,
     }  # fmt: skip
-    places = {"cpu": vit, "cuda": vit.on("cuda").at("fp32")}
+    places = {"cpu": vit, "cuda": vit.to(device="cuda", precision="fp32")}
     return {name: Segmenter(place, 2, **options).fit(photographs) for name, place in places.items()}
 
 
@@ -370,7 +368,7 @@ def test_a_fitted_collection_judges_a_photograph_on_the_gpu(fitted, vit, regions
     path = tmp_path / "set.safetensors"
     fitted["cpu"].save(path)
     rgb = scene(11, (24, 32))
-    places = vit, vit.on("cuda").at("fp32")
+    places = vit, vit.to(device="cuda", precision="fp32")
     wanted, found = (Segmenter.load(path, place, regions=regions).predict(rgb) for place in places)
     assert (found.labels == wanted.labels).mean() > 0.998 and found.category == wanted.category
     for mine, theirs in zip(found.levels, wanted.levels):
@@ -379,7 +377,7 @@ def test_a_fitted_collection_judges_a_photograph_on_the_gpu(fitted, vit, regions
 
 @pytest.mark.parametrize("batch", [None, 2])
 def test_batches_that_don_t_fit_are_halved(cupy, vit, photographs, monkeypatch, batch):
-    there, tried = vit.on("cuda").at("fp32"), []
+    there, tried = vit.to(device="cuda", precision="fp32"), []
     identity = FeatureSpec.of(there, size=32, regions=False)
     forward = streaming._forward
 
@@ -399,7 +397,7 @@ def test_batches_that_don_t_fit_are_halved(cupy, vit, photographs, monkeypatch, 
 
 
 def test_one_photograph_that_doesn_t_fit_ends_the_run(cupy, vit, photographs, monkeypatch):
-    there = vit.on("cuda")
+    there = vit.to(device="cuda")
 
     def full(*_):
         raise MemoryError("out of memory allocating 9 bytes")
@@ -410,7 +408,7 @@ def test_one_photograph_that_doesn_t_fit_ends_the_run(cupy, vit, photographs, mo
 
 
 def test_batches_by_free_memory(cupy, vit, monkeypatch):
-    there, k = vit.on("cuda"), kernels.for_device("cuda")
+    there, k = vit.to(device="cuda"), kernels.for_device("cuda")
     sizes = []
     for free in (0, 20_000_000, 2**40):
         monkeypatch.setattr(k, "free_bytes", lambda: free)
@@ -467,7 +465,7 @@ def test_photographs_one_by_one_go_through_the_network_together(cupy, vit, photo
     from vitnp.io.find import find_photographs
     from vitnp.pipeline import ImagePipeline
 
-    there, together = vit.on("cuda").at("fp32"), []
+    there, together = vit.to(device="cuda", precision="fp32"), []
     for index in range(7):
         rgb = photographs[index % len(photographs)][: 64 if index % 2 else 48, :64]
         Image.fromarray(np.roll(rgb, index, axis=1)).save(tmp_path / f"{index}.png")
@@ -510,7 +508,7 @@ def test_large_photographs_go_by_themselves(cupy, vit, photographs, tmp_path, mo
     monkeypatch.setattr(ImagePipeline, "features", lambda method, group: sizes.append(len(group)) or features(method, group))
     found = find_photographs([tmp_path])
     outcomes = batches.segment_files(
-        found, [tmp_path / "out" / one.path.stem for one in found], vit.on("cuda"), ["mask"], count=2, size=32, refine="none",
+        found, [tmp_path / "out" / one.path.stem for one in found], vit.to(device="cuda"), ["mask"], count=2, size=32, refine="none",
         collection=None,
     )  # fmt: skip
     assert [(outcome.photograph.stem, outcome.status) for outcome in outcomes] == [("0", "done"), ("1", "done"), ("2", "done")]

@@ -11,8 +11,7 @@ from vitnp import kernels
 from vitnp.clustering.kmeans import KMeans
 from vitnp.errors import UsageError
 from vitnp.kernels import reference
-from vitnp.kernels.threads import pool
-from vitnp.kernels.threads import team
+from vitnp.kernels.threads import pool, team
 
 k = kernels.for_device("cpu")
 
@@ -203,10 +202,10 @@ def test_an_error_in_one_member_lets_the_others_out_of_the_kernel():
 
     told = []
 
-    def work(member):
-        if member.index == 0:
+    def work(worker):
+        if worker.rank == 0:
             raise ZeroDivisionError("here")
-        told.append(meet(member.meeting, member.members))
+        told.append(meet(worker.barrier_address, worker.size))
 
     for _ in range(20):
         with pool.thread_limit(3), pytest.raises(ZeroDivisionError, match="here"):
@@ -220,11 +219,11 @@ def test_members_meet_inside_the_kernel_time_and_again():
     seen = np.zeros((4, 300), np.int64)
     wrong = []
 
-    def work(member):
+    def work(worker):
         for turn in range(300):
-            seen[member.index, turn] = turn + 1
-            if not meet(member.meeting, member.members) or not (seen[:, turn] == turn + 1).all():
-                wrong.append((member.index, turn))
+            seen[worker.rank, turn] = turn + 1
+            if not meet(worker.barrier_address, worker.size) or not (seen[:, turn] == turn + 1).all():
+                wrong.append((worker.rank, turn))
 
     with pool.thread_limit(4):  # more than there are cores, as on a busy machine
         team.run_team(work)

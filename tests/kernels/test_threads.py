@@ -11,11 +11,8 @@ from threadpoolctl import threadpool_info, threadpool_limits
 
 from vitnp.errors import UsageError
 from vitnp.kernels.threads.blas import one_blas_thread
-from vitnp.kernels.threads.pool import thread_limit
-from vitnp.kernels.threads.pool import map_ordered
-from vitnp.kernels.threads.pool import resolve_n_threads
-from vitnp.kernels.threads.team import parallel_for
-from vitnp.kernels.threads.team import run_team
+from vitnp.kernels.threads.pool import map_ordered, resolve_n_threads, thread_limit
+from vitnp.kernels.threads.team import parallel_for, run_team
 
 
 def blas_threads() -> set[int]:
@@ -134,9 +131,9 @@ def test_together_gives_each_member_its_share_and_waits_for_all():
     for count in (1, 2, 5):
         seen, late = [], []
 
-        def work(member):
-            seen.append((member.index, member.share(10, 3)))
-            member.wait()
+        def work(worker):
+            seen.append((worker.rank, worker.share(10, 3)))
+            worker.wait()
             late.append(len(seen))  # only when all have been here
 
         with thread_limit(count):
@@ -147,10 +144,10 @@ def test_together_gives_each_member_its_share_and_waits_for_all():
 
 
 def test_an_error_in_one_member_ends_all_and_is_raised():
-    def work(member):
-        if member.index == 1:
+    def work(worker):
+        if worker.rank == 1:
             raise ZeroDivisionError("here")
-        member.wait()
+        worker.wait()
 
     for _ in range(2):
         with thread_limit(3), pytest.raises(ZeroDivisionError, match="here"):
@@ -160,14 +157,14 @@ def test_an_error_in_one_member_ends_all_and_is_raised():
 def test_whoever_comes_while_a_team_works_works_alone_and_so_does_each_item_of_many():
     sizes = []
 
-    def inner(member):
-        sizes.append(member.members)
+    def inner(worker):
+        sizes.append(worker.size)
 
-    def outer(member):
-        if member.index == 0:
+    def outer(worker):
+        if worker.rank == 0:
             with thread_limit(4):
                 run_team(inner)
-        member.wait()
+        worker.wait()
 
     with thread_limit(2):
         run_team(outer)
@@ -216,11 +213,11 @@ def test_members_meet_in_python_however_long_one_of_them_takes():
     _ = kernels.for_device("cpu").layernorm  # from now on by the compiled kernels' way
     order = []
 
-    def work(member):
-        if member.index == 0:
+    def work(worker):
+        if worker.rank == 0:
             time.sleep(0.05)
         order.append("before")
-        member.wait()
+        worker.wait()
         order.append("after")
 
     for _ in range(3):

@@ -10,25 +10,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vitnp.checkpoints.registry import BUILT_IN
-from vitnp.checkpoints.registry import collection_path
-from vitnp.checkpoints.registry import collection_temperature
-from vitnp.checkpoints.registry import entries
-from vitnp.cli import evaluate
-from vitnp.cli import segment
+from vitnp.checkpoints.registry import BUILT_IN, collection_path, collection_temperature, entries
+from vitnp.cli import evaluate, segment
 from vitnp.cli.arguments import wants_all_levels
-from vitnp.errors import CheckpointError
-from vitnp.errors import UsageError
+from vitnp.errors import CheckpointError, UsageError
 from vitnp.method.cleaning import clean
 from vitnp.method.collection import Collection
-from vitnp.pipeline import default_collection
-from vitnp.pipeline import resolve_collection
-from vitnp.pipeline import run_parameters
-from vitnp.pipeline import segment_image
+from vitnp.pipeline import default_collection, resolve_collection, run_parameters, segment_image
 from vitnp.weights.train import fit_collection as fitting
 from vitnp.weights.train.data.dedup import Deduplication
-from vitnp.weights.train.data.packs import pictures_of
-from vitnp.weights.train.data.packs import write_pack
+from vitnp.weights.train.data.packs import pictures_of, write_pack
 
 
 def scene(seed: int, size: tuple[int, int] = (72, 96)) -> np.ndarray:
@@ -93,8 +84,8 @@ def test_by_default_it_judges_a_photograph(builtin):
     result = segment_image(scene(0), builtin, refine="none")
     assert result.parameters["collection"] == default_collection().digest
     assert 0 <= result.category < 20 and result.labels is None
-    np.testing.assert_array_equal(result.levels[1], default_collection().dataset.score(_unit(result)))
-    np.testing.assert_array_equal(result.levels[2], default_collection().categories[result.category].score(_unit(result)))
+    np.testing.assert_array_equal(result.levels[1], default_collection().dataset.soft_foreground(_unit(result)))
+    np.testing.assert_array_equal(result.levels[2], default_collection().categories[result.category].soft_foreground(_unit(result)))
     for named in ("auto", default_collection(), collection_path(BUILT_IN), str(collection_path(BUILT_IN))):
         same = segment_image(scene(0), builtin, refine="none", collection=named)
         np.testing.assert_array_equal(same.soft, result.soft)

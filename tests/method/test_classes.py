@@ -11,17 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 from vitnp.errors import UsageError
-from vitnp.method import prototypes
-from vitnp.method.prototypes import Prototypes
-from vitnp.method.prototypes import label_map
-from vitnp.method.prototypes import fit_prototypes
-from vitnp.method.prototypes import split_by_class
-from vitnp.method.prototypes import split_pixels
-from vitnp.method.regions import RegionRule
-from vitnp.method.regions import Regions
-from vitnp.method.regions import bisect_region
-from vitnp.method.regions import region_patches
-from vitnp.method.regions import label_regions
+from vitnp.method.prototypes import Prototypes, fit_prototypes, label_map, split_by_class, split_pixels
+from vitnp.method.regions import RegionRule, Regions, bisect_region, label_regions, region_patches
 
 COMPONENTS = RegionRule("components", smallest=0.0)
 SPLIT = RegionRule("split")

@@ -10,18 +10,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from vitnp import Segmenter
-from vitnp import segment_image
+from vitnp import Segmenter, segment_image
 from vitnp.checkpoints.safetensors_io import write_safetensors
-from vitnp.errors import CheckpointError
-from vitnp.errors import OutputError
-from vitnp.errors import UsageError
+from vitnp.errors import CheckpointError, OutputError, UsageError
 from vitnp.method.cleaning import CleaningConfig
 from vitnp.method.collection import Collection
 from vitnp.method.collection_level import FittedLevel
 from vitnp.method.image_level import ImageLevelConfig
-from vitnp.method.prototypes import KEPT_PER_CLASS
-from vitnp.method.prototypes import Prototypes
+from vitnp.method.prototypes import KEPT_PER_CLASS, Prototypes
 from vitnp.pipeline import run_parameters
 from vitnp.vit.config import ViTConfig
 

@@ -11,14 +11,15 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 from vitnp.errors import UsageError
-from vitnp.method.agreement import combine_levels
-from vitnp.method.agreement import two_cluster_variant
-from vitnp.method.collection_level import CATEGORY
-from vitnp.method.collection_level import DATASET
-from vitnp.method.collection_level import CollectionLevelConfig
-from vitnp.method.collection_level import FittedLevel
-from vitnp.method.collection_level import default_categories
-from vitnp.method.collection_level import fit_level
+from vitnp.method.agreement import combine_levels, two_cluster_variant
+from vitnp.method.collection_level import (
+    CATEGORY,
+    DATASET,
+    CollectionLevelConfig,
+    FittedLevel,
+    default_categories,
+    fit_level,
+)
 from vitnp.method.image_level import ImageLevelConfig
 
 QUICK = CollectionLevelConfig(clusters=(2,), starts=2, max_iterations=20)
@@ -75,7 +76,7 @@ def test_score_is_the_formula(seed, temperature):
     keys = unit(rng.standard_normal((9, 5)))
     centroids = tuple(unit(rng.standard_normal((k, 5))) for k in (2, 5))
     shares = tuple(rng.uniform(size=k).astype(np.float32) for k in (2, 5))
-    found = FittedLevel(centroids, shares, temperature).score(keys)
+    found = FittedLevel(centroids, shares, temperature).soft_foreground(keys)
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, soft_oracle(keys, centroids, shares, temperature), atol=2e-5)
     # A mean of shares lies among them.
@@ -85,14 +86,14 @@ def test_score_is_the_formula(seed, temperature):
 def test_score_by_hand():
     level = FittedLevel((np.eye(2, dtype=np.float32),), (np.array([1.0, 0.0], np.float32),), 0.5)
     # Cosines 1 and 0: 1 / (1 + exp(-2)); equal cosines: a half.
-    found = level.score(np.array([[1, 0], [0, 1], [0.70710678, 0.70710678]], np.float32))
+    found = level.soft_foreground(np.array([[1, 0], [0, 1], [0.70710678, 0.70710678]], np.float32))
     np.testing.assert_allclose(found, [1 / (1 + np.exp(-2)), 1 / (1 + np.exp(2)), 0.5], atol=1e-6)
 
 
 def test_hard_is_the_cluster_with_most_foreground_at_the_first_k():
     centroids = (np.eye(3, dtype=np.float32), np.eye(3, dtype=np.float32)[:2])
     level = FittedLevel(centroids, (np.array([0.2, 0.9, 0.1], np.float32), np.array([1.0, 0.0], np.float32)), 0.05)
-    assert level.hard(np.eye(3, dtype=np.float32)).tolist() == [0, 1, 0]
+    assert level.hard_foreground(np.eye(3, dtype=np.float32)).tolist() == [0, 1, 0]
 
 
 def test_fewer_patches_than_clusters():
@@ -101,7 +102,7 @@ def test_fewer_patches_than_clusters():
     assert [len(s) for s in level.shares] == [2, 3]
     one = fit_level(keys[:1], np.array([0.25]), (0,), DATASET)
     assert [s.tolist() for s in one.shares] == [[0.25], [0.25]]
-    np.testing.assert_allclose(one.score(keys), 0.25)
+    np.testing.assert_allclose(one.soft_foreground(keys), 0.25)
 
 
 def test_identical_patches():
@@ -109,7 +110,7 @@ def test_identical_patches():
     level = fit_level(keys, np.linspace(0, 1, 12), (0,), CATEGORY)
     assert all(np.isfinite(array).all() for array in (*level.centroids, *level.shares))
     # All of them are in one cluster of each K; whatever stands in the others, the score is a number from 0 to 1.
-    score = level.score(unit(keys))
+    score = level.soft_foreground(unit(keys))
     assert np.ptp(score) == 0 and 0 <= score[0] <= 0.5 + 1e-6
 
 
@@ -158,7 +159,7 @@ def test_unknown_consistency():
 
 
 def test_literal_changes_the_clusters_alone():
-    for constants in (ImageLevelConfig(threshold=0.7), DATASET, dataclasses.replace(CATEGORY, temperature=0.3)):
-        found = two_cluster_variant(constants)
+    for config in (ImageLevelConfig(threshold=0.7), DATASET, dataclasses.replace(CATEGORY, temperature=0.3)):
+        found = two_cluster_variant(config)
         assert found.clusters == (2,)
-        assert dataclasses.replace(found, clusters=constants.clusters) == constants
+        assert dataclasses.replace(found, clusters=config.clusters) == config

@@ -6,13 +6,10 @@ import numpy as np
 import pytest
 
 from vitnp.clustering.spherical import Clustering
-from vitnp.method.cleaning import CleaningConfig
-from vitnp.method.cleaning import clean
+from vitnp.method.cleaning import CleaningConfig, clean
 from vitnp.method.confidence import confidence
-from vitnp.method.foreground import border_patches
-from vitnp.method.foreground import foreground_clusters
-from vitnp.method.image_level import ImageLevelConfig
-from vitnp.method.image_level import image_level
+from vitnp.method.foreground import border_patches, foreground_clusters
+from vitnp.method.image_level import ImageLevelConfig, image_level
 
 
 def scene(rows: int = 9, columns: int = 11, noise: float = 0.05, seed: int = 0):

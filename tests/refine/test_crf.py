@@ -16,11 +16,7 @@ from vitnp.kernels.threads import pool
 from vitnp.refine.dense_crf import dense_crf
 
 try:
-    from vitnp.kernels.cpu.lattice import SLOTS
-    from vitnp.kernels.cpu.lattice import lattice_filter
-    from vitnp.kernels.cpu.lattice import mean_field
-    from vitnp.kernels.cpu.lattice import normalize_lattice
-    from vitnp.kernels.cpu.lattice import permutohedral_lattice
+    from vitnp.kernels.cpu.lattice import SLOTS, lattice_filter, mean_field, normalize_lattice, permutohedral_lattice
 except ImportError:  # no numba, or nowhere to keep what it compiles
     lattice = None
 

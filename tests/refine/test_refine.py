@@ -13,14 +13,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from vitnp.errors import UsageError
-from vitnp.io.resample import bilinear
-from vitnp.io.resample import downscale
-from vitnp.io.resample import working_size
+from vitnp.io.resample import bilinear, downscale, working_size
 from vitnp.refine.bilateral_solver import bilateral_solver
-from vitnp.refine.guided_filter import guided_filter
-from vitnp.refine.guided_filter import guided_upsample
-from vitnp.refine.refine import METHODS
-from vitnp.refine.refine import refine
+from vitnp.refine.guided_filter import guided_filter, guided_upsample
+from vitnp.refine.refine import METHODS, refine
 
 property_test = settings(derandomize=True, deadline=None, max_examples=40)
 sides = st.integers(1, 40)

@@ -12,15 +12,9 @@ from toy import picture
 
 from vitnp.errors import ImageError
 from vitnp.io.preprocess import normalize
-from vitnp.weights.train.data.crops import Ahead
-from vitnp.weights.train.data.crops import DeviceCrops
-from vitnp.weights.train.data.crops import HostCrops
-from vitnp.weights.train.data.crops import Normalize
-from vitnp.weights.train.data.packs import Picture
-from vitnp.weights.train.data.packs import pictures_of
-from vitnp.weights.train.data.sampler import Plan
-from vitnp.weights.train.data.sampler import boxes
-from vitnp.weights.train.data.sampler import plan
+from vitnp.weights.train.data.crops import Ahead, DeviceCrops, HostCrops, Normalize
+from vitnp.weights.train.data.packs import Picture, pictures_of
+from vitnp.weights.train.data.sampler import Plan, boxes, plan
 
 
 def refuse(message):

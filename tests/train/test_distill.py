@@ -16,9 +16,7 @@ from PIL import Image
 
 from vitnp.checkpoints.load import load_vit
 from vitnp.checkpoints.safetensors_io import read_safetensors
-from vitnp.errors import OutputError
-from vitnp.errors import UsageError
-from vitnp.errors import VitnpError
+from vitnp.errors import OutputError, UsageError, VitnpError
 from vitnp.io.decode import read_image
 from vitnp.io.preprocess import normalize
 from vitnp.io.resample import downscale
@@ -26,10 +24,7 @@ from vitnp.weights.train import distill as module
 from vitnp.weights.train import torch_vit
 from vitnp.weights.train.__main__ import main
 from vitnp.weights.train.data.packs import pictures_of
-from vitnp.weights.train.distill import Origin
-from vitnp.weights.train.distill import Recipe
-from vitnp.weights.train.distill import Surroundings
-from vitnp.weights.train.distill import distill
+from vitnp.weights.train.distill import Origin, Recipe, Surroundings, distill
 
 TOY = Recipe(steps=120, depth=2, batch=4, held_out=4, bfloat16=False, kept=3)
 
@@ -177,8 +172,7 @@ def test_excluded_photographs_are_not_learnt_from(tmp_path, photographs, teacher
 
 def test_score_is_that_of_the_evaluation(tmp_path, photographs, teacher_file, capsys):
     from vitnp.evaluate.data.pairs import match_pairs
-    from vitnp.evaluate.saliency import mean_scores
-    from vitnp.evaluate.saliency import score_pairs
+    from vitnp.evaluate.saliency import mean_scores, score_pairs
 
     images, masks = tmp_path / "images", tmp_path / "masks"
     images.mkdir()

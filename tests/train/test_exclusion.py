@@ -10,10 +10,8 @@ from PIL import Image
 from toy import picture
 
 from vitnp.weights.train.__main__ import main
-from vitnp.weights.train.data.dedup import Deduplication
-from vitnp.weights.train.data.dedup import thumbnail
-from vitnp.weights.train.data.packs import read_pack
-from vitnp.weights.train.data.packs import write_pack
+from vitnp.weights.train.data.dedup import Deduplication, thumbnail
+from vitnp.weights.train.data.packs import read_pack, write_pack
 
 
 @pytest.fixture

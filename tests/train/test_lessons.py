@@ -13,11 +13,8 @@ torch = pytest.importorskip("torch")
 from toy import network
 
 from vitnp.weights.train import torch_vit
-from vitnp.weights.train.losses import Scales
-from vitnp.weights.train.losses import errors
-from vitnp.weights.train.targets import USES
-from vitnp.weights.train.targets import Batch
-from vitnp.weights.train.targets import Targets
+from vitnp.weights.train.losses import Scales, errors
+from vitnp.weights.train.targets import USES, Batch, Targets
 
 
 def crops_of(number: int) -> torch.Tensor:

@@ -6,8 +6,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from vitnp.weights.train.muon import Muon
-from vitnp.weights.train.muon import orthogonal
+from vitnp.weights.train.muon import Muon, orthogonal
 
 
 def drawn(*shape, seed=0):

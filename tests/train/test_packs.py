@@ -10,14 +10,9 @@ import pytest
 from PIL import Image
 from toy import picture
 
-from vitnp.errors import ImageError
-from vitnp.errors import OutputError
-from vitnp.errors import UsageError
+from vitnp.errors import ImageError, OutputError, UsageError
 from vitnp.weights.train.__main__ import main
-from vitnp.weights.train.data.packs import photographs_of
-from vitnp.weights.train.data.packs import pictures_of
-from vitnp.weights.train.data.packs import read_pack
-from vitnp.weights.train.data.packs import write_pack
+from vitnp.weights.train.data.packs import photographs_of, pictures_of, read_pack, write_pack
 
 
 @pytest.mark.parametrize("name", ["packs", "exclusion", "plans", "schedule", "journal"])

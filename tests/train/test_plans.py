@@ -7,9 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vitnp.weights.train.data.sampler import SHAPES
-from vitnp.weights.train.data.sampler import boxes
-from vitnp.weights.train.data.sampler import plan
+from vitnp.weights.train.data.sampler import SHAPES, boxes, plan
 
 
 def test_every_photograph_once_a_round():

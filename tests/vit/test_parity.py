@@ -15,10 +15,7 @@ import pytest
 import random_vit
 from safetensors.numpy import save_file
 
-from vitnp import ViT
-from vitnp import ViTConfig
-from vitnp import kernels
-from vitnp import load_vit
+from vitnp import ViT, ViTConfig, kernels, load_vit
 from vitnp.errors import UsageError
 from vitnp.options import FEATURES as ALL_FEATURES
 from vitnp.vit import plain

@@ -14,9 +14,7 @@ import sys
 import tempfile
 import urllib.parse
 
-from vitnp.checkpoints.registry import FOLDER
-from vitnp.checkpoints.registry import Entry
-from vitnp.checkpoints.registry import find
+from vitnp.checkpoints.registry import FOLDER, Entry, find
 from vitnp.errors import CheckpointError
 
 _ATTEMPTS = 2

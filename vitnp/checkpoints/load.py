@@ -13,16 +13,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vitnp.checkpoints import registry
-from vitnp.checkpoints.download import fetch
-from vitnp.checkpoints.download import file_sha256
-from vitnp.checkpoints.infer_config import architecture
-from vitnp.checkpoints.infer_config import check_shapes
+from vitnp.checkpoints.download import fetch, file_sha256
+from vitnp.checkpoints.infer_config import architecture, check_shapes
 from vitnp.checkpoints.safetensors_io import read_safetensors
-from vitnp.checkpoints.state_dict_names import canonical
-from vitnp.checkpoints.state_dict_names import flatten
+from vitnp.checkpoints.state_dict_names import canonical, flatten
 from vitnp.checkpoints.torch_io import read_torch_file
-from vitnp.errors import CheckpointError
-from vitnp.errors import UsageError
+from vitnp.errors import CheckpointError, UsageError
 from vitnp.vit.config import ViTConfig
 from vitnp.vit.model import ViT
 
@@ -65,7 +61,7 @@ def load_vit(
     *,
     heads: int | None = None,
     pos_embed: str | None = None,
-    normalize: str | None = None,
+    normalization: str | None = None,
 ) -> ViT:
     """Load a vision transformer by name or from a file.
 
@@ -81,7 +77,7 @@ def load_vit(
         How position embeddings are resampled (:mod:`vitnp.vit.pos_embed`). By default as the official code of a registered
         name does, or as the metadata says; for other files "antialias" with register tokens, "exact" with transformers'
         names, else "offset".
-    normalize : {"imagenet", "half"}, optional
+    normalization : {"imagenet", "half"}, optional
         By default what the metadata, a ``preprocessor_config.json`` beside the file or the registry says (by SHA-256 or
         the file's name), else "imagenet".
 
@@ -101,7 +97,7 @@ def load_vit(
     >>> load_vit("auto").config.depth                           # doctest: +SKIP
     6
     """
-    source, checkpoint, config = _open(name_or_path, heads, pos_embed, normalize)
+    source, checkpoint, config = _open(name_or_path, heads, pos_embed, normalization)
     name = source.entry.name if source.entry else source.path.stem
     return ViT(config, checkpoint.weights, name=name, source=str(source.path), sha256=source.sha256)
 
@@ -111,10 +107,10 @@ def describe(
     *,
     heads: int | None = None,
     pos_embed: str | None = None,
-    normalize: str | None = None,
+    normalization: str | None = None,
 ) -> dict[str, str]:
     """What a checkpoint holds and how it will be run, as text for people; arguments as for :func:`load_vit`."""
-    (entry, path, sha256), checkpoint, config = _open(name_or_path, heads, pos_embed, normalize)
+    (entry, path, sha256), checkpoint, config = _open(name_or_path, heads, pos_embed, normalization)
     parameters = sum(tensor.size for tensor in checkpoint.weights.values())
     facts = {
         "file": str(path),
@@ -203,7 +199,7 @@ def configure(
     *,
     heads: int | None = None,
     pos_embed: str | None = None,
-    normalize: str | None = None,
+    normalization: str | None = None,
 ) -> ViTConfig:
     """Derive the configuration from shapes, metadata and what lies beside the file, and check every shape.
 
@@ -212,7 +208,7 @@ def configure(
     checkpoint : Checkpoint
     source : Source
         With an entry the conventions of the official code hold. The path is for the files beside it and for messages.
-    heads, pos_embed, normalize
+    heads, pos_embed, normalization
         As in :func:`load_vit`.
 
     Raises
@@ -239,28 +235,28 @@ def configure(
             raise CheckpointError(f"its LayerNorm epsilon is {eps}, which can't be")
         if pos_embed is None:
             pos_embed = _pos_embed(metadata, entry, dialect, shape.registers)
-        mean, std = _normalization(normalize, metadata, path, entry, kin)
+        mean, std = _normalization(normalization, metadata, path, entry, kin)
     except CheckpointError as error:
         raise CheckpointError(f"{path} can't be used: {error}") from None
     return dataclasses.replace(shape, heads=heads, eps=eps, pos_embed=pos_embed, mean=mean, std=std)
 
 
 def _open(
-    name_or_path: str | os.PathLike[str], heads: int | None, pos_embed: str | None, normalize: str | None
+    name_or_path: str | os.PathLike[str], heads: int | None, pos_embed: str | None, normalization: str | None
 ) -> tuple[Source, Checkpoint, ViTConfig]:
-    _check_options(heads, pos_embed, normalize)
+    _check_options(heads, pos_embed, normalization)
     source = _locate(name_or_path)
     checkpoint = read_checkpoint(source.path)
-    return source, checkpoint, configure(checkpoint, source, heads=heads, pos_embed=pos_embed, normalize=normalize)
+    return source, checkpoint, configure(checkpoint, source, heads=heads, pos_embed=pos_embed, normalization=normalization)
 
 
-def _check_options(heads: int | None, pos_embed: str | None, normalize: str | None) -> None:
+def _check_options(heads: int | None, pos_embed: str | None, normalization: str | None) -> None:
     if heads is not None and heads < 1:
         raise UsageError(f"heads should be a whole number from 1 on, not {heads}")
     if pos_embed is not None and pos_embed not in POS_EMBED:
         raise UsageError(f"pos_embed should be one of {', '.join(POS_EMBED)}, not {pos_embed}")
-    if normalize is not None and normalize not in registry.NORMALIZATIONS:
-        raise UsageError(f"normalize should be one of {', '.join(registry.NORMALIZATIONS)}, not {normalize}")
+    if normalization is not None and normalization not in registry.NORMALIZATIONS:
+        raise UsageError(f"normalization should be one of {', '.join(registry.NORMALIZATIONS)}, not {normalization}")
 
 
 def _locate(name_or_path: str | os.PathLike[str]) -> Source:
@@ -317,15 +313,15 @@ def _pos_embed(metadata: Mapping[str, str], entry: registry.Entry | None, dialec
 
 
 def _normalization(
-    normalize: str | None,
+    normalization: str | None,
     metadata: Mapping[str, str],
     path: pathlib.Path,
     entry: registry.Entry | None,
     kin: registry.Entry | None,
 ) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
     """Mean and standard deviation: the argument's, the metadata's, the preprocessor's, the registry's, ImageNet's."""
-    if normalize is not None:
-        return registry.NORMALIZATIONS[normalize]
+    if normalization is not None:
+        return registry.NORMALIZATIONS[normalization]
     beside = {} if entry else _json_beside(path, "preprocessor_config.json")
     for mean, std in ((metadata.get("mean"), metadata.get("std")), (beside.get("image_mean"), beside.get("image_std"))):
         if mean is not None and std is not None:
@@ -333,7 +329,7 @@ def _normalization(
             if not all(0 < value < 100 for value in std):
                 raise CheckpointError("the standard deviation of its normalization isn't positive")
             return mean, std
-    return registry.NORMALIZATIONS[kin.normalize if kin else "imagenet"]
+    return registry.NORMALIZATIONS[kin.normalization if kin else "imagenet"]
 
 
 def _json_beside(path: pathlib.Path, name: str) -> dict[str, Any]:

@@ -44,7 +44,7 @@ class Entry:
     collection_temperature : float, optional
         By which a patch belongs to several clusters of a fitted collection, where another one than vitnp's 0.05 suits these
         features better.
-    normalize : {"imagenet", "half"}
+    normalization : {"imagenet", "half"}
     heads : int
     pos_embed : {"offset", "exact", "antialias"}
         How its authors' code resamples position embeddings.
@@ -59,7 +59,7 @@ class Entry:
     megabytes: float
     sha256: str | None
     license: str
-    normalize: str
+    normalization: str
     heads: int
     pos_embed: str
     original: str | None

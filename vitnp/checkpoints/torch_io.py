@@ -22,11 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from vitnp.checkpoints.safe_unpickler import Inert
-from vitnp.checkpoints.safe_unpickler import Named
-from vitnp.checkpoints.safe_unpickler import PickleRefused
-from vitnp.checkpoints.safe_unpickler import check_key
-from vitnp.checkpoints.safe_unpickler import load_pickle
+from vitnp.checkpoints.safe_unpickler import Inert, Named, PickleRefused, check_key, load_pickle
 from vitnp.errors import CheckpointError
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C

@@ -13,8 +13,7 @@ from vitnp.errors import UsageError
 if TYPE_CHECKING:
     from vitnp.method.collection import Collection
     from vitnp.vit.model import ViT
-from vitnp.cli.shared import say
-from vitnp.cli.shared import stage_progress
+from vitnp.cli.shared import say, stage_progress
 
 # Repeated here so that --help and wrong options are answered before anything heavy is imported.
 FACETS = ("key", "query", "value", "token")
@@ -50,8 +49,7 @@ def load_model(args: argparse.Namespace) -> ViT:
     """
     from vitnp import kernels
     from vitnp.checkpoints import registry
-    from vitnp.checkpoints.download import address_of
-    from vitnp.checkpoints.download import place_of
+    from vitnp.checkpoints.download import address_of, place_of
     from vitnp.checkpoints.load import load_vit
 
     kernels.quiet = args.quiet
@@ -67,7 +65,7 @@ def load_model(args: argparse.Namespace) -> ViT:
             "using the built-in checkpoint; `python -m vitnp.weights fetch dino_vits8` brings a larger one, --model dino_vits8 uses it",
             quiet=args.quiet,
         )
-    return load_vit(args.model, heads=args.heads, pos_embed=args.pos_embed, normalize=args.normalize).on(device).at(args.precision)
+    return load_vit(args.model, heads=args.heads, pos_embed=args.pos_embed, normalization=args.normalization).to(device=device, precision=args.precision)
 
 
 def add_method_options(to: argparse.ArgumentParser) -> None:

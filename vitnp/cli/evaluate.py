@@ -8,8 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from vitnp.cli import arguments
-from vitnp.cli import shared
+from vitnp.cli import arguments, shared
 from vitnp.errors import UsageError
 
 if TYPE_CHECKING:
@@ -51,8 +50,7 @@ def _open_pairs(args: argparse.Namespace) -> Sequence:
 
 
 def _score_saliency(args: argparse.Namespace, pairs: Sequence, vit: Any, options: dict) -> Scored:
-    from vitnp.evaluate.saliency import score_photographs
-    from vitnp.evaluate.saliency import score_set
+    from vitnp.evaluate.saliency import score_photographs, score_set
     from vitnp.segmenter import Segmenter
 
     if arguments.wants_all_levels(args, len(pairs)):
@@ -61,8 +59,7 @@ def _score_saliency(args: argparse.Namespace, pairs: Sequence, vit: Any, options
 
 
 def _open_labeled(args: argparse.Namespace) -> Any:
-    from vitnp.evaluate.data.layouts import detect_layout
-    from vitnp.evaluate.data.layouts import read_labeled
+    from vitnp.evaluate.data.layouts import detect_layout, read_labeled
 
     if args.levels in ("image", "each") or arguments.names_collection(args):
         raise UsageError("--task semantic fits a set with all levels; leave out --levels and --collection")
@@ -102,8 +99,7 @@ def _open_boxes(args: argparse.Namespace) -> Sequence:
 
 
 def _score_discovery(args: argparse.Namespace, samples: Sequence, vit: Any, options: dict) -> Scored:
-    from vitnp.evaluate.discovery import score_box_set
-    from vitnp.evaluate.discovery import score_boxes
+    from vitnp.evaluate.discovery import score_box_set, score_boxes
     from vitnp.segmenter import Segmenter
 
     if arguments.wants_all_levels(args, len(samples)):
@@ -192,8 +188,7 @@ def main(argv: list[str] | None = None) -> int:
 
     from vitnp import kernels
     from vitnp.evaluate import report
-    from vitnp.evaluate.protocol import shared_cache
-    from vitnp.evaluate.protocol import summary
+    from vitnp.evaluate.protocol import shared_cache, summary
     from vitnp.io import write
     from vitnp.kernels.threads import pool
     from vitnp.pipeline import DEVICE_STAGES
@@ -249,8 +244,7 @@ def _ablate(
     args: argparse.Namespace, pairs: Sequence, vit: Any, options: dict, seeds: range
 ) -> tuple[Table, dict, list, int]:
     """Table and JSON of the ablation, failures, and how many photographs there were."""
-    from vitnp.evaluate.ablation import ablate
-    from vitnp.evaluate.ablation import tabulate
+    from vitnp.evaluate.ablation import ablate, tabulate
 
     runs: list[list[Variant]] = []
     for seed in seeds:

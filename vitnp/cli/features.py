@@ -6,10 +6,8 @@ import argparse
 import contextlib
 from pathlib import Path
 
-from vitnp.cli import arguments
-from vitnp.cli import shared
-from vitnp.errors import UsageError
-from vitnp.errors import VitnpError
+from vitnp.cli import arguments, shared
+from vitnp.errors import UsageError, VitnpError
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -111,7 +109,7 @@ def _outcomes(args: argparse.Namespace, found: list, count: int):
     store = None if args.cache is None else FeatureStore(args.cache, identity, notice=shared.say)
     outcomes = write_features(
         found, stems, vit, identity, form=args.format, store=store, overwrite=args.overwrite,
-        thread_count=count, batch=args.batch, max_pixels=args.max_pixels,
+        n_threads=count, batch=args.batch, max_pixels=args.max_pixels,
     )  # fmt: skip
     with contextlib.closing(outcomes):
         yield from shared.progress(outcomes, len(found), quiet=args.quiet)

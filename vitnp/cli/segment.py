@@ -8,10 +8,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vitnp.cli import arguments
-from vitnp.cli import shared
-from vitnp.errors import UsageError
-from vitnp.errors import VitnpError
+from vitnp.cli import arguments, shared
+from vitnp.errors import UsageError, VitnpError
 
 if TYPE_CHECKING:
     from vitnp.export.per_image import Outcome

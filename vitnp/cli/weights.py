@@ -10,9 +10,7 @@ import numpy as np
 from vitnp.checkpoints import registry
 from vitnp.cli import shared
 from vitnp.cli.arguments import positive
-from vitnp.errors import CheckpointError
-from vitnp.errors import OutputError
-from vitnp.errors import UsageError
+from vitnp.errors import CheckpointError, OutputError, UsageError
 
 PROG = "python -m vitnp.weights"
 
@@ -63,8 +61,7 @@ def _add_overrides(to: argparse.ArgumentParser) -> None:
 
 
 def _list(_: argparse.Namespace) -> int:
-    from vitnp.checkpoints.download import cache_folder
-    from vitnp.checkpoints.download import place_of
+    from vitnp.checkpoints.download import cache_folder, place_of
 
     rows = [("NAME", "MB", "LICENSE", "HERE", "")]
     for entry in registry.entries().values():
@@ -80,9 +77,7 @@ def _list(_: argparse.Namespace) -> int:
 
 
 def _fetch(args: argparse.Namespace) -> int:
-    from vitnp.checkpoints.download import address_of
-    from vitnp.checkpoints.download import fetch
-    from vitnp.checkpoints.download import place_of
+    from vitnp.checkpoints.download import address_of, fetch, place_of
 
     entry = registry.find(args.name)
     if entry.url and not place_of(entry).is_file():
@@ -102,7 +97,7 @@ def _convert(args: argparse.Namespace) -> int:
         raise UsageError(f"{target} should end in .safetensors")
     if target.exists() and not args.overwrite:
         raise OutputError(f"{target} exists already: choose another name, or give --overwrite")
-    vit = load_vit(args.source, heads=args.heads, pos_embed=args.pos_embed, normalize=args.normalize)
+    vit = load_vit(args.source, heads=args.heads, pos_embed=args.pos_embed, normalization=args.normalization)
     weights = {}
     for name, tensor in vit.weights.items():
         weights[name] = _as_dtype(name, tensor, args.dtype)
@@ -136,7 +131,7 @@ def _as_dtype(name: str, tensor: np.ndarray, dtype: str) -> np.ndarray:
 def _info(args: argparse.Namespace) -> int:
     from vitnp.checkpoints.load import describe
 
-    facts = describe(args.source, heads=args.heads, pos_embed=args.pos_embed, normalize=args.normalize)
+    facts = describe(args.source, heads=args.heads, pos_embed=args.pos_embed, normalization=args.normalization)
     width = max(map(len, facts))
     for key, value in facts.items():
         print(f"{key:<{width}}  {value}")

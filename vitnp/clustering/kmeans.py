@@ -15,25 +15,23 @@ import numpy as np
 
 from vitnp import kernels
 from vitnp.clustering import chunks
-from vitnp.clustering.chunks import Chunk
-from vitnp.clustering.chunks import Chunks
-from vitnp.clustering.chunks import rows_summed_together
+from vitnp.clustering.chunks import Chunk, Chunks, rows_summed_together
 from vitnp.clustering.kmeans_plusplus import kmeans_plusplus
-from vitnp.clustering.lloyd import Cosine
-from vitnp.clustering.lloyd import Euclidean
-from vitnp.clustering.lloyd import Found
-from vitnp.clustering.lloyd import Geometry
-from vitnp.clustering.lloyd import Partial
-from vitnp.clustering.lloyd import Total
-from vitnp.clustering.lloyd import lloyd
-from vitnp.clustering.lloyd import partial_step
-from vitnp.clustering.lloyd import sum_partials
-from vitnp.clustering.lloyd import refuse_infinite
+from vitnp.clustering.lloyd import (
+    Cosine,
+    Euclidean,
+    Found,
+    Geometry,
+    Partial,
+    Total,
+    lloyd,
+    partial_step,
+    refuse_infinite,
+    sum_partials,
+)
 from vitnp.errors import UsageError
 from vitnp.kernels import reference
-from vitnp.kernels.threads import blas
-from vitnp.kernels.threads import pool
-from vitnp.kernels.threads import team
+from vitnp.kernels.threads import blas, pool, team
 
 Mapper = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
 
@@ -121,7 +119,7 @@ class KMeans:
         max_iter: int = 30,
         tol: float = 0.0,
         seed: int | Sequence[int] = 0,
-        thread_count: int | None = None,
+        n_threads: int | None = None,
         device: str = "cpu",
     ) -> None:
         for name, value in ("n_clusters", n_clusters), ("n_init", n_init), ("max_iter", max_iter):
@@ -139,7 +137,7 @@ class KMeans:
         self.max_iter = max_iter
         self.tol = tol
         self.seed = seed
-        self.thread_count = thread_count
+        self.n_threads = n_threads
         self.device = kernels.choose_device(device)
         if self.device == "cuda" and n_clusters > MOST_ON_A_GPU:
             raise UsageError(f"{n_clusters} clusters can't be made on a GPU, {MOST_ON_A_GPU} at most; choose the device cpu")
@@ -254,7 +252,7 @@ class KMeans:
         else:
             seeds = self._own_seeds(data.width, geometry)
         at_hand = data.whole() if mapper is None and self.device == "cpu" and data.count <= chunks.CHUNK_ROWS else None
-        with pool.thread_limit(pool.resolve_n_threads(self.thread_count)):
+        with pool.thread_limit(pool.resolve_n_threads(self.n_threads)):
             return lloyd(step, seeds, self.max_iter, self.tol, geometry, at_hand, block)
 
     def _own_seeds(self, width: int, geometry: Geometry) -> np.ndarray:
@@ -275,7 +273,7 @@ class KMeans:
         parts = self._parts(data)
         if self.device == "cpu" and mapper is None and data.in_memory:
             # A thread takes its share of the rows at once, if there is room for the sums of all their blocks.
-            share = -(-data.count // (chunks.CHUNK_ROWS * pool.resolve_n_threads(self.thread_count)))
+            share = -(-data.count // (chunks.CHUNK_ROWS * pool.resolve_n_threads(self.n_threads)))
             room = SUMS_AT_A_TIME * block // (chunks.CHUNK_ROWS * centroids.size)
             parts = data.runs(max(min(share, room), 1))
         # A GPU's sums are made in float32 by the kernel's own blocks, whatever the rows that come at a time.
@@ -289,7 +287,7 @@ class KMeans:
             return mapper
         if self.device == "cuda":
             return map
-        count = pool.resolve_n_threads(self.thread_count)
+        count = pool.resolve_n_threads(self.n_threads)
         if data.in_memory:
             return functools.partial(_side_by_side, count=count)
         return functools.partial(pool.map_ordered, threads=count)

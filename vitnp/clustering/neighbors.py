@@ -6,9 +6,7 @@ import numpy as np
 
 from vitnp import kernels
 from vitnp.errors import UsageError
-from vitnp.kernels.threads import blas
-from vitnp.kernels.threads import pool
-from vitnp.kernels.threads import team
+from vitnp.kernels.threads import blas, pool, team
 
 # Queries of one call of the kernel, which lays all others out anew. Fixed, because a matrix product may round differently in
 # another shape.
@@ -16,7 +14,7 @@ QUERY_ROWS = 4096
 
 
 def nearest_neighbors(
-    queries: np.ndarray, others: np.ndarray, count: int, *, exclude_self: bool = False, thread_count: int | None = None
+    queries: np.ndarray, others: np.ndarray, count: int, *, exclude_self: bool = False, n_threads: int | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """The `count` rows of `others` with the highest cosine to each query; of equal ones the lower row.
 
@@ -62,6 +60,6 @@ def nearest_neighbors(
         own = first if exclude_self else None
         cosine[first:last], index[first:last] = top(queries[first:last], others, count, own=own)
 
-    with blas.one_blas_thread(), pool.thread_limit(pool.resolve_n_threads(thread_count)):
+    with blas.one_blas_thread(), pool.thread_limit(pool.resolve_n_threads(n_threads)):
         team.parallel_for(search, len(queries), QUERY_ROWS)
     return index, cosine

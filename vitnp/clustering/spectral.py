@@ -39,7 +39,7 @@ def spectral_clusters(
     neighbors: int = 30,
     starts: int = 10,
     seed: int = 0,
-    thread_count: int | None = None,
+    n_threads: int | None = None,
 ) -> np.ndarray:
     """Cluster rows by the graph of their nearest neighbors.
 
@@ -91,11 +91,11 @@ def spectral_clusters(
         raise UsageError(f"row {int(finite.argmin())} of the features is not finite; leave it out or repair it")
     unit = kernels.for_device().normalize_rows(x.astype(np.float32))
     first, node = _distinct(unit)
-    labels = _cluster(unit[first], clusters, neighbors, starts, seed, thread_count)[node]
+    labels = _cluster(unit[first], clusters, neighbors, starts, seed, n_threads)[node]
     return _by_size(labels)
 
 
-def neighbor_graph(x: np.ndarray, neighbors: int, *, thread_count: int | None = None) -> csr_matrix:
+def neighbor_graph(x: np.ndarray, neighbors: int, *, n_threads: int | None = None) -> csr_matrix:
     """Symmetric graph of the nearest neighbors by cosine.
 
     Parameters
@@ -122,7 +122,7 @@ def neighbor_graph(x: np.ndarray, neighbors: int, *, thread_count: int | None = 
     from scipy.sparse import csr_matrix
 
     rows, count = len(x), min(neighbors, len(x) - 1)
-    index, _ = nearest_neighbors(x, x, count, exclude_self=True, thread_count=thread_count)
+    index, _ = nearest_neighbors(x, x, count, exclude_self=True, n_threads=n_threads)
     seen = csr_matrix(
         (np.full(rows * count, 0.5), index.ravel(), np.arange(0, rows * count + 1, count)), shape=(rows, rows)
     )
@@ -203,7 +203,7 @@ def _eigenvectors(adjacency: csr_matrix, known: np.ndarray, wanted: int, seed: i
 
 
 def _cluster(
-    x: np.ndarray, clusters: int, neighbors: int, starts: int, seed: int, thread_count: int | None
+    x: np.ndarray, clusters: int, neighbors: int, starts: int, seed: int, n_threads: int | None
 ) -> np.ndarray:
     """Labels of distinct unit rows, (N,)."""
     from scipy.sparse.csgraph import connected_components
@@ -212,14 +212,14 @@ def _cluster(
         return np.arange(len(x))
     if clusters == 1:
         return np.zeros(len(x), np.int64)
-    graph = neighbor_graph(x, neighbors, thread_count=thread_count)
+    graph = neighbor_graph(x, neighbors, n_threads=n_threads)
     pieces, piece = connected_components(graph, directed=False)
     if pieces >= clusters:
         sums = np.stack([np.bincount(piece, weights=column, minlength=pieces) for column in x.T], axis=1)
         means = kernels.for_device().normalize_rows(sums).astype(np.float32)
-        return _cluster(means, clusters, neighbors, starts, seed, thread_count)[piece]
+        return _cluster(means, clusters, neighbors, starts, seed, n_threads)[piece]
     vectors = spectral_embedding(graph, clusters, seed=seed)
-    model = KMeans(clusters, n_init=starts, max_iter=100, seed=seed, thread_count=thread_count)
+    model = KMeans(clusters, n_init=starts, max_iter=100, seed=seed, n_threads=n_threads)
     return model.fit(vectors).labels_.astype(np.int64)  # by cosine: rows count by their direction, as in Ng et al.
 
 

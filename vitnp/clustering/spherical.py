@@ -10,11 +10,7 @@ import numpy as np
 from vitnp import kernels
 from vitnp.clustering.chunks import rows_summed_together
 from vitnp.clustering.kmeans_plusplus import kmeans_plusplus
-from vitnp.clustering.lloyd import Cosine
-from vitnp.clustering.lloyd import Total
-from vitnp.clustering.lloyd import lloyd
-from vitnp.clustering.lloyd import partial_step
-from vitnp.clustering.lloyd import sum_partials
+from vitnp.clustering.lloyd import Cosine, Total, lloyd, partial_step, sum_partials
 
 
 @dataclasses.dataclass(frozen=True)

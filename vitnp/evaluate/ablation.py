@@ -9,19 +9,14 @@ from typing import NamedTuple
 import numpy as np
 
 from vitnp.errors import ImageError
-from vitnp.evaluate.data.pairs import Pair
-from vitnp.evaluate.data.pairs import read_truth
+from vitnp.evaluate.data.pairs import Pair, read_truth
 from vitnp.evaluate.metrics.saliency import iou
-from vitnp.evaluate.protocol import over_seeds
-from vitnp.evaluate.protocol import sort_out
-from vitnp.evaluate.protocol import together
+from vitnp.evaluate.protocol import over_seeds, sort_out, together
 from vitnp.evaluate.table import Table
-from vitnp.method.agreement import CONSISTENCY
-from vitnp.method.agreement import combine_levels
+from vitnp.method.agreement import CONSISTENCY, combine_levels
 from vitnp.method.cleaning import clean
 from vitnp.refine.refine import refine
-from vitnp.result import HALF
-from vitnp.result import Segmentation
+from vitnp.result import HALF, Segmentation
 from vitnp.segmenter import Segmenter
 
 FACETS = ("key", "query", "value", "token")

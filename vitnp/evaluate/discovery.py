@@ -8,28 +8,17 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vitnp.errors import ImageError
-from vitnp.errors import UsageError
+from vitnp.errors import ImageError, UsageError
 from vitnp.evaluate.data.voc_boxes import BoxSample
-from vitnp.evaluate.metrics.boxes import box_iou
-from vitnp.evaluate.metrics.boxes import corloc
-from vitnp.evaluate.protocol import Scored
-from vitnp.evaluate.protocol import by_themselves
-from vitnp.evaluate.protocol import sort_out
-from vitnp.evaluate.protocol import together
-from vitnp.evaluate.protocol import watched
-from vitnp.evaluate.report import FOUND_COLOR
-from vitnp.evaluate.report import TRUE_COLOR
-from vitnp.evaluate.report import Case
-from vitnp.evaluate.report import draw_boxes
-from vitnp.io.decode import pixels_of
-from vitnp.io.decode import read_image
+from vitnp.evaluate.metrics.boxes import box_iou, corloc
+from vitnp.evaluate.protocol import Scored, by_themselves, sort_out, together, watched
+from vitnp.evaluate.report import FOUND_COLOR, TRUE_COLOR, Case, draw_boxes
+from vitnp.io.decode import pixels_of, read_image
 from vitnp.kernels.threads.pool import large_image_lock
 from vitnp.masks.boxes import bounding_boxes
 from vitnp.masks.overlay import overlay
 from vitnp.pipeline import segment_image
-from vitnp.progress import Progress
-from vitnp.progress import silent
+from vitnp.progress import Progress, silent
 from vitnp.segmenter import Segmenter
 from vitnp.vit.model import ViT
 

@@ -11,15 +11,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from vitnp.errors import ImageError
-from vitnp.errors import OutputError
-from vitnp.errors import UsageError
+from vitnp.errors import ImageError, OutputError, UsageError
 from vitnp.evaluate.table import Table
 from vitnp.kernels.threads.blas import one_blas_thread
-from vitnp.kernels.threads.pool import map_ordered
-from vitnp.kernels.threads.pool import resolve_n_threads
-from vitnp.progress import Progress
-from vitnp.progress import silent
+from vitnp.kernels.threads.pool import map_ordered, resolve_n_threads
+from vitnp.progress import Progress, silent
 from vitnp.segmenter import Segmenter
 
 if TYPE_CHECKING:

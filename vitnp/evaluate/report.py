@@ -12,8 +12,7 @@ import numpy as np
 from vitnp.errors import OutputError
 from vitnp.io.resample import downscale
 from vitnp.io.stamp import is_own_output
-from vitnp.io.write import make_folder
-from vitnp.io.write import write_png
+from vitnp.io.write import make_folder, write_png
 from vitnp.masks.palette import bright_colors
 
 if TYPE_CHECKING:

@@ -9,23 +9,15 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import numpy as np
 
 from vitnp.errors import ImageError
-from vitnp.evaluate.data.pairs import Pair
-from vitnp.evaluate.data.pairs import read_truth
-from vitnp.evaluate.metrics.saliency import SaliencyScores
-from vitnp.evaluate.metrics.saliency import saliency_scores
-from vitnp.evaluate.protocol import Scored
-from vitnp.evaluate.protocol import by_themselves
-from vitnp.evaluate.protocol import sort_out
-from vitnp.evaluate.protocol import together
-from vitnp.evaluate.protocol import watched
+from vitnp.evaluate.data.pairs import Pair, read_truth
+from vitnp.evaluate.metrics.saliency import SaliencyScores, saliency_scores
+from vitnp.evaluate.protocol import Scored, by_themselves, sort_out, together, watched
 from vitnp.evaluate.report import Case
-from vitnp.io.decode import pixels_of
-from vitnp.io.decode import read_image
+from vitnp.io.decode import pixels_of, read_image
 from vitnp.kernels.threads.pool import large_image_lock
 from vitnp.masks.overlay import overlay
 from vitnp.pipeline import segment_image
-from vitnp.progress import Progress
-from vitnp.progress import silent
+from vitnp.progress import Progress, silent
 from vitnp.result import Segmentation
 from vitnp.segmenter import Segmenter
 from vitnp.vit.model import ViT

@@ -8,20 +8,18 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from vitnp.errors import ImageError
-from vitnp.errors import UsageError
+from vitnp.errors import ImageError, UsageError
 from vitnp.evaluate.data.labeled import LabeledSet
-from vitnp.evaluate.metrics.semantic import IGNORE
-from vitnp.evaluate.metrics.semantic import confusion_matrix
-from vitnp.evaluate.metrics.semantic import match_many_to_one
-from vitnp.evaluate.metrics.semantic import match_one_to_one
-from vitnp.evaluate.metrics.semantic import merge_clusters
-from vitnp.evaluate.metrics.semantic import semantic_scores
-from vitnp.evaluate.protocol import Scored
-from vitnp.evaluate.protocol import by_themselves
-from vitnp.evaluate.protocol import sort_out
-from vitnp.evaluate.report import Case
-from vitnp.evaluate.report import paint
+from vitnp.evaluate.metrics.semantic import (
+    IGNORE,
+    confusion_matrix,
+    match_many_to_one,
+    match_one_to_one,
+    merge_clusters,
+    semantic_scores,
+)
+from vitnp.evaluate.protocol import Scored, by_themselves, sort_out
+from vitnp.evaluate.report import Case, paint
 from vitnp.io.decode import read_image
 from vitnp.segmenter import Segmenter
 
@@ -50,7 +48,7 @@ def score_classes(labeled: LabeledSet, segmenter: Segmenter, matching: str = "hu
         When no photograph could be read.
     """
     segmenter.fit([sample.image for sample in labeled.samples])
-    own = {"failures": segmenter.failures, "threads": segmenter.thread_count}
+    own = {"failures": segmenter.failures, "threads": segmenter.n_threads}
     return score_labels(labeled, segmenter.labels, segmenter.n_classes, matching, **own)
 
 

@@ -14,8 +14,7 @@ from vitnp import __version__
 from vitnp.io.spool import Spool
 from vitnp.io.write import replacing
 from vitnp.masks.contours import polygons as outline_polygons
-from vitnp.masks.rle import encode
-from vitnp.masks.rle import extent
+from vitnp.masks.rle import encode, extent
 
 if TYPE_CHECKING:
     from typing import Self

@@ -13,26 +13,14 @@ from pathlib import Path
 import numpy as np
 
 from vitnp import __version__
-from vitnp.errors import CheckpointError
-from vitnp.errors import ImageError
-from vitnp.errors import OutputError
-from vitnp.errors import UsageError
-from vitnp.errors import VitnpError
+from vitnp.errors import CheckpointError, ImageError, OutputError, UsageError, VitnpError
 from vitnp.export import run_record
-from vitnp.export.coco import CocoWriter
-from vitnp.export.coco import class_names
-from vitnp.export.contact_sheet import COLUMNS
-from vitnp.export.contact_sheet import write_contact_sheet
+from vitnp.export.coco import CocoWriter, class_names
+from vitnp.export.contact_sheet import COLUMNS, write_contact_sheet
 from vitnp.export.gallery import GalleryWriter
-from vitnp.export.per_image import Outcome
-from vitnp.export.per_image import result_facts
-from vitnp.io import decode
-from vitnp.io import find
-from vitnp.io import label_png
-from vitnp.io import stamp
-from vitnp.io import write
-from vitnp.io.outputs import labels_path
-from vitnp.io.outputs import output_paths
+from vitnp.export.per_image import Outcome, result_facts
+from vitnp.io import decode, find, label_png, stamp, write
+from vitnp.io.outputs import labels_path, output_paths
 from vitnp.io.resample import downscale
 from vitnp.kernels.stopwatch import Stopwatch
 from vitnp.kernels.threads import pool
@@ -213,7 +201,7 @@ class FolderRun:
         found = []
         work = functools.partial(self._look_at, rerun)
         with contextlib.closing(
-            pool.map_ordered(work, range(len(self.photographs)), pool.resolve_n_threads(self.segmenter.thread_count))
+            pool.map_ordered(work, range(len(self.photographs)), pool.resolve_n_threads(self.segmenter.n_threads))
         ) as looked_at:
             for outcome, fingerprint in looked_at:
                 if outcome is None:

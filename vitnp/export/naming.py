@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
 
     from vitnp.io.find import Photograph
-from vitnp.io.outputs import LABELS_SUFFIX
-from vitnp.io.outputs import SUFFIXES
+from vitnp.io.outputs import LABELS_SUFFIX, SUFFIXES
 
 # --- Names -----------------------------------------------------------------------------------------------------------
 

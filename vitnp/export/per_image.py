@@ -9,23 +9,14 @@ from pathlib import Path
 
 import numpy as np
 
-from vitnp.errors import ImageError
-from vitnp.errors import OutputError
-from vitnp.errors import UsageError
-from vitnp.features.batching import BatchSizer
-from vitnp.features.batching import group_by_shape
+from vitnp.errors import ImageError, OutputError, UsageError
+from vitnp.features.batching import BatchSizer, group_by_shape
 from vitnp.features.stream import Decoded
-from vitnp.io import decode
-from vitnp.io import find
-from vitnp.io import stamp
-from vitnp.io.outputs import labels_path
-from vitnp.io.outputs import output_paths
+from vitnp.io import decode, find, stamp
+from vitnp.io.outputs import labels_path, output_paths
 from vitnp.kernels.stopwatch import Stopwatch
-from vitnp.kernels.threads import blas
-from vitnp.kernels.threads import pool
-from vitnp.pipeline import DEVICE_STAGES
-from vitnp.pipeline import ImagePipeline
-from vitnp.pipeline import refused_beyond_memory
+from vitnp.kernels.threads import blas, pool
+from vitnp.pipeline import DEVICE_STAGES, ImagePipeline, refused_beyond_memory
 from vitnp.result import Segmentation
 from vitnp.vit.model import ViT
 
@@ -208,7 +199,7 @@ class _Run:
                 (features,) = self.method.features([opened.decoded])
                 clock.lap("network")
                 clock.seconds = {"decode": opened.seconds, **clock.seconds}
-                return self.written(_Judged(item, self.method.judged(opened.rgb, features, opened.decoded.photograph, clock)))
+                return self.written(_Judged(item, self.method.segment(opened.rgb, features, opened.decoded.photograph, clock)))
         except (ImageError, OutputError) as error:
             return Outcome(item.path, {}, error)
 
@@ -254,7 +245,7 @@ class _Run:
                     laps = Stopwatch(vit.device)
                     laps.seconds |= {"decode": one.seconds, "network": round(share, 4)}
                     with refused_beyond_memory(vit.device):
-                        result = method.judged(one.rgb, features, one.decoded.photograph, laps)
+                        result = method.segment(one.rgb, features, one.decoded.photograph, laps)
                     yield _Judged(one.item, result)
                 clock = Stopwatch(vit.device)
 
@@ -296,7 +287,7 @@ class _Run:
         clock = Stopwatch()
         rgb = decode.read_image(item.path, max_pixels=self.max_pixels)
         clock.lap("decode")
-        decoded = self.method.prepared(rgb, decode.file_hash(item.path))
+        decoded = self.method.preprocess(rgb, decode.file_hash(item.path))
         return _Opened(item, rgb, decoded, clock.seconds["decode"])
 
     def written(self, one: _Judged) -> Outcome:

@@ -11,21 +11,15 @@ from pathlib import Path
 
 from vitnp import __version__
 from vitnp.checkpoints.safetensors_io import write_safetensors
-from vitnp.errors import ImageError
-from vitnp.errors import OutputError
+from vitnp.errors import ImageError, OutputError
 from vitnp.features.record import FeatureRecord
 from vitnp.features.spec import FeatureSpec
 from vitnp.features.store import FeatureStore
-from vitnp.features.stream import ShardWriter
-from vitnp.features.stream import in_store
-from vitnp.features.stream import stream
-from vitnp.io import decode
-from vitnp.io import find
-from vitnp.io import write
+from vitnp.features.stream import ShardWriter, in_store, stream
+from vitnp.io import decode, find, write
 from vitnp.io import stamp as stamp_
 from vitnp.io.source import path_of
-from vitnp.io.stamp import parameters_hash
-from vitnp.io.stamp import refuse_foreign
+from vitnp.io.stamp import parameters_hash, refuse_foreign
 from vitnp.vit.model import ViT
 
 FORMATS = ("npz", "safetensors")
@@ -64,7 +58,7 @@ def write_features(
     form: str = "npz",
     store: FeatureStore | None = None,
     overwrite: bool = False,
-    thread_count: int | None = None,
+    n_threads: int | None = None,
     batch: int | None = None,
     max_pixels: int = decode.MAX_PIXELS,
 ) -> Iterator[Outcome]:
@@ -115,7 +109,7 @@ def write_features(
     with contextlib.ExitStack() as stack:
         results = stack.enter_context(
             contextlib.closing(
-                stream(photographs, vit, identity, skip=skip, thread_count=thread_count, batch=batch, max_pixels=max_pixels)
+                stream(photographs, vit, identity, skip=skip, n_threads=n_threads, batch=batch, max_pixels=max_pixels)
             )
         )
         writer = None if store is None else stack.enter_context(ShardWriter(store))

@@ -8,9 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from vitnp import kernels
-from vitnp.io import preprocess
-from vitnp.io import resample
-from vitnp.io import source
+from vitnp.io import preprocess, resample, source
 from vitnp.vit.model import ViT
 
 MAX_TOKENS = 4096

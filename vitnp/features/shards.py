@@ -15,10 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from vitnp.checkpoints.safetensors_io import read_safetensors
-from vitnp.checkpoints.safetensors_io import serialized
-from vitnp.errors import CheckpointError
-from vitnp.errors import OutputError
+from vitnp.checkpoints.safetensors_io import read_safetensors, serialized
+from vitnp.errors import CheckpointError, OutputError
 from vitnp.features.record import FeatureRecord
 from vitnp.io.write import replacing
 

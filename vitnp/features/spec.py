@@ -35,7 +35,7 @@ class FeatureSpec:
     precision : {"float16", "float32"}
         Of what there is one row a patch of, as it's stored.
     arithmetic : str
-        See :attr:`vitnp.vit.model.ViT.arithmetic`.
+        See :attr:`vitnp.vit.model.ViT.numerics`.
     pos_embed : str
     mean, std : (float, float, float)
     heads : int
@@ -53,7 +53,7 @@ class FeatureSpec:
     stride: int
     size: int
     precision: str
-    arithmetic: str
+    numerics: str
     pos_embed: str
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
@@ -104,7 +104,7 @@ class FeatureSpec:
             stride=config.patch if stride is None else stride,
             size=preprocess.short_side_of(size, config.patch),
             precision=precision,
-            arithmetic=vit.arithmetic,
+            numerics=vit.numerics,
             pos_embed=config.pos_embed,
             mean=tuple(config.mean),
             std=tuple(config.std),

@@ -20,16 +20,12 @@ from pathlib import Path
 
 import numpy as np
 
-from vitnp.errors import OutputError
-from vitnp.errors import UsageError
+from vitnp.errors import OutputError, UsageError
 from vitnp.features import shards
 from vitnp.features.record import FeatureRecord
-from vitnp.features.shards import DamagedShard
-from vitnp.features.shards import Shard
-from vitnp.features.shards import write_shard
+from vitnp.features.shards import DamagedShard, Shard, write_shard
 from vitnp.features.spec import FeatureSpec
-from vitnp.io.write import make_folder
-from vitnp.io.write import write_json
+from vitnp.io.write import make_folder, write_json
 
 IDENTITY_FILE = "identity.json"
 

@@ -10,24 +10,16 @@ from functools import partial
 import numpy as np
 
 from vitnp import kernels
-from vitnp.errors import ImageError
-from vitnp.errors import UsageError
-from vitnp.features.batching import BatchSizer
-from vitnp.features.batching import group_by_shape
-from vitnp.features.extract import Prepared
-from vitnp.features.extract import as_batch
-from vitnp.features.extract import prepare
+from vitnp.errors import ImageError, UsageError
+from vitnp.features.batching import BatchSizer, group_by_shape
+from vitnp.features.extract import Prepared, as_batch, prepare
 from vitnp.features.record import FeatureRecord
 from vitnp.features.shards import SHARD_BYTES
 from vitnp.features.spec import FeatureSpec
 from vitnp.features.store import FeatureStore
 from vitnp.io.decode import MAX_PIXELS
-from vitnp.io.source import Source
-from vitnp.io.source import content_hash
-from vitnp.io.source import fingerprint
-from vitnp.io.source import opened
-from vitnp.kernels.threads import blas
-from vitnp.kernels.threads import pool
+from vitnp.io.source import Source, content_hash, fingerprint, opened
+from vitnp.kernels.threads import blas, pool
 from vitnp.vit.model import ViT
 
 
@@ -119,7 +111,7 @@ def extract_to_store(
     results = stream(
         photographs, vit, store.identity,
         skip=lambda index, photograph: in_store(store, photograph),
-        thread_count=threads, batch=batch, max_pixels=max_pixels,
+        n_threads=threads, batch=batch, max_pixels=max_pixels,
     )  # fmt: skip
     with contextlib.closing(results), ShardWriter(store, shard_bytes) as writer:
         for result in results:
@@ -201,7 +193,7 @@ def stream(
     identity: FeatureSpec,
     *,
     skip: Callable[[int, str], bool] = lambda index, photograph: False,
-    thread_count: int | None = None,
+    n_threads: int | None = None,
     batch: int | None = None,
     max_pixels: int = MAX_PIXELS,
 ) -> Iterator[Extracted]:
@@ -230,7 +222,7 @@ def stream(
     """
     if batch is not None and batch < 1:
         raise UsageError(f"the batch is {batch}; choose 1 or more")
-    count = pool.resolve_n_threads(thread_count)
+    count = pool.resolve_n_threads(n_threads)
     at_once = BatchSizer(vit, batch)
     run = partial(_run, vit=vit, identity=identity, at_once=at_once)
     decode = partial(_decode, vit=vit, identity=identity, skip=skip, max_pixels=max_pixels)

@@ -11,13 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
-from vitnp.errors import ImageError
-from vitnp.errors import OutputError
+from vitnp.errors import ImageError, OutputError
 from vitnp.features.spec import FeatureSpec
 from vitnp.features.store import FeatureStore
 from vitnp.io import preprocess
-from vitnp.io.source import Source
-from vitnp.io.source import size_of
+from vitnp.io.source import Source, size_of
 from vitnp.vit.model import ViT
 
 try:

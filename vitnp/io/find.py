@@ -9,8 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from vitnp.errors import ImageError
-from vitnp.io.decode import FORMATS
-from vitnp.io.decode import unopened
+from vitnp.io.decode import FORMATS, unopened
 from vitnp.io.stamp import is_own_output
 
 # fmt: off

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Union
 import numpy as np
 
 from vitnp.errors import ImageError
-from vitnp.io import decode
-from vitnp.io import find
+from vitnp.io import decode, find
 from vitnp.io.decode import stored_size
 from vitnp.kernels.threads import pool
 

@@ -19,9 +19,7 @@ from vitnp.errors import OutputError
 if TYPE_CHECKING:
     from PIL import Image
 
-from vitnp.io.stamp import canonical_json
-from vitnp.io.stamp import json_default
-from vitnp.io.stamp import with_software
+from vitnp.io.stamp import canonical_json, json_default, with_software
 
 _WRITE_BYTES = 1 << 24
 

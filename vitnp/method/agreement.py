@@ -42,6 +42,6 @@ def combine_levels(levels: Sequence[np.ndarray], consistency: str = "mean") -> n
     return (mean > 0.5 if consistency == "majority" else mean == 1).astype(np.float32)
 
 
-def two_cluster_variant(constants: ImageLevelConfig | CollectionLevelConfig) -> ImageLevelConfig | CollectionLevelConfig:
+def two_cluster_variant(config: ImageLevelConfig | CollectionLevelConfig) -> ImageLevelConfig | CollectionLevelConfig:
     """The same constants with two clusters alone, as "majority" and "intersection" want them."""
-    return dataclasses.replace(constants, clusters=(2,))
+    return dataclasses.replace(config, clusters=(2,))

@@ -28,7 +28,7 @@ class CleaningConfig:
     cap: float = 0.25
 
 
-def clean(score: np.ndarray, constants: CleaningConfig = CleaningConfig()) -> np.ndarray:
+def clean(score: np.ndarray, config: CleaningConfig = CleaningConfig()) -> np.ndarray:
     """Push small islands of foreground below the threshold.
 
     8-connected components of score > 0.5 that are smaller than ``max(relative x the largest, absolute x the image)``
@@ -52,12 +52,12 @@ def clean(score: np.ndarray, constants: CleaningConfig = CleaningConfig()) -> np
     0.25
     """
     if kernels.device_of(score) == "cuda":
-        return kernels.for_array(score).clean(score, *dataclasses.astuple(constants))
+        return kernels.for_array(score).clean(score, *dataclasses.astuple(config))
     labels = components.label(score > 0.5)
     if labels.max(initial=0) < 2:
         return score.copy()
     sizes = np.bincount(labels.ravel())
     sizes[0] = 0
-    small = sizes < max(constants.relative * sizes.max(), constants.absolute * score.size)
+    small = sizes < max(config.relative * sizes.max(), config.absolute * score.size)
     small[0] = False
-    return np.where(small[labels], np.minimum(score, score.dtype.type(constants.cap)), score)
+    return np.where(small[labels], np.minimum(score, score.dtype.type(config.cap)), score)

@@ -16,8 +16,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from vitnp import kernels
-from vitnp.errors import CheckpointError
-from vitnp.errors import UsageError
+from vitnp.errors import CheckpointError, UsageError
 from vitnp.features.record import FeatureRecord
 from vitnp.io.stamp import canonical_json
 from vitnp.kernels.threads import blas
@@ -25,14 +24,8 @@ from vitnp.method.agreement import CONSISTENCY
 from vitnp.method.cleaning import CleaningConfig
 from vitnp.method.collection_level import FittedLevel
 from vitnp.method.image_level import ImageLevelConfig
-from vitnp.method.prototypes import Prototypes
-from vitnp.method.prototypes import label_map
-from vitnp.method.prototypes import split_by_class
-from vitnp.method.prototypes import split_pixels
-from vitnp.method.regions import RegionRule
-from vitnp.method.regions import Regions
-from vitnp.method.regions import region_patches
-from vitnp.method.regions import label_regions
+from vitnp.method.prototypes import Prototypes, label_map, split_by_class, split_pixels
+from vitnp.method.regions import RegionRule, Regions, label_regions, region_patches
 from vitnp.vit.model import ViT
 
 FORMAT = "vitnp collection 1"
@@ -89,8 +82,8 @@ class Collection:
         soft, hard = image_level
         with blas.one_blas_thread():
             if self.parameters["consistency"] == "mean":
-                return soft, self.dataset.score(keys), self.categories[category].score(keys)
-            return hard, self.dataset.hard(keys), self.categories[category].hard(keys)
+                return soft, self.dataset.soft_foreground(keys), self.categories[category].soft_foreground(keys)
+            return hard, self.dataset.hard_foreground(keys), self.categories[category].hard_foreground(keys)
 
     @property
     def image_level(self) -> ImageLevelConfig:

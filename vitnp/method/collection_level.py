@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 
 from vitnp import kernels
-from vitnp.clustering.kmeans import KMeans
-from vitnp.clustering.kmeans import Mapper
+from vitnp.clustering.kmeans import KMeans, Mapper
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +58,7 @@ class FittedLevel:
     shares: tuple[np.ndarray, ...]
     temperature: float
 
-    def score(self, keys: np.ndarray) -> np.ndarray:
+    def soft_foreground(self, keys: np.ndarray) -> np.ndarray:
         """Soft foreground of patches: mean over K of sum_j softmax(cosine / temperature)_j r_j.
 
         Parameters
@@ -78,7 +77,7 @@ class FittedLevel:
             found += k.softmax(keys @ centroids.T / np.float32(self.temperature)) @ shares
         return found / np.float32(len(self.centroids))
 
-    def hard(self, keys: np.ndarray) -> np.ndarray:
+    def hard_foreground(self, keys: np.ndarray) -> np.ndarray:
         """Patches of the one cluster that holds most foreground, at the first K: (N,) float32 of 0 and 1."""
         centroids = kernels.to_device(self.centroids[0], kernels.device_of(keys))
         labels, _ = kernels.for_array(keys).kmeans_assign(keys, centroids)
@@ -86,8 +85,8 @@ class FittedLevel:
 
 
 def fit_level(
-    keys: Any, hard: np.ndarray, seed: tuple[int, ...], constants: CollectionLevelConfig, *, mapper: Mapper | None = None,
-    thread_count: int | None = None, device: str = "cpu",
+    keys: Any, hard: np.ndarray, seed: tuple[int, ...], config: CollectionLevelConfig, *, mapper: Mapper | None = None,
+    n_threads: int | None = None, device: str = "cpu",
 ) -> FittedLevel:  # fmt: skip
     """Cluster patches of many images, and measure how much foreground each cluster holds.
 
@@ -122,16 +121,16 @@ def fit_level(
     [0.0, 0.75]
     """
     centroids, shares = [], []
-    for clusters in constants.clusters:
+    for clusters in config.clusters:
         clusters = min(clusters, len(hard))
         found = KMeans(
-            clusters, n_init=constants.starts, max_iter=constants.max_iterations, tol=constants.tolerance, seed=(*seed, clusters),
-            thread_count=thread_count, device=device,
+            clusters, n_init=config.starts, max_iter=config.max_iterations, tol=config.tolerance, seed=(*seed, clusters),
+            n_threads=n_threads, device=device,
         ).fit(keys, mapper=mapper)
         covered = np.bincount(found.labels_, weights=hard, minlength=clusters)
         centroids.append(found.cluster_centers_)
         shares.append((covered / np.maximum(found.counts_, 1)).astype(np.float32))
-    return FittedLevel(tuple(centroids), tuple(shares), constants.temperature)
+    return FittedLevel(tuple(centroids), tuple(shares), config.temperature)
 
 
 def default_categories(images: int) -> int:

@@ -15,8 +15,7 @@ import numpy as np
 from vitnp import kernels
 from vitnp.clustering.spherical import spherical_kmeans
 from vitnp.kernels.threads import blas
-from vitnp.method.foreground import border_patches
-from vitnp.method.foreground import foreground_clusters
+from vitnp.method.foreground import border_patches, foreground_clusters
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +49,7 @@ def image_level(
     attention: np.ndarray,
     grid: tuple[int, int],
     seed: tuple[int, ...],
-    constants: ImageLevelConfig = ImageLevelConfig(),
+    config: ImageLevelConfig = ImageLevelConfig(),
 ) -> tuple[np.ndarray, np.ndarray]:
     """Soft and hard foreground of one image from its own patches.
 
@@ -86,20 +85,20 @@ def image_level(
     """
     patches, xp, device = len(keys), kernels.array_module(keys), kernels.device_of(keys)
     attention = kernels.to_device(attention, device)
-    attention = xp.minimum(attention, xp.percentile(attention, constants.attention_percentile))
+    attention = xp.minimum(attention, xp.percentile(attention, config.attention_percentile))
     border = kernels.to_device(border_patches(grid), device)
     soft, hard = xp.zeros(patches), xp.zeros(patches)
     # An image with fewer patches than clusters has no use for that many; one patch alone stands out from nothing.
-    tried = [clusters for clusters in constants.clusters if clusters < patches]
+    tried = [clusters for clusters in config.clusters if clusters < patches]
     with blas.one_blas_thread():
         for clusters in tried:
             rng = np.random.default_rng((*seed, clusters))
             found = spherical_kmeans(
-                keys, clusters, rng, starts=constants.starts, max_iterations=constants.max_iterations
+                keys, clusters, rng, starts=config.starts, max_iterations=config.max_iterations
             )
-            foreground = foreground_clusters(found, attention, border, constants.threshold)
+            foreground = foreground_clusters(found, attention, border, config.threshold)
             hard += kernels.to_device(foreground, device)[found.labels]
-            soft += _sigmoid(_margin(keys, found.centroids, foreground) / constants.temperature)
+            soft += _sigmoid(_margin(keys, found.centroids, foreground) / config.temperature)
     share = 1 / max(len(tried), 1)
     return (soft * share).astype(np.float32), (hard * share).astype(np.float32)
 

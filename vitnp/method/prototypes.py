@@ -9,10 +9,7 @@ import numpy as np
 
 from vitnp import kernels
 from vitnp.kernels.threads import blas
-from vitnp.method.regions import RegionRule
-from vitnp.method.regions import Regions
-from vitnp.method.regions import bisect_region
-from vitnp.method.regions import patch_cells
+from vitnp.method.regions import RegionRule, Regions, bisect_region, patch_cells
 
 # Regions that vote on a new one's class; and how many of each class are kept for it.
 VOTERS = 10

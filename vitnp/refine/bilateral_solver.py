@@ -9,12 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vitnp import kernels
-from vitnp.io.resample import check_map
-from vitnp.io.resample import check_photograph
-from vitnp.kernels.constants import BISTOCHASTIC_STEPS
-from vitnp.kernels.constants import BLUE_DIFFERENCE
-from vitnp.kernels.constants import LUMA
-from vitnp.kernels.constants import RED_DIFFERENCE
+from vitnp.io.resample import check_map, check_photograph
+from vitnp.kernels.constants import BISTOCHASTIC_STEPS, BLUE_DIFFERENCE, LUMA, RED_DIFFERENCE
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array

@@ -8,9 +8,7 @@ from collections.abc import Callable
 import numpy as np
 
 from vitnp import kernels
-from vitnp.io.resample import bilinear
-from vitnp.io.resample import check_map
-from vitnp.io.resample import check_photograph
+from vitnp.io.resample import bilinear, check_map, check_photograph
 
 # Pixels of a tile: many enough to hide NumPy's cost per call, few enough that a tile's temporaries stay near 20 MB.
 _TILE = 1 << 19

@@ -8,16 +8,10 @@ import numpy as np
 
 from vitnp import kernels
 from vitnp.errors import UsageError
-from vitnp.io.resample import bilinear
-from vitnp.io.resample import check_map
-from vitnp.io.resample import check_photograph
-from vitnp.io.resample import downscale
-from vitnp.io.resample import working_size
+from vitnp.io.resample import bilinear, check_map, check_photograph, downscale, working_size
 from vitnp.refine.bilateral_solver import bilateral_solver
 from vitnp.refine.dense_crf import dense_crf
-from vitnp.refine.guided_filter import fixed_point
-from vitnp.refine.guided_filter import guided_filter
-from vitnp.refine.guided_filter import guided_upsample
+from vitnp.refine.guided_filter import fixed_point, guided_filter, guided_upsample
 
 METHODS = ("solver", "crf", "guided", "none")
 

@@ -21,8 +21,7 @@ import numpy as np
 
 from vitnp import kernels
 from vitnp.io.mmap import forget_pages
-from vitnp.kernels.threads import blas
-from vitnp.kernels.threads import team
+from vitnp.kernels.threads import blas, team
 from vitnp.options import FACETS
 from vitnp.vit.config import ViTConfig
 from vitnp.vit.pos_embed import resample_positions
@@ -70,7 +69,7 @@ class PackedWeights:
         """An entry as the file has it, in the host's memory."""
         return self._weights[name]
 
-    def in_turn(self) -> contextlib.AbstractContextManager:
+    def exclusive(self) -> contextlib.AbstractContextManager:
         """What to hold during a forward pass: on a GPU they go one after the other, each with its own arithmetic of products; where
         BLAS computes it has one thread; compiled kernels need nothing."""
         if self.device != "cpu":
@@ -115,28 +114,28 @@ class ForwardPass:
     """
 
     def __init__(
-        self, weights: PackedWeights, config: ViTConfig, images: np.ndarray, stride: int, layer: int, want: tuple[str, ...]
+        self, weights: PackedWeights, config: ViTConfig, images: np.ndarray, stride: int, layer: int, features: tuple[str, ...]
     ):
         c, k = config, weights.kernels
-        self.weights, self.config, self.images, self.stride, self.layer, self.want = weights, c, images, stride, layer, want
-        self.leading, self.positions = prefix_and_pos_embed(weights, c, tuple((side - c.patch) // stride + 1 for side in images.shape[2:]))
+        self.weights, self.config, self.images, self.stride, self.layer, self.features = weights, c, images, stride, layer, features
+        self.prefix_tokens, self.positions = prefix_and_pos_embed(weights, c, tuple((side - c.patch) // stride + 1 for side in images.shape[2:]))
         self.first = 1 + c.registers  # the first patch among the tokens
         batch, tokens = len(images), self.first + len(self.positions)
         self.x, self.queries = (weights.temporary(name, batch, tokens, c.width) for name in ("tokens", "queries"))  # (B, T, D)
         # With two a thread may begin the next layer while others still read this one; for many tokens waiting is cheaper.
         slots = 2 if weights.device == "cpu" and batch * tokens < SHARED_KV_TOKENS else 1
-        self.held = [
+        self.kv = [
             k.KeyValues(batch, tokens, c.width, c.heads, weights.dtype, slot=slot, precision=weights.precision)
             for slot in range(slots)
         ]
         # Rows of the last block's output that somebody asks for: all of them, the leading ones, CLS, or none.
-        self.rows = tokens if "token" in want else self.first if "register" in want else 1 if "cls" in want else 0
-        by_cls = "attention" in want or "cls_state" in want
-        self.query_rows = tokens if "query" in want else max(self.rows, int(by_cls))
+        self.rows = tokens if "token" in features else self.first if "register" in features else 1 if "cls" in features else 0
+        by_cls = "attention" in features or "cls_state" in features
+        self.query_rows = tokens if "query" in features else max(self.rows, int(by_cls))
         wanted = {
             "query": self.query_rows > 0,
-            "key": "key" in want or by_cls or self.rows > 0,
-            "value": "value" in want or "cls_state" in want or self.rows > 0,
+            "key": "key" in features or by_cls or self.rows > 0,
+            "value": "value" in features or "cls_state" in features or self.rows > 0,
         }
         self.out = {facet: weights.xp.empty(self.x.shape, self.x.dtype) for facet, there in wanted.items() if there}
         if self.rows:
@@ -144,32 +143,32 @@ class ForwardPass:
         # More threads than this have nothing worth their while; without blocks a thread takes whole images, for a GPU one takes all.
         self.most = 1 if weights.device == "cuda" else batch if k.BLOCK is None else -(-batch * tokens // 32)
 
-    def run(self, member: team.Worker) -> None:
+    def run(self, worker: team.Worker) -> None:
         """The pass as one thread sees it."""
         weights, c, x = self.weights, self.config, self.x
-        mine = list(self.blocks(member))
+        mine = list(self.blocks(worker))
         for images, rows in mine:
             self.embed(images, rows)
         for index in range(self.layer):
-            held = self.held[index % len(self.held)]
+            kv = self.kv[index % len(self.kv)]
             for images, rows in mine:
                 y = norm(weights, c, x[images, rows], f"blocks.{index}.norm1")  # (b, n, D)
                 key, value = (project(weights, y, index, part, weights.temporary(part, *y.shape)) for part in ("key", "value"))
-                held.put(images, rows.start, key, value)
+                kv.write(images, rows.start, key, value)
                 project(weights, y, index, "query", self.queries[images, rows])
-            member.wait()
+            worker.wait()
             for images, rows in mine:
                 here = x[images, rows]
-                gathered = held.attend(self.queries[images, rows], images, weights.temporary("gathered", *here.shape))
-                block_tail(weights, c, here, gathered, index, out=here)
-            if len(self.held) == 1:
-                member.wait()
-        self.read(member, mine)
+                attn_out = kv.attend(self.queries[images, rows], images, weights.temporary("gathered", *here.shape))
+                block_tail(weights, c, here, attn_out, index, out=here)
+            if len(self.kv) == 1:
+                worker.wait()
+        self.read(worker, mine)
 
-    def read(self, member: team.Worker, mine: Sequence[tuple[slice, slice]]) -> None:
+    def read(self, worker: team.Worker, mine: Sequence[tuple[slice, slice]]) -> None:
         """What is wanted of the last block, and nothing else of it."""
         weights, c, index, out = self.weights, self.config, self.layer, self.out
-        held = self.held[index % len(self.held)]
+        kv = self.kv[index % len(self.kv)]
         for images, rows in mine:
             y = norm(weights, c, self.x[images, rows], f"blocks.{index}.norm1")
             for facet in [name for name in ("query", "key", "value") if name in out]:
@@ -177,32 +176,32 @@ class ForwardPass:
                 if here.start < here.stop:
                     out[facet][images, here] = project(weights, y[:, : here.stop - here.start], index, facet)
             if self.rows:
-                held.put(images, rows.start, out["key"][images, rows], out["value"][images, rows])
+                kv.write(images, rows.start, out["key"][images, rows], out["value"][images, rows])
         if not self.rows:
             return
-        member.wait()
+        worker.wait()
         for images, rows in mine:
             rows = slice(rows.start, min(rows.stop, self.rows))
             if rows.start < rows.stop:
-                gathered = held.attend(out["query"][images, rows], images)
-                y = block_tail(weights, c, self.x[images, rows], gathered, index)
+                attn_out = kv.attend(out["query"][images, rows], images)
+                y = block_tail(weights, c, self.x[images, rows], attn_out, index)
                 out["token"][images, rows] = norm(weights, c, y, "norm")
 
     def found(self) -> dict[str, np.ndarray]:
         """The features that were asked for, once all threads are through."""
         first, got, xp = self.first, dict(self.out), self.weights.xp
-        if "attention" in self.want:
+        if "attention" in self.features:
             with blas.one_blas_thread():
                 row = self.weights.kernels.attention_row(got["query"][:, :1], got["key"], self.config.heads)  # (B, H, T)
             got["attention"] = row[:, :, first:]
-        if "cls_state" in self.want:
+        if "cls_state" in self.features:
             got["cls_state"] = xp.stack([part[:, 0] for part in (self.x, got["query"], got["key"], got["value"])], axis=1)
         if self.rows:
             got |= {"cls": got["token"][:, 0], "register": got["token"][:, 1:first]}
         got |= {facet: got[facet][:, first:] for facet in FACETS if facet in got}
-        return {name: xp.ascontiguousarray(got[name], self.images.dtype) for name in self.want}
+        return {name: xp.ascontiguousarray(got[name], self.images.dtype) for name in self.features}
 
-    def blocks(self, member: team.Worker) -> Iterator[tuple[slice, slice]]:
+    def blocks(self, worker: team.Worker) -> Iterator[tuple[slice, slice]]:
         """A thread's blocks of tokens: images and rows, a slice each."""
         batch, tokens, _ = self.x.shape
         longest = self.weights.kernels.BLOCK
@@ -210,10 +209,10 @@ class ForwardPass:
             yield slice(0, batch), slice(0, tokens)
             return
         if longest is None:
-            for image in range(*member.share(batch)):
+            for image in range(*worker.share(batch)):
                 yield slice(image, image + 1), slice(0, tokens)
             return
-        start, stop = member.share(batch * tokens, 8)
+        start, stop = worker.share(batch * tokens, 8)
         while start < stop:
             image, row = divmod(start, tokens)
             left = min(stop - start, tokens - row)
@@ -226,7 +225,7 @@ class ForwardPass:
         """Tokens of a block as they enter the network: CLS and registers, and patches with their positions."""
         w, first = self.weights, self.first
         if rows.start < first:
-            self.x[images, rows.start : min(first, rows.stop)] = self.leading[rows.start : rows.stop]
+            self.x[images, rows.start : min(first, rows.stop)] = self.prefix_tokens[rows.start : rows.stop]
         start, stop = max(rows.start, first) - first, rows.stop - first
         if start < stop:
             weight, bias = w["patch_embed.proj.weight"], w["patch_embed.proj.bias"]
@@ -248,10 +247,10 @@ def prefix_and_pos_embed(weights: PackedWeights, config: ViTConfig, grid: tuple[
     first = len(table) - config.grid[0] * config.grid[1]
     with blas.one_blas_thread():
         positions = resample_positions(table[first:].reshape(*config.grid, config.width), grid, config.pos_embed)
-    leading = weights.original("cls_token")[0] + table[:first].sum(axis=0)  # (1, D)
+    prefix_tokens = weights.original("cls_token")[0] + table[:first].sum(axis=0)  # (1, D)
     if config.registers:
-        leading = np.concatenate([leading, weights.original("register_tokens")[0]])  # (1 + R, D)
-    found = leading, positions.reshape(-1, config.width)
+        prefix_tokens = np.concatenate([prefix_tokens, weights.original("register_tokens")[0]])  # (1 + R, D)
+    found = prefix_tokens, positions.reshape(-1, config.width)
     if weights.device != "cpu":
         found = tuple(kernels.to_device(part.astype(weights.dtype), weights.device) for part in found)
     weights.places = grid, found
@@ -265,7 +264,7 @@ def project(weights: PackedWeights, y: np.ndarray, index: int, part: str, out: n
 
 
 def block_tail(
-    weights: PackedWeights, config: ViTConfig, x: np.ndarray, gathered: np.ndarray, index: int, out: np.ndarray | None = None
+    weights: PackedWeights, config: ViTConfig, x: np.ndarray, attn_out: np.ndarray, index: int, out: np.ndarray | None = None
 ) -> np.ndarray:
     """What a block does once its tokens (b, n, D) have gathered from all others: projection and MLP, each on a residual branch."""
     k, name = weights.kernels, f"blocks.{index}"
@@ -273,7 +272,7 @@ def block_tail(
     def layer(y: np.ndarray, which: str, **further: Any) -> np.ndarray:
         return k.linear(y, weights[f"{name}.{which}.weight"], weights.get(f"{name}.{which}.bias"), **further)
 
-    x = layer(gathered, "attn.proj", scale=weights.get(f"{name}.ls1.gamma"), residual=x, out=out)
+    x = layer(attn_out, "attn.proj", scale=weights.get(f"{name}.ls1.gamma"), residual=x, out=out)
     y = norm(weights, config, x, f"{name}.norm2")
     if config.swiglu:
         y, last = k.swiglu(layer(y, "mlp.w12")), "mlp.w3"  # (b, n, 2 E) -> (b, n, E)

@@ -13,10 +13,7 @@ from vitnp.errors import UsageError
 from vitnp.kernels.threads import team
 from vitnp.options import FEATURES
 from vitnp.vit.config import ViTConfig
-from vitnp.vit.forward import PackedWeights
-from vitnp.vit.forward import ForwardPass
-from vitnp.vit.forward import block_tail
-from vitnp.vit.forward import norm
+from vitnp.vit.forward import ForwardPass, PackedWeights, block_tail, norm
 
 
 class ViT:
@@ -30,14 +27,14 @@ class ViT:
     name, source, sha256 : str
         Where the weights came from, kept for the record.
     precision : {"auto", "fp32", "tf32", "bf16", "fp16"}
-        Of the operands of products, see :meth:`at`.
+        Of the operands of products, see :meth:`to`.
     device : {"auto", "cpu", "cuda"}
-        Where it computes, see :meth:`on`.
+        Where it computes, see :meth:`to`.
 
     Examples
     --------
     >>> vit = vitnp.load_vit("auto")                                    # doctest: +SKIP
-    >>> features = vit(images, want=("key", "cls"))                     # doctest: +SKIP
+    >>> features = vit(images, features=("key", "cls"))                     # doctest: +SKIP
     >>> features["key"].shape                                           # doctest: +SKIP
     (1, 540, 192)
     """
@@ -56,7 +53,7 @@ class ViT:
         self.config, self.weights = config, weights
         self.name, self.source, self.sha256 = name, source, sha256
         self.device = kernels.choose_device(device)
-        self.precision, self._wish = resolve_precision(precision, self.device), precision
+        self.precision, self._requested_precision = resolve_precision(precision, self.device), precision
         self._packed: PackedWeights | None = None
         self._lock = threading.Lock()
 
@@ -70,7 +67,7 @@ class ViT:
         return (height - patch) // stride + 1, (width - patch) // stride + 1
 
     def __call__(
-        self, images: np.ndarray, want: str | Iterable[str] = ("key",), *, layer: int = -1, stride: int | None = None
+        self, images: np.ndarray, features: str | Iterable[str] = ("key",), *, layer: int = -1, stride: int | None = None
     ) -> dict[str, np.ndarray]:
         """Features of one block, and nothing that isn't asked for.
 
@@ -101,12 +98,12 @@ class ViT:
         UsageError
             For unknown features, a layer or stride out of range, or images of the wrong shape.
         """
-        want = (want,) if isinstance(want, str) else tuple(want)
-        layer, stride = self._checked(images, want, layer, stride)
+        features = (features,) if isinstance(features, str) else tuple(features)
+        layer, stride = self._checked(images, features, layer, stride)
         images = kernels.to_device(images, self.device).astype(self.dtype, copy=False)
         weights = self._ready()
-        with weights.in_turn():
-            forward = ForwardPass(weights, self.config, images, stride, layer, want)
+        with weights.exclusive():
+            forward = ForwardPass(weights, self.config, images, stride, layer, features)
             team.run_team(forward.run, most=forward.most)
             return forward.found()
 
@@ -135,13 +132,13 @@ class ViT:
         state, key, value = (xp.asarray(kernels.to_device(x, self.device), weights.dtype) for x in (state, key, value))
         entering, query, own_key, own_value = (row[None, None] for row in state)  # (1, 1, D) each
         found = xp.empty((len(regions), c.width), self.dtype)
-        with weights.in_turn():
+        with weights.exclusive():
             for index, region in enumerate(regions):
                 patches = xp.asarray(np.flatnonzero(region))
                 keys = xp.concatenate([own_key, key[None, patches]], axis=1)  # (1, 1 + patches of the region, D)
                 values = xp.concatenate([own_value, value[None, patches]], axis=1)
-                gathered = weights.kernels.attention(query, keys, values, c.heads)
-                out = block_tail(weights, c, entering, gathered, c.depth - 1)
+                attn_out = weights.kernels.attention(query, keys, values, c.heads)
+                out = block_tail(weights, c, entering, attn_out, c.depth - 1)
                 found[index] = norm(weights, c, out, "norm")[0, 0]
         return kernels.to_host(found)
 
@@ -151,7 +148,7 @@ class ViT:
         return np.dtype(np.float32) if self.device == "cuda" else self.weights["cls_token"].dtype
 
     @property
-    def arithmetic(self) -> str:
+    def numerics(self) -> str:
         """What the last bits of its features depend on beside the weights: the precision, and "cuda" where that's the device.
 
         On one device the same photograph gives the same bits every time. Keys from a GPU are within 1e-5 of the CPU's in fp32, 2e-3
@@ -159,42 +156,37 @@ class ViT:
         """
         return self.precision if self.device == "cpu" else f"{self.device} {self.precision}"
 
-    def at(self, precision: str) -> ViT:
-        """The same network with products in another precision.
+    def to(self, *, device: str | None = None, precision: str | None = None) -> ViT:
+        """Return the same network on another device or in another precision; the weights are shared.
 
         Parameters
         ----------
-        precision : {"auto", "fp32", "tf32", "bf16", "fp16"}
-            Of the operands of linear layers and attention; sums are float32 always. "auto" is fp32 on the CPU and fp16 on a GPU,
-            where fp16 is that of all numbers between layers too.
-
-        Raises
-        ------
-        UsageError
-            For one that the device lacks; it names those that there are.
-        """
-        return self._but(precision=precision)
-
-    def on(self, device: str) -> ViT:
-        """The same network on another device, where it leaves what it computes.
-
-        Parameters
-        ----------
-        device : {"auto", "cpu", "cuda"}
-            "auto" is "cuda" where that works, else "cpu".
+        device : {"auto", "cpu", "cuda"}, optional
+            Where the network computes and leaves its results; "auto" is "cuda" where that works, else "cpu".
+        precision : {"auto", "fp32", "tf32", "bf16", "fp16"}, optional
+            Precision of the operands of linear layers and attention; sums are always float32. "auto" is fp32 on the CPU and fp16
+            on a GPU, where fp16 applies to all values between layers too.
 
         Raises
         ------
         DeviceError
-            For "cuda" where it doesn't work: why, and what mends it.
+            If "cuda" was asked for and does not work: the reason, and what to do.
         UsageError
-            For a precision that was chosen and that the device lacks.
-        """
-        return self._but(device=device)
+            If the device lacks the precision; the message lists those it has.
 
-    def _but(self, **changed: str) -> ViT:
-        same = {"name": self.name, "source": self.source, "sha256": self.sha256, "precision": self._wish, "device": self.device}
-        return ViT(self.config, self.weights, **{**same, **changed})
+        Examples
+        --------
+        >>> vit = vitnp.load_vit("auto").to(device="cuda", precision="fp16")      # doctest: +SKIP
+        """
+        return ViT(
+            self.config,
+            self.weights,
+            name=self.name,
+            source=self.source,
+            sha256=self.sha256,
+            device=self.device if device is None else device,
+            precision=self._requested_precision if precision is None else precision,
+        )
 
     def _ready(self) -> PackedWeights:
         """The weights as the kernels want them, made so at the first call."""
@@ -210,11 +202,11 @@ class ViT:
     def __setstate__(self, state: dict[str, object]) -> None:
         self.__dict__.update(state, _packed=None, _lock=threading.Lock())
 
-    def _checked(self, images: np.ndarray, want: tuple[str, ...], layer: int, stride: int | None) -> tuple[int, int]:
+    def _checked(self, images: np.ndarray, features: tuple[str, ...], layer: int, stride: int | None) -> tuple[int, int]:
         """Layer counted from 0 and stride in pixels, once everything is known to make sense."""
         c = self.config
-        unknown = [name for name in want if name not in FEATURES]
-        if unknown or not want:
+        unknown = [name for name in features if name not in FEATURES]
+        if unknown or not features:
             raise UsageError(f"unknown features {unknown}; choose among {', '.join(FEATURES)}")
         if not isinstance(layer, numbers.Integral) or not -c.depth <= layer < c.depth:
             raise UsageError(f"layer {layer} is out of range; this network has blocks 0 to {c.depth - 1} (or -{c.depth} to -1)")

@@ -85,14 +85,14 @@ def block(w: dict, config, x: np.ndarray, name: str) -> tuple[np.ndarray, list[n
     y = layernorm(x, w[name + "norm1.weight"], w[name + "norm1.bias"], config.eps)
     query, key, value = np.split(linear(w, y, name + "attn.qkv"), 3, axis=1)
     size = config.width // config.heads
-    attention, gathered = [], []
+    attention, attn_out = [], []
     for head in range(config.heads):
         part = slice(head * size, (head + 1) * size)
         weights = np.exp(query[:, part] @ key[:, part].T / math.sqrt(size))
         weights /= weights.sum(axis=1, keepdims=True)
         attention.append(weights)
-        gathered.append(weights @ value[:, part])
-    y = linear(w, np.concatenate(gathered, axis=1), name + "attn.proj")
+        attn_out.append(weights @ value[:, part])
+    y = linear(w, np.concatenate(attn_out, axis=1), name + "attn.proj")
     x = x + (y * w[name + "ls1.gamma"] if config.layerscale else y)
 
     y = layernorm(x, w[name + "norm2.weight"], w[name + "norm2.bias"], config.eps)

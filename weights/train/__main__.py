@@ -10,11 +10,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from vitnp.cli import shared
-from vitnp.cli.arguments import natural
-from vitnp.cli.arguments import positive
-from vitnp.errors import ImageError
-from vitnp.errors import OutputError
-from vitnp.errors import UsageError
+from vitnp.cli.arguments import natural, positive
+from vitnp.errors import ImageError, OutputError, UsageError
 
 PROG = "python -m vitnp.weights.train"
 
@@ -108,8 +105,7 @@ def _add_photographs(to: argparse.ArgumentParser) -> None:
 
 def _pack(args: argparse.Namespace) -> int:
     from vitnp.weights.train.data.dedup import Deduplication
-    from vitnp.weights.train.data.packs import pictures_of
-    from vitnp.weights.train.data.packs import write_pack
+    from vitnp.weights.train.data.packs import pictures_of, write_pack
 
     if args.out.suffix != ".npz":
         raise UsageError(f"{args.out} should end in .npz")
@@ -145,10 +141,7 @@ def _distill(args: argparse.Namespace) -> int:
     from vitnp.kernels.threads import pool
     from vitnp.weights.train.data.dedup import Deduplication
     from vitnp.weights.train.data.packs import pictures_of
-    from vitnp.weights.train.distill import Origin
-    from vitnp.weights.train.distill import Recipe
-    from vitnp.weights.train.distill import Surroundings
-    from vitnp.weights.train.distill import distill
+    from vitnp.weights.train.distill import Origin, Recipe, Surroundings, distill
 
     if args.threads:
         torch.set_num_threads(args.threads)

@@ -28,27 +28,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vitnp.errors import OutputError
-from vitnp.errors import UsageError
-from vitnp.errors import VitnpError
-from vitnp.io.write import make_folder
-from vitnp.io.write import replacing
+from vitnp.errors import OutputError, UsageError, VitnpError
+from vitnp.io.write import make_folder, replacing
 from vitnp.vit.model import ViT
-from vitnp.weights.train import schedule
-from vitnp.weights.train import torch_vit
-from vitnp.weights.train.data.crops import Ahead
-from vitnp.weights.train.data.crops import DeviceCrops
-from vitnp.weights.train.data.crops import HostCrops
-from vitnp.weights.train.data.crops import Normalize
+from vitnp.weights.train import schedule, torch_vit
+from vitnp.weights.train.data.crops import Ahead, DeviceCrops, HostCrops, Normalize
 from vitnp.weights.train.data.packs import Picture
 from vitnp.weights.train.data.sampler import plan
 from vitnp.weights.train.export import write_student
 from vitnp.weights.train.log import RunLog
-from vitnp.weights.train.losses import Scales
-from vitnp.weights.train.losses import errors
+from vitnp.weights.train.losses import Scales, errors
 from vitnp.weights.train.student import Student
-from vitnp.weights.train.targets import Batch
-from vitnp.weights.train.targets import Targets
+from vitnp.weights.train.targets import Batch, Targets
 
 _HELD_OUT, _STREAM = 3, 4  # streams of random numbers, beside those of plans and lessons
 _HELD_OUT_BATCH = 16
@@ -199,7 +190,7 @@ class _Run:
         order = np.random.default_rng([recipe.seed, _HELD_OUT]).permutation(len(pictures))
         self.learnt_from = [pictures[index] for index in sorted(order[recipe.held_out :])]
         self.held_out = [pictures[index] for index in sorted(order[: recipe.held_out])]
-        self.normalize = Normalize(self.config, self.device)
+        self.normalization = Normalize(self.config, self.device)
         self.stream = torch_vit.compiled_stream() if around.compile else torch_vit.stream
 
     def run(self) -> Path | None:

@@ -9,8 +9,7 @@ import numpy as np
 
 from vitnp.checkpoints.safetensors_io import write_safetensors
 from vitnp.vit.config import ViTConfig
-from vitnp.weights.train.data.sampler import TRAINED
-from vitnp.weights.train.data.sampler import snapped
+from vitnp.weights.train.data.sampler import TRAINED, snapped
 
 
 def write_student(

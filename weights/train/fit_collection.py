@@ -16,19 +16,16 @@ from pathlib import Path
 import numpy as np
 
 from vitnp.checkpoints.registry import collection_temperature
-from vitnp.cli import arguments
-from vitnp.cli import shared
+from vitnp.cli import arguments, shared
 from vitnp.errors import UsageError
 from vitnp.io.write import make_folder
 from vitnp.method import collection_level
 from vitnp.method.collection import Collection
-from vitnp.progress import Progress
-from vitnp.progress import silent
+from vitnp.progress import Progress, silent
 from vitnp.segmenter import Segmenter
 from vitnp.vit.model import ViT
 from vitnp.weights.train.data.dedup import Deduplication
-from vitnp.weights.train.data.packs import Picture
-from vitnp.weights.train.data.packs import pictures_of
+from vitnp.weights.train.data.packs import Picture, pictures_of
 
 __all__ = ["fit_collection", "main", "sample"]
 

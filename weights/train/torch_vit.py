@@ -18,8 +18,7 @@ from torch import Tensor
 from vitnp.vit import model
 from vitnp.vit.config import ViTConfig
 from vitnp.vit.pos_embed import resample_positions
-from vitnp.weights.train.data.sampler import TRAINED
-from vitnp.weights.train.data.sampler import snapped
+from vitnp.weights.train.data.sampler import TRAINED, snapped
 
 Weights = Mapping[str, Tensor]
 

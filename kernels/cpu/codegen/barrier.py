@@ -14,16 +14,11 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from vitnp.kernels.cpu.codegen.gil import lay_down
-from vitnp.kernels.cpu.codegen.gil import pause
-from vitnp.kernels.cpu.codegen.gil import take_up
+from vitnp.kernels.cpu.codegen.gil import lay_down, pause, take_up
 from vitnp.kernels.cpu.codegen.jit import kernel
-from vitnp.kernels.cpu.codegen.simd import I32
-from vitnp.kernels.cpu.codegen.simd import I64
+from vitnp.kernels.cpu.codegen.simd import I32, I64
 from vitnp.kernels.threads import team
-from vitnp.kernels.threads.team import ARRIVED
-from vitnp.kernels.threads.team import BROKEN
-from vitnp.kernels.threads.team import ROUND
+from vitnp.kernels.threads.team import ARRIVED, BROKEN, ROUND
 
 # Looks before the processor is offered to whoever else wants it: some tenths of a millisecond.
 LOOKS = 10_000

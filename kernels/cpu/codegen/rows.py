@@ -21,13 +21,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from vitnp.kernels.cpu.codegen.jit import kernel
-from vitnp.kernels.cpu.codegen.simd import FLOAT
-from vitnp.kernels.cpu.codegen.simd import HALF
-from vitnp.kernels.cpu.codegen.simd import I32
-from vitnp.kernels.cpu.codegen.simd import I64
-from vitnp.kernels.cpu.codegen.simd import LANES
-from vitnp.kernels.cpu.codegen.simd import Vectors
-from vitnp.kernels.cpu.codegen.simd import loop
+from vitnp.kernels.cpu.codegen.simd import FLOAT, HALF, I32, I64, LANES, Vectors, loop
 
 # Tiles by columns, rows x vectors: accumulators, columns and one row's number fill the registers. Any number of vectors from 2
 # on is a sum of these twos and threes, and ROWS is a multiple of both numbers of rows.

@@ -11,14 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
-from vitnp.errors import ImageError
-from vitnp.errors import UsageError
-from vitnp.evaluate.data.labeled import BACKGROUND
-from vitnp.evaluate.data.labeled import LabeledSet
-from vitnp.evaluate.data.labeled import Sample
+from vitnp.errors import ImageError, UsageError
+from vitnp.evaluate.data.labeled import BACKGROUND, LabeledSet, Sample
 from vitnp.evaluate.metrics.semantic import IGNORE
-from vitnp.io.decode import MAX_PIXELS
-from vitnp.io.decode import unopened
+from vitnp.io.decode import MAX_PIXELS, unopened
 from vitnp.masks import rle
 from vitnp.masks.polygons import fill_polygon
 

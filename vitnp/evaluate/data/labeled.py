@@ -15,13 +15,10 @@ from typing import NoReturn
 
 import numpy as np
 
-from vitnp.errors import ImageError
-from vitnp.errors import UsageError
-from vitnp.evaluate.data.pairs import match_pairs
-from vitnp.evaluate.data.pairs import read_truth
+from vitnp.errors import ImageError, UsageError
+from vitnp.evaluate.data.pairs import match_pairs, read_truth
 from vitnp.evaluate.metrics.semantic import IGNORE
-from vitnp.io.decode import MAX_PIXELS
-from vitnp.io.decode import unopened
+from vitnp.io.decode import MAX_PIXELS, unopened
 
 BACKGROUND = "background"
 

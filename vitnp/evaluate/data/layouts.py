@@ -9,10 +9,7 @@ import numpy as np
 
 from vitnp.errors import UsageError
 from vitnp.evaluate.data.coco import read_coco
-from vitnp.evaluate.data.labeled import LabeledSet
-from vitnp.evaluate.data.labeled import read_coseg
-from vitnp.evaluate.data.labeled import read_label_folder
-from vitnp.evaluate.data.labeled import read_voc
+from vitnp.evaluate.data.labeled import LabeledSet, read_coseg, read_label_folder, read_voc
 from vitnp.evaluate.data.pairs import match_pairs
 
 LAYOUTS = {

@@ -10,11 +10,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from vitnp.errors import ImageError
-from vitnp.errors import UsageError
+from vitnp.errors import ImageError, UsageError
 from vitnp.io.decode import unopened
-from vitnp.io.find import EXTENSIONS
-from vitnp.io.find import find_photographs
+from vitnp.io.find import EXTENSIONS, find_photographs
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -11,10 +11,8 @@ from xml.parsers import expat
 
 import numpy as np
 
-from vitnp.errors import ImageError
-from vitnp.errors import UsageError
-from vitnp.evaluate.data.labeled import read_split
-from vitnp.evaluate.data.labeled import voc_folder
+from vitnp.errors import ImageError, UsageError
+from vitnp.evaluate.data.labeled import read_split, voc_folder
 from vitnp.io.decode import unopened
 
 # An annotation has a few kilobytes.

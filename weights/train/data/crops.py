@@ -14,8 +14,7 @@ from vitnp.errors import ImageError
 from vitnp.kernels.threads import pool
 from vitnp.vit.config import ViTConfig
 from vitnp.weights.train.data.packs import Picture
-from vitnp.weights.train.data.sampler import Plan
-from vitnp.weights.train.data.sampler import boxes
+from vitnp.weights.train.data.sampler import Plan, boxes
 
 # Pixels of a photograph's short side that suffice for every crop, and of the square that one is squeezed into on the
 # device.

@@ -9,9 +9,7 @@ from pathlib import PurePosixPath
 import numpy as np
 
 from vitnp.errors import ImageError
-from vitnp.weights.train.data.packs import Picture
-from vitnp.weights.train.data.packs import middle
-from vitnp.weights.train.data.packs import photographs_of
+from vitnp.weights.train.data.packs import Picture, middle, photographs_of
 
 SIDE = 32  # pixels of a thumbnail
 MOST_ALIKE = 0.97  # correlation above which two thumbnails show the same photograph

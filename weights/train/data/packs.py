@@ -23,10 +23,8 @@ from pathlib import Path
 
 import numpy as np
 
-from vitnp.errors import ImageError
-from vitnp.errors import UsageError
-from vitnp.io.decode import read_image
-from vitnp.io.decode import unopened
+from vitnp.errors import ImageError, UsageError
+from vitnp.io.decode import read_image, unopened
 from vitnp.io.find import find_photographs
 from vitnp.io.write import write_npz
 
