@@ -9,10 +9,18 @@ from vitnp.cli import shared
 
 # Where each benchmark lives.
 MODULES = {
-    "photograph": "bench.scale.photograph", "quality": "bench.quality.image_level", "alone": "bench.quality.alone",
-    "pictures": "bench.pictures", "peers": "bench.quality.peers", "composites": "bench.quality.composites",
-    "spectral": "bench.scale.spectral", "collection": "bench.scale.collection", "large": "bench.scale.large",
-    "cpu": "bench.cpu.run", "gpu": "bench.gpu", "plots": "bench.cpu.plots",
+    "photograph": "bench.scale.photograph",
+    "quality": "bench.quality.image_level",
+    "alone": "bench.quality.alone",
+    "pictures": "bench.pictures",
+    "peers": "bench.quality.peers",
+    "composites": "bench.quality.composites",
+    "spectral": "bench.scale.spectral",
+    "collection": "bench.scale.collection",
+    "large": "bench.scale.large",
+    "cpu": "bench.cpu.run",
+    "gpu": "bench.gpu",
+    "plots": "bench.cpu.plots",
 }
 BENCHMARKS = {
     "photograph": "seconds from a photograph to its mask, by stage, warm and from a cold start",

@@ -50,7 +50,9 @@ def _contact_sheet() -> Image.Image:
             for view in range(5):
                 scale = rng.uniform(0.7, 1)
                 width, height = round(picture.width * scale), round(picture.height * scale)
-                left, top = (int(rng.integers(0, room + 1)) for room in (picture.width - width, picture.height - height))
+                left, top = (
+                    int(rng.integers(0, room + 1)) for room in (picture.width - width, picture.height - height)
+                )
                 crop = picture.crop((left, top, left + width, top + height))
                 crop = crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if view % 2 else crop
                 crop.save(Path(folder) / f"{path.stem}_{view}.png")
@@ -74,7 +76,9 @@ def _on_checks(cutout: Image.Image, size: int = 12) -> Image.Image:
 
 
 def _side_by_side(panels: list[Image.Image], height: int, gap: int = 6) -> Image.Image:
-    scaled = [panel.resize((round(panel.width * height / panel.height), height), Image.Resampling.LANCZOS) for panel in panels]
+    scaled = [
+        panel.resize((round(panel.width * height / panel.height), height), Image.Resampling.LANCZOS) for panel in panels
+    ]
     sheet = Image.new("RGB", (sum(panel.width for panel in scaled) + gap * (len(scaled) - 1), height), "white")
     left = 0
     for panel in scaled:

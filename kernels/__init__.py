@@ -206,7 +206,6 @@ def describe() -> str:
     if for_device("cpu") is for_device("reference"):
         return f"reference (NumPy {numpy.__version__})"
     import numba
-
     from vitnp.kernels.cpu.codegen.simd import LANES
 
     return f"compiled (numba {numba.__version__}, {LANES} lanes)"

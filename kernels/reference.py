@@ -235,7 +235,15 @@ class KVCache:
     """
 
     def __init__(
-        self, images: int, tokens: int, width: int, heads: int, dtype: type = np.float32, *, slot: int = 0, precision: str = "fp32"
+        self,
+        images: int,
+        tokens: int,
+        width: int,
+        heads: int,
+        dtype: type = np.float32,
+        *,
+        slot: int = 0,
+        precision: str = "fp32",
     ):
         if precision != "fp32":
             raise UsageError(f"there is no precision {precision} without compiled kernels; choose fp32")
@@ -761,9 +769,7 @@ def similarity_top(
     return values, indices
 
 
-def _search(
-    queries: np.ndarray, others: np.ndarray, count: int, own: int | None
-) -> tuple[np.ndarray, np.ndarray]:
+def _search(queries: np.ndarray, others: np.ndarray, count: int, own: int | None) -> tuple[np.ndarray, np.ndarray]:
     """Neighbors of one block of queries.
 
     Only what beats a query's worst neighbor so far is looked at again. Candidates are pooled until there are as many as

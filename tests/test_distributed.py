@@ -155,7 +155,9 @@ def test_features_are_the_same_when_a_worker_is_killed(cluster, monkeypatch, vit
     assert sum(steps) == len(photographs)
     assert found.hashes == expected.hashes
     assert list(found.failures) == [30, 60]
-    assert {index: str(error) for index, error in found.failures.items()} == {i: str(e) for i, e in expected.failures.items()}
+    assert {index: str(error) for index, error in found.failures.items()} == {
+        i: str(e) for i, e in expected.failures.items()
+    }
     assert content(there) == content(here)
 
 
@@ -227,7 +229,19 @@ def test_a_collection_is_the_same_when_a_worker_is_killed(
 
 def test_the_command_gives_the_same_files(checkpoint, folder, tmp_path):
     photographs = [str(folder / f"{number:02}.png") for number in range(22, 34)]
-    options = ["--model", str(checkpoint), "--size", "48", "--levels", "all", "--classes", "2", "--quiet", "--consistency", "majority"]
+    options = [
+        "--model",
+        str(checkpoint),
+        "--size",
+        "48",
+        "--levels",
+        "all",
+        "--classes",
+        "2",
+        "--quiet",
+        "--consistency",
+        "majority",
+    ]
     files = {}
     for name, scheduler in {"here": [], "there": ["--scheduler", "local", "--threads", "2"]}.items():
         out = tmp_path / name
@@ -354,14 +368,18 @@ def test_a_store_that_workers_cannot_see_is_refused(cluster, monkeypatch, vit, p
 def test_nobody_answers(monkeypatch):
     monkeypatch.setattr(cluster_module, "_CONNECT_SECONDS", 0.5)
     for address in ["tcp://127.0.0.1:9", "nonsense", "tcp://127.0.0.1"]:
-        with pytest.raises(ClusterError, match=f"no dask scheduler answers at {address}; start one with `dask scheduler`"):
+        with pytest.raises(
+            ClusterError, match=f"no dask scheduler answers at {address}; start one with `dask scheduler`"
+        ):
             with connected(address, cache="cache"):
                 pass
 
 
 def test_a_scheduler_without_workers(monkeypatch):
     monkeypatch.setattr(cluster_module, "_CONNECT_SECONDS", 2)
-    with distributed.LocalCluster(n_workers=0, host="127.0.0.1", dashboard_address="127.0.0.1:0", silence_logs=100) as empty:
+    with distributed.LocalCluster(
+        n_workers=0, host="127.0.0.1", dashboard_address="127.0.0.1:0", silence_logs=100
+    ) as empty:
         with pytest.raises(ClusterError, match="has no workers; start some with `dask worker"):
             with connected(empty.scheduler_address, cache="cache"):
                 pass

@@ -9,14 +9,16 @@ import subprocess
 import sys
 
 import pytest
-
-import vitnp
 import vitnp.kernels
 import vitnp.weights
 
+import vitnp
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 MODULES = sorted(
-    ".".join(([] if room == "vitnp" else ["vitnp"]) + [*path.relative_to(ROOT).with_suffix("").parts]).removesuffix(".__init__")
+    ".".join(([] if room == "vitnp" else ["vitnp"]) + [*path.relative_to(ROOT).with_suffix("").parts]).removesuffix(
+        ".__init__"
+    )
     for room in ("vitnp", "kernels", "weights")
     for path in (ROOT / room).rglob("*.py")
     if path.name != "__main__.py" and "train" not in path.parts
@@ -28,7 +30,9 @@ def python(code: str) -> str:
 
 
 def test_import_loads_nothing_heavy():
-    heavy = python("import sys, vitnp; print([m for m in ('numpy', 'scipy', 'numba', 'cupy', 'torch', 'PIL') if m in sys.modules])")
+    heavy = python(
+        "import sys, vitnp; print([m for m in ('numpy', 'scipy', 'numba', 'cupy', 'torch', 'PIL') if m in sys.modules])"
+    )
     assert heavy == "[]"
 
 
@@ -69,7 +73,11 @@ def test_bare_package_lists_its_commands():
 
 def test_help_of_segment_fits_a_screen():
     text = subprocess.run(
-        [sys.executable, "-m", "vitnp.segment", "--help"], check=True, capture_output=True, text=True, env={"COLUMNS": "80"}
+        [sys.executable, "-m", "vitnp.segment", "--help"],
+        check=True,
+        capture_output=True,
+        text=True,
+        env={"COLUMNS": "80"},
     ).stdout
     lines = text.splitlines()
     assert len(lines) <= 48 and max(map(len, lines)) <= 80

@@ -8,12 +8,12 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
+from vitnp.kernels.threads.pool import map_ordered
 
 import vitnp
 from vitnp import segment_image
 from vitnp.errors import ImageError, UsageError
 from vitnp.io.stamp import parameters_hash, stamp
-from vitnp.kernels.threads.pool import map_ordered
 
 
 def picture_of(path) -> Image.Image:
@@ -54,7 +54,7 @@ def test_types_and_shapes(result, builtin):
     np.testing.assert_array_equal(result.mask, result.soft >= 32768)
     assert result.score.dtype == np.float32 and result.score.shape == (20, 27)
     assert result.keys.dtype == np.float32 and result.keys.shape == (20, 27, builtin.config.width)
-    assert 0 <= result.score.min() and result.score.max() <= 1
+    assert result.score.min() >= 0 and result.score.max() <= 1
     assert 0 <= result.confidence <= 1
     assert set(result.seconds) == {"decode", "network", "cluster", "refine"}
     assert not result.capped
@@ -110,7 +110,9 @@ def test_token_cap_is_reported(builtin):
     assert found.capped and found.score.size <= 500 and found.mask.shape == (40, 3000)
 
 
-@pytest.mark.parametrize("options", [{"facet": "token"}, {"facet": "value", "layer": 2}, {"stride": 8, "size": 160}, {"layer": -2}])
+@pytest.mark.parametrize(
+    "options", [{"facet": "token"}, {"facet": "value", "layer": 2}, {"stride": 8, "size": 160}, {"layer": -2}]
+)
 def test_other_features_find_the_disc_too(builtin, options):
     picture, truth = disc()
     assert iou(segment_image(picture, builtin, **options).mask, truth) > 0.5
@@ -149,7 +151,10 @@ def test_save_writes_everything_with_a_stamp(tmp_path, result):
     paths = result.save(tmp_path / "deep" / "disc", kinds)
     assert sorted(path.name for path in (tmp_path / "deep").iterdir()) == sorted(path.name for path in paths.values())
     for path in paths.values():
-        assert stamp(path) == {"vitnp:parameters": parameters_hash(result.parameters), "vitnp:photograph": result.photograph}
+        assert stamp(path) == {
+            "vitnp:parameters": parameters_hash(result.parameters),
+            "vitnp:photograph": result.photograph,
+        }
     mask = np.asarray(picture_of(paths["mask"]))
     np.testing.assert_array_equal(mask, np.where(result.mask, 255, 0))
     np.testing.assert_array_equal(np.asarray(picture_of(paths["soft"])), result.soft)
@@ -212,7 +217,9 @@ def photographs(request, shared):
 def test_pictures_without_an_object_have_less_confidence_than_photographs(photographs):
     _, vit, found = photographs
     limit = np.quantile(found[:, 0], 0.05)
-    confidence = {name: segment_image(picture, vit, refine="none").confidence for name, picture in featureless().items()}
+    confidence = {
+        name: segment_image(picture, vit, refine="none").confidence for name, picture in featureless().items()
+    }
     assert {name: value for name, value in confidence.items() if value >= limit} == {}, f"5th percentile {limit:.3f}"
 
 

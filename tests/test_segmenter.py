@@ -150,7 +150,9 @@ def test_threads_cache_and_runs_change_nothing(builtin, scenes, fitted, tmp_path
     again = Segmenter(builtin, 3, size=96, categories=2, n_threads=1).fit(scenes)
     assert_same(fitted, again)
     for _ in range(2):  # filled, then read
-        assert_same(fitted, Segmenter(builtin, 3, size=96, categories=2, n_threads=3, cache=tmp_path / "cache").fit(scenes))
+        assert_same(
+            fitted, Segmenter(builtin, 3, size=96, categories=2, n_threads=3, cache=tmp_path / "cache").fit(scenes)
+        )
 
 
 def test_order_leaves_the_image_level_alone(builtin, scenes, fitted):
@@ -208,11 +210,19 @@ def test_identical_photographs(builtin, scenes, tmp_path):
     for mask in fitted.masks:
         np.testing.assert_array_equal(mask, fitted.masks[0])
     fitted.save(tmp_path / "f")
-    np.testing.assert_array_equal(Segmenter.load(tmp_path / "f", builtin).predict(scenes[0]).labels, fitted.predict(scenes[0]).labels)
+    np.testing.assert_array_equal(
+        Segmenter.load(tmp_path / "f", builtin).predict(scenes[0]).labels, fitted.predict(scenes[0]).labels
+    )
 
 
 def test_different_sizes_down_to_one_patch(builtin, scenes):
-    odd = [scene(0, size=(8, 8)), scene(1, size=(9, 300)), scene(2, size=(200, 40)), np.zeros((1, 1, 3), np.uint8), *scenes[:2]]
+    odd = [
+        scene(0, size=(8, 8)),
+        scene(1, size=(9, 300)),
+        scene(2, size=(200, 40)),
+        np.zeros((1, 1, 3), np.uint8),
+        *scenes[:2],
+    ]
     fitted = Segmenter(builtin, 2, size=96).fit(odd)
     for image, mask, labels in zip(odd, fitted.masks, fitted.labels):
         assert mask.shape == labels.shape == image.shape[:2]
@@ -234,7 +244,9 @@ def test_empty_masks_have_no_regions(builtin, scenes, fitted):
 
 def test_broken_photographs_are_told_and_the_others_fitted(builtin, scenes, tmp_path):
     (tmp_path / "prose.jpg").write_text("no picture")
-    fitted = Segmenter(builtin, 2, size=96).fit([scenes[0], tmp_path / "prose.jpg", scenes[1], tmp_path / "missing.png"])
+    fitted = Segmenter(builtin, 2, size=96).fit(
+        [scenes[0], tmp_path / "prose.jpg", scenes[1], tmp_path / "missing.png"]
+    )
     assert sorted(fitted.failures) == [1, 3] and "prose.jpg" in str(fitted.failures[1])
     for index in (1, 3):
         assert fitted.masks[index] is None and fitted.labels[index] is None and fitted.regions[index] is None
@@ -291,7 +303,12 @@ def test_a_photograph_that_changes_between_the_passes_is_a_failure(builtin, scen
 
     fitted = Segmenter(builtin, 2, size=96, progress=Between("masks", act)).fit(paths)
     assert list(fitted.failures) == [2] and "2.png" in str(fitted.failures[2])
-    assert fitted.masks[2] is None and fitted.labels[2] is None and fitted.regions[2] is None and fitted.categories[2] == -1
+    assert (
+        fitted.masks[2] is None
+        and fitted.labels[2] is None
+        and fitted.regions[2] is None
+        and fitted.categories[2] == -1
+    )
     assert all(labels.any() for index, labels in enumerate(fitted.labels) if index != 2)
 
 
@@ -317,7 +334,9 @@ def test_what_an_observer_raises_comes_out_and_nothing_stays(builtin, scenes, tm
     if isinstance(error, KeyboardInterrupt):  # the features are kept, and it's said where
         (folder,) = tmp_path.iterdir()
         assert any(str(folder) in notice for notice in notices)
-        assert_same(Segmenter(builtin, size=96, cache=folder).fit(scenes[:4]), Segmenter(builtin, size=96).fit(scenes[:4]))
+        assert_same(
+            Segmenter(builtin, size=96, cache=folder).fit(scenes[:4]), Segmenter(builtin, size=96).fit(scenes[:4])
+        )
     else:
         assert not list(tmp_path.iterdir())
 
@@ -368,7 +387,9 @@ def test_intersection_is_within_majority(builtin, scenes):
     found = {}
     for consistency in ("majority", "intersection"):
         segmenter = Segmenter(builtin, size=96, consistency=consistency, refine="none", n_threads=1)
-        segmenter.fit(scenes[:6], observe=lambda index, result, key=consistency: found.update({(key, index): result.score}))
+        segmenter.fit(
+            scenes[:6], observe=lambda index, result, key=consistency: found.update({(key, index): result.score})
+        )
     for index in range(6):
         assert not ((found["intersection", index] == 1) & (found["majority", index] == 0)).any()
 

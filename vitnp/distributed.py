@@ -195,7 +195,12 @@ class Cluster:
             (in_memory if path_of(photograph) is None else files).append(index)
         if in_memory:
             found = extract_to_store(
-                [photographs[index] for index in in_memory], vit, store, threads=threads, max_pixels=max_pixels, progress=progress
+                [photographs[index] for index in in_memory],
+                vit,
+                store,
+                threads=threads,
+                max_pixels=max_pixels,
+                progress=progress,
             )
             _take_over(found, in_memory, hashes, failures)
         if not (store.folder / IDENTITY_FILE).exists():
@@ -212,7 +217,9 @@ class Cluster:
             for place in unseen:
                 path = path_of(photographs[indices[place]])
                 if path.exists():
-                    raise ClusterError(f"{path} can't be seen from a worker; move the photographs to a folder that all machines share")
+                    raise ClusterError(
+                        f"{path} can't be seen from a worker; move the photographs to a folder that all machines share"
+                    )
             _take_over(found, indices, hashes, failures)
             if progress is not None:
                 progress(len(indices))
@@ -279,14 +286,18 @@ class Cluster:
                 if self.client.nthreads():
                     workers_seen = time.monotonic()
                 elif time.monotonic() - workers_seen > _WORKERLESS_SECONDS:
-                    raise ClusterError("the cluster has lost all its workers; start some and run again: finished features are kept")
+                    raise ClusterError(
+                        "the cluster has lost all its workers; start some and run again: finished features are kept"
+                    )
         except distributed.KilledWorker:
             raise ClusterError(
                 "a task has brought down several workers, one after the other, for want of memory probably; "
                 "give each worker more of it, or fewer threads"
             ) from None
         except (distributed.CancelledError, distributed.comm.CommClosedError):
-            raise ClusterError("the connection to the dask scheduler was lost; run again: finished features are kept") from None
+            raise ClusterError(
+                "the connection to the dask scheduler was lost; run again: finished features are kept"
+            ) from None
         except VitnpError as error:
             raise error from None
 
@@ -304,7 +315,9 @@ class _Network:
     @classmethod
     def of(cls, vit: ViT) -> _Network:
         if vit.source is None:
-            raise UsageError("workers load the network from its file, but this one was made in memory; save it, and load it with load_vit")
+            raise UsageError(
+                "workers load the network from its file, but this one was made in memory; save it, and load it with load_vit"
+            )
         return cls(os.path.abspath(vit.source), vit.name, vit.sha256, vit.config, vit.precision)
 
     def load(self) -> ViT:
@@ -315,8 +328,12 @@ class _Network:
         except CheckpointError as error:
             raise CheckpointError(f"a worker can't load the network: {error}") from None
         if vit.sha256 != self.sha256:
-            raise CheckpointError(f"on a worker {place} is another checkpoint; put the same one into a folder that all machines share")
-        return ViT(self.config, vit.weights, name=self.name, source=vit.source, sha256=self.sha256, precision=self.precision)
+            raise CheckpointError(
+                f"on a worker {place} is another checkpoint; put the same one into a folder that all machines share"
+            )
+        return ViT(
+            self.config, vit.weights, name=self.name, source=vit.source, sha256=self.sha256, precision=self.precision
+        )
 
 
 _loading = threading.Lock()
@@ -339,7 +356,9 @@ def _extract(
     """Features of some photographs into the store; which of them aren't there."""
     store = open_shared(folder, identity)
     if not (store.folder / IDENTITY_FILE).exists():
-        raise ClusterError(f"{folder} can't be seen from a worker; give --cache a folder that all machines share under the same path")
+        raise ClusterError(
+            f"{folder} can't be seen from a worker; give --cache a folder that all machines share under the same path"
+        )
     with _loading:  # several threads want it at once
         vit = _load_once(network)
     found = extract_to_store(paths, vit, store, threads=1, max_pixels=max_pixels)
@@ -379,10 +398,12 @@ def _greet(scheduler: str) -> None:
         # In a thread of its own, for notebooks have a loop running already.
         with ThreadPoolExecutor(1) as pool:
             answer = pool.submit(asyncio.run, in_time()).result()
-    except Exception:  # noqa: BLE001  (whatever answers there may send anything)
+    except Exception:
         answer = None
     if answer != "Scheduler":
-        raise ClusterError(f"no dask scheduler answers at {scheduler}; start one with `dask scheduler`, or check the address")
+        raise ClusterError(
+            f"no dask scheduler answers at {scheduler}; start one with `dask scheduler`, or check the address"
+        )
 
 
 def _check_workers(client: Client, scheduler: str) -> None:
@@ -412,10 +433,14 @@ def _other_versions(who: str, theirs: dict[str, str] | Exception, ours: dict[str
     if isinstance(theirs, Exception):  # vitnp isn't there to answer, or can't be imported
         return ClusterError(f"{who} can't run vitnp ({theirs}); install vitnp {ours['vitnp']} there")
     name = next(name for name in ours if theirs[name] != ours[name])
-    return ClusterError(f"{who} has {name} {theirs[name]}, not {ours[name]} as here; install the same version everywhere")
+    return ClusterError(
+        f"{who} has {name} {theirs[name]}, not {ours[name]} as here; install the same version everywhere"
+    )
 
 
-def _take_over(found: Extraction, indices: Sequence[int], hashes: list[str | None], failures: dict[int, ImageError]) -> None:
+def _take_over(
+    found: Extraction, indices: Sequence[int], hashes: list[str | None], failures: dict[int, ImageError]
+) -> None:
     for place, index in enumerate(indices):
         hashes[index] = found.hashes[place]
         if place in found.failures:

@@ -75,7 +75,9 @@ def run_parameters(
         if not optional and (isinstance(value, bool) or not isinstance(value, numbers.Integral)):
             raise UsageError(f"{name} is {value!r}; choose a whole number")
     if not -config.depth <= layer < config.depth:
-        raise UsageError(f"layer {layer} is out of range; this network has blocks 0 to {config.depth - 1} (or -{config.depth} to -1)")
+        raise UsageError(
+            f"layer {layer} is out of range; this network has blocks 0 to {config.depth - 1} (or -{config.depth} to -1)"
+        )
     if stride is not None and (not 0 < stride <= config.patch or config.patch % stride):
         raise UsageError(f"stride {stride} doesn't fit; choose a divisor of the patch, {config.patch}")
     if seed < 0:
@@ -105,7 +107,9 @@ def run_parameters(
     if collection is not None:
         reason = collection.mismatch(parameters)
         if reason:
-            raise UsageError(f"the collection doesn't fit: {reason}; use the options it was fitted with, or fit another")
+            raise UsageError(
+                f"the collection doesn't fit: {reason}; use the options it was fitted with, or fit another"
+            )
         parameters["collection"] = collection.digest
     return MappingProxyType(parameters)
 
@@ -182,7 +186,9 @@ def segment_image(
     """
     vit = default_vit() if vit is None else vit
     options = {"size": size, "facet": facet, "layer": layer, "stride": stride, "max_tokens": max_tokens}
-    method = ImagePipeline.of(vit, **options, refine=refine, seed=seed, min_confidence=min_confidence, collection=collection)
+    method = ImagePipeline.of(
+        vit, **options, refine=refine, seed=seed, min_confidence=min_confidence, collection=collection
+    )
     clock = Stopwatch(vit.device)
     with blas.one_blas_thread(), refused_beyond_memory(vit.device):
         rgb = decode.read_image(image, max_pixels=max_pixels)
@@ -213,9 +219,13 @@ class ImagePipeline:
     identity: FeatureSpec | None
 
     @classmethod
-    def of(cls, vit: ViT, *, collection: Collection | str | os.PathLike[str] | None = "auto", **options) -> ImagePipeline:
+    def of(
+        cls, vit: ViT, *, collection: Collection | str | os.PathLike[str] | None = "auto", **options
+    ) -> ImagePipeline:
         """The method with some options of :func:`segment_image`; it raises the same errors."""
-        which = {name: value for name, value in options.items() if name in ("size", "facet", "layer", "stride", "max_tokens")}
+        which = {
+            name: value for name, value in options.items() if name in ("size", "facet", "layer", "stride", "max_tokens")
+        }
         collection, _ = resolve_collection(collection, vit, **which)
         parameters = run_parameters(vit, **options, collection=collection)
         if collection is None:
@@ -233,9 +243,13 @@ class ImagePipeline:
         if self.identity is not None:
             return stored_batch(group, self.vit, self.identity, lambda array: array)
         p = self.parameters
-        return extract_batch([one.prepared for one in group], self.vit, facet=p["facet"], layer=p["layer"], stride=p["stride"])
+        return extract_batch(
+            [one.prepared for one in group], self.vit, facet=p["facet"], layer=p["layer"], stride=p["stride"]
+        )
 
-    def segment(self, rgb: np.ndarray, features: Features | FeatureRecord, photograph: str, clock: Stopwatch) -> Segmentation:
+    def segment(
+        self, rgb: np.ndarray, features: Features | FeatureRecord, photograph: str, clock: Stopwatch
+    ) -> Segmentation:
         """The result for a photograph of such features and such a :func:`fingerprint`."""
         collection, unit = self.collection, features.unit
         constants = image_level.ImageLevelConfig() if collection is None else collection.image_level
@@ -245,7 +259,10 @@ class ImagePipeline:
         if collection is not None:
             category = collection.category_of(features.cls)
             levels = collection.levels(unit, (soft, hard), category)
-            score, cleaner = agreement.combine_levels(levels, str(collection.parameters["consistency"])), collection.cleaning
+            score, cleaner = (
+                agreement.combine_levels(levels, str(collection.parameters["consistency"])),
+                collection.cleaning,
+            )
         score = cleaning.clean(score.reshape(features.grid), cleaner)
         confidence = confidence_.confidence(soft, unit)
         clock.lap("cluster")
@@ -298,8 +315,18 @@ def compose(
     keys = np.asarray(kernels.to_host(features.keys), np.float32).reshape(*features.grid, -1)
     levels = None if levels is None else tuple(map(kernels.to_host, levels))
     return Segmentation(
-        rgb, soft, score, keys, confidence, parameters, photograph, clock.seconds, features.capped, category,
-        levels=levels, device=device,
+        rgb,
+        soft,
+        score,
+        keys,
+        confidence,
+        parameters,
+        photograph,
+        clock.seconds,
+        features.capped,
+        category,
+        levels=levels,
+        device=device,
     )
 
 

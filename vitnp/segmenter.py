@@ -146,7 +146,9 @@ class Segmenter:
         if categories is not None and categories < 1:
             raise UsageError(f"{categories} categories can't be; choose 1 or more")
         if consistency not in agreement.CONSISTENCY:
-            raise UsageError(f"there is no consistency {consistency!r}; choose among {', '.join(agreement.CONSISTENCY)}")
+            raise UsageError(
+                f"there is no consistency {consistency!r}; choose among {', '.join(agreement.CONSISTENCY)}"
+            )
         if fit_patches is not None and fit_patches != "all" and not (isinstance(fit_patches, int) and fit_patches >= 1):
             raise UsageError(f"fitting on {fit_patches!r} patches can't be; choose a number from 1 on, or all")
         self.vit = default_vit() if vit is None else vit
@@ -156,7 +158,9 @@ class Segmenter:
         self.cache, self.n_threads, self.batch = cache, n_threads, batch
         self.mapper, self.extractor, self.progress, self.notice = mapper, extractor, progress, notice
         soften = (lambda constants: constants) if consistency == "mean" else agreement.two_cluster_variant
-        self.image_level, self.dataset_level, self.category_level = map(soften, (image_level, dataset_level, category_level))
+        self.image_level, self.dataset_level, self.category_level = map(
+            soften, (image_level, dataset_level, category_level)
+        )
         self.cleaning_rule = cleaning_rule
         self.max_pixels = options.pop("max_pixels", decode.MAX_PIXELS)
         self.options = options
@@ -260,7 +264,9 @@ class Segmenter:
         def work(item) -> collection_level.FittedLevel:
             indices, constants, limit, seed = item
             keys, hard = self._sample(entries, indices, limit, seed)
-            return collection_level.fit_level(keys, hard, seed, constants, mapper=self.mapper, n_threads=self.n_threads, device=self.vit.device)
+            return collection_level.fit_level(
+                keys, hard, seed, constants, mapper=self.mapper, n_threads=self.n_threads, device=self.vit.device
+            )
 
         # One after the other: each is parallel inside.
         dataset, *categories = self._watched(map(work, sets), len(sets), "levels")
@@ -277,7 +283,9 @@ class Segmenter:
         self.collection = Collection(parameters, dataset, tuple(categories), self._centers)
         self._digest = self.collection.digest
 
-    def _sample(self, entries: Entries, indices: Sequence[int], limit: int | str, seed: tuple[int, ...]) -> tuple[Any, np.ndarray]:
+    def _sample(
+        self, entries: Entries, indices: Sequence[int], limit: int | str, seed: tuple[int, ...]
+    ) -> tuple[Any, np.ndarray]:
         """Keys of at most `limit` patches of the photographs, drawn without replacement, and the hard answers for them."""
         hard = [self._hard[index] for index in indices]
         counts = np.array([len(part) for part in hard])
@@ -314,7 +322,15 @@ class Segmenter:
                     score = cleaning.clean(score.reshape(entry.grid), self.cleaning_rule)
                     clock.lap("cluster")
                     result = compose(
-                        rgb, entry, score, float(self.confidences[index]), self.result_parameters, entry.photograph, clock, category, levels
+                        rgb,
+                        entry,
+                        score,
+                        float(self.confidences[index]),
+                        self.result_parameters,
+                        entry.photograph,
+                        clock,
+                        category,
+                        levels,
                     )
                     self._masks.put(index, result.mask)
                     if self.n_classes is not None:
@@ -391,7 +407,8 @@ class Segmenter:
     @property
     def labels(self) -> Sequence[np.ndarray | None]:
         """(height, width) uint8 (uint16 above 255 classes) for each photograph, None where it failed: 0 for background, classes
-        from 1; without classes 1 is the foreground."""
+        from 1; without classes 1 is the foreground.
+        """
         self._refuse_unfitted()
         return _Lazy(len(self.photographs), self._labels)
 
@@ -425,7 +442,9 @@ class Segmenter:
         """
         if self.collection is None:
             raise UsageError("nothing is fitted yet; call fit first, or load a fitted collection")
-        return segment_image(photograph, self.vit, **self.options, max_pixels=self.max_pixels, collection=self.collection)
+        return segment_image(
+            photograph, self.vit, **self.options, max_pixels=self.max_pixels, collection=self.collection
+        )
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write what was learnt, a safetensors file of at most a few MB.
@@ -462,7 +481,10 @@ class Segmenter:
             When the network or the options aren't the ones it was fitted with.
         """
         collection = Collection.load(path)
-        own = {name: collection.parameters[name] for name in ("size", "facet", "layer", "stride", "max_tokens", "refine", "seed")}
+        own = {
+            name: collection.parameters[name]
+            for name in ("size", "facet", "layer", "stride", "max_tokens", "refine", "seed")
+        }
         made = cls(vit, **{**own, **options})
         run_parameters(made.vit, **made.options, collection=collection)  # refuses what doesn't fit
         made.collection = collection
@@ -530,7 +552,13 @@ class Segmenter:
             batch = {} if self.batch is None else {"batch": self.batch}
             with self.progress("features", len(self.photographs)) as advance:
                 extraction = self.extractor(
-                    self.photographs, self.vit, store, threads=self.n_threads, max_pixels=self.max_pixels, progress=advance, **batch
+                    self.photographs,
+                    self.vit,
+                    store,
+                    threads=self.n_threads,
+                    max_pixels=self.max_pixels,
+                    progress=advance,
+                    **batch,
                 )
             self.failures.update(extraction.failures)
             yield Entries(store, extraction.hashes)

@@ -101,9 +101,9 @@ def scikit_learn(rows: np.ndarray, start: np.ndarray) -> Run:
     rows = rows.copy()
 
     def run(moves: int) -> np.ndarray:
-        model = Theirs(
-            len(start), init=start, n_init=1, max_iter=moves, tol=0, algorithm="lloyd", copy_x=False
-        ).fit(rows)
+        model = Theirs(len(start), init=start, n_init=1, max_iter=moves, tol=0, algorithm="lloyd", copy_x=False).fit(
+            rows
+        )
         if model.n_iter_ != moves:
             raise WrongAnswer(f"scikit-learn stopped after {model.n_iter_} iterations of {moves}")
         return model.cluster_centers_
@@ -112,7 +112,7 @@ def scikit_learn(rows: np.ndarray, start: np.ndarray) -> Run:
 
 
 def faiss(rows: np.ndarray, start: np.ndarray, n_threads: int) -> Run:
-    """faiss from the centroids `start`, on all rows: by default it takes 256 for each centroid, and no others."""
+    """Faiss from the centroids `start`, on all rows: by default it takes 256 for each centroid, and no others."""
     import faiss as library
 
     library.omp_set_num_threads(n_threads)
@@ -128,7 +128,7 @@ def faiss(rows: np.ndarray, start: np.ndarray, n_threads: int) -> Run:
 
 
 def ours(rows: np.ndarray, start: np.ndarray, n_threads: int) -> Run:
-    """vitnp's Euclidean k-means, from the centroids `start`."""
+    """Vitnp's Euclidean k-means, from the centroids `start`."""
 
     def run(moves: int) -> np.ndarray:
         model = KMeans(len(start), metric="euclidean", init=start, max_iter=moves, n_threads=n_threads).fit(rows)

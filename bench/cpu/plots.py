@@ -170,7 +170,9 @@ def _curves(axes: Axes, cases: Sequence[Case], over: str, value: Callable[[Mappi
         if points:
             # What is drawn last lies on top.
             above = 3 if name == "vitnp" else 2
-            axes.plot(*zip(*points.items()), "o-", color=COLORS.get(name, OTHERS), label=LABELS.get(name, name), zorder=above)
+            axes.plot(
+                *zip(*points.items()), "o-", color=COLORS.get(name, OTHERS), label=LABELS.get(name, name), zorder=above
+            )
 
 
 def _bars(figure: Figure, cases: Sequence[Case], title: Callable[[Case], str]) -> None:

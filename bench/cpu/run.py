@@ -19,6 +19,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
+from vitnp.kernels.threads import pool
 
 from bench import record, table
 from bench.cpu import crf_peers, kmeans_peers, peak, pipeline_peer, vit_peers
@@ -28,7 +29,6 @@ from bench.scale.photograph import usual_photograph
 from vitnp import __version__, kernels
 from vitnp.cli import shared
 from vitnp.cli.arguments import positive
-from vitnp.kernels.threads import pool
 
 SECTIONS = ("vit", "kmeans", "crf", "photograph")
 ROOT = Path(__file__).parent.parent.parent
@@ -97,8 +97,12 @@ def main(argv: list[str] | None = None) -> int:
     )
     made.add_argument("--threads", type=positive, metavar="N", help="of every contender (all cores)")
     made.add_argument("--anyway", action="store_true", help="keep figures that other programs have disturbed")
-    made.add_argument("--seconds", type=positive, metavar="S", help="of rounds for each case, three rounds at least (45)")
-    made.add_argument("--largest", type=positive, metavar="N", help="leave out k-means of more rows, networks of more tokens")
+    made.add_argument(
+        "--seconds", type=positive, metavar="S", help="of rounds for each case, three rounds at least (45)"
+    )
+    made.add_argument(
+        "--largest", type=positive, metavar="N", help="leave out k-means of more rows, networks of more tokens"
+    )
     args = made.parse_args(argv)
     unknown = [name for name in args.sections if name not in SECTIONS]
     if unknown:
@@ -225,7 +229,8 @@ def vit(quick: bool, plan: Plan, count: int, limits: Mapping[str, float | None])
 
 def kmeans(quick: bool, plan: Plan, count: int, limits: Mapping[str, float | None]) -> Iterator[dict[str, object]]:
     """Iterations of Lloyd's algorithm: first all cases against one peer, then against the other, which once it is loaded slows
-    the first down."""
+    the first down.
+    """
     builders = {SCIKIT_LEARN: kmeans_peers.scikit_learn, FAISS: functools.partial(kmeans_peers.faiss, n_threads=count)}
     for peer, build in builders.items():
         for case in QUICK_KMEANS_CASES if quick else KMEANS_CASES:

@@ -136,7 +136,7 @@ def ours(config: ViTConfig, weights: Weights, precision: str = "fp32", want: str
 
 
 def torch_eager(config: ViTConfig, weights: Weights, threads: int) -> Forward:
-    """torch as one writes it, op by op, with its fused attention."""
+    """Torch as one writes it, op by op, with its fused attention."""
     import torch
     from torch.nn import functional as F
 
@@ -169,7 +169,7 @@ def torch_eager(config: ViTConfig, weights: Weights, threads: int) -> Forward:
 
 
 def onnxruntime(model: bytes, threads: int) -> Callable[[np.ndarray], list[np.ndarray]]:
-    """onnxruntime's session of a model, all outputs."""
+    """Onnxruntime's session of a model, all outputs."""
     import onnxruntime as ort
 
     options = ort.SessionOptions()

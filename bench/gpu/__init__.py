@@ -44,9 +44,13 @@ def main(argv: list[str] | None = None) -> int:
     """Run every step, print a table, write DIR/gpu.json."""
     made = argparse.ArgumentParser(prog="python -m bench gpu", description=__doc__.partition("\n")[0])
     made.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for gpu.json, gpu.txt and gpu.log")
-    made.add_argument("--photographs", type=Path, metavar="DIR", help="holds images/ and masks/ (the checkout's photographs)")
+    made.add_argument(
+        "--photographs", type=Path, metavar="DIR", help="holds images/ and masks/ (the checkout's photographs)"
+    )
     made.add_argument("--quick", action="store_true", help="few cases, in about three minutes")
-    made.add_argument("--seconds", type=float, default=MOST_SECONDS, metavar="S", help="the most that all may take (465)")
+    made.add_argument(
+        "--seconds", type=float, default=MOST_SECONDS, metavar="S", help="the most that all may take (465)"
+    )
     made.add_argument("--only", nargs="+", metavar="STEP", help=f"of {', '.join(step.name for step in STEPS)} (all)")
     args = made.parse_args(argv)
     unknown = [name for name in args.only or () if name not in {step.name for step in STEPS}]
@@ -140,7 +144,9 @@ class Run:
             report.skip(f"{step.name}, the rest of it", f"stopped after {time.monotonic() - began:.0f} s")
         elif status:
             lines = [line.strip() for line in said.splitlines() if line.strip()]
-            report.check(f"{step.name} runs to its end", False, f"exit status {status}: {lines[-1][:300] if lines else 'silent'}")
+            report.check(
+                f"{step.name} runs to its end", False, f"exit status {status}: {lines[-1][:300] if lines else 'silent'}"
+            )
         found = read(path)
         wrong = sum(record["kind"] == "check" and not record["passed"] for record in found)
         outcome = f"{wrong} wrong" if wrong else "stopped" if status is None else "done"
@@ -148,7 +154,16 @@ class Run:
         return found
 
     def _command(self, step: Step, path: Path, seconds: float) -> list[str]:
-        command = [sys.executable, "-m", "bench.gpu.steps", step.name, "--records", str(path), "--seconds", f"{seconds:.0f}"]
+        command = [
+            sys.executable,
+            "-m",
+            "bench.gpu.steps",
+            step.name,
+            "--records",
+            str(path),
+            "--seconds",
+            f"{seconds:.0f}",
+        ]
         if self._options.photographs:
             command += ["--photographs", str(self._options.photographs.resolve())]
         return command + ["--quick"] * self._options.quick
@@ -167,7 +182,9 @@ class Run:
 
 def _watch(command: Sequence[str], log: Path, seconds: float) -> int | None:
     """Run a program with what it starts; its exit status, or None if it had to be stopped."""
-    environment = {name: value for name, value in os.environ.items() if name not in ("CUPY_TF32", "NVIDIA_TF32_OVERRIDE")}
+    environment = {
+        name: value for name, value in os.environ.items() if name not in ("CUPY_TF32", "NVIDIA_TF32_OVERRIDE")
+    }
     environment["PYTHONUNBUFFERED"] = "1"
     with log.open("wb") as file:
         # A group of its own: what the step has started ends with it.

@@ -10,11 +10,11 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+from vitnp.kernels.cuda.loader import require_cupy
 
 from bench.cpu.vit_peers import Case, random_weights
 from bench.gpu.measure import free
 from bench.gpu.report import Report
-from vitnp.kernels.cuda.loader import require_cupy
 
 ROOT = Path(__file__).parent.parent.parent
 SAMPLES = ROOT / "tests" / "photographs"
@@ -48,11 +48,16 @@ def keys(report: Report, options: argparse.Namespace) -> None:
         pictures.append(normalize(rgb, builtin.config.mean, builtin.config.std))
     networks = {"built-in network, photographs": (builtin, np.stack(pictures))}
     for case in CASES[:1] if options.quick else CASES:
-        networks[f"ViT-{case.size}/{case.patch}, random"] = (ViT(case.config, random_weights(case.config)), case.images())
+        networks[f"ViT-{case.size}/{case.patch}, random"] = (
+            ViT(case.config, random_weights(case.config)),
+            case.images(),
+        )
     for name, (vit, images) in networks.items():
         expected = vit(images, ("key",))["key"].astype(np.float64)
         for precision, most in KEYS_WITHIN.items():
-            found = cupy.asnumpy(vit.to(device="cuda", precision=precision)(cupy.asarray(images), ("key",))["key"]).astype(np.float64)
+            found = cupy.asnumpy(
+                vit.to(device="cuda", precision=precision)(cupy.asarray(images), ("key",))["key"]
+            ).astype(np.float64)
             error = float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
             report.near(f"keys in {precision}, {name}", error, most)
 
@@ -109,7 +114,17 @@ def segmented(photographs: Path, out: Path, *options: str, seconds: float) -> di
     """
     from PIL import Image
 
-    command = [sys.executable, "-m", "vitnp.segment", str(photographs), "--out", str(out), "--levels", "each", "--quiet"]
+    command = [
+        sys.executable,
+        "-m",
+        "vitnp.segment",
+        str(photographs),
+        "--out",
+        str(out),
+        "--levels",
+        "each",
+        "--quiet",
+    ]
     done = subprocess.run([*command, *options], cwd=ROOT, stdout=subprocess.DEVNULL, timeout=max(1.0, seconds))
     if done.returncode:
         raise RuntimeError(f"vitnp.segment {' '.join(options)} ended with the status {done.returncode}")
@@ -122,8 +137,9 @@ def segmented(photographs: Path, out: Path, *options: str, seconds: float) -> di
 
 def large(report: Report, options: argparse.Namespace) -> None:
     """More numbers than an int can count: the last rows get what they'd get by themselves."""
-    from bench.gpu.kmeans import rows_on_device
     from vitnp.kernels.cuda import dispatch
+
+    from bench.gpu.kmeans import rows_on_device
 
     cupy = require_cupy()
     count = MANY // WIDTH + BEYOND
@@ -145,7 +161,9 @@ def large(report: Report, options: argparse.Namespace) -> None:
         error = abs(whole.losses[-len(tail) :] - part.losses).max() / abs(part.losses).max()
         report.near(f"{name}: last losses", float(error), 1e-5)
         moved = int(abs(whole.counts - first.counts - second.counts).sum())
-        report.check(f"{name}: counts", int(whole.counts.sum()) == count and moved <= count // 10**5, f"{moved} rows differ")
+        report.check(
+            f"{name}: counts", int(whole.counts.sum()) == count and moved <= count // 10**5, f"{moved} rows differ"
+        )
         halves = first.sums.sum(axis=0) + second.sums.sum(axis=0)
         error = abs(whole.sums.sum(axis=0) - halves).max() / abs(halves).max()
         report.near(f"{name}: sums", float(error), 1e-5)

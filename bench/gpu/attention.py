@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 
 import numpy as np
+from vitnp.kernels.cuda.loader import require_cupy
 
 from bench.gpu.measure import Timer, free, gather
 from bench.gpu.report import Report
-from vitnp.kernels.cuda.loader import require_cupy
 
 HEADS, SIZE = 6, 64
 # Images, tokens, type; that of the bar first.
@@ -50,7 +50,7 @@ def run(report: Report, options: argparse.Namespace) -> None:
 
 
 def torch_call(*arrays: object) -> object:
-    """torch's fused attention on the same memory."""
+    """Torch's fused attention on the same memory."""
     import torch
     from torch.nn.functional import scaled_dot_product_attention
 

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from types import ModuleType
 
 import numpy as np
+from vitnp.kernels.cuda.loader import require_cupy
 
 from bench.gpu.measure import Timer, free, gather
 from bench.gpu.report import Report
-from vitnp.kernels.cuda.loader import require_cupy
 
 COPIED = 4 << 30
 SIDE = 8192
@@ -31,7 +31,9 @@ def _copy(report: Report, timer: Timer, cupy: ModuleType) -> None:
     target = cupy.empty_like(source)
     timings, missing = timer.medians({"copy": lambda: cupy.copyto(target, source)}, 2)
     for name, timing in timings.items():
-        report.time({"ceiling": "copy", "bytes": 2 * source.nbytes}, name, timing, rate=2 * source.nbytes / timing.seconds)
+        report.time(
+            {"ceiling": "copy", "bytes": 2 * source.nbytes}, name, timing, rate=2 * source.nbytes / timing.seconds
+        )
     report.check("a copy is equal to what was copied", bool((source[-1000:] == target[-1000:]).all()))
 
 

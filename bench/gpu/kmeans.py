@@ -8,11 +8,11 @@ from collections.abc import Callable
 from types import ModuleType
 
 import numpy as np
+from vitnp.kernels.cuda.loader import require_cupy
 
 from bench.cpu.kmeans_peers import chosen_rows, rows_of
 from bench.gpu.measure import Missing, Timer, free, gather, gist, marginal, out_of_memory
 from bench.gpu.report import Report
-from vitnp.kernels.cuda.loader import require_cupy
 
 WIDTH = 384
 # The bars are about a million rows and more: those first.
@@ -129,7 +129,7 @@ def torch_step(x: object, centroids: object) -> Callable[[], object]:
 
 
 def cuml_run(cupy: ModuleType, x: object, centroids: object) -> Callable[[int], object]:
-    """cuML from these centroids, so many iterations."""
+    """CuML from these centroids, so many iterations."""
     from cuml.cluster import KMeans
 
     if x.dtype != np.float32:

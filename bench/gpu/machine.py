@@ -6,10 +6,11 @@ import shutil
 import subprocess
 from types import ModuleType
 
+from vitnp.kernels.cuda.loader import driver_version
+
 from bench import record
 from bench.cpu.comparison import versions
 from vitnp import __version__
-from vitnp.kernels.cuda.loader import driver_version
 
 PACKAGES = ("cupy-cuda12x", "cupy-cuda13x", "numba", "torch", "triton", "cuml-cu12", "cuml-cu13", "flash-kmeans")
 

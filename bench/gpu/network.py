@@ -7,12 +7,12 @@ from collections.abc import Callable
 from types import ModuleType
 
 import numpy as np
+from vitnp.kernels.cuda.loader import require_cupy
 
 from bench.cpu.vit_peers import Case, random_weights
 from bench.gpu import torch_twin
 from bench.gpu.measure import Timer, free, gather, gist, out_of_memory
 from bench.gpu.report import Report
-from vitnp.kernels.cuda.loader import require_cupy
 from vitnp.vit.model import ViT
 
 # That of the bar first.
@@ -96,7 +96,10 @@ def _measure_compiled(report: Report, timer: Timer, cupy: ModuleType, case: Case
     weights, images = random_weights(case.config), _images(cupy, case)
     vit = ViT(case.config, weights).to(device="cuda", precision="fp16")
     calls, missing = gather(
-        {OURS: lambda: lambda: vit(images, (want,))[want], COMPILE: lambda: torch_call(case, weights, images, want, True)}
+        {
+            OURS: lambda: lambda: vit(images, (want,))[want],
+            COMPILE: lambda: torch_call(case, weights, images, want, True),
+        }
     )
     timings, failed = timer.medians(calls, 1.5, primed=False)
     if COMPILE in timings:
@@ -106,7 +109,7 @@ def _measure_compiled(report: Report, timer: Timer, cupy: ModuleType, case: Case
 
 
 def torch_call(case: Case, weights: dict, images: object, want: str, compiled: bool = False) -> Callable[[], object]:
-    """torch on the same images."""
+    """Torch on the same images."""
     import torch
 
     run, given = torch_twin.forward(case.config, weights, want), torch.from_dlpack(images)

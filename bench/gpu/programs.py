@@ -28,13 +28,16 @@ TOOLS = {
     "initcheck": ("--tool", "initcheck"),
 }
 # What a sanitizer says of a device that it can't look into.
-UNABLE = re.compile(r"[Dd]evice not supported|Unable to|insufficient permission|Internal Sanitizer Error|error 999|not permitted")
+UNABLE = re.compile(
+    r"[Dd]evice not supported|Unable to|insufficient permission|Internal Sanitizer Error|error 999|not permitted"
+)
 
 
 def device(report: Report, options: argparse.Namespace) -> None:
     """Whether a kernel can be compiled and loaded at all; if not, why."""
-    from vitnp.errors import DeviceError
     from vitnp.kernels.cuda.device import check
+
+    from vitnp.errors import DeviceError
 
     try:
         check()
@@ -125,7 +128,9 @@ def judge_sanitizer(report: Report, tool: str, status: int | None, text: str) ->
     said = summary[0].strip() if summary else ""
     kernels = sorted(set(re.findall(r" at (\w+)[^\n]*\+0x", text)))
     if status == FOUND:
-        report.check(name, False, f"{said or 'errors'}{', in ' + ', '.join(kernels[:8]) if kernels else ''}, see the log")
+        report.check(
+            name, False, f"{said or 'errors'}{', in ' + ', '.join(kernels[:8]) if kernels else ''}, see the log"
+        )
     elif status == 0:
         report.check(name, True, said)
     elif status is None:

@@ -7,11 +7,11 @@ from collections.abc import Callable
 from types import ModuleType
 
 import numpy as np
+from vitnp.kernels.cuda.loader import require_cupy
 
 from bench.gpu.kmeans import rows_on_device
 from bench.gpu.measure import Timer, free, gather
 from bench.gpu.report import Report
-from vitnp.kernels.cuda.loader import require_cupy
 
 WIDTH = 384
 # Rows, others, how many of the most similar (0: the whole matrix), type.

@@ -10,7 +10,6 @@ import sys
 from types import ModuleType
 
 import numpy as np
-
 from vitnp.kernels.cuda.loader import require_cupy
 
 # Rows, clusters, width. Tensor cores for widths that fit them, plain multiply-adds for others; each number of columns has its
@@ -86,6 +85,7 @@ def _bfloat16(cupy: ModuleType) -> None:
 
 def _pictures(cupy: ModuleType) -> None:
     from vitnp.kernels.cuda import image
+
     from vitnp.method.cleaning import CleaningConfig
 
     rng = np.random.default_rng(14)

@@ -73,7 +73,9 @@ def _times(step: str, title: str, records: Sequence[Record]) -> str:
         times = {entry["contender"]: entry for entry in entries if entry["kind"] == "time"}
         ours = times.pop("vitnp", None)
         cells = [f"{_label(step, case):<44}"]
-        cells.append(f"{duration(ours['seconds']):>9}  {_amount(step, ours, copy):<22}" if ours else f"{'-':>9}  {'':<22}")
+        cells.append(
+            f"{duration(ours['seconds']):>9}  {_amount(step, ours, copy):<22}" if ours else f"{'-':>9}  {'':<22}"
+        )
         for name, entry in times.items():
             base = entry.get("ours") or (ours and ours["seconds"])
             cells.append(f"{name} {entry['seconds'] / base:.2f} x" if base else f"{name} {duration(entry['seconds'])}")
@@ -133,4 +135,3 @@ def _bars(records: Sequence[Record]) -> str:
         measured = "" if bar.measured is None else f"{bar.measured:.3g}"
         lines.append(f"  {bar.what:<72} {measured:>7}, at least {bar.least:g}: {bar.verdict}")
     return "\n".join(lines)
-

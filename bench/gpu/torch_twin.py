@@ -44,7 +44,9 @@ def forward(
     }
     width, heads, last = config.width, config.heads, config.depth - 1
     # A third of the fused projection, by itself.
-    key_weight, key_bias = (w[f"blocks.{last}.attn.qkv.{part}"][width : 2 * width].contiguous() for part in ("weight", "bias"))
+    key_weight, key_bias = (
+        w[f"blocks.{last}.attn.qkv.{part}"][width : 2 * width].contiguous() for part in ("weight", "bias")
+    )
 
     def linear(x, name):
         return F.linear(x, w[f"{name}.weight"], w[f"{name}.bias"])

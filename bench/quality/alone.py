@@ -49,10 +49,14 @@ def main(argv: list[str] | None = None) -> int:
     vit = load_vit(args.model)
     collection, reason = resolve_collection(args.collection, vit)
     if collection is None:
-        raise UsageError(f"there is no collection to compare: {reason or 'none is asked for'}; name one with --collection FILE")
+        raise UsageError(
+            f"there is no collection to compare: {reason or 'none is asked for'}; name one with --collection FILE"
+        )
     name = args.name or args.images.resolve().parent.name
     with tempfile.TemporaryDirectory() as folder:
-        scores = np.array([_scores(pairs, vit, collection, seed, args.cache or Path(folder)) for seed in range(args.seeds)])
+        scores = np.array(
+            [_scores(pairs, vit, collection, seed, args.cache or Path(folder)) for seed in range(args.seeds)]
+        )
     means = dict(zip(WAYS, scores.mean(axis=(0, 2)).tolist()))
     image, with_collection, whole = means.values()
     share = (with_collection - image) / (whole - image)

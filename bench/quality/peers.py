@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+from vitnp.kernels.threads import blas, pool
 
 from bench import record
 from vitnp import __version__
@@ -22,7 +23,6 @@ from vitnp.evaluate.data.pairs import Pair, match_pairs, read_truth
 from vitnp.evaluate.metrics.saliency import iou
 from vitnp.features.extract import Features, extract
 from vitnp.io import decode, preprocess, resample
-from vitnp.kernels.threads import blas, pool
 from vitnp.method import image_level
 from vitnp.method.cleaning import clean
 from vitnp.refine import refine as refinement
@@ -224,7 +224,8 @@ def three_levels(pairs: Sequence[Pair], vit: ViT, *, count: int = 1, **options) 
 
 def table(rows: Sequence[dict[str, float]]) -> dict[str, float]:
     """Mean IoU of each contender, from the least to the best; of a method's thresholds only the published one and,
-    where that is another, the best."""
+    where that is another, the best.
+    """
     means = {name: math.fsum(row[name] for row in rows) / len(rows) for name in rows[0]}
     for method, thresholds in (("FOUND coarse", FOUND_THRESHOLDS), ("TokenCut", TOKENCUT_THRESHOLDS)):
         tried = {threshold: means.pop(f"{method}, {threshold}") for threshold in thresholds}
@@ -260,7 +261,9 @@ def main(argv: list[str] | None = None) -> int:
     group.add_argument("--size", type=arguments.positive, metavar="PX", help="short side the network sees (320)")
     group.add_argument("--refine", choices=("solver", "none"), default="solver", help="the same for everybody (solver)")
     group.add_argument("--no-repair", action="store_true", help="leave the peers' outlier keys as they are")
-    group.add_argument("--seed", type=arguments.natural, default=0, metavar="N", help="of ours; the peers need none (0)")
+    group.add_argument(
+        "--seed", type=arguments.natural, default=0, metavar="N", help="of ours; the peers need none (0)"
+    )
     run = arguments.add_run_options(made)
     run.add_argument("--name", help="of the data set, for the record (the folder's own)")
     args = made.parse_args(argv)

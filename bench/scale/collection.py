@@ -37,9 +37,13 @@ class SyntheticViT(ViT):
         vit = load_vit("auto")
         super().__init__(vit.config, vit.weights, name="synthetic", sha256="0" * 64)
         rng = np.random.default_rng(0)
-        self._objects, self._grounds = (rng.standard_normal((KINDS, vit.config.width)).astype(np.float32) for _ in range(2))
+        self._objects, self._grounds = (
+            rng.standard_normal((KINDS, vit.config.width)).astype(np.float32) for _ in range(2)
+        )
 
-    def __call__(self, images: np.ndarray, want: str | Iterable[str] = ("key",), *, layer: int = -1, stride: int | None = None):
+    def __call__(
+        self, images: np.ndarray, want: str | Iterable[str] = ("key",), *, layer: int = -1, stride: int | None = None
+    ):
         """As the network's own."""
         parts = [self._one(image, stride) for image in images]
         return {name: np.stack([part[name] for part in parts]) for name in ((want,) if isinstance(want, str) else want)}
@@ -78,7 +82,12 @@ def main(argv: list[str] | None = None) -> int:
         row = {"images": images, **json.loads(answer.splitlines()[-1])}
         row["allowed_mib"] = round((FIXED + PER_IMAGE * images + PER_PATCH * SAMPLED) / 2**20)
         rows.append(row)
-        print("{images:>7} photographs: peak {peak_mib} MiB (at most {allowed_mib}), {seconds:.0f} s {stages}".format(**row), flush=True)
+        print(
+            "{images:>7} photographs: peak {peak_mib} MiB (at most {allowed_mib}), {seconds:.0f} s {stages}".format(
+                **row
+            ),
+            flush=True,
+        )
     measured: dict[str, object] = {"classes": args.classes, "rows": rows}
     if len(rows) > 1:
         growth = (rows[-1]["peak_mib"] - rows[0]["peak_mib"]) * 1024 / (rows[-1]["images"] - rows[0]["images"])
@@ -92,7 +101,9 @@ def _photographs(folder: Path, count: int) -> None:
     """Tiny pictures that differ: the features, not they, are what is measured."""
     rng = np.random.default_rng(1)
     for index in range(count):
-        Image.fromarray(rng.integers(0, 256, (12, 16, 3), np.uint8)).resize((64, 48)).save(folder / f"{index:06}.jpg", quality=80)
+        Image.fromarray(rng.integers(0, 256, (12, 16, 3), np.uint8)).resize((64, 48)).save(
+            folder / f"{index:06}.jpg", quality=80
+        )
 
 
 def _run(folder: Path, classes: int) -> dict[str, object]:

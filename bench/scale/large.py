@@ -35,7 +35,9 @@ def main(argv: list[str] | None = None) -> int:
     args = made.parse_args(argv)
 
     measured = {"command": _command(args.photograph, args.megapixels)}
-    line = "{megapixels:.0f} megapixels: {seconds} s, peak memory {peak_mib} MiB, IoU with the small mask {agreement:.4f}"
+    line = (
+        "{megapixels:.0f} megapixels: {seconds} s, peak memory {peak_mib} MiB, IoU with the small mask {agreement:.4f}"
+    )
     print(line.format(**measured["command"]))
     if args.set:
         measured["set"] = _set(*args.set, args.every)

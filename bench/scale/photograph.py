@@ -59,7 +59,9 @@ def _measure(args: argparse.Namespace) -> int:
     for stage, seconds in stages.items():
         print(f"  {stage:<10}{seconds:8.3f} s")
     print(f"  {'warm':<10}{warm:8.3f} s")
-    print(f"  {'cold':<10}{cold:8.3f} s, the whole command with both pictures written (at most {MOST_SECONDS:g} on 2 cores)")
+    print(
+        f"  {'cold':<10}{cold:8.3f} s, the whole command with both pictures written (at most {MOST_SECONDS:g} on 2 cores)"
+    )
     print(f"  judged by {'its own patches alone' if runs[0].levels is None else 'the built-in collection too'}")
     path = record.write(
         "photograph",

@@ -22,10 +22,14 @@ ALLOWED, ALLOWED_PER_IMAGE = 2e9, 4e3
 def main(argv: list[str] | None = None) -> int:
     """Print the figures and keep them in bench/results/spectral.json."""
     made = argparse.ArgumentParser(prog="python -m bench spectral", description=__doc__)
-    made.add_argument("--images", type=arguments.positive, action="append", metavar="N", help="repeatable (1000, 20000, 100000)")
+    made.add_argument(
+        "--images", type=arguments.positive, action="append", metavar="N", help="repeatable (1000, 20000, 100000)"
+    )
     made.add_argument("--width", type=arguments.positive, default=192, help="numbers of a CLS token (192)")
     made.add_argument("--clusters", type=arguments.positive, default=20, help="(20)")
-    made.add_argument("--noise", type=float, default=2.5, help="of the tokens, in standard deviations of the clusters (2.5)")
+    made.add_argument(
+        "--noise", type=float, default=2.5, help="of the tokens, in standard deviations of the clusters (2.5)"
+    )
     made.add_argument("--threads", type=arguments.positive, default=None, help="(all cores)")
     args = made.parse_args(argv)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 from numba import types
 from numba.extending import intrinsic
-
 from vitnp.kernels import reference
 from vitnp.kernels.cpu.codegen.gil import lay_down, take_up
 from vitnp.kernels.cpu.codegen.jit import IN, OUT, kernel
@@ -48,7 +47,7 @@ _swiglu_vector = _elementwise(2, lambda v, gate, value: v.builder.fmul(v.sigmoid
 
 @kernel(IN(1), OUT(1))
 def _gelu(x, out):
-    """x Phi(x); numbers side by side."""
+    """X Phi(x); numbers side by side."""
     lay_down()
     whole = len(x) // LANES * LANES
     for i in range(0, whole, LANES):

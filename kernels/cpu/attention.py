@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import numpy as np
 from numba import types
-
 from vitnp.kernels import reference
 from vitnp.kernels.cpu.codegen.gil import lay_down, take_up
 from vitnp.kernels.cpu.codegen.jit import IN, OUT, kernel
@@ -52,7 +51,15 @@ class KVCache:
     # The docstring is the reference's.
 
     def __init__(
-        self, images: int, tokens: int, width: int, heads: int, dtype: type = np.float32, *, slot: int = 0, precision: str = "fp32"
+        self,
+        images: int,
+        tokens: int,
+        width: int,
+        heads: int,
+        dtype: type = np.float32,
+        *,
+        slot: int = 0,
+        precision: str = "fp32",
     ):
         self.heads, self.size, self.tokens, self.pairs = heads, width // heads, tokens, precision == "bf16"
         panels, padded = -(-tokens // PANEL), -(-self.size // VALUE_PANEL) * VALUE_PANEL
@@ -82,7 +89,9 @@ class KVCache:
         queries = scratch("queries", GROUP, -(-self.size // (2 * LANES)) * 2 * LANES)
         state = scratch("softmax state", 2, GROUP)
         for image, (q, o) in enumerate(zip(query, out), images.start):
-            _attend(q, self.keys[image], self.values[image], o, self.tokens, self.pairs, queries, scores, gathered, state)
+            _attend(
+                q, self.keys[image], self.values[image], o, self.tokens, self.pairs, queries, scores, gathered, state
+            )
         return out
 
 

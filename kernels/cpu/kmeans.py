@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 from numba import types
-
 from vitnp.kernels import reference
 from vitnp.kernels.cpu.codegen.jit import IN, OUT, kernel
 from vitnp.kernels.cpu.codegen.rows import (
@@ -217,7 +216,9 @@ def assign_and_add(x, step, kind, centroids, cosine, shift, block, labels, losse
                     squares = read_row(base + 4 * at, x + (first + i) * step, kind, base + 4 * moved, width, far)
                     if cosine:
                         inverse[i] = np.float32(1) / length(work, at, n, squares)
-                products(base + 4 * rows, here, n, base + 4 * packed, columns, base + 4 * out, wide, ahead, group * step)
+                products(
+                    base + 4 * rows, here, n, base + 4 * packed, columns, base + 4 * out, wide, ahead, group * step
+                )
                 for i in range(here):
                     row, soon = base + 4 * (rows + i * n), ahead + i * step
                     if columns <= FEW_COLUMNS:

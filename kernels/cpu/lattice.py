@@ -15,7 +15,6 @@ from collections.abc import Sequence
 import numpy as np
 from numba import types
 from numba.extending import intrinsic
-
 from vitnp.kernels import reference
 from vitnp.kernels.cpu.codegen.jit import kernel
 from vitnp.kernels.cpu.codegen.simd import I32, I64, LOG2_E, Vectors, loop

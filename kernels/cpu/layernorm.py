@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 from numba import types
-
 from vitnp.kernels import reference
 from vitnp.kernels.cpu.codegen.gil import lay_down, take_up
 from vitnp.kernels.cpu.codegen.jit import IN, OUT, kernel

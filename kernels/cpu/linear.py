@@ -12,7 +12,6 @@ import dataclasses
 import numpy as np
 from numba import types
 from numba.extending import intrinsic
-
 from vitnp.kernels import reference
 from vitnp.kernels.cpu.codegen.gil import lay_down, take_up
 from vitnp.kernels.cpu.codegen.jit import IN, OUT, kernel
@@ -100,7 +99,11 @@ def linear(
 
 
 def epilogue(
-    bias: np.ndarray | None, activation: str | None, scale: np.ndarray | None, residual: np.ndarray | None, out: np.ndarray
+    bias: np.ndarray | None,
+    activation: str | None,
+    scale: np.ndarray | None,
+    residual: np.ndarray | None,
+    out: np.ndarray,
 ) -> tuple[np.ndarray, bool, np.ndarray, np.ndarray, np.ndarray]:
     """Arguments of a kernel with an epilogue: what is not wanted is an empty array."""
     return (

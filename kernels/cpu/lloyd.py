@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import numpy as np
 from numba import types
-
 from vitnp.kernels import reference
 from vitnp.kernels.cpu.codegen.barrier import meet
 from vitnp.kernels.cpu.codegen.jit import IN, OUT, kernel

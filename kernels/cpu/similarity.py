@@ -6,7 +6,6 @@ import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
-
 from vitnp.kernels import reference
 from vitnp.kernels.cpu.codegen.jit import OUT, kernel
 from vitnp.kernels.cpu.codegen.rows import ROWS, aligned, length, pack, padded, products, read_row, rows_of, whole
@@ -195,7 +194,9 @@ def _similarity_top(x, step, kind, y, own, values, indices, work):
             pack(y[column : column + here], work, packed, n)
             for first in range(0, held, ROWS):
                 some = min(ROWS, held - first)
-                products(base + 4 * (rows + first * n), some, n, base + 4 * packed, columns, base + 4 * found, PANEL, x, 0)
+                products(
+                    base + 4 * (rows + first * n), some, n, base + 4 * packed, columns, base + 4 * found, PANEL, x, 0
+                )
                 for i in range(some):
                     row = start + first + i
                     line = found + i * PANEL

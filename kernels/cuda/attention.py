@@ -7,7 +7,6 @@ import math
 from typing import TYPE_CHECKING
 
 import numpy as np
-
 from vitnp.kernels import reference
 from vitnp.kernels.cuda import bfloat16
 from vitnp.kernels.cuda.loader import kernel

@@ -8,7 +8,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-
 from vitnp.kernels.cuda.loader import contiguous, kernel, require_cupy
 
 if TYPE_CHECKING:
@@ -32,7 +31,7 @@ def lengthen(x: cupy.ndarray) -> cupy.ndarray:
 
 
 def product(x: cupy.ndarray, weight: cupy.ndarray) -> cupy.ndarray:
-    """x W^T, summed in float32.
+    """X W^T, summed in float32.
 
     Parameters
     ----------

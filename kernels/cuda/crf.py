@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-
 from vitnp.kernels import reference
 from vitnp.kernels.cuda.loader import kernel
 
@@ -100,7 +99,7 @@ def mean_field(
 
 
 def _filter_add(lattice: Lattice, values: cupy.ndarray, gain: float, out: cupy.ndarray) -> None:
-    """out += gain * the lattice's filter of the values."""
+    """Out += gain * the lattice's filter of the values."""
     import cupy
 
     points, classes = values.shape

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from vitnp.errors import DeviceError
 from vitnp.kernels.cuda.loader import kernel, require_cupy
+
+from vitnp.errors import DeviceError
 
 
 def check() -> None:

@@ -10,7 +10,6 @@ import math
 from typing import TYPE_CHECKING
 
 import numpy as np
-
 from vitnp.kernels.cuda.loader import kernel
 
 if TYPE_CHECKING:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-
 from vitnp.kernels.cuda import tiles
 from vitnp.kernels.cuda.loader import contiguous, kernel, require_cupy
 

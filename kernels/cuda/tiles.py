@@ -7,7 +7,6 @@ import functools
 from typing import TYPE_CHECKING
 
 import numpy as np
-
 from vitnp.kernels.cuda.loader import contiguous, kernel, require_cupy, shared_memory
 
 if TYPE_CHECKING:
@@ -113,7 +112,7 @@ def _wishes(extra: bool) -> list[tuple[bool, bool, int]]:
 def prepare(
     file: str, y: cupy.ndarray, plan: Plan, *, shift: cupy.ndarray | None = None, normalize: bool = False
 ) -> tuple[cupy.ndarray, cupy.ndarray]:
-    """y (K, D) as the products want it, and each row's constant; see prepare_columns in tiles.cuh."""
+    """Y (K, D) as the products want it, and each row's constant; see prepare_columns in tiles.cuh."""
     cupy = require_cupy()
     columns, width = y.shape
     padded = -(-columns // plan.group) * plan.group

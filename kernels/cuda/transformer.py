@@ -12,10 +12,10 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
-
-from vitnp.errors import UsageError
 from vitnp.kernels.cuda import bfloat16
 from vitnp.kernels.cuda.loader import contiguous, kernel, require_cupy
+
+from vitnp.errors import UsageError
 
 if TYPE_CHECKING:
     import cupy
@@ -36,7 +36,7 @@ def precisions() -> tuple[str, ...]:
 
 @contextlib.contextmanager
 def products(precision: str) -> Iterator[None]:
-    """cuBLAS multiplies float32 arrays as the precision says while the context lasts, in one context at a time.
+    """CuBLAS multiplies float32 arrays as the precision says while the context lasts, in one context at a time.
 
     The setting is the process's own; the user's returns in the end.
     """
@@ -143,7 +143,7 @@ def temporary(name: str, *shape: int, dtype: type = np.float32) -> cupy.ndarray:
 
 
 def _epilogue(y, bias, gelu: bool, scale, residual, out) -> cupy.ndarray:
-    """out = residual + scale f(y + bias); into y itself where no fitting array is given."""
+    """Out = residual + scale f(y + bias); into y itself where no fitting array is given."""
     target = out if _fits(out, y) else y
     bias, scale, residual = (None if v is None else contiguous(v, y.dtype) for v in (bias, scale, residual))
     sizes = (np.int64(y.size), np.int32(y.shape[-1]))

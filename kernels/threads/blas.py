@@ -37,7 +37,8 @@ def one_blas_thread() -> Iterator[None]:
 
 def _libraries() -> ThreadpoolController:
     """The thread pools of the libraries in the process. Looking for them takes milliseconds, so it's done again only when further
-    modules have been imported, which may have brought others."""
+    modules have been imported, which may have brought others.
+    """
     from threadpoolctl import ThreadpoolController
 
     global _seen
@@ -49,7 +50,8 @@ def _libraries() -> ThreadpoolController:
 @contextlib.contextmanager
 def _held() -> Iterator[None]:
     """The setting of the process, changed and restored by a thread of its own: callers come and go in any order, and whoever
-    comes first may still be busy when another is the last to leave."""
+    comes first may still be busy when another is the last to leave.
+    """
     global _callers, _holder
     with _lock:
         if _callers == 0:

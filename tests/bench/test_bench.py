@@ -14,12 +14,13 @@ import pytest
 # bench/ is no part of the installed package. At the end of the path, so that an installed vitnp stays the one tested.
 sys.path.append(str(pathlib.Path(__file__).resolve().parent.parent.parent))
 
+from vitnp.kernels import reference as k
+
 from bench import record, table
 from bench.cpu import comparison, crf_peers, interleave, kmeans_peers, peak, pipeline_peer, plots, vit_peers
 from bench.cpu.comparison import Bar, Missing, WrongAnswer, compare
 from bench.cpu.interleave import Clock, Disturbed, Plan, Timing
 from vitnp.errors import UsageError
-from vitnp.kernels import reference as k
 from vitnp.method.cleaning import clean
 from vitnp.vit.config import ViTConfig
 

@@ -179,7 +179,9 @@ class Tiny(Case):
 def test_networks(cupy, run_step):
     records = run_step("network", CASES=[Tiny("S", 16, 32, 2)], COMPILED=[])
     assert all(checks(records).values())
-    timed = [record["case"]["want"] for record in records if record["kind"] == "time" and record["contender"] == "vitnp"]
+    timed = [
+        record["case"]["want"] for record in records if record["kind"] == "time" and record["contender"] == "vitnp"
+    ]
     assert timed == ["key", "token"]
 
 
@@ -291,7 +293,9 @@ def test_every_kernel_is_launched_for_the_sanitizer(cupy, monkeypatch):
     small_.launch(cupy)
     there = set()
     for path in (ROOT / "kernels" / "cuda" / "src").glob("*.cu*"):
-        there |= set(re.findall(r'extern "C" __global__ void(?:\s+__launch_bounds__\([^)]*\))?\s+(\w+)\(', path.read_text()))
+        there |= set(
+            re.findall(r'extern "C" __global__ void(?:\s+__launch_bounds__\([^)]*\))?\s+(\w+)\(', path.read_text())
+        )
     assert len(there) > 40
     assert there <= launched
 
@@ -470,7 +474,10 @@ def test_steps_without_time_left_are_on_record(cupy, few_steps, tmp_path, monkey
 
 
 def test_kernels_that_cannot_be_compiled_end_it(cupy, few_steps, tmp_path, monkeypatch, capsys):
-    scripted(monkeypatch, {"device": "r.check('a kernel can be compiled', False, 'CUDA header cuda_fp16.h is missing; run: …')"})
+    scripted(
+        monkeypatch,
+        {"device": "r.check('a kernel can be compiled', False, 'CUDA header cuda_fp16.h is missing; run: …')"},
+    )
     assert gpu.main(["--out", str(tmp_path)]) == 2
     assert "cuda_fp16.h is missing" in capsys.readouterr().err
 
@@ -501,14 +508,18 @@ def test_bars_are_met_within_three_percent():
 
 def test_the_table_shows_each_step(tmp_path):
     report = Report(tmp_path / "r", 10, "attention")
-    report.time({"images": 16, "tokens": 3601, "heads": 6, "dtype": "fp16"}, "vitnp", Timing(1e-3, 1e-3, 1e-3, 3), rate=3.2e14)
+    report.time(
+        {"images": 16, "tokens": 3601, "heads": 6, "dtype": "fp16"}, "vitnp", Timing(1e-3, 1e-3, 1e-3, 3), rate=3.2e14
+    )
     report = Report(tmp_path / "r", 10, "network")
     facts = {"model": "ViT-S/8", "side": 480, "batch": 16, "tokens": 3601, "dtype": "fp16", "want": "key"}
     for name, seconds in (("vitnp", 0.02), ("torch, eager", 0.019)):
         report.time(facts, name, Timing(seconds, seconds, seconds, 3), rate=16 / seconds)
     report.time(facts, "torch, compiled", Timing(0.03, 0.03, 0.03, 3), ours=0.02)
     report = Report(tmp_path / "r", 10, "folder")
-    report.time({"photographs": 9, "size": [500, 375], "device": "cuda", "cores": 2}, "vitnp", Timing(0.1, 0.1, 0.1, 1), rate=10)
+    report.time(
+        {"photographs": 9, "size": [500, 375], "device": "cuda", "cores": 2}, "vitnp", Timing(0.1, 0.1, 0.1, 1), rate=10
+    )
     report.skip("masks", "out of time")
     device = {"name": "X", "multiprocessors": 3, "memory_gib": 1.0, "l2_mib": 60, "driver": "1", "cuda": "13.0"}
     text = table.text({"device": device}, read(tmp_path / "r"))

@@ -154,7 +154,12 @@ def test_broken_files_are_listed_and_the_others_go_on(tmp_path, capsys):
 
 def test_json_has_a_line_for_each_failure(tmp_path, capsys):
     broken_folder(tmp_path / "in")
-    assert main([str(tmp_path / "in"), str(tmp_path / "gone.jpg"), "--out", str(tmp_path / "out"), "--size", "96", "--json"]) == 3
+    assert (
+        main(
+            [str(tmp_path / "in"), str(tmp_path / "gone.jpg"), "--out", str(tmp_path / "out"), "--size", "96", "--json"]
+        )
+        == 3
+    )
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert sorted(line["status"] for line in lines) == ["done", "done", "failed", "failed", "failed", "failed"]
     assert all(line["error"] for line in lines if line["status"] == "failed")
@@ -187,7 +192,9 @@ def test_nothing_done_is_status_2(tmp_path, capsys, bad):
 def test_wrong_usage_is_one_sentence_and_status_2(tmp_path, arguments, told):
     photograph(tmp_path / "a.png")
     run = subprocess.run(
-        [sys.executable, "-m", "vitnp.segment", str(tmp_path / "a.png"), *arguments, "--quiet"], capture_output=True, text=True
+        [sys.executable, "-m", "vitnp.segment", str(tmp_path / "a.png"), *arguments, "--quiet"],
+        capture_output=True,
+        text=True,
     )
     assert run.returncode == 2 and run.stdout == ""
     assert run.stderr.startswith("vitnp: error:") and run.stderr.count("\n") == 1 and told in run.stderr
@@ -239,7 +246,16 @@ def test_output_folder_that_is_a_file(tmp_path, capsys):
 def test_interrupt_leaves_whole_files_only(tmp_path, threads):
     for index in range(60):
         photograph(tmp_path / "in" / f"{index:02}.png", seed=index % 9, size=(480, 360))
-    command = [sys.executable, "-m", "vitnp.segment", str(tmp_path / "in"), "--out", str(tmp_path / "out"), "--threads", threads]
+    command = [
+        sys.executable,
+        "-m",
+        "vitnp.segment",
+        str(tmp_path / "in"),
+        "--out",
+        str(tmp_path / "out"),
+        "--threads",
+        threads,
+    ]
     run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
     while not list(tmp_path.glob("out/*_overlay.png")) and time.monotonic() < deadline:

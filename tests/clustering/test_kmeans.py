@@ -279,7 +279,13 @@ def test_any_mapper_gives_the_same_answer_and_everything_can_be_pickled(monkeypa
 
 
 @settings(derandomize=True, deadline=None, max_examples=20)
-@given(seed=st.integers(0, 999), n=st.integers(2, 40), size=st.integers(1, 9), clusters=st.integers(1, 5), levels=st.integers(1, 4))
+@given(
+    seed=st.integers(0, 999),
+    n=st.integers(2, 40),
+    size=st.integers(1, 9),
+    clusters=st.integers(1, 5),
+    levels=st.integers(1, 4),
+)
 def test_partial_steps_add_up_to_a_naive_one(seed, n, size, clusters, levels):
     """Few distinct values, so that ties and empty clusters are the rule; all sums are exact."""
     rng = np.random.default_rng(seed)
@@ -387,14 +393,19 @@ def test_history_falls_and_tolerance_ends_it_early():
 def test_seeds_and_starts():
     x = features(9, 400, 5, clusters=9, noise=1.5)
     same_model(KMeans(7, seed=5).fit(x), KMeans(7, seed=5).fit(x))
-    assert not np.array_equal(KMeans(7, seed=5, max_iter=1).fit(x).labels_, KMeans(7, seed=6, max_iter=1).fit(x).labels_)
+    assert not np.array_equal(
+        KMeans(7, seed=5, max_iter=1).fit(x).labels_, KMeans(7, seed=6, max_iter=1).fit(x).labels_
+    )
     assert KMeans(7, seed=(1, 2), n_init=10).fit(x).inertia_ <= KMeans(7, seed=(1, 2)).fit(x).inertia_
 
 
 def test_greedy_seeding_spreads_over_planted_clusters():
     """Twelve tight groups: k-means++ starts must hit them all, which uniformly drawn ones hardly ever do."""
     x = features(10, 1200, 8, clusters=12, noise=0.02)
-    hits = [len(set(KMeans(12, metric="euclidean", max_iter=1, seed=seed).fit(x).labels_[:600].tolist())) for seed in range(5)]
+    hits = [
+        len(set(KMeans(12, metric="euclidean", max_iter=1, seed=seed).fit(x).labels_[:600].tolist()))
+        for seed in range(5)
+    ]
     assert hits == [12] * 5
     assert all(KMeans(12, metric="euclidean", max_iter=1, seed=seed).fit(x).inertia_ < 12 for seed in range(5))
 
@@ -488,7 +499,8 @@ def test_blocks_that_change_between_passes_are_noticed(change):
 
 
 @pytest.mark.parametrize(
-    "options", [{"n_clusters": 0}, {"n_init": 0}, {"max_iter": 0}, {"metric": "manhattan"}, {"tol": -1.0}, {"tol": np.nan}]
+    "options",
+    [{"n_clusters": 0}, {"n_init": 0}, {"max_iter": 0}, {"metric": "manhattan"}, {"tol": -1.0}, {"tol": np.nan}],
 )
 def test_parameters_that_make_no_sense_are_refused(options):
     with pytest.raises(UsageError, match=next(iter(options)).removesuffix("s")):

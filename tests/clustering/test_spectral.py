@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.sparse import block_diag, csr_matrix
+from vitnp.kernels import reference as reference_
 
 from vitnp.clustering import neighbors as neighbors_module
 from vitnp.clustering import spectral
@@ -14,7 +15,6 @@ from vitnp.clustering.kmeans import KMeans
 from vitnp.clustering.neighbors import nearest_neighbors
 from vitnp.clustering.spectral import neighbor_graph, spectral_clusters, spectral_embedding
 from vitnp.errors import UsageError
-from vitnp.kernels import reference as reference_
 
 
 def same_partition(a: np.ndarray, b: np.ndarray) -> bool:
@@ -146,7 +146,9 @@ def test_multiple_eigenvalues_are_found_completely(dense, monkeypatch):
     n = 120
     ring = csr_matrix(np.roll(np.eye(n), 1, axis=1) + np.roll(np.eye(n), -1, axis=1))
     found = spectral_embedding(ring, 5)
-    np.testing.assert_allclose(np.diag(found.T @ (ring @ found)) / 2, np.cos(2 * np.pi * np.array([0, 1, 1, 2, 2]) / n), atol=1e-5)
+    np.testing.assert_allclose(
+        np.diag(found.T @ (ring @ found)) / 2, np.cos(2 * np.pi * np.array([0, 1, 1, 2, 2]) / n), atol=1e-5
+    )
 
 
 # Clusters.

@@ -262,9 +262,7 @@ def test_files_that_are_no_masks(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["mask.png", "mask.gif", "mask.tif", "mask.bmp", "mask.jpg"])
-@settings(
-    derandomize=True, deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(derandomize=True, deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_damaged_masks_give_a_mask_or_one_clear_error(tmp_path, name, data):
     palette_picture(np.arange(48).reshape(6, 8) % 3, [(0, 0, 0), (128, 0, 0), (0, 128, 0)]).convert(

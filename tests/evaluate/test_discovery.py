@@ -116,7 +116,9 @@ def test_nothing_to_be_found_is_an_error(tmp_path, red, capsys):
         ([str(root), "--merge", "x"], "--merge is for --task semantic"),
     ):
         with pytest.raises(SystemExit) as exit_:
-            shared.run(lambda _, argv=argv: evaluate.main(["--task", "discovery", "--levels", "image", "--quiet", *argv]))
+            shared.run(
+                lambda _, argv=argv: evaluate.main(["--task", "discovery", "--levels", "image", "--quiet", *argv])
+            )
         captured = capsys.readouterr()
         assert exit_.value.code == 2 and words in captured.err and captured.err.count("\n") == 1
 

@@ -90,7 +90,14 @@ def test_means_worked_by_hand(two, capsys):
 def test_table_for_people(two, capsys):
     assert evaluate.main(two) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[-1] for line in lines] == ["2", "0.7500", "0.8750", "1.0000", "0.0750", f"{(1 + S_HALF) / 2:.4f}"]
+    assert [line.split()[-1] for line in lines] == [
+        "2",
+        "0.7500",
+        "0.8750",
+        "1.0000",
+        "0.0750",
+        f"{(1 + S_HALF) / 2:.4f}",
+    ]
     assert len({len(line) for line in lines}) == 1
     assert "IoU" in lines[1] and "S-measure" in lines[-1]
 
@@ -189,7 +196,10 @@ def test_options_reach_the_method(two, monkeypatch):
         return by_red_channel(image)
 
     monkeypatch.setattr(saliency, "segment_image", record)
-    assert evaluate.main([*two, "--size", "160", "--facet", "value", "--refine", "none", "--seed", "7", "--stride", "8"]) == 0
+    assert (
+        evaluate.main([*two, "--size", "160", "--facet", "value", "--refine", "none", "--seed", "7", "--stride", "8"])
+        == 0
+    )
     assert len(seen) == 2
     for options in seen:
         assert options.items() >= {"size": 160, "facet": "value", "refine": "none", "seed": 7, "stride": 8}.items()
@@ -317,7 +327,9 @@ def test_the_command_scores_the_built_in_network(tmp_path, builtin):
     results = []
     for threads in ("1", "3"):
         argv, environment = command(*folders, "--json", "--size", "160", "--threads", threads)
-        done = subprocess.run(argv, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
+        done = subprocess.run(
+            argv, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False
+        )
         assert done.returncode == 0, done.stderr
         results.append(done.stdout)
         assert "built-in" in done.stderr

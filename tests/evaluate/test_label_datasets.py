@@ -71,9 +71,7 @@ def voc(tmp_path):
     save_labels(folder / "SegmentationClassAug" / "a.png", LABELS[:, ::-1].copy(), mode="L")
     write(folder / "ImageSets" / "Segmentation" / "val.txt", "b\na\n")
     write(folder / "ImageSets" / "Segmentation" / "train.txt", "a\n\n")
-    write(
-        folder / "ImageSets" / "Segmentation" / "aug.txt", "/JPEGImages/a.jpg /SegmentationClassAug/a.png\n"
-    )
+    write(folder / "ImageSets" / "Segmentation" / "aug.txt", "/JPEGImages/a.jpg /SegmentationClassAug/a.png\n")
     return folder
 
 
@@ -141,7 +139,8 @@ def test_folder(folder, tmp_path):
     found = read_label_folder(*folder)
     assert found.classes == ("background", "1", "2", "3", "4")
     assert [(sample.name, sample.image) for sample in found.samples] == [
-        ("x/1.jpg", folder[0] / "x" / "1.jpg"), ("y/1.jpg", folder[0] / "y" / "1.jpg"),
+        ("x/1.jpg", folder[0] / "x" / "1.jpg"),
+        ("y/1.jpg", folder[0] / "y" / "1.jpg"),
     ]
     np.testing.assert_array_equal(found.samples[1].load_truth((2, 3)), [[0, 0, 255], [255, 3, 0]])
     names = write(tmp_path / "names.txt", "nothing  # label 0\ncat\n\npotted plant\nsheep\ncow\n")
@@ -318,8 +317,21 @@ def test_a_string_that_the_reference_tools_made():
 @pytest.mark.parametrize(
     "counts",
     [
-        [5], [7], [3, -1, 4], [2, 2, 1.0, 1], [True, 5], ["6"], [10**30], [None], [],
-        "6\x7f", "\x00", "V", "~" * 40, "6é", "",
+        [5],
+        [7],
+        [3, -1, 4],
+        [2, 2, 1.0, 1],
+        [True, 5],
+        ["6"],
+        [10**30],
+        [None],
+        [],
+        "6\x7f",
+        "\x00",
+        "V",
+        "~" * 40,
+        "6é",
+        "",
     ],
 )
 def test_damaged_run_lengths(counts):
@@ -432,8 +444,15 @@ def test_coco_overlap_of_equals_shows_the_later(coco):
 @pytest.mark.parametrize(
     "segmentation",
     [
-        None, [[0, 0, 1]], [5], "abc", {"size": [4, 6]}, {"size": [6, 4], "counts": [24]},
-        {"size": [4, 6], "counts": [23]}, {"size": [4, 6], "counts": "~~~"}, {"size": [4, 6], "counts": 24},
+        None,
+        [[0, 0, 1]],
+        [5],
+        "abc",
+        {"size": [4, 6]},
+        {"size": [6, 4], "counts": [24]},
+        {"size": [4, 6], "counts": [23]},
+        {"size": [4, 6], "counts": "~~~"},
+        {"size": [4, 6], "counts": 24},
         {"size": None, "counts": []},
     ],
 )

@@ -324,7 +324,9 @@ def test_augmented_labels_are_another_folder(layouts, capsys):
 def test_wrong_usage(layouts, argv, words, capsys):
     _, places = layouts
     with pytest.raises(SystemExit) as exit_:
-        shared.run(lambda _: evaluate.main(["--task", "semantic", "--quiet", "--size", "96", *places[argv[0]], *argv[1:]]))
+        shared.run(
+            lambda _: evaluate.main(["--task", "semantic", "--quiet", "--size", "96", *places[argv[0]], *argv[1:]])
+        )
     captured = capsys.readouterr()
     assert exit_.value.code == 2 and captured.out == ""
     assert words in captured.err and captured.err.count("\n") == 1

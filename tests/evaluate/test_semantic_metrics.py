@@ -46,9 +46,7 @@ def loop_confusion(truth, predicted, classes, clusters, ignore):
 def loop_scores(matrix, assignment):
     """(IoU of each class or None, pixel accuracy, foreground IoU) from one entry for each pixel."""
     pixels = [
-        (true, int(assignment[cluster]))
-        for (true, cluster), count in np.ndenumerate(matrix)
-        for _ in range(count)
+        (true, int(assignment[cluster])) for (true, cluster), count in np.ndenumerate(matrix) for _ in range(count)
     ]
     per_class = []
     for label in range(len(matrix)):
@@ -144,11 +142,13 @@ def test_wrong_labels_are_refused(truth, predicted):
 
 def test_matching_by_hand():
     # Cluster 2 is class 1 (6 / 8). Class 2 may have cluster 1 (5 / 12) or cluster 3 (7 / 15).
-    matrix = np.array([
-        [50, 0, 0, 2],
-        [1, 0, 6, 1],
-        [0, 5, 0, 7],
-    ])
+    matrix = np.array(
+        [
+            [50, 0, 0, 2],
+            [1, 0, 6, 1],
+            [0, 5, 0, 7],
+        ]
+    )
     np.testing.assert_array_equal(match_one_to_one(matrix), [0, 0, 1, 2])
     np.testing.assert_array_equal(match_many_to_one(matrix), [0, 2, 1, 2])
     one = semantic_scores(matrix, match_one_to_one(matrix))

@@ -145,15 +145,18 @@ def test_rings_turn_at_every_corner_and_enclose_the_area(mask):
     assert area == np.count_nonzero(mask)
 
 
-@pytest.mark.parametrize("mask, count", [
-    (grid("#.", ".#"), 2),  # touching at a corner: two parts
-    (grid(".#", "#."), 2),
-    (grid("###", "#.#", "###"), 1),
-    (grid("####", "#.##", "##.#", "####"), 1),  # two holes that touch at a corner are one
-    (grid("#####", "#.#.#", "#####"), 1),
-    (grid("#####", "#...#", "#.#.#", "#...#", "#####"), 2),  # a part in a hole
-    (grid("..."), 0),
-])
+@pytest.mark.parametrize(
+    "mask, count",
+    [
+        (grid("#.", ".#"), 2),  # touching at a corner: two parts
+        (grid(".#", "#."), 2),
+        (grid("###", "#.#", "###"), 1),
+        (grid("####", "#.##", "##.#", "####"), 1),  # two holes that touch at a corner are one
+        (grid("#####", "#.#.#", "#####"), 1),
+        (grid("#####", "#...#", "#.#.#", "#...#", "#####"), 2),  # a part in a hole
+        (grid("..."), 0),
+    ],
+)
 def test_polygons_are_parts(mask, count):
     assert len(polygons(mask)) == count
 
@@ -244,12 +247,15 @@ def test_undecodable_names_stay_ascii(tmp_path):
     assert read(tmp_path / "a.json")["images"][0]["file_name"] == name
 
 
-@pytest.mark.parametrize("region, message", [
-    ((np.ones((2, 3), bool), 1, 1.0), "shape"),
-    ((np.ones((3, 2), np.uint8), 1, 1.0), "bool"),
-    ((np.ones((3, 2), bool), 0, 1.0), "class 0"),
-    ((np.ones((3, 2), bool), 3, 1.0), "class 3"),
-])
+@pytest.mark.parametrize(
+    "region, message",
+    [
+        ((np.ones((2, 3), bool), 1, 1.0), "shape"),
+        ((np.ones((3, 2), np.uint8), 1, 1.0), "bool"),
+        ((np.ones((3, 2), bool), 0, 1.0), "class 0"),
+        ((np.ones((3, 2), bool), 3, 1.0), "class 3"),
+    ],
+)
 def test_wrong_regions_are_refused_and_leave_no_trace(tmp_path, region, message):
     good = np.ones((3, 2), bool)
     with CocoWriter(tmp_path / "a.json", class_names(2)) as coco:

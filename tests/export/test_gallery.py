@@ -17,7 +17,7 @@ from vitnp.export.gallery import GalleryWriter
 from vitnp.masks.palette import bright_colors
 
 VOID = {"meta", "img", "input", "path"}
-EVIL = '<script>alert(1)</script>.jpg'
+EVIL = "<script>alert(1)</script>.jpg"
 
 
 class Page(html.parser.HTMLParser):
@@ -51,8 +51,10 @@ class Page(html.parser.HTMLParser):
 
     def all(self, tag, within=None, **attributes):
         return [
-            element for element in self.elements
-            if element["tag"] == tag and (within is None or within in element["within"])
+            element
+            for element in self.elements
+            if element["tag"] == tag
+            and (within is None or within in element["within"])
             and all(element.get(key.rstrip("_")) == value for key, value in attributes.items())
         ]
 
@@ -93,11 +95,15 @@ def embedded(image):
 
 def test_every_photograph_is_there_with_its_mask(path):
     two = labels((1, 40, 40, 25), (3, 80, 120, 20))
-    page = write(path, [
-        ("a.jpg", picture(), labels((1, 60, 80, 40)), 0.875),
-        ("b/c.jpg", picture(seed=1), two, 0.25),
-        ("nothing.jpg", picture(seed=2), labels(), 0.0),
-    ], title="holidays")
+    page = write(
+        path,
+        [
+            ("a.jpg", picture(), labels((1, 60, 80, 40)), 0.875),
+            ("b/c.jpg", picture(seed=1), two, 0.25),
+            ("nothing.jpg", picture(seed=2), labels(), 0.0),
+        ],
+        title="holidays",
+    )
     assert [title["text"] for title in page.all("title") + page.all("h1")] == ["holidays"] * 2
     cards = page.cards()
     assert [card["data-k"] for card in cards] == ["1", "1 3", ""]
@@ -135,9 +141,9 @@ def test_outlines_lie_on_the_mask(path):
     assert len(points) > 30
 
 
-@pytest.mark.parametrize("name", [
-    EVIL, '"><img src=x onerror=alert(1)>', "a & b <c>.jpg", "<!-- cards -->", "${title} $x", "ünï ☃.jpg"
-])
+@pytest.mark.parametrize(
+    "name", [EVIL, '"><img src=x onerror=alert(1)>', "a & b <c>.jpg", "<!-- cards -->", "${title} $x", "ünï ☃.jpg"]
+)
 def test_names_are_text_and_nothing_else(path, name):
     page = write(path, [(name, picture(), labels((1, 60, 80, 40)), 0.5)], classes=[name, name], title=name)
     assert len(page.all("script")) == 1 and len(page.all("img")) == 1
@@ -175,7 +181,9 @@ def test_filter_has_a_button_for_each_class_that_occurs(path):
     page = write(path, [(f"{k}.jpg", picture(), both if k == 0 else first, 0.5) for k in range(3)])
     (chips,) = page.all("div", id="chips")
     assert [(button["data-k"], button["text"]) for button in page.all("button", chips)] == [
-        ("", "all 3"), ("1", "class 1 3"), ("3", "class 3 1")
+        ("", "all 3"),
+        ("1", "class 1 3"),
+        ("3", "class 3 1"),
     ]
     assert [button["aria-pressed"] for button in page.all("button", chips)] == ["true", "false", "false"]
     colors = bright_colors()
@@ -220,9 +228,16 @@ def test_odd_pictures_fit_in(path, shape):
     assert 1 / 3 - 1e-3 <= float(page.cards()[0]["style"].removeprefix("--r:")) <= 3
 
 
-@pytest.mark.parametrize("total, limit, expected", [
-    (3, 10, [0, 1, 2]), (10, 10, list(range(10))), (10, 5, [1, 3, 5, 7, 9]), (7, 3, [2, 4, 6]), (None, 2, [0, 1]),
-])
+@pytest.mark.parametrize(
+    "total, limit, expected",
+    [
+        (3, 10, [0, 1, 2]),
+        (10, 10, list(range(10))),
+        (10, 5, [1, 3, 5, 7, 9]),
+        (7, 3, [2, 4, 6]),
+        (None, 2, [0, 1]),
+    ],
+)
 def test_large_collections_show_an_even_choice(path, total, limit, expected):
     count = total or 5
     wanted = []

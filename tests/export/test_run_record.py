@@ -29,7 +29,8 @@ def test_absent_packages_are_left_out(monkeypatch):
 
 def test_failures_are_plain_data():
     assert failure_records([("a.jpg", ImageError("a.jpg: empty")), ("b.jpg", "why")]) == [
-        {"photograph": "a.jpg", "error": "a.jpg: empty"}, {"photograph": "b.jpg", "error": "why"}
+        {"photograph": "a.jpg", "error": "a.jpg: empty"},
+        {"photograph": "b.jpg", "error": "why"},
     ]
 
 
@@ -84,14 +85,17 @@ def test_no_regions_at_all():
     assert (record["images"], record["patches"], record["medoid"], record["confidence"]) == (0, 0, None, None)
 
 
-@pytest.mark.parametrize("change, message", [
-    ({"region_class": [1, 1, 2]}, "each region"),
-    ({"region_class": [0, 1, 2, 1]}, "from 1 to 2"),
-    ({"region_class": [3, 1, 2, 1]}, "from 1 to 2"),
-    ({"region_photograph": [0, 0, 0, 3]}, "there are 3"),
-    ({"confidence": [0.5]}, "one confidence"),
-    ({"medoids": [0]}, "one medoid"),
-])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"region_class": [1, 1, 2]}, "each region"),
+        ({"region_class": [0, 1, 2, 1]}, "from 1 to 2"),
+        ({"region_class": [3, 1, 2, 1]}, "from 1 to 2"),
+        ({"region_photograph": [0, 0, 0, 3]}, "there are 3"),
+        ({"confidence": [0.5]}, "one confidence"),
+        ({"medoids": [0]}, "one medoid"),
+    ],
+)
 def test_data_that_doesnt_fit_is_refused(change, message):
     data = {"names": ["class 1", "class 2"], "photographs": ["a", "b", "c"], "confidence": [1, 1, 1], "medoids": [0, 0]}
     with pytest.raises(ValueError, match=message):

@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import random_vit
 from PIL import Image
+from vitnp.kernels.threads.blas import one_blas_thread
 
 from vitnp import ViT, ViTConfig, read_image
 from vitnp.clustering.kmeans import KMeans
@@ -33,13 +34,15 @@ from vitnp.io.find import Photograph
 from vitnp.io.preprocess import normalize
 from vitnp.io.resample import downscale
 from vitnp.io.source import content_hash
-from vitnp.kernels.threads.blas import one_blas_thread
 
 SIZES = [(40, 56), (56, 40), (33, 33), (40, 57), (90, 31)]
 ARRAYS = ("keys", "attention", "cls", "last_key", "value", "cls_state")
 
 # What a child process needs to import this file.
-PATHS = [os.path.dirname(os.path.abspath(__file__)), os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "support")]
+PATHS = [
+    os.path.dirname(os.path.abspath(__file__)),
+    os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "support"),
+]
 
 
 def network(**changes) -> ViT:
@@ -225,7 +228,10 @@ def test_every_setting_has_a_store_of_its_own(vit, tmp_path):
         "precision": "float32", "max_tokens": 9, "regions": False,
     }  # fmt: skip
     others = [FeatureSpec.of(vit, **{name: value}) for name, value in changes.items()]
-    others += [FeatureSpec.of(vit, size=1024), FeatureSpec.of(vit, size=2048)]  # above what the cap lets square pictures have
+    others += [
+        FeatureSpec.of(vit, size=1024),
+        FeatureSpec.of(vit, size=2048),
+    ]  # above what the cap lets square pictures have
     weights = dict(vit.weights, cls_token=vit.weights["cls_token"] + 1)
     others += [FeatureSpec.of(ViT(vit.config, weights)), FeatureSpec.of(ViT(vit.config, vit.weights, sha256="ab"))]
     others += [FeatureSpec.of(ViT(dataclasses.replace(vit.config, **{name: value}), vit.weights)) for name, value in {

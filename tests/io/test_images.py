@@ -644,9 +644,7 @@ def test_content_hash_tells_pixels_and_shape_apart(tmp_path):
     assert content_hash(rgb) != content_hash(other)
     Image.fromarray(rgb).save(tmp_path / "a.png")
     Image.fromarray(rgb).save(tmp_path / "b.bmp")
-    assert content_hash(decode.read_image(tmp_path / "a.png")) == content_hash(
-        decode.read_image(tmp_path / "b.bmp")
-    )
+    assert content_hash(decode.read_image(tmp_path / "a.png")) == content_hash(decode.read_image(tmp_path / "b.bmp"))
     assert (
         decode.file_hash(tmp_path / "a.png")
         == hashlib.blake2b((tmp_path / "a.png").read_bytes(), digest_size=16).hexdigest()

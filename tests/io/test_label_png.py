@@ -13,10 +13,28 @@ from vitnp.masks.palette import bright_colors, voc_colors
 
 # The 20 classes of PASCAL VOC as its label images have them, and the border between objects.
 VOC = {
-    0: (0, 0, 0), 1: (128, 0, 0), 2: (0, 128, 0), 3: (128, 128, 0), 4: (0, 0, 128), 5: (128, 0, 128), 6: (0, 128, 128),
-    7: (128, 128, 128), 8: (64, 0, 0), 9: (192, 0, 0), 10: (64, 128, 0), 11: (192, 128, 0), 12: (64, 0, 128),
-    13: (192, 0, 128), 14: (64, 128, 128), 15: (192, 128, 128), 16: (0, 64, 0), 17: (128, 64, 0), 18: (0, 192, 0),
-    19: (128, 192, 0), 20: (0, 64, 128), 255: (224, 224, 192),
+    0: (0, 0, 0),
+    1: (128, 0, 0),
+    2: (0, 128, 0),
+    3: (128, 128, 0),
+    4: (0, 0, 128),
+    5: (128, 0, 128),
+    6: (0, 128, 128),
+    7: (128, 128, 128),
+    8: (64, 0, 0),
+    9: (192, 0, 0),
+    10: (64, 128, 0),
+    11: (192, 128, 0),
+    12: (64, 0, 128),
+    13: (192, 0, 128),
+    14: (64, 128, 128),
+    15: (192, 128, 128),
+    16: (0, 64, 0),
+    17: (128, 64, 0),
+    18: (0, 192, 0),
+    19: (128, 192, 0),
+    20: (0, 64, 128),
+    255: (224, 224, 192),
 }
 
 
@@ -60,11 +78,14 @@ def test_bright_colors_are_brighter_and_differ():
     assert len({tuple(color) for color in bright.tolist()}) == 256
 
 
-@pytest.mark.parametrize("labels", [
-    np.zeros((1, 1), np.uint8),
-    np.arange(256, dtype=np.uint8).reshape(8, 32),
-    np.arange(35, dtype=np.uint8).reshape(5, 7)[:, ::2] % 3,
-])
+@pytest.mark.parametrize(
+    "labels",
+    [
+        np.zeros((1, 1), np.uint8),
+        np.arange(256, dtype=np.uint8).reshape(8, 32),
+        np.arange(35, dtype=np.uint8).reshape(5, 7)[:, ::2] % 3,
+    ],
+)
 def test_pixels_are_classes_and_show_in_color(tmp_path, labels):
     path = tmp_path / "a_labels.png"
     write_labels(path, labels)
@@ -82,9 +103,10 @@ def test_stamp_is_kept(tmp_path):
     assert stamp.stamp(path) == {"vitnp:parameters": "ab", "vitnp:photograph": "cd"}
 
 
-@pytest.mark.parametrize("labels", [
-    np.zeros((2, 2), np.int64), np.zeros((2, 2, 3), np.uint8), np.zeros((0, 2), np.uint8), np.zeros((2, 2), bool)
-])
+@pytest.mark.parametrize(
+    "labels",
+    [np.zeros((2, 2), np.int64), np.zeros((2, 2, 3), np.uint8), np.zeros((0, 2), np.uint8), np.zeros((2, 2), bool)],
+)
 def test_what_isnt_labels_is_refused(tmp_path, labels):
     with pytest.raises(ValueError, match="uint8"):
         write_labels(tmp_path / "a.png", labels)

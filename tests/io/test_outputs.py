@@ -33,9 +33,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)
 STAMP = {"vitnp:parameters": "12ab", "vitnp:photograph": "34cd"}
 
 WRITERS = {
-    "a.png": lambda path: write_png(
-        path, np.random.default_rng(0).integers(0, 255, (64, 64), dtype=np.uint8), STAMP
-    ),
+    "a.png": lambda path: write_png(path, np.random.default_rng(0).integers(0, 255, (64, 64), dtype=np.uint8), STAMP),
     "a.npy": lambda path: write_npy(path, np.arange(5000.0), STAMP),
     "a.npz": lambda path: write_npz(path, {"mask": np.arange(5000.0)}, STAMP, compressed=False),
     "z.npz": lambda path: write_npz(path, {"mask": np.random.default_rng(0).random(5000)}, STAMP),

@@ -13,13 +13,15 @@ import random_vit
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import erf
+from vitnp.kernels.threads import pool
 
 from vitnp import ViT, ViTConfig, kernels
 from vitnp.errors import UsageError
-from vitnp.kernels.threads import pool
 
 k = kernels.for_device("cpu")
-pytestmark = pytest.mark.skipif(not kernels.describe().startswith("compiled"), reason="there are no compiled kernels here")
+pytestmark = pytest.mark.skipif(
+    not kernels.describe().startswith("compiled"), reason="there are no compiled kernels here"
+)
 steady = settings(derandomize=True, deadline=None, max_examples=40)
 
 # A product of C terms of float32 rounds by about sqrt(C) half-units; this is generous and far below any wrong index.
@@ -103,13 +105,20 @@ def test_a_row_of_a_product_does_not_depend_on_its_neighbors():
 @steady
 @given(n=st.integers(1, 30), d=st.integers(1, 150), seed=st.integers(0, 99), exponent=st.integers(-6, 6))
 def test_layernorm(n, d, seed, exponent):
-    x, weight, bias = random(seed, n, d) * np.float32(10.0**exponent) + np.float32(1), random(seed + 1, d), random(seed + 2, d)
+    x, weight, bias = (
+        random(seed, n, d) * np.float32(10.0**exponent) + np.float32(1),
+        random(seed + 1, d),
+        random(seed + 2, d),
+    )
     x64 = x.astype(np.float64)
     centerd = x64 - x64.mean(axis=1, keepdims=True)
     exact = centerd / np.sqrt(np.square(centerd).mean(axis=1, keepdims=True) + 1e-6) * weight + bias
     # Where numbers of a row hardly differ, their mean's rounding is what is left.
     lost = EPS * np.abs(x64).max(axis=1, keepdims=True) / np.sqrt(np.square(centerd).mean(axis=1, keepdims=True) + 1e-6)
-    assert (np.abs(k.layernorm(x, weight, bias, 1e-6) - exact) <= (8 * EPS + 2 * lost) * (np.abs(weight) * 4 + np.abs(bias) + 4)).all()
+    assert (
+        np.abs(k.layernorm(x, weight, bias, 1e-6) - exact)
+        <= (8 * EPS + 2 * lost) * (np.abs(weight) * 4 + np.abs(bias) + 4)
+    ).all()
 
 
 def test_layernorm_of_constant_and_faint_rows_is_the_bias():
@@ -149,7 +158,11 @@ def exact_attention(query, key, value, heads):
     size=st.sampled_from([1, 3, 16, 32, 64, 65, 80]), seed=st.integers(0, 99), sharp=st.sampled_from([0.1, 1.0, 30.0]),
 )  # fmt: skip
 def test_attention(b, m, n, heads, size, seed, sharp):
-    query, key, value = random(seed, b, m, heads * size) * np.float32(sharp), random(seed + 1, b, n, heads * size), random(seed + 2, b, n, heads * size)
+    query, key, value = (
+        random(seed, b, m, heads * size) * np.float32(sharp),
+        random(seed + 1, b, n, heads * size),
+        random(seed + 2, b, n, heads * size),
+    )
     # A score's rounding is the weight's relative error.
     scores = np.abs(query).astype(np.float64).max() * np.abs(key).max() * np.sqrt(size)
     tolerance = 8 * EPS * (1 + scores) * np.abs(value).max()
@@ -201,7 +214,9 @@ def test_patch_embedding(batch, height, width, patch, seed):
         exact = np.empty((batch, rows * columns, 5))
         for number in range(rows * columns):
             i, j = number // columns * stride, number % columns * stride
-            exact[:, number] = np.tensordot(images[:, :, i : i + patch, j : j + patch].astype(float), weight.astype(float), ([1, 2, 3],) * 2)
+            exact[:, number] = np.tensordot(
+                images[:, :, i : i + patch, j : j + patch].astype(float), weight.astype(float), ([1, 2, 3],) * 2
+            )
         np.testing.assert_allclose(k.patch_embedding(images, weight, bias, stride), exact + bias, atol=2e-4, rtol=1e-4)
         if rows * columns > 2:
             part = k.patch_embedding(images, weight, bias, stride, start=1, stop=rows * columns - 1)
@@ -213,7 +228,9 @@ def network(**changes) -> tuple:
     return config, random_vit.random_weights(config, seed=1, hidden=200, class_position=True, dtype=np.float32)
 
 
-@pytest.mark.parametrize("changes", [{}, {"registers": 4, "layerscale": True}, {"swiglu": True}, {"width": 90, "heads": 5}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"registers": 4, "layerscale": True}, {"swiglu": True}, {"width": 90, "heads": 5}]
+)
 def test_the_network_gives_the_same_bits_for_any_number_of_threads_and_any_batch(changes):
     vit = ViT(*network(**changes))
     images = random(3, 3, 3, 64, 104)
@@ -273,8 +290,12 @@ def test_a_precision_that_is_not_there_is_refused_with_those_that_are():
 
 
 def python(code: str, **environment: str) -> subprocess.CompletedProcess:
-    settled = {name: value for name, value in os.environ.items() if not name.startswith(("VITNP_LANES", "VITNP_KERNELS"))}
-    return subprocess.run([sys.executable, "-c", code], env={**settled, **environment}, capture_output=True, text=True, timeout=280)
+    settled = {
+        name: value for name, value in os.environ.items() if not name.startswith(("VITNP_LANES", "VITNP_KERNELS"))
+    }
+    return subprocess.run(
+        [sys.executable, "-c", code], env={**settled, **environment}, capture_output=True, text=True, timeout=280
+    )
 
 
 AGAINST_THE_REFERENCE = """

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from vitnp.kernels import reference
+from vitnp.kernels.threads import pool
 
 from vitnp import kernels
 from vitnp.clustering.kmeans import KMeans
-from vitnp.kernels import reference
-from vitnp.kernels.threads import pool
 
 k = kernels.for_device("cpu")
 
@@ -67,7 +67,9 @@ def check_step(x: np.ndarray, centroids: np.ndarray, metric: str, shift: np.ndar
     step = k.kmeans_step(x, centroids, metric=metric, shift=shift, block=block)
     losses = exact_losses(x, centroids, metric, shift)
     rows = np.arange(len(x))
-    rounding = 4e-6 * (1 if metric == "cosine" else max(np.square(x.astype(float)).sum(axis=1).max(initial=0) * 2, losses.max(), 1e-37))
+    rounding = 4e-6 * (
+        1 if metric == "cosine" else max(np.square(x.astype(float)).sum(axis=1).max(initial=0) * 2, losses.max(), 1e-37)
+    )
     own = losses[rows, step.labels]
     assert (own - losses.min(axis=1) <= 2 * rounding).all()
     np.testing.assert_allclose(step.losses, own, rtol=1e-4, atol=rounding)
@@ -86,7 +88,9 @@ def check_step(x: np.ndarray, centroids: np.ndarray, metric: str, shift: np.ndar
         part = slice(number * size, (number + 1) * size)
         expected = np.zeros(centroids.shape)
         np.add.at(expected, labels[part], as_seen[part])
-        np.testing.assert_allclose(sums, expected, rtol=1e-4, atol=1e-5 * np.abs(as_seen).max(initial=1e-38) * size**0.5)
+        np.testing.assert_allclose(
+            sums, expected, rtol=1e-4, atol=1e-5 * np.abs(as_seen).max(initial=1e-38) * size**0.5
+        )
         assert step.inertia[number] == pytest.approx(float(step.losses[part].sum(dtype=float)), rel=1e-6)
 
 
@@ -101,7 +105,9 @@ def test_a_step_is_that_of_the_definition(metric, rows, width, clusters, seed, b
     x = rng.standard_normal((rows, width)).astype(kind)
     centroids = rng.standard_normal((clusters, width))
     centroids = (unit(centroids) if metric == "cosine" else centroids).astype(np.float32)
-    check_step(x, centroids, metric, rng.standard_normal(width).astype(np.float32) if metric == "euclidean" else None, block)
+    check_step(
+        x, centroids, metric, rng.standard_normal(width).astype(np.float32) if metric == "euclidean" else None, block
+    )
 
 
 @pytest.mark.parametrize("clusters", CLUSTERS)
@@ -218,7 +224,10 @@ def test_similarity_of_rows_of_every_kind(name):
 
 
 def test_the_largest_of_equal_ones_is_the_lowest():
-    y = np.eye(4, dtype=np.float32)[np.random.default_rng(0).integers(0, 4, 300)] * np.arange(1, 301, dtype=np.float32)[:, None]
+    y = (
+        np.eye(4, dtype=np.float32)[np.random.default_rng(0).integers(0, 4, 300)]
+        * np.arange(1, 301, dtype=np.float32)[:, None]
+    )
     values, indices = k.similarity_top(3 * np.eye(4, dtype=np.float32), y, 20)
     for row in range(4):
         assert indices[row].tolist() == np.flatnonzero(y[:, row])[:20].tolist()
@@ -244,7 +253,9 @@ def test_agrees_with_the_reference_but_for_near_ties(metric):
 @pytest.mark.parametrize("clusters", [2, 8, 27])
 def test_whole_runs_end_as_the_reference_s(metric, clusters, monkeypatch):
     rng = np.random.default_rng(5)
-    x = (rng.standard_normal((4000, 48)) + 2 * rng.standard_normal((10, 48))[rng.integers(0, 10, 4000)]).astype(np.float16)
+    x = (rng.standard_normal((4000, 48)) + 2 * rng.standard_normal((10, 48))[rng.integers(0, 10, 4000)]).astype(
+        np.float16
+    )
     compiled = KMeans(clusters, metric=metric, seed=1).fit(x)
     monkeypatch.setenv("VITNP_KERNELS", "reference")
     plain = KMeans(clusters, metric=metric, seed=1).fit(x)

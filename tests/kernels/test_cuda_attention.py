@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-
 from vitnp.kernels import reference
 
 # Half precision rounds probabilities and the output, 2^-11 each, of values around 1; bfloat16 eight times as coarsely.

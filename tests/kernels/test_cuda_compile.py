@@ -10,7 +10,6 @@ import os
 
 import pytest
 from cuda_emulator import nvrtc
-
 from vitnp.kernels.cuda import loader, tiles
 
 ARCHITECTURES = (75, 80, 90)

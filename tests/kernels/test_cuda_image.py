@@ -107,7 +107,9 @@ def test_guided_filter_where_a_window_holds_one_hue(cupy, image):
     rgb = np.stack(np.broadcast_arrays(ramp[:, None], ramp[:, None] // 2, np.zeros((15, 12), np.uint8)), axis=-1)
     target = score(6, 15, 12)
     found = image.guided_filter(cupy.asarray(target), cupy.asarray(rgb), radius=3, eps=1e-6)
-    np.testing.assert_allclose(cupy.asnumpy(found), guided_filter.guided_filter(target, rgb, radius=3, eps=1e-6), atol=1e-5)
+    np.testing.assert_allclose(
+        cupy.asnumpy(found), guided_filter.guided_filter(target, rgb, radius=3, eps=1e-6), atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("small, full", [((8, 11), (33, 47)), ((1, 1), (3, 5)), ((12, 16), (25, 16))])
@@ -176,4 +178,6 @@ def test_clean(cupy, image, made, constants):
 def test_a_lone_component_stays_however_small(cupy, image):
     made = np.zeros((20, 20), np.float32)
     made[3, 4] = 0.8
-    np.testing.assert_array_equal(cupy.asnumpy(image.clean(cupy.asarray(made), *dataclasses.astuple(cleaning.CleaningConfig()))), made)
+    np.testing.assert_array_equal(
+        cupy.asnumpy(image.clean(cupy.asarray(made), *dataclasses.astuple(cleaning.CleaningConfig()))), made
+    )

@@ -8,9 +8,9 @@ import types
 
 import numpy as np
 import pytest
+from vitnp.kernels import reference
 
 from vitnp.errors import UsageError
-from vitnp.kernels import reference
 
 H200, SMALL, TINY, TURING = (
     ("90", 227),
@@ -170,7 +170,7 @@ def test_a_row_that_is_not_finite_has_no_loss(cupy, operations):
         x, centroids, shift = on_device(cupy, x, centroids, shift)
         labels, least = map(host, operations.kmeans_assign(x, centroids, metric=metric, shift=shift))
         assert np.flatnonzero(np.isnan(least)).tolist() == [4, 9]
-        assert 0 <= labels.min() and labels.max() < 8
+        assert labels.min() >= 0 and labels.max() < 8
 
 
 @pytest.mark.parametrize(
@@ -268,7 +268,9 @@ TOLERANCE = {np.float32: 2e-6, np.float16: 2e-3}
 def near(found: np.ndarray, expected: np.ndarray, dtype) -> None:
     assert found.dtype == dtype
     scale = np.abs(expected).max()
-    np.testing.assert_allclose(host(found).astype(float), expected, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype] * scale)
+    np.testing.assert_allclose(
+        host(found).astype(float), expected, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype] * scale
+    )
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])

@@ -13,7 +13,6 @@ import subprocess
 import numpy as np
 import pytest
 from cuda_emulator.translate import INCLUDE
-
 from vitnp.kernels.cuda import loader
 
 LANE = np.arange(32)

@@ -9,9 +9,9 @@ import types
 import fake_cupy
 import numpy as np
 import pytest
+from vitnp.kernels.cuda import loader
 
 from vitnp.errors import DeviceError
-from vitnp.kernels.cuda import loader
 
 
 class CUDARuntimeError(RuntimeError):

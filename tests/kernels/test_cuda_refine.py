@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-
 from vitnp.kernels import reference
+
 from vitnp.refine.bilateral_solver import BilateralGrid, bilateral_solver
 
 
@@ -51,10 +51,7 @@ def test_grid_has_the_cpu_s_vertices_and_neighbors(cupy):
     assert count == wanted.count
     np.testing.assert_array_equal(cupy.asnumpy(found.vertex), wanted.vertex)
     pairs = {
-        (v, int(other))
-        for row in cupy.asnumpy(found.neighbors)[:, :count]
-        for v, other in enumerate(row)
-        if other >= 0
+        (v, int(other)) for row in cupy.asnumpy(found.neighbors)[:, :count] for v, other in enumerate(row) if other >= 0
     }
     assert pairs == set(zip(*map(np.ndarray.tolist, wanted.neighbors.nonzero())))
     order, start = cupy.asnumpy(found.order), cupy.asnumpy(found.start)

@@ -50,7 +50,9 @@ def scene(seed: int = 0, size: tuple[int, int] = (48, 64)) -> np.ndarray:
     """A disc on another color, with noise."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[: size[0], : size[1]]
-    inside = ((y / size[0] - rng.uniform(0.4, 0.6)) / 0.3) ** 2 + ((x / size[1] - rng.uniform(0.4, 0.6)) / 0.28) ** 2 < 1
+    inside = ((y / size[0] - rng.uniform(0.4, 0.6)) / 0.3) ** 2 + (
+        (x / size[1] - rng.uniform(0.4, 0.6)) / 0.28
+    ) ** 2 < 1
     colors = np.where(inside[..., None], [210, 80, 40], [60, 110, 160])
     return (colors + rng.normal(0, 10, (*size, 3))).clip(0, 255).astype(np.uint8)
 
@@ -82,7 +84,11 @@ MACHINES = {
     "no driver": (None, None, r"no NVIDIA driver.* --device cpu"),
     "no CuPy": (12040, None, r"CuPy isn't installed; run: pip install 'vitnp\[cuda12\]'"),
     "no CuPy, CUDA 13": (13000, None, r"run: pip install 'vitnp\[cuda13\]'"),
-    "no headers": (12040, cupy_without_headers(), r"header cuda_fp16.h is missing.*; run: pip install 'vitnp\[cuda12\]'"),
+    "no headers": (
+        12040,
+        cupy_without_headers(),
+        r"header cuda_fp16.h is missing.*; run: pip install 'vitnp\[cuda12\]'",
+    ),
 }
 
 
@@ -132,7 +138,9 @@ def test_other_devices_are_refused(vit):
 
 def test_auto_takes_the_gpu(cupy, vit):
     assert kernels.choose_device() == "cuda" and kernels.choose_device("cpu") == "cpu"
-    assert vit.to(device="auto").device == "cuda" and vit.to(device="auto").to(device="cpu").device == vit.device == "cpu"
+    assert (
+        vit.to(device="auto").device == "cuda" and vit.to(device="auto").to(device="cpu").device == vit.device == "cpu"
+    )
     assert kernels.name_of("cuda") == "cuda:0" and kernels.name_of("cpu") == "cpu"
 
 
@@ -140,7 +148,9 @@ def test_arrays_find_their_kernels_and_functions(cupy):
     here, there = np.arange(3.0), cupy.arange(3.0)
     assert kernels.device_of(here) == "cpu" and kernels.device_of(there) == "cuda"
     assert kernels.array_module(here) is np and kernels.array_module(there) is cupy
-    assert kernels.for_array(here) is kernels.for_device("cpu") and kernels.for_array(there) is kernels.for_device("cuda")
+    assert kernels.for_array(here) is kernels.for_device("cpu") and kernels.for_array(there) is kernels.for_device(
+        "cuda"
+    )
     assert kernels.to_host(here) is here and kernels.to_device(here, "cpu") is here
     moved = kernels.to_device(here, "cuda")
     assert kernels.device_of(moved) == "cuda" and kernels.device_of(kernels.to_device(moved, "cpu")) == "cpu"
@@ -205,7 +215,10 @@ def test_cls_of_regions(cupy, vit):
 def test_precision_follows_the_device_unless_it_was_chosen(cupy, vit):
     there = vit.to(device="cuda")
     assert (vit.precision, there.precision, there.to(device="cpu").precision) == ("fp32", "fp16", "fp32")
-    assert vit.to(precision="fp32").to(device="cuda").precision == "fp32" and there.to(precision="tf32").to(precision="auto").precision == "fp16"
+    assert (
+        vit.to(precision="fp32").to(device="cuda").precision == "fp32"
+        and there.to(precision="tf32").to(precision="auto").precision == "fp16"
+    )
     assert (vit.numerics, there.numerics, there.to(precision="fp32").numerics) == ("fp32", "cuda fp16", "cuda fp32")
     assert FeatureSpec.of(vit).name != FeatureSpec.of(there).name
 
@@ -229,7 +242,10 @@ def test_reduced_products_end_with_the_pass(cupy, vit):
 @pytest.mark.parametrize("refine", ["solver", "crf", "guided", "none"])
 def test_masks_are_the_cpu_s(cupy, vit, refine):
     rgb, options = scene(1, (24, 32)), {"size": 32, "refine": refine, "collection": None}
-    wanted, found = segment_image(rgb, vit, **options), segment_image(rgb, vit.to(device="cuda", precision="fp32"), **options)
+    wanted, found = (
+        segment_image(rgb, vit, **options),
+        segment_image(rgb, vit.to(device="cuda", precision="fp32"), **options),
+    )
     assert (wanted.device, found.device) == ("cpu", "cuda:0")
     for name in ("soft", "score", "keys", "mask"):
         array = getattr(found, name)
@@ -301,7 +317,10 @@ def test_kmeans_finds_the_cpu_s_clusters(cupy, metric, form, monkeypatch):
     np.testing.assert_allclose(found.cluster_centers_, wanted.cluster_centers_, atol=2e-4)
     assert found.inertia_ == pytest.approx(wanted.inertia_, rel=2e-3)
     np.testing.assert_array_equal(found.predict(rows), found.labels_)
-    assert all(isinstance(part, np.ndarray) and kernels.device_of(part) == "cpu" for part in (found.labels_, found.cluster_centers_))
+    assert all(
+        isinstance(part, np.ndarray) and kernels.device_of(part) == "cpu"
+        for part in (found.labels_, found.cluster_centers_)
+    )
 
 
 def test_kmeans_on_the_gpu_fills_empty_clusters_and_names_bad_rows(cupy):
@@ -448,7 +467,12 @@ def test_segment_command_says_where_each_stage_ran(cupy, model, folder, tmp_path
     for device in ("cpu", "cuda"):
         out = tmp_path / device
         more = ["--batch", "3"]
-        assert segment_command([str(folder), "--out", str(out), *options, *more, "--device", device, "--precision", "fp32"]) == 0
+        assert (
+            segment_command(
+                [str(folder), "--out", str(out), *options, *more, "--device", device, "--precision", "fp32"]
+            )
+            == 0
+        )
         name = "cuda:0" if device == "cuda" else "cpu"
         for line in told(capsys):
             stages = {stage: name if stage in ("network", "cluster", "refine") else "cpu" for stage in line["seconds"]}
@@ -496,29 +520,41 @@ def test_photographs_one_by_one_go_through_the_network_together(cupy, vit, photo
 
 
 def test_large_photographs_go_by_themselves(cupy, vit, photographs, tmp_path, monkeypatch):
+    from vitnp.kernels.threads import pool
+
     from vitnp.export import per_image as batches
     from vitnp.io.find import find_photographs
-    from vitnp.kernels.threads import pool
     from vitnp.pipeline import ImagePipeline
 
     for index in range(3):
         Image.fromarray(photographs[index][:48, : 64 if index == 1 else 48]).save(tmp_path / f"{index}.png")
     monkeypatch.setattr(pool, "LARGE_IMAGE_PIXELS", 48 * 50)
     sizes, features = [], ImagePipeline.features
-    monkeypatch.setattr(ImagePipeline, "features", lambda method, group: sizes.append(len(group)) or features(method, group))
+    monkeypatch.setattr(
+        ImagePipeline, "features", lambda method, group: sizes.append(len(group)) or features(method, group)
+    )
     found = find_photographs([tmp_path])
     outcomes = batches.segment_files(
         found, [tmp_path / "out" / one.path.stem for one in found], vit.to(device="cuda"), ["mask"], count=2, size=32, refine="none",
         collection=None,
     )  # fmt: skip
-    assert [(outcome.photograph.stem, outcome.status) for outcome in outcomes] == [("0", "done"), ("1", "done"), ("2", "done")]
+    assert [(outcome.photograph.stem, outcome.status) for outcome in outcomes] == [
+        ("0", "done"),
+        ("1", "done"),
+        ("2", "done"),
+    ]
     assert sorted(sizes) == [1, 2]
 
 
 def test_features_command(cupy, model, folder, tmp_path, capsys):
     options = ["--model", str(model), "--size", "40", "--json", "--quiet", "--dtype", "float32", "--precision", "fp32"]
     for device in ("cpu", "cuda"):
-        assert features_command([str(folder), "--out", str(tmp_path / device), *options, "--device", device, "--batch", "2"]) == 0
+        assert (
+            features_command(
+                [str(folder), "--out", str(tmp_path / device), *options, "--device", device, "--batch", "2"]
+            )
+            == 0
+        )
         name = "cuda:0" if device == "cuda" else "cpu"
         assert all(line["device"] == {"decode": "cpu", "network": name, "write": "cpu"} for line in told(capsys))
     for path in sorted((tmp_path / "cpu").glob("*.npz")):

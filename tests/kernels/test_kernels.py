@@ -29,7 +29,9 @@ def near(found: np.ndarray, expected: np.ndarray) -> None:
 @given(n=st.integers(1, 9), c=st.integers(1, 40), e=st.integers(1, 20), seed=st.integers(0, 99))
 def test_linear(dtype, n, c, e, seed):
     x, w, b = random(seed, n, c, dtype=dtype), random(seed + 1, e, c, dtype=dtype), random(seed + 2, e, dtype=dtype)
-    expected = [[math.fsum(float(x[i, j]) * float(w[o, j]) for j in range(c)) + float(b[o]) for o in range(e)] for i in range(n)]
+    expected = [
+        [math.fsum(float(x[i, j]) * float(w[o, j]) for j in range(c)) + float(b[o]) for o in range(e)] for i in range(n)
+    ]
     found = k.linear(x, w, b)
     assert found.dtype == dtype
     near(found, np.array(expected))
@@ -51,7 +53,9 @@ def test_layernorm(dtype, scale):
 
 def test_layernorm_of_a_constant_row_is_the_bias():
     bias = np.arange(4, dtype=np.float32)
-    np.testing.assert_array_equal(k.layernorm(np.full((1, 4), 7, np.float32), np.ones(4, np.float32), bias, 1e-6)[0], bias)
+    np.testing.assert_array_equal(
+        k.layernorm(np.full((1, 4), 7, np.float32), np.ones(4, np.float32), bias, 1e-6)[0], bias
+    )
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -85,7 +89,10 @@ def test_attention(dtype, batch, rows, tokens, heads, size, seed):
         for h in range(heads):
             part = slice(h * size, (h + 1) * size)
             for r in range(rows):
-                scores = [math.fsum(q[b, r, part].astype(float) * key[b, t, part].astype(float)) / math.sqrt(size) for t in range(tokens)]
+                scores = [
+                    math.fsum(q[b, r, part].astype(float) * key[b, t, part].astype(float)) / math.sqrt(size)
+                    for t in range(tokens)
+                ]
                 exps = [math.exp(s - max(scores)) for s in scores]
                 weights[b, r, h] = np.array(exps) / math.fsum(exps)
                 expected[b, r, part] = weights[b, r, h] @ value[b, :, part].astype(float)
@@ -100,7 +107,9 @@ def test_attention_over_several_blocks_of_queries():
     near(whole[:, -3:], last.astype(float))
 
 
-@pytest.mark.parametrize(("patch", "stride", "height", "width"), [(2, 2, 6, 4), (4, 2, 8, 12), (3, 1, 3, 6), (4, 4, 4, 4)])
+@pytest.mark.parametrize(
+    ("patch", "stride", "height", "width"), [(2, 2, 6, 4), (4, 2, 8, 12), (3, 1, 3, 6), (4, 4, 4, 4)]
+)
 def test_patch_embedding_is_a_convolution(patch, stride, height, width):
     x, w, b = random(0, 2, 3, height, width), random(1, 5, 3, patch, patch), random(2, 5)
     expected = []
@@ -108,7 +117,9 @@ def test_patch_embedding_is_a_convolution(patch, stride, height, width):
         for top in range(0, height - patch + 1, stride):
             for left in range(0, width - patch + 1, stride):
                 window = image[:, top : top + patch, left : left + patch]
-                expected.append([math.fsum((window * filter_).ravel()) + float(bias) for filter_, bias in zip(w.astype(float), b)])
+                expected.append(
+                    [math.fsum((window * filter_).ravel()) + float(bias) for filter_, bias in zip(w.astype(float), b)]
+                )
     near(k.patch_embedding(x, w, b, stride), np.array(expected).reshape(2, -1, 5))
 
 
@@ -125,7 +136,9 @@ def test_kmeans_step_by_hand():
     near(step.sums, np.array([[[0, 0], [1.8, 0.6], [0, 0]], [[0, 0], [0, 0], [0.6, 1.8]], [[0, 0], [0, 0], [0, 0]]]))
     near(step.inertia, np.array([0.2, 0.2, 1]))
     np.testing.assert_array_equal(step.counts, [1, 2, 2])
-    step = k.kmeans_step(np.array([[11.0, 10], [10, 12]]), np.array([[0.0, 0], [0, 1]]), metric="euclidean", shift=np.full(2, 10.0))
+    step = k.kmeans_step(
+        np.array([[11.0, 10], [10, 12]]), np.array([[0.0, 0], [0, 1]]), metric="euclidean", shift=np.full(2, 10.0)
+    )
     np.testing.assert_array_equal(step.labels, [0, 1])
     near(step.losses, np.array([1.0, 1]))
     near(step.sums, np.array([[[1.0, 0], [0, 2]]]))

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from vitnp.kernels import reference
+from vitnp.kernels.threads import pool, team
 
 from vitnp import kernels
 from vitnp.clustering.kmeans import KMeans
 from vitnp.errors import UsageError
-from vitnp.kernels import reference
-from vitnp.kernels.threads import pool, team
 
 k = kernels.for_device("cpu")
 
@@ -91,7 +91,9 @@ def test_threads_and_single_passes_change_nothing(metric, clusters):
         for part, loss in zip(step.sums, step.inertia.tolist()):
             total, inertia = total + part, inertia + loss
         history.append(inertia)
-        if len(history) > 20 or (before is not None and (np.array_equal(before, step.labels) or inertia >= history[-2])):
+        if len(history) > 20 or (
+            before is not None and (np.array_equal(before, step.labels) or inertia >= history[-2])
+        ):
             break
         before, centroids = step.labels, k.kmeans_move(total, step.counts, centroids, metric=metric)
     for run in runs:
@@ -180,7 +182,10 @@ def test_own_centroids_are_where_it_starts():
     "options, sentence",
     [
         ({"init": "random"}, "there is no init 'random'; choose k-means"),
-        ({"init": np.ones((2, 4))}, r"init must be 3 centroids, an array of real numbers \(3, D\), not float64 \(2, 4\)"),
+        (
+            {"init": np.ones((2, 4))},
+            r"init must be 3 centroids, an array of real numbers \(3, D\), not float64 \(2, 4\)",
+        ),
         ({"init": np.ones(3)}, "init must be 3 centroids"),
         ({"init": np.full((3, 4), "a")}, "init must be 3 centroids"),
         ({"init": np.ones((3, 4)), "n_init": 2}, "n_init is 2, but from given centroids there is one start"),

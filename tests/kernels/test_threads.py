@@ -8,11 +8,11 @@ import time
 import numpy as np
 import pytest
 from threadpoolctl import threadpool_info, threadpool_limits
-
-from vitnp.errors import UsageError
 from vitnp.kernels.threads.blas import one_blas_thread
 from vitnp.kernels.threads.pool import map_ordered, resolve_n_threads, thread_limit
 from vitnp.kernels.threads.team import parallel_for, run_team
+
+from vitnp.errors import UsageError
 
 
 def blas_threads() -> set[int]:

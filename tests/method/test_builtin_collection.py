@@ -9,6 +9,9 @@ import socket
 import numpy as np
 import pytest
 from PIL import Image
+from vitnp.weights.train import fit_collection as fitting
+from vitnp.weights.train.data.dedup import Deduplication
+from vitnp.weights.train.data.packs import pictures_of, write_pack
 
 from vitnp.checkpoints.registry import BUILT_IN, collection_path, collection_temperature, entries
 from vitnp.cli import evaluate, segment
@@ -17,9 +20,6 @@ from vitnp.errors import CheckpointError, UsageError
 from vitnp.method.cleaning import clean
 from vitnp.method.collection import Collection
 from vitnp.pipeline import default_collection, resolve_collection, run_parameters, segment_image
-from vitnp.weights.train import fit_collection as fitting
-from vitnp.weights.train.data.dedup import Deduplication
-from vitnp.weights.train.data.packs import pictures_of, write_pack
 
 
 def scene(seed: int, size: tuple[int, int] = (72, 96)) -> np.ndarray:
@@ -85,7 +85,9 @@ def test_by_default_it_judges_a_photograph(builtin):
     assert result.parameters["collection"] == default_collection().digest
     assert 0 <= result.category < 20 and result.labels is None
     np.testing.assert_array_equal(result.levels[1], default_collection().dataset.soft_foreground(_unit(result)))
-    np.testing.assert_array_equal(result.levels[2], default_collection().categories[result.category].soft_foreground(_unit(result)))
+    np.testing.assert_array_equal(
+        result.levels[2], default_collection().categories[result.category].soft_foreground(_unit(result))
+    )
     for named in ("auto", default_collection(), collection_path(BUILT_IN), str(collection_path(BUILT_IN))):
         same = segment_image(scene(0), builtin, refine="none", collection=named)
         np.testing.assert_array_equal(same.soft, result.soft)
@@ -109,7 +111,12 @@ def test_none_leaves_the_image_level(builtin):
 
 @pytest.mark.parametrize(
     ("options", "told"),
-    [({"size": 96}, "size 320, not 96"), ({"facet": "value"}, "facet key, not value"), ({"layer": 3}, "layer 5, not 3"), ({"stride": 8}, "stride 16, not 8")],
+    [
+        ({"size": 96}, "size 320, not 96"),
+        ({"facet": "value"}, "facet key, not value"),
+        ({"layer": 3}, "layer 5, not 3"),
+        ({"stride": 8}, "stride 16, not 8"),
+    ],
 )
 def test_other_features_fall_back_to_the_image_level(builtin, options, told):
     collection, reason = resolve_collection("auto", builtin, **options)
@@ -162,7 +169,9 @@ def test_another_file_takes_its_place(folder, small, tmp_path, capsys):
     facts, notices = found(capsys, folder / "p0.png", "--out", tmp_path, "--collection", small)
     assert notices == "" and facts[0]["category"] in (0, 1)
     with pytest.raises(UsageError, match="size 320, not 96"):
-        segment.main([str(folder / "p0.png"), "--out", str(tmp_path), "--collection", str(small), "--size", "96", "--quiet"])
+        segment.main(
+            [str(folder / "p0.png"), "--out", str(tmp_path), "--collection", str(small), "--size", "96", "--quiet"]
+        )
 
 
 def test_when_photographs_are_a_set():
@@ -171,7 +180,9 @@ def test_when_photographs_are_a_set():
 
     assert [wants("auto", "auto", count) for count in (1, 29, 30, 1000)] == [False, False, True, True]
     assert [wants("auto", how, 30) for how in ("none", "my.safetensors")] == [True, False]
-    assert [wants(levels, "auto", count) for levels in ("image", "each", "all") for count in (1, 30)] == [False] * 4 + [True] * 2
+    assert [wants(levels, "auto", count) for levels in ("image", "each", "all") for count in (1, 30)] == [False] * 4 + [
+        True
+    ] * 2
 
 
 @pytest.mark.parametrize("wrong", [["--levels", "image"], ["--levels", "all"], ["--classes", "2"], ["--fit-to", "x"]])

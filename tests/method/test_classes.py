@@ -83,7 +83,8 @@ def test_specks_join_a_nearest_large_component_as_a_whole(mask, smallest):
         if part in large:
             continue
         distance = {
-            int(found[next(iter(other))]): min((y - v) ** 2 + (x - u) ** 2 for y, x in part for v, u in other) for other in large
+            int(found[next(iter(other))]): min((y - v) ** 2 + (x - u) ** 2 for y, x in part for v, u in other)
+            for other in large
         }
         assert distance[number] == min(distance.values())
 
@@ -121,7 +122,9 @@ def patches_oracle(regions: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
             pixels[patch] += 1
             inside[int(regions[y, x]), patch] += 1
     patches = grid[0] * grid[1]
-    cover = np.array([[inside[g, n] / max(pixels[n], 1) for n in range(patches)] for g in range(1, count + 1)]).reshape(count, patches)
+    cover = np.array([[inside[g, n] / max(pixels[n], 1) for n in range(patches)] for g in range(1, count + 1)]).reshape(
+        count, patches
+    )
     found = cover >= 0.5
     for g in range(count):
         if not found[g].any():
@@ -143,7 +146,11 @@ def test_patches_are_those_half_covered(regions, grid):
 def test_patches_by_hand():
     regions = picture("1120 1120 0000 0003").astype(np.uint16)
     # Patches of 2 x 2 pixels: region 1 fills the first, 2 half of the second, 3 a quarter of the last, its best one.
-    assert region_patches(regions, (2, 2)).tolist() == [[True, False, False, False], [False, True, False, False], [False, False, False, True]]
+    assert region_patches(regions, (2, 2)).tolist() == [
+        [True, False, False, False],
+        [False, True, False, False],
+        [False, False, False, True],
+    ]
 
 
 def test_an_empty_mask_has_no_regions():

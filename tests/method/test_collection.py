@@ -67,11 +67,15 @@ def test_every_array_and_constant_comes_back(fitted, file):
     np.testing.assert_array_equal(loaded.centers, fitted.collection.centers)
     np.testing.assert_array_equal(loaded.prototypes.cls, fitted.collection.prototypes.cls)
     np.testing.assert_array_equal(loaded.prototypes.classes, fitted.collection.prototypes.classes)
-    for one, other in zip((loaded.dataset, *loaded.categories), (fitted.collection.dataset, *fitted.collection.categories)):
+    for one, other in zip(
+        (loaded.dataset, *loaded.categories), (fitted.collection.dataset, *fitted.collection.categories)
+    ):
         assert one.temperature == other.temperature
         for mine, theirs in zip((*one.centroids, *one.shares), (*other.centroids, *other.shares)):
             np.testing.assert_array_equal(mine, theirs)
-    assert loaded.image_level == ImageLevelConfig() and loaded.cleaning == CleaningConfig() and loaded.rule.how == "image"
+    assert (
+        loaded.image_level == ImageLevelConfig() and loaded.cleaning == CleaningConfig() and loaded.rule.how == "image"
+    )
 
 
 def test_equal_collections_give_equal_files(fitted, file, tmp_path):
@@ -80,7 +84,13 @@ def test_equal_collections_give_equal_files(fitted, file, tmp_path):
 
 
 def test_without_classes(builtin, tmp_path):
-    fitted = Segmenter(builtin, size=96, refine="none", image_level=ImageLevelConfig(clusters=(2,)), cleaning_rule=CleaningConfig(cap=0.1))
+    fitted = Segmenter(
+        builtin,
+        size=96,
+        refine="none",
+        image_level=ImageLevelConfig(clusters=(2,)),
+        cleaning_rule=CleaningConfig(cap=0.1),
+    )
     fitted.fit([scene(0), scene(1)]).save(tmp_path / "f")
     loaded = Segmenter.load(tmp_path / "f", builtin)
     assert loaded.collection.prototypes is None
@@ -96,12 +106,20 @@ def test_a_large_collection_is_a_few_megabytes(fitted, tmp_path):
     rng = np.random.default_rng(0)
 
     def level(*clusters: int) -> FittedLevel:
-        return FittedLevel(tuple(rng.normal(size=(k, 768)).astype(np.float32) for k in clusters), tuple(np.ones(k, np.float32) for k in clusters), 0.05)
+        return FittedLevel(
+            tuple(rng.normal(size=(k, 768)).astype(np.float32) for k in clusters),
+            tuple(np.ones(k, np.float32) for k in clusters),
+            0.05,
+        )
 
     labels = np.repeat(np.arange(20), KEPT_PER_CLASS)
     prototypes = Prototypes(rng.normal(size=(len(labels), 768)).astype(np.float16), labels)
     large = Collection(
-        fitted.collection.parameters, level(2, 5), tuple(level(3, 5) for _ in range(20)), np.ones((20, 768), np.float32), prototypes
+        fitted.collection.parameters,
+        level(2, 5),
+        tuple(level(3, 5) for _ in range(20)),
+        np.ones((20, 768), np.float32),
+        prototypes,
     )
     large.save(tmp_path / "large")
     assert (tmp_path / "large").stat().st_size < 3e6
@@ -164,7 +182,9 @@ def test_files_that_are_no_collections(tmp_path, builtin):
         assert str(tmp_path) in str(error.value) and "\n" not in str(error.value)
 
 
-@settings(derandomize=True, deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    derandomize=True, deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(data=st.data())
 def test_damaged_files_give_a_clean_error_or_the_right_answer(file, tmp_path, data):
     content = bytearray(file.read_bytes())

@@ -121,7 +121,9 @@ def test_blocks_give_what_the_array_gives_and_the_seed_decides():
     whole = fit_level(keys, hard, (4,), DATASET)
     blocks = fit_level([keys[:20], keys[20:21], keys[21:]], hard, (4,), DATASET)
     again = fit_level(keys, hard, (4,), DATASET)
-    for one, other, third in zip((*whole.centroids, *whole.shares), (*blocks.centroids, *blocks.shares), (*again.centroids, *again.shares)):
+    for one, other, third in zip(
+        (*whole.centroids, *whole.shares), (*blocks.centroids, *blocks.shares), (*again.centroids, *again.shares)
+    ):
         np.testing.assert_array_equal(one, other)
         np.testing.assert_array_equal(one, third)
     noise = np.random.default_rng(3).standard_normal((200, 6)).astype(np.float32)
@@ -130,7 +132,8 @@ def test_blocks_give_what_the_array_gives_and_the_seed_decides():
 
 
 @pytest.mark.parametrize(
-    ("images", "categories"), [(1, 1), (5, 1), (29, 1), (31, 2), (160, 8), (240, 12), (399, 20), (400, 20), (100_000, 20)]
+    ("images", "categories"),
+    [(1, 1), (5, 1), (29, 1), (31, 2), (160, 8), (240, 12), (399, 20), (400, 20), (100_000, 20)],
 )
 def test_default_categories(images, categories):
     assert default_categories(images) == categories

@@ -17,7 +17,9 @@ def scene(rows: int = 9, columns: int = 11, noise: float = 0.05, seed: int = 0):
     rng = np.random.default_rng(seed)
     truth = np.zeros((rows, columns), bool)
     truth[3:7, 3:8] = True
-    keys = np.where(truth.ravel()[:, None], [0.0, 1.0, 0.0], [1.0, 0.0, 0.0]) + noise * rng.standard_normal((truth.size, 3))
+    keys = np.where(truth.ravel()[:, None], [0.0, 1.0, 0.0], [1.0, 0.0, 0.0]) + noise * rng.standard_normal(
+        (truth.size, 3)
+    )
     keys /= np.linalg.norm(keys, axis=1, keepdims=True)
     return keys.astype(np.float32), np.where(truth.ravel(), 3.0, 1.0), truth
 
@@ -33,7 +35,7 @@ def test_object_is_found_by_every_number_of_clusters():
     np.testing.assert_array_equal(hard.reshape(truth.shape) > 0.5, truth)
     np.testing.assert_array_equal(soft.reshape(truth.shape) > 0.5, truth)
     assert soft.dtype == hard.dtype == np.float32
-    assert 0 <= soft.min() and soft.max() <= 1
+    assert soft.min() >= 0 and soft.max() <= 1
 
 
 def test_two_clusters_by_formula():
@@ -87,9 +89,13 @@ def test_rule_takes_what_is_above_the_threshold():
     found = scores(labels, attention, 3)
     # Border share 0 gives about log(10) = 2.3 to the inner clusters, and the border cluster is far below.
     assert found[0] < 0.4 < found[1] < found[2]
-    np.testing.assert_array_equal(foreground_clusters(clustering(labels, 3), attention, BORDER, 0.4), [False, True, True])
+    np.testing.assert_array_equal(
+        foreground_clusters(clustering(labels, 3), attention, BORDER, 0.4), [False, True, True]
+    )
     between = (found[1] + found[2]) / 2
-    np.testing.assert_array_equal(foreground_clusters(clustering(labels, 3), attention, BORDER, between), [False, False, True])
+    np.testing.assert_array_equal(
+        foreground_clusters(clustering(labels, 3), attention, BORDER, between), [False, False, True]
+    )
 
 
 def test_rule_takes_the_best_when_none_qualifies_and_spares_the_worst_when_all_do():
@@ -104,7 +110,9 @@ def test_rule_takes_the_best_when_none_qualifies_and_spares_the_worst_when_all_d
 
 def test_rule_never_takes_an_empty_cluster():
     labels = np.where(BORDER, 0, 2)
-    np.testing.assert_array_equal(foreground_clusters(clustering(labels, 4), np.ones(25), BORDER, 0.4), [False, False, True, False])
+    np.testing.assert_array_equal(
+        foreground_clusters(clustering(labels, 4), np.ones(25), BORDER, 0.4), [False, False, True, False]
+    )
 
 
 def test_flat_zero_attention_leaves_the_border_to_decide():
@@ -116,7 +124,9 @@ def test_attention_is_clipped_at_its_percentile():
     keys, attention, truth = scene()
     spike = attention.copy()
     spike[0] = 1e6  # a corner patch that draws everything
-    np.testing.assert_array_equal(image_level(keys, spike, truth.shape, (0,))[1], image_level(keys, attention, truth.shape, (0,))[1])
+    np.testing.assert_array_equal(
+        image_level(keys, spike, truth.shape, (0,))[1], image_level(keys, attention, truth.shape, (0,))[1]
+    )
 
 
 def test_border():

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from vitnp.kernels import reference
 from vitnp.kernels.threads import pool
+
 from vitnp.refine.dense_crf import dense_crf
 
 try:

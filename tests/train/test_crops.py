@@ -9,12 +9,12 @@ torch = pytest.importorskip("torch")
 
 from PIL import Image
 from toy import picture
-
-from vitnp.errors import ImageError
-from vitnp.io.preprocess import normalize
 from vitnp.weights.train.data.crops import Ahead, DeviceCrops, HostCrops, Normalize
 from vitnp.weights.train.data.packs import Picture, pictures_of
 from vitnp.weights.train.data.sampler import Plan, boxes, plan
+
+from vitnp.errors import ImageError
+from vitnp.io.preprocess import normalize
 
 
 def refuse(message):

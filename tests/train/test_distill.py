@@ -13,6 +13,11 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from PIL import Image
+from vitnp.weights.train import distill as module
+from vitnp.weights.train import torch_vit
+from vitnp.weights.train.__main__ import main
+from vitnp.weights.train.data.packs import pictures_of
+from vitnp.weights.train.distill import Origin, Recipe, Surroundings, distill
 
 from vitnp.checkpoints.load import load_vit
 from vitnp.checkpoints.safetensors_io import read_safetensors
@@ -20,11 +25,6 @@ from vitnp.errors import OutputError, UsageError, VitnpError
 from vitnp.io.decode import read_image
 from vitnp.io.preprocess import normalize
 from vitnp.io.resample import downscale
-from vitnp.weights.train import distill as module
-from vitnp.weights.train import torch_vit
-from vitnp.weights.train.__main__ import main
-from vitnp.weights.train.data.packs import pictures_of
-from vitnp.weights.train.distill import Origin, Recipe, Surroundings, distill
 
 TOY = Recipe(steps=120, depth=2, batch=4, held_out=4, bfloat16=False, kept=3)
 

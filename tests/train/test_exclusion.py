@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from PIL import Image
 from toy import picture
-
 from vitnp.weights.train.__main__ import main
 from vitnp.weights.train.data.dedup import Deduplication, thumbnail
 from vitnp.weights.train.data.packs import read_pack, write_pack

@@ -11,7 +11,6 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from toy import network
-
 from vitnp.weights.train import torch_vit
 from vitnp.weights.train.losses import Scales, errors
 from vitnp.weights.train.targets import USES, Batch, Targets

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 from toy import picture
-
-from vitnp.errors import ImageError, OutputError, UsageError
 from vitnp.weights.train.__main__ import main
 from vitnp.weights.train.data.packs import photographs_of, pictures_of, read_pack, write_pack
+
+from vitnp.errors import ImageError, OutputError, UsageError
 
 
 @pytest.mark.parametrize("name", ["packs", "exclusion", "plans", "schedule", "journal"])

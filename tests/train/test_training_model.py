@@ -8,9 +8,9 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from toy import FORMS, network
+from vitnp.weights.train import torch_vit
 
 from vitnp.vit.model import ViT
-from vitnp.weights.train import torch_vit
 
 
 @pytest.mark.parametrize("form", FORMS)

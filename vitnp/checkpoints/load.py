@@ -247,7 +247,11 @@ def _open(
     _check_options(heads, pos_embed, normalization)
     source = _locate(name_or_path)
     checkpoint = read_checkpoint(source.path)
-    return source, checkpoint, configure(checkpoint, source, heads=heads, pos_embed=pos_embed, normalization=normalization)
+    return (
+        source,
+        checkpoint,
+        configure(checkpoint, source, heads=heads, pos_embed=pos_embed, normalization=normalization),
+    )
 
 
 def _check_options(heads: int | None, pos_embed: str | None, normalization: str | None) -> None:

@@ -30,15 +30,28 @@ ENOUGH_FOR_A_SET = 30
 def add_model_options(to: argparse.ArgumentParser) -> None:
     """The network: --model, --heads, --pos-embed, --normalize, --device, --precision."""
     group = to.add_argument_group("network")
-    group.add_argument("--model", default="auto", metavar="NAME|FILE", help="registered name or checkpoint file (built-in)")
+    group.add_argument(
+        "--model", default="auto", metavar="NAME|FILE", help="registered name or checkpoint file (built-in)"
+    )
     group.add_argument("--heads", type=positive, metavar="N", help="attention heads, where the file doesn't say")
     group.add_argument(
-        "--pos-embed", choices=("offset", "exact", "antialias"), metavar="HOW", help="offset, exact or antialias (as the file says)"
+        "--pos-embed",
+        choices=("offset", "exact", "antialias"),
+        metavar="HOW",
+        help="offset, exact or antialias (as the file says)",
     )
-    group.add_argument("--normalize", choices=("imagenet", "half"), metavar="HOW", help="imagenet or half (as the file says)")
-    group.add_argument("--device", choices=DEVICES, metavar="D", default="auto", help="cpu, cuda, or auto: cuda where it works (auto)")
     group.add_argument(
-        "--precision", choices=PRECISIONS, metavar="HOW", default="auto", help="fp32, tf32, bf16, fp16; auto: fp32, on cuda fp16"
+        "--normalize", choices=("imagenet", "half"), metavar="HOW", help="imagenet or half (as the file says)"
+    )
+    group.add_argument(
+        "--device", choices=DEVICES, metavar="D", default="auto", help="cpu, cuda, or auto: cuda where it works (auto)"
+    )
+    group.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        metavar="HOW",
+        default="auto",
+        help="fp32, tf32, bf16, fp16; auto: fp32, on cuda fp16",
     )
 
 
@@ -65,21 +78,31 @@ def load_model(args: argparse.Namespace) -> ViT:
             "using the built-in checkpoint; `python -m vitnp.weights fetch dino_vits8` brings a larger one, --model dino_vits8 uses it",
             quiet=args.quiet,
         )
-    return load_vit(args.model, heads=args.heads, pos_embed=args.pos_embed, normalization=args.normalization).to(device=device, precision=args.precision)
+    return load_vit(args.model, heads=args.heads, pos_embed=args.pos_embed, normalization=args.normalization).to(
+        device=device, precision=args.precision
+    )
 
 
 def add_method_options(to: argparse.ArgumentParser) -> None:
     """The method: --size, --facet, --layer, --stride, --refine, --seed, --max-tokens, --max-pixels, --min-confidence."""
     group = to.add_argument_group("method")
     group.add_argument("--size", type=positive, metavar="PX", help="short side the network sees (320)")
-    group.add_argument("--facet", choices=FACETS, default="key", metavar="NAME", help="key, query, value or token (key)")
+    group.add_argument(
+        "--facet", choices=FACETS, default="key", metavar="NAME", help="key, query, value or token (key)"
+    )
     group.add_argument("--layer", type=int, default=-1, metavar="N", help="block to read, from 0 or back from -1 (-1)")
     group.add_argument("--stride", type=positive, metavar="PX", help="pixels between patches (the patch)")
-    group.add_argument("--refine", choices=METHODS, default="solver", metavar="HOW", help="solver, crf, guided or none (solver)")
+    group.add_argument(
+        "--refine", choices=METHODS, default="solver", metavar="HOW", help="solver, crf, guided or none (solver)"
+    )
     group.add_argument("--seed", type=natural, default=0, metavar="N", help="same seed, same masks (0)")
     group.add_argument("--max-tokens", type=positive, default=4096, metavar="N", help="cap of the patch grid (4096)")
-    group.add_argument("--max-pixels", type=positive, default=120_000_000, metavar="N", help="refuse larger photographs (120e6)")
-    group.add_argument("--min-confidence", type=share, default=0.0, metavar="C", help="below it an empty mask; 0..1 (0, off)")
+    group.add_argument(
+        "--max-pixels", type=positive, default=120_000_000, metavar="N", help="refuse larger photographs (120e6)"
+    )
+    group.add_argument(
+        "--min-confidence", type=share, default=0.0, metavar="C", help="below it an empty mask; 0..1 (0, off)"
+    )
 
 
 def method_options(args: argparse.Namespace) -> dict:
@@ -95,9 +118,17 @@ def add_collection_options(to: argparse.ArgumentParser) -> argparse._ArgumentGro
         "--levels", choices=("auto", "image", "each", "all"), default="auto", metavar="L",
         help="image; each; all: fit the set; auto: all from 30 on",
     )  # fmt: skip
-    group.add_argument("--collection", default="auto", metavar="FILE", help="judges each: of --fit-to, or none (the built-in one)")
+    group.add_argument(
+        "--collection", default="auto", metavar="FILE", help="judges each: of --fit-to, or none (the built-in one)"
+    )
     group.add_argument("--categories", type=positive, metavar="N", help="groups of similar photographs (one for 20)")
-    group.add_argument("--consistency", choices=CONSISTENCY, default="mean", metavar="HOW", help="mean, majority or intersection (mean)")
+    group.add_argument(
+        "--consistency",
+        choices=CONSISTENCY,
+        default="mean",
+        metavar="HOW",
+        help="mean, majority or intersection (mean)",
+    )
     group.add_argument("--fit-patches", type=patches, metavar="N", help="patches fitted on, or all (60000)")
     group.add_argument("--cache", metavar="DIR", help="folder that keeps features for the next run")
     group.add_argument("--scheduler", metavar="URL", help="dask workers fit the set: tcp://HOST:PORT, or local")
@@ -128,7 +159,9 @@ def workers(args: argparse.Namespace) -> Iterator[dict]:
 
 def wants_all_levels(args: argparse.Namespace, photographs: int) -> bool:
     """Whether the photographs are fitted as a set: as asked, by default when there are enough of them and no collection is named."""
-    return args.levels == "all" or (args.levels == "auto" and not names_collection(args) and photographs >= ENOUGH_FOR_A_SET)
+    return args.levels == "all" or (
+        args.levels == "auto" and not names_collection(args) and photographs >= ENOUGH_FOR_A_SET
+    )
 
 
 def names_collection(args: argparse.Namespace) -> bool:
@@ -145,7 +178,10 @@ def chosen_collection(args: argparse.Namespace, vit: ViT, *, quiet: bool = False
     options = {name: value for name, value in method_options(args).items() if name != "max_pixels"}
     collection, reason = resolve_collection(args.collection, vit, **options)
     if reason:
-        say(f"the built-in collection doesn't apply, {reason}: image level alone, or --collection FILE", quiet=args.quiet or quiet)
+        say(
+            f"the built-in collection doesn't apply, {reason}: image level alone, or --collection FILE",
+            quiet=args.quiet or quiet,
+        )
     return collection
 
 
@@ -164,7 +200,7 @@ def add_batch_option(group: argparse._ArgumentGroup) -> None:
 
 
 def positive(text: str) -> int:
-    """argparse type: a whole number from 1 on."""
+    """Argparse type: a whole number from 1 on."""
     value = _whole(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text} isn't a whole number from 1 on")
@@ -172,7 +208,7 @@ def positive(text: str) -> int:
 
 
 def natural(text: str) -> int:
-    """argparse type: a whole number from 0 on."""
+    """Argparse type: a whole number from 0 on."""
     value = _whole(text)
     if value < 0:
         raise argparse.ArgumentTypeError(f"{text} isn't a whole number from 0 on")
@@ -180,12 +216,12 @@ def natural(text: str) -> int:
 
 
 def patches(text: str) -> int | str:
-    """argparse type: a whole number from 1 on, or "all"."""
+    """Argparse type: a whole number from 1 on, or "all"."""
     return text if text == "all" else positive(text)
 
 
 def share(text: str) -> float:
-    """argparse type: a number in 0..1."""
+    """Argparse type: a number in 0..1."""
     try:
         value = float(text)
     except ValueError:

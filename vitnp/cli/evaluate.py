@@ -70,9 +70,7 @@ def _open_labeled(args: argparse.Namespace) -> Any:
     layout = args.layout or "auto"
     if layout == "auto":
         layout = detect_layout(args.data)
-    labeled = read_labeled(
-        args.data, layout, split=args.split, labels=args.labels, names=args.names, merge=args.merge
-    )
+    labeled = read_labeled(args.data, layout, split=args.split, labels=args.labels, names=args.names, merge=args.merge)
     if not labeled.samples or len(labeled.classes) < 2:
         raise UsageError(f"{args.data[0]}: there are no classes beside the background; name another set")
     shared.say(
@@ -136,7 +134,10 @@ def build_parser() -> argparse.ArgumentParser:
     made.add_argument("data", nargs="*", type=Path, metavar="IMAGES MASKS", help=argparse.SUPPRESS)
     group = made.add_argument_group("data set")
     group.add_argument(
-        "--task", choices=tuple(TASKS), default="saliency", metavar="TASK",
+        "--task",
+        choices=tuple(TASKS),
+        default="saliency",
+        metavar="TASK",
         help="saliency, semantic or discovery (saliency)",
     )
     group.add_argument("--layout", choices=LAYOUTS, metavar="L", help="auto, voc, coco, coseg or folder (auto)")
@@ -145,13 +146,17 @@ def build_parser() -> argparse.ArgumentParser:
     group.add_argument("--names", type=Path, metavar="FILE", help="a class name a line, for a folder of labels")
     group.add_argument("--merge", type=Path, metavar="FILE", help="two columns: class, coarser class")
     group = made.add_argument_group("scores")
-    group.add_argument("--classes", type=arguments.positive, metavar="N", help="clusters to find (as many as true classes)")
+    group.add_argument(
+        "--classes", type=arguments.positive, metavar="N", help="clusters to find (as many as true classes)"
+    )
     group.add_argument("--clusters", type=arguments.positive, metavar="N", help="over-cluster: N, matched many-to-one")
     group.add_argument("--matching", choices=MATCHING, metavar="HOW", help="hungarian or many-to-one (hungarian)")
     group.add_argument(
         "--regions", choices=arguments.REGIONS, metavar="R", help="get a class: image, components or split (image)"
     )
-    group.add_argument("--seeds", type=arguments.positive, metavar="N", help="mean and deviation over N, from --seed on")
+    group.add_argument(
+        "--seeds", type=arguments.positive, metavar="N", help="mean and deviation over N, from --seed on"
+    )
     group.add_argument("--ablate", action="store_true", help="what each piece of the method is worth here")
     group.add_argument("--csv", type=Path, metavar="FILE", help="the table, in full precision")
     group.add_argument("--report", type=Path, metavar="DIR", help="pictures of the best, the median and the worst")

@@ -46,7 +46,11 @@ def build_parser() -> argparse.ArgumentParser:
         "--max-tokens", type=arguments.positive, default=4096, metavar="N", help="cap of the patch grid (4096)"
     )
     group.add_argument(
-        "--max-pixels", type=arguments.positive, default=120_000_000, metavar="N", help="refuse larger photographs (120e6)"
+        "--max-pixels",
+        type=arguments.positive,
+        default=120_000_000,
+        metavar="N",
+        help="refuse larger photographs (120e6)",
     )
     arguments.add_batch_option(arguments.add_run_options(made))
     return made

@@ -32,9 +32,13 @@ def main(argv: list[str] | None = None) -> int:
     if argv and argv[0] in COMMANDS:
         return importlib.import_module(f"vitnp.cli.{argv[0]}").main(argv[1:])
     listing = "\n".join(f"  vitnp {name:<10}{what}" for name, what in COMMANDS.items())
-    parser = shared.parser("vitnp", "Object masks from unlabeled photographs, in NumPy, without torch.", usage="vitnp COMMAND [options]")
+    parser = shared.parser(
+        "vitnp", "Object masks from unlabeled photographs, in NumPy, without torch.", usage="vitnp COMMAND [options]"
+    )
     parser.formatter_class = shared.argparse.RawDescriptionHelpFormatter
-    parser.epilog = f"commands:\n{listing}\n\nEach takes --help and --version, and runs as `python -m vitnp.COMMAND` as well."
+    parser.epilog = (
+        f"commands:\n{listing}\n\nEach takes --help and --version, and runs as `python -m vitnp.COMMAND` as well."
+    )
     parser.add_argument("command", nargs="?", choices=COMMANDS, metavar="COMMAND", help=shared.argparse.SUPPRESS)
     parser.parse_args(argv)
     parser.print_help()

@@ -35,7 +35,10 @@ def build_parser() -> argparse.ArgumentParser:
     group = made.add_argument_group("output")
     group.add_argument("--out", type=Path, metavar="DIR", help="folder to write to (each photograph's own)")
     group.add_argument(
-        "--save", default="mask,overlay", metavar="LIST", help="of mask,overlay,cutout,soft,score,keys,npz (mask,overlay)"
+        "--save",
+        default="mask,overlay",
+        metavar="LIST",
+        help="of mask,overlay,cutout,soft,score,keys,npz (mask,overlay)",
     )
     group.add_argument("--overwrite", action="store_true", help="do anew what is done; replace files in the way")
     arguments.add_model_options(made)
@@ -43,7 +46,11 @@ def build_parser() -> argparse.ArgumentParser:
     group = arguments.add_collection_options(made)
     group.add_argument("--classes", type=arguments.positive, metavar="N", help="find N classes too: NAME_labels.png")
     group.add_argument(
-        "--regions", choices=arguments.REGIONS, default="image", metavar="R", help="get a class: image, components or split (image)"
+        "--regions",
+        choices=arguments.REGIONS,
+        default="image",
+        metavar="R",
+        help="get a class: image, components or split (image)",
     )
     group.add_argument("--polygons", action="store_true", help="polygons in annotations.json, not run lengths")
     group.add_argument("--fit-to", type=Path, metavar="FILE", help="keep what was learnt; --levels all")
@@ -69,11 +76,15 @@ def main(argv: list[str] | None = None) -> int:
     if not which:
         raise UsageError("--save names nothing; choose among mask, overlay, cutout, soft, score, keys, npz")
     if arguments.names_collection(args) and (args.classes or args.fit_to or args.levels in ("all", "image")):
-        raise UsageError("--collection applies what was fitted before; leave out --classes, --fit-to, --levels all and --levels image")
+        raise UsageError(
+            "--collection applies what was fitted before; leave out --classes, --fit-to, --levels all and --levels image"
+        )
     if (args.classes or args.fit_to) and args.levels in ("image", "each"):
         raise UsageError(f"--classes and --fit-to need the levels of a collection; leave out --levels {args.levels}")
     if args.scheduler and (arguments.names_collection(args) or args.levels in ("image", "each")):
-        raise UsageError("--scheduler is for fitting a set of photographs; leave out --collection, --levels image and --levels each")
+        raise UsageError(
+            "--scheduler is for fitting a set of photographs; leave out --collection, --levels image and --levels each"
+        )
 
     from vitnp.export import naming
     from vitnp.io import find
@@ -92,7 +103,10 @@ def main(argv: list[str] | None = None) -> int:
         vit = arguments.load_model(args)
         as_a_set = args.classes or args.fit_to or arguments.wants_all_levels(args, len(found))
         if args.scheduler and not as_a_set:
-            shared.say("so few photographs are segmented here, one by one; --levels all fits them by --scheduler", quiet=args.quiet)
+            shared.say(
+                "so few photographs are segmented here, one by one; --levels all fits them by --scheduler",
+                quiet=args.quiet,
+            )
         run = _together if as_a_set else _each
         with contextlib.closing(run(args, found, stems, vit, which, tuple(failures))) as outcomes:
             for outcome in outcomes:
@@ -120,7 +134,10 @@ def _each(
     usual = FOR_SETS if vit.device == "cuda" else {**FOR_SETS, "batch": None}
     idle = [f"--{name.replace('_', '-')}" for name, value in usual.items() if getattr(args, name) != value]
     if idle:
-        shared.say(f"{', '.join(idle)}: without effect on photographs one by one; --levels all fits them as a set", quiet=args.quiet)
+        shared.say(
+            f"{', '.join(idle)}: without effect on photographs one by one; --levels all fits them as a set",
+            quiet=args.quiet,
+        )
     options = {**arguments.method_options(args), "collection": arguments.chosen_collection(args, vit)}
     outcomes = segment_files(
         found, stems, vit, which, overwrite=args.overwrite, count=args.threads, batch=args.batch, **options
@@ -163,12 +180,14 @@ def _together(
 def _report(outcome: Outcome, *, as_json: bool, quiet: bool) -> None:
     """One photograph's line on stdout: JSON for programs, a summary for people."""
     if as_json:
-        shared.print_json({
-            "photograph": str(outcome.photograph),
-            "status": outcome.status,
-            "outputs": {kind: str(path) for kind, path in outcome.outputs.items()},
-            **(outcome.facts or {}),
-        })
+        shared.print_json(
+            {
+                "photograph": str(outcome.photograph),
+                "status": outcome.status,
+                "outputs": {kind: str(path) for kind, path in outcome.outputs.items()},
+                **(outcome.facts or {}),
+            }
+        )
     elif not quiet:
         files = ", ".join(str(path) for path in outcome.outputs.values())
         if outcome.facts is None:

@@ -72,7 +72,9 @@ class _Parser(argparse.ArgumentParser):
         self.exit(EXIT_USAGE, f"vitnp: error: {message} (see {self.prog} --help)\n")
 
 
-def parser(prog: str, description: str, *, usage: str | None = None, epilog: str | None = None) -> argparse.ArgumentParser:
+def parser(
+    prog: str, description: str, *, usage: str | None = None, epilog: str | None = None
+) -> argparse.ArgumentParser:
     """An argument parser in the house's style, with --version.
 
     Parameters
@@ -86,7 +88,13 @@ def parser(prog: str, description: str, *, usage: str | None = None, epilog: str
         return argparse.HelpFormatter(prog, max_help_position=23, width=min(shutil.get_terminal_size().columns, 100))
 
     made = _Parser(
-        prog=prog, usage=usage, description=description, epilog=epilog, allow_abbrev=False, formatter_class=formatter, add_help=False
+        prog=prog,
+        usage=usage,
+        description=description,
+        epilog=epilog,
+        allow_abbrev=False,
+        formatter_class=formatter,
+        add_help=False,
     )
     # Both are where everybody looks for them; their lines are better spent.
     made.add_argument("-h", "--help", action="help", help=argparse.SUPPRESS)

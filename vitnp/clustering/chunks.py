@@ -146,7 +146,9 @@ class Chunks:
         """Single rows by number, (len(rows), D) float32, in the order asked for; values too large for it become infinite."""
         with np.errstate(over="ignore"):
             if self._blocks is None:
-                return np.concatenate([np.array(kernels.to_host(self._array[row : row + 1]), np.float32) for row in rows])
+                return np.concatenate(
+                    [np.array(kernels.to_host(self._array[row : row + 1]), np.float32) for row in rows]
+                )
             return self._take_from_blocks(rows)
 
     def _take_from_blocks(self, rows: Sequence[int]) -> np.ndarray:

@@ -140,7 +140,9 @@ class KMeans:
         self.n_threads = n_threads
         self.device = kernels.choose_device(device)
         if self.device == "cuda" and n_clusters > MOST_ON_A_GPU:
-            raise UsageError(f"{n_clusters} clusters can't be made on a GPU, {MOST_ON_A_GPU} at most; choose the device cpu")
+            raise UsageError(
+                f"{n_clusters} clusters can't be made on a GPU, {MOST_ON_A_GPU} at most; choose the device cpu"
+            )
 
     def fit(self, X: Any, *, mapper: Mapper | None = None) -> KMeans:
         """Find the clusters.
@@ -179,7 +181,11 @@ class KMeans:
                     best = found
         self._geometry, self._centroids = geometry, best.centroids
         self.cluster_centers_ = geometry.centers(best.centroids)
-        self.labels_, self.counts_, self.inertia_ = kernels.to_host(best.total.labels), best.total.counts, best.total.inertia
+        self.labels_, self.counts_, self.inertia_ = (
+            kernels.to_host(best.total.labels),
+            best.total.counts,
+            best.total.inertia,
+        )
         self.n_iter_, self.inertia_history_ = best.moves, best.history
         return self
 
@@ -195,7 +201,9 @@ class KMeans:
             raise UsageError("this KMeans has no clusters yet; call fit first")
         data = self._opened(X, mapper, width=self.cluster_centers_.shape[1])
         with blas.one_blas_thread():
-            function = functools.partial(_labels, geometry=self._geometry, centroids=self._centroids, device=self.device)
+            function = functools.partial(
+                _labels, geometry=self._geometry, centroids=self._centroids, device=self.device
+            )
             return np.concatenate([np.empty(0, np.int32), *self._map(data, mapper)(function, self._parts(data))])
 
     def fit_predict(self, X: Any, *, mapper: Mapper | None = None) -> np.ndarray:
@@ -358,7 +366,9 @@ def _step(chunk: Chunk, geometry: Geometry, centroids: np.ndarray, block: int | 
 def _labels(chunk: Chunk, geometry: Geometry, centroids: np.ndarray, device: str = "cpu") -> np.ndarray:
     with _one_blas_thread():
         rows = _moved(chunk.rows(), device)
-        found = kernels.for_array(rows).kmeans_assign(rows, kernels.to_device(centroids, device), **geometry.options(rows))
+        found = kernels.for_array(rows).kmeans_assign(
+            rows, kernels.to_device(centroids, device), **geometry.options(rows)
+        )
     labels, losses = map(kernels.to_host, found)
     refuse_infinite(losses, chunk.first)
     return labels

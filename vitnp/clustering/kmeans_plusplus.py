@@ -61,7 +61,8 @@ def kmeans_plusplus(
 
 def _draw(weights: list[np.ndarray], chances: np.ndarray) -> list[int]:
     """Row numbers drawn in proportion to the rows' weights: first the chunk, then the row in it, so that no running sum over
-    all rows is kept."""
+    all rows is kept.
+    """
     totals = np.array([float(weight.cumsum(dtype=np.float64)[-1]) for weight in weights])
     ends = totals.cumsum()
     firsts = np.cumsum([0, *map(len, weights)])

@@ -202,9 +202,7 @@ def _eigenvectors(adjacency: csr_matrix, known: np.ndarray, wanted: int, seed: i
     return vectors[:, np.argsort(-values, kind="stable")[:wanted]]
 
 
-def _cluster(
-    x: np.ndarray, clusters: int, neighbors: int, starts: int, seed: int, n_threads: int | None
-) -> np.ndarray:
+def _cluster(x: np.ndarray, clusters: int, neighbors: int, starts: int, seed: int, n_threads: int | None) -> np.ndarray:
     """Labels of distinct unit rows, (N,)."""
     from scipy.sparse.csgraph import connected_components
 
@@ -226,7 +224,9 @@ def _cluster(
 def _distinct(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """First row of each kind in order, and every row's kind."""
     kinds: dict[bytes, int] = {}
-    kind = np.array([kinds.setdefault(row.tobytes(), len(kinds)) for row in x + 0.0])  # + 0.0 makes -0.0 and 0.0 the same
+    kind = np.array(
+        [kinds.setdefault(row.tobytes(), len(kinds)) for row in x + 0.0]
+    )  # + 0.0 makes -0.0 and 0.0 the same
     return np.unique(kind, return_index=True)[1], kind
 
 

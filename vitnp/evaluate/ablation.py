@@ -97,7 +97,10 @@ def ablate(
     )
     run(
         make(facet=facet, consistency="majority"),
-        {("consistency", how): lambda levels, how=how: combine_levels(levels, how) for how in ("majority", "intersection")},
+        {
+            ("consistency", how): lambda levels, how=how: combine_levels(levels, how)
+            for how in ("majority", "intersection")
+        },
     )
     for other in FACETS:
         if other != facet:

@@ -76,7 +76,6 @@ def score_pairs(
     >>> mean_scores(list(score_pairs(pairs))).iou                             # doctest: +SKIP
     0.8
     """
-
     yield from by_themselves(lambda pair: score_pair(pair, vit, **options), pairs, threads)
 
 

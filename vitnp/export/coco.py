@@ -89,9 +89,7 @@ class CocoWriter:
     [1, 0, 2, 1]
     """
 
-    def __init__(
-        self, path: str | os.PathLike[str], classes: Sequence[str], *, polygons: bool = False
-    ) -> None:
+    def __init__(self, path: str | os.PathLike[str], classes: Sequence[str], *, polygons: bool = False) -> None:
         self._path, self._polygons = path, polygons
         self._categories = [{"id": number, "name": name} for number, name in enumerate(classes, 1)]
         self._image_count = self._annotation_count = 0
@@ -107,9 +105,7 @@ class CocoWriter:
             if kind is None:
                 self._write()
 
-    def add(
-        self, file_name: str, shape: tuple[int, int], regions: Iterable[tuple[np.ndarray, int, float]] = ()
-    ) -> int:
+    def add(self, file_name: str, shape: tuple[int, int], regions: Iterable[tuple[np.ndarray, int, float]] = ()) -> int:
         """Add a photograph and its regions.
 
         Parameters

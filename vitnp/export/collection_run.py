@@ -107,7 +107,9 @@ class FolderRun:
             self.segmenter.fit([photograph.path for photograph in self.photographs], observe=self._write_photograph)
         except ImageError:  # not a single one could be read
             self._errors.update(self.segmenter.failures)
-            yield from (Outcome(self.photographs[index].path, {}, error) for index, error in sorted(self._errors.items()))
+            yield from (
+                Outcome(self.photographs[index].path, {}, error) for index, error in sorted(self._errors.items())
+            )
             return
         self._errors.update(self.segmenter.failures)
         clock = Stopwatch()
@@ -116,7 +118,9 @@ class FolderRun:
             coco = gallery = None
             if self.out is not None:
                 coco = stack.enter_context(CocoWriter(self.out / RUN_FILES[0], names, polygons=self.polygons))
-                gallery = stack.enter_context(GalleryWriter(self.out / "gallery.html", names, total=len(self.photographs)))
+                gallery = stack.enter_context(
+                    GalleryWriter(self.out / "gallery.html", names, total=len(self.photographs))
+                )
             advance = stack.enter_context(self.segmenter.progress("files", len(self.photographs)))
             for index in range(len(self.photographs)):
                 outcome = self._conclude(index, coco, gallery)
@@ -146,7 +150,9 @@ class FolderRun:
         if self.fit_to is not None:
             write.make_folder(self.fit_to.parent)
             if self.fit_to.is_dir():
-                raise OutputError(f"{self.fit_to}: this is a folder; name a file, such as {self.fit_to / 'fitted.safetensors'}")
+                raise OutputError(
+                    f"{self.fit_to}: this is a folder; name a file, such as {self.fit_to / 'fitted.safetensors'}"
+                )
             if not os.access(self.fit_to.parent, os.W_OK):
                 raise OutputError(f"can't write {self.fit_to}: no permission to write there; choose another folder")
             if not self.overwrite and self.fit_to.exists():
@@ -162,14 +168,16 @@ class FolderRun:
     @property
     def _settings_hash(self) -> str:
         """Fingerprint of everything that the files depend on beside the photographs' content."""
-        return stamp.parameters_hash({
-            **self.segmenter.settings,
-            "photographs": [photograph.relative for photograph in self.photographs],
-            # However the folder is spelled today.
-            "stems": [os.path.relpath(stem, self.out) for stem in self.stems],
-            "save": self.which,
-            "polygons": self.polygons,
-        })
+        return stamp.parameters_hash(
+            {
+                **self.segmenter.settings,
+                "photographs": [photograph.relative for photograph in self.photographs],
+                # However the folder is spelled today.
+                "stems": [os.path.relpath(stem, self.out) for stem in self.stems],
+                "save": self.which,
+                "polygons": self.polygons,
+            }
+        )
 
     def _done_before(self) -> list[Outcome] | None:
         """Outcomes, when everything that a run would make is there; else None, and the record of an earlier run is gone.
@@ -185,7 +193,9 @@ class FolderRun:
             try:
                 record.unlink(missing_ok=True)
             except OSError as error:
-                raise OutputError(f"{record}: it can't be replaced ({error.strerror}); check the permissions of its folder") from None
+                raise OutputError(
+                    f"{record}: it can't be replaced ({error.strerror}); check the permissions of its folder"
+                ) from None
         return outcomes
 
     def _outcomes_before(self, rerun: Mapping[str, str]) -> list[Outcome] | None:
@@ -268,7 +278,9 @@ class FolderRun:
                 facts["category"] = int(self.segmenter.categories[index])
                 files["labels"] = labels_path(self.stems[index])
                 if files["labels"] in self._inputs:
-                    raise OutputError(f"{files['labels']}: this is one of the photographs; give --out DIR to write elsewhere")
+                    raise OutputError(
+                        f"{files['labels']}: this is one of the photographs; give --out DIR to write elsewhere"
+                    )
                 if not self.overwrite:
                     stamp.refuse_foreign([files["labels"]])
                 label_png.write_labels(files["labels"], label_map, self._stamp(index))
@@ -330,7 +342,9 @@ class FolderRun:
         paths = [self.photographs[index].relative.as_posix() for index in good]
         confidences = segmenter.confidences[good]
         if segmenter.n_classes is None:
-            by_region = [(place, 0, confidences[place], 0) for place, index in enumerate(good) if self._facts[index]["share"]]
+            by_region = [
+                (place, 0, confidences[place], 0) for place, index in enumerate(good) if self._facts[index]["share"]
+            ]
         else:
             by_region = [
                 (place, int(label), float(typical), int(patches))
@@ -344,7 +358,9 @@ class FolderRun:
         for place, label, _, _ in order:
             if len(typical[label]) < COLUMNS and place not in typical[label]:
                 typical[label].append(place)
-        columns = np.array([(place, label + 1, patches) for place, label, _, patches in by_region], np.int64).reshape(-1, 3)
+        columns = np.array([(place, label + 1, patches) for place, label, _, patches in by_region], np.int64).reshape(
+            -1, 3
+        )
         records = run_record.class_records(
             names, paths, confidences, region_class=columns[:, 1], region_photograph=columns[:, 0], region_patches=columns[:, 2],
             medoids=[places[0] if places else 0 for places in typical],
@@ -360,7 +376,9 @@ class FolderRun:
                 thumbnail = self._thumbnail(good[place])
                 if thumbnail is not None:
                     own = segmenter.labels[good[place]] == number
-                    small = downscale(np.repeat(own[..., None], 3, axis=2).view(np.uint8) * np.uint8(255), thumbnail.shape[:2])
+                    small = downscale(
+                        np.repeat(own[..., None], 3, axis=2).view(np.uint8) * np.uint8(255), thumbnail.shape[:2]
+                    )
                     pictures.append((thumbnail, small[..., 0] >= 128))
             rows.append((number, f"{name}\n{record['images']} photographs", pictures))
         write_contact_sheet(self.out / "contact-sheet.png", rows)
@@ -385,7 +403,9 @@ class FolderRun:
             },
             failures=failures,
         )  # fmt: skip
-        fingerprints = [None if index in self._errors else segmenter.fingerprints[index] for index in range(len(self.photographs))]
+        fingerprints = [
+            None if index in self._errors else segmenter.fingerprints[index] for index in range(len(self.photographs))
+        ]
         record["rerun"] = {
             "settings": self._settings_hash,
             "photographs": _all_of(fingerprints),

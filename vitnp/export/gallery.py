@@ -146,9 +146,7 @@ class GalleryWriter:
             self._added += 1
         self._offered += 1
 
-    def _card(
-        self, name: str, rgb: np.ndarray, labels: np.ndarray, numbers: Sequence[int], confidence: float
-    ) -> str:
+    def _card(self, name: str, rgb: np.ndarray, labels: np.ndarray, numbers: Sequence[int], confidence: float) -> str:
         picture, (width, height) = _embedded(rgb)
         ratio = min(max(width / height, _SHORT / _LONG), _LONG / _SHORT)
         paths = _paths(labels, numbers, (width, height))

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-
     from vitnp.io.find import Photograph
 from vitnp.io.outputs import LABELS_SUFFIX, SUFFIXES
 

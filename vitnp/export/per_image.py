@@ -51,7 +51,7 @@ class Outcome:
 
     @property
     def status(self) -> str:
-        """"done", "skipped" (the result was there already) or "failed"."""
+        """ "done", "skipped" (the result was there already) or "failed"."""
         return "failed" if self.error else "skipped" if self.facts is None else "done"
 
 
@@ -109,7 +109,9 @@ def segment_files(
     method = ImagePipeline.of(vit, **options)  # once for all of them
     prototypes = getattr(method.collection, "prototypes", None)
     if prototypes is not None and prototypes.classes.max(initial=0) >= MOST_LABELS:
-        raise UsageError(f"the collection has more than {MOST_LABELS} classes, which label images can't hold; fit one with fewer")
+        raise UsageError(
+            f"the collection has more than {MOST_LABELS} classes, which label images can't hold; fit one with fewer"
+        )
     run = _Run(method, tuple(which), overwrite, max_pixels)
     items = [_Item(place, photograph.path, stem) for place, (photograph, stem) in enumerate(zip(photographs, stems))]
     # One limit around all of them, or BLAS would change hands with every photograph.
@@ -123,7 +125,8 @@ def segment_files(
 
 def result_facts(result: Segmentation, further_seconds: Mapping[str, float]) -> dict[str, object]:
     """A result in numbers: width and height in pixels, foreground's share, boxes as (x, y, width, height), confidence, and
-    by stage, those after the result was there included, seconds and where it ran."""
+    by stage, those after the result was there included, seconds and where it ran.
+    """
     height, width = result.mask.shape
     seconds = {**result.seconds, **further_seconds}
     facts = {
@@ -193,13 +196,19 @@ class _Run:
             done = self.done_before(item)
             if done:
                 return done
-            with blas.one_blas_thread(), pool.large_image_lock(decode.pixels_of(item.path)), refused_beyond_memory(vit.device):
+            with (
+                blas.one_blas_thread(),
+                pool.large_image_lock(decode.pixels_of(item.path)),
+                refused_beyond_memory(vit.device),
+            ):
                 opened = self.opened(item)
                 clock = Stopwatch(vit.device)
                 (features,) = self.method.features([opened.decoded])
                 clock.lap("network")
                 clock.seconds = {"decode": opened.seconds, **clock.seconds}
-                return self.written(_Judged(item, self.method.segment(opened.rgb, features, opened.decoded.photograph, clock)))
+                return self.written(
+                    _Judged(item, self.method.segment(opened.rgb, features, opened.decoded.photograph, clock))
+                )
         except (ImageError, OutputError) as error:
             return Outcome(item.path, {}, error)
 
@@ -207,7 +216,9 @@ class _Run:
         """Photographs in the order in which they are done: decoded side by side, in the network together, written side by side."""
         with (
             contextlib.closing(pool.map_ordered(self.begun, items, count)) as begun,
-            contextlib.closing(group_by_shape(begun, _grid, at_once.most, weight=lambda one: one.rgb[..., 0].size, room=WAITING)) as groups,
+            contextlib.closing(
+                group_by_shape(begun, _grid, at_once.most, weight=lambda one: one.rgb[..., 0].size, room=WAITING)
+            ) as groups,
             contextlib.closing(self.judged(groups, at_once)) as judged,
         ):
             yield from pool.map_ordered(self.ended, judged, count)

@@ -151,21 +151,23 @@ def class_records(
         raise ValueError("each region has one class, one photograph and one number of patches")
     if len(confidence) != len(photographs) or len(medoids) != len(names):
         raise ValueError("each photograph has one confidence, and each class one medoid")
-    if len(region_class) and not (1 <= region_class.min() and region_class.max() <= len(names)):
+    if len(region_class) and not (region_class.min() >= 1 and region_class.max() <= len(names)):
         raise ValueError(f"a region's class is out of range; classes go from 1 to {len(names)}")
-    if len(region_class) and not (0 <= region_photograph.min() and region_photograph.max() < len(photographs)):
+    if len(region_class) and not (region_photograph.min() >= 0 and region_photograph.max() < len(photographs)):
         raise ValueError(f"a region's photograph is out of range; there are {len(photographs)}")
     records = []
     for number, (name, color) in enumerate(zip(names, voc_colors(len(names) + 1)[1:].tolist()), 1):
         own = region_class == number
         holders = np.unique(region_photograph[own])
-        records.append({
-            "id": number,
-            "name": name,
-            "color": f"#{bytes(color).hex()}",
-            "images": int(holders.size),
-            "patches": int(region_patches[own].sum()),
-            "medoid": photographs[medoids[number - 1]] if holders.size else None,
-            "confidence": round(float(confidence[holders].mean()), 6) if holders.size else None,
-        })
+        records.append(
+            {
+                "id": number,
+                "name": name,
+                "color": f"#{bytes(color).hex()}",
+                "images": int(holders.size),
+                "patches": int(region_patches[own].sum()),
+                "medoid": photographs[medoids[number - 1]] if holders.size else None,
+                "confidence": round(float(confidence[holders].mean()), 6) if holders.size else None,
+            }
+        )
     return records

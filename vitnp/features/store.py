@@ -64,7 +64,9 @@ class FeatureStore:
     (540, 192)
     """
 
-    def __init__(self, folder: Path | str, identity: FeatureSpec, *, notice: Callable[[str], None] | None = None) -> None:
+    def __init__(
+        self, folder: Path | str, identity: FeatureSpec, *, notice: Callable[[str], None] | None = None
+    ) -> None:
         self.folder = Path(folder) / identity.name
         self.identity = identity
         self.notice = notice or logging.getLogger("vitnp").warning

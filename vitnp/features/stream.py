@@ -301,7 +301,9 @@ def _kind(item: Decoded | Extracted) -> tuple[int, ...] | None:
     return None if isinstance(item, Extracted) else item.prepared.pixels.shape
 
 
-def _run(group: list[Decoded] | list[Extracted], *, vit: ViT, identity: FeatureSpec, at_once: BatchSizer) -> list[Extracted]:
+def _run(
+    group: list[Decoded] | list[Extracted], *, vit: ViT, identity: FeatureSpec, at_once: BatchSizer
+) -> list[Extracted]:
     if isinstance(group[0], Extracted):
         return group
     rows, columns = vit.grid(*group[0].prepared.pixels.shape[:2], identity.stride)
@@ -314,7 +316,10 @@ def _run(group: list[Decoded] | list[Extracted], *, vit: ViT, identity: FeatureS
 
 
 def stored_batch(
-    group: Sequence[Decoded], vit: ViT, identity: FeatureSpec, place_for: Callable[[np.ndarray], np.ndarray] = kernels.to_host
+    group: Sequence[Decoded],
+    vit: ViT,
+    identity: FeatureSpec,
+    place_for: Callable[[np.ndarray], np.ndarray] = kernels.to_host,
 ) -> list[FeatureRecord]:
     """Features of photographs of one grid, in one pass.
 
@@ -332,7 +337,10 @@ def stored_batch(
     UsageError
         When the features don't fit the precision.
     """
-    found = {name: place_for(array) for name, array in _forward(as_batch([item.prepared for item in group], vit), vit, identity).items()}
+    found = {
+        name: place_for(array)
+        for name, array in _forward(as_batch([item.prepared for item in group], vit), vit, identity).items()
+    }
     _refuse_overflow(found, identity)
     features = []
     for place, item in enumerate(group):

@@ -175,7 +175,7 @@ def _header(path: str | os.PathLike[str]) -> Iterator[tuple[Image.Image, str]]:
         opener = _opener(kind, path)
         try:
             picture = opener(file)
-        except Exception as error:  # noqa: BLE001 - Pillow's parsers raise nearly anything on damaged files
+        except Exception as error:
             raise _damaged(path, kind, error) from None
         with picture:
             yield picture, kind
@@ -289,7 +289,7 @@ def _read_picture(picture: Image.Image, name: object, kind: str, max_pixels: int
         return upright
     except ImageError:
         raise
-    except Exception as error:  # noqa: BLE001 - as above
+    except Exception as error:
         raise _damaged(name, kind, error) from None
 
 
@@ -297,7 +297,7 @@ def _orientation(picture: Image.Image) -> int:
     """EXIF orientation, 1 to 8; a damaged EXIF block is no reason to refuse a sound picture."""
     try:
         value = picture.getexif().get(0x0112, 1)
-    except Exception:  # noqa: BLE001 - as above
+    except Exception:
         return 1
     return value if isinstance(value, int) and value in _STORED_VIEW else 1
 

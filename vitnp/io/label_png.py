@@ -11,9 +11,7 @@ from vitnp.io.write import write_png
 from vitnp.masks.palette import voc_colors
 
 
-def write_labels(
-    path: str | os.PathLike[str], labels: np.ndarray, text: Mapping[str, str] | None = None
-) -> None:
+def write_labels(path: str | os.PathLike[str], labels: np.ndarray, text: Mapping[str, str] | None = None) -> None:
     """Write labels as an 8-bit palette PNG: pixel values are the classes, and any viewer shows them in color.
 
     Parameters

@@ -88,7 +88,7 @@ def _taps(source: int, target: int, window: slice) -> tuple[np.ndarray, np.ndarr
 
 
 def _lerp(start: np.ndarray, stop: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """start + weight (stop - start), in the memory of `stop`."""
+    """Start + weight (stop - start), in the memory of `stop`."""
     stop -= start
     stop *= weight
     stop += start

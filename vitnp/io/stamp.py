@@ -14,7 +14,6 @@ import numpy as np
 from vitnp.errors import OutputError
 
 if TYPE_CHECKING:
-
     pass
 
 _PNG = b"\x89PNG\r\n\x1a\n"
@@ -95,7 +94,7 @@ def stamp(path: str | os.PathLike[str]) -> dict[str, str] | None:
 
 
 def _png_text(file: BinaryIO) -> dict[str, str]:
-    """tEXt chunks that stand before a PNG's pixels (PNG specification, 11.3.3.2)."""
+    """TEXt chunks that stand before a PNG's pixels (PNG specification, 11.3.3.2)."""
     entries = {}
     for _ in range(_STAMP_CHUNKS):
         header = file.read(8)

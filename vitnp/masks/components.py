@@ -69,7 +69,8 @@ def label(mask: np.ndarray) -> np.ndarray:
 
 def _joined(count: int, a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """The smallest number among all that pairs (a, b) join, for each of `count` numbers: roots are hooked onto smaller ones, and
-    chains cut short, until nothing changes (Shiloach and Vishkin 1982)."""
+    chains cut short, until nothing changes (Shiloach and Vishkin 1982).
+    """
     root = np.arange(count)
     while True:
         low, high = np.minimum(root[a], root[b]), np.maximum(root[a], root[b])

@@ -63,7 +63,9 @@ class Collection:
             own = np.asarray(kernels.to_host(cls), np.float32)[None]
             return int(kernels.for_array(own).kmeans_assign(own, self.centers)[0][0])
 
-    def levels(self, keys: np.ndarray, image_level: tuple[np.ndarray, np.ndarray], category: int) -> tuple[np.ndarray, ...]:
+    def levels(
+        self, keys: np.ndarray, image_level: tuple[np.ndarray, np.ndarray], category: int
+    ) -> tuple[np.ndarray, ...]:
         """What image, data set and category each say of one photograph's patches; for :func:`vitnp.method.agreement.combine_levels`.
 
         Parameters
@@ -142,9 +144,17 @@ class Collection:
     def mismatch(self, parameters: Mapping[str, object]) -> str | None:
         """Why features made with these parameters can't be used with this collection: half a sentence, or None."""
         for name in COMPARABLE:
-            ours, theirs = json.loads(canonical_json(self.parameters[name])), json.loads(canonical_json(parameters[name]))
+            ours, theirs = (
+                json.loads(canonical_json(self.parameters[name])),
+                json.loads(canonical_json(parameters[name])),
+            )
             if ours != theirs:
-                called = {"sha256": "checkpoint", "pos_embed": "position convention", "mean": "normalization", "std": "normalization"}
+                called = {
+                    "sha256": "checkpoint",
+                    "pos_embed": "position convention",
+                    "mean": "normalization",
+                    "std": "normalization",
+                }
                 if name == "sha256":
                     ours, theirs = (str(p.get("model") or p["sha256"])[:64] for p in (self.parameters, parameters))
                     if ours == theirs:
@@ -186,15 +196,26 @@ class Collection:
             centers = np.array(arrays["centres"], np.float32)
             levels += [_level(arrays, f"category.{index}", temperatures["category"]) for index in range(len(centers))]
             for level in levels:
-                if not level.centroids or any(c.shape != (len(s), centers.shape[1]) for c, s in zip(level.centroids, level.shares)):
+                if not level.centroids or any(
+                    c.shape != (len(s), centers.shape[1]) for c, s in zip(level.centroids, level.shares)
+                ):
                     raise ValueError("shapes that don't fit together")
             prototypes = None
             if "prototypes.cls" in arrays:
-                prototypes = Prototypes(np.array(arrays["prototypes.cls"]), np.array(arrays["prototypes.classes"], np.int64))
+                prototypes = Prototypes(
+                    np.array(arrays["prototypes.cls"]), np.array(arrays["prototypes.classes"], np.int64)
+                )
                 known = prototypes.classes
-                if prototypes.cls.shape != (len(known), centers.shape[1]) or not len(known) or known.min() < 0 or known.max() >= 65_535:
+                if (
+                    prototypes.cls.shape != (len(known), centers.shape[1])
+                    or not len(known)
+                    or known.min() < 0
+                    or known.max() >= 65_535
+                ):
                     raise ValueError("prototypes that don't fit")
-            missing = [name for name in (*COMPARABLE, "consistency", "max_tokens", "refine", "seed") if name not in parameters]
+            missing = [
+                name for name in (*COMPARABLE, "consistency", "max_tokens", "refine", "seed") if name not in parameters
+            ]
             if missing:
                 raise KeyError(missing[0])
             if parameters["consistency"] not in CONSISTENCY:
@@ -211,7 +232,10 @@ class Collection:
 
     def _arrays(self) -> dict[str, np.ndarray]:
         arrays = {"centres": self.centers}
-        for name, level in [("dataset", self.dataset), *((f"category.{i}", level) for i, level in enumerate(self.categories))]:
+        for name, level in [
+            ("dataset", self.dataset),
+            *((f"category.{i}", level) for i, level in enumerate(self.categories)),
+        ]:
             for index, (centroids, shares) in enumerate(zip(level.centroids, level.shares)):
                 arrays[f"{name}.{index}.centroids"], arrays[f"{name}.{index}.shares"] = centroids, shares
         if self.prototypes is not None:
@@ -224,4 +248,3 @@ def _level(arrays: Mapping[str, np.ndarray], name: str, temperature: float) -> F
     centroids: Sequence[np.ndarray] = [np.array(arrays[f"{name}.{index}.centroids"], np.float32) for index in indices]
     shares = [np.array(arrays[f"{name}.{index}.shares"], np.float32) for index in indices]
     return FittedLevel(tuple(centroids), tuple(shares), float(temperature))
-

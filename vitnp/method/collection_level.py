@@ -124,8 +124,13 @@ def fit_level(
     for clusters in config.clusters:
         clusters = min(clusters, len(hard))
         found = KMeans(
-            clusters, n_init=config.starts, max_iter=config.max_iterations, tol=config.tolerance, seed=(*seed, clusters),
-            n_threads=n_threads, device=device,
+            clusters,
+            n_init=config.starts,
+            max_iter=config.max_iterations,
+            tol=config.tolerance,
+            seed=(*seed, clusters),
+            n_threads=n_threads,
+            device=device,
         ).fit(keys, mapper=mapper)
         covered = np.bincount(found.labels_, weights=hard, minlength=clusters)
         centroids.append(found.cluster_centers_)

@@ -8,9 +8,7 @@ from vitnp import kernels
 from vitnp.clustering.spherical import Clustering
 
 
-def foreground_clusters(
-    found: Clustering, attention: np.ndarray, border: np.ndarray, threshold: float
-) -> np.ndarray:
+def foreground_clusters(found: Clustering, attention: np.ndarray, border: np.ndarray, threshold: float) -> np.ndarray:
     """Which clusters are foreground: those that CLS attends to and that keep away from the border.
 
     The score of a cluster is log(a + 1e-3) - log(b + 0.1), with a = mean attention of its patches over the image's mean,

@@ -93,9 +93,7 @@ def image_level(
     with blas.one_blas_thread():
         for clusters in tried:
             rng = np.random.default_rng((*seed, clusters))
-            found = spherical_kmeans(
-                keys, clusters, rng, starts=config.starts, max_iterations=config.max_iterations
-            )
+            found = spherical_kmeans(keys, clusters, rng, starts=config.starts, max_iterations=config.max_iterations)
             foreground = foreground_clusters(found, attention, border, config.threshold)
             hard += kernels.to_device(foreground, device)[found.labels]
             soft += _sigmoid(_margin(keys, found.centroids, foreground) / config.temperature)

@@ -16,7 +16,6 @@ VOTERS = 10
 KEPT_PER_CLASS = 50
 
 
-
 @dataclasses.dataclass(frozen=True, eq=False)
 class Prototypes:
     """What is kept of the classes to recognize them in new photographs.
@@ -54,7 +53,9 @@ class Prototypes:
         array([5])
         """
         with blas.one_blas_thread():
-            cosine = kernels.for_device().normalize_rows(np.asarray(cls, np.float32)) @ self.cls.astype(np.float32).T  # (G, S)
+            cosine = (
+                kernels.for_device().normalize_rows(np.asarray(cls, np.float32)) @ self.cls.astype(np.float32).T
+            )  # (G, S)
         voters = min(VOTERS, len(self.classes), max(1, np.bincount(self.classes).max()))
         nearest = np.argsort(-cosine, axis=1, kind="stable")[:, :voters]
         count = int(self.classes.max()) + 1
@@ -142,7 +143,11 @@ def split_by_class(
     added = np.array(second_halves, np.int64)  # (splits, 2)
     order = [*range(len(found.classes)), *parents]
     return Regions(
-        np.append(labels, added[:, 0]), found.scores[order], found.typical[order], np.append(sizes, added[:, 1]), tuple(splits)
+        np.append(labels, added[:, 0]),
+        found.scores[order],
+        found.typical[order],
+        np.append(sizes, added[:, 1]),
+        tuple(splits),
     )
 
 
@@ -150,7 +155,9 @@ def _nearer_to_second(halves: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
     """Patches that are in the second of two halves (2, N), or outside both and nearer to it: (N,) bool."""
     from scipy import ndimage
 
-    nearest = ndimage.distance_transform_edt(~halves.any(axis=0).reshape(grid), return_distances=False, return_indices=True)
+    nearest = ndimage.distance_transform_edt(
+        ~halves.any(axis=0).reshape(grid), return_distances=False, return_indices=True
+    )
     return halves[1].reshape(grid)[tuple(nearest)].ravel()
 
 

@@ -106,7 +106,9 @@ def label_regions(mask: np.ndarray, rule: RegionRule = RegionRule()) -> np.ndarr
     if step > 1:
         small = np.logical_or.reduceat(mask, np.arange(0, mask.shape[0], step), axis=0)
         small = np.logical_or.reduceat(small, np.arange(0, mask.shape[1], step), axis=1)
-        found = label_regions(small, rule).repeat(step, axis=0)[: mask.shape[0]].repeat(step, axis=1)[:, : mask.shape[1]]
+        found = (
+            label_regions(small, rule).repeat(step, axis=0)[: mask.shape[0]].repeat(step, axis=1)[:, : mask.shape[1]]
+        )
         return found * mask
     from scipy import ndimage
 
@@ -169,11 +171,14 @@ def region_patches(regions: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
 
 def patch_cells(size: tuple[int, int], grid: tuple[int, int]) -> Iterator[np.ndarray]:
     """The patches' row over each row of pixels, and column over each column; on pictures smaller than the grid that at the
-    pixel's center."""
+    pixel's center.
+    """
     return (((np.arange(side) + 0.5) * n / side).astype(np.int64) for side, n in zip(size, grid))
 
 
-def bisect_region(keys: np.ndarray, patches: np.ndarray, grid: tuple[int, int], seed: tuple[int, ...], rule: RegionRule) -> np.ndarray | None:
+def bisect_region(
+    keys: np.ndarray, patches: np.ndarray, grid: tuple[int, int], seed: tuple[int, ...], rule: RegionRule
+) -> np.ndarray | None:
     """Part a region in two by its patches' keys and places.
 
     Parameters

@@ -254,7 +254,7 @@ def _hash(bins: tuple[np.ndarray, ...]) -> tuple[np.ndarray, list[int]]:
     keys = np.int64(0)
     for axis, extent in zip(bins, extents):
         keys = keys * extent + (axis - axis.min())
-    return keys, [math.prod(extents[d + 1:]) for d in range(len(extents))]
+    return keys, [math.prod(extents[d + 1 :]) for d in range(len(extents))]
 
 
 def _adjacency(occupied: np.ndarray, strides: list[int]) -> csr_array:

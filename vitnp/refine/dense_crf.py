@@ -106,7 +106,9 @@ def dense_crf(
 def _check_probability(probability: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     probability = kernels.array_module(probability).asarray(probability)
     if probability.ndim not in (2, 3) or probability.shape[:2] != shape or probability.size == 0:
-        raise ValueError(f"the probabilities' shape {probability.shape} doesn't fit the photograph's height and width {shape}")
+        raise ValueError(
+            f"the probabilities' shape {probability.shape} doesn't fit the photograph's height and width {shape}"
+        )
     # Not a number compares as false.
     if not ((probability >= 0) & (probability <= 1)).all():
         raise ValueError("probabilities must be finite and between 0 and 1")

@@ -147,9 +147,7 @@ def guided_upsample(
     return fixed_point(size, window, tile)
 
 
-def fixed_point(
-    size: tuple[int, int], window: Callable[[slice, slice], np.ndarray], tile: int = _TILE
-) -> np.ndarray:
+def fixed_point(size: tuple[int, int], window: Callable[[slice, slice], np.ndarray], tile: int = _TILE) -> np.ndarray:
     """Fill a uint16 map (H, W) tile by tile from ``window(rows, columns)``, clipped to 0..1; 65535 stands for 1.
 
     Tiles are bands of whole rows unless a single row has more pixels than the tile may.
@@ -166,7 +164,7 @@ def fixed_point(
 
 
 def _apply(a: list[np.ndarray], b: np.ndarray, rgb: np.ndarray) -> np.ndarray:
-    """a . rgb + b, accumulated in the memory of a and b."""
+    """A . rgb + b, accumulated in the memory of a and b."""
     for channel, slope in enumerate(a):
         slope *= rgb[..., channel]
         b += slope

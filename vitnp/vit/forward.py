@@ -49,12 +49,17 @@ class PackedWeights:
 
     def __init__(self, weights: Mapping[str, np.ndarray], precision: str, device: str = "cpu"):
         single = weights["cls_token"].dtype == np.float32
-        self.kernels, self.precision = kernels.for_device("reference" if device == "cpu" and not single else device), precision
+        self.kernels, self.precision = (
+            kernels.for_device("reference" if device == "cpu" and not single else device),
+            precision,
+        )
         self.device, self.xp = device, kernels.array_module(kernels.to_device(np.empty(0), device))
         on_gpu = np.dtype(np.float16 if precision == "fp16" else np.float32)
         self.dtype = on_gpu if device == "cuda" else weights["cls_token"].dtype
         self._weights, self._packed, self._lock = weights, {}, threading.Lock()
-        self.places: tuple[tuple[int, ...], tuple[np.ndarray, np.ndarray]] | None = None  # of the last grid, see places()
+        self.places: tuple[tuple[int, ...], tuple[np.ndarray, np.ndarray]] | None = (
+            None  # of the last grid, see places()
+        )
 
     def __getitem__(self, name: str) -> Any:
         """An entry by its name in the file; "NAME:query", ":key" and ":value" are thirds of the fused projection."""
@@ -71,7 +76,8 @@ class PackedWeights:
 
     def exclusive(self) -> contextlib.AbstractContextManager:
         """What to hold during a forward pass: on a GPU they go one after the other, each with its own arithmetic of products; where
-        BLAS computes it has one thread; compiled kernels need nothing."""
+        BLAS computes it has one thread; compiled kernels need nothing.
+        """
         if self.device != "cpu":
             return self.kernels.products(self.precision)
         return blas.one_blas_thread() if self.kernels.BLOCK is None else contextlib.nullcontext()
@@ -114,14 +120,31 @@ class ForwardPass:
     """
 
     def __init__(
-        self, weights: PackedWeights, config: ViTConfig, images: np.ndarray, stride: int, layer: int, features: tuple[str, ...]
+        self,
+        weights: PackedWeights,
+        config: ViTConfig,
+        images: np.ndarray,
+        stride: int,
+        layer: int,
+        features: tuple[str, ...],
     ):
         c, k = config, weights.kernels
-        self.weights, self.config, self.images, self.stride, self.layer, self.features = weights, c, images, stride, layer, features
-        self.prefix_tokens, self.positions = prefix_and_pos_embed(weights, c, tuple((side - c.patch) // stride + 1 for side in images.shape[2:]))
+        self.weights, self.config, self.images, self.stride, self.layer, self.features = (
+            weights,
+            c,
+            images,
+            stride,
+            layer,
+            features,
+        )
+        self.prefix_tokens, self.positions = prefix_and_pos_embed(
+            weights, c, tuple((side - c.patch) // stride + 1 for side in images.shape[2:])
+        )
         self.first = 1 + c.registers  # the first patch among the tokens
         batch, tokens = len(images), self.first + len(self.positions)
-        self.x, self.queries = (weights.temporary(name, batch, tokens, c.width) for name in ("tokens", "queries"))  # (B, T, D)
+        self.x, self.queries = (
+            weights.temporary(name, batch, tokens, c.width) for name in ("tokens", "queries")
+        )  # (B, T, D)
         # With two a thread may begin the next layer while others still read this one; for many tokens waiting is cheaper.
         slots = 2 if weights.device == "cpu" and batch * tokens < SHARED_KV_TOKENS else 1
         self.kv = [
@@ -129,7 +152,9 @@ class ForwardPass:
             for slot in range(slots)
         ]
         # Rows of the last block's output that somebody asks for: all of them, the leading ones, CLS, or none.
-        self.rows = tokens if "token" in features else self.first if "register" in features else 1 if "cls" in features else 0
+        self.rows = (
+            tokens if "token" in features else self.first if "register" in features else 1 if "cls" in features else 0
+        )
         by_cls = "attention" in features or "cls_state" in features
         self.query_rows = tokens if "query" in features else max(self.rows, int(by_cls))
         wanted = {
@@ -153,7 +178,9 @@ class ForwardPass:
             kv = self.kv[index % len(self.kv)]
             for images, rows in mine:
                 y = norm(weights, c, x[images, rows], f"blocks.{index}.norm1")  # (b, n, D)
-                key, value = (project(weights, y, index, part, weights.temporary(part, *y.shape)) for part in ("key", "value"))
+                key, value = (
+                    project(weights, y, index, part, weights.temporary(part, *y.shape)) for part in ("key", "value")
+                )
                 kv.write(images, rows.start, key, value)
                 project(weights, y, index, "query", self.queries[images, rows])
             worker.wait()
@@ -192,10 +219,14 @@ class ForwardPass:
         first, got, xp = self.first, dict(self.out), self.weights.xp
         if "attention" in self.features:
             with blas.one_blas_thread():
-                row = self.weights.kernels.attention_row(got["query"][:, :1], got["key"], self.config.heads)  # (B, H, T)
+                row = self.weights.kernels.attention_row(
+                    got["query"][:, :1], got["key"], self.config.heads
+                )  # (B, H, T)
             got["attention"] = row[:, :, first:]
         if "cls_state" in self.features:
-            got["cls_state"] = xp.stack([part[:, 0] for part in (self.x, got["query"], got["key"], got["value"])], axis=1)
+            got["cls_state"] = xp.stack(
+                [part[:, 0] for part in (self.x, got["query"], got["key"], got["value"])], axis=1
+            )
         if self.rows:
             got |= {"cls": got["token"][:, 0], "register": got["token"][:, 1:first]}
         got |= {facet: got[facet][:, first:] for facet in FACETS if facet in got}
@@ -235,7 +266,9 @@ class ForwardPass:
             w.xp.add(patches, self.positions[start:stop], out=self.x[images, first + start : first + stop])
 
 
-def prefix_and_pos_embed(weights: PackedWeights, config: ViTConfig, grid: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+def prefix_and_pos_embed(
+    weights: PackedWeights, config: ViTConfig, grid: tuple[int, ...]
+) -> tuple[np.ndarray, np.ndarray]:
     """The leading tokens (1 + R, D), CLS with its position and registers without; the positions of the patches (N, D).
 
     Those of the last grid are kept: the images of a collection are often of one size.
@@ -264,7 +297,12 @@ def project(weights: PackedWeights, y: np.ndarray, index: int, part: str, out: n
 
 
 def block_tail(
-    weights: PackedWeights, config: ViTConfig, x: np.ndarray, attn_out: np.ndarray, index: int, out: np.ndarray | None = None
+    weights: PackedWeights,
+    config: ViTConfig,
+    x: np.ndarray,
+    attn_out: np.ndarray,
+    index: int,
+    out: np.ndarray | None = None,
 ) -> np.ndarray:
     """What a block does once its tokens (b, n, D) have gathered from all others: projection and MLP, each on a residual branch."""
     k, name = weights.kernels, f"blocks.{index}"

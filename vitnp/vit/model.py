@@ -67,7 +67,12 @@ class ViT:
         return (height - patch) // stride + 1, (width - patch) // stride + 1
 
     def __call__(
-        self, images: np.ndarray, features: str | Iterable[str] = ("key",), *, layer: int = -1, stride: int | None = None
+        self,
+        images: np.ndarray,
+        features: str | Iterable[str] = ("key",),
+        *,
+        layer: int = -1,
+        stride: int | None = None,
     ) -> dict[str, np.ndarray]:
         """Features of one block, and nothing that isn't asked for.
 
@@ -202,19 +207,25 @@ class ViT:
     def __setstate__(self, state: dict[str, object]) -> None:
         self.__dict__.update(state, _packed=None, _lock=threading.Lock())
 
-    def _checked(self, images: np.ndarray, features: tuple[str, ...], layer: int, stride: int | None) -> tuple[int, int]:
+    def _checked(
+        self, images: np.ndarray, features: tuple[str, ...], layer: int, stride: int | None
+    ) -> tuple[int, int]:
         """Layer counted from 0 and stride in pixels, once everything is known to make sense."""
         c = self.config
         unknown = [name for name in features if name not in FEATURES]
         if unknown or not features:
             raise UsageError(f"unknown features {unknown}; choose among {', '.join(FEATURES)}")
         if not isinstance(layer, numbers.Integral) or not -c.depth <= layer < c.depth:
-            raise UsageError(f"layer {layer} is out of range; this network has blocks 0 to {c.depth - 1} (or -{c.depth} to -1)")
+            raise UsageError(
+                f"layer {layer} is out of range; this network has blocks 0 to {c.depth - 1} (or -{c.depth} to -1)"
+            )
         stride = c.patch if stride is None else stride
         if not isinstance(stride, numbers.Integral) or not 0 < stride <= c.patch or c.patch % stride:
             raise UsageError(f"stride {stride} doesn't fit; choose a divisor of the patch, {c.patch}")
         if not isinstance(images, np.ndarray) and kernels.device_of(images) == "cpu":
-            raise UsageError(f"images are a {type(images).__name__}; expected an array of the shape (B, 3, height, width)")
+            raise UsageError(
+                f"images are a {type(images).__name__}; expected an array of the shape (B, 3, height, width)"
+            )
         if images.ndim != 4 or images.shape[1] != 3 or any(side % c.patch or not side for side in images.shape[2:]):
             raise UsageError(
                 f"images have the shape {images.shape}; expected (B, 3, height, width) with sides that are multiples of {c.patch}"
@@ -237,5 +248,7 @@ def resolve_precision(wish: str, device: str = "cpu") -> str:
     there = kernels.for_device(device).precisions()
     if wish not in there:
         where = "GPU" if device == "cuda" else "CPU"
-        raise UsageError(f"there is no precision {wish!r} on this machine's {where}; choose among auto, {', '.join(there)}")
+        raise UsageError(
+            f"there is no precision {wish!r} on this machine's {where}; choose among auto, {', '.join(there)}"
+        )
     return wish

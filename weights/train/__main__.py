@@ -80,9 +80,7 @@ def build_parser() -> argparse.ArgumentParser:
     group.add_argument("--compile", action="store_true", help="compile the networks first; faster on a GPU")
     group.add_argument("--threads", type=positive, metavar="N", help="of torch (its own choice)")
     group.add_argument("--save-minutes", type=_above_zero, default=5.0, metavar="M", help="between saves (5)")
-    group.add_argument(
-        "--log-steps", type=positive, default=100, metavar="N", help="between lines of the log (100)"
-    )
+    group.add_argument("--log-steps", type=positive, default=100, metavar="N", help="between lines of the log (100)")
     group.add_argument("--quiet", action="store_true", help="errors only")
     group = add.add_argument_group("result")
     group.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the run")
@@ -137,11 +135,12 @@ def _distill(args: argparse.Namespace) -> int:
         import torch
     except ImportError:
         raise UsageError("training needs torch: `pip install '.[train]'` in a checkout brings it") from None
-    from vitnp.checkpoints.load import load_vit
     from vitnp.kernels.threads import pool
     from vitnp.weights.train.data.dedup import Deduplication
     from vitnp.weights.train.data.packs import pictures_of
     from vitnp.weights.train.distill import Origin, Recipe, Surroundings, distill
+
+    from vitnp.checkpoints.load import load_vit
 
     if args.threads:
         torch.set_num_threads(args.threads)
@@ -190,9 +189,10 @@ def _pairs(args: argparse.Namespace) -> list:
 
 
 def _score(student: Path, pairs: list, args: argparse.Namespace) -> None:
+    from vitnp.weights.train.log import RunLog
+
     from vitnp.checkpoints.load import load_vit
     from vitnp.evaluate.saliency import score_photographs
-    from vitnp.weights.train.log import RunLog
 
     scored = score_photographs(pairs, load_vit(student), threads=args.threads)
     RunLog(args.out / "log.jsonl").write({"images": scored.images, **scored.scores})
@@ -231,7 +231,7 @@ def _interruption() -> Iterator[Callable[[], bool]]:
 
 
 def _above_zero(text: str) -> float:
-    """argparse type: a number above 0."""
+    """Argparse type: a number above 0."""
     try:
         value = float(text)
     except ValueError:

@@ -27,10 +27,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-
-from vitnp.errors import OutputError, UsageError, VitnpError
-from vitnp.io.write import make_folder, replacing
-from vitnp.vit.model import ViT
 from vitnp.weights.train import schedule, torch_vit
 from vitnp.weights.train.data.crops import Ahead, DeviceCrops, HostCrops, Normalize
 from vitnp.weights.train.data.packs import Picture
@@ -40,6 +36,10 @@ from vitnp.weights.train.log import RunLog
 from vitnp.weights.train.losses import Scales, errors
 from vitnp.weights.train.student import Student
 from vitnp.weights.train.targets import Batch, Targets
+
+from vitnp.errors import OutputError, UsageError, VitnpError
+from vitnp.io.write import make_folder, replacing
+from vitnp.vit.model import ViT
 
 _HELD_OUT, _STREAM = 3, 4  # streams of random numbers, beside those of plans and lessons
 _HELD_OUT_BATCH = 16

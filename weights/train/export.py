@@ -6,10 +6,10 @@ import os
 from collections.abc import Mapping
 
 import numpy as np
+from vitnp.weights.train.data.sampler import TRAINED, snapped
 
 from vitnp.checkpoints.safetensors_io import write_safetensors
 from vitnp.vit.config import ViTConfig
-from vitnp.weights.train.data.sampler import TRAINED, snapped
 
 
 def write_student(

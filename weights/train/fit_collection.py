@@ -14,6 +14,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+from vitnp.weights.train.data.dedup import Deduplication
+from vitnp.weights.train.data.packs import Picture, pictures_of
 
 from vitnp.checkpoints.registry import collection_temperature
 from vitnp.cli import arguments, shared
@@ -24,8 +26,6 @@ from vitnp.method.collection import Collection
 from vitnp.progress import Progress, silent
 from vitnp.segmenter import Segmenter
 from vitnp.vit.model import ViT
-from vitnp.weights.train.data.dedup import Deduplication
-from vitnp.weights.train.data.packs import Picture, pictures_of
 
 __all__ = ["fit_collection", "main", "sample"]
 
@@ -112,7 +112,9 @@ def fit_collection(
         temperature = collection_temperature(segmenter.vit.sha256)
     if temperature is not None:
         soften = functools.partial(dataclasses.replace, temperature=temperature)
-        segmenter.dataset_level, segmenter.category_level = map(soften, (collection_level.DATASET, collection_level.CATEGORY))
+        segmenter.dataset_level, segmenter.category_level = map(
+            soften, (collection_level.DATASET, collection_level.CATEGORY)
+        )
     collection = segmenter.fit(photographs).collection
     return dataclasses.replace(collection, parameters={**collection.parameters, "refine": "solver"})
 
@@ -124,13 +126,24 @@ def build_parser() -> argparse.ArgumentParser:
         "Fit a collection, without classes, that single photographs can be judged by: `python -m vitnp.segment --collection FILE`.",
         usage="python -m vitnp.weights.train.fit_collection PHOTOS [PHOTOS ...] --out FILE [options]",
     )
-    made.add_argument("photographs", nargs="+", type=Path, metavar="PHOTOS", help="photographs, folders of them, or packs (.npz)")
+    made.add_argument(
+        "photographs", nargs="+", type=Path, metavar="PHOTOS", help="photographs, folders of them, or packs (.npz)"
+    )
     made.add_argument("--out", type=Path, required=True, metavar="FILE", help="safetensors file to write")
     made.add_argument(
-        "--exclude", type=Path, nargs="+", default=[], metavar="DIR", help="leave out what also occurs there, by name or looks"
+        "--exclude",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="DIR",
+        help="leave out what also occurs there, by name or looks",
     )
-    made.add_argument("--photographs", dest="count", type=arguments.positive, metavar="N", help="a sample of so many (all)")
-    made.add_argument("--categories", type=arguments.positive, default=20, metavar="N", help="groups of similar photographs (20)")
+    made.add_argument(
+        "--photographs", dest="count", type=arguments.positive, metavar="N", help="a sample of so many (all)"
+    )
+    made.add_argument(
+        "--categories", type=arguments.positive, default=20, metavar="N", help="groups of similar photographs (20)"
+    )
     made.add_argument("--temperature", type=float, metavar="T", help="of both levels (the registry's, else 0.05)")
     made.add_argument("--seed", type=arguments.natural, default=0, metavar="N", help="same seed, same file (0)")
     made.add_argument("--cache", metavar="DIR", help="folder that keeps features for the next run")
@@ -170,7 +183,12 @@ def main(argv: list[str] | None = None) -> int:
         cache=args.cache, threads=args.threads, progress=functools.partial(shared.stage_progress, quiet=args.quiet),
     )  # fmt: skip
     collection.save(args.out)
-    facts = {"file": str(args.out), "photographs": len(photographs), "categories": len(collection.categories), "digest": collection.digest}
+    facts = {
+        "file": str(args.out),
+        "photographs": len(photographs),
+        "categories": len(collection.categories),
+        "digest": collection.digest,
+    }
     if args.json:
         shared.print_json(facts)
     else:

@@ -7,10 +7,10 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-from vitnp.vit.config import ViTConfig
 from vitnp.weights.train import torch_vit
 from vitnp.weights.train.targets import Batch
+
+from vitnp.vit.config import ViTConfig
 
 _TOO_LITTLE = 1e-4  # spread of a channel that says nothing
 

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor
-
 from vitnp.weights.train.muon import Muon
 
 OPTIMIZERS = ("muon", "adamw")

@@ -14,11 +14,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from vitnp.weights.train.data.sampler import TRAINED, snapped
 
 from vitnp.vit import model
 from vitnp.vit.config import ViTConfig
 from vitnp.vit.pos_embed import resample_positions
-from vitnp.weights.train.data.sampler import TRAINED, snapped
 
 Weights = Mapping[str, Tensor]
 

@@ -20,7 +20,6 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
-
 from vitnp.kernels.cpu.codegen.jit import kernel
 from vitnp.kernels.cpu.codegen.simd import I64
 

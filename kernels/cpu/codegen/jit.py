@@ -103,7 +103,9 @@ def cache_folder() -> pathlib.Path:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise NoCache(f"{folder} can't be written ({error.strerror or error}); set VITNP_CACHE to a folder that can") from None
+        raise NoCache(
+            f"{folder} can't be written ({error.strerror or error}); set VITNP_CACHE to a folder that can"
+        ) from None
     return folder
 
 

@@ -19,7 +19,6 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
-
 from vitnp.kernels.cpu.codegen.jit import kernel
 from vitnp.kernels.cpu.codegen.simd import FLOAT, HALF, I32, I64, LANES, Vectors, loop
 
@@ -40,7 +39,9 @@ DOTS = LANES  # up to so many centroids dots are faster
 
 FAR_AHEAD = 16_384  # bytes: what is asked for so long before it is read has come to the second cache by then
 
-FAINT = np.float32(1e-30)  # rows whose squares add up to less are scaled first, or their squares would be rounded to nothing
+FAINT = np.float32(
+    1e-30
+)  # rows whose squares add up to less are scaled first, or their squares would be rounded to nothing
 
 KINDS = {"f": 0, "d": 1, "e": 2}
 # Half precision takes an instruction that old x86 processors lack: there NumPy converts the rows first.
@@ -76,7 +77,8 @@ def _prefetch(v: Vectors, address: ir.Value, cache: int) -> None:
 
 def _reader(element: ir.Type) -> Callable:
     """``read(into, row, shift, n, ahead)``: converts a row to float32, less the shift; the sum of squares. The memory that lies
-    `ahead` bytes behind it is asked for meanwhile."""
+    `ahead` bytes behind it is asked for meanwhile.
+    """
 
     @intrinsic
     def read(context, into, row, shift, n, ahead):
@@ -216,7 +218,12 @@ def sum_lanes(v: Vectors, values: list[ir.Value]) -> ir.Value:
         low, high = (
             ir.Constant(
                 indices,
-                [part * half + run * width + lane + which * v.lanes for which in (0, 1) for run in range(runs) for lane in range(half)],
+                [
+                    part * half + run * width + lane + which * v.lanes
+                    for which in (0, 1)
+                    for run in range(runs)
+                    for lane in range(half)
+                ],
             )
             for part in (0, 1)
         )
@@ -264,7 +271,8 @@ def largest(context, row, bias, n):
 
 def _adder(apart: bool) -> Callable:
     """``add(row, sums, n, scale, ahead)`` adds a row times `scale` to `sums`; ``add(row, sums, n, centroid, ahead)`` adds it as it
-    is, and gives its squared distance to the centroid. n is a multiple of LANES; the memory at `ahead` is asked for meanwhile."""
+    is, and gives its squared distance to the centroid. n is a multiple of LANES; the memory at `ahead` is asked for meanwhile.
+    """
 
     @intrinsic
     def add(context, row, sums, n, other, ahead):
@@ -327,7 +335,9 @@ def widen(context, sums, n, into):
 
         def one(index, _):
             slot = v.at(into, index)
-            builder.store(builder.fadd(builder.load(slot), builder.fpext(builder.load(v.at(sums, index)), double)), slot)
+            builder.store(
+                builder.fadd(builder.load(slot), builder.fpext(builder.load(v.at(sums, index)), double)), slot
+            )
             return []
 
         index, _ = loop(builder, 0, n, LANES, [], several)
@@ -386,7 +396,8 @@ def read_row(into, row, kind, shift, n, ahead):
 @kernel(fastmath=False)  # or roots would be approximated
 def length(work, at, n, squares):
     """Length of the row in ``work[at : at + n]``, given its sum of squares: infinite for a row of zeros, which so becomes one of
-    zeros when it's divided by its length, NaN for one that isn't finite. A faint row is enlarged where it stands."""
+    zeros when it's divided by its length, NaN for one that isn't finite. A faint row is enlarged where it stands.
+    """
     if squares < FAINT:
         peak = np.float32(0)
         for i in range(at, at + n):

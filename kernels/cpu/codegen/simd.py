@@ -42,7 +42,9 @@ if LANES not in (4, 8, 16):
 
 # Whether two bfloat16 products can be added to a float in one instruction. LLVM before 17 knows it by other types.
 HAS_BF16 = (
-    LANES == 16 and bool(llvmlite.binding.get_host_cpu_features().get("avx512bf16")) and llvmlite.binding.llvm_version_info[0] >= 17
+    LANES == 16
+    and bool(llvmlite.binding.get_host_cpu_features().get("avx512bf16"))
+    and llvmlite.binding.llvm_version_info[0] >= 17
 )
 
 _PREFETCH = "llvm.prefetch.p0" if llvmlite.binding.llvm_version_info[0] >= 15 else "llvm.prefetch.p0i8"
@@ -54,7 +56,14 @@ TILE_VECTORS = 3
 PANEL = TILE_VECTORS * LANES  # columns of a tile
 
 # 2^r for r in -1/2..1/2, lowest power first: a fit of degree 5, relative error 2e-7.
-EXP2 = (1.0000001192092896, 0.6931469440460205, 0.24022121727466583, 0.05550742521882057, 0.009675459936261177, 0.0013266970636323094)
+EXP2 = (
+    1.0000001192092896,
+    0.6931469440460205,
+    0.24022121727466583,
+    0.05550742521882057,
+    0.009675459936261177,
+    0.0013266970636323094,
+)
 
 # exp(a^2 / 2) Phi(-a) for a in 0..GELU_END as a polynomial in 2 a / GELU_END - 1, lowest power first: fitted for the least
 # maximum error of a Phi(-a), which is 7e-8. Beyond the end the product is below 3e-8.
@@ -138,11 +147,11 @@ class Vectors:
         return self.builder.call(function, values)
 
     def fma(self, a: ir.Value, b: ir.Value, c: ir.Value) -> ir.Value:
-        """a b + c, rounded once."""
+        """A b + c, rounded once."""
         return self.call("fma", a, b, c)
 
     def add_products_of_pairs(self, a: ir.Value, b: ir.Value, c: ir.Value) -> ir.Value:
-        """c + a0 b0 + a1 b1, where each lane of a and b holds two bfloat16 numbers."""
+        """C + a0 b0 + a1 b1, where each lane of a and b holds two bfloat16 numbers."""
         pairs = ir.VectorType(BFloat(), 2 * self.lanes)
         signature = ir.FunctionType(self.type, [self.type, pairs, pairs])
         name = "llvm.x86.avx512bf16.dpbf16ps.512"
@@ -178,7 +187,7 @@ class Vectors:
         return b.bitcast(b.add(b.bitcast(mantissa, integers), exponent), self.type)
 
     def gelu(self, x: ir.Value) -> ir.Value:
-        """x Phi(x) = max(x, 0) - |x| Phi(-|x|), and Phi(-a) = exp(-a^2 / 2) times a polynomial. Error below 4e-7."""
+        """X Phi(x) = max(x, 0) - |x| Phi(-|x|), and Phi(-a) = exp(-a^2 / 2) times a polynomial. Error below 4e-7."""
         b = self.builder
         positive = self.larger(x, self.constant(0.0))
         size = self.call("fabs", x)
@@ -189,7 +198,7 @@ class Vectors:
         return b.fsub(positive, tail)
 
     def sigmoid_times(self, x: ir.Value) -> ir.Value:
-        """x / (1 + exp(-x)), also called silu or swish."""
+        """X / (1 + exp(-x)), also called silu or swish."""
         b = self.builder
         # Beyond -87 exp(-x) is near the largest float; the quotient is 0 to the last bit that matters.
         power = self.exp2(b.fmul(self.larger(x, self.constant(-87.0)), self.constant(-LOG2_E)))
@@ -307,9 +316,14 @@ def product_tile(rows: int, vectors: int, pairs: bool = False, cache: int = 1) -
             v = Vectors(builder)
             a_rows = _row_pointers(v, a, rows_a, ld_a, rows)
             b, c = v.pointer(b), v.pointer(c)
-            slots = [v.at(c, builder.add(builder.mul(ld_c, I64(i)), I64(j * LANES))) for i in range(rows) for j in range(vectors)]
+            slots = [
+                v.at(c, builder.add(builder.mul(ld_c, I64(i)), I64(j * LANES)))
+                for i in range(rows)
+                for j in range(vectors)
+            ]
             multiply_add = v.add_products_of_pairs if pairs and HAS_BF16 else v.fma
             zero = v.constant(0.0)
+
             def turn(k, sums):
                 v.prefetch(builder.add(ahead, builder.mul(k, every)), cache)
                 row = v.at(b, builder.mul(k, ld_b))
@@ -362,7 +376,7 @@ def as_bfloat(context, x):
 
 @intrinsic
 def row_to_pairs(context, source, target, n):
-    """n floats at one address as n bfloat16 numbers at another; n is a multiple of LANES."""
+    """N floats at one address as n bfloat16 numbers at another; n is a multiple of LANES."""
 
     def generate(context, builder, signature, arguments):
         source, target, n = arguments
@@ -421,7 +435,7 @@ def transpose_tile(context, source, ld_source, target, ld_target):
 
 @intrinsic
 def row_times(context, source, target, n, factor):
-    """n floats at one address times a factor, to another address or the same; n is a multiple of LANES."""
+    """N floats at one address times a factor, to another address or the same; n is a multiple of LANES."""
 
     def generate(context, builder, signature, arguments):
         source, target, n, factor = arguments
@@ -499,6 +513,8 @@ def _plus(v: Vectors, a: ir.Value, b: ir.Value) -> ir.Value:
 
 # Each takes an address, a multiple of LANES, and a number x.
 row_maximum = _over_row(4, lambda v, x: x, Vectors.larger, lambda v, pointer, x: v.load(pointer))  # of x and the row
-row_exponentials = _over_row(4, lambda v, x: v.constant(0.0), _plus, _exponential)  # row = 2^(row - x), x whole; their sum
+row_exponentials = _over_row(
+    4, lambda v, x: v.constant(0.0), _plus, _exponential
+)  # row = 2^(row - x), x whole; their sum
 row_sum = _over_row(4, lambda v, x: v.constant(0.0), _plus, lambda v, pointer, x: v.load(pointer))  # x isn't used
 row_squares = _over_row(4, lambda v, x: v.constant(0.0), _plus, _squared_deviation)  # sum of (row - x)^2

@@ -336,7 +336,7 @@ def _label_values(path: str | os.PathLike[str], shape: tuple[int, int] | None = 
         raise
     except MemoryError:
         raise ImageError(f"{path}: there is not enough memory to decode this label map; close other programs") from None
-    except Exception as error:  # noqa: BLE001 - Pillow's decoders raise nearly anything on damaged files
+    except Exception as error:
         if getattr(error, "errno", None):
             raise unopened(path, error) from None
         reason = " ".join(str(error).split()) or type(error).__name__

@@ -32,9 +32,7 @@ class Pair(NamedTuple):
     mask: Path
 
 
-def match_pairs(
-    images_dir: str | os.PathLike[str], masks_dir: str | os.PathLike[str]
-) -> tuple[list[Pair], list[Path]]:
+def match_pairs(images_dir: str | os.PathLike[str], masks_dir: str | os.PathLike[str]) -> tuple[list[Pair], list[Path]]:
     """Find the mask of every photograph in a folder.
 
     A mask belongs to the photograph with the same path within its folder, whatever the two extensions; a photograph
@@ -75,7 +73,9 @@ def match_pairs(
             problem = "this is not a folder" if folder.exists() else "there is no such folder"
             raise UsageError(f"{folder}: {problem}; name the one that holds the {content}")
     if images_dir.samefile(masks_dir):
-        raise UsageError(f"{images_dir}: photographs and masks are in one folder; keep the masks in a folder of their own")
+        raise UsageError(
+            f"{images_dir}: photographs and masks are in one folder; keep the masks in a folder of their own"
+        )
 
     photographs = (photograph.relative for photograph in find_photographs([images_dir]))
     images = _by_key(images_dir, photographs, inner=masks_dir, content="photographs")

@@ -9,12 +9,12 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
-
-from vitnp.errors import ImageError
 from vitnp.kernels.threads import pool
-from vitnp.vit.config import ViTConfig
 from vitnp.weights.train.data.packs import Picture
 from vitnp.weights.train.data.sampler import Plan, boxes
+
+from vitnp.errors import ImageError
+from vitnp.vit.config import ViTConfig
 
 # Pixels of a photograph's short side that suffice for every crop, and of the square that one is squeezed into on the
 # device.

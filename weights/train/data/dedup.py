@@ -7,9 +7,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import PurePosixPath
 
 import numpy as np
+from vitnp.weights.train.data.packs import Picture, middle, photographs_of
 
 from vitnp.errors import ImageError
-from vitnp.weights.train.data.packs import Picture, middle, photographs_of
 
 SIDE = 32  # pixels of a thumbnail
 MOST_ALIKE = 0.97  # correlation above which two thumbnails show the same photograph

@@ -73,7 +73,7 @@ class Picture:
                 if short_side is not None:
                     picture.draft("RGB", (short_side, short_side))
                 return read_image(picture)
-        except Exception:  # noqa: BLE001 - Pillow's parsers raise nearly anything on damaged pictures
+        except Exception:
             raise ImageError(f"{self.name}: this picture can't be read; leave it out") from None
 
 
