@@ -19,6 +19,7 @@ from vitnp.weights.train import torch_vit
 from vitnp.weights.train.cli import build_parser, main
 from vitnp.weights.train.data.packs import list_pictures
 from vitnp.weights.train.distill import distill
+from vitnp.weights.train.log import RunLog
 from vitnp.weights.train.recipe import Recipe, RunEnvironment, StudentInfo
 
 from vitnp.checkpoints.load import load_vit
@@ -279,3 +280,10 @@ def test_a_state_with_the_names_of_earlier_versions_is_resumed(finished, tmp_pat
     distill(teacher, pictures, tmp_path, TOY, info=INFO, environment=RunEnvironment(log_steps=20))
     expected, resumed = (folder / "student.safetensors" for folder in (finished, tmp_path))
     assert resumed.read_bytes() == expected.read_bytes()
+
+
+def test_rewinding_a_log_removes_scores_and_incomplete_lines(tmp_path):
+    entries = [{"step": 2, "loss": 1.0}, {"step": 4, "loss": 0.5}, {"images": 3, "iou": 0.8}]
+    (tmp_path / "log.jsonl").write_text("".join(f"{json.dumps(entry)}\n" for entry in entries) + '{"step": 6, "lo')
+    RunLog(tmp_path / "log.jsonl").rewind(2)
+    assert read_log(tmp_path) == entries[:1]

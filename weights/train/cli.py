@@ -5,12 +5,9 @@ from __future__ import annotations
 import argparse
 import contextlib
 import logging
-import signal
 import sys
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -176,6 +173,7 @@ def _distill(args: argparse.Namespace) -> int:
     from vitnp.kernels.threads import pool
     from vitnp.weights.train.distill import distill
     from vitnp.weights.train.recipe import RunEnvironment, StudentInfo
+    from vitnp.weights.train.signals import stop_on_signal
 
     from vitnp.checkpoints.load import load_vit
 
@@ -186,7 +184,7 @@ def _distill(args: argparse.Namespace) -> int:
     teacher = load_vit(args.teacher)
     init = load_vit(args.init) if args.init else None
     pictures = _training_pictures(args)
-    with _log_to_stderr(quiet=args.quiet), _stop_on_signal() as should_stop:
+    with _log_to_stderr(quiet=args.quiet), stop_on_signal() as should_stop:
         environment = RunEnvironment(
             args.device, args.compile, pool.resolve_n_threads(), args.save_minutes, args.log_steps, should_stop
         )
@@ -279,24 +277,3 @@ def _log_to_stderr(*, quiet: bool) -> Iterator[None]:
     finally:
         logger.setLevel(level)
         logger.removeHandler(handler)
-
-
-@contextlib.contextmanager
-def _stop_on_signal() -> Iterator[Callable[[], bool]]:
-    """Yield a function that returns whether SIGINT or SIGTERM came; a second signal raises KeyboardInterrupt."""
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
-        return
-    received: list[int] = []
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        if received:
-            raise KeyboardInterrupt
-        received.append(number)
-
-    previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: bool(received)
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

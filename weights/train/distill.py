@@ -17,7 +17,7 @@ import contextlib
 import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -140,24 +140,7 @@ class _Run:
                 f"{self.student_path} exists and is finished; choose another folder, or remove it to train again"
             )
         self.log.rewind(self.step)
-        loader = CropLoader(
-            self.training_set,
-            batch_size=self.recipe.batch_size,
-            patch=self.config.patch,
-            seed=self.recipe.seed,
-            device=self.device,
-            n_threads=self.environment.n_threads,
-        )
-        with contextlib.closing(loader.prefetch(pool_state["next_batch"] if pool_state else 0)) as batches:
-            targets = TargetPool(
-                lambda: next(batches), loader.batch, self.teacher, self.recipe.pool_size, self.recipe.seed
-            )
-            if pool_state:
-                targets.load_state_dict(pool_state)
-            if self.scales is None:
-                # A batch that is not trained on. Computing it also warms everything up before the clock starts.
-                batch = self.teacher(loader.batch(0))
-                self.scales = FeatureScales.measure(batch, self.teacher.final_tokens(batch))
+        with self._target_pool(pool_state) as targets:
             finished = self._train(targets)
         self._save(None if finished else targets)
         if not finished:
@@ -165,6 +148,28 @@ class _Run:
         entry = {"step": self.step, "crops": self.crops, "held_out_cosine": self._held_out_cosine(), "finished": True}
         self.log.write(entry)
         return self.student_path
+
+    @contextlib.contextmanager
+    def _target_pool(self, state: PoolState | None) -> Iterator[TargetPool]:
+        """Yield the targets of all steps; measure the feature scales if that was not done before."""
+        recipe = self.recipe
+        loader = CropLoader(
+            self.training_set,
+            batch_size=recipe.batch_size,
+            patch=self.config.patch,
+            seed=recipe.seed,
+            device=self.device,
+            n_threads=self.environment.n_threads,
+        )
+        if self.scales is None:
+            # Not a training step. Computing this batch also warms everything up before the clock starts.
+            batch = self.teacher(loader.batch(0))
+            self.scales = FeatureScales.measure(batch, self.teacher.final_tokens(batch))
+        with contextlib.closing(loader.prefetch(state["next_batch"] if state else 0)) as batches:
+            targets = TargetPool(lambda: next(batches), loader.batch, self.teacher, recipe.pool_size, recipe.seed)
+            if state:
+                targets.load_state_dict(state)
+            yield targets
 
     def _train(self, targets: TargetPool) -> bool:
         """Train until the run is finished (True) or asked to stop (False)."""

@@ -1,8 +1,15 @@
-"""Log of a training run: one JSON object per line."""
+"""Log of a training run: one JSON object per line, so that any program can plot its curves.
+
+Each entry of a run contains ``step``, ``minutes`` of training, ``progress`` (0 to 1), the number of ``crops`` so far,
+``crops_per_second``, ``lr_factor`` and ``free_running`` (:mod:`vitnp.weights.train.schedule`), and the mean losses
+since the entry before (:mod:`vitnp.weights.train.losses`). The last entry of a finished run contains ``step``,
+``crops``, ``held_out_cosine`` (null without held-out photographs) and ``finished``.
+"""
 
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -52,7 +59,7 @@ class RunLog:
             ) from None
 
     def rewind(self, step: int) -> None:
-        """Remove entries after a step, which a resumed run writes again, and an incomplete last line.
+        """Remove entries after a step, which a resumed run writes again, final scores, and an incomplete last line.
 
         Raises
         ------
@@ -60,4 +67,4 @@ class RunLog:
             If the log cannot be written.
         """
         lines = self._path.read_text(encoding="utf-8").rpartition("\n")[0].splitlines() if self._path.is_file() else []
-        write_text(self._path, "".join(f"{line}\n" for line in lines if json.loads(line)["step"] <= step))
+        write_text(self._path, "".join(f"{line}\n" for line in lines if json.loads(line).get("step", math.inf) <= step))
