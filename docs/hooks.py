@@ -1,7 +1,7 @@
 """MkDocs hooks: fill the site from the checkout itself, so that it is complete without a network.
 
-- A link out of ``docs/`` to a file of the checkout, such as ``../vitnp/pipeline.py``, works on the forge as it stands. Here
-  it becomes a link to a page of the site that shows the file. Pictures are copied.
+- A link out of ``docs/`` to a file of the checkout, such as ``../vitnp/pipeline.py``, becomes a link to a page of the
+  site that shows the file. Pictures are copied.
 - ``<!-- help: vitnp segment -->`` becomes what ``vitnp segment --help`` prints.
 """
 
@@ -21,10 +21,8 @@ from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parent.parent
 PICTURES = {".png", ".jpg", ".jpeg", ".webp"}
-LANGUAGES = {
-    **{".py": "python", ".cu": "c++", ".cuh": "c++", ".cpp": "c++", ".h": "c++", ".html": "html"},
-    **{".cfg": "ini", ".toml": "toml", ".json": "json", ".cff": "yaml", ".yml": "yaml"},
-}
+LANGUAGES = dict.fromkeys((".cu", ".cuh", ".cpp", ".h"), "c++") | dict.fromkeys((".cff", ".yml"), "yaml")
+LANGUAGES |= {".py": "python", ".html": "html", ".cfg": "ini", ".toml": "toml", ".json": "json"}
 
 _FENCE = re.compile(r"^(```.*?^```)", re.DOTALL | re.MULTILINE)
 _LINK = re.compile(r"(!?\[[^\]]*\]\()([^)\s#]*)(#[^)\s]*)?(\))")
@@ -94,7 +92,8 @@ def _added(target: str, config: MkDocsConfig) -> tuple[File, str]:
         text = path.read_text(encoding="utf-8")
         return File.generated(config, f"checkout/{target}", content=text), text
     if path.is_dir():
-        text = "\n".join([f"# {target}/", "", *(f"- [{entry.name}]({path.name}/{entry.name})" for entry in _listed(path))])
+        links = [f"- [{entry.name}]({path.name}/{entry.name})" for entry in _listed(path)]
+        text = "\n".join([f"# {target}/", "", *links])
         return File.generated(config, f"source/{target}/index.md", content=_unsearched(text)), text
     code = path.read_text(encoding="utf-8")
     text = f"# {target}\n\n````{LANGUAGES.get(path.suffix, 'text')}\n{code}\n````\n"
