@@ -209,14 +209,14 @@ class ImagePipeline:
     collection : Collection or None
     parameters : mapping
         From :func:`run_parameters`.
-    identity : FeatureSpec or None
+    spec : FeatureSpec or None
         Of the features that a collection reads.
     """
 
     vit: ViT
     collection: Collection | None
     parameters: Mapping[str, object]
-    identity: FeatureSpec | None
+    spec: FeatureSpec | None
 
     @classmethod
     def of(
@@ -240,8 +240,8 @@ class ImagePipeline:
 
     def features(self, group: Sequence[Decoded]) -> list[Features] | list[FeatureRecord]:
         """What the network says of photographs that have become equally large, in one pass."""
-        if self.identity is not None:
-            return stored_batch(group, self.vit, self.identity, lambda array: array)
+        if self.spec is not None:
+            return stored_batch(group, self.vit, self.spec, lambda array: array)
         p = self.parameters
         return extract_batch(
             [one.prepared for one in group], self.vit, facet=p["facet"], layer=p["layer"], stride=p["stride"]

@@ -541,13 +541,13 @@ class Segmenter:
         """Features of the photographs, in a store that lasts as long as it's needed."""
         known = ("size", "facet", "layer", "stride", "max_tokens")
         options = {name: self.options[name] for name in known if name in self.options}
-        identity = FeatureSpec.of(self.vit, **options, regions=self.n_classes is not None)
-        needed = estimate_bytes(self.photographs, self.vit, identity)
+        spec = FeatureSpec.of(self.vit, **options, regions=self.n_classes is not None)
+        needed = estimate_bytes(self.photographs, self.vit, spec)
         with contextlib.ExitStack() as stack:
             if self.cache is None:
-                store = stack.enter_context(temporary_store(identity, needed=needed, notice=self.notice))
+                store = stack.enter_context(temporary_store(spec, needed=needed, notice=self.notice))
             else:
-                store = FeatureStore(self.cache, identity, notice=self.notice)
+                store = FeatureStore(self.cache, spec, notice=self.notice)
                 check_space(self.cache, int(needed * (1 - len(store) / max(len(store), len(self.photographs)))))
             batch = {} if self.batch is None else {"batch": self.batch}
             with self.progress("features", len(self.photographs)) as advance:

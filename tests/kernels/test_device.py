@@ -397,7 +397,7 @@ def test_a_fitted_collection_judges_a_photograph_on_the_gpu(fitted, vit, regions
 @pytest.mark.parametrize("batch", [None, 2])
 def test_batches_that_don_t_fit_are_halved(cupy, vit, photographs, monkeypatch, batch):
     there, tried = vit.to(device="cuda", precision="fp32"), []
-    identity = FeatureSpec.of(there, size=32, regions=False)
+    spec = FeatureSpec.of(there, size=32, regions=False)
     forward = streaming._forward
 
     def in_a_small_memory(images, *further):
@@ -407,7 +407,7 @@ def test_batches_that_don_t_fit_are_halved(cupy, vit, photographs, monkeypatch, 
         return forward(images, *further)
 
     monkeypatch.setattr(streaming, "_forward", in_a_small_memory)
-    found = {one.index: one.features for one in streaming.stream(photographs, there, identity, batch=batch)}
+    found = {one.index: one.features for one in streaming.stream(photographs, there, spec, batch=batch)}
     assert tried[0] > 1 and set(tried[tried.index(1) :]) == {1}
     for index, rgb in enumerate(photographs):
         wanted = extract(rgb, vit, size=32)
