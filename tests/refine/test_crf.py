@@ -77,7 +77,7 @@ def normalized(rgb: np.ndarray, *widths: float) -> reference.Lattice:
     return lattice.normalize_lattice(lattice.permutohedral_lattice(pixels(rgb, *widths)))
 
 
-# --- the lattice ------------------------------------------------------------------------------------------------------
+# --- the lattice -----------------------------------------------------------------------------------------------------
 
 
 @every_kernel
@@ -189,7 +189,7 @@ def test_features_beyond_the_range_of_the_lattice_are_an_error(k, far):
         k.permutohedral_lattice(features)
 
 
-# --- mean field -------------------------------------------------------------------------------------------------------
+# --- mean field ------------------------------------------------------------------------------------------------------
 
 
 @every_kernel
@@ -257,7 +257,7 @@ def test_float64_uses_the_reference():
     np.testing.assert_array_equal(result, reference.mean_field(values, [normal], [2.0], 2))
 
 
-# --- the method -------------------------------------------------------------------------------------------------------
+# --- the method ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("classes", CRF_CASES["CASES"])

@@ -39,8 +39,7 @@ def two_tone(height: int, width: int, edge: int) -> np.ndarray:
     return rgb
 
 
-# --- oracles: slow, direct implementations of the definitions
-# ---------------------------------------------------------------------------------
+# --- oracles: slow, direct implementations of the definitions --------------------------------------------------------
 
 
 def bilinear_by_definition(values: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -114,7 +113,7 @@ def guided_by_definition(target: np.ndarray, rgb: np.ndarray, radius: int, eps: 
     return result
 
 
-# --- bilinear ---------------------------------------------------------------------------------------------------------
+# --- bilinear --------------------------------------------------------------------------------------------------------
 
 
 @property_test
@@ -146,7 +145,7 @@ def test_bilinear_leaves_its_input_alone():
     np.testing.assert_array_equal(values, before)
 
 
-# --- reduction --------------------------------------------------------------------------------------------------------
+# --- reduction -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("size", [(80, 53), (400, 500), (301, 90), (90, 203)])
@@ -173,7 +172,7 @@ def test_working_size_keeps_aspect_and_bound(height, width, side):
     assert abs(h - height * scale) < 1 and abs(w - width * scale) < 1
 
 
-# --- the bilateral solver ---------------------------------------------------------------------------------------------
+# --- the bilateral solver --------------------------------------------------------------------------------------------
 
 # Widths for which no color lies on the edge between two bins, where float32 and float64 may disagree.
 SIGMAS = {"sigma_xy": 3.3, "sigma_luma": 11.37, "sigma_chroma": 6.61}
@@ -262,7 +261,7 @@ def test_solver_has_the_same_bits_whatever_the_number_of_threads():
     assert len(digests) == 1
 
 
-# --- the guided filter ------------------------------------------------------------------------------------------------
+# --- the guided filter -----------------------------------------------------------------------------------------------
 
 
 @settings(property_test, max_examples=15)
@@ -289,7 +288,7 @@ def test_guided_filter_keeps_constants(height, width, radius, seed, value):
     np.testing.assert_allclose(result, value, atol=1e-6)
 
 
-# --- guided upsampling ------------------------------------------------------------------------------------------------
+# --- guided upsampling -----------------------------------------------------------------------------------------------
 
 
 @property_test
@@ -322,7 +321,7 @@ def test_upsampled_edges_follow_the_photograph():
     assert guided.sum() == 0 < plain.sum()
 
 
-# --- refine -----------------------------------------------------------------------------------------------------------
+# --- refine ----------------------------------------------------------------------------------------------------------
 
 
 @property_test
@@ -430,7 +429,7 @@ def test_bad_arguments_are_named(call, complaint):
         call(blobs(8, 8, seed=0))
 
 
-# --- photographs ------------------------------------------------------------------------------------------------------
+# --- photographs -----------------------------------------------------------------------------------------------------
 
 
 def photographs_with_masks(folder: pathlib.Path, every: int):
