@@ -350,7 +350,7 @@ def test_pillows_own_limit_is_neither_used_nor_changed(tmp_path, monkeypatch, ki
     assert Image.MAX_IMAGE_PIXELS == 1000
 
 
-def test_a_tile_bomb_is_refused(tmp_path):
+def test_a_tiff_with_huge_tiles_is_an_error(tmp_path):
     """Eight pixels a side by the header, but in a tile of 65,520: 4 GB to unpack. Written by hand, field by field."""
     fields = {256: 8, 257: 8, 258: 8, 259: 8, 262: 1, 277: 1, 322: 65520, 323: 65520, 324: 8, 325: 100}
     directory = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in fields.items())
@@ -437,8 +437,8 @@ def test_files_truncated_anywhere_are_an_error(tmp_path, kind):
 )
 def test_corrupted_bytes_raise_nothing_but_an_image_error(tmp_path_factory, kind, edits, keep, header_only):
     data = bytearray(samples()[kind])
-    for place, value in edits:
-        data[place % (min(len(data), 120) if header_only else len(data))] = value
+    for position, value in edits:
+        data[position % (min(len(data), 120) if header_only else len(data))] = value
     path = tmp_path_factory.getbasetemp() / "fuzzed"
     path.write_bytes(data[: int(len(data) * keep)] if keep < 0.7 else data)
     try:

@@ -317,10 +317,10 @@ def test_stamp_never_raises(tmp_path_factory, name, edits, keep):
     folder = tmp_path_factory.getbasetemp()
     WRITERS[name](folder / name)
     data = bytearray((folder / name).read_bytes())
-    for place, value in edits:
+    for position, value in edits:
         # Half of the edits change the first or the last bytes, where the stamps are.
-        place = place % len(data) if place % 2 else -(place % 300) if place % 4 else place % 100
-        data[place] = value
+        position = position % len(data) if position % 2 else -(position % 300) if position % 4 else position % 100
+        data[position] = value
     (folder / name).write_bytes(data[: keep % (2 * len(data))])
     found = stamp.stamp(folder / name)
     assert found is None or all(isinstance(value, str) for value in found.values())
@@ -360,7 +360,7 @@ def test_files_of_other_programs_are_not_overwritten(tmp_path):
 
 def stems(names, out=None, relative=None):
     relative = relative or [os.path.basename(name) for name in names]
-    photographs = [Photograph(Path(name), Path(place)) for name, place in zip(names, relative, strict=True)]
+    photographs = [Photograph(Path(name), Path(path)) for name, path in zip(names, relative, strict=True)]
     return [stem.as_posix() for stem in naming.output_stems(photographs, out)]
 
 

@@ -197,11 +197,11 @@ def test_features_beyond_the_range_of_the_lattice_are_an_error(k, far):
 def test_equal_pixels_are_assigned_by_the_mean(k, classes):
     """Every normalized kernel then computes the mean, so the mean-field iteration has a closed form."""
     unary = np.random.default_rng(5).exponential(1, (7, classes)).astype(np.float32)
-    alike = k.normalize_lattice(k.permutohedral_lattice(np.zeros((5, 7), np.float32)))
+    averaging = k.normalize_lattice(k.permutohedral_lattice(np.zeros((5, 7), np.float32)))
     expected = reference.softmax(-unary.astype(float))
     for _ in range(4):
         expected = reference.softmax(-unary + 2.5 * expected.mean(axis=0))
-    np.testing.assert_allclose(k.mean_field(unary, [alike], [2.5], 4), expected, atol=1e-5)
+    np.testing.assert_allclose(k.mean_field(unary, [averaging], [2.5], 4), expected, atol=1e-5)
 
 
 @compiled
@@ -275,11 +275,11 @@ def test_labels_are_those_of_the_authors_program(classes):
 @pytest.mark.parametrize("classes", [2, 4])
 def test_labels_are_close_to_those_of_exact_mean_field(classes):
     rgb, probability = photograph(28, 36, seed=10), probabilities(28, 36, classes, seed=10)
-    near, alike = (gaussian_matrix(pixels(rgb, *widths)) for widths in ((3,), (10, 15)))
+    gaussian, bilateral = (gaussian_matrix(pixels(rgb, *widths)) for widths in ((3,), (10, 15)))
     unary = -np.log(probability.reshape(-1, classes).astype(float))
     q = reference.softmax(-unary)
     for _ in range(5):
-        q = reference.softmax(-unary + 3 * near @ q + 4 * alike @ q)
+        q = reference.softmax(-unary + 3 * gaussian @ q + 4 * bilateral @ q)
     result = dense_crf(
         probability, rgb, bilateral_weight=4, bilateral_xy=10, bilateral_rgb=15, gaussian_weight=3, gaussian_xy=3
     )

@@ -1,4 +1,4 @@
-"""k-means of any number of rows by cosine or Euclidean distance: greedy k-means++, Lloyd iterations, reproducible.
+"""k-means of any number of rows, by cosine or Euclidean distance.
 
 :class:`KMeans` reads rows in chunks and need not hold them in memory; for the few hundred patches of one image see
 :func:`vitnp.clustering.spherical.spherical_kmeans`.

@@ -1,4 +1,4 @@
-"""The two metrics of k-means. Everything else is shared: a metric is only what the kernels are told about the rows."""
+"""The two metrics of k-means. A metric only adds arguments to the kernel calls; everything else is shared."""
 
 from __future__ import annotations
 

@@ -131,8 +131,8 @@ class Passes:
 def _map_in_team(function: Callable[[Any], Any], items: Iterable[Any], n_threads: int) -> Iterator[Any]:
     """Map in batches of one item per thread of the permanent team.
 
-    Unlike :func:`vitnp.kernels.threads.pool.map_ordered` it starts no threads, and does not produce items ahead, which
-    would gain nothing for views of an array in memory.
+    Unlike :func:`vitnp.kernels.threads.pool.map_ordered`, this starts no threads, and does not load items in advance:
+    views of an array in memory need no loading.
     """
     items = iter(items)
     while batch := list(itertools.islice(items, n_threads)):
