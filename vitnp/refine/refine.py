@@ -6,14 +6,12 @@ from collections.abc import Callable
 
 import numpy as np
 
-from vitnp import kernels
-from vitnp.errors import UsageError
+from vitnp import kernels, options
 from vitnp.io.resample import bilinear, check_map, check_photograph, downscale, working_size
 from vitnp.refine.bilateral_solver import bilateral_solver
 from vitnp.refine.dense_crf import dense_crf
 from vitnp.refine.guided_filter import fixed_point, guided_filter, guided_upsample
 
-METHODS = ("solver", "crf", "guided", "none")
 
 # As a fraction of the long side: the filter has to reach beyond the blur of the scores, which is one or two patches
 # wide.
@@ -58,8 +56,7 @@ def refine(score: np.ndarray, rgb: np.ndarray, *, method: str = "solver", workin
     >>> refine(np.array([[0.0, 1.0]]), np.zeros((1, 4, 3), np.uint8), method="none").tolist()
     [[0, 16384, 49151, 65535]]
     """
-    if method not in METHODS:
-        raise UsageError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
+    options.check("refine", method)
     if working_side < 1:
         raise ValueError(f"working_side must be at least 1 pixel, got {working_side}")
     score = check_map(score)
