@@ -19,7 +19,7 @@ from vitnp import ViT, ViTConfig, kernels, load_vit
 from vitnp.errors import UsageError
 from vitnp.options import FEATURES as ALL_FEATURES
 from vitnp.vit import plain
-from vitnp.vit.pos_embed import resample_positions
+from vitnp.vit.pos_embed import resample_abs_pos_embed
 
 # What others compute too; "cls_state" is an intermediate of ours, checked through region_cls.
 FEATURES = tuple(name for name in ALL_FEATURES if name != "cls_state")
@@ -158,7 +158,7 @@ def test_official_code_on_trained_weights(shared, vit_tiny):
 
         config, table = vit_tiny.config, vit_tiny.weights["pos_embed"][0]
         grid = tuple(side // config.patch for side in golden["input"].shape[2:])
-        positions = resample_positions(table[1:].reshape(*config.grid, -1), grid, config.pos_embed)
+        positions = resample_abs_pos_embed(table[1:].reshape(*config.grid, -1), grid, config.pos_embed)
         for what, value, reference in (
             ("class row", found["cls"][0], golden["tokens"][0]),
             ("cls", found["cls"][0], golden["cls"]),

@@ -24,7 +24,7 @@ from vitnp.io.mmap import forget_pages
 from vitnp.kernels.threads import blas, team
 from vitnp.options import FACETS
 from vitnp.vit.config import ViTConfig
-from vitnp.vit.pos_embed import resample_positions
+from vitnp.vit.pos_embed import resample_abs_pos_embed
 
 # Of all images together, from which on one set of keys and values does.
 SHARED_KV_TOKENS = 2048
@@ -279,7 +279,7 @@ def prefix_and_pos_embed(
     table = weights.original("pos_embed")[0]  # (1 + N0, D), or (N0, D) where CLS has no position
     first = len(table) - config.grid[0] * config.grid[1]
     with blas.one_blas_thread():
-        positions = resample_positions(table[first:].reshape(*config.grid, config.width), grid, config.pos_embed)
+        positions = resample_abs_pos_embed(table[first:].reshape(*config.grid, config.width), grid, config.pos_embed)
     prefix_tokens = weights.original("cls_token")[0] + table[:first].sum(axis=0)  # (1, D)
     if config.registers:
         prefix_tokens = np.concatenate([prefix_tokens, weights.original("register_tokens")[0]])  # (1 + R, D)
