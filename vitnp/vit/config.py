@@ -57,3 +57,14 @@ class ViTConfig:
     def num_prefix_tokens(self) -> int:
         """Number of tokens before the patches: CLS and the registers."""
         return 1 + self.registers
+
+    def patch_grid(self, height: int, width: int, stride: int | None = None) -> tuple[int, int]:
+        """Return the rows and columns of patches of an image of this size in pixels; by default patches don't overlap.
+
+        Examples
+        --------
+        >>> ViTConfig(width=384, depth=12, heads=6, patch=8, grid=(28, 28)).patch_grid(320, 480, stride=4)
+        (79, 119)
+        """
+        stride = stride or self.patch
+        return (height - self.patch) // stride + 1, (width - self.patch) // stride + 1
