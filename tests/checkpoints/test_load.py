@@ -16,9 +16,10 @@ import safetensors.numpy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vitnp.checkpoints.load import describe, load_vit, read_checkpoint
+from vitnp.checkpoints.load import describe, load_vit
+from vitnp.checkpoints.read import read_checkpoint
 from vitnp.checkpoints.safetensors_io import read_safetensors, write_safetensors
-from vitnp.checkpoints.state_dict_names import canonical
+from vitnp.checkpoints.state_dict_names import to_canonical
 from vitnp.errors import CheckpointError, OutputError, UsageError
 
 GOLDEN = pathlib.Path(__file__).parent.parent / "golden"
@@ -191,8 +192,8 @@ def test_every_dialect_gives_the_same_weights(tmp_path, case):
     path = save(tmp_path / "some.safetensors", disguise(weights))
     vit = load_vit(path)
     assert_weights(vit, weights)
-    assert read_checkpoint(path).dialect == dialect
-    assert canonical(disguise(weights))[1] == dialect
+    assert read_checkpoint(path).dialect.name == dialect
+    assert to_canonical(disguise(weights))[1].name == dialect
     c = vit.config
     assert (c.width, c.heads, c.patch, c.eps, (c.mean, c.std)) == (64, 1, 2, 1e-6, IMAGENET)
     assert c.depth == options.get("depth", 2) and c.grid == options.get("grid", (3, 3))
@@ -336,11 +337,11 @@ BROKEN = {
     "oblong patches": (reshaped("patch_embed.proj.weight", (64, 3, 2, 4)), "64 x 3 x 2 x 4"),
     "linear patches": (reshaped("patch_embed.proj.weight", (64, 12)), "should have 4 dimensions"),
     "integers": (lambda w: w | {"norm.bias": np.zeros(64, np.int8)}, "'norm.bias' holds int8"),
-    "not a number": (lambda w: w | {"norm.bias": np.full(64, np.nan, np.float32)}, "infinite or none"),
-    "infinite": (lambda w: w | {"blocks.1.attn.proj.bias": np.full(64, np.inf, np.float32)}, "infinite or none"),
+    "not a number": (lambda w: w | {"norm.bias": np.full(64, np.nan, np.float32)}, "contains NaN or infinity"),
+    "infinite": (lambda w: w | {"blocks.1.attn.proj.bias": np.full(64, np.inf, np.float32)}, "contains NaN or infinity"),
     "one LayerScale": (
         lambda w: w | {"blocks.1.ls1.gamma": np.ones(64, np.float32)},
-        "'blocks.1.ls1.gamma' has no place",
+        "'blocks.1.ls1.gamma' doesn't belong",
     ),
     "query normalization": (
         lambda w: w | {"blocks.0.attn.q_norm.weight": np.ones(64, np.float32)},
@@ -447,7 +448,7 @@ BAD_HEADERS = {
 @pytest.mark.parametrize("name", BAD_HEADERS)
 def test_bad_headers_are_refused(tmp_path, name):
     path = header_file(tmp_path / "bad.safetensors", BAD_HEADERS[name])
-    with pytest.raises(CheckpointError, match="no whole safetensors file") as caught:
+    with pytest.raises(CheckpointError, match="not a complete safetensors file") as caught:
         read_safetensors(path)
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
 

@@ -202,7 +202,7 @@ def test_a_connection_that_breaks_midway_is_tried_once_more(mirror, recorded, ca
 
 def test_a_wrong_checksum_is_never_kept(mirror, recorded, cache):
     mirror.answers = [serve(network(2.0))]
-    with pytest.raises(CheckpointError, match="hasn't the recorded SHA-256"):
+    with pytest.raises(CheckpointError, match="doesn't have the expected SHA-256"):
         fetch(RECORDED)
     assert names(cache) == [] and len(mirror.requests) == 2
 
@@ -278,7 +278,7 @@ def test_a_server_that_tells_no_length(mirror, recorded):
 
 def test_a_mirror_that_is_no_address(monkeypatch):
     monkeypatch.setenv("VITNP_MIRROR", "mirror.example")
-    with pytest.raises(CheckpointError, match="VITNP_MIRROR should be"):
+    with pytest.raises(CheckpointError, match="VITNP_MIRROR must be"):
         fetch(UNRECORDED)
 
 
