@@ -29,7 +29,7 @@ def cache_folder() -> pathlib.Path:
         return pathlib.Path(chosen).expanduser().absolute()
     import pooch
 
-    return pathlib.Path(os.fsdecode(pooch.os_cache("vitnp")))
+    return pathlib.Path(pooch.os_cache("vitnp"))
 
 
 def place_of(entry: Entry) -> pathlib.Path:
@@ -45,12 +45,12 @@ def address_of(entry: Entry) -> str:
     CheckpointError
         If VITNP_MIRROR isn't an address.
     """
-    mirror = os.environ.get("VITNP_MIRROR")
+    url, mirror = str(entry.url), os.environ.get("VITNP_MIRROR")
     if not mirror:
-        return str(entry.url)
+        return url
     if not mirror.startswith(("http://", "https://")):
         raise CheckpointError(f"VITNP_MIRROR must be an http:// or https:// address, got {mirror!r}")
-    return mirror.rstrip("/") + urllib.parse.urlsplit(entry.url).path
+    return mirror.rstrip("/") + urllib.parse.urlsplit(url).path
 
 
 def file_sha256(path: str | os.PathLike[str]) -> str:

@@ -149,7 +149,7 @@ def _pos_embed(metadata: Mapping[str, str], entry: registry.Entry | None, dialec
 def _mean_and_std(
     metadata: Mapping[str, str], preprocessor_json: Mapping[str, Any], known: registry.Entry | None
 ) -> registry.MeanAndStd:
-    """Return mean and standard deviation, from the metadata, else the preprocessor, else the registry, else ImageNet."""
+    """Return mean and std from the metadata, else the preprocessor, else the registry, else those of ImageNet."""
     for mean, std in (
         (metadata.get("mean"), metadata.get("std")),
         (preprocessor_json.get("image_mean"), preprocessor_json.get("image_std")),
@@ -178,7 +178,7 @@ def _number(table: Mapping[str, Any], name: str) -> float | None:
     return None if table.get(name) is None else _numbers(table[name], 1, name)[0]
 
 
-def _numbers(value: object, count: int, name: str) -> tuple[float, ...]:
+def _numbers(value: Any, count: int, name: str) -> tuple[float, ...]:
     """Parse numbers of metadata: "0.5,0.5,0.5", [0.5, 0.5, 0.5], or a single one."""
     parts = value.split(",") if isinstance(value, str) else value if isinstance(value, list) else [value]
     try:
