@@ -249,7 +249,7 @@ def test_heads(tmp_path):
         load_vit(path, heads=0)
     with_metadata = save(tmp_path / "b.safetensors", make(width=128), {"heads": "8"})
     assert load_vit(with_metadata).config.heads == 8
-    assert load_vit(noted, heads=1).config.heads == 1
+    assert load_vit(with_metadata, heads=1).config.heads == 1
     with pytest.raises(CheckpointError, match="give --heads"):
         load_vit(save(tmp_path / "c.safetensors", make(width=48)))
     registered = save(tmp_path / "vit_tiny_patch16_224_augreg.safetensors", make(width=192))
