@@ -178,7 +178,9 @@ REFUSED = {
     "extension registry": b"\x80\x02\x82\x01.",
     "extension registry, 4 bytes": b"\x80\x02\x84\x01\x00\x00\x00.",
     "text persistent id": b"Pmodule\n.",
-    "module persistent id": b"\x80\x02(X\x06\x00\x00\x00modulecargparse\nNamespace\nX\x01\x00\x00\x00fX\x01\x00\x00\x00stQ.",
+    "module persistent id": (
+        b"\x80\x02(X\x06\x00\x00\x00modulecargparse\nNamespace\nX\x01\x00\x00\x00fX\x01\x00\x00\x00stQ."
+    ),
     "out-of-band buffer": b"\x80\x05\x97.",
     "call of a string": b"\x80\x02X\x01\x00\x00\x00a)R.",
     "call of a storage type": b"\x80\x02ctorch\nFloatStorage\n)R.",

@@ -2,8 +2,8 @@
 
     python tests/golden/make_torch_files.py          # needs torch and numpy; torch 2.13.0 made the stored files
 
-The contents come from :func:`vit_arrays` and :func:`odd_arrays`, which need NumPy only: the tests compare what they read
-with the results of the same functions.
+The contents come from :func:`vit_arrays` and :func:`odd_arrays`, which need NumPy only: the tests compare what they
+read with the results of the same functions.
 """
 
 from __future__ import annotations

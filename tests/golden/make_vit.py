@@ -4,9 +4,9 @@
 
 It needs torch, transformers, timm and safetensors, and checkouts of facebookresearch/dino and facebookresearch/dinov2;
 the tests need none of them. Each file holds one case: a checkpoint as its own code writes it (tensor names, container),
-and the features of some blocks for several images, captured by forward hooks. Weights and images are rounded to a coarse
-binary grid, so that they are exact in float32 and compress well. Embeddings are small (about 0.03), so that the epsilon
-of the first LayerNorm makes a difference.
+and the features of some blocks for several images, captured by forward hooks. Weights and images are rounded to a
+coarse binary grid, so that they are exact in float32 and compress well. Embeddings are small (about 0.03), so that the
+epsilon of the first LayerNorm makes a difference.
 """
 
 from __future__ import annotations
