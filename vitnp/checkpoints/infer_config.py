@@ -9,12 +9,12 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+from vitnp import options
 from vitnp.checkpoints import registry
 from vitnp.checkpoints.architecture import check_tensors, infer_architecture
 from vitnp.checkpoints.read import Checkpoint
 from vitnp.checkpoints.state_dict_names import Dialect
-from vitnp.errors import CheckpointError, UsageError
-from vitnp.options import NORMALIZATIONS, POS_EMBED_INTERPS
+from vitnp.errors import CheckpointError
 from vitnp.vit.config import ViTConfig
 
 _DEFAULT_EPS = 1e-6
@@ -45,12 +45,8 @@ class Overrides:
     normalization: str | None = None
 
     def __post_init__(self) -> None:
-        if self.heads is not None and self.heads < 1:
-            raise UsageError(f"heads must be at least 1, got {self.heads}")
-        for name, choices in (("pos_embed", POS_EMBED_INTERPS), ("normalization", NORMALIZATIONS)):
-            value = getattr(self, name)
-            if value is not None and value not in choices:
-                raise UsageError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+        for field in dataclasses.fields(self):
+            options.check(field.name, getattr(self, field.name))
 
 
 def infer_config(
@@ -139,8 +135,8 @@ def _pos_embed(metadata: Mapping[str, str], entry: registry.Entry | None, dialec
     if entry:
         return entry.pos_embed
     if "pos_embed" in metadata:
-        if metadata["pos_embed"] not in POS_EMBED_INTERPS:
-            choices = ", ".join(POS_EMBED_INTERPS)
+        if metadata["pos_embed"] not in options.POS_EMBED_INTERPS:
+            choices = ", ".join(options.POS_EMBED_INTERPS)
             raise CheckpointError(f"its metadata says pos_embed {metadata['pos_embed'][:40]!r}, not one of {choices}")
         return metadata["pos_embed"]
     return "antialias" if registers else dialect.pos_embed
