@@ -18,7 +18,7 @@ from vitnp.weights.train.data.sampler import BASE_SIZE, round_to_patch
 
 from vitnp.vit import model
 from vitnp.vit.config import ViTConfig
-from vitnp.vit.pos_embed import resample_positions
+from vitnp.vit.pos_embed import resample_abs_pos_embed
 
 Weights = Mapping[str, Tensor]
 Forward = Callable[..., tuple[list[Tensor], Tensor]]  # the signature of forward()
@@ -191,4 +191,4 @@ def _resampling_matrix(trained_grid: tuple[int, int], grid: tuple[int, int], con
     """Return the resampling of position embeddings as a matrix (N, N0): vitnp's own, applied to unit vectors."""
     n_trained = trained_grid[0] * trained_grid[1]
     units = np.eye(n_trained).reshape(*trained_grid, n_trained)
-    return torch.from_numpy(resample_positions(units, grid, convention)).float()
+    return torch.from_numpy(resample_abs_pos_embed(units, grid, convention)).float()
