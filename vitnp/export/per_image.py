@@ -167,7 +167,9 @@ def segment_files(
     pipeline = ImagePipeline.create(vit, settings, collection)
     prototypes = pipeline.collection and pipeline.collection.prototypes
     if prototypes is not None and prototypes.classes.max(initial=0) >= MAX_LABELS:
-        raise UsageError(f"label images hold at most {MAX_LABELS} classes, and the collection has more; fit one with fewer")
+        raise UsageError(
+            f"label images hold at most {MAX_LABELS} classes, and the collection has more; fit one with fewer"
+        )
     run = _Run(pipeline, tuple(which), overwrite)
     jobs = [
         _ImageJob(index, path=photograph.path, stem=stem)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -101,8 +102,8 @@ class FeatureSpec:
         return cls(
             sha256=vit.sha256 or _hash_weights(vit),
             facet=options.check("facet", facet),
-            layer=resolve_layer(layer, config.depth),
-            stride=resolve_stride(stride, config.patch),
+            layer=config.resolve_layer(layer),
+            stride=config.resolve_stride(stride),
             short_side=preprocess.short_side_of(options.check("short_side", short_side), config.patch),
             precision=precision,
             numerics=vit.numerics,
@@ -123,43 +124,23 @@ class FeatureSpec:
         """Return the fields under the names that stores use."""
         return {_STORED_NAMES.get(name, name): value for name, value in dataclasses.asdict(self).items()}
 
+    @classmethod
+    def from_stored(cls, fields: Mapping[str, Any]) -> FeatureSpec:
+        """Return the spec that :meth:`as_stored` gave, read from JSON.
+
+        Raises
+        ------
+        TypeError, AttributeError
+            If these are not the fields of a spec.
+        """
+        names = {stored: name for name, stored in _STORED_NAMES.items()}
+        values = {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
+        return cls(**{names.get(name, name): value for name, value in values.items()})
+
     @property
     def name(self) -> str:
         """Fingerprint, 32 hexadecimal digits: the name of the store's folder."""
         return parameters_hash(self.as_stored())
-
-
-def resolve_layer(layer: int, depth: int) -> int:
-    """Return a block's index counted from 0.
-
-    Raises
-    ------
-    UsageError
-        If the network has no such block.
-
-    Examples
-    --------
-    >>> resolve_layer(-1, depth=12)
-    11
-    """
-    if not -depth <= options.check("layer", layer) < depth:
-        raise UsageError(f"layer must be from 0 to {depth - 1}, or from -{depth} to -1, got {layer}")
-    return int(layer) % depth
-
-
-def resolve_stride(stride: int | None, patch: int) -> int:
-    """Return the pixels between patches, by default the patch size.
-
-    Raises
-    ------
-    UsageError
-        If the stride does not divide the patch size.
-    """
-    if options.check("stride", stride) is None:
-        return patch
-    if patch % stride:
-        raise UsageError(f"stride must be a divisor of the patch size, {patch}, got {stride}")
-    return int(stride)
 
 
 def _hash_weights(vit: ViT) -> str:

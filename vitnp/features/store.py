@@ -64,9 +64,7 @@ class FeatureStore:
     (540, 192)
     """
 
-    def __init__(
-        self, folder: Path | str, spec: FeatureSpec, *, notice: Callable[[str], None] | None = None
-    ) -> None:
+    def __init__(self, folder: Path | str, spec: FeatureSpec, *, notice: Callable[[str], None] | None = None) -> None:
         self.folder = Path(folder) / spec.name
         self.spec = spec
         self.notice = notice or logging.getLogger("vitnp").warning
@@ -394,13 +392,11 @@ def prune(folder: Path | str, keep: Collection[str], *, notice: Callable[[str], 
 
 
 def _read_spec(folder: Path) -> FeatureSpec | None:
-    """Whose store a folder is; None for anything else, stores of other versions too."""
+    """Return the spec of the store in a folder; None for anything else, stores of other versions included."""
     try:
         fields = json.loads((folder / SPEC_FILE).read_bytes())
-        spec = FeatureSpec(
-            **{name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
-        )
-    except (OSError, ValueError, TypeError):
+        spec = FeatureSpec.from_stored(fields)
+    except (OSError, ValueError, TypeError, AttributeError):
         return None
     return spec if spec.name == folder.name else None
 

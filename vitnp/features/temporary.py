@@ -169,7 +169,7 @@ def _bytes_of(photograph: Source, vit: ViT, spec: FeatureSpec) -> int:
     (height, width), _ = preprocess.network_size(
         height,
         width,
-        short_side=spec.size,
+        short_side=spec.short_side,
         patch=vit.config.patch,
         stride=spec.stride,
         max_tokens=spec.max_tokens,

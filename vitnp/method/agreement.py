@@ -12,7 +12,6 @@ from vitnp.method.collection_level import CollectionLevelConfig
 from vitnp.method.image_level import ImageLevelConfig
 
 
-
 def combine_levels(levels: Sequence[np.ndarray], consistency: str = "mean") -> np.ndarray:
     """One score from several levels' answers.
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from vitnp import __version__
 from vitnp.errors import UsageError
-from vitnp.features.spec import resolve_layer, resolve_stride
 from vitnp.io import preprocess
 from vitnp.method.collection import Collection
 from vitnp.options import Settings
@@ -45,8 +44,8 @@ def run_parameters(vit: ViT, settings: Settings, collection: Collection | None =
         "std": list(config.std),
         "size": preprocess.short_side_of(settings.short_side, config.patch),
         "facet": settings.facet,
-        "layer": resolve_layer(settings.layer, config.depth),
-        "stride": resolve_stride(settings.stride, config.patch),
+        "layer": config.resolve_layer(settings.layer),
+        "stride": config.resolve_stride(settings.stride),
         "refine": settings.refine,
         "seed": settings.seed,
         "max_tokens": settings.max_tokens,
@@ -55,6 +54,8 @@ def run_parameters(vit: ViT, settings: Settings, collection: Collection | None =
     if collection is not None:
         reason = collection.mismatch(parameters)
         if reason:
-            raise UsageError(f"the collection doesn't fit: {reason}; use the options it was fitted with, or fit another")
+            raise UsageError(
+                f"the collection doesn't fit: {reason}; use the options it was fitted with, or fit another"
+            )
         parameters["collection"] = collection.digest
     return parameters

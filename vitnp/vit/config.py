@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import numbers
+
+from vitnp.errors import UsageError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,3 +71,32 @@ class ViTConfig:
         """
         stride = stride or self.patch
         return (height - self.patch) // stride + 1, (width - self.patch) // stride + 1
+
+    def resolve_layer(self, layer: int) -> int:
+        """Return a block's index counted from 0; negative numbers count from the last block.
+
+        Raises
+        ------
+        UsageError
+            If there is no such block.
+        """
+        if not isinstance(layer, numbers.Integral) or not -self.depth <= layer < self.depth:
+            raise UsageError(
+                f"layer must be between -{self.depth} and {self.depth - 1} for this network of {self.depth} blocks, "
+                f"got {layer!r}"
+            )
+        return int(layer) % self.depth
+
+    def resolve_stride(self, stride: int | None) -> int:
+        """Return the pixels between patches; by default the patch size.
+
+        Raises
+        ------
+        UsageError
+            If the stride does not divide the patch size.
+        """
+        if stride is None:
+            return self.patch
+        if not isinstance(stride, numbers.Integral) or not 0 < stride <= self.patch or self.patch % stride:
+            raise UsageError(f"stride must be a divisor of the patch size {self.patch}, got {stride!r}")
+        return int(stride)

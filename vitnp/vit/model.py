@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numbers
 import threading
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -219,17 +218,10 @@ class ViT:
         self, images: np.ndarray, features: tuple[str, ...], layer: int, stride: int | None
     ) -> tuple[int, int]:
         """Check the arguments of a call; return the layer counted from 0 and the stride in pixels."""
-        depth, patch = self.config.depth, self.config.patch
+        patch = self.config.patch
         unknown = [name for name in features if name not in FEATURES]
         if unknown or not features:
             raise UsageError(f"features must be among {', '.join(FEATURES)}, got {unknown or 'none'}")
-        if not isinstance(layer, numbers.Integral) or not -depth <= layer < depth:
-            raise UsageError(
-                f"layer must be between -{depth} and {depth - 1} for this network of {depth} blocks, got {layer}"
-            )
-        stride = patch if stride is None else stride
-        if not isinstance(stride, numbers.Integral) or not 0 < stride <= patch or patch % stride:
-            raise UsageError(f"stride must be a divisor of the patch size {patch}, got {stride}")
         if not isinstance(images, np.ndarray) and kernels.device_of(images) == "cpu":
             raise UsageError(f"images must be an array of shape (B, 3, height, width), got a {type(images).__name__}")
         if images.ndim != 4 or images.shape[1] != 3 or any(side % patch or not side for side in images.shape[2:]):
@@ -237,7 +229,7 @@ class ViT:
                 f"images must have the shape (B, 3, height, width) with sides that are multiples of {patch}, "
                 f"got {images.shape}"
             )
-        return int(layer) % depth, int(stride)
+        return self.config.resolve_layer(layer), self.config.resolve_stride(stride)
 
 
 def resolve_precision(precision: str, device: str = "cpu") -> str:
