@@ -188,7 +188,7 @@ def compare_pair(
     """
     rgb = decode.read_image(pair.image)
     truth = read_truth(pair.mask, rgb.shape[:2])
-    features = extract(rgb, vit, size=size)
+    features = extract(rgb, vit, short_side=size)
     # The features hold the mean over heads; FOUND weighs the heads.
     batch = preprocess.normalize(resample.downscale(rgb, features.pixels), vit.config.mean, vit.config.std)[None]
     attention = vit(batch, ("attention",))["attention"][0]

@@ -136,7 +136,7 @@ def test_a_set_fitted_as_a_whole(tmp_path, builtin):
     rectangles = [(10 + 5 * n, 20, 50 + 5 * n, 60) for n in range(6)]
     root = make_voc(tmp_path / "VOC2007", rectangles, [[rectangle] for rectangle in rectangles])
     samples = read_voc_boxes(root)
-    segmenter = Segmenter(builtin, size=96)
+    segmenter = Segmenter(builtin, short_side=96)
     scored = score_box_set(samples, segmenter)
     for place, sample in enumerate(samples):
         own = Located(box_of(segmenter.masks[place]), sample.load_boxes())

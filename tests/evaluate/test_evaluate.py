@@ -392,13 +392,13 @@ def test_a_set_is_fitted_as_a_whole_from_thirty_on(tmp_path, builtin, capsys):
     assert found["auto", "1"] == found["all", "3"] != found["image", "2"]
     # Against the Segmenter's masks, scored here.
     pairs, _ = match_pairs(*folders)
-    segmenter = Segmenter(builtin, size=96, refine="none").fit([pair.image for pair in pairs])
+    segmenter = Segmenter(builtin, short_side=96, refine="none").fit([pair.image for pair in pairs])
     expected = []
     for pair, mask in zip(pairs, segmenter.masks):
         truth = read_truth(pair.mask, mask.shape)
         expected.append(np.count_nonzero(mask & truth) / np.count_nonzero(mask | truth))
     assert found["all", "3"]["iou"] == pytest.approx(np.mean(expected), abs=1e-12)
-    scored = saliency.score_set(pairs, Segmenter(builtin, size=96, refine="none", n_threads=3))
+    scored = saliency.score_set(pairs, Segmenter(builtin, short_side=96, refine="none", n_threads=3))
     assert list(scored.ranking) == list(range(30))
     assert list(scored.ranking.values()) == pytest.approx(expected, abs=1e-12)
     # One photograph fewer, and each is by itself.

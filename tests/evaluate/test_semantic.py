@@ -258,7 +258,7 @@ def test_every_layout_gives_the_same_scores(layouts, capsys, tmp_path, builtin):
 
     # And they are what counting the Segmenter's labels one by one gives.
     photographs = [Image.open(io.BytesIO(jpeg)) for _, jpeg, _ in made.values()]
-    segmenter = Segmenter(builtin, 3, size=96).fit(photographs)
+    segmenter = Segmenter(builtin, 3, short_side=96).fit(photographs)
     truths = [mask * np.uint8(1 + CATEGORIES.index(category)) for category, _, mask in made.values()]
     counts = counted(truths, [segmenter.labels[place] for place in range(9)])
     best = max(

@@ -114,7 +114,7 @@ def fit_collection(
     """
     # The masks of these photographs are discarded, so they are not refined.
     segmenter = Segmenter(
-        vit, categories=n_categories, refine="none", seed=seed, cache=cache, n_threads=n_threads, progress=progress
+        vit, n_categories=n_categories, refine="none", seed=seed, cache=cache, n_threads=n_threads, progress=progress
     )
     if temperature is None:
         temperature = collection_temperature(segmenter.vit.sha256)
