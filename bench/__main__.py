@@ -21,6 +21,7 @@ MODULES = {
     "cpu": "bench.cpu.run",
     "gpu": "bench.gpu",
     "plots": "bench.cpu.plots",
+    "journey": "bench.journey",
 }
 BENCHMARKS = {
     "photograph": "seconds from a photograph to its mask, by stage, warm and from a cold start",
@@ -35,6 +36,7 @@ BENCHMARKS = {
     "cpu": "forward passes, k-means, CRF and whole photographs against torch, onnxruntime, OpenVINO, scikit-learn, …",
     "gpu": "vitnp on a GPU: checked, then timed against CuPy's own operations, torch, cuML and flash-kmeans; --out DIR",
     "plots": "a picture of each result of the former",
+    "journey": "files and functions of the project that one call enters",
 }
 
 
