@@ -17,7 +17,8 @@ import numpy as np
 
 from vitnp.cli import arguments, shared
 from vitnp.errors import OutputError, UsageError
-from vitnp.evaluate.data.labeled import Sample, read_coseg
+from vitnp.evaluate.data.label_images import read_coseg
+from vitnp.evaluate.data.labeled import Sample
 from vitnp.io import decode, resample, write
 from vitnp.io.label_png import write_labels
 

@@ -17,7 +17,7 @@ sys.path.append(str(pathlib.Path(__file__).resolve().parent.parent.parent))
 from bench import record
 from bench.quality import composites, peers
 from vitnp.errors import ImageError, UsageError
-from vitnp.evaluate.data.labeled import read_label_folder
+from vitnp.evaluate.data.label_images import read_label_folder
 from vitnp.features.extract import Features
 from vitnp.io.find import find_photographs
 

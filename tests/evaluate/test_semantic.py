@@ -16,8 +16,9 @@ from PIL import Image
 
 from vitnp.cli import evaluate, shared
 from vitnp.errors import ImageError, UsageError
-from vitnp.evaluate.data.labeled import VOC_CLASSES, LabeledSet, Sample
+from vitnp.evaluate.data.labeled import LabeledSet, Sample
 from vitnp.evaluate.data.layouts import detect_layout
+from vitnp.evaluate.data.voc import VOC_CLASSES
 from vitnp.evaluate.semantic import score_labels
 from vitnp.segmenter import Segmenter
 
