@@ -126,7 +126,7 @@ def test_folders_are_checked(folders, tmp_path):
     with pytest.raises(UsageError, match="in the same folder"):
         match_pairs(images, images / ".")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UsageError, match="this folder holds no masks"):
+    with pytest.raises(UsageError, match="this folder contains no masks"):
         match_pairs(images, tmp_path / "empty")
     with pytest.raises((UsageError, ImageError), match="this folder holds no photographs"):
         match_pairs(tmp_path / "empty", masks)

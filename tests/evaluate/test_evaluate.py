@@ -67,9 +67,10 @@ def two(tmp_path, red):
     return [str(tmp_path / "images"), str(tmp_path / "masks")]
 
 
-# S-measure of the second photograph. Object: foreground 1; background's complements 0.4, 1, 1, mean 0.8, sample deviation
-# sqrt(0.24 / 2) = 0.346410, so 1.6 / (0.64 + 1 + 0.346410) = 0.805468; 1/4 + 3/4 * 0.805468 = 0.854101. Region: the centroid
-# is the first pixel; its block and the two below are constant: 1; upper right: one pixel, 1. So (0.854101 + 1) / 2.
+# S-measure of the second photograph. Object: foreground 1; background's complements 0.4, 1, 1, mean 0.8, sample
+# deviation sqrt(0.24 / 2) = 0.346410, so 1.6 / (0.64 + 1 + 0.346410) = 0.805468; 1/4 + 3/4 * 0.805468 = 0.854101.
+# Region: the centroid is the first pixel; its block and the two below are constant: 1; upper right: one pixel, 1. So
+# (0.854101 + 1) / 2.
 S_HALF = (0.25 + 0.75 * 1.6 / (1.64 + 0.12**0.5) + 1) / 2
 
 
@@ -218,7 +219,7 @@ def random_pairs(folder, count):
 
 def test_scores_are_those_of_the_metrics(tmp_path, red):
     pairs = random_pairs(tmp_path, 4)
-    for pair, scores in zip(pairs, score_pairs(pairs, threads=1)):
+    for pair, scores in zip(pairs, score_pairs(pairs, n_threads=1)):
         result = by_red_channel(pair.image)
         truth = read_truth(pair.mask, result.mask.shape)
         soft = result.soft.astype(np.float64) / 65535
@@ -235,7 +236,7 @@ def test_scores_are_those_of_the_metrics(tmp_path, red):
 
 def test_threads_change_neither_order_nor_bits(tmp_path, red, monkeypatch):
     pairs = random_pairs(tmp_path, 12)
-    alone = list(score_pairs(pairs, threads=1))
+    alone = list(score_pairs(pairs, n_threads=1))
     assert len(alone) == 12
     # Each odd photograph waits until a later one is done, so that completion order differs from input order.
     done = {pair.name: threading.Event() for pair in pairs}
@@ -250,14 +251,14 @@ def test_threads_change_neither_order_nor_bits(tmp_path, red, monkeypatch):
         return result
 
     monkeypatch.setattr(saliency, "segment_image", out_of_order)
-    assert list(score_pairs(pairs, threads=4)) == alone
+    assert list(score_pairs(pairs, n_threads=4)) == alone
     assert mean_scores(alone) == mean_scores(alone[::-1])
 
 
 def test_errors_take_the_place_of_scores(tmp_path, red):
     pairs = random_pairs(tmp_path, 3)
     pairs[1].mask.write_bytes(b"")
-    outcomes = list(score_pairs(pairs, threads=2))
+    outcomes = list(score_pairs(pairs, n_threads=2))
     assert [type(outcome) for outcome in outcomes] == [SaliencyScores, ImageError, SaliencyScores]
     assert str(pairs[1].mask) in str(outcomes[1])
     with pytest.raises(ImageError, match="001"):
@@ -274,14 +275,14 @@ def test_stopping_early_drops_what_has_not_begun(tmp_path, red, monkeypatch):
     monkeypatch.setattr(saliency, "segment_image", record)
     save_pair(tmp_path, "a", [[255, 0]], [[1, 0]])
     pair = Pair("a.png", tmp_path / "images" / "a.png", tmp_path / "masks" / "a.png")
-    outcomes = score_pairs([pair] * 1000, threads=2)
+    outcomes = score_pairs([pair] * 1000, n_threads=2)
     next(outcomes)
     outcomes.close()
     assert 1 <= len(begun) < 20
 
 
 def test_mean_of_nothing():
-    with pytest.raises(ValueError, match="no scores"):
+    with pytest.raises(ValueError, match="scores must not be empty"):
         mean_scores([])
 
 
@@ -337,7 +338,7 @@ def test_the_command_scores_the_built_in_network(tmp_path, builtin):
     result = json.loads(results[0])
     assert list(result) == [*KEYS, "device"]
     pairs, _ = match_pairs(*folders)
-    scores = mean_scores(list(score_pairs(pairs, builtin, threads=2, size=160)))
+    scores = mean_scores(list(score_pairs(pairs, builtin, n_threads=2, size=160)))
     assert result.pop("device") == dict.fromkeys(("network", "cluster", "refine"), "cpu")
     assert result == {"images": 3, **scores._asdict()}
     # A disc of its own color is an easy object.
@@ -513,7 +514,7 @@ def test_help_fits_a_screen():
 def test_real_photographs(shared, vit_tiny):
     folder = shared / "data" / "duts-dev"
     pairs, _ = match_pairs(folder / "images", folder / "masks")
-    scores = list(score_pairs(pairs[::40], vit_tiny, threads=2))
+    scores = list(score_pairs(pairs[::40], vit_tiny, n_threads=2))
     assert len(scores) == 4
     mean = mean_scores(scores)
     # The whole set has an IoU of 0.82; four photographs are good for this much.

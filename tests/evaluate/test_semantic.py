@@ -100,7 +100,7 @@ def test_hungarian_against_all_permutations(seed):
     assert scored.scores["miou"] == pytest.approx(float(sum(present) / len(present)), abs=1e-12)
     for value, exact in zip(scored.classes.values(), expected):
         assert np.isnan(value) if exact is None else value == pytest.approx(float(exact), abs=1e-12)
-    assert score_labels(labeled_of(truths, classes), found, clusters, threads=3).scores == scored.scores
+    assert score_labels(labeled_of(truths, classes), found, clusters, n_threads=3).scores == scored.scores
 
 
 def test_many_to_one_with_more_clusters_than_a_byte_counts():
@@ -122,7 +122,7 @@ def test_photographs_that_failed_do_not_count():
     assert scored.images == 1 and scored.failures == [damaged, unread] and list(scored.ranking) == [0]
     with pytest.raises(UsageError, match="none of the 1 photographs could be scored; the first: b.png"):
         score_labels(labeled_of([damaged], 2), [truth], 1)
-    with pytest.raises(UsageError, match="no pixel of the truth counts"):
+    with pytest.raises(UsageError, match="every pixel of the label maps is ignored"):
         score_labels(labeled_of([np.full((1, 2), 255, np.uint8)], 2), [truth], 1)
     with pytest.raises(UsageError, match="choose hungarian or many-to-one"):
         score_labels(labeled_of([truth], 2), [truth], 1, "best")
@@ -145,7 +145,7 @@ def test_label_maps_are_never_in_memory_together():
             most = max(most, sum(reference() is not None for reference in made_so_far))
             return made
 
-    score_labels(labeled_of([np.zeros((3, 3), np.uint8)] * 50, 2), Found(), 1, threads=1)
+    score_labels(labeled_of([np.zeros((3, 3), np.uint8)] * 50, 2), Found(), 1, n_threads=1)
     assert most <= 2
 
 
@@ -315,10 +315,10 @@ def test_augmented_labels_are_another_folder(layouts, capsys):
         (["coseg", "--levels", "each"], "leave out --levels"),
         (["coseg", "--classes", "3", "--clusters", "5"], "give one of them"),
         (["coseg", "--clusters", "500"], "500 classes can't be made of 9 regions"),
-        (["coseg", "--split", "val"], "--split is for the layout voc, and this one is coseg"),
+        (["coseg", "--split", "val"], "--split is for the layout voc, but this set has coseg"),
         (["voc", "--split", "test"], "choose among train, val"),
-        (["voc", "--layout", "coco"], "name both, not 1"),
-        (["coseg", "--layout", "voc"], "name that, not 2"),
+        (["voc", "--layout", "coco"], "got 1 paths instead of 2"),
+        (["coseg", "--layout", "voc"], "got 2 paths instead of 1"),
         (["coco", "--names", "x"], "--names is for the layout folder"),
     ],
 )

@@ -13,7 +13,7 @@ from vitnp.errors import UsageError
 
 if TYPE_CHECKING:
     from vitnp.evaluate.ablation import Variant
-    from vitnp.evaluate.protocol import Scored
+    from vitnp.evaluate.protocol import Evaluation
     from vitnp.evaluate.table import Table
     from vitnp.segmenter import Segmenter
 
@@ -33,7 +33,7 @@ class Task(NamedTuple):
     """A way to score: `open` reads the data set, `score` fits and scores it, and what the scores are called."""
 
     open: Callable[[argparse.Namespace], Any]
-    score: Callable[[argparse.Namespace, Any, Any, dict], Scored]
+    score: Callable[[argparse.Namespace, Any, Any, dict], Evaluation]
     titles: Mapping[str, str]
     measure: str
 
@@ -49,7 +49,7 @@ def _open_pairs(args: argparse.Namespace) -> Sequence:
     return pairs
 
 
-def _score_saliency(args: argparse.Namespace, pairs: Sequence, vit: Any, options: dict) -> Scored:
+def _score_saliency(args: argparse.Namespace, pairs: Sequence, vit: Any, options: dict) -> Evaluation:
     from vitnp.evaluate.saliency import score_photographs, score_set
     from vitnp.segmenter import Segmenter
 
@@ -79,7 +79,7 @@ def _open_labeled(args: argparse.Namespace) -> Any:
     return labeled
 
 
-def _score_semantic(args: argparse.Namespace, labeled: Any, vit: Any, options: dict) -> Scored:
+def _score_semantic(args: argparse.Namespace, labeled: Any, vit: Any, options: dict) -> Evaluation:
     from vitnp.evaluate.semantic import score_classes
     from vitnp.segmenter import Segmenter
 
@@ -96,7 +96,7 @@ def _open_boxes(args: argparse.Namespace) -> Sequence:
     return read_voc_boxes(args.data[0], args.split or "trainval")
 
 
-def _score_discovery(args: argparse.Namespace, samples: Sequence, vit: Any, options: dict) -> Scored:
+def _score_discovery(args: argparse.Namespace, samples: Sequence, vit: Any, options: dict) -> Evaluation:
     from vitnp.evaluate.discovery import score_box_set, score_boxes
     from vitnp.segmenter import Segmenter
 
@@ -193,7 +193,7 @@ def main(argv: list[str] | None = None) -> int:
 
     from vitnp import kernels
     from vitnp.evaluate import report
-    from vitnp.evaluate.protocol import shared_cache, summary
+    from vitnp.evaluate.protocol import shared_cache, summarize
     from vitnp.io import write
     from vitnp.kernels.threads import pool
     from vitnp.pipeline import DEVICE_STAGES
@@ -218,7 +218,8 @@ def main(argv: list[str] | None = None) -> int:
                 runs.append(task.score(args, data, vit, {**options, "seed": seed}))
                 if args.report and seed == args.seed:
                     report.write_report(args.report, runs[0].ranking, runs[0].picture, task.measure)
-            table, result = summary(runs, task.titles, seeds if args.seeds else None)
+            summary = summarize(runs, seeds if args.seeds else None)
+            table, result = summary.table(task.titles), summary.to_json()
             failures, total = runs[0].failures, runs[0].images + len(runs[0].failures)
     if failures:
         shared.list_failures(failures, total)
@@ -234,7 +235,7 @@ def main(argv: list[str] | None = None) -> int:
 def _each_alone(args: argparse.Namespace, vit: Any, options: dict) -> dict:
     """Of a Segmenter's options those that single photographs know, and the collection that they are judged by."""
     return {
-        **arguments.method_options(args), "seed": options["seed"], "threads": args.threads, "progress": options["progress"],
+        **arguments.method_options(args), "seed": options["seed"], "n_threads": args.threads, "progress": options["progress"],
         "collection": arguments.chosen_collection(args, vit, quiet=options["seed"] != args.seed),
     }  # fmt: skip
 

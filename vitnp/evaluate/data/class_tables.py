@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import NoReturn
 
 import numpy as np
@@ -86,7 +86,7 @@ def _read_targets(path: str | os.PathLike[str], classes: Sequence[str]) -> dict[
     return targets
 
 
-def _number_targets(path: str | os.PathLike[str], names: Sequence[str]) -> Mapping[str, int]:
+def _number_targets(path: str | os.PathLike[str], names: Sequence[str]) -> dict[str, int]:
     """Return the label of each coarser class: its number if all are numbers, else its rank."""
     numbers = [name for name in names if name.isdecimal()]
     if numbers and len(numbers) < len(names):

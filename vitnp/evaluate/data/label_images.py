@@ -156,8 +156,8 @@ def read_labels(
     invalid = labels[(labels >= n_classes) & (labels != IGNORE)]
     if invalid.size:
         raise UsageError(
-            f"{path}: labels must be 0 to {n_classes - 1}, or {IGNORE} for ignored pixels, got {invalid[0]}; renumber the "
-            "labels or name more classes"
+            f"{path}: labels must be 0 to {n_classes - 1}, or {IGNORE} for ignored pixels, got {invalid[0]}; renumber "
+            "the labels or name more classes"
         )
     return labels
 
