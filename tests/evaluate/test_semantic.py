@@ -124,7 +124,7 @@ def test_photographs_that_failed_do_not_count():
         score_labels(labeled_of([damaged], 2), [truth], 1)
     with pytest.raises(UsageError, match="every pixel of the label maps is ignored"):
         score_labels(labeled_of([np.full((1, 2), 255, np.uint8)], 2), [truth], 1)
-    with pytest.raises(UsageError, match="choose hungarian or many-to-one"):
+    with pytest.raises(UsageError, match="matching must be hungarian or many-to-one"):
         score_labels(labeled_of([truth], 2), [truth], 1, "best")
 
 
