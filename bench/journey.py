@@ -1,18 +1,20 @@
 """Count the files and functions of the project that one call enters: how far a reader has to walk to follow it.
 
-Three calls are traced with :func:`sys.setprofile`, each in a fresh process and in all its threads: ``segment_image`` on one
-photograph, the command line on one photograph, and the command line on five photographs with ``--levels all --classes 3``;
-everything else is at its default, but for one thread. Each call is made twice: the first one includes what happens on
-import, the second one is the work alone. Compiled kernels come from the cache (a run before these two fills it).
+Three calls are traced with :func:`sys.setprofile`, each in a fresh process and in all its threads: ``segment_image`` on
+one photograph, the command line on one photograph, and the command line on five photographs with ``--levels all
+--classes 3``. Everything else is at its default, except for a single thread. Each call is made twice: the first one
+includes what happens on import, the second one is the work alone. Compiled kernels come from the cache, which an
+earlier process fills.
 
-What counts as a function: every distinct pair of file and name among the code objects entered whose file lies in vitnp/,
-kernels/ or weights/ of the current directory. So two methods ``__init__`` of one file count once, and so do all lambdas,
-all list comprehensions or all generator expressions of a file; class bodies, which run on import, count by their names.
-Module bodies, generated code (a dataclass's ``__init__``), and code compiled by numba or for a GPU don't count. A file
-counts if one of its functions does. From Python 3.12 on, comprehensions run inside their function and can't be seen.
+What counts as a function: every distinct pair of file and name among the code objects entered whose file lies in
+vitnp/, kernels/ or weights/ of the current directory. So two methods ``__init__`` of one file count once, and so do all
+lambdas, all list comprehensions or all generator expressions of a file. Class bodies, which run on import, count by
+their names. Module bodies, generated code (a dataclass's ``__init__``), and code compiled by numba or for a GPU don't
+count. A file counts if one of its functions does. From Python 3.12 on, comprehensions run inside their function and
+can't be seen.
 
 With this convention the tree before the rebuild had 57 files and 422 functions for one photograph on the command line,
-74 and 651 for five at all levels (first call, Python 3.11); the aims are 35 and 250, 50 and 450.
+74 and 651 for five at all levels (first call, Python 3.11). The aims are 35 and 250, 50 and 450.
 """
 
 from __future__ import annotations
@@ -136,7 +138,9 @@ def main(argv: list[str] | None = None) -> int:
         print(f"{CALLS[name][1]:<42}{count(first):>14}{count(second):>14}")
     if args.list:
         for name, (first, second) in results.items():
-            print(f"\n{CALLS[name][1]}: files, each with its functions on the second call + those of the first call only")
+            print(
+                f"\n{CALLS[name][1]}: files, each with its functions on the second call + those of the first call only"
+            )
             for path, functions in first.items():
                 again = second.get(path, {})
                 print(f"  {path}: {len(again)} + {len(functions) - len(again)}")

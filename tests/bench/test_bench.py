@@ -59,7 +59,7 @@ def agree(name, answer):
 def test_contenders_take_turns_and_nobody_always_begins():
     machine = Machine()
     contenders = {name: machine.work(name, 1.0) for name in "abc"}
-    interleave.interleave(contenders, Plan(rounds=4, least=0.5), machine.clock)
+    interleave.interleave(contenders, Plan(rounds=4, min_seconds=0.5), machine.clock)
     rounds = machine.log[3:]  # after the call each that tells how long it takes
     assert "".join(rounds) == "abcbcacababc"
 
@@ -108,7 +108,7 @@ def test_a_call_of_many_steps_is_told_by_the_step():
 
 def test_a_disturbed_sample_is_taken_anew():
     machine = Machine(lambda machine: 1.0 if 2.9 < machine.time < 4.0 else 0.0)
-    timing = interleave.interleave({"a": machine.work("a", 1.0)}, Plan(rounds=5, least=0.5), machine.clock)["a"]
+    timing = interleave.interleave({"a": machine.work("a", 1.0)}, Plan(rounds=5, min_seconds=0.5), machine.clock)["a"]
     assert timing.disturbed == 1 and len(timing.clean) == 5
     assert timing.foreign <= interleave.SLACK + interleave.SLACK_SHARE
 
@@ -122,7 +122,7 @@ def test_a_little_of_others_is_borne():
 def test_a_busy_machine_is_an_error_and_never_a_figure():
     machine = Machine(lambda machine: 0.5)
     with pytest.raises(
-        Disturbed, match="other programs disturbed 12 samples of slow, and only 0 rounds are left of 3; .*--anyway"
+        Disturbed, match="other programs disturbed 12 samples of slow, which leaves 0 of 3 rounds; .*--anyway"
     ):
         interleave.interleave({"slow": machine.work("slow", 1.0)}, Plan(3), machine.clock)
 
@@ -139,7 +139,7 @@ def test_a_busy_machine_costs_a_case_its_times_and_not_the_run():
 def test_a_round_that_others_spoilt_for_one_counts_for_nobody():
     # Others compute for as long as b is tried in the first round: all of its four attempts are in vain.
     machine = Machine(lambda machine: float(len(machine.log) in range(4, 8)))
-    plan = Plan(rounds=5, least=0.5, budget=0.0)
+    plan = Plan(rounds=5, min_seconds=0.5, budget=0.0)
     timings = interleave.interleave({name: machine.work(name, 1.0) for name in "ab"}, plan, machine.clock)
     assert timings["b"].samples[0] is None and timings["a"].samples[0] == pytest.approx(1.0)
     assert len(timings["a"].samples) == 4  # three clean rounds are needed, however little time there is
@@ -148,7 +148,7 @@ def test_a_round_that_others_spoilt_for_one_counts_for_nobody():
 
 def test_disturbed_figures_can_be_had_and_say_so():
     machine = Machine(lambda machine: 0.5)
-    plan = Plan(3, anyway=True)
+    plan = Plan(3, keep_disturbed=True)
     timing = interleave.interleave({"a": machine.work("a", 1.0)}, plan, machine.clock)["a"]
     assert timing.disturbed == 3 and timing.foreign == pytest.approx(0.5) and timing.seconds == pytest.approx(1.0)
 
@@ -401,7 +401,7 @@ def test_a_result_is_drawn_from_its_file_alone(tmp_path, section):
 
 
 def test_a_result_without_a_picture_is_refused(tmp_path):
-    with pytest.raises(UsageError, match="has no picture; those have one: vit, kmeans, crf, photograph"):
+    with pytest.raises(UsageError, match="can't be plotted; plot a result of vit, kmeans, crf, photograph"):
         plots.draw(stored(tmp_path, "quality", []), tmp_path)
     (tmp_path / "broken.json").write_text("{")
     with pytest.raises(UsageError, match="can't be read as a result"):

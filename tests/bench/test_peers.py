@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import pathlib
 import sys
-import types
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -206,32 +206,36 @@ def run(scene, monkeypatch, *options):
     return peers.main([str(scene / "images"), str(scene / "masks"), "--quiet", "--size", "96", *options])
 
 
+class TrueMasks:
+    """A Segmenter whose masks are the true ones; it expects the options of the command."""
+
+    options: ClassVar = {"size": 96, "seed": 0, "refine": "solver"}
+
+    def __init__(self, vit, *, n_threads, **options):
+        assert options == self.options
+
+    def fit(self, photographs):
+        masks = [photograph.parents[1] / "masks" / f"{photograph.stem}.png" for photograph in photographs]
+        self.masks = [np.asarray(Image.open(mask)) for mask in masks]
+        return self
+
+
 def test_the_command(scene, monkeypatch, capsys):
-    monkeypatch.setitem(sys.modules, "vitnp.segmenter", None)
+    monkeypatch.setattr(peers, "Segmenter", TrueMasks)
     assert run(scene, monkeypatch) == 0
     printed = capsys.readouterr().out
     assert "2 photographs" in printed and "solver" in printed
-    assert next(line for line in printed.splitlines() if "three levels" in line).endswith("not available")
-    kept = json.loads((scene.parent / "results" / "peers-set.json").read_text())
-    assert {"machine", "vitnp", "model", "sha256", "iou"} <= set(kept)
-    assert kept["refine"] == "solver" and kept["iou"]["vitnp, three levels"] is None
-    means = [value for value in kept["iou"].values() if value is not None]
+    assert next(line for line in printed.splitlines() if "three levels" in line).endswith("1.000")
+    stored = json.loads((scene.parent / "results" / "peers-set.json").read_text())
+    assert {"machine", "vitnp", "model", "sha256", "iou"} <= set(stored)
+    assert stored["refine"] == "solver" and stored["iou"].pop("vitnp, three levels") == 1.0
+    means = list(stored["iou"].values())
     assert means == sorted(means) and all(0 <= value <= 1 for value in means)
 
 
 def test_the_command_in_json_with_a_broken_photograph(scene, monkeypatch, capsys):
-    class Segmenter:
-        """What the table asks of the whole method: masks of all photographs, in their order."""
-
-        def __init__(self, vit, *, size, seed, refine, n_threads):
-            assert (size, seed, refine) == (96, 3, "none")
-
-        def fit(self, photographs):
-            masks = [photograph.parents[1] / "masks" / f"{photograph.stem}.png" for photograph in photographs]
-            self.masks = [np.asarray(Image.open(mask)) for mask in masks]
-            return self
-
-    monkeypatch.setitem(sys.modules, "vitnp.segmenter", types.SimpleNamespace(Segmenter=Segmenter))
+    monkeypatch.setattr(TrueMasks, "options", {"size": 96, "seed": 3, "refine": "none"})
+    monkeypatch.setattr(peers, "Segmenter", TrueMasks)
     (scene / "images" / "broken.png").write_bytes(b"no picture")
     Image.new("1", (8, 8)).save(scene / "masks" / "broken.png")
     assert run(scene, monkeypatch, "--json", "--refine", "none", "--seed", "3", "--name", "discs") == 3
