@@ -29,7 +29,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import CodeType, FrameType
 
@@ -81,28 +81,31 @@ def trace(call: Callable[[], None]) -> list[set[CodeType]]:
     # Threads are watched from their start, so this comes before the first call and stays on between the two.
     threading.setprofile(profile)
     calls = []
-    for _ in range(2):
-        entered.clear()
-        sys.setprofile(profile)
-        try:
-            call()
-        finally:
-            sys.setprofile(None)
-        calls.append(set(entered))
+    try:
+        for _ in range(2):
+            entered.clear()
+            sys.setprofile(profile)
+            try:
+                call()
+            finally:
+                sys.setprofile(None)
+            calls.append(set(entered))
+    finally:
+        threading.setprofile(None)
     return calls
 
 
-def project_functions(codes: set[CodeType], root: Path) -> dict[str, dict[str, int]]:
-    """Return the line of each function entered, by file relative to `root` and name, in the order of the files."""
-    found: dict[str, dict[str, int]] = {}
+def project_functions(codes: set[CodeType], root: Path, rooms: Sequence[str] = ROOMS) -> dict[str, dict[str, int]]:
+    """Return the lines of the functions entered, by file relative to `root` and by name, in source order."""
+    functions: dict[str, dict[str, int]] = {}
     for code in sorted(codes, key=lambda code: (code.co_filename, code.co_firstlineno)):
         path = Path(os.path.abspath(code.co_filename))
         if code.co_name == "<module>" or not path.is_relative_to(root):
             continue
         relative = path.relative_to(root)
-        if relative.parts[0] in ROOMS:
-            found.setdefault(relative.as_posix(), {}).setdefault(code.co_name, code.co_firstlineno)
-    return found
+        if relative.parts[0] in rooms:
+            functions.setdefault(relative.as_posix(), {}).setdefault(code.co_name, code.co_firstlineno)
+    return functions
 
 
 def measure(name: str) -> list[dict[str, dict[str, int]]]:

@@ -107,7 +107,7 @@ def test_corloc_worked_by_hand(tmp_path, red, capsys):
     assert [line.split()[-1] for line in capsys.readouterr().out.splitlines()] == ["1", "1.0000", "1.0000"]
 
 
-def test_nothing_to_be_found_is_an_error(tmp_path, red, capsys):
+def test_a_set_without_boxes_is_an_error(tmp_path, red, capsys):
     root = make_voc(tmp_path / "VOC2007", [(0, 0, 9, 9)], [[]])
     for argv, words in (
         ([str(root)], "none of the photographs has a true box"),

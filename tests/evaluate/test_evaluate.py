@@ -88,7 +88,7 @@ def test_means_worked_by_hand(two, capsys):
     assert result["s_measure"] == pytest.approx((1 + S_HALF) / 2, abs=1e-7)
 
 
-def test_table_for_people(two, capsys):
+def test_the_printed_table(two, capsys):
     assert evaluate.main(two) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[-1] for line in lines] == [
@@ -103,7 +103,7 @@ def test_table_for_people(two, capsys):
     assert "IoU" in lines[1] and "S-measure" in lines[-1]
 
 
-def test_quiet_run_says_nothing_but_the_result(two, capsys):
+def test_a_quiet_run_prints_only_the_result(two, capsys):
     assert evaluate.main([*two, "--quiet", "--json"]) == 0
     assert capsys.readouterr().err == ""
 
@@ -170,7 +170,7 @@ def test_wrong_usage_is_one_sentence_and_status_2(argv, words, capsys, monkeypat
     assert captured.out == ""
 
 
-def test_an_option_that_fails_for_all_is_an_error_not_a_list(two, monkeypatch, capsys):
+def test_an_error_of_all_photographs_is_reported_once(two, monkeypatch, capsys):
     def refuse(image, vit=None, **options):
         raise UsageError("the stride 99 is too large; choose less")
 
@@ -255,7 +255,7 @@ def test_threads_change_neither_order_nor_bits(tmp_path, red, monkeypatch):
     assert mean_scores(alone) == mean_scores(alone[::-1])
 
 
-def test_errors_take_the_place_of_scores(tmp_path, red):
+def test_failed_photographs_give_errors_instead_of_scores(tmp_path, red):
     pairs = random_pairs(tmp_path, 3)
     pairs[1].mask.write_bytes(b"")
     outcomes = list(score_pairs(pairs, n_threads=2))
@@ -265,7 +265,7 @@ def test_errors_take_the_place_of_scores(tmp_path, red):
         score_pair(pairs[1])
 
 
-def test_stopping_early_drops_what_has_not_begun(tmp_path, red, monkeypatch):
+def test_closing_the_generator_cancels_pending_photographs(tmp_path, red, monkeypatch):
     begun = []
 
     def record(image, vit=None, **options):
@@ -281,7 +281,7 @@ def test_stopping_early_drops_what_has_not_begun(tmp_path, red, monkeypatch):
     assert 1 <= len(begun) < 20
 
 
-def test_mean_of_nothing():
+def test_mean_of_no_scores_raises():
     with pytest.raises(ValueError, match="scores must not be empty"):
         mean_scores([])
 
@@ -380,7 +380,7 @@ def scored_as_a_set(capsys, *argv):
     return json.loads(out)
 
 
-def test_a_set_is_fitted_as_a_whole_from_thirty_on(tmp_path, builtin, capsys):
+def test_thirty_photographs_are_fitted_as_a_set(tmp_path, builtin, capsys):
     folders = discs(tmp_path, 30)
     found = {
         (levels, threads): scored_as_a_set(
@@ -473,7 +473,7 @@ def test_a_sets_broken_files_are_skipped_and_listed(tmp_path, builtin, capsys):
 
 
 @pytest.mark.parametrize("levels", ["image", "all"])
-def test_report_shows_truth_and_answer(tmp_path, builtin, capsys, levels):
+def test_report_shows_truth_and_prediction(tmp_path, builtin, capsys, levels):
     folders = discs(tmp_path, 3)
     scored_as_a_set(capsys, *folders, "--levels", levels, "--report", str(tmp_path / "report"))
     for name in ("best", "median", "worst"):
@@ -497,7 +497,7 @@ def test_report_shows_truth_and_answer(tmp_path, builtin, capsys, levels):
         (["--seeds", "0"], "whole number from 1 on"),
     ],
 )
-def test_options_of_other_tasks_are_refused(tmp_path, red, argv, words, capsys):
+def test_options_of_other_tasks_raise(tmp_path, red, argv, words, capsys):
     save_pair(tmp_path, "a", [[255, 0]], [[1, 0]])
     status, captured = run_face([str(tmp_path / "images"), str(tmp_path / "masks"), *argv], capsys)
     assert status == 2 and words in captured.err and captured.err.count("\n") == 1 and captured.out == ""

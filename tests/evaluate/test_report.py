@@ -77,7 +77,7 @@ def test_files_carry_the_stamp_and_the_right_photographs(tmp_path):
     assert write_report(tmp_path / "new" / "report", {0: 1.0}, picture, "IoU") == paths
 
 
-def test_other_peoples_files_are_spared(tmp_path):
+def test_files_not_written_by_vitnp_are_kept(tmp_path):
     (tmp_path / "median.png").write_bytes(b"precious")
     with pytest.raises(OutputError, match="median.png: this file exists and was not written by vitnp; move it away"):
         report_paths(tmp_path)
@@ -87,7 +87,7 @@ def test_other_peoples_files_are_spared(tmp_path):
         report_paths(tmp_path / "file")
 
 
-def test_classes_are_painted_in_their_colors():
+def test_classes_are_drawn_in_their_colors():
     photograph = np.random.default_rng(0).integers(0, 256, (4, 6, 3)).astype(np.uint8)
     labels = np.array([[0, 1, 2, 3, 20, 255]] * 4, np.uint8)
     painted = draw_labels(photograph, labels).astype(int)

@@ -59,7 +59,7 @@ def ious(counts, assignment, classes):
     return result
 
 
-def test_hand_worked():
+def test_scores_by_hand():
     # Clusters 1 and 2 are classes 2 and 1. Class 1: 2 of 3 pixels found, 1 wrong: 2/4. Class 2: 2 of 2, 1 wrong: 2/3.
     # Background: 4 of 5 found, 0 wrong -> 4/5 with the ignored pixel left out.
     truths = [np.array([[0, 0, 1, 1, 1]], np.uint8), np.array([[0, 0, 0, 2, 2, 255]], np.uint8)]
@@ -128,7 +128,7 @@ def test_photographs_that_failed_do_not_count():
         score_labels(labeled_of([truth], 2), [truth], 1, "best")
 
 
-def test_label_maps_are_never_in_memory_together():
+def test_label_maps_are_decoded_one_at_a_time():
     made_so_far, most = [], 0
 
     class Map(np.ndarray):
@@ -271,7 +271,7 @@ def test_every_layout_gives_the_same_scores(layouts, capsys, tmp_path, builtin):
     assert best > 0.5
 
 
-def test_layouts_are_told_apart(layouts, tmp_path):
+def test_layouts_are_detected(layouts, tmp_path):
     made, places = layouts
     for layout, where in places.items():
         assert detect_layout(list(map(Path, where))) == layout
