@@ -53,14 +53,14 @@ def test_rows_and_their_order(table):
         (("facet", "token"), {"facet": "token"}),
     ],
 )
-def test_whole_methods_score_as_by_themselves(table, folders, builtin, row, options):
+def test_full_methods_score_as_in_an_evaluation(table, folders, builtin, row, options):
     pairs, _ = match_pairs(*folders)
     for place, method in enumerate(("none", "solver")):
         alone = score_set(pairs, Segmenter(builtin, short_side=96, refine=method, **options))
         assert table[row][place] == pytest.approx(alone.scores["iou"], abs=1e-12)
 
 
-def test_parts_of_the_levels(table, folders, builtin):
+def test_subsets_of_levels(table, folders, builtin):
     """Their means taken here, from what each level said."""
     pairs, _ = match_pairs(*folders)
     found = {}
@@ -93,7 +93,7 @@ def test_the_command(table, folders, builtin, capsys, tmp_path):
     assert len((tmp_path / "table.csv").read_text().splitlines()) == 15
 
 
-def test_photographs_that_fail_count_in_no_row(folders, builtin, tmp_path, capsys):
+def test_failed_photographs_count_in_no_row(folders, builtin, tmp_path, capsys):
     import shutil
 
     for part in ("images", "masks"):

@@ -14,7 +14,7 @@ from vitnp.options import OPTIONS, Settings
 
 if TYPE_CHECKING:
     from vitnp.evaluate.ablation import Variant
-    from vitnp.evaluate.protocol import Scored
+    from vitnp.evaluate.protocol import Evaluation
     from vitnp.evaluate.table import Table
     from vitnp.segmenter import Segmenter
 
@@ -28,7 +28,7 @@ class Task(NamedTuple):
     """A way to score: `open` reads the data set, `score` fits and scores it, and what the scores are called."""
 
     open: Callable[[argparse.Namespace], Any]
-    score: Callable[[argparse.Namespace, Any, Any, dict], Scored]
+    score: Callable[[argparse.Namespace, Any, Any, dict], Evaluation]
     titles: Mapping[str, str]
     measure: str
 
@@ -44,7 +44,7 @@ def _open_pairs(args: argparse.Namespace) -> Sequence:
     return pairs
 
 
-def _score_saliency(args: argparse.Namespace, pairs: Sequence, vit: Any, options: dict) -> Scored:
+def _score_saliency(args: argparse.Namespace, pairs: Sequence, vit: Any, options: dict) -> Evaluation:
     from vitnp.evaluate.saliency import score_photographs, score_set
     from vitnp.segmenter import Segmenter
 
@@ -74,7 +74,7 @@ def _open_labeled(args: argparse.Namespace) -> Any:
     return labeled
 
 
-def _score_semantic(args: argparse.Namespace, labeled: Any, vit: Any, options: dict) -> Scored:
+def _score_semantic(args: argparse.Namespace, labeled: Any, vit: Any, options: dict) -> Evaluation:
     from vitnp.evaluate.semantic import score_classes
     from vitnp.segmenter import Segmenter
 
@@ -91,7 +91,7 @@ def _open_boxes(args: argparse.Namespace) -> Sequence:
     return read_voc_boxes(args.data[0], args.split or "trainval")
 
 
-def _score_discovery(args: argparse.Namespace, samples: Sequence, vit: Any, options: dict) -> Scored:
+def _score_discovery(args: argparse.Namespace, samples: Sequence, vit: Any, options: dict) -> Evaluation:
     from vitnp.evaluate.discovery import score_box_set, score_boxes
     from vitnp.segmenter import Segmenter
 
@@ -170,7 +170,7 @@ def main(argv: list[str] | None = None) -> int:
 
     from vitnp import kernels
     from vitnp.evaluate import report
-    from vitnp.evaluate.protocol import shared_cache, summary
+    from vitnp.evaluate.protocol import shared_cache, summarize
     from vitnp.io import write
     from vitnp.kernels.threads import pool
     from vitnp.pipeline import DEVICE_STAGES
@@ -195,7 +195,8 @@ def main(argv: list[str] | None = None) -> int:
                 runs.append(task.score(args, data, vit, {**options, "seed": seed}))
                 if args.report and seed == args.seed:
                     report.write_report(args.report, runs[0].ranking, runs[0].picture, task.measure)
-            table, result = summary(runs, task.titles, seeds if args.seeds else None)
+            summary = summarize(runs, seeds if args.seeds else None)
+            table, result = summary.table(task.titles), summary.to_json()
             failures, total = runs[0].failures, runs[0].images + len(runs[0].failures)
     if failures:
         shared.list_failures(failures, total)
@@ -211,11 +212,9 @@ def main(argv: list[str] | None = None) -> int:
 def _single_arguments(args: argparse.Namespace, vit: Any, options: dict) -> dict:
     """Return the arguments for photographs one by one, among them the collection that is applied to them."""
     return {
-        "settings": Settings(**{name: options[name] for name in arguments.METHOD}),
-        "n_threads": args.n_threads,
-        "progress": options["progress"],
-        "collection": arguments.load_collection(args, vit, quiet=options["seed"] != args.seed),
-    }
+        **arguments.method_options(args), "seed": options["seed"], "n_threads": args.threads, "progress": options["progress"],
+        "collection": arguments.chosen_collection(args, vit, quiet=options["seed"] != args.seed),
+    }  # fmt: skip
 
 
 def _made(vit: Any, options: dict, **variant: Any) -> Segmenter:
