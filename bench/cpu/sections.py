@@ -222,7 +222,8 @@ def _photograph_builders(
     path: Path, folder: Path, n_threads: int
 ) -> tuple[dict[str, Callable[[], Call]], dict[str, Callable[[], Call]]]:
     """Return the contenders in a warm process and as commands; each call returns a mask."""
-    from vitnp.pipeline import default_collection, default_vit, segment_image
+    from vitnp.method.defaults import default_collection, default_vit
+    from vitnp.pipeline import segment_image
 
     def assemble() -> pipeline_peer.Pipeline:
         for name in ("onnxruntime", "sklearn", "pydensecrf"):

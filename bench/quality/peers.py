@@ -24,7 +24,8 @@ from vitnp.errors import ImageError, UsageError
 from vitnp.evaluate.data.pairs import Pair, match_pairs, read_truth
 from vitnp.evaluate.metrics.saliency import iou
 from vitnp.evaluate.protocol import score_one_by_one
-from vitnp.features.extract import Features, extract
+from vitnp.features.extract import extract
+from vitnp.features.record import FeatureRecord
 from vitnp.io import decode, preprocess, resample
 from vitnp.method import image_level
 from vitnp.method.cleaning import clean
@@ -163,13 +164,13 @@ def _unit(keys: np.ndarray) -> np.ndarray:
 
 
 def scores_of(
-    features: Features, attention: np.ndarray, *, seed: int = 0, repair: bool = True
+    features: FeatureRecord, attention: np.ndarray, *, seed: int = 0, repair: bool = True
 ) -> dict[str, np.ndarray]:
     """Return each method's foreground scores of a photograph by name, (rows, columns) float32 in 0..1.
 
     Parameters
     ----------
-    features : Features
+    features : FeatureRecord
     attention : (H, N) float
         CLS attention to the patches, per head.
     seed : int
@@ -178,7 +179,7 @@ def scores_of(
         Repair outlier keys for the other methods, see :func:`repair_outliers`.
     """
     grid = features.grid
-    keys = repair_outliers(features.facet, grid) if repair else features.facet
+    keys = repair_outliers(features.keys, grid) if repair else features.keys
     masks = {"LOST": lost(keys, grid), "deep spectral": deep_spectral(keys, grid)}
     for threshold in FOUND_THRESHOLDS:
         masks[f"FOUND coarse, {threshold}"] = found(keys, attention, grid, threshold=threshold)
@@ -190,7 +191,7 @@ def scores_of(
 
 
 def compare_pair(
-    pair: Pair, vit: ViT, *, size: int | None = None, seed: int = 0, refine: str = "solver", repair: bool = True
+    pair: Pair, vit: ViT, *, short_side: int | None = None, seed: int = 0, refine: str = "solver", repair: bool = True
 ) -> dict[str, float]:
     """Compute the IoU of each method on one photograph.
 
@@ -201,7 +202,7 @@ def compare_pair(
     """
     rgb = decode.read_image(pair.image)
     truth = read_truth(pair.mask, rgb.shape[:2])
-    features = extract(rgb, vit, size=size)
+    features = extract(rgb, vit, short_side=short_side)
     # `features` contains attention averaged over heads, but FOUND needs it per head.
     batch = preprocess.normalize(resample.downscale(rgb, features.pixels), vit.config.mean, vit.config.std)[None]
     attention = vit(batch, ("attention",))["attention"][0]
@@ -243,8 +244,8 @@ def main(argv: list[str] | None = None) -> int:
     args = _parse(argv)
     pairs, _ = match_pairs(args.images, args.masks)
     vit = arguments.load_model(args)
-    options = {"size": args.size, "seed": args.seed, "refine": args.refine}
-    n_threads = pool.resolve_n_threads(args.threads)
+    options = {"short_side": args.short_side, "seed": args.seed, "refine": args.refine}
+    n_threads = pool.resolve_n_threads(args.n_threads)
     outcomes = compare(pairs, vit, n_threads=n_threads, repair=not args.no_repair, **options)
     rows, scored, failures = [], [], []
     with contextlib.closing(outcomes):
@@ -288,16 +289,11 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("images", type=Path, metavar="IMAGES", help="folder of photographs")
     parser.add_argument("masks", type=Path, metavar="MASKS", help="folder of their masks")
-    arguments.add_model_options(parser)
-    group = parser.add_argument_group("method")
-    group.add_argument("--size", type=arguments.positive, metavar="PX", help="short side the network sees (320)")
-    group.add_argument(
-        "--refine", choices=("solver", "none"), default="solver", help="refinement of all masks (solver)"
-    )
-    group.add_argument("--no-repair", action="store_true", help="don't repair outlier keys for the other methods")
-    group.add_argument("--seed", type=arguments.natural, default=0, metavar="N", help="seed of vitnp (0)")
-    run = arguments.add_run_options(parser)
-    run.add_argument("--name", help="name of the data set in the result file (the folder's)")
+    arguments.add_options(parser, "network", *arguments.NETWORK)
+    arguments.add_options(parser, "method", "short_side", "refine", "seed")
+    arguments.add_options(parser, "run", "n_threads", "quiet", "json")
+    parser.add_argument("--no-repair", action="store_true", help="don't repair outlier keys for the other methods")
+    parser.add_argument("--name", help="name of the data set in the result file (the folder's)")
     return parser.parse_args(argv)
 
 

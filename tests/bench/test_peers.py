@@ -18,7 +18,7 @@ from bench import record
 from bench.quality import composites, peers
 from vitnp.errors import ImageError, UsageError
 from vitnp.evaluate.data.label_images import read_label_folder
-from vitnp.features.extract import Features
+from vitnp.features.record import FeatureRecord
 from vitnp.io.find import find_photographs
 
 GRID = (12, 16)
@@ -163,7 +163,8 @@ def test_a_single_head_has_weight_one():
 
 def test_scores_of_all_methods():
     keys, attention, truth = planted()
-    features = Features(keys, attention.mean(axis=0).astype(np.float32), GRID, (192, 256), digest=1, capped=False)
+    arrays = {"keys": keys, "attention": attention.mean(axis=0).astype(np.float32)}
+    features = FeatureRecord("", GRID, (192, 256), (192, 256), 1, False, arrays.copy)
     scores = peers.scores_of(features, attention)
     assert len(scores) == 3 + len(peers.TOKENCUT_THRESHOLDS) + len(peers.FOUND_THRESHOLDS)
     for score in scores.values():
@@ -209,7 +210,7 @@ def run(scene, monkeypatch, *options):
 class TrueMasks:
     """A Segmenter whose masks are the true ones; it expects the options of the command."""
 
-    options: ClassVar = {"size": 96, "seed": 0, "refine": "solver"}
+    options: ClassVar = {"short_side": 96, "seed": 0, "refine": "solver"}
 
     def __init__(self, vit, *, n_threads, **options):
         assert options == self.options
@@ -234,7 +235,7 @@ def test_the_command(scene, monkeypatch, capsys):
 
 
 def test_the_command_in_json_with_a_broken_photograph(scene, monkeypatch, capsys):
-    monkeypatch.setattr(TrueMasks, "options", {"size": 96, "seed": 3, "refine": "none"})
+    monkeypatch.setattr(TrueMasks, "options", {"short_side": 96, "seed": 3, "refine": "none"})
     monkeypatch.setattr(peers, "Segmenter", TrueMasks)
     (scene / "images" / "broken.png").write_bytes(b"no picture")
     Image.new("1", (8, 8)).save(scene / "masks" / "broken.png")

@@ -86,7 +86,7 @@ def red(monkeypatch):
 
     monkeypatch.setattr(discovery, "segment_image", by_red_channel)
     monkeypatch.setattr(arguments, "load_model", lambda args: types.SimpleNamespace(device="cpu"))
-    monkeypatch.setattr(arguments, "chosen_collection", lambda *args, **options: None)
+    monkeypatch.setattr(arguments, "load_collection", lambda *args, **options: None)
 
 
 def test_corloc_worked_by_hand(tmp_path, red, capsys):

@@ -45,7 +45,7 @@ def red(monkeypatch):
     """Replace network and method by the red channel, so that scores can be worked out by hand."""
     monkeypatch.setattr(saliency, "segment_image", by_red_channel)
     monkeypatch.setattr(arguments, "load_model", lambda args: types.SimpleNamespace(device="cpu"))
-    monkeypatch.setattr(arguments, "chosen_collection", lambda *args, **options: None)
+    monkeypatch.setattr(arguments, "load_collection", lambda *args, **options: None)
 
 
 def save_pair(folder, name, soft, truth):
@@ -157,8 +157,8 @@ def run_face(argv, capsys):
         ([], "IMAGES, MASKS"),
         (["only_one"], "MASKS"),
         (["nowhere", "."], "nowhere: there is no such folder; name the one that holds the photographs"),
-        (["--task", "everything", ".", "."], "invalid choice: 'everything'"),
-        (["--threads", "0", ".", "."], "whole number from 1"),
+        (["--task", "everything", ".", "."], "must be one of saliency, semantic or discovery, got 'everything'"),
+        (["--threads", "0", ".", "."], "must be a whole number of at least 1, got '0'"),
     ],
 )
 def test_wrong_usage_is_one_sentence_and_status_2(argv, words, capsys, monkeypatch, tmp_path):
@@ -203,7 +203,7 @@ def test_options_reach_the_method(two, monkeypatch):
     )
     assert len(seen) == 2
     for options in seen:
-        assert options.items() >= {"size": 160, "facet": "value", "refine": "none", "seed": 7, "stride": 8}.items()
+        assert options.items() >= {"short_side": 160, "facet": "value", "refine": "none", "seed": 7, "stride": 8}.items()
 
 
 # The loop.
@@ -338,7 +338,7 @@ def test_the_command_scores_the_built_in_network(tmp_path, builtin):
     result = json.loads(results[0])
     assert list(result) == [*KEYS, "device"]
     pairs, _ = match_pairs(*folders)
-    scores = mean_scores(list(score_pairs(pairs, builtin, n_threads=2, size=160)))
+    scores = mean_scores(list(score_pairs(pairs, builtin, n_threads=2, short_side=160)))
     assert result.pop("device") == dict.fromkeys(("network", "cluster", "refine"), "cpu")
     assert result == {"images": 3, **scores._asdict()}
     # A disc of its own color is an easy object.
@@ -494,7 +494,7 @@ def test_report_shows_truth_and_prediction(tmp_path, builtin, capsys, levels):
         (["--split", "val"], "--split is for the tasks semantic and discovery"),
         (["--ablate", "--report", "x"], "leave out --task and --report"),
         (["--ablate", "--task", "semantic"], "leave out --task and --report"),
-        (["--seeds", "0"], "whole number from 1 on"),
+        (["--seeds", "0"], "must be a whole number of at least 1"),
     ],
 )
 def test_options_of_other_tasks_raise(tmp_path, red, argv, words, capsys):
@@ -508,7 +508,7 @@ def test_help_fits_a_screen():
     environment["COLUMNS"] = "80"
     done = subprocess.run(argv, env=environment, capture_output=True, text=True, timeout=60, check=True)
     lines = done.stdout.splitlines()
-    assert len(lines) <= 60 and max(map(len, lines)) <= 80
+    assert len(lines) <= 64 and max(map(len, lines)) <= 80
 
 
 def test_real_photographs(shared, vit_tiny):

@@ -15,9 +15,9 @@ from vitnp.evaluate.data.pairs import Pair, read_truth
 from vitnp.evaluate.metrics.saliency import iou
 from vitnp.evaluate.protocol import Statistics, aggregate, score_as_set, separate_failures
 from vitnp.evaluate.table import Cell, Table
-from vitnp.method.agreement import CONSISTENCY, combine_levels
+from vitnp.method.agreement import combine_levels
 from vitnp.method.cleaning import clean
-from vitnp.options import FACETS
+from vitnp.options import CONSISTENCIES, FACETS
 from vitnp.refine.refine import refine
 from vitnp.result import HALF, Segmentation
 from vitnp.segmenter import Segmenter
@@ -110,7 +110,7 @@ def ablate(pairs: Sequence[Pair], make: Callable[..., Segmenter], facet: str = "
     # The full method is part of each group.
     alias = {("consistency", "mean"): FULL_METHOD, ("facet", facet): FULL_METHOD}
     order = [("levels", name) for name in LEVELS]
-    order += [("consistency", consistency) for consistency in CONSISTENCY]
+    order += [("consistency", consistency) for consistency in CONSISTENCIES]
     order += [("facet", name) for name in FACETS]
     variants = []
     for row in order:
