@@ -179,7 +179,7 @@ def scores_of(
         Repair outlier keys for the other methods, see :func:`repair_outliers`.
     """
     grid = features.grid
-    keys = repair_outliers(features.keys, grid) if repair else features.facet
+    keys = repair_outliers(features.keys, grid) if repair else features.keys
     masks = {"LOST": lost(keys, grid), "deep spectral": deep_spectral(keys, grid)}
     for threshold in FOUND_THRESHOLDS:
         masks[f"FOUND coarse, {threshold}"] = found(keys, attention, grid, threshold=threshold)
@@ -289,14 +289,11 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("images", type=Path, metavar="IMAGES", help="folder of photographs")
     parser.add_argument("masks", type=Path, metavar="MASKS", help="folder of their masks")
-    parser.add_argument("--name", help="name of the data set in the result file (the folder's)")
-    parser.add_argument("--no-repair", action="store_true", help="don't repair outlier keys for the other methods")
     arguments.add_options(parser, "network", *arguments.NETWORK)
-    arguments.add_options(
-        parser, "method", "short_side", "refine", "seed",
-        refine={"help": "refinement of all masks (solver)"}, seed={"help": "seed of vitnp (0)"},
-    )  # fmt: skip
+    arguments.add_options(parser, "method", "short_side", "refine", "seed")
     arguments.add_options(parser, "run", "n_threads", "quiet", "json")
+    parser.add_argument("--no-repair", action="store_true", help="don't repair outlier keys for the other methods")
+    parser.add_argument("--name", help="name of the data set in the result file (the folder's)")
     return parser.parse_args(argv)
 
 

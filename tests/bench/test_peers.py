@@ -164,7 +164,7 @@ def test_a_single_head_has_weight_one():
 def test_scores_of_all_methods():
     keys, attention, truth = planted()
     arrays = {"keys": keys, "attention": attention.mean(axis=0).astype(np.float32)}
-    features = FeatureRecord("planted", GRID, (192, 256), (192, 256), 1, False, lambda: arrays)
+    features = FeatureRecord("", GRID, (192, 256), (192, 256), 1, False, arrays.copy)
     scores = peers.scores_of(features, attention)
     assert len(scores) == 3 + len(peers.TOKENCUT_THRESHOLDS) + len(peers.FOUND_THRESHOLDS)
     for score in scores.values():
@@ -204,7 +204,7 @@ def scene(tmp_path):
 
 def run(scene, monkeypatch, *options):
     monkeypatch.setattr(record, "RESULTS", scene.parent / "results")
-    return peers.main([str(scene / "images"), str(scene / "masks"), "--quiet", "--short-side", "96", *options])
+    return peers.main([str(scene / "images"), str(scene / "masks"), "--quiet", "--size", "96", *options])
 
 
 class TrueMasks:

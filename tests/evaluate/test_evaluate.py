@@ -158,7 +158,7 @@ def run_face(argv, capsys):
         (["only_one"], "MASKS"),
         (["nowhere", "."], "nowhere: there is no such folder; name the one that holds the photographs"),
         (["--task", "everything", ".", "."], "must be one of saliency, semantic or discovery, got 'everything'"),
-        (["--threads", "0", ".", "."], "whole number of at least 1"),
+        (["--threads", "0", ".", "."], "must be a whole number of at least 1, got '0'"),
     ],
 )
 def test_wrong_usage_is_one_sentence_and_status_2(argv, words, capsys, monkeypatch, tmp_path):
@@ -494,7 +494,7 @@ def test_report_shows_truth_and_prediction(tmp_path, builtin, capsys, levels):
         (["--split", "val"], "--split is for the tasks semantic and discovery"),
         (["--ablate", "--report", "x"], "leave out --task and --report"),
         (["--ablate", "--task", "semantic"], "leave out --task and --report"),
-        (["--seeds", "0"], "whole number of at least 1"),
+        (["--seeds", "0"], "must be a whole number of at least 1"),
     ],
 )
 def test_options_of_other_tasks_raise(tmp_path, red, argv, words, capsys):

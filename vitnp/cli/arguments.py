@@ -85,6 +85,11 @@ def _to_number(text: str, kind: type) -> int | float | None:
         return None
 
 
+# Argparse types for parsers without a table of options.
+positive = number(1)
+natural = number(0)
+
+
 def settings(args: argparse.Namespace) -> Settings:
     """Return the settings of the method."""
     return Settings(**{name: getattr(args, name) for name in METHOD})

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vitnp.cli import arguments, shared
 from vitnp.errors import UsageError
-from vitnp.options import OPTIONS, Settings
+from vitnp.options import OPTIONS
 
 if TYPE_CHECKING:
     from vitnp.evaluate.ablation import Variant
@@ -121,8 +121,9 @@ def build_parser() -> argparse.ArgumentParser:
     """Return the command's parser."""
     parser = shared.parser(
         "vitnp evaluate",
-        "Segment a data set and score the answers. Saliency: IMAGES MASKS. Semantic: ROOT of a VOC set, IMAGES JSON\n"
-        "(COCO), or IMAGES LABELS. Discovery: ROOT.",
+        "Segment a data set and score the answers.\n"
+        "Saliency: IMAGES MASKS. Discovery: ROOT.\n"
+        "Semantic: ROOT of a VOC set, IMAGES JSON (COCO), or IMAGES LABELS.",
         usage="vitnp evaluate [--task TASK] [options] IMAGES MASKS",
         examples=(
             "vitnp evaluate IMAGES/ MASKS/ --seeds 3 --report PICTURES/",
@@ -212,9 +213,11 @@ def main(argv: list[str] | None = None) -> int:
 def _single_arguments(args: argparse.Namespace, vit: Any, options: dict) -> dict:
     """Return the arguments for photographs one by one, among them the collection that is applied to them."""
     return {
-        **arguments.method_options(args), "seed": options["seed"], "n_threads": args.threads, "progress": options["progress"],
-        "collection": arguments.chosen_collection(args, vit, quiet=options["seed"] != args.seed),
-    }  # fmt: skip
+        **{name: options[name] for name in arguments.METHOD},
+        "n_threads": args.n_threads,
+        "progress": options["progress"],
+        "collection": arguments.load_collection(args, vit, quiet=options["seed"] != args.seed),
+    }
 
 
 def _made(vit: Any, options: dict, **variant: Any) -> Segmenter:
