@@ -151,7 +151,8 @@ def test_threads_cache_and_runs_change_nothing(builtin, scenes, fitted, tmp_path
     assert_same(fitted, again)
     for _ in range(2):  # filled, then read
         assert_same(
-            fitted, Segmenter(builtin, 3, short_side=96, n_categories=2, n_threads=3, cache=tmp_path / "cache").fit(scenes)
+            fitted,
+            Segmenter(builtin, 3, short_side=96, n_categories=2, n_threads=3, cache=tmp_path / "cache").fit(scenes),
         )
 
 
@@ -335,7 +336,8 @@ def test_what_an_observer_raises_comes_out_and_nothing_stays(builtin, scenes, tm
         (folder,) = tmp_path.iterdir()
         assert any(str(folder) in notice for notice in notices)
         assert_same(
-            Segmenter(builtin, short_side=96, cache=folder).fit(scenes[:4]), Segmenter(builtin, short_side=96).fit(scenes[:4])
+            Segmenter(builtin, short_side=96, cache=folder).fit(scenes[:4]),
+            Segmenter(builtin, short_side=96).fit(scenes[:4]),
         )
     else:
         assert not list(tmp_path.iterdir())

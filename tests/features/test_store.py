@@ -524,9 +524,7 @@ def test_killed_at_any_moment_it_goes_on_where_it_was(vit, folder, paths, unbrok
                 time.sleep(rng.uniform(0, 0.2))
                 os.kill(pid, signal.SIGKILL)
                 assert forking.stdout.readline() == "gone\n"
-                store = FeatureStore(
-                    cache, spec_of(vit), notice=pytest.fail
-                )  # nothing half-written under its own name
+                store = FeatureStore(cache, spec_of(vit), notice=pytest.fail)  # nothing half-written under its own name
                 store.verify()
                 found = content(store)
                 assert before <= found.keys() and all(found[name] == unbroken[name] for name in found)

@@ -259,7 +259,9 @@ def test_masks_are_the_cpu_s(cupy, vit, refine):
 
 def test_half_precision_finds_the_same_object(cupy, vit):
     rgb = scene(2)
-    wanted, found = (segment_image(rgb, place, short_side=40, collection=None) for place in (vit, vit.to(device="cuda")))
+    wanted, found = (
+        segment_image(rgb, place, short_side=40, collection=None) for place in (vit, vit.to(device="cuda"))
+    )
     assert off(found.keys, wanted.keys) < TOLERANCE["fp16"]
     assert (found.mask != wanted.mask).mean() < 0.02
     assert found.parameters["precision"] == "cuda fp16"

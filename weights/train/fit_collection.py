@@ -23,6 +23,7 @@ from vitnp.errors import UsageError
 from vitnp.io.write import make_folder
 from vitnp.method import collection_level
 from vitnp.method.collection import Collection
+from vitnp.method.defaults import default_vit
 from vitnp.progress import Progress, silent
 from vitnp.segmenter import Segmenter
 from vitnp.vit.model import ViT
@@ -112,16 +113,23 @@ def fit_collection(
     ImageError
         If no photograph could be read.
     """
+    vit = default_vit() if vit is None else vit
+    levels = {"dataset_level": collection_level.DATASET, "category_level": collection_level.CATEGORY}
+    if temperature is None:
+        temperature = collection_temperature(vit.sha256)
+    if temperature is not None:
+        levels = {name: dataclasses.replace(level, temperature=temperature) for name, level in levels.items()}
     # The masks of these photographs are discarded, so they are not refined.
     segmenter = Segmenter(
-        vit, n_categories=n_categories, refine="none", seed=seed, cache=cache, n_threads=n_threads, progress=progress
+        vit,
+        n_categories=n_categories,
+        refine="none",
+        seed=seed,
+        cache=cache,
+        n_threads=n_threads,
+        progress=progress,
+        **levels,
     )
-    if temperature is None:
-        temperature = collection_temperature(segmenter.vit.sha256)
-    if temperature is not None:
-        dataset, category = collection_level.DATASET, collection_level.CATEGORY
-        segmenter.dataset_level = dataclasses.replace(dataset, temperature=temperature)
-        segmenter.category_level = dataclasses.replace(category, temperature=temperature)
     collection = segmenter.fit(photographs).collection
     assert collection is not None, "fit() sets it"
     return dataclasses.replace(collection, parameters={**collection.parameters, "refine": "solver"})
