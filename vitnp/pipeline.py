@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -62,7 +62,8 @@ def segment_image(
     ----------
     image : path, PIL image, or (height, width, 3) uint8 array
     vit : ViT, optional
-        From :func:`vitnp.load_vit`; the built-in network by default. ``vit.to(device="cuda")`` runs everything on a GPU.
+        From :func:`vitnp.load_vit`; the built-in network by default. With ``vit.to(device="cuda")`` everything runs on
+        a GPU.
     short_side : int, optional
         Short side in pixels of what the network sees; 320 by default.
     facet : {"key", "query", "value", "token"}
@@ -205,7 +206,7 @@ def segment_features(
     rgb: np.ndarray,
     features: FeatureRecord,
     answer: ImageAnswer,
-    parameters: Mapping[str, object],
+    parameters: Mapping[str, Any],
     clock: Stopwatch,
     vit: ViT,
     collection: Collection | None = None,
@@ -241,10 +242,10 @@ def segment_features(
         score, cleaning = combine_levels(levels, collection.consistency), collection.cleaning
     score = clean(score.reshape(features.grid), cleaning)
     clock.lap("cluster")
-    if answer.confidence < float(parameters["min_confidence"]):
+    if answer.confidence < parameters["min_confidence"]:
         soft = np.zeros(rgb.shape[:2], np.uint16)
     else:
-        soft = kernels.to_host(refine(score, rgb, method=str(parameters["refine"])))
+        soft = kernels.to_host(refine(score, rgb, method=parameters["refine"]))
     clock.lap("refine")
     result = Segmentation(
         image=rgb,

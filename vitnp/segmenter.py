@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -54,7 +55,13 @@ N_NEIGHBORS = 30
 # Hard answers are kept in a byte, in units of which every mean over up to six numbers of clusters is a whole number.
 HARD_UNITS = 240
 
+_IMAGE_LEVEL = ImageLevelConfig()
+_CLEANING = CleaningConfig()
+
 Result = TypeVar("Result")
+
+# What a level is fitted on: photographs by index, constants, maximum number of patches, seed.
+_FitSet = tuple[list[int], CollectionLevelConfig, int | str, tuple[int, ...]]
 
 
 class Segmenter:
@@ -150,21 +157,23 @@ class Segmenter:
         extractor: Callable[..., Extraction] = extract_to_store,
         progress: Progress = silent,
         notice: Callable[[str], None] | None = None,
-        image_level: ImageLevelConfig = ImageLevelConfig(),
+        image_level: ImageLevelConfig = _IMAGE_LEVEL,
         dataset_level: CollectionLevelConfig = DATASET,
         category_level: CollectionLevelConfig = CATEGORY,
-        cleaning: CleaningConfig = CleaningConfig(),
+        cleaning: CleaningConfig = _CLEANING,
         **settings: Any,
     ) -> None:
         self.n_classes = options.check("n_classes", n_classes)
         self.n_categories = options.check("n_categories", n_categories)
         self.consistency = options.check("consistency", consistency)
-        self.fit_patches = dataset_level.sample if options.check("fit_patches", fit_patches) is None else fit_patches
+        fit_patches = options.check("fit_patches", fit_patches)
+        self.fit_patches: int | str = dataset_level.sample if fit_patches is None else fit_patches
         self.rule = regions if isinstance(regions, RegionRule) else RegionRule(regions)
         self.vit = default_vit() if vit is None else vit
         self.settings = Settings(**settings)
         self.parameters = run_parameters(self.vit, self.settings)
-        self.cache, self.n_threads, self.batch = cache, n_threads, batch
+        self.cache = None if cache is None else Path(cache)
+        self.n_threads, self.batch = n_threads, batch
         self.mapper, self.extractor, self.progress, self.notice = mapper, extractor, progress, notice
         self.image_level, self.dataset_level, self.category_level = image_level, dataset_level, category_level
         if consistency != "mean":  # the literal reading of the paper: two clusters at each level
@@ -257,15 +266,13 @@ class Segmenter:
 
     def _fit_levels(self, entries: Entries) -> None:
         seed = self.settings.seed
-        sets = [(self._read, self.dataset_level, self.fit_patches, (seed, 1))]
+        sets: list[_FitSet] = [(self._read, self.dataset_level, self.fit_patches, (seed, 1))]
         for category in range(len(self._centers)):
             members = [index for index in self._read if self.categories[index] == category]
-            limit = "all" if self.fit_patches == "all" else self.category_level.sample
+            limit: int | str = "all" if self.fit_patches == "all" else self.category_level.sample
             sets.append((members, self.category_level, limit, (seed, 2, category)))
 
-        def work(
-            item: tuple[list[int], CollectionLevelConfig, int | str, tuple[int, ...]],
-        ) -> FittedLevel:
+        def work(item: _FitSet) -> FittedLevel:
             indices, config, limit, seed = item
             keys, hard = self._sample(entries, indices, limit, seed)
             return fit_level(
@@ -352,6 +359,7 @@ class Segmenter:
         unit = _unit(np.concatenate([self._cls.pop(index) for index in owners]))
         labels = self._cluster_cls_tokens(unit, self.n_classes)
         prototypes = fit_prototypes(unit, labels, self.settings.seed)
+        assert self.collection is not None  # the levels are fitted before the classes
         self.collection = dataclasses.replace(self.collection, prototypes=prototypes)
         means = _unit_means(unit, labels)
         starts = np.cumsum([0, *counts])
@@ -425,8 +433,17 @@ class Segmenter:
         return label_map(self.region_map(index), regions.classes)
 
     def region_map(self, index: int) -> np.ndarray:
-        """Return (height, width) uint16: 0 on the background, then the regions of ``regions[index]`` from 1."""
-        return split_pixels(self._whole_regions(index), self.regions[index], self._grids[index])
+        """Return (height, width) uint16: 0 on the background, then the regions of ``regions[index]`` from 1.
+
+        Raises
+        ------
+        UsageError
+            If the photograph has no regions: without classes, or after a failure.
+        """
+        regions = self.regions[index]
+        if regions is None:
+            raise UsageError(f"photograph {index} has no regions; fit with n_classes, and see failures")
+        return split_pixels(self._whole_regions(index), regions, self._grids[index])
 
     def predict(self, photograph: Any) -> Segmentation:
         """Segment a photograph with what was fitted; with classes the result has labels.

@@ -1,4 +1,4 @@
-"""``python -m vitnp.evaluate``: scores of vitnp's answers against true ones."""
+"""``vitnp evaluate``: score masks, classes and boxes against true ones."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from vitnp.segmenter import Segmenter
 
 # Options that belong to one task only; their default is None.
-TASK_OPTIONS = {
-    name: "semantic" for name in ("layout", "labels", "names", "merge", "regions", "n_classes", "clusters", "matching")
-}
+TASK_OPTIONS = dict.fromkeys(
+    ("layout", "labels", "names", "merge", "regions", "n_classes", "clusters", "matching"), "semantic"
+)
 
 
 class Task(NamedTuple):
@@ -121,8 +121,8 @@ def build_parser() -> argparse.ArgumentParser:
     """Return the command's parser."""
     parser = shared.parser(
         "vitnp evaluate",
-        "Segment a data set and score the answers. Saliency: IMAGES MASKS. Semantic: ROOT of a VOC set, IMAGES JSON\n"
-        "(COCO), or IMAGES LABELS. Discovery: ROOT.",
+        "Segment a data set and score the answers. Saliency needs IMAGES MASKS; semantic\n"
+        "ROOT (VOC), IMAGES JSON (COCO), or IMAGES LABELS; discovery ROOT (VOC).",
         usage="vitnp evaluate [--task TASK] [options] IMAGES MASKS",
         examples=(
             "vitnp evaluate IMAGES/ MASKS/ --seeds 3 --report PICTURES/",
@@ -144,27 +144,18 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the command.
-
-    Parameters
-    ----------
-    argv : list of str, optional
-        Arguments; by default the process's own.
-
-    Returns
-    -------
-    int
-        Exit status.
-    """
-    args = build_parser().parse_args(argv)
-    for name, task in TASK_OPTIONS.items():
-        if getattr(args, name) is not None and args.task != task:
-            raise UsageError(f"{OPTIONS[name].long_flag} is for --task {task}; leave it out")
+def _evaluate(args: argparse.Namespace) -> int:
+    """Score the answers for a data set and return the exit status."""
+    for name, owner in TASK_OPTIONS.items():
+        if getattr(args, name) is not None and args.task != owner:
+            raise UsageError(f"{OPTIONS[name].long_flag} is for --task {owner}; leave it out")
     if args.split is not None and args.task == "saliency":
         raise UsageError("--split is for the tasks semantic and discovery; leave it out")
     if arguments.names_collection(args) and (args.ablate or args.levels in ("all", "image")):
-        raise UsageError("--collection judges each photograph; leave out --ablate, --levels all and --levels image")
+        raise UsageError(
+            "--collection applies a saved collection to single photographs; leave out --ablate, --levels all and "
+            "--levels image"
+        )
     if args.ablate and (args.task != "saliency" or args.report):
         raise UsageError("--ablate compares masks, without pictures; leave out --task and --report")
 
@@ -178,7 +169,7 @@ def main(argv: list[str] | None = None) -> int:
     args.n_threads = pool.resolve_n_threads(args.n_threads)
     task = TASKS[args.task]
     data = task.open(args)
-    # What can't be written is known before the long work, not after.
+    # Folders that cannot be written to are reported before the long work, not after.
     if args.report:
         report.report_paths(args.report)
     if args.csv:
@@ -203,9 +194,12 @@ def main(argv: list[str] | None = None) -> int:
         shared.print_json({**result, "device": {stage: kernels.name_of(vit.device) for stage in DEVICE_STAGES}})
     else:
         print(table.text())
-    if args.csv:  # last: a file that can't be written costs nobody the scores
+    if args.csv:  # last, so that a file that cannot be written does not cost the scores
         write.write_text(args.csv, table.csv())
     return shared.EXIT_SOME_FAILED if failures else shared.EXIT_OK
+
+
+main = shared.Command(build_parser, _evaluate)
 
 
 def _single_arguments(args: argparse.Namespace, vit: Any, options: dict) -> dict:
@@ -226,8 +220,8 @@ def _made(vit: Any, options: dict, **variant: Any) -> Segmenter:
 
 def _ablate(
     args: argparse.Namespace, pairs: Sequence, vit: Any, options: dict, seeds: range
-) -> tuple[Table, dict, list, int]:
-    """Table and JSON of the ablation, failures, and how many photographs there were."""
+) -> tuple[Table, dict, Sequence, int]:
+    """Return table and JSON of the ablation, the failures, and the number of photographs."""
     from vitnp.evaluate.ablation import ablate, tabulate
 
     runs: list[list[Variant]] = []
