@@ -13,6 +13,7 @@ from PIL import Image
 
 from vitnp import Segmenter
 from vitnp.errors import ImageError, OutputError, UsageError
+from vitnp.method.cleaning import CleaningConfig
 from vitnp.method.image_level import ImageLevelConfig
 from vitnp.method.regions import RegionRule
 
@@ -151,7 +152,8 @@ def test_threads_cache_and_runs_change_nothing(builtin, scenes, fitted, tmp_path
     assert_same(fitted, again)
     for _ in range(2):  # filled, then read
         assert_same(
-            fitted, Segmenter(builtin, 3, short_side=96, n_categories=2, n_threads=3, cache=tmp_path / "cache").fit(scenes)
+            fitted,
+            Segmenter(builtin, 3, short_side=96, n_categories=2, n_threads=3, cache=tmp_path / "cache").fit(scenes),
         )
 
 
@@ -195,7 +197,7 @@ def test_more_categories_than_photographs(builtin, scenes):
 
 
 def test_more_classes_than_regions_is_said_clearly(builtin, scenes):
-    with pytest.raises(UsageError, match=r"4 classes can't be made of 3 regions in 3 photographs"):
+    with pytest.raises(UsageError, match="at most the number of regions, 3 in 3 photographs, got 4"):
         Segmenter(builtin, 4, short_side=96).fit(scenes[:3])
 
 
@@ -235,7 +237,7 @@ def test_empty_masks_have_no_regions(builtin, scenes, fitted):
     assert [len(regions.classes) for regions in fitted.regions] == [0, 1, 1, 1, 1, 0]
     assert not fitted.labels[0].any() and not fitted.masks[5].any()
     assert not fitted.predict(plain[0]).labels.any()
-    with pytest.raises(UsageError, match="0 regions"):
+    with pytest.raises(UsageError, match="number of regions, 0 in 2 photographs, got 1"):
         Segmenter(builtin, 1, short_side=96, min_confidence=1.0).fit(scenes[:2])
 
 
@@ -264,7 +266,7 @@ def test_nothing_readable(builtin, tmp_path):
     (tmp_path / "a.jpg").write_text("no picture")
     with pytest.raises(ImageError, match="a.jpg"):
         Segmenter(builtin, short_side=96).fit([tmp_path / "a.jpg", tmp_path / "b.jpg"])
-    with pytest.raises(UsageError, match="no photographs"):
+    with pytest.raises(UsageError, match="at least one photograph, got none"):
         Segmenter(builtin, short_side=96).fit([])
 
 
@@ -335,7 +337,8 @@ def test_what_an_observer_raises_comes_out_and_nothing_stays(builtin, scenes, tm
         (folder,) = tmp_path.iterdir()
         assert any(str(folder) in notice for notice in notices)
         assert_same(
-            Segmenter(builtin, short_side=96, cache=folder).fit(scenes[:4]), Segmenter(builtin, short_side=96).fit(scenes[:4])
+            Segmenter(builtin, short_side=96, cache=folder).fit(scenes[:4]),
+            Segmenter(builtin, short_side=96).fit(scenes[:4]),
         )
     else:
         assert not list(tmp_path.iterdir())
@@ -352,22 +355,22 @@ def test_progress_counts_every_step_of_every_stage(builtin, scenes):
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
-        ({"n_classes": 0}, "0 classes"),
-        ({"n_classes": 70_000}, "70000 classes"),
-        ({"categories": 0}, "0 categories"),
+        ({"n_classes": 0}, "n_classes must be a whole number from 1 to 65535, got 0"),
+        ({"n_classes": 70_000}, "got 70000"),
+        ({"n_categories": 0}, "n_categories must be a whole number of at least 1, got 0"),
         ({"consistency": "magic"}, "magic"),
         ({"regions": "magic"}, "magic"),
         ({"refine": "magic"}, "magic"),
-        ({"fit_patches": 0}, "0 patches"),
+        ({"fit_patches": 0}, 'fit_patches must be .* or "all", got 0'),
         ({"fit_patches": "some"}, "some"),
-        ({"size": 0}, "0"),
+        ({"short_side": 0}, "short_side must be a whole number of at least 1, got 0"),
     ],
 )
-def test_wrong_options_are_refused_at_once(builtin, options, told):
-    with pytest.raises(UsageError, match=told):
-        Segmenter(builtin, **{"size": 96, **options})
+def test_wrong_options_are_refused_at_once(builtin, options, message):
+    with pytest.raises(UsageError, match=message):
+        Segmenter(builtin, **{"short_side": 96, **options})
 
 
 @pytest.mark.parametrize("consistency", ["majority", "intersection"])
@@ -413,4 +416,27 @@ def test_constants_are_parameters(builtin, scenes):
     assert [len(c) for c in fitted.collection.dataset.centroids] == [4]
     assert [len(c) for c in fitted.collection.categories[0].centroids] == [2, 3, 4]
     assert fitted.collection.categories[0].temperature == 0.2 and fitted.collection.image_level.clusters == (2, 5)
-    assert fitted.settings["category_level"]["temperature"] == 0.2
+    assert fitted.fit_parameters["category_level"]["temperature"] == 0.2
+
+
+def test_cleaning_is_a_parameter(builtin, scenes):
+    scores = {}
+    cleaning = CleaningConfig(cap=0.125)
+    segmenter = Segmenter(builtin, short_side=96, consistency="majority", refine="none", n_threads=1, cleaning=cleaning)
+    fitted = segmenter.fit(scenes[:6], observe=lambda index, result: scores.update({index: result.score}))
+    assert all(set(np.unique(score)) <= {0.0, 0.125, 1.0} for score in scores.values())
+    assert set(np.unique(fitted.predict(scenes[0]).score)) <= {0.0, 0.125, 1.0}
+    assert fitted.fit_parameters["cleaning"]["cap"] == fitted.collection.cleaning.cap == 0.125
+
+
+def test_settings_are_those_of_the_method(builtin):
+    segmenter = Segmenter(builtin, short_side=np.int64(96), seed=3)
+    assert (segmenter.settings.short_side, segmenter.settings.seed, segmenter.settings.refine) == (96, 3, "solver")
+    assert type(segmenter.settings.short_side) is int
+    with pytest.raises(TypeError, match="size"):
+        Segmenter(builtin, size=96)
+
+
+def test_regions_exist_only_with_classes(builtin, scenes):
+    with pytest.raises(UsageError, match="fit with n_classes"):
+        Segmenter(builtin, short_side=96).fit(scenes[:1]).region_map(0)
