@@ -65,7 +65,7 @@ _FitSet = tuple[list[int], CollectionLevelConfig, int | str, tuple[int, ...]]
 
 
 class Segmenter:
-    """Three levels of agreement, and classes, for a collection of photographs.
+    """Segment a collection of photographs together, and group the objects into classes.
 
     Parameters
     ----------
@@ -401,7 +401,7 @@ class Segmenter:
             cls, n_clusters, neighbors=neighbors, seed=self.settings.seed, n_threads=self.n_threads
         )
 
-    # --- what was found ----------------------------------------------------------------------------------------------
+    # --- results -----------------------------------------------------------------------------------------------------
 
     @property
     def masks(self) -> Sequence[np.ndarray | None]:
@@ -505,7 +505,7 @@ class Segmenter:
         segmenter.collection = collection
         return segmenter
 
-    # --- the machinery -----------------------------------------------------------------------------------------------
+    # --- implementation ----------------------------------------------------------------------------------------------
 
     @property
     def fit_parameters(self) -> Mapping[str, object]:
@@ -526,7 +526,7 @@ class Segmenter:
 
     @property
     def result_parameters(self) -> Mapping[str, object]:
-        """What a photograph's mask depends on: the settings, and the whole collection."""
+        """Everything that a photograph's mask depends on: the settings and the whole collection."""
         return {**self.parameters, "levels": "all", "collection": self._levels_digest}
 
     def _each(self, work: Callable[[int], Result], indices: Sequence[int], stage: str) -> Iterator[Result]:
@@ -571,7 +571,7 @@ class Segmenter:
 
 
 class _LazySequence(Sequence):
-    """A sequence whose items are made on access."""
+    """A sequence that computes its items on access."""
 
     def __init__(self, length: int, item: Callable[[int], Any]) -> None:
         self._length, self._item = length, item
@@ -588,7 +588,13 @@ class _LazySequence(Sequence):
 
 
 def _check_unchanged(photograph: Any, fingerprint: str) -> None:
-    """Check that a file is the one that the features were made from, or the mask would lie over another picture."""
+    """Check that a file is still the one that the features were computed from.
+
+    Raises
+    ------
+    ImageError
+        If it is not: the mask would belong to another picture.
+    """
     if isinstance(photograph, (str, os.PathLike)) and headers.file_hash(photograph) != fingerprint:
         raise ImageError(f"{photograph}: the file has changed during the run; run again")
 

@@ -110,7 +110,7 @@ def test_quiet_run_says_nothing_but_the_result(two, capsys):
 def test_unused_masks_are_mentioned(two, capsys):
     Image.new("L", (2, 2)).save(pathlib.Path(two[1]) / "extra.png")
     assert evaluate.main(two) == 0
-    assert "masks without a photograph don't count: 1, such as" in capsys.readouterr().err
+    assert "ignoring masks without a photograph: 1, such as" in capsys.readouterr().err
     assert evaluate.main([*two, "--quiet"]) == 0
     assert capsys.readouterr().err == ""
 

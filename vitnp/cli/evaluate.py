@@ -25,7 +25,19 @@ TASK_OPTIONS = dict.fromkeys(
 
 
 class Task(NamedTuple):
-    """A way to score: `open` reads the data set, `score` fits and scores it, and what the scores are called."""
+    """One kind of evaluation.
+
+    Attributes
+    ----------
+    open : callable
+        Reads the data set.
+    score : callable
+        Segments the data set and scores the results.
+    titles : mapping of str to str
+        Headings of the scores.
+    measure : str
+        Name of the score by which the report ranks photographs.
+    """
 
     open: Callable[[argparse.Namespace], Any]
     score: Callable[[argparse.Namespace, Any, Any, dict], Scored]
@@ -37,10 +49,10 @@ def _open_pairs(args: argparse.Namespace) -> Sequence:
     from vitnp.evaluate.data.pairs import match_pairs
 
     if len(args.data) != 2:
-        raise UsageError("--task saliency needs IMAGES, MASKS: two folders; name both (see --help)")
+        raise UsageError(f"--task saliency needs two folders, IMAGES and MASKS, got {len(args.data)} (see --help)")
     pairs, unused = match_pairs(*args.data)
     if unused:
-        shared.say(f"masks without a photograph don't count: {len(unused)}, such as {unused[0]}", quiet=args.quiet)
+        shared.say(f"ignoring masks without a photograph: {len(unused)}, such as {unused[0]}", quiet=args.quiet)
     return pairs
 
 
@@ -59,7 +71,7 @@ def _open_labeled(args: argparse.Namespace) -> Any:
     if args.levels in ("image", "single") or arguments.names_collection(args):
         raise UsageError("--task semantic fits a set with all levels; leave out --levels and --collection")
     if args.n_classes and args.clusters:
-        raise UsageError("--classes and --clusters both say how many clusters to find; give one of them")
+        raise UsageError("--classes and --clusters both set the number of clusters; give one of them")
     if not args.data:
         raise UsageError("--task semantic needs ROOT, IMAGES JSON, IMAGES MASKS or IMAGES LABELS (see --help)")
     layout = args.layout or "auto"
@@ -67,7 +79,7 @@ def _open_labeled(args: argparse.Namespace) -> Any:
         layout = detect_layout(args.data)
     labeled = read_labeled(args.data, layout, split=args.split, labels=args.labels, names=args.names, merge=args.merge)
     if not labeled.samples or len(labeled.classes) < 2:
-        raise UsageError(f"{args.data[0]}: there are no classes beside the background; name another set")
+        raise UsageError(f"{args.data[0]} has no classes besides the background; give another data set")
     shared.say(
         f"layout {layout}: {len(labeled.samples)} photographs, {len(labeled.classes) - 1} classes", quiet=args.quiet
     )
@@ -87,7 +99,9 @@ def _open_boxes(args: argparse.Namespace) -> Sequence:
     from vitnp.evaluate.data.voc_boxes import read_voc_boxes
 
     if len(args.data) != 1:
-        raise UsageError("--task discovery needs ROOT: VOCdevkit or VOC2007; name that alone (see --help)")
+        raise UsageError(
+            f"--task discovery needs ROOT, one folder such as VOCdevkit/VOC2007, got {len(args.data)} (see --help)"
+        )
     return read_voc_boxes(args.data[0], args.split or "trainval")
 
 
@@ -157,7 +171,7 @@ def _evaluate(args: argparse.Namespace) -> int:
             "--levels image"
         )
     if args.ablate and (args.task != "saliency" or args.report):
-        raise UsageError("--ablate compares masks, without pictures; leave out --task and --report")
+        raise UsageError("--ablate scores saliency without pictures; leave out --task and --report")
 
     from vitnp import kernels
     from vitnp.evaluate import report

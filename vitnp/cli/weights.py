@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import argparse
 import pathlib
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from vitnp.checkpoints import registry
 from vitnp.cli import arguments, shared
 from vitnp.errors import CheckpointError, OutputError, UsageError
 from vitnp.options import FEATURE_DTYPES
+
+if TYPE_CHECKING:
+    import numpy as np
 
 PROG = "vitnp weights"
 
@@ -124,6 +126,8 @@ def _as_dtype(name: str, tensor: np.ndarray, dtype: str) -> np.ndarray:
     CheckpointError
         If float16 cannot hold the numbers.
     """
+    import numpy as np
+
     with np.errstate(over="ignore"):
         converted = tensor.astype(dtype, copy=False)
     if dtype == "float16" and not np.isfinite(converted).all():
