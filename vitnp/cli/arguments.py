@@ -53,6 +53,11 @@ def add_options(parser: argparse.ArgumentParser, title: str, *names: str, **chan
             group.add_argument(*option.old_flags, **{**keywords, **hidden})
 
 
+def number(minimum: int) -> Callable[[str], int]:
+    """Return an argparse type for whole numbers of at least `minimum`."""
+    return _converter(Option("value", "", int, minimum=minimum))
+
+
 def _converter(option: Option) -> Callable[[str], Any]:
     """Return the argparse type of an option: it converts the text and checks the value."""
 
@@ -67,11 +72,6 @@ def _converter(option: Option) -> Callable[[str], Any]:
     return convert
 
 
-# argparse types for whole numbers of options that are not in the table.
-positive = _converter(Option("value", "", int, minimum=1))
-natural = _converter(Option("value", "", int, minimum=0))
-
-
 def _to_number(text: str, kind: type) -> int | float | None:
     """Return the number that a text stands for, None if it is not a number; 120e6 is a whole number."""
     try:
@@ -83,6 +83,11 @@ def _to_number(text: str, kind: type) -> int | float | None:
         return int(value) if value.is_integer() else None
     except (ValueError, OverflowError):
         return None
+
+
+# Argparse types for parsers without a table of options.
+positive = number(1)
+natural = number(0)
 
 
 def settings(args: argparse.Namespace) -> Settings:

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vitnp.cli import arguments, shared
 from vitnp.errors import UsageError
-from vitnp.options import OPTIONS, Settings
+from vitnp.options import OPTIONS
 
 if TYPE_CHECKING:
     from vitnp.evaluate.ablation import Variant
-    from vitnp.evaluate.protocol import Scored
+    from vitnp.evaluate.protocol import Evaluation
     from vitnp.evaluate.table import Table
     from vitnp.segmenter import Segmenter
 
@@ -40,7 +40,7 @@ class Task(NamedTuple):
     """
 
     open: Callable[[argparse.Namespace], Any]
-    score: Callable[[argparse.Namespace, Any, Any, dict], Scored]
+    score: Callable[[argparse.Namespace, Any, Any, dict], Evaluation]
     titles: Mapping[str, str]
     measure: str
 
@@ -56,7 +56,7 @@ def _open_pairs(args: argparse.Namespace) -> Sequence:
     return pairs
 
 
-def _score_saliency(args: argparse.Namespace, pairs: Sequence, vit: Any, options: dict) -> Scored:
+def _score_saliency(args: argparse.Namespace, pairs: Sequence, vit: Any, options: dict) -> Evaluation:
     from vitnp.evaluate.saliency import score_photographs, score_set
     from vitnp.segmenter import Segmenter
 
@@ -86,7 +86,7 @@ def _open_labeled(args: argparse.Namespace) -> Any:
     return labeled
 
 
-def _score_semantic(args: argparse.Namespace, labeled: Any, vit: Any, options: dict) -> Scored:
+def _score_semantic(args: argparse.Namespace, labeled: Any, vit: Any, options: dict) -> Evaluation:
     from vitnp.evaluate.semantic import score_classes
     from vitnp.segmenter import Segmenter
 
@@ -105,7 +105,7 @@ def _open_boxes(args: argparse.Namespace) -> Sequence:
     return read_voc_boxes(args.data[0], args.split or "trainval")
 
 
-def _score_discovery(args: argparse.Namespace, samples: Sequence, vit: Any, options: dict) -> Scored:
+def _score_discovery(args: argparse.Namespace, samples: Sequence, vit: Any, options: dict) -> Evaluation:
     from vitnp.evaluate.discovery import score_box_set, score_boxes
     from vitnp.segmenter import Segmenter
 
@@ -135,8 +135,9 @@ def build_parser() -> argparse.ArgumentParser:
     """Return the command's parser."""
     parser = shared.parser(
         "vitnp evaluate",
-        "Segment a data set and score the answers. Saliency needs IMAGES MASKS; semantic\n"
-        "ROOT (VOC), IMAGES JSON (COCO), or IMAGES LABELS; discovery ROOT (VOC).",
+        "Segment a data set and score the answers.\n"
+        "Saliency: IMAGES MASKS. Discovery: ROOT.\n"
+        "Semantic: ROOT of a VOC set, IMAGES JSON (COCO), or IMAGES LABELS.",
         usage="vitnp evaluate [--task TASK] [options] IMAGES MASKS",
         examples=(
             "vitnp evaluate IMAGES/ MASKS/ --seeds 3 --report PICTURES/",
@@ -175,7 +176,7 @@ def _evaluate(args: argparse.Namespace) -> int:
 
     from vitnp import kernels
     from vitnp.evaluate import report
-    from vitnp.evaluate.protocol import shared_cache, summary
+    from vitnp.evaluate.protocol import shared_cache, summarize
     from vitnp.io import write
     from vitnp.kernels.threads import pool
     from vitnp.pipeline import DEVICE_STAGES
@@ -200,7 +201,8 @@ def _evaluate(args: argparse.Namespace) -> int:
                 runs.append(task.score(args, data, vit, {**options, "seed": seed}))
                 if args.report and seed == args.seed:
                     report.write_report(args.report, runs[0].ranking, runs[0].picture, task.measure)
-            table, result = summary(runs, task.titles, seeds if args.seeds else None)
+            summary = summarize(runs, seeds if args.seeds else None)
+            table, result = summary.table(task.titles), summary.to_json()
             failures, total = runs[0].failures, runs[0].images + len(runs[0].failures)
     if failures:
         shared.list_failures(failures, total)
@@ -219,7 +221,7 @@ main = shared.Command(build_parser, _evaluate)
 def _single_arguments(args: argparse.Namespace, vit: Any, options: dict) -> dict:
     """Return the arguments for photographs one by one, among them the collection that is applied to them."""
     return {
-        "settings": Settings(**{name: options[name] for name in arguments.METHOD}),
+        **{name: options[name] for name in arguments.METHOD},
         "n_threads": args.n_threads,
         "progress": options["progress"],
         "collection": arguments.load_collection(args, vit, quiet=options["seed"] != args.seed),
