@@ -22,7 +22,7 @@ COLORS = [(230, 40, 40), (40, 220, 60), (70, 90, 250)]
 
 
 def planted(seed: int, kind: int | None = None, size: tuple[int, int] = (96, 128)) -> tuple[np.ndarray, np.ndarray]:
-    """A thing of one kind on gray noise, somewhere near the middle; and where it is."""
+    """Return an object of one kind on gray noise, near the middle, and its true mask."""
     rng = np.random.default_rng(seed)
     kind = seed % 3 if kind is None else kind
     ground = rng.normal(110, 10, (*size, 3))
@@ -63,7 +63,7 @@ def fitted(builtin, scenes) -> Segmenter:
     return Segmenter(builtin, 3, short_side=96, n_categories=2, n_threads=2).fit(scenes)
 
 
-# --- What is found ----------------------------------------------------------------------------------------------------
+# --- Results ----------------------------------------------------------------------------------------------------------
 
 
 def test_planted_classes_are_found(fitted, scenes):
@@ -77,7 +77,7 @@ def test_planted_classes_are_found(fitted, scenes):
         np.testing.assert_array_equal(labels, mask * (label + 1))
 
 
-def test_what_is_told_of_regions_follows_from_the_answers(fitted):
+def test_regions_agree_with_masks_and_confidences(fitted):
     for index, regions in enumerate(fitted.regions):
         assert regions.classes.shape == regions.scores.shape == regions.typical.shape == regions.sizes.shape == (1,)
         assert 0 < regions.scores[0] <= fitted.confidences[index] + 1e-6
@@ -99,7 +99,7 @@ def test_prediction_of_what_was_fitted_is_nearly_the_same(fitted, scenes):
         assert result.confidence == pytest.approx(fitted.confidences[index], abs=1e-3)
 
 
-def test_new_photographs_join_the_class_of_their_like(fitted):
+def test_new_photographs_join_the_class_of_similar_ones(fitted):
     for kind in range(3):
         labels = fitted.predict(scene(100 + kind, kind)).labels
         assert set(np.unique(labels)) == {0, int(fitted.regions[kind].classes[0]) + 1}
@@ -114,7 +114,7 @@ def test_without_classes_labels_are_the_masks(builtin, scenes):
     assert set(fitted.seconds) == {"features", "image level", "categories", "levels", "masks"}
 
 
-def test_what_observers_see_is_what_is_kept(builtin, scenes):
+def test_observers_get_the_results_that_are_kept(builtin, scenes):
     seen, lock = {}, threading.Lock()
 
     def observe(index, result):
@@ -196,7 +196,7 @@ def test_more_categories_than_photographs(builtin, scenes):
     assert sorted(fitted.categories) == [0, 1, 2] and len(fitted.collection.categories) == 3
 
 
-def test_more_classes_than_regions_is_said_clearly(builtin, scenes):
+def test_more_classes_than_regions_is_an_error(builtin, scenes):
     with pytest.raises(UsageError, match="at most the number of regions, 3 in 3 photographs, got 4"):
         Segmenter(builtin, 4, short_side=96).fit(scenes[:3])
 
@@ -244,7 +244,7 @@ def test_empty_masks_have_no_regions(builtin, scenes, fitted):
 # --- Failures ---------------------------------------------------------------------------------------------------------
 
 
-def test_broken_photographs_are_told_and_the_others_fitted(builtin, scenes, tmp_path):
+def test_broken_photographs_are_reported_and_the_others_fitted(builtin, scenes, tmp_path):
     (tmp_path / "prose.jpg").write_text("no picture")
     fitted = Segmenter(builtin, 2, short_side=96).fit(
         [scenes[0], tmp_path / "prose.jpg", scenes[1], tmp_path / "missing.png"]
@@ -271,7 +271,7 @@ def test_nothing_readable(builtin, tmp_path):
 
 
 class Between:
-    """Progress that does something when a stage begins."""
+    """Progress callback that runs a function when a stage begins."""
 
     def __init__(self, stage: str, act) -> None:
         self.stage, self.act, self.steps = stage, act, collections.Counter()
@@ -322,7 +322,7 @@ def test_all_photographs_gone_between_the_passes(builtin, scenes, tmp_path):
 
 
 @pytest.mark.parametrize("error", [OutputError("the disk is full"), RuntimeError("a bug"), KeyboardInterrupt()])
-def test_what_an_observer_raises_comes_out_and_nothing_stays(builtin, scenes, tmp_path, monkeypatch, error):
+def test_errors_of_an_observer_propagate_and_leave_no_files(builtin, scenes, tmp_path, monkeypatch, error):
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr("tempfile.tempdir", None)
 
@@ -333,7 +333,7 @@ def test_what_an_observer_raises_comes_out_and_nothing_stays(builtin, scenes, tm
     segmenter = Segmenter(builtin, short_side=96, n_threads=2, notice=notices.append)
     with pytest.raises(type(error)):
         segmenter.fit(scenes[:4], observe=observe)
-    if isinstance(error, KeyboardInterrupt):  # the features are kept, and it's said where
+    if isinstance(error, KeyboardInterrupt):  # the features are kept, and a notice names the folder
         (folder,) = tmp_path.iterdir()
         assert any(str(folder) in notice for notice in notices)
         assert_same(
@@ -401,7 +401,7 @@ def test_intersection_is_within_majority(builtin, scenes):
 def test_fit_patches(builtin, scenes, fitted, fit_patches):
     other = Segmenter(builtin, 3, short_side=96, n_categories=2, fit_patches=fit_patches).fit(scenes)
     assert [len(shares) for shares in other.collection.dataset.shares] == ([1, 1] if fit_patches == 1 else [2, 5])
-    if fit_patches == "all":  # so few patches are all of them anyway
+    if fit_patches == "all":  # there are fewer patches than the default limit
         assert_same_without_failures(other, fitted)
         np.testing.assert_array_equal(other.collection.dataset.centroids[1], fitted.collection.dataset.centroids[1])
 
@@ -410,9 +410,12 @@ def test_constants_are_parameters(builtin, scenes):
     from vitnp.method.collection_level import CATEGORY, DATASET
 
     fitted = Segmenter(
-        builtin, short_side=96, image_level=ImageLevelConfig(clusters=(2, 5)), dataset_level=dataclasses.replace(DATASET, clusters=(4,)),
+        builtin,
+        short_side=96,
+        image_level=ImageLevelConfig(clusters=(2, 5)),
+        dataset_level=dataclasses.replace(DATASET, clusters=(4,)),
         category_level=dataclasses.replace(CATEGORY, clusters=(2, 3, 4), temperature=0.2),
-    ).fit(scenes[:4])  # fmt: skip
+    ).fit(scenes[:4])
     assert [len(c) for c in fitted.collection.dataset.centroids] == [4]
     assert [len(c) for c in fitted.collection.categories[0].centroids] == [2, 3, 4]
     assert fitted.collection.categories[0].temperature == 0.2 and fitted.collection.image_level.clusters == (2, 5)

@@ -142,7 +142,7 @@ def parser(
 
 @dataclasses.dataclass(frozen=True)
 class Command:
-    """A command: what it does with its parsed arguments.
+    """A command of the command line.
 
     Attributes
     ----------
@@ -214,23 +214,23 @@ def report_outcomes(
     *,
     as_json: bool,
 ) -> int:
-    """Report outcomes as they come.
+    """Report the outcomes of photographs as they arrive.
 
     Parameters
     ----------
     outcomes : generator of Outcome
         Closed at the end, even after an exception.
     failures : list
-        The errors are appended to it.
+        List to which the errors are appended.
     report : callable
-        Prints an outcome that is no failure.
+        Prints an outcome without error.
     as_json : bool
         Whether failures get a JSON line on stdout at once.
 
     Returns
     -------
     int
-        How many succeeded.
+        Number of photographs that succeeded.
     """
     done = 0
     with contextlib.closing(outcomes):
