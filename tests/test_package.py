@@ -80,4 +80,4 @@ def test_help_of_segment_fits_a_screen():
         env={"COLUMNS": "80"},
     ).stdout
     lines = text.splitlines()
-    assert len(lines) <= 48 and max(map(len, lines)) <= 80
+    assert len(lines) <= 52 and max(map(len, lines)) <= 80

@@ -1,9 +1,11 @@
-"""`segment_image` and its result: known objects, equal inputs, determinism, odd sizes, empty pictures."""
+"""`segment_image` and its result: known objects, equal inputs, determinism, odd sizes, pictures without an object."""
 
 from __future__ import annotations
 
+import copy
 import io
 import json
+import pickle
 
 import numpy as np
 import pytest
@@ -17,14 +19,14 @@ from vitnp.io.stamp import parameters_hash, stamp
 
 
 def picture_of(path) -> Image.Image:
-    """A picture file, read and closed."""
+    """Return the picture in a file, which is closed."""
     with Image.open(path) as picture:
         picture.load()
         return picture
 
 
 def disc(height: int = 240, width: int = 320, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """An orange disc on textured green, with its truth."""
+    """Return an orange disc on textured green, and its true mask."""
     rng = np.random.default_rng(seed)
     rows, columns = np.mgrid[:height, :width]
     truth = (rows - height * 0.5) ** 2 + (columns - width * 0.55) ** 2 < (0.28 * min(height, width)) ** 2
@@ -74,6 +76,18 @@ def test_pictures(result):
     np.testing.assert_array_equal(np.asarray(cutout)[..., 3] >= 128, result.mask)
 
 
+def test_results_can_be_pickled_and_copied(result):
+    for other in (pickle.loads(pickle.dumps(result)), copy.deepcopy(result)):
+        np.testing.assert_array_equal(other.mask, result.mask)
+        assert other.parameters == result.parameters and other.stamp == result.stamp
+
+
+def test_results_are_shown_in_one_line_and_as_an_overlay(result):
+    assert repr(result) == f"Segmentation(320 x 240, foreground {result.share:.0%}, confidence {result.confidence:.2f})"
+    with Image.open(io.BytesIO(result._repr_png_())) as shown:
+        np.testing.assert_array_equal(np.asarray(shown), np.asarray(result.overlay()))
+
+
 def test_path_picture_and_array_agree(tmp_path, builtin, result):
     picture, _ = disc()
     Image.fromarray(picture).save(tmp_path / "disc.png")
@@ -81,7 +95,7 @@ def test_path_picture_and_array_agree(tmp_path, builtin, result):
         np.testing.assert_array_equal(segment_image(source, builtin).soft, result.soft)
 
 
-def test_same_to_the_bit_in_any_company_and_on_any_number_of_threads(builtin, result):
+def test_same_bits_in_any_order_and_for_any_number_of_threads(builtin, result):
     pictures = [disc(seed=seed)[0] for seed in (3, 0, 5, 0)]
     for threads in (1, 3):
         found = list(map_ordered(lambda picture: segment_image(picture, builtin), pictures, threads))
@@ -111,7 +125,7 @@ def test_token_cap_is_reported(builtin):
 
 
 @pytest.mark.parametrize(
-    "options", [{"facet": "token"}, {"facet": "value", "layer": 2}, {"stride": 8, "size": 160}, {"layer": -2}]
+    "options", [{"facet": "token"}, {"facet": "value", "layer": 2}, {"stride": 8, "short_side": 160}, {"layer": -2}]
 )
 def test_other_features_find_the_disc_too(builtin, options):
     picture, truth = disc()
@@ -125,7 +139,8 @@ def test_refinements(builtin, method):
 
 
 @pytest.mark.parametrize(
-    "options", [{"refine": "magic"}, {"facet": "color"}, {"layer": 99}, {"stride": 5}, {"size": 0}, {"max_tokens": 0}]
+    "options",
+    [{"refine": "magic"}, {"facet": "color"}, {"layer": 99}, {"stride": 5}, {"short_side": 0}, {"max_tokens": 0}],
 )
 def test_wrong_options_are_named(builtin, options):
     with pytest.raises(UsageError) as error:
@@ -180,7 +195,7 @@ def test_unknown_output_is_named_before_anything_is_written(tmp_path, result):
 
 
 def featureless() -> dict[str, np.ndarray]:
-    """Pictures of nothing in particular."""
+    """Return pictures without an object, by name."""
     rng = np.random.default_rng(0)
     rows, columns = np.mgrid[:320, :448]
     gray = {
@@ -203,7 +218,7 @@ def featureless() -> dict[str, np.ndarray]:
 
 @pytest.fixture(scope="module", params=["vit_tiny", "builtin"])
 def photographs(request, shared):
-    """A network, and what it makes of every other photograph of a set: confidences and IoU with the true masks."""
+    """Return a network, and its confidence and IoU with the true mask for every other photograph of a set."""
     vit = request.getfixturevalue(request.param)
     folder = shared / "data" / "duts-dev"
     found = []

@@ -13,6 +13,7 @@ from PIL import Image
 
 from vitnp import Segmenter
 from vitnp.errors import ImageError, OutputError, UsageError
+from vitnp.method.cleaning import CleaningConfig
 from vitnp.method.image_level import ImageLevelConfig
 from vitnp.method.regions import RegionRule
 
@@ -21,7 +22,7 @@ COLORS = [(230, 40, 40), (40, 220, 60), (70, 90, 250)]
 
 
 def planted(seed: int, kind: int | None = None, size: tuple[int, int] = (96, 128)) -> tuple[np.ndarray, np.ndarray]:
-    """A thing of one kind on gray noise, somewhere near the middle; and where it is."""
+    """Return an object of one kind on gray noise, near the middle, and its true mask."""
     rng = np.random.default_rng(seed)
     kind = seed % 3 if kind is None else kind
     ground = rng.normal(110, 10, (*size, 3))
@@ -62,7 +63,7 @@ def fitted(builtin, scenes) -> Segmenter:
     return Segmenter(builtin, 3, short_side=96, n_categories=2, n_threads=2).fit(scenes)
 
 
-# --- What is found ----------------------------------------------------------------------------------------------------
+# --- Results ----------------------------------------------------------------------------------------------------------
 
 
 def test_planted_classes_are_found(fitted, scenes):
@@ -76,7 +77,7 @@ def test_planted_classes_are_found(fitted, scenes):
         np.testing.assert_array_equal(labels, mask * (label + 1))
 
 
-def test_what_is_told_of_regions_follows_from_the_answers(fitted):
+def test_regions_agree_with_masks_and_confidences(fitted):
     for index, regions in enumerate(fitted.regions):
         assert regions.classes.shape == regions.scores.shape == regions.typical.shape == regions.sizes.shape == (1,)
         assert 0 < regions.scores[0] <= fitted.confidences[index] + 1e-6
@@ -98,7 +99,7 @@ def test_prediction_of_what_was_fitted_is_nearly_the_same(fitted, scenes):
         assert result.confidence == pytest.approx(fitted.confidences[index], abs=1e-3)
 
 
-def test_new_photographs_join_the_class_of_their_like(fitted):
+def test_new_photographs_join_the_class_of_similar_ones(fitted):
     for kind in range(3):
         labels = fitted.predict(scene(100 + kind, kind)).labels
         assert set(np.unique(labels)) == {0, int(fitted.regions[kind].classes[0]) + 1}
@@ -113,7 +114,7 @@ def test_without_classes_labels_are_the_masks(builtin, scenes):
     assert set(fitted.seconds) == {"features", "image level", "categories", "levels", "masks"}
 
 
-def test_what_observers_see_is_what_is_kept(builtin, scenes):
+def test_observers_get_the_results_that_are_kept(builtin, scenes):
     seen, lock = {}, threading.Lock()
 
     def observe(index, result):
@@ -195,8 +196,8 @@ def test_more_categories_than_photographs(builtin, scenes):
     assert sorted(fitted.categories) == [0, 1, 2] and len(fitted.collection.categories) == 3
 
 
-def test_more_classes_than_regions_is_said_clearly(builtin, scenes):
-    with pytest.raises(UsageError, match=r"4 classes can't be made of 3 regions in 3 photographs"):
+def test_more_classes_than_regions_is_an_error(builtin, scenes):
+    with pytest.raises(UsageError, match="at most the number of regions, 3 in 3 photographs, got 4"):
         Segmenter(builtin, 4, short_side=96).fit(scenes[:3])
 
 
@@ -236,14 +237,14 @@ def test_empty_masks_have_no_regions(builtin, scenes, fitted):
     assert [len(regions.classes) for regions in fitted.regions] == [0, 1, 1, 1, 1, 0]
     assert not fitted.labels[0].any() and not fitted.masks[5].any()
     assert not fitted.predict(plain[0]).labels.any()
-    with pytest.raises(UsageError, match="0 regions"):
+    with pytest.raises(UsageError, match="number of regions, 0 in 2 photographs, got 1"):
         Segmenter(builtin, 1, short_side=96, min_confidence=1.0).fit(scenes[:2])
 
 
 # --- Failures ---------------------------------------------------------------------------------------------------------
 
 
-def test_broken_photographs_are_told_and_the_others_fitted(builtin, scenes, tmp_path):
+def test_broken_photographs_are_reported_and_the_others_fitted(builtin, scenes, tmp_path):
     (tmp_path / "prose.jpg").write_text("no picture")
     fitted = Segmenter(builtin, 2, short_side=96).fit(
         [scenes[0], tmp_path / "prose.jpg", scenes[1], tmp_path / "missing.png"]
@@ -265,12 +266,12 @@ def test_nothing_readable(builtin, tmp_path):
     (tmp_path / "a.jpg").write_text("no picture")
     with pytest.raises(ImageError, match="a.jpg"):
         Segmenter(builtin, short_side=96).fit([tmp_path / "a.jpg", tmp_path / "b.jpg"])
-    with pytest.raises(UsageError, match="no photographs"):
+    with pytest.raises(UsageError, match="at least one photograph, got none"):
         Segmenter(builtin, short_side=96).fit([])
 
 
 class Between:
-    """Progress that does something when a stage begins."""
+    """Progress callback that runs a function when a stage begins."""
 
     def __init__(self, stage: str, act) -> None:
         self.stage, self.act, self.steps = stage, act, collections.Counter()
@@ -321,7 +322,7 @@ def test_all_photographs_gone_between_the_passes(builtin, scenes, tmp_path):
 
 
 @pytest.mark.parametrize("error", [OutputError("the disk is full"), RuntimeError("a bug"), KeyboardInterrupt()])
-def test_what_an_observer_raises_comes_out_and_nothing_stays(builtin, scenes, tmp_path, monkeypatch, error):
+def test_errors_of_an_observer_propagate_and_leave_no_files(builtin, scenes, tmp_path, monkeypatch, error):
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr("tempfile.tempdir", None)
 
@@ -332,7 +333,7 @@ def test_what_an_observer_raises_comes_out_and_nothing_stays(builtin, scenes, tm
     segmenter = Segmenter(builtin, short_side=96, n_threads=2, notice=notices.append)
     with pytest.raises(type(error)):
         segmenter.fit(scenes[:4], observe=observe)
-    if isinstance(error, KeyboardInterrupt):  # the features are kept, and it's said where
+    if isinstance(error, KeyboardInterrupt):  # the features are kept, and a notice names the folder
         (folder,) = tmp_path.iterdir()
         assert any(str(folder) in notice for notice in notices)
         assert_same(
@@ -354,22 +355,22 @@ def test_progress_counts_every_step_of_every_stage(builtin, scenes):
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
-        ({"n_classes": 0}, "0 classes"),
-        ({"n_classes": 70_000}, "70000 classes"),
-        ({"categories": 0}, "0 categories"),
+        ({"n_classes": 0}, "n_classes must be a whole number from 1 to 65535, got 0"),
+        ({"n_classes": 70_000}, "got 70000"),
+        ({"n_categories": 0}, "n_categories must be a whole number of at least 1, got 0"),
         ({"consistency": "magic"}, "magic"),
         ({"regions": "magic"}, "magic"),
         ({"refine": "magic"}, "magic"),
-        ({"fit_patches": 0}, "0 patches"),
+        ({"fit_patches": 0}, 'fit_patches must be .* or "all", got 0'),
         ({"fit_patches": "some"}, "some"),
-        ({"size": 0}, "0"),
+        ({"short_side": 0}, "short_side must be a whole number of at least 1, got 0"),
     ],
 )
-def test_wrong_options_are_refused_at_once(builtin, options, told):
-    with pytest.raises(UsageError, match=told):
-        Segmenter(builtin, **{"size": 96, **options})
+def test_wrong_options_are_refused_at_once(builtin, options, message):
+    with pytest.raises(UsageError, match=message):
+        Segmenter(builtin, **{"short_side": 96, **options})
 
 
 @pytest.mark.parametrize("consistency", ["majority", "intersection"])
@@ -400,7 +401,7 @@ def test_intersection_is_within_majority(builtin, scenes):
 def test_fit_patches(builtin, scenes, fitted, fit_patches):
     other = Segmenter(builtin, 3, short_side=96, n_categories=2, fit_patches=fit_patches).fit(scenes)
     assert [len(shares) for shares in other.collection.dataset.shares] == ([1, 1] if fit_patches == 1 else [2, 5])
-    if fit_patches == "all":  # so few patches are all of them anyway
+    if fit_patches == "all":  # there are fewer patches than the default limit
         assert_same_without_failures(other, fitted)
         np.testing.assert_array_equal(other.collection.dataset.centroids[1], fitted.collection.dataset.centroids[1])
 
@@ -409,10 +410,36 @@ def test_constants_are_parameters(builtin, scenes):
     from vitnp.method.collection_level import CATEGORY, DATASET
 
     fitted = Segmenter(
-        builtin, short_side=96, image_level=ImageLevelConfig(clusters=(2, 5)), dataset_level=dataclasses.replace(DATASET, clusters=(4,)),
+        builtin,
+        short_side=96,
+        image_level=ImageLevelConfig(clusters=(2, 5)),
+        dataset_level=dataclasses.replace(DATASET, clusters=(4,)),
         category_level=dataclasses.replace(CATEGORY, clusters=(2, 3, 4), temperature=0.2),
-    ).fit(scenes[:4])  # fmt: skip
+    ).fit(scenes[:4])
     assert [len(c) for c in fitted.collection.dataset.centroids] == [4]
     assert [len(c) for c in fitted.collection.categories[0].centroids] == [2, 3, 4]
     assert fitted.collection.categories[0].temperature == 0.2 and fitted.collection.image_level.clusters == (2, 5)
-    assert fitted.settings["category_level"]["temperature"] == 0.2
+    assert fitted.fit_parameters["category_level"]["temperature"] == 0.2
+
+
+def test_cleaning_is_a_parameter(builtin, scenes):
+    scores = {}
+    cleaning = CleaningConfig(cap=0.125)
+    segmenter = Segmenter(builtin, short_side=96, consistency="majority", refine="none", n_threads=1, cleaning=cleaning)
+    fitted = segmenter.fit(scenes[:6], observe=lambda index, result: scores.update({index: result.score}))
+    assert all(set(np.unique(score)) <= {0.0, 0.125, 1.0} for score in scores.values())
+    assert set(np.unique(fitted.predict(scenes[0]).score)) <= {0.0, 0.125, 1.0}
+    assert fitted.fit_parameters["cleaning"]["cap"] == fitted.collection.cleaning.cap == 0.125
+
+
+def test_settings_are_those_of_the_method(builtin):
+    segmenter = Segmenter(builtin, short_side=np.int64(96), seed=3)
+    assert (segmenter.settings.short_side, segmenter.settings.seed, segmenter.settings.refine) == (96, 3, "solver")
+    assert type(segmenter.settings.short_side) is int
+    with pytest.raises(TypeError, match="size"):
+        Segmenter(builtin, size=96)
+
+
+def test_regions_exist_only_with_classes(builtin, scenes):
+    with pytest.raises(UsageError, match="fit with n_classes"):
+        Segmenter(builtin, short_side=96).fit(scenes[:1]).region_map(0)

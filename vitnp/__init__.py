@@ -15,11 +15,29 @@ from __future__ import annotations
 
 import importlib
 import pathlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # the same names for type checkers and editors
+    from vitnp.checkpoints.load import load_vit as load_vit
+    from vitnp.clustering.kmeans import KMeans as KMeans
+    from vitnp.errors import CheckpointError as CheckpointError
+    from vitnp.errors import ClusterError as ClusterError
+    from vitnp.errors import DeviceError as DeviceError
+    from vitnp.errors import ImageError as ImageError
+    from vitnp.errors import OutputError as OutputError
+    from vitnp.errors import UsageError as UsageError
+    from vitnp.errors import VitnpError as VitnpError
+    from vitnp.io.decode import read_image as read_image
+    from vitnp.method.collection import Collection as Collection
+    from vitnp.pipeline import segment_image as segment_image
+    from vitnp.result import Segmentation as Segmentation
+    from vitnp.segmenter import Segmenter as Segmenter
+    from vitnp.vit.config import ViTConfig as ViTConfig
+    from vitnp.vit.model import ViT as ViT
 
 __version__ = "0.1.0"
 
-# kernels/ and weights/ stand beside vitnp/ in a checkout and inside it once installed; this makes a bare checkout, or one
-# that shadows an installed copy, find them too.
+# vitnp.kernels and vitnp.weights lie beside vitnp/ in a checkout, and inside it once installed.
 _parent = pathlib.Path(__file__).resolve().parent.parent
 if (_parent / "setup.cfg").is_file() and (_parent / "kernels" / "__init__.py").is_file():
     __path__.append(str(_parent))
@@ -45,8 +63,8 @@ _PUBLIC = {
 __all__ = ["__version__", *_PUBLIC]
 
 
-def __getattr__(name: str):
-    """Import a public name's module when the name is first asked for (PEP 562)."""
+def __getattr__(name: str) -> Any:
+    """Import the module of a public name at its first use (PEP 562)."""
     if name not in _PUBLIC:
         raise AttributeError(f"module 'vitnp' has no attribute {name!r}")
     value = globals()[name] = getattr(importlib.import_module(_PUBLIC[name]), name)

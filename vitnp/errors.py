@@ -1,35 +1,34 @@
-"""The errors that users may meet: each is one clear sentence, shown without a traceback."""
+"""Errors that vitnp raises for its users: the message is one clear sentence, printed without a traceback."""
 
 from __future__ import annotations
 
 
 class VitnpError(Exception):
-    """Base of all errors that vitnp raises on purpose.
+    """Base class of all errors that vitnp raises on purpose.
 
-    The message is a single sentence: what is wrong, with which file, and what to do about it. The command line
-    prints it as it stands.
+    The message is one sentence: what was given, what is allowed, and what to do. The command line prints it unchanged.
     """
 
 
 class ImageError(VitnpError):
-    """A photograph that can't be read or used."""
+    """A photograph cannot be read or used."""
 
 
 class CheckpointError(VitnpError):
-    """A checkpoint that can't be found, fetched, read or used."""
+    """A checkpoint cannot be found, downloaded, read or used."""
 
 
 class OutputError(VitnpError):
-    """A result that can't be written."""
+    """A result cannot be written."""
 
 
 class ClusterError(VitnpError):
-    """A cluster that can't be reached or used."""
+    """A cluster of machines cannot be reached or used."""
 
 
 class DeviceError(VitnpError):
-    """A GPU that can't be found, or can't be used."""
+    """A GPU cannot be found or used, or its memory is too small."""
 
 
 class UsageError(VitnpError, ValueError):
-    """A request that makes no sense: a wrong option or argument."""
+    """An option or argument is not allowed, alone or with the others."""

@@ -1,8 +1,7 @@
-"""Every option once: its name, its choices, its default, the check of its value and its help text.
+"""The table of options: name, choices, default, allowed values and help text of each.
 
-The Python API checks values with :func:`check`, the command line builds its parsers from the same table (see
-:mod:`vitnp.cli.arguments`). This module imports nothing heavy, so that ``--help`` and wrong options are answered at
-once.
+The Python API checks values with :func:`check`, and the command line builds its parsers from the same table (see
+:mod:`vitnp.cli.arguments`). This module imports nothing heavy, so that ``--help`` and errors about options are fast.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ MAX_TOKENS = 4096
 MAX_PIXELS = 120_000_000
 MAX_CLASSES = 65_535
 
-# From this many photographs on, fitting them as a set teaches more than it costs.
+# The command line fits at least this many photographs as a set; fewer are segmented one by one.
 MIN_PHOTOGRAPHS_FOR_A_SET = 30
 
 
@@ -51,25 +50,25 @@ class Option:
     name : str
         Name of the parameter in Python, and of the attribute that the command line sets.
     help : str
-        One line for ``--help``.
+        Line for ``--help``, of at most 53 characters, with the default in parentheses.
     type : type
         ``int``, ``float``, ``str``, ``Path`` or ``bool`` (a switch).
     default : object
-        Value when nothing is given. None is always accepted where it is the default.
+        Value if the option is not given. None is allowed if it is the default.
     choices : tuple of str
         Allowed words; empty for any.
     minimum, maximum : float, optional
-        Range of a number, both ends included.
+        Range of a number, including both ends.
     words : tuple of str
-        Words allowed in place of a number, such as "all".
+        Words allowed instead of a number, such as "all".
     metavar : str, optional
         Placeholder for the value in ``--help``.
     flag : str, optional
         Name on the command line; by default ``--name`` with hyphens.
     old_flags : tuple of str
-        Former names on the command line: still accepted, not shown.
+        Former names on the command line: accepted, but not shown in ``--help``.
     old_values : mapping of str to str
-        Former words for a choice, on the command line.
+        Former words on the command line and what replaced them: accepted, but not shown.
     """
 
     name: str
@@ -117,16 +116,16 @@ class Option:
         if self.choices:
             return isinstance(value, str) and value in self.choices
         if self.type in (int, float):
-            number = numbers.Integral if self.type is int else numbers.Real
-            if isinstance(value, bool) or not isinstance(value, number):
+            number = _python_number(value)
+            if number is None or (self.type is int and not isinstance(number, int)):
                 return False
             low = -float("inf") if self.minimum is None else self.minimum
             high = float("inf") if self.maximum is None else self.maximum
-            return low <= value <= high
+            return low <= number <= high
         return True
 
     def check(self, value: Any) -> Any:
-        """Return a value that is allowed, a number as Python's own ``int`` or ``float``.
+        """Return the value if it is allowed; a number as Python's own ``int`` or ``float``.
 
         Raises
         ------
@@ -141,9 +140,17 @@ class Option:
         """
         if not self.accepts(value):
             raise UsageError(f"{self.name} must be {self.allowed}, got {value!r}")
-        if self.type in (int, float) and isinstance(value, numbers.Real):
-            return self.type(value)
-        return value
+        number = _python_number(value) if self.type in (int, float) else None
+        return value if number is None else self.type(number)
+
+
+def _python_number(value: object) -> int | float | None:
+    """Return a number of Python or NumPy as ``int`` or ``float``, None for anything else."""
+    if isinstance(value, bool):
+        return None
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    return float(value) if isinstance(value, numbers.Real) else None
 
 
 def enumerate_words(words: tuple[str, ...] | list[str]) -> str:
@@ -159,11 +166,11 @@ def enumerate_words(words: tuple[str, ...] | list[str]) -> str:
 
 _TABLE = (
     # The network.
-    Option("model", "registered name or checkpoint file (built-in)", default="auto", metavar="NAME|FILE"),
-    Option("heads", "attention heads, if the file does not say", int, minimum=1, metavar="N"),
+    Option("model", "known name or checkpoint file (built-in)", default="auto", metavar="NAME|FILE"),
+    Option("heads", "attention heads (by the checkpoint)", int, minimum=1, metavar="N"),
     Option(
         "pos_embed",
-        "resampling of positions: offset, exact, antialias",
+        "offset, exact or antialias (by the checkpoint)",
         choices=POS_EMBED_INTERPS,
         metavar="NAME",
         flag="--pos-embed-interp",
@@ -171,15 +178,15 @@ _TABLE = (
     ),
     Option(
         "normalization",
-        "input normalization: imagenet or half",
+        "imagenet or half (by the checkpoint)",
         choices=NORMALIZATIONS,
         metavar="NAME",
         old_flags=("--normalise", "--normalize"),
     ),
-    Option("device", "cpu, cuda or auto: cuda if it works (auto)", default="auto", choices=DEVICES, metavar="D"),
+    Option("device", "cpu, cuda or auto: cuda if available (auto)", default="auto", choices=DEVICES, metavar="D"),
     Option(
         "precision",
-        "fp32, tf32, bf16, fp16 or auto: fp32, on cuda fp16",
+        "fp32, tf32, bf16, fp16; auto: fp32, on cuda fp16",
         default="auto",
         choices=PRECISIONS,
         metavar="P",
@@ -194,13 +201,13 @@ _TABLE = (
         old_flags=("--size",),
     ),
     Option("facet", "key, query, value or token (key)", default="key", choices=FACETS, metavar="NAME"),
-    Option("layer", "block to read, from 0, or from the end: -1 (-1)", int, default=-1, metavar="N"),
+    Option("layer", "block to read; negative from the last (-1)", int, default=-1, metavar="N"),
     Option("stride", "pixels between patches (the patch size)", int, minimum=1, metavar="PX"),
-    Option("max_tokens", f"limit of patches per photograph ({MAX_TOKENS})", int, MAX_TOKENS, minimum=1, metavar="N"),
-    Option("max_pixels", "refuse larger photographs (120e6)", int, MAX_PIXELS, minimum=1, metavar="N"),
+    Option("max_tokens", f"most patches per photograph ({MAX_TOKENS})", int, MAX_TOKENS, minimum=1, metavar="N"),
+    Option("max_pixels", "most pixels per photograph (120e6)", int, MAX_PIXELS, minimum=1, metavar="N"),
     # The mask.
     Option("refine", "solver, crf, guided or none (solver)", default="solver", choices=REFINEMENTS, metavar="NAME"),
-    Option("seed", "same seed, same masks (0)", int, default=0, minimum=0, metavar="N"),
+    Option("seed", "seed of k-means: same seed, same masks (0)", int, default=0, minimum=0, metavar="N"),
     Option(
         "min_confidence",
         "empty mask below this confidence, 0 to 1 (0)",
@@ -213,7 +220,7 @@ _TABLE = (
     # The collection.
     Option(
         "levels",
-        f"image, single or all; auto: all from {MIN_PHOTOGRAPHS_FOR_A_SET} on",
+        f"image, single, all; auto: all from {MIN_PHOTOGRAPHS_FOR_A_SET} photographs",
         default="auto",
         choices=LEVELS,
         metavar="L",
@@ -222,54 +229,58 @@ _TABLE = (
     Option("collection", "apply a saved collection, or none (built-in)", default="auto", metavar="FILE"),
     Option(
         "n_classes",
-        "find N classes: NAME_labels.png",
+        "find N classes, write NAME_labels.png",
         int,
         minimum=1,
         maximum=MAX_CLASSES,
         metavar="N",
         flag="--classes",
-    ),  # fmt: skip
+    ),
     Option(
-        "n_categories", "categories of similar photographs (1 per 20)", int, minimum=1, metavar="N", flag="--categories"
-    ),  # fmt: skip
+        "n_categories", "groups of similar photographs (one per 20)", int, minimum=1, metavar="N", flag="--categories"
+    ),
     Option(
         "consistency", "mean, majority or intersection (mean)", default="mean", choices=CONSISTENCIES, metavar="NAME"
     ),
     Option(
-        "regions", "one class per image, components or split (image)", default="image", choices=REGIONS, metavar="R"
-    ),  # fmt: skip
+        "regions", "what gets a class: image, components, split (image)", default="image", choices=REGIONS, metavar="R"
+    ),
     Option("fit_patches", "patches to fit on, or all (60000)", int, minimum=1, words=("all",), metavar="N"),
     Option("cache", "folder that keeps features for the next run", metavar="DIR"),
     Option("scheduler", "fit on dask workers: tcp://HOST:PORT, or local", metavar="URL"),
     Option(
-        "save_collection", "save what was fitted; implies --levels all", Path, metavar="FILE", old_flags=("--fit-to",)
+        "save_collection",
+        "save the fitted collection; implies --levels all",
+        Path,
+        metavar="FILE",
+        old_flags=("--fit-to",),
     ),
     # The outputs.
-    Option("out", "folder to write to (that of each photograph)", Path, metavar="DIR"),
+    Option("out", "output folder (that of each photograph)", Path, metavar="DIR"),
     Option("save", "of mask,overlay,cutout,soft,score,keys,npz", default="mask,overlay", metavar="LIST"),
-    Option("overwrite", "redo finished work, replace existing files", bool, default=False),
+    Option("overwrite", "redo finished photographs, replace any file", bool, default=False),
     Option("polygons", "polygons in annotations.json, not run lengths", bool, default=False),
     Option("format", "npz or safetensors (npz)", default="npz", choices=FEATURE_FORMATS, metavar="NAME"),
     Option("dtype", "float16 or float32 (float16)", default="float16", choices=FEATURE_DTYPES, metavar="TYPE"),
-    Option("prune", "remove from the cache all but these photographs", bool, default=False),
+    Option("prune", "remove all other photographs from the cache", bool, default=False),
     # The run.
-    Option("n_threads", "photographs in flight (all cores)", int, minimum=1, metavar="N", flag="--threads"),
+    Option("n_threads", "photographs at a time (all cores)", int, minimum=1, metavar="N", flag="--threads"),
     Option("batch", "photographs per forward pass (by memory)", int, minimum=1, metavar="N"),
     Option("quiet", "print errors only", bool, default=False),
     Option("json", "print JSON", bool, default=False),
     # The evaluation.
     Option("task", "saliency, semantic or discovery (saliency)", default="saliency", choices=TASKS, metavar="TASK"),
     Option("layout", "auto, voc, coco, coseg or folder (auto)", choices=LAYOUTS, metavar="NAME"),
-    Option("split", "list of a VOC set (val; discovery: trainval)", metavar="NAME"),
+    Option("split", "image list of a VOC set (val; discovery: trainval)", metavar="NAME"),
     Option("labels", "SegmentationClass or SegmentationClassAug", choices=VOC_LABELS, metavar="DIR"),
     Option("names", "file of class names, one per line", Path, metavar="FILE"),
-    Option("merge", "file with two columns: class, coarser class", Path, metavar="FILE"),
-    Option("clusters", "over-cluster: N, matched many-to-one", int, minimum=1, metavar="N"),
+    Option("merge", "file with two columns: class and coarser class", Path, metavar="FILE"),
+    Option("clusters", "over-cluster into N, matched many-to-one", int, minimum=1, metavar="N"),
     Option("matching", "hungarian or many-to-one (hungarian)", choices=MATCHINGS, metavar="NAME"),
-    Option("seeds", "mean and deviation over N seeds", int, minimum=1, metavar="N"),
-    Option("ablate", "score the method without each of its parts", bool, default=False),
+    Option("seeds", "mean and standard deviation over N seeds", int, minimum=1, metavar="N"),
+    Option("ablate", "score the method with parts left out", bool, default=False),
     Option("csv", "write the table in full precision", Path, metavar="FILE"),
-    Option("report", "write pictures: best, median and worst", Path, metavar="DIR"),
+    Option("report", "write overlays of the best, median and worst", Path, metavar="DIR"),
 )
 
 OPTIONS: dict[str, Option] = {option.name: option for option in _TABLE}
@@ -293,12 +304,12 @@ def check(name: str, value: Any) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """How a photograph is segmented; the options that do not depend on the network.
+    """Options of the method: how a photograph is segmented, whatever the network.
 
     Attributes
     ----------
     short_side : int, optional
-        Short side in pixels of what the network sees; 320 by default.
+        Short side of the network's input in pixels; 320 by default.
     facet : {"key", "query", "value", "token"}
         Feature to cluster.
     layer : int
@@ -306,13 +317,13 @@ class Settings:
     stride : int, optional
         Pixels between patches, a divisor of the patch size; the patch size by default.
     max_tokens : int
-        Limit of patches; a larger grid is made coarser.
+        Maximum number of patches; a larger grid is made coarser.
     max_pixels : int
         Larger photographs are refused before they are decoded.
     refine : {"solver", "crf", "guided", "none"}
         Bilateral solver, dense CRF, guided filter, or bilinear enlargement alone.
     seed : int
-        Same seed and photograph, same answer, bit for bit.
+        Seed of k-means. The same seed and photograph give the same result, bit for bit.
     min_confidence : float
         A photograph below this confidence gets an empty mask.
 
@@ -338,5 +349,5 @@ class Settings:
 
     @property
     def of_features(self) -> dict[str, Any]:
-        """The settings that the features depend on, as keyword arguments."""
+        """Options that the features depend on, as keyword arguments."""
         return {name: getattr(self, name) for name in ("short_side", "facet", "layer", "stride", "max_tokens")}

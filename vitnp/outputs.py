@@ -1,4 +1,4 @@
-"""The outputs of one photograph, in one table: what each is called and how it is written.
+"""The table of outputs of one photograph: the name of each file and the function that writes it.
 
 To add one, add its name to ``OUTPUTS`` in :mod:`vitnp.options` and a row to :data:`WRITERS`.
 """
@@ -23,12 +23,12 @@ Stamp = Mapping[str, str]
 
 
 class OutputWriter(NamedTuple):
-    """How an output is called and written.
+    """Suffix of an output's file, and the function that writes it.
 
     Attributes
     ----------
     suffix : str
-        What follows the photograph's name.
+        End of the file name, after the photograph's name.
     write : callable
         ``write(path, result, stamp)``; the stamp goes into the file, see :mod:`vitnp.io.stamp`. A format without room
         for text is stamped by :func:`vitnp.io.stamp.write_sidecar`.
@@ -48,6 +48,11 @@ def _write_npz_with_keys(path: Path, result: Segmentation, stamp: Stamp) -> None
     write.write_npz(path, arrays, {**result.parameters, "confidence": result.confidence, **stamp})
 
 
+def _write_labels(path: Path, result: Segmentation, stamp: Stamp) -> None:
+    if result.labels is not None:
+        write_labels(path, result.labels, stamp)
+
+
 WRITERS: dict[str, OutputWriter] = {
     "mask": OutputWriter("_mask.png", lambda path, result, stamp: write.write_png(path, result.mask, stamp)),
     "overlay": OutputWriter(
@@ -62,8 +67,8 @@ WRITERS: dict[str, OutputWriter] = {
     "score": OutputWriter("_score.npy", lambda path, result, stamp: write.write_npy(path, result.score, stamp)),
     "keys": OutputWriter("_keys.npy", lambda path, result, stamp: write.write_npy(path, result.keys, stamp)),
     "npz": OutputWriter(".npz", _write_npz),
-    # Written besides those that were asked for when there are classes.
-    "labels": OutputWriter("_labels.png", lambda path, result, stamp: write_labels(path, result.labels, stamp)),
+    # Written in addition to the requested outputs if there are classes.
+    "labels": OutputWriter("_labels.png", _write_labels),
 }
 
 

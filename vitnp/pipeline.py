@@ -1,6 +1,6 @@
-"""The method on one page: decode, extract features, judge at three levels, combine, clean, refine.
+"""The method on one page: decode, extract features, answer at three levels, combine, clean, refine.
 
-An independent reading of "A Lightweight Clustering Framework for Unsupervised Semantic Segmentation"
+An independent re-implementation of "A Lightweight Clustering Framework for Unsupervised Semantic Segmentation"
 (arXiv 2311.18628). Every step is one call below; its module explains it.
 """
 
@@ -65,7 +65,7 @@ def segment_image(
         From :func:`vitnp.load_vit`; the built-in network by default. With ``vit.to(device="cuda")`` everything runs on
         a GPU.
     short_side : int, optional
-        Short side in pixels of what the network sees; 320 by default.
+        Short side of the network's input in pixels; 320 by default.
     facet : {"key", "query", "value", "token"}
         Feature to cluster.
     layer : int
@@ -75,17 +75,17 @@ def segment_image(
     refine : {"solver", "crf", "guided", "none"}
         Bilateral solver, dense CRF, guided filter, or bilinear enlargement alone.
     seed : int
-        Same seed and photograph, same answer, bit for bit.
+        Seed of k-means. The same seed and photograph give the same result, bit for bit.
     max_tokens : int
-        Limit of patches; a larger grid is made coarser.
+        Maximum number of patches; a larger grid is made coarser.
     max_pixels : int
         Larger photographs are refused before they are decoded.
     min_confidence : float
         A photograph below this confidence gets an empty mask.
     collection : "auto", None or "none", path or Collection
         A collection fitted by :class:`vitnp.Segmenter`, whose data set and category levels, and classes, are applied to
-        the photograph. By default that of the built-in network, if network, facet, layer, stride and size are those it
-        was fitted with; without one there is the image level alone.
+        the photograph. By default that of the built-in network, if network, facet, layer, stride and short side are
+        those it was fitted with. Without a collection the image level is used alone.
 
     Returns
     -------
@@ -98,7 +98,7 @@ def segment_image(
     CheckpointError
         If the built-in checkpoint or the collection cannot be read.
     DeviceError
-        If a GPU's memory does not hold the photograph.
+        If the GPU's memory is too small for the photograph.
     UsageError
         If a value is not allowed, or the collection was fitted on other features.
 
@@ -114,7 +114,7 @@ def segment_image(
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ImagePipeline:
-    """Everything that is the same for photographs segmented one by one; make one with :meth:`create`.
+    """Segment photographs one by one with the same network, settings and collection; see :meth:`create`.
 
     Attributes
     ----------
@@ -122,7 +122,7 @@ class ImagePipeline:
     settings : Settings
     collection : Collection or None
     spec : FeatureSpec
-        What to extract.
+        Features to extract.
     parameters : mapping
         See :func:`vitnp.method.parameters.run_parameters`.
     """
@@ -157,11 +157,11 @@ class ImagePipeline:
             return self.segment(rgb, features, clock)
 
     def preprocess(self, rgb: np.ndarray, photograph: str) -> NetworkInput:
-        """Scale a photograph (height, width, 3) uint8 with that fingerprint to what the network takes."""
+        """Scale a photograph (height, width, 3) uint8 with a given fingerprint to the network's input size."""
         return prepare(rgb, self.vit, self.spec, photograph)
 
     def extract(self, inputs: Sequence[NetworkInput]) -> list[FeatureRecord]:
-        """Return the features of photographs of one size, in one forward pass."""
+        """Return the features of photographs of the same input size, computed in one forward pass."""
         return extract_batch(inputs, self.vit, self.spec, with_cls=self.collection is not None)
 
     def segment(self, rgb: np.ndarray, features: FeatureRecord, clock: Stopwatch) -> Segmentation:
@@ -172,7 +172,7 @@ class ImagePipeline:
 
 @dataclasses.dataclass(frozen=True)
 class ImageAnswer:
-    """What an image's own patches say, on the network's device.
+    """Result of the image level for one photograph, on the network's device.
 
     Attributes
     ----------
@@ -212,7 +212,9 @@ def segment_features(
     collection: Collection | None = None,
     category: int | None = None,
 ) -> Segmentation:
-    """Make the mask of a photograph from its features: single photographs, batches and collections all come here.
+    """Make the mask of a photograph from its features.
+
+    Single photographs, batches and collections all use this function.
 
     Parameters
     ----------
@@ -222,12 +224,12 @@ def segment_features(
     parameters : mapping
         See :func:`vitnp.method.parameters.run_parameters`.
     clock : Stopwatch
-        Gets the laps "cluster" and "refine".
+        Records the laps "cluster" and "refine".
     vit : ViT
     collection : Collection, optional
-        Its data set and category levels join the image level, and its classes are applied.
+        Collection whose data set and category levels join the image level, and whose classes are applied.
     category : int, optional
-        Category of the photograph in the collection; by default that with the nearest CLS center.
+        Category of the photograph in the collection; by default the one with the nearest CLS center.
 
     Returns
     -------

@@ -19,16 +19,16 @@ from vitnp.masks import boxes, overlay
 if TYPE_CHECKING:
     from PIL import Image
 
-# Half of the 16-bit scale of the soft map: the mask is where it is reached.
+# The mask is where the soft map reaches half of its 16-bit scale.
 HALF = 32768
 
-# Smaller components of a mask get no box, as a share of the photograph.
+# Components of a mask that cover a smaller share of the photograph get no box.
 _MIN_BOX_SHARE = 1e-3
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Segmentation:
-    """What vitnp found in a photograph. Results can be pickled, and in a notebook one shows its overlay.
+    """Result for one photograph. It can be pickled, and a notebook shows its overlay.
 
     Attributes
     ----------
@@ -39,11 +39,11 @@ class Segmentation:
     score : (rows, columns) float32
         Foreground score of each patch, 0 to 1, after cleaning.
     keys : (rows, columns, D) float32
-        Keys of the patches (or the facet that was asked for) as the network gives them.
+        Keys of the patches (or the requested facet) as the network computes them.
     confidence : float
-        How certain it is that the photograph shows an object, 0 to 1.
+        Certainty that the photograph shows an object, 0 to 1.
     parameters : mapping
-        Everything that the answer depends on besides the photograph.
+        Everything that the result depends on besides the photograph.
     photograph : str
         Fingerprint of the file, or of the pixels if there is no file.
     seconds : mapping of str to float
@@ -55,9 +55,9 @@ class Segmentation:
     labels : (height, width) uint8, optional
         With a collection that has classes: 0 for background, classes from 1.
     levels : tuple of (N,) float32, optional
-        With a collection: foreground of the patches by the image, the data set and the category level, row by row.
+        With a collection: foreground scores of the image, the data set and the category level, N patches row by row.
     device : str
-        Where everything between pixels and mask was computed: "cpu" or "cuda:0". All arrays are in host memory.
+        Device that computed everything between pixels and mask: "cpu" or "cuda:0". All arrays are in host memory.
     """
 
     image: np.ndarray
@@ -128,7 +128,7 @@ class Segmentation:
         Parameters
         ----------
         stem : path
-            What the names begin with: ``OUT/cat`` gives ``OUT/cat_mask.png`` and so on. Missing folders are made.
+            Beginning of the file names: ``OUT/cat`` gives ``OUT/cat_mask.png`` and so on. Missing folders are created.
         which : iterable of str
             Among "mask" (0 or 255), "overlay", "cutout" (RGBA), "soft" (16-bit PNG), "score" and "keys" (patch grid,
             .npy) and "npz" (mask, score, metadata, and keys if they are named too).
@@ -141,7 +141,7 @@ class Segmentation:
         Raises
         ------
         UsageError
-            If there is no output of a name.
+            If a name is not one of these.
         OutputError
             If a file cannot be written; no incomplete file is left behind.
 

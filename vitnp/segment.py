@@ -1,7 +1,6 @@
 """``python -m vitnp.segment``: see :mod:`vitnp.cli.segment`."""
 
-from vitnp.cli import shared
-from vitnp.cli.segment import main
+from vitnp.cli.segment import console
 
 if __name__ == "__main__":
-    shared.run(main)
+    console()

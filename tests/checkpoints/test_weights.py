@@ -345,7 +345,7 @@ def test_convert_refuses_numbers_beyond_float16(tmp_path):
     big.write_bytes(network(1e5))
     with pytest.raises(CheckpointError, match="beyond float16"):
         main(["convert", str(big), str(tmp_path / "out.safetensors"), "--dtype", "float16", "--heads", "6"])
-    with pytest.raises(VitnpError, match="should end in"):
+    with pytest.raises(VitnpError, match="must end in"):
         main(["convert", str(big), str(tmp_path / "out.npz"), "--heads", "6"])
     assert names(tmp_path) == ["big.safetensors"]
 

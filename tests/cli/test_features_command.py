@@ -1,4 +1,4 @@
-"""`python -m vitnp.features` as its users meet it."""
+"""The command `vitnp features`: files, reruns, cache, broken photographs, wrong options, Ctrl-C."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from vitnp.io.decode import file_hash
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> pathlib.Path:
-    """A checkpoint so small that the network takes no time."""
+    """Write a checkpoint so small that the network takes no time."""
     config = ViTConfig(width=64, depth=2, heads=1, patch=8, grid=(4, 4))
     weights = random_vit.random_weights(config, seed=3, hidden=128, class_position=True, dtype=np.float32)
     path = tmp_path_factory.mktemp("model") / "small.safetensors"
@@ -34,8 +34,8 @@ def model(tmp_path_factory) -> pathlib.Path:
 
 @pytest.fixture
 def run(model):
-    """The command with that checkpoint, at a small size."""
-    return lambda *arguments: main([*map(str, arguments), "--model", str(model), "--size", "32", "--quiet"])
+    """Return the command with that checkpoint, at a small size."""
+    return lambda *arguments: main([*map(str, arguments), "--model", str(model), "--short-side", "32", "--quiet"])
 
 
 def photograph(path: pathlib.Path, seed: int = 0, size: tuple[int, int] = (56, 40)) -> None:
@@ -53,7 +53,7 @@ def contents(folder: pathlib.Path) -> dict[str, bytes]:
 
 
 def read(path: pathlib.Path) -> tuple[dict[str, np.ndarray], dict]:
-    """Arrays and metadata of a file in either format, as other programs would read it."""
+    """Return arrays and metadata of a file in either format, read without vitnp."""
     if path.suffix == ".npz":
         with np.load(path) as content:
             arrays = dict(content)
@@ -86,7 +86,7 @@ def test_files_hold_what_extract_gives(run, model, tmp_path, form, options):
         expected = extract(rgb, vit, short_side=32, **options)
         arrays, metadata = read(tmp_path / "out" / f"{name}.{form}")
         assert set(arrays) == {"keys", "attention", "cls"}
-        assert np.array_equal(arrays["keys"], expected.facet.reshape(*expected.grid, 64).astype(precision))
+        assert np.array_equal(arrays["keys"], expected.keys.reshape(*expected.grid, 64).astype(precision))
         assert arrays["keys"].dtype == precision
         assert np.array_equal(arrays["attention"], expected.attention.reshape(expected.grid))
         assert arrays["cls"].shape == (64,) and arrays["cls"].dtype == np.float32
@@ -126,7 +126,7 @@ def test_rerun_does_only_what_changed(run, tmp_path, capsys, form):
 
 
 @pytest.mark.parametrize("form", ["npz", "safetensors"])
-def test_files_of_others_are_not_replaced_unless_told(run, tmp_path, capsys, form):
+def test_foreign_files_are_replaced_only_with_overwrite(run, tmp_path, capsys, form):
     photograph(tmp_path / "a.png")
     mine = tmp_path / f"a.{form}"
     mine.write_text("mine")
@@ -162,13 +162,13 @@ def test_same_files_with_and_without_a_cache_and_for_any_threads(run, tmp_path):
     assert run(tmp_path / "in", "--out", tmp_path / "plain", "--threads", 1) == 0
     assert run(tmp_path / "in", "--out", tmp_path / "cached", "--cache", cache, "--threads", 3) == 0
     shards = contents(cache)
-    assert len(shards) == 2  # a shard, and what it's about
+    assert len(shards) == 2  # a shard and the record of its features
     assert run(tmp_path / "in", "--out", tmp_path / "again", "--cache", cache) == 0
     assert contents(tmp_path / "plain") == contents(tmp_path / "cached") == contents(tmp_path / "again")
     assert contents(cache) == shards
 
 
-def test_prune_empties_the_cache_of_what_is_not_named(run, tmp_path, capsys):
+def test_prune_removes_all_other_photographs(run, tmp_path, capsys):
     for seed in range(4):
         photograph(tmp_path / "in" / f"{seed}.png", seed)
     cache = tmp_path / "cache"
@@ -187,12 +187,12 @@ def test_prune_empties_the_cache_of_what_is_not_named(run, tmp_path, capsys):
     from safetensors import safe_open
 
     with safe_open(shard, framework="numpy") as file:
-        held = {row[0] for row in json.loads(file.metadata()["photographs"])}
-    assert held == {file_hash(tmp_path / "in" / f"{seed}.png") for seed in (1, 3)}
+        stored = {row[0] for row in json.loads(file.metadata()["photographs"])}
+    assert stored == {file_hash(tmp_path / "in" / f"{seed}.png") for seed in (1, 3)}
     assert files(tmp_path / "out") == {f"{seed}.npz" for seed in range(4)}
 
 
-def test_damaged_cache_is_told_and_mended(run, tmp_path, capsys):
+def test_damaged_cache_is_reported_and_repaired(run, tmp_path, capsys):
     photograph(tmp_path / "a.png")
     assert run(tmp_path / "a.png", "--cache", tmp_path / "cache") == 0
     expected = (tmp_path / "a.npz").read_bytes()
@@ -213,20 +213,20 @@ def test_token_cap_gives_one_line_of_notice(model, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "named"),
     [
         (["--format", "xml"], "xml"),
         (["--dtype", "float8"], "float8"),
         (["--facet", "poster"], "poster"),
         (["--layer", "77"], "77"),
         (["--stride", "7"], "7"),
-        (["--size", "0"], "0"),
+        (["--short-side", "0"], "0"),
         (["--prune"], "--cache"),
         (["--bogus"], "--bogus"),
         (["--model", "no_such_model"], "no_such_model"),
     ],
 )
-def test_wrong_usage_is_one_sentence_and_status_2(tmp_path, arguments, told):
+def test_wrong_usage_is_one_sentence_and_status_2(tmp_path, arguments, named):
     photograph(tmp_path / "a.png")
     run = subprocess.run(
         [sys.executable, "-m", "vitnp.features", str(tmp_path / "a.png"), "--quiet", *arguments],
@@ -234,7 +234,7 @@ def test_wrong_usage_is_one_sentence_and_status_2(tmp_path, arguments, told):
         text=True,
     )
     assert run.returncode == 2 and run.stdout == ""
-    assert run.stderr.startswith("vitnp: error:") and run.stderr.count("\n") == 1 and told in run.stderr
+    assert run.stderr.startswith("vitnp: error:") and run.stderr.count("\n") == 1 and named in run.stderr
     assert files(tmp_path) == {"a.png"}
 
 
@@ -272,7 +272,7 @@ def test_interrupt_leaves_whole_files_and_a_whole_cache(tmp_path):
     for index in range(60):
         photograph(tmp_path / "in" / f"{index:02}.bmp", seed=index, size=(320, 240))
     command = [sys.executable, "-m", "vitnp.features", str(tmp_path / "in"), "--out", str(tmp_path / "out")]
-    command += ["--cache", str(tmp_path / "cache"), "--threads", "2", "--size", "160"]
+    command += ["--cache", str(tmp_path / "cache"), "--threads", "2", "--short-side", "160"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
     while not list(tmp_path.glob("out/*.npz")) and time.monotonic() < deadline:
@@ -285,7 +285,7 @@ def test_interrupt_leaves_whole_files_and_a_whole_cache(tmp_path):
     assert 0 < len(done) < 60 and all(name.endswith(".npz") for name in done)
     for name in done:
         assert read(tmp_path / "out" / name)[0]["keys"].ndim == 3
-    # What was computed is in the cache: all that has a file, at least.
+    # The cache holds at least the photographs whose files are written.
     (shard,) = (tmp_path / "cache").rglob("*.safetensors")
     assert len(load_file(shard)["cls"]) >= len(done)
     assert not list(tmp_path.rglob("*.part"))

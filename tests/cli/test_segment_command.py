@@ -1,4 +1,4 @@
-"""`python -m vitnp.segment` as its users meet it: folders, broken files, reruns, wrong options, Ctrl-C."""
+"""The command `vitnp segment`: folders, broken files, reruns, wrong options, Ctrl-C."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from vitnp.cli.segment import main
 
 
 def picture_of(path) -> Image.Image:
-    """A picture file, read and closed."""
+    """Return the picture in a file, which is closed."""
     with Image.open(path) as picture:
         picture.load()
         return picture
 
 
 def photograph(path, seed: int = 0, size: tuple[int, int] = (96, 72)) -> None:
-    """A bright square on noise, small enough to be quick."""
+    """Write a bright square on noise, small enough to be fast."""
     rng = np.random.default_rng(seed)
     picture = rng.normal(70, 12, (size[1], size[0], 3))
     picture[20:52, 30:66] = (230, 140 + seed, 40)
@@ -38,8 +38,8 @@ def files(folder) -> set[str]:
 
 
 def fast(*arguments: object) -> int:
-    """The command at a small size, which changes nothing but the time it takes."""
-    return main([*map(str, arguments), "--size", "96", "--quiet"])
+    """Run the command at a small size, to save time."""
+    return main([*map(str, arguments), "--short-side", "96", "--quiet"])
 
 
 def test_one_photograph_beside_itself(tmp_path, capsys):
@@ -50,7 +50,7 @@ def test_one_photograph_beside_itself(tmp_path, capsys):
     assert mask.size == (96, 72) and set(np.unique(np.asarray(mask))) == {0, 255}
     out, err = capsys.readouterr()
     assert "a_mask.png" in out and "foreground" in out
-    assert err.count("\n") == 1 and "vitnp.weights fetch" in err  # the notice of the built-in checkpoint
+    assert err.count("\n") == 1 and "built-in checkpoint" in err
 
 
 def test_quiet_says_nothing(tmp_path, capsys):
@@ -75,27 +75,27 @@ def test_folder_is_mirrored_and_names_that_collide_keep_their_extension(tmp_path
     assert files(tmp_path / "out") == {"x/a.png_mask.png", "x/a.jpg_mask.png", "y/z/b_mask.png"}
 
 
-def test_rerun_skips_what_is_done_and_own_output_is_no_input(tmp_path, capsys):
+def test_rerun_skips_finished_photographs_and_own_outputs(tmp_path, capsys):
     photograph(tmp_path / "a.png")
     photograph(tmp_path / "b.png", seed=1)
     assert fast(tmp_path) == 0
     written = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
-    assert main([str(tmp_path), "--size", "96", "--json", "--quiet"]) == 0
+    assert main([str(tmp_path), "--short-side", "96", "--json", "--quiet"]) == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [line["status"] for line in lines] == ["skipped", "skipped"]
     assert {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == written
 
     photograph(tmp_path / "b.png", seed=2)  # edited: its mask is no longer its own
-    assert main([str(tmp_path), "--size", "96", "--json", "--quiet"]) == 0
+    assert main([str(tmp_path), "--short-side", "96", "--json", "--quiet"]) == 0
     assert [json.loads(line)["status"] for line in capsys.readouterr().out.splitlines()] == ["skipped", "done"]
     for again in (["--seed", "1"], ["--seed", "1", "--overwrite"], ["--seed", "1", "--save", "score,keys"]):
-        assert main([str(tmp_path), "--size", "96", "--json", "--quiet", *again]) == 0
+        assert main([str(tmp_path), "--short-side", "96", "--json", "--quiet", *again]) == 0
         assert [json.loads(line)["status"] for line in capsys.readouterr().out.splitlines()] == ["done", "done"]
-    assert main([str(tmp_path), "--size", "96", "--json", "--quiet", "--seed", "1", "--save", "score,keys"]) == 0
+    assert main([str(tmp_path), "--short-side", "96", "--json", "--quiet", "--seed", "1", "--save", "score,keys"]) == 0
     assert [json.loads(line)["status"] for line in capsys.readouterr().out.splitlines()] == ["skipped", "skipped"]
 
 
-def test_files_of_others_are_not_replaced_unless_told(tmp_path, capsys):
+def test_foreign_files_are_replaced_only_with_overwrite(tmp_path, capsys):
     photograph(tmp_path / "a.png")
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "a_mask.png").write_text("mine")
@@ -115,22 +115,22 @@ def test_every_kind_of_output(tmp_path):
     assert np.load(tmp_path / "o" / "a_keys.npy").shape == (6, 8, 192)
 
 
-def test_json_tells_what_was_found(tmp_path, capsys):
+def test_json_describes_the_result(tmp_path, capsys):
     photograph(tmp_path / "a.png")
     assert main([str(tmp_path / "a.png"), "--json", "--quiet"]) == 0
     (line,) = capsys.readouterr().out.splitlines()
-    told = json.loads(line)
+    found = json.loads(line)
     mask = np.asarray(picture_of(tmp_path / "a_mask.png")) > 0
-    assert told["status"] == "done" and told["photograph"].endswith("a.png")
-    assert (told["width"], told["height"]) == (96, 72)
-    assert told["share"] == pytest.approx(mask.mean(), abs=1e-6)
+    assert found["status"] == "done" and found["photograph"].endswith("a.png")
+    assert (found["width"], found["height"]) == (96, 72)
+    assert found["share"] == pytest.approx(mask.mean(), abs=1e-6)
     parts, _ = ndimage.label(mask, np.ones((3, 3)))
     rows, columns = np.nonzero(parts == np.bincount(parts[mask]).argmax())
     largest = [columns.min(), rows.min(), np.ptp(columns) + 1, np.ptp(rows) + 1]
-    assert told["boxes"][0] == largest
-    assert 0 <= told["confidence"] <= 1
-    assert set(told["seconds"]) == {"decode", "network", "cluster", "refine", "write"}
-    assert told["outputs"]["overlay"].endswith("a_overlay.png")
+    assert found["boxes"][0] == largest
+    assert 0 <= found["confidence"] <= 1
+    assert set(found["seconds"]) == {"decode", "network", "cluster", "refine", "write"}
+    assert found["outputs"]["overlay"].endswith("a_overlay.png")
 
 
 def broken_folder(folder) -> None:
@@ -156,7 +156,15 @@ def test_json_has_a_line_for_each_failure(tmp_path, capsys):
     broken_folder(tmp_path / "in")
     assert (
         main(
-            [str(tmp_path / "in"), str(tmp_path / "gone.jpg"), "--out", str(tmp_path / "out"), "--size", "96", "--json"]
+            [
+                str(tmp_path / "in"),
+                str(tmp_path / "gone.jpg"),
+                "--out",
+                str(tmp_path / "out"),
+                "--short-side",
+                "96",
+                "--json",
+            ]
         )
         == 3
     )
@@ -174,12 +182,12 @@ def test_nothing_done_is_status_2(tmp_path, capsys, bad):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "named"),
     [
         (["--refine", "magic"], "magic"),
         (["--save", "poster"], "poster"),
         (["--save", ","], "--save"),
-        (["--size", "0"], "0"),
+        (["--short-side", "0"], "0"),
         (["--seed", "-1"], "-1"),
         (["--threads", "none"], "none"),
         (["--min-confidence", "2"], "2"),
@@ -189,7 +197,7 @@ def test_nothing_done_is_status_2(tmp_path, capsys, bad):
         (["--bogus"], "--bogus"),
     ],
 )
-def test_wrong_usage_is_one_sentence_and_status_2(tmp_path, arguments, told):
+def test_wrong_usage_is_one_sentence_and_status_2(tmp_path, arguments, named):
     photograph(tmp_path / "a.png")
     run = subprocess.run(
         [sys.executable, "-m", "vitnp.segment", str(tmp_path / "a.png"), *arguments, "--quiet"],
@@ -197,7 +205,7 @@ def test_wrong_usage_is_one_sentence_and_status_2(tmp_path, arguments, told):
         text=True,
     )
     assert run.returncode == 2 and run.stdout == ""
-    assert run.stderr.startswith("vitnp: error:") and run.stderr.count("\n") == 1 and told in run.stderr
+    assert run.stderr.startswith("vitnp: error:") and run.stderr.count("\n") == 1 and named in run.stderr
     assert files(tmp_path) == {"a.png"}
 
 

@@ -111,7 +111,7 @@ def test_a_quiet_run_prints_only_the_result(two, capsys):
 def test_unused_masks_are_mentioned(two, capsys):
     Image.new("L", (2, 2)).save(pathlib.Path(two[1]) / "extra.png")
     assert evaluate.main(two) == 0
-    assert "masks without a photograph don't count: 1, such as" in capsys.readouterr().err
+    assert "ignoring masks without a photograph: 1, such as" in capsys.readouterr().err
     assert evaluate.main([*two, "--quiet"]) == 0
     assert capsys.readouterr().err == ""
 
@@ -154,7 +154,7 @@ def run_face(argv, capsys):
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
-        ([], "IMAGES, MASKS"),
+        ([], "IMAGES and MASKS"),
         (["only_one"], "MASKS"),
         (["nowhere", "."], "nowhere: there is no such folder; name the one that holds the photographs"),
         (["--task", "everything", ".", "."], "must be one of saliency, semantic or discovery, got 'everything'"),

@@ -450,7 +450,7 @@ def test_nothing_readable_is_status_2_with_every_file_listed(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["--classes", "5"], "5 classes"),
+        (["--classes", "5"], "got 5"),
         (["--classes", "300"], "300 classes"),
         (["--classes", "0"], "0"),
         (["--classes", "2", "--levels", "image"], "--levels"),

@@ -1,4 +1,4 @@
-"""Build parsers from the table of options, and turn what was parsed into arguments of the library."""
+"""Build parsers from the table of options, and turn parsed options into arguments of the library."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vitnp.cli import shared
-from vitnp.errors import UsageError
+from vitnp.errors import ImageError, UsageError, VitnpError
 from vitnp.options import MIN_PHOTOGRAPHS_FOR_A_SET, OPTIONS, Option, Settings
 
 if TYPE_CHECKING:
+    from vitnp.io.find import Photograph
     from vitnp.method.collection import Collection
     from vitnp.vit.model import ViT
 
@@ -35,22 +36,21 @@ def add_options(parser: argparse.ArgumentParser, title: str, *names: str, **chan
         Heading of the group in ``--help``.
     *names : str
         Keys of :data:`vitnp.options.OPTIONS`.
-    **changes
-        What this command does differently, by name: a dict with "help" or "default".
+    **changes : dict
+        Arguments of ``add_argument`` that this command changes, by name of the option: "help" or "default".
     """
     group = parser.add_argument_group(title)
     for name in names:
         option = OPTIONS[name]
-        arguments = {"dest": name, "default": option.default, "help": option.help, **changes.get(name, {})}
+        keywords = {"dest": name, "default": option.default, "help": option.help, **changes.get(name, {})}
         if option.type is bool:
-            arguments["action"] = "store_true"
+            keywords["action"] = "store_true"
         else:
-            arguments |= {"type": _converter(option), "metavar": option.metavar}
-        group.add_argument(option.long_flag, **arguments)
+            keywords |= {"type": _converter(option), "metavar": option.metavar}
+        group.add_argument(option.long_flag, **keywords)
         if option.old_flags:
-            group.add_argument(
-                *option.old_flags, **{**arguments, "default": argparse.SUPPRESS, "help": argparse.SUPPRESS}
-            )
+            hidden = {"default": argparse.SUPPRESS, "help": argparse.SUPPRESS}
+            group.add_argument(*option.old_flags, **{**keywords, **hidden})
 
 
 def number(minimum: int) -> Callable[[str], int]:
@@ -73,7 +73,7 @@ def _converter(option: Option) -> Callable[[str], Any]:
 
 
 def _to_number(text: str, kind: type) -> int | float | None:
-    """Return a number, also one written like 120e6; None for any other text."""
+    """Return the number that a text stands for, None if it is not a number; 120e6 is a whole number."""
     try:
         if kind is int and text.lstrip("+-").isdecimal():
             return int(text)
@@ -98,7 +98,16 @@ def settings(args: argparse.Namespace) -> Settings:
 def load_model(args: argparse.Namespace) -> ViT:
     """Load the network that the options name, with a notice if it is the built-in one.
 
-    Workers of --scheduler compute on CPUs, so that is what "auto" means beside it.
+    With --scheduler the device "auto" means the CPU, where the workers compute.
+
+    Raises
+    ------
+    CheckpointError
+        If the checkpoint cannot be found, downloaded or read.
+    DeviceError
+        If the device cannot be used.
+    UsageError
+        If --scheduler and --device cuda are combined.
     """
     from vitnp import kernels
     from vitnp.checkpoints import registry
@@ -115,7 +124,7 @@ def load_model(args: argparse.Namespace) -> ViT:
         shared.say(f"fetching {entry.name}, {entry.megabytes:g} MB, from {address_of(entry)}", quiet=args.quiet)
     if args.model == "auto":
         shared.say(
-            "using the built-in checkpoint; `vitnp weights fetch dino_vits8` gets a larger one, --model dino_vits8 uses it",
+            "using the built-in checkpoint; --model dino_vits8 downloads a larger one, `vitnp weights list` shows all",
             quiet=args.quiet,
         )
     vit = load_vit(args.model, heads=args.heads, pos_embed=args.pos_embed, normalization=args.normalization)
@@ -134,7 +143,13 @@ def segmenter_arguments(args: argparse.Namespace) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def workers(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """Give what the workers of --scheduler do, as arguments of :class:`vitnp.Segmenter`; nothing without it."""
+    """Connect to --scheduler: yield the arguments of :class:`vitnp.Segmenter` for it, none without the option.
+
+    Raises
+    ------
+    ClusterError
+        If the scheduler cannot be reached.
+    """
     if args.scheduler is None:
         yield {}
         return
@@ -144,10 +159,25 @@ def workers(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
         yield {"mapper": cluster.map, "extractor": cluster.extract_to_store}
 
 
+def find_photographs(args: argparse.Namespace) -> tuple[list[Photograph], list[VitnpError]]:
+    """List the photographs of the command line, and one error for each path that holds none.
+
+    With --json the errors are printed at once.
+    """
+    from vitnp.io import find
+
+    failures: list[ImageError] = []
+    photographs = find.find_photographs(args.photographs, failures=failures)
+    for error in failures:
+        shared.report_failure(error, as_json=args.json)
+    return photographs, list(failures)
+
+
 def fits_a_set(args: argparse.Namespace, n_photographs: int) -> bool:
     """Tell whether the photographs are fitted as a set.
 
-    They are if that is asked for; by default if there are enough of them and no collection is named.
+    ``--levels all`` asks for it; with ``--levels auto`` a set is fitted if there are at least
+    `MIN_PHOTOGRAPHS_FOR_A_SET` photographs and --collection names no file.
     """
     return args.levels == "all" or (
         args.levels == "auto" and not names_collection(args) and n_photographs >= MIN_PHOTOGRAPHS_FOR_A_SET
@@ -168,7 +198,7 @@ def load_collection(args: argparse.Namespace, vit: ViT, *, quiet: bool = False) 
     collection, reason = resolve_collection(args.collection, vit, settings(args))
     if reason:
         shared.say(
-            f"the built-in collection doesn't apply, {reason}: image level alone, or --collection FILE",
+            f"the built-in collection does not apply, {reason}; using the image level alone without --collection FILE",
             quiet=args.quiet or quiet,
         )
     return collection

@@ -1,4 +1,4 @@
-"""``python -m vitnp.evaluate``: scores of vitnp's answers against true ones."""
+"""``vitnp evaluate``: score masks, classes and boxes against true ones."""
 
 from __future__ import annotations
 
@@ -19,13 +19,25 @@ if TYPE_CHECKING:
     from vitnp.segmenter import Segmenter
 
 # Options that belong to one task only; their default is None.
-TASK_OPTIONS = {
-    name: "semantic" for name in ("layout", "labels", "names", "merge", "regions", "n_classes", "clusters", "matching")
-}
+TASK_OPTIONS = dict.fromkeys(
+    ("layout", "labels", "names", "merge", "regions", "n_classes", "clusters", "matching"), "semantic"
+)
 
 
 class Task(NamedTuple):
-    """A way to score: `open` reads the data set, `score` fits and scores it, and what the scores are called."""
+    """One kind of evaluation.
+
+    Attributes
+    ----------
+    open : callable
+        Reads the data set.
+    score : callable
+        Segments the data set and scores the results.
+    titles : mapping of str to str
+        Headings of the scores.
+    measure : str
+        Name of the score by which the report ranks photographs.
+    """
 
     open: Callable[[argparse.Namespace], Any]
     score: Callable[[argparse.Namespace, Any, Any, dict], Evaluation]
@@ -37,10 +49,10 @@ def _open_pairs(args: argparse.Namespace) -> Sequence:
     from vitnp.evaluate.data.pairs import match_pairs
 
     if len(args.data) != 2:
-        raise UsageError("--task saliency needs IMAGES, MASKS: two folders; name both (see --help)")
+        raise UsageError(f"--task saliency needs two folders, IMAGES and MASKS, got {len(args.data)} (see --help)")
     pairs, unused = match_pairs(*args.data)
     if unused:
-        shared.say(f"masks without a photograph don't count: {len(unused)}, such as {unused[0]}", quiet=args.quiet)
+        shared.say(f"ignoring masks without a photograph: {len(unused)}, such as {unused[0]}", quiet=args.quiet)
     return pairs
 
 
@@ -59,7 +71,7 @@ def _open_labeled(args: argparse.Namespace) -> Any:
     if args.levels in ("image", "single") or arguments.names_collection(args):
         raise UsageError("--task semantic fits a set with all levels; leave out --levels and --collection")
     if args.n_classes and args.clusters:
-        raise UsageError("--classes and --clusters both say how many clusters to find; give one of them")
+        raise UsageError("--classes and --clusters both set the number of clusters; give one of them")
     if not args.data:
         raise UsageError("--task semantic needs ROOT, IMAGES JSON, IMAGES MASKS or IMAGES LABELS (see --help)")
     layout = args.layout or "auto"
@@ -67,7 +79,7 @@ def _open_labeled(args: argparse.Namespace) -> Any:
         layout = detect_layout(args.data)
     labeled = read_labeled(args.data, layout, split=args.split, labels=args.labels, names=args.names, merge=args.merge)
     if not labeled.samples or len(labeled.classes) < 2:
-        raise UsageError(f"{args.data[0]}: there are no classes beside the background; name another set")
+        raise UsageError(f"{args.data[0]} has no classes besides the background; give another data set")
     shared.say(
         f"layout {layout}: {len(labeled.samples)} photographs, {len(labeled.classes) - 1} classes", quiet=args.quiet
     )
@@ -87,7 +99,9 @@ def _open_boxes(args: argparse.Namespace) -> Sequence:
     from vitnp.evaluate.data.voc_boxes import read_voc_boxes
 
     if len(args.data) != 1:
-        raise UsageError("--task discovery needs ROOT: VOCdevkit or VOC2007; name that alone (see --help)")
+        raise UsageError(
+            f"--task discovery needs ROOT, one folder such as VOCdevkit/VOC2007, got {len(args.data)} (see --help)"
+        )
     return read_voc_boxes(args.data[0], args.split or "trainval")
 
 
@@ -145,29 +159,20 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the command.
-
-    Parameters
-    ----------
-    argv : list of str, optional
-        Arguments; by default the process's own.
-
-    Returns
-    -------
-    int
-        Exit status.
-    """
-    args = build_parser().parse_args(argv)
-    for name, task in TASK_OPTIONS.items():
-        if getattr(args, name) is not None and args.task != task:
-            raise UsageError(f"{OPTIONS[name].long_flag} is for --task {task}; leave it out")
+def _evaluate(args: argparse.Namespace) -> int:
+    """Score the answers for a data set and return the exit status."""
+    for name, owner in TASK_OPTIONS.items():
+        if getattr(args, name) is not None and args.task != owner:
+            raise UsageError(f"{OPTIONS[name].long_flag} is for --task {owner}; leave it out")
     if args.split is not None and args.task == "saliency":
         raise UsageError("--split is for the tasks semantic and discovery; leave it out")
     if arguments.names_collection(args) and (args.ablate or args.levels in ("all", "image")):
-        raise UsageError("--collection judges each photograph; leave out --ablate, --levels all and --levels image")
+        raise UsageError(
+            "--collection applies a saved collection to single photographs; leave out --ablate, --levels all and "
+            "--levels image"
+        )
     if args.ablate and (args.task != "saliency" or args.report):
-        raise UsageError("--ablate compares masks, without pictures; leave out --task and --report")
+        raise UsageError("--ablate scores saliency without pictures; leave out --task and --report")
 
     from vitnp import kernels
     from vitnp.evaluate import report
@@ -179,7 +184,7 @@ def main(argv: list[str] | None = None) -> int:
     args.n_threads = pool.resolve_n_threads(args.n_threads)
     task = TASKS[args.task]
     data = task.open(args)
-    # What can't be written is known before the long work, not after.
+    # Folders that cannot be written to are reported before the long work, not after.
     if args.report:
         report.report_paths(args.report)
     if args.csv:
@@ -205,9 +210,12 @@ def main(argv: list[str] | None = None) -> int:
         shared.print_json({**result, "device": {stage: kernels.name_of(vit.device) for stage in DEVICE_STAGES}})
     else:
         print(table.text())
-    if args.csv:  # last: a file that can't be written costs nobody the scores
+    if args.csv:  # last, so that a file that cannot be written does not cost the scores
         write.write_text(args.csv, table.csv())
     return shared.EXIT_SOME_FAILED if failures else shared.EXIT_OK
+
+
+main = shared.Command(build_parser, _evaluate)
 
 
 def _single_arguments(args: argparse.Namespace, vit: Any, options: dict) -> dict:
@@ -228,8 +236,8 @@ def _made(vit: Any, options: dict, **variant: Any) -> Segmenter:
 
 def _ablate(
     args: argparse.Namespace, pairs: Sequence, vit: Any, options: dict, seeds: range
-) -> tuple[Table, dict, list, int]:
-    """Table and JSON of the ablation, failures, and how many photographs there were."""
+) -> tuple[Table, dict, Sequence, int]:
+    """Return table and JSON of the ablation, the failures, and the number of photographs."""
     from vitnp.evaluate.ablation import ablate, tabulate
 
     runs: list[list[Variant]] = []

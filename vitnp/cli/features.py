@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from vitnp.cli import arguments, shared
@@ -16,10 +16,11 @@ if TYPE_CHECKING:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Return the command's parser; each group of options answers one question of a user."""
+    """Return the command's parser."""
     parser = shared.parser(
         "vitnp features",
-        "Write the ViT features of photographs, one file each: keys (rows, columns, D), attention, cls, metadata.",
+        "Write the ViT features of photographs (files or folders), one file each:\n"
+        "keys (rows, columns, D), attention, cls and metadata.",
         usage="vitnp features [options] PHOTO [PHOTO ...]",
         examples=(
             "vitnp features PHOTOS/ --out KEYS/",
@@ -38,47 +39,28 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the command.
-
-    Parameters
-    ----------
-    argv : list of str, optional
-        Arguments; by default the process's own.
-
-    Returns
-    -------
-    int
-        Exit status.
-    """
-    args = build_parser().parse_args(argv)
+def _features(args: argparse.Namespace) -> int:
+    """Write the features of the photographs of the command line and return the exit status."""
     if args.prune and args.cache is None:
         raise UsageError("--prune removes features from a cache; give --cache DIR")
 
-    from vitnp.io import find
     from vitnp.kernels.threads import pool
 
     args.n_threads = pool.resolve_n_threads(args.n_threads)
-    failures: list[VitnpError] = []
-    photographs = find.find_photographs(args.photographs, failures=failures)
+    photographs, failures = arguments.find_photographs(args)
     total, done = len(photographs) + len(failures), 0
-    for error in failures:
-        shared.report_failure(error, as_json=args.json)
     if args.prune:
         done += _prune(args, photographs, complete=not failures)
     elif photographs:
-        for outcome in _outcomes(args, photographs):
-            if outcome.error:
-                failures.append(outcome.error)
-                shared.report_failure(outcome.error, as_json=args.json, photograph=outcome.photograph)
-                continue
-            done += 1
-            _report(outcome, args)
+        done = _write_features(args, photographs, failures)
     return shared.conclude(failures, total, done)
 
 
-def _outcomes(args: argparse.Namespace, photographs: Sequence[Photograph]) -> Iterator[Outcome]:
-    """Yield the outcomes of all photographs, with a progress bar around them."""
+main = shared.Command(build_parser, _features)
+
+
+def _write_features(args: argparse.Namespace, photographs: Sequence[Photograph], failures: list[VitnpError]) -> int:
+    """Write features, with a progress bar, and return the number of photographs done."""
     from vitnp import kernels
     from vitnp.export import naming
     from vitnp.features.export import write_features
@@ -87,7 +69,6 @@ def _outcomes(args: argparse.Namespace, photographs: Sequence[Photograph]) -> It
 
     stems = naming.output_stems(photographs, args.out)
     vit = arguments.load_model(args)
-    args.ran_on = kernels.name_of(vit.device)
     spec = FeatureSpec.of(
         vit,
         short_side=args.short_side,
@@ -111,18 +92,19 @@ def _outcomes(args: argparse.Namespace, photographs: Sequence[Photograph]) -> It
         batch=args.batch,
         max_pixels=args.max_pixels,
     )
-    with contextlib.closing(outcomes):
-        yield from shared.progress(outcomes, len(photographs), quiet=args.quiet)
+    report = functools.partial(_report, args, kernels.name_of(vit.device))
+    shown = shared.progress(outcomes, len(photographs), quiet=args.quiet)
+    return shared.report_outcomes(shown, failures, report, as_json=args.json)
 
 
 def _prune(args: argparse.Namespace, photographs: Sequence[Photograph], *, complete: bool) -> bool:
-    """Remove from the cache the features of all other photographs; tell whether that was done."""
+    """Remove the features of all other photographs from the cache; return whether that was done."""
     from vitnp.features.store import prune
     from vitnp.kernels.threads import pool
 
     if not complete:
         # A folder that cannot be found now (another disk, say) may hold thousands of photographs.
-        shared.say("nothing was pruned, because not all of the photographs could be found")
+        shared.say("nothing was pruned, because some of the given paths hold no photograph")
         return False
     keep = {name for name in pool.map_ordered(_fingerprint, photographs, args.n_threads) if name is not None}
     freed = prune(args.cache, keep, notice=shared.say)
@@ -141,21 +123,22 @@ def _fingerprint(photograph: Photograph) -> str | None:
         return None
 
 
-def _report(outcome, args: argparse.Namespace) -> None:
-    """One photograph's line on stdout: JSON for programs, a summary for people."""
+def _report(args: argparse.Namespace, device: str, outcome: Outcome) -> None:
+    """Print one line on stdout for a photograph: JSON for programs, a summary for people."""
     features = outcome.features
     if features is not None and features.capped:
-        shared.say(
-            f"{outcome.photograph}: the patch grid was made coarser to stay within --max-tokens {args.max_tokens}",
-            quiet=args.quiet,
-        )
+        shared.say_capped(outcome.photograph, args.max_tokens, quiet=args.quiet)
     if args.json:
-        line = {"photograph": str(outcome.photograph), "status": outcome.status, "output": str(outcome.path)}
+        line: dict[str, object] = {
+            "photograph": str(outcome.photograph),
+            "status": outcome.status,
+            "output": str(outcome.path),
+        }
         if features is not None:
             height, width = features.size
             line |= {"width": width, "height": height, "rows": features.grid[0], "columns": features.grid[1]}
-            line["device"] = {"decode": "cpu", "network": args.ran_on, "write": "cpu"}
+            line["device"] = {"decode": "cpu", "network": device, "write": "cpu"}
         shared.print_json(line)
     elif not args.quiet:
-        told = "done before" if features is None else f"{features.grid[0]} x {features.grid[1]} patches"
-        print(f"{outcome.photograph}: {told} -> {outcome.path}", flush=True)
+        summary = "done before" if features is None else f"{features.grid[0]} x {features.grid[1]} patches"
+        print(f"{outcome.photograph}: {summary} -> {outcome.path}", flush=True)

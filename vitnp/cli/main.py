@@ -1,11 +1,13 @@
-"""``vitnp`` and ``python -m vitnp``: hand over to one of the commands."""
+"""``vitnp COMMAND ...`` and ``python -m vitnp COMMAND ...``: run one of the commands."""
 
 from __future__ import annotations
 
 import importlib
 import sys
+from collections.abc import Sequence
 
 from vitnp.cli import shared
+from vitnp.options import enumerate_words
 
 COMMANDS = {
     "segment": "masks, overlays and cutouts of photographs",
@@ -15,36 +17,25 @@ COMMANDS = {
 }
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run ``vitnp COMMAND ...``.
-
-    Parameters
-    ----------
-    argv : list of str, optional
-        Arguments; by default the process's own.
-
-    Returns
-    -------
-    int
-        Exit status.
-    """
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run ``vitnp COMMAND ...`` with arguments, by default the process's own, and return the exit status."""
     argv = sys.argv[1:] if argv is None else argv
     if argv and argv[0] in COMMANDS:
         return importlib.import_module(f"vitnp.cli.{argv[0]}").main(argv[1:])
-    listing = "\n".join(f"  vitnp {name:<10}{what}" for name, what in COMMANDS.items())
+    listing = "\n".join(f"  vitnp {name:<10}{summary}" for name, summary in COMMANDS.items())
     parser = shared.parser(
-        "vitnp", "Object masks from unlabeled photographs, in NumPy, without torch.", usage="vitnp COMMAND [options]"
+        "vitnp",
+        "Object masks from unlabeled photographs, in NumPy, without torch.",
+        usage="vitnp COMMAND [options]",
+        epilog=f"commands:\n{listing}\n\nEach takes --help and --version, and runs as `python -m vitnp.COMMAND` too.",
     )
-    parser.formatter_class = shared.argparse.RawDescriptionHelpFormatter
-    parser.epilog = (
-        f"commands:\n{listing}\n\nEach takes --help and --version, and runs as `python -m vitnp.COMMAND` as well."
-    )
-    parser.add_argument("command", nargs="?", choices=COMMANDS, metavar="COMMAND", help=shared.argparse.SUPPRESS)
+    if argv and not argv[0].startswith("-"):
+        parser.error(f"COMMAND must be one of {enumerate_words(tuple(COMMANDS))}, got {argv[0]!r}")
     parser.parse_args(argv)
     parser.print_help()
     return shared.EXIT_OK
 
 
 def console() -> None:
-    """Entry point of the console script."""
+    """Run as a console script."""
     shared.run(main)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,10 +23,10 @@ SET_OPTIONS = ("n_categories", "consistency", "fit_patches", "cache", "regions",
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Return the command's parser; each group of options answers one question of a user."""
+    """Return the command's parser."""
     parser = shared.parser(
         "vitnp segment",
-        "Write masks of photographs (files or folders): NAME_mask.png and NAME_overlay.png",
+        "Segment photographs (files or folders): NAME_mask.png and NAME_overlay.png",
         usage="vitnp segment [options] PHOTO [PHOTO ...]",
         examples=(
             "vitnp segment holiday.jpg --save mask,cutout",
@@ -45,67 +45,43 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the command.
-
-    Parameters
-    ----------
-    argv : list of str, optional
-        Arguments; by default the process's own.
-
-    Returns
-    -------
-    int
-        Exit status.
-    """
-    args = build_parser().parse_args(argv)
+def _segment(args: argparse.Namespace) -> int:
+    """Segment the photographs of the command line and return the exit status."""
     which = [name for name in dict.fromkeys(args.save.split(",")) if name]
-    _check(args, which)
+    _check_options(args, which)
 
     from vitnp.export import naming
-    from vitnp.io import find
     from vitnp.kernels.threads import pool
 
     args.n_threads = pool.resolve_n_threads(args.n_threads)
-    failures: list[VitnpError] = []
-    photographs = find.find_photographs(args.photographs, failures=failures)
+    photographs, failures = arguments.find_photographs(args)
     total, done = len(photographs) + len(failures), 0
-    for error in failures:
-        shared.report_failure(error, as_json=args.json)
     if photographs:
         stems = naming.output_stems(photographs, args.out)
         vit = arguments.load_model(args)
         as_a_set = args.n_classes or args.save_collection or arguments.fits_a_set(args, len(photographs))
         if args.scheduler and not as_a_set:
             shared.say(
-                "so few photographs are segmented here, one by one; --levels all fits them on --scheduler",
+                "so few photographs are segmented one by one, without --scheduler; --levels all fits them as a set",
                 quiet=args.quiet,
             )
         segment = _segment_set if as_a_set else _segment_single
-        with contextlib.closing(segment(args, photographs, stems, vit, which, tuple(failures))) as outcomes:
-            for outcome in outcomes:
-                if outcome.error:
-                    failures.append(outcome.error)
-                    shared.report_failure(outcome.error, as_json=args.json, photograph=outcome.photograph)
-                    continue
-                done += 1
-                if outcome.capped:
-                    shared.say(
-                        f"{outcome.photograph}: the patch grid was made coarser to stay within "
-                        f"--max-tokens {args.max_tokens}",
-                        quiet=args.quiet,
-                    )
-                _report(outcome, as_json=args.json, quiet=args.quiet)
+        outcomes = segment(args, photographs, stems, vit, which, tuple(failures))
+        done = shared.report_outcomes(outcomes, failures, functools.partial(_report, args), as_json=args.json)
     return shared.conclude(failures, total, done)
 
 
-def _check(args: argparse.Namespace, which: Sequence[str]) -> None:
-    """Check that the options fit each other, before any work.
+main = shared.Command(build_parser, _segment)
+console = main.console
+
+
+def _check_options(args: argparse.Namespace, which: Sequence[str]) -> None:
+    """Check that the options can be combined, before any work.
 
     Raises
     ------
     UsageError
-        If they do not.
+        If they cannot.
     """
     unknown = [name for name in which if name not in OUTPUTS]
     if unknown or not which:
@@ -114,16 +90,14 @@ def _check(args: argparse.Namespace, which: Sequence[str]) -> None:
     fits = args.n_classes or args.save_collection
     if arguments.names_collection(args) and (fits or args.levels in ("all", "image")):
         raise UsageError(
-            "--collection applies what was fitted before; leave out --classes, --save-collection, --levels all and "
-            "--levels image"
+            "--collection applies a saved collection to single photographs; leave out --classes, --save-collection, "
+            "--levels all and --levels image"
         )
     if fits and args.levels in ("image", "single"):
-        raise UsageError(
-            f"--classes and --save-collection need the levels of a collection; leave out --levels {args.levels}"
-        )
+        raise UsageError(f"--classes and --save-collection fit photographs as a set; leave out --levels {args.levels}")
     if args.scheduler and (arguments.names_collection(args) or args.levels in ("image", "single")):
         raise UsageError(
-            "--scheduler fits a set of photographs; leave out --collection, --levels image and --levels single"
+            "--scheduler fits photographs as a set; leave out --collection, --levels image and --levels single"
         )
 
 
@@ -134,15 +108,15 @@ def _segment_single(
     vit: ViT,
     which: Sequence[str],
     unread: Sequence[VitnpError],
-) -> Iterator[Outcome]:
-    """Segment photographs one by one, by themselves or with a collection fitted before."""
+) -> Generator[Outcome, None, None]:
+    """Segment photographs one by one, by themselves or with a fitted collection."""
     from vitnp.export.per_image import segment_files
 
     names = SET_OPTIONS if vit.device == "cuda" else (*SET_OPTIONS, "batch")
     unused = [OPTIONS[name].long_flag for name in names if getattr(args, name) != OPTIONS[name].default]
     if unused:
         shared.say(
-            f"{', '.join(unused)}: without effect on photographs one by one; --levels all fits them as a set",
+            f"{', '.join(unused)}: no effect on photographs segmented one by one; --levels all fits them as a set",
             quiet=args.quiet,
         )
     outcomes = segment_files(
@@ -156,8 +130,7 @@ def _segment_single(
         n_threads=args.n_threads,
         batch=args.batch,
     )
-    with contextlib.closing(outcomes):
-        yield from shared.progress(outcomes, len(photographs), quiet=args.quiet)
+    yield from shared.progress(outcomes, len(photographs), quiet=args.quiet)
 
 
 def _segment_set(
@@ -167,7 +140,7 @@ def _segment_set(
     vit: ViT,
     which: Sequence[str],
     unread: Sequence[VitnpError],
-) -> Iterator[Outcome]:
+) -> Generator[Outcome, None, None]:
     """Segment all photographs as one collection."""
     from vitnp.export.collection_run import CollectionRun
     from vitnp.segmenter import Segmenter
@@ -191,7 +164,7 @@ def _segment_set(
         )
         try:
             yield from run.outcomes()
-        except (KeyboardInterrupt, GeneratorExit):  # the latter when it comes while an outcome is reported
+        except (KeyboardInterrupt, GeneratorExit):  # the latter for an interrupt while an outcome is reported
             shared.say(run.progress_so_far, quiet=args.quiet)
             raise
     if run.unchanged:
@@ -207,10 +180,12 @@ def _segment_set(
         shared.say(f"look at {args.out / 'gallery.html'} and {args.out / 'contact-sheet.png'}", quiet=args.quiet)
 
 
-def _report(outcome: Outcome, *, as_json: bool, quiet: bool) -> None:
-    """Print one photograph's line on stdout: JSON for programs, a summary for people."""
+def _report(args: argparse.Namespace, outcome: Outcome) -> None:
+    """Print one line on stdout for a photograph: JSON for programs, a summary for people."""
+    if outcome.capped:
+        shared.say_capped(outcome.photograph, args.max_tokens, quiet=args.quiet)
     facts = outcome.facts
-    if as_json:
+    if args.json:
         shared.print_json(
             {
                 "photograph": str(outcome.photograph),
@@ -219,10 +194,10 @@ def _report(outcome: Outcome, *, as_json: bool, quiet: bool) -> None:
                 **({} if facts is None else facts.as_dict()),
             }
         )
-    elif not quiet:
+    elif not args.quiet:
         files = ", ".join(str(path) for path in outcome.outputs.values())
         if facts is None:
-            print(f"{outcome.photograph}: finished before -> {files}", flush=True)
+            print(f"{outcome.photograph}: done before -> {files}", flush=True)
             return
         classes = "".join(f", class {label}" for label in facts.classes or ())
         print(
@@ -230,8 +205,3 @@ def _report(outcome: Outcome, *, as_json: bool, quiet: bool) -> None:
             f"{sum(facts.seconds.values()):.2f} s -> {files}",
             flush=True,
         )
-
-
-def console() -> None:
-    """Run as a console script."""
-    shared.run(main)

@@ -1,17 +1,18 @@
-"""What the commands share: exit statuses, parsers, progress bars, and one way to report an error."""
+"""What the commands share: exit statuses, parsers, progress bars, and the reporting of outcomes and errors."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import json
 import logging
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, Protocol, TypeVar
 
 from vitnp import __version__
 from vitnp.errors import VitnpError
@@ -21,16 +22,18 @@ EXIT_USAGE = 2  # wrong usage, or nothing could be done
 EXIT_SOME_FAILED = 3
 EXIT_INTERRUPTED = 130
 
+EXIT_STATUSES = "exit status: 0 all done, 3 some failed, 2 nothing done, 130 interrupted"
+
 Item = TypeVar("Item")
 
 
 def run(main: Callable[[list[str] | None], int]) -> NoReturn:
-    """Run a command and leave with its exit status; errors meant for users become one line on stderr.
+    """Run a command and exit with its status; an error meant for users becomes one line on stderr.
 
     Parameters
     ----------
     main : callable
-        Takes the arguments (None for the process's own) and returns an exit status.
+        Command: takes the arguments (None for the process's own) and returns an exit status.
     """
     show_log()
     try:
@@ -43,8 +46,8 @@ def run(main: Callable[[list[str] | None], int]) -> NoReturn:
         print("vitnp: interrupted", file=sys.stderr)
         status = EXIT_INTERRUPTED
     except BrokenPipeError:
-        # The reader of our output is gone (`| head`): there is nothing to report, yet not all is done. Without a
-        # stdout that can be flushed, Python would complain once more at exit.
+        # The reader of our output is gone (`| head`): there is nothing to report, but not all is done. Python flushes
+        # stdout once more at exit, which must not fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = EXIT_SOME_FAILED
     sys.exit(status)
@@ -71,7 +74,7 @@ def set_verbosity(*, quiet: bool) -> None:
 
 
 def say_error(error: Exception | str) -> None:
-    """Print an error, one line on stderr."""
+    """Print an error as one line on stderr."""
     print(f"vitnp: error: {error}", file=sys.stderr)
 
 
@@ -81,23 +84,31 @@ def say(message: str, *, quiet: bool = False) -> None:
         print(f"vitnp: {message}", file=sys.stderr)
 
 
-def print_json(value: dict[str, Any]) -> None:
-    """Print one JSON object on one line of stdout at once, so that the reader of a pipe sees it without delay."""
+def print_json(value: Mapping[str, Any]) -> None:
+    """Print one JSON object on one line of stdout, flushed so that the reader of a pipe sees it without delay."""
     print(json.dumps(value, ensure_ascii=False), flush=True)
 
 
-class _Parser(argparse.ArgumentParser):
-    """An argparse parser whose errors are one sentence in vitnp's form."""
+class Parser(argparse.ArgumentParser):
+    """Parser whose errors are one sentence in vitnp's form, and whose help spends no lines on --help and --version."""
+
+    def __init__(self, **keywords: Any) -> None:
+        super().__init__(**{"allow_abbrev": False, "formatter_class": _HelpFormatter, **keywords, "add_help": False})
+        self.add_argument("-h", "--help", action="help", help=argparse.SUPPRESS)
+        self.add_argument("--version", action="version", version=f"vitnp {__version__}", help=argparse.SUPPRESS)
 
     def error(self, message: str) -> NoReturn:
+        """Print an error such as "--layer must be a whole number, got 'x'", and exit."""
+        message = message.removeprefix("argument ").replace(": must be ", " must be ", 1)
         self.exit(EXIT_USAGE, f"vitnp: error: {message} (see {self.prog} --help)\n")
 
 
 class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
-    """Keeps the lines of the examples, wraps everything else, and fits the terminal."""
+    """Keeps the lines of description and examples, wraps everything else, and fits the terminal."""
 
-    def __init__(self, prog: str) -> None:
-        super().__init__(prog, max_help_position=27, width=min(shutil.get_terminal_size().columns, 100))
+    def __init__(self, prog: str, **keywords: Any) -> None:
+        width = min(shutil.get_terminal_size().columns, 100)
+        super().__init__(prog, **{"max_help_position": 27, "width": width, **keywords})
 
 
 def parser(
@@ -107,36 +118,50 @@ def parser(
     usage: str | None = None,
     examples: Sequence[str] = (),
     epilog: str = "",
-) -> argparse.ArgumentParser:
-    """Return an argument parser with --version, and examples at the end of its help.
+) -> Parser:
+    """Return the parser of a command, with examples at the end of its help.
 
     Parameters
     ----------
     prog : str
-        As the user types it, such as ``vitnp segment``.
-    description, usage : str
+        Command as the user types it, such as ``vitnp segment``.
+    description : str
+        What the command does, in lines of at most 80 characters.
+    usage : str, optional
+        Command line in short.
     examples : sequence of str
         Command lines.
     epilog : str
         Lines after the examples.
     """
     lines = ["examples:", *(f"  {example}" for example in examples)] if examples else []
-    made = _Parser(
-        prog=prog,
-        usage=usage,
-        description=description,
-        epilog="\n".join([*lines, *([epilog] if epilog else [])]),
-        allow_abbrev=False,
-        formatter_class=_HelpFormatter,
-        add_help=False,
+    return Parser(
+        prog=prog, usage=usage, description=description, epilog="\n".join([*lines, *([epilog] if epilog else [])])
     )
-    # Every user knows these two; their lines in the help are better spent.
-    made.add_argument("-h", "--help", action="help", help=argparse.SUPPRESS)
-    made.add_argument("--version", action="version", version=f"vitnp {__version__}", help=argparse.SUPPRESS)
-    return made
 
 
-EXIT_STATUSES = "exit status: 0 all done, 3 some failed, 2 nothing done, 130 interrupted"
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """A command of the command line.
+
+    Attributes
+    ----------
+    build_parser : callable
+        Returns the parser of the arguments.
+    execute : callable
+        Does the work for parsed arguments and returns an exit status; raises `VitnpError` if nothing can be done.
+    """
+
+    build_parser: Callable[[], argparse.ArgumentParser]
+    execute: Callable[[argparse.Namespace], int]
+
+    def __call__(self, argv: Sequence[str] | None = None) -> int:
+        """Run with arguments, by default the process's own, and return the exit status."""
+        return self.execute(self.build_parser().parse_args(argv))
+
+    def console(self) -> NoReturn:
+        """Run as a console script; see :func:`run`."""
+        run(self)
 
 
 @contextlib.contextmanager
@@ -151,13 +176,77 @@ def stage_progress(stage: str, total: int, *, quiet: bool) -> Iterator[Callable[
         yield bar.update
 
 
-def progress(items: Iterable[Item], total: int, *, quiet: bool, unit: str = "photograph") -> Iterable[Item]:
-    """Return `items` with a progress bar on stderr, if there are several and stderr is a terminal."""
-    if quiet or total < 2 or not sys.stderr.isatty():
-        return items
-    from tqdm import tqdm
+def progress(
+    items: Iterable[Item], total: int, *, quiet: bool, unit: str = "photograph"
+) -> Generator[Item, None, None]:
+    """Yield items, with a progress bar on stderr if there are several and stderr is a terminal.
 
-    return tqdm(items, total=total, unit=f" {unit}s", dynamic_ncols=True, leave=False)
+    A generator is closed at the end, even if not all of its items were taken.
+    """
+    with contextlib.ExitStack() as stack:
+        stack.callback(getattr(items, "close", lambda: None))
+        if not quiet and total > 1 and sys.stderr.isatty():
+            from tqdm import tqdm
+
+            items = tqdm(items, total=total, unit=f" {unit}s", dynamic_ncols=True, leave=False)
+        yield from items
+
+
+class Outcome(Protocol):
+    """What became of one photograph."""
+
+    @property
+    def photograph(self) -> Path:
+        """Path of the photograph."""
+
+    @property
+    def error(self) -> VitnpError | None:
+        """Why it failed, if it did."""
+
+
+AnyOutcome = TypeVar("AnyOutcome", bound=Outcome)
+
+
+def report_outcomes(
+    outcomes: Generator[AnyOutcome, None, None],
+    failures: list[VitnpError],
+    report: Callable[[AnyOutcome], None],
+    *,
+    as_json: bool,
+) -> int:
+    """Report the outcomes of photographs as they arrive.
+
+    Parameters
+    ----------
+    outcomes : generator of Outcome
+        Closed at the end, even after an exception.
+    failures : list
+        List to which the errors are appended.
+    report : callable
+        Prints an outcome without error.
+    as_json : bool
+        Whether failures get a JSON line on stdout at once.
+
+    Returns
+    -------
+    int
+        Number of photographs that succeeded.
+    """
+    done = 0
+    with contextlib.closing(outcomes):
+        for outcome in outcomes:
+            if outcome.error:
+                failures.append(outcome.error)
+                report_failure(outcome.error, as_json=as_json, photograph=outcome.photograph)
+            else:
+                report(outcome)
+                done += 1
+    return done
+
+
+def say_capped(photograph: Path, max_tokens: int, *, quiet: bool) -> None:
+    """Print a notice that the patch grid of a photograph was made coarser."""
+    say(f"{photograph}: the patch grid was made coarser to stay within --max-tokens {max_tokens}", quiet=quiet)
 
 
 def list_failures(failures: Sequence[Exception], total: int) -> None:

@@ -4,65 +4,57 @@ from __future__ import annotations
 
 import argparse
 import pathlib
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from vitnp.checkpoints import registry
 from vitnp.cli import arguments, shared
 from vitnp.errors import CheckpointError, OutputError, UsageError
 from vitnp.options import FEATURE_DTYPES
 
+if TYPE_CHECKING:
+    import numpy as np
+
 PROG = "vitnp weights"
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the command.
-
-    Parameters
-    ----------
-    argv : list of str, optional
-        Arguments; by default the process's own.
-
-    Returns
-    -------
-    int
-        Exit status.
-    """
-    args = build_parser().parse_args(argv)
-    return args.act(args)
-
-
 def build_parser() -> argparse.ArgumentParser:
-    """Return the command's parser, with one subparser per command."""
+    """Return the command's parser, with one subparser for each of its commands."""
     parser = shared.parser(
         PROG,
         "Checkpoints: list the known ones, fetch one by name, convert and inspect files.",
         examples=(f"{PROG} fetch dino_vits8", f"{PROG} info my_checkpoint.pth"),
-        epilog="VITNP_CACHE: folder for fetched files. VITNP_MIRROR: address that replaces the server of every download.\n"
-        "HTTPS_PROXY is respected. Nothing is fetched unless its name is given.",
+        usage=f"{PROG} COMMAND ...",
+        epilog="VITNP_CACHE: folder for downloads. VITNP_MIRROR: address that replaces the\n"
+        "server of every download. HTTPS_PROXY is respected.",
     )
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=type(parser))
+    # The help's columns are as wide as the metavar, so that every name fits.
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND ...", required=True, prog=PROG)
 
-    command = commands.add_parser("list", help="known checkpoints, and where they are")
+    command = commands.add_parser("list", help="list the known checkpoints, and where they are")
     command.set_defaults(act=_list)
 
     command = commands.add_parser("fetch", help="download a known checkpoint into the cache, once")
-    command.add_argument("name", metavar="NAME", help="a name of the list")
+    command.add_argument("name", metavar="NAME", help="name of a known checkpoint")
     command.set_defaults(act=_fetch)
 
-    command = commands.add_parser("convert", help="convert any readable file to .safetensors with metadata")
-    command.add_argument("source", metavar="IN", help="file, or name of the list")
+    command = commands.add_parser("convert", help="convert a checkpoint to .safetensors with metadata")
+    command.add_argument("source", metavar="IN", help="checkpoint file, or name of a known checkpoint")
     command.add_argument("target", metavar="OUT", help=".safetensors file to write")
-    command.add_argument("--dtype", choices=FEATURE_DTYPES, default="float32", help="type of the numbers (float32)")
+    command.add_argument(
+        "--dtype", choices=FEATURE_DTYPES, default="float32", help="float16 or float32 (float32)", metavar="TYPE"
+    )
     command.add_argument("--overwrite", action="store_true", help="replace OUT if it exists")
     _add_overrides(command)
     command.set_defaults(act=_convert)
 
-    command = commands.add_parser("info", help="what a file holds and how it will be run")
-    command.add_argument("source", metavar="FILE", help="file, or name of the list")
+    command = commands.add_parser("info", help="show what a checkpoint holds and how it will be run")
+    command.add_argument("source", metavar="FILE", help="checkpoint file, or name of a known checkpoint")
     _add_overrides(command)
     command.set_defaults(act=_info)
     return parser
+
+
+main = shared.Command(build_parser, lambda args: args.act(args))
 
 
 def _add_overrides(parser: argparse.ArgumentParser) -> None:
@@ -103,13 +95,11 @@ def _convert(args: argparse.Namespace) -> int:
 
     target = pathlib.Path(args.target)
     if target.suffix != ".safetensors":
-        raise UsageError(f"{target} should end in .safetensors")
+        raise UsageError(f"OUT must end in .safetensors, got {target}")
     if target.exists() and not args.overwrite:
-        raise OutputError(f"{target} exists already: choose another name, or give --overwrite")
+        raise OutputError(f"{target} exists already; choose another name, or give --overwrite")
     vit = load_vit(args.source, heads=args.heads, pos_embed=args.pos_embed, normalization=args.normalization)
-    weights = {}
-    for name, tensor in vit.weights.items():
-        weights[name] = _as_dtype(name, tensor, args.dtype)
+    weights = {name: _as_dtype(name, tensor, args.dtype) for name, tensor in vit.weights.items()}
     config = vit.config
     metadata = {
         "format": "np",
@@ -129,11 +119,19 @@ def _convert(args: argparse.Namespace) -> int:
 
 
 def _as_dtype(name: str, tensor: np.ndarray, dtype: str) -> np.ndarray:
-    """A tensor as float16 or float32; refuses what float16 can't hold."""
+    """Return a tensor as float16 or float32.
+
+    Raises
+    ------
+    CheckpointError
+        If float16 cannot hold the numbers.
+    """
+    import numpy as np
+
     with np.errstate(over="ignore"):
         converted = tensor.astype(dtype, copy=False)
     if dtype == "float16" and not np.isfinite(converted).all():
-        raise CheckpointError(f"tensor {name!r} has numbers beyond float16: convert with --dtype float32")
+        raise CheckpointError(f"tensor {name!r} has numbers beyond float16; convert with --dtype float32")
     return converted
 
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import TypeVar
 
 import numpy as np
 
 from vitnp import kernels, options
 from vitnp.method.collection_level import CollectionLevelConfig
 from vitnp.method.image_level import ImageLevelConfig
+
+AnyConfig = TypeVar("AnyConfig", ImageLevelConfig, CollectionLevelConfig)
 
 
 def combine_levels(levels: Sequence[np.ndarray], consistency: str = "mean") -> np.ndarray:
@@ -38,6 +41,6 @@ def combine_levels(levels: Sequence[np.ndarray], consistency: str = "mean") -> n
     return (mean > 0.5 if consistency == "majority" else mean == 1).astype(np.float32)
 
 
-def two_cluster_variant(config: ImageLevelConfig | CollectionLevelConfig) -> ImageLevelConfig | CollectionLevelConfig:
-    """The same constants with two clusters alone, as "majority" and "intersection" want them."""
+def two_cluster_variant(config: AnyConfig) -> AnyConfig:
+    """Return the same constants with two clusters only, as "majority" and "intersection" need them."""
     return dataclasses.replace(config, clusters=(2,))
