@@ -1,7 +1,7 @@
 """The permutohedral lattice and mean-field inference on it, in float32.
 
-Splatting and slicing are products of a sparse matrix and a dense one: a vertex is a weighted sum of points, a point
-one of vertices. Both gather, so that each sum has one owner and one order, and no result depends on the number of threads.
+Splatting and slicing are products of a sparse matrix and a dense one: a vertex is a weighted sum of points, a point one
+of vertices. Both gather, so that each sum has one owner and one order, and no result depends on the number of threads.
 
 The lattice is built in bands of points, each with a hash table of its own. Then the vertices of all bands are numbered
 one band after the other, which is the order in which a single pass over the points would have met them.

@@ -35,7 +35,8 @@ def attention(query: cupy.ndarray, key: cupy.ndarray, value: cupy.ndarray, heads
     scale = np.float32(math.log2(math.e) / math.sqrt(size))
     if size == _SIZE:
         grid = (-(-rows // _QUERIES[kind]), heads, images)
-        # Two blocks of attention_half take 96 KB of shared memory, more than the driver may set aside of its own accord.
+        # Two blocks of attention_half take 96 KB of shared memory, more than the driver may set aside of its own
+        # accord.
         launch = kernel("attention", f"attention_{kind}", *options, carveout=100 if kind == "half" else None)
         launch(grid, (128,), (*arrays, out, *sizes, *steps, scale))
     else:

@@ -108,7 +108,8 @@ def bilateral_solver(
     """Smooth a map so that it stays near its values yet changes only where the photograph does.
 
     The device is never waited for: iterations that the tolerance makes unnecessary are launched all the same, and do
-    nothing. Parameters are those of :func:`vitnp.refine.bilateral_solver.bilateral_solver`; whoever calls has checked the values.
+    nothing. Parameters are those of :func:`vitnp.refine.bilateral_solver.bilateral_solver`; whoever calls has checked
+    the values.
 
     Parameters
     ----------

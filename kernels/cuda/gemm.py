@@ -1,7 +1,8 @@
 """Matrix products by cuBLAS, each with the arithmetic that it's asked for.
 
 CuPy's matmul takes the arithmetic of float32 products from one setting for the whole process, which other threads and a
-user's own code see too. cuBLAS takes it from each call, so it's called directly; the handle is CuPy's own, one a thread.
+user's own code see too. cuBLAS takes it from each call, so it's called directly; the handle is CuPy's own, one a
+thread.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from vitnp.kernels.cuda.loader import contiguous, require_cupy
 if TYPE_CHECKING:
     import cupy
 
-# By precision, the name of cuBLAS's arithmetic. The plain type lets cuBLAS choose among kernels of reduced precision for
-# float32; the pedantic one doesn't.
+# By precision, the name of cuBLAS's arithmetic. The plain type lets cuBLAS choose among kernels of reduced precision
+# for float32; the pedantic one doesn't.
 _ARITHMETIC = {"fp32": "CUBLAS_COMPUTE_32F_PEDANTIC", "tf32": "CUBLAS_COMPUTE_32F_FAST_TF32"}
 # By type of the operands, the name of cuBLAS's type. NumPy has none for bfloat16, whose bits are uint16.
 _TYPES = {"float32": "CUDA_R_32F", "float16": "CUDA_R_16F", "uint16": "CUDA_R_16BF"}

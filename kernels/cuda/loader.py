@@ -69,8 +69,8 @@ def kernel(file: str, name: str, *options: str, shared: int = 0, carveout: int |
     shared : int
         Bytes of dynamic shared memory that launches will ask for.
     carveout : int or None
-        Percent of a multiprocessor's first-level cache that is wanted as shared memory; None leaves it to the driver, which
-        may leave too little for the blocks that registers have room for.
+        Percent of a multiprocessor's first-level cache that is wanted as shared memory; None leaves it to the driver,
+        which may leave too little for the blocks that registers have room for.
 
     Returns
     -------

@@ -203,14 +203,14 @@ def test_starts_that_make_no_sense_are_refused(options, sentence):
 
 
 def test_an_error_in_one_member_lets_the_others_out_of_the_kernel():
-    from vitnp.kernels.cpu.codegen.barrier import meet
+    from vitnp.kernels.cpu.codegen.barrier import spin_wait
 
     told = []
 
     def work(worker):
         if worker.rank == 0:
             raise ZeroDivisionError("here")
-        told.append(meet(worker.barrier_address, worker.size))
+        told.append(spin_wait(worker.barrier_address, worker.size))
 
     for _ in range(20):
         with pool.thread_limit(3), pytest.raises(ZeroDivisionError, match="here"):
@@ -219,7 +219,7 @@ def test_an_error_in_one_member_lets_the_others_out_of_the_kernel():
 
 
 def test_members_meet_inside_the_kernel_time_and_again():
-    from vitnp.kernels.cpu.codegen.barrier import meet
+    from vitnp.kernels.cpu.codegen.barrier import spin_wait
 
     seen = np.zeros((4, 300), np.int64)
     wrong = []
@@ -227,7 +227,7 @@ def test_members_meet_inside_the_kernel_time_and_again():
     def work(worker):
         for turn in range(300):
             seen[worker.rank, turn] = turn + 1
-            if not meet(worker.barrier_address, worker.size) or not (seen[:, turn] == turn + 1).all():
+            if not spin_wait(worker.barrier_address, worker.size) or not (seen[:, turn] == turn + 1).all():
                 wrong.append((worker.rank, turn))
 
     with pool.thread_limit(4):  # more than there are cores, as on a busy machine

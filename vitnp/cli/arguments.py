@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
+import logging
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -69,7 +70,7 @@ def load_model(args: argparse.Namespace) -> ViT:
     from vitnp.checkpoints.download import address_of, place_of
     from vitnp.checkpoints.load import load_vit
 
-    kernels.quiet = args.quiet
+    logging.getLogger("vitnp").setLevel(logging.ERROR if args.quiet else logging.INFO)
     scheduler = getattr(args, "scheduler", None)
     if scheduler and args.device == "cuda":
         raise UsageError("--scheduler has the work done by CPUs; leave out --device cuda, or --scheduler")

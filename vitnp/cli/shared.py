@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import logging
 import os
 import shutil
 import sys
@@ -32,6 +33,7 @@ def run(main: Callable[[list[str] | None], int]) -> NoReturn:
     main : callable
         Takes the arguments (None for the process's own) and returns an exit status.
     """
+    _log_to_stderr()
     try:
         status = main(None)
         sys.stdout.flush()
@@ -47,6 +49,16 @@ def run(main: Callable[[list[str] | None], int]) -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = EXIT_SOME_FAILED
     sys.exit(status)
+
+
+def _log_to_stderr() -> None:
+    """Show the library's log messages on stderr, one line each."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("vitnp: %(message)s"))
+    logger = logging.getLogger("vitnp")
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
 
 
 def say_error(error: Exception | str) -> None:
