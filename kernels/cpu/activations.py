@@ -7,10 +7,9 @@ from collections.abc import Callable
 import numpy as np
 from llvmlite import ir
 from numba import types
-from numba.extending import intrinsic
 from vitnp.kernels import reference
 from vitnp.kernels.cpu.codegen.gil import enter_kernel, leave_kernel
-from vitnp.kernels.cpu.codegen.jit import IN, OUT, kernel
+from vitnp.kernels.cpu.codegen.jit import intrinsic, IN, OUT, kernel
 from vitnp.kernels.cpu.codegen.simd import LANES, Vectors
 
 

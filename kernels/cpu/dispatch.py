@@ -1,6 +1,6 @@
 """Operations for the CPU, compiled by numba: the names of :mod:`vitnp.kernels.reference`, several times as fast.
 
-Arrays of other types, and operations that do not need to be fast, use the reference. A module is imported, and its
+Arrays other than float32, and operations that do not need to be fast, use the reference. A module is imported, and its
 kernels compiled or loaded from disk, when one of its operations is first used.
 """
 

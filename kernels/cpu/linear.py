@@ -1,4 +1,4 @@
-"""Linear layers: packed weights, a micro-kernel of 8 x 48 outputs, an epilogue with bias, GELU, LayerScale and residual.
+"""Linear layers: packed weights, a micro-kernel of 8 x 48 outputs, an epilogue of bias, GELU, LayerScale and residual.
 
 The loops, from outer to inner: a block of ROWS rows, a panel of PANEL outputs, a chunk of DEPTH inputs, a tile of rows.
 The innermost loop reads the same DEPTH x PANEL weights again and again; they stay in the L1 cache (37 KB with AVX-512),
@@ -12,10 +12,9 @@ import dataclasses
 
 import numpy as np
 from numba import types
-from numba.extending import intrinsic
 from vitnp.kernels import reference
 from vitnp.kernels.cpu.codegen.gil import enter_kernel, leave_kernel
-from vitnp.kernels.cpu.codegen.jit import IN, OUT, kernel
+from vitnp.kernels.cpu.codegen.jit import intrinsic, IN, OUT, kernel
 from vitnp.kernels.cpu.codegen.microkernels import PANEL, TILE_ROWS, TILE_VECTORS, product_tile, row_to_pairs
 from vitnp.kernels.cpu.codegen.simd import LANES, Vectors
 from vitnp.kernels.cpu.codegen.workspace import workspace

@@ -84,11 +84,12 @@ def _move(total, count, centroid, cosine):
 @kernel(
     types.int64, types.int64, types.int64, OUT(2, layout="C"), types.boolean, IN(1), *[types.int64] * 4, types.float64,
     OUT(2, types.int32, "C"), OUT(1), OUT(3, types.float64, "C"), OUT(1, types.float64), OUT(2, types.int64, "C"),
-    OUT(2, types.float64, "C"), OUT(1, types.int64), OUT(1, types.float64), OUT(1, types.int64), *[types.int64] * 3, WORKSPACE,
+    OUT(2, types.float64, "C"), OUT(1, types.int64), OUT(1, types.float64), OUT(1, types.int64), *[types.int64] * 3,
+    WORKSPACE,
 )  # fmt: skip
 def _moves(
-    x, step, dtype_code, centroids, cosine, shift, block, first, last, most, tolerance, labels, losses, sums, inertia, tallies,
-    total, counts, history, ended, barrier, rank, n_threads, work,
+    x, step, dtype_code, centroids, cosine, shift, block, first, last, most, tolerance, labels, losses, sums, inertia,
+    tallies, total, counts, history, ended, barrier, rank, n_threads, work,
 ):  # fmt: skip
     """Run Lloyd's algorithm in one thread of a team, which handles its share of the rows and of the clusters.
 
@@ -127,8 +128,8 @@ def _moves(
         current, previous = labels[moves % 2, first:last], labels[(moves + 1) % 2, first:last]
         tally[:] = 0
         assign_and_add(
-            x + first * step, step, dtype_code, centroids, cosine, shift, block, current, losses[first:last], sums[own_blocks],
-            tally[:clusters], inertia[own_blocks], work,
+            x + first * step, step, dtype_code, centroids, cosine, shift, block, current, losses[first:last],
+            sums[own_blocks], tally[:clusters], inertia[own_blocks], work,
         )  # fmt: skip
         kept = moves > 0
         i = 0

@@ -5,9 +5,8 @@ from __future__ import annotations
 import numpy as np
 from llvmlite import ir
 from numba import types
-from numba.extending import intrinsic
 from vitnp.kernels import reference
-from vitnp.kernels.cpu.codegen.jit import OUT, kernel
+from vitnp.kernels.cpu.codegen.jit import intrinsic, OUT, kernel
 from vitnp.kernels.cpu.codegen.products import pack, padded_columns, products
 from vitnp.kernels.cpu.codegen.rows import (
     MATRIX_IN,

@@ -228,7 +228,7 @@ def normalize_lattice(lattice: Lattice) -> Lattice:
 def mean_field(
     unary: np.ndarray, lattices: Sequence[Lattice], compatibility: Sequence[float], steps: int
 ) -> np.ndarray:
-    """Approximate the marginals of a fully connected CRF with Potts potentials (Krähenbühl and Koltun 2011, algorithm 1).
+    """Approximate the marginals of a fully connected CRF with Potts potentials (Krähenbühl and Koltun 2011, alg. 1).
 
     Starting with q = softmax(-unary), each step is ``q <- softmax(-unary + sum over kernels of compatibility *
     filter(q))``. The paper penalizes disagreement; rewarding agreement, as here, is the same up to a constant.

@@ -12,9 +12,8 @@ import ctypes
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
-from numba.extending import intrinsic
 from vitnp.kernels.cpu.codegen.gil import enter_kernel, leave_kernel, pause
-from vitnp.kernels.cpu.codegen.jit import kernel
+from vitnp.kernels.cpu.codegen.jit import intrinsic, kernel
 from vitnp.kernels.cpu.codegen.simd import I32, I64
 from vitnp.kernels.threads import team
 from vitnp.kernels.threads.team import ARRIVED, BROKEN, ROUND

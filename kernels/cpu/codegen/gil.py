@@ -19,8 +19,7 @@ import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
-from numba.extending import intrinsic
-from vitnp.kernels.cpu.codegen.jit import kernel
+from vitnp.kernels.cpu.codegen.jit import intrinsic, kernel
 from vitnp.kernels.cpu.codegen.simd import I64
 
 # On other systems kernels return at once: how machine code finds the symbol has not been tested there.

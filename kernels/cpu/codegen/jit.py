@@ -16,10 +16,11 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import llvmlite
 import numba
+import numba.extending
 from numba import types
 from numba.core import caching
 from numba.core.registry import CPUDispatcher
@@ -33,6 +34,9 @@ OPTIONS: dict[str, Any] = {
     "error_model": "numpy",
     "fastmath": {"contract", "nsz", "arcp"},
 }
+
+# numba's decorator for functions that generate IR, typed as kernels call them: without the first parameter, the typing context.
+intrinsic: Callable[[Callable[..., Any]], Callable[..., Any]] = numba.extending.intrinsic
 
 _logger = logging.getLogger(__name__)
 _logged = threading.Event()
@@ -87,7 +91,7 @@ def IN(dimensions: int, dtype: types.Type = types.float32) -> types.Array:
     return types.Array(dtype, dimensions, "A", readonly=True, aligned=True)
 
 
-def OUT(dimensions: int, dtype: types.Type = types.float32, layout: str = "A") -> types.Array:
+def OUT(dimensions: int, dtype: types.Type = types.float32, layout: Literal["A", "C"] = "A") -> types.Array:
     """Return the type of an array that is written: with any strides, or contiguous with layout "C"."""
     return types.Array(dtype, dimensions, layout)
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from llvmlite import ir
 from numba import types
-from numba.extending import intrinsic
+from vitnp.kernels.cpu.codegen.jit import intrinsic
 from vitnp.kernels.cpu.codegen.simd import EXP2, HAS_BF16, I16, I32, I64, LANES, Vectors, loop
 
 # A tile of results is held in registers: rows x vectors accumulators, one vector of B per column of vectors, and one of

@@ -11,8 +11,7 @@ from collections.abc import Callable
 
 from llvmlite import ir
 from numba import types
-from numba.extending import intrinsic
-from vitnp.kernels.cpu.codegen.jit import kernel
+from vitnp.kernels.cpu.codegen.jit import intrinsic, kernel
 from vitnp.kernels.cpu.codegen.simd import I32, I64, LANES, Vectors, loop
 
 # Tiles by columns, rows x vectors: accumulators, columns and one number of a row fill the registers. Any number of

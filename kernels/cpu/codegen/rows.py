@@ -13,8 +13,7 @@ import llvmlite.binding
 import numpy as np
 from llvmlite import ir
 from numba import types
-from numba.extending import intrinsic
-from vitnp.kernels.cpu.codegen.jit import kernel
+from vitnp.kernels.cpu.codegen.jit import intrinsic, kernel
 from vitnp.kernels.cpu.codegen.simd import FLOAT, HALF, I32, I64, LANES, Vectors, loop
 
 # Rows that are converted at a time.
