@@ -9,7 +9,7 @@ from llvmlite import ir
 from numba import types
 from vitnp.kernels import reference
 from vitnp.kernels.cpu.codegen.gil import enter_kernel, leave_kernel
-from vitnp.kernels.cpu.codegen.jit import intrinsic, IN, OUT, kernel
+from vitnp.kernels.cpu.codegen.jit import IN, OUT, intrinsic, kernel
 from vitnp.kernels.cpu.codegen.simd import LANES, Vectors
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from numba import types
 from vitnp.kernels import reference
 from vitnp.kernels.cpu.codegen.gil import enter_kernel, leave_kernel
-from vitnp.kernels.cpu.codegen.jit import intrinsic, IN, OUT, kernel
+from vitnp.kernels.cpu.codegen.jit import IN, OUT, intrinsic, kernel
 from vitnp.kernels.cpu.codegen.microkernels import PANEL, TILE_ROWS, TILE_VECTORS, product_tile, row_to_pairs
 from vitnp.kernels.cpu.codegen.simd import LANES, Vectors
 from vitnp.kernels.cpu.codegen.workspace import workspace

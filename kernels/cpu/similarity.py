@@ -6,7 +6,7 @@ import numpy as np
 from llvmlite import ir
 from numba import types
 from vitnp.kernels import reference
-from vitnp.kernels.cpu.codegen.jit import intrinsic, OUT, kernel
+from vitnp.kernels.cpu.codegen.jit import OUT, intrinsic, kernel
 from vitnp.kernels.cpu.codegen.products import pack, padded_columns, products
 from vitnp.kernels.cpu.codegen.rows import (
     MATRIX_IN,

@@ -177,5 +177,5 @@ def test_mean_field(cupy):
 def test_features_that_are_not_finite_are_refused(cupy):
     from vitnp.kernels.cuda.crf import permutohedral_lattice
 
-    with pytest.raises(ValueError, match="not finite"):
+    with pytest.raises(ValueError, match="must be finite"):
         permutohedral_lattice(cupy.asarray(np.array([[0.0, np.nan]], np.float32)))

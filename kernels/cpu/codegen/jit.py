@@ -35,7 +35,7 @@ OPTIONS: dict[str, Any] = {
     "fastmath": {"contract", "nsz", "arcp"},
 }
 
-# numba's decorator for functions that generate IR, typed as kernels call them: without the first parameter, the typing context.
+# numba's decorator for functions that generate IR, typed as kernels call them: without the first parameter, `context`.
 intrinsic: Callable[[Callable[..., Any]], Callable[..., Any]] = numba.extending.intrinsic
 
 _logger = logging.getLogger(__name__)
