@@ -39,5 +39,6 @@ def release() -> None:
 def out_of_memory(what: str) -> DeviceError:
     """Return the error for a `what` that does not fit into the GPU's memory."""
     return DeviceError(
-        f"the GPU's memory doesn't hold {what}; free some of it, choose a smaller --size or --max-tokens, or --device cpu"
+        f"the GPU's memory doesn't hold {what}; free some of it, choose a smaller --size or --max-tokens, "
+        "or --device cpu"
     )

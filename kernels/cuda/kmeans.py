@@ -32,7 +32,7 @@ def kmeans_step(
         ]
         labels, losses, sums, counts, inertia = zip(*parts)
         labels, losses, sums, inertia = map(cupy.concatenate, (labels, losses, sums, inertia))
-        return Step(labels, losses, sums, cupy.stack(counts).sum(axis=0), inertia)
+        return Step(labels, losses, sums, sum(counts[1:], counts[0]), inertia)
     (n, width), columns = x.shape, len(centroids)
     size = columns * width
     plan = tiles.plan(width, columns, x.dtype == np.float16, extra=4 * size, define="SUMS_SHARED")
