@@ -26,8 +26,6 @@ def score(seed: int, *shape: int) -> np.ndarray:
 
 
 def solve(cupy, target, rgb, **options) -> np.ndarray:
-    from vitnp.kernels.cuda.bilateral_solver import bilateral_solver
-
     return cupy.asnumpy(bilateral_solver(cupy.asarray(target), cupy.asarray(rgb), **options))
 
 
