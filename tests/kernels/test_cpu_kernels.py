@@ -286,7 +286,8 @@ def test_a_precision_that_is_not_there_is_refused_with_those_that_are():
         vit.to(precision="fp16")
 
 
-# --- in processes of their own ------------------------------------------------------------------------------------------------
+# --- in processes of their own
+# ------------------------------------------------------------------------------------------------
 
 
 def python(code: str, **environment: str) -> subprocess.CompletedProcess:
