@@ -1,46 +1,37 @@
-"""The numerical operations beneath vitnp: a ladder of siblings with one signature each.
+"""Numerical operations with one implementation per device, all with the same names and signatures.
 
-``reference`` defines every operation in plain NumPy. It is the specification, the oracle of the tests and the fallback
-everywhere. ``cpu`` holds the same operations compiled by numba, ``cuda`` those for CuPy. Whoever needs an operation asks
-:func:`for_device` or :func:`for_array` and never learns which sibling answered. CuPy is imported when a GPU is asked for,
-and by nothing else.
+``reference`` defines every operation in plain NumPy: it is the specification, the oracle of the tests and the fallback.
+``cpu`` contains the operations compiled with numba, and ``cuda`` those for CuPy arrays. Callers ask :func:`for_device`
+or :func:`for_array` for the operations and do not need to know which implementation they get. numba and CuPy are
+imported only when they are needed.
 """
 
 from __future__ import annotations
 
 import functools
+import logging
 import os
 import sys
 from types import ModuleType
 from typing import TYPE_CHECKING
 
 from vitnp.errors import DeviceError, UsageError
+from vitnp.options import DEVICES
 
 if TYPE_CHECKING:
     import cupy
     import numpy as np
 
-# What users may ask for; arrays live on one of the last two.
-DEVICES = ("auto", "cpu", "cuda")
+_logger = logging.getLogger(__name__)
 
 
-# Whether notices (what is being compiled, what is missing) stay unsaid.
-quiet = False
-
-
-def say(sentence: str) -> None:
-    """One line for the user, on standard error."""
-    if not quiet:
-        print(f"vitnp: {sentence}", file=sys.stderr, flush=True)
-
-
-def choose_device(wish: str = "auto") -> str:
-    """The device that is meant.
+def choose_device(device: str = "auto") -> str:
+    """Resolve the name of a device to the one that is used.
 
     Parameters
     ----------
-    wish : {"auto", "cpu", "cuda"}
-        "auto" is "cuda" where that works, else "cpu".
+    device : {"auto", "cpu", "cuda"}
+        "auto" means "cuda" if a GPU can be used, else "cpu".
 
     Returns
     -------
@@ -49,49 +40,50 @@ def choose_device(wish: str = "auto") -> str:
     Raises
     ------
     DeviceError
-        For "cuda" where it doesn't work: why, and what mends it.
+        If "cuda" is requested and cannot be used; the message says why and what to do.
     UsageError
-        For any other word.
+        If the name is unknown.
 
     Examples
     --------
     >>> choose_device("cpu")
     'cpu'
     """
-    if wish not in DEVICES:
-        raise UsageError(f"there is no device {wish!r}; choose among {', '.join(DEVICES)}")
-    if wish == "cpu":
+    if device not in DEVICES:
+        raise UsageError(f"device must be one of {', '.join(DEVICES)}, got {device!r}")
+    if device == "cpu":
         return "cpu"
     from vitnp.kernels.cuda.device import check
 
     try:
         check()
     except DeviceError:
-        if wish == "cuda":
+        if device == "cuda":
             raise
         return "cpu"
     return "cuda"
 
 
 def for_device(device: str = "cpu") -> ModuleType:
-    """The module that holds the operations for a device.
+    """Return the module with the operations for a device.
 
-    For the CPU that is the compiled one, unless numba is missing, compiled code can't be kept, or VITNP_KERNELS is "reference".
+    On the CPU these are the compiled operations, unless numba is missing, there is no folder for compiled code, or the
+    environment variable VITNP_KERNELS is "reference".
 
     Parameters
     ----------
     device : {"cpu", "cuda", "reference"}
-        Where the arrays live; "reference" for the plain form whatever there is.
+        Device of the arrays; "reference" always means the plain NumPy operations.
 
     Returns
     -------
     module
-        Has the names of :mod:`vitnp.kernels.reference`; for "cuda" those that have a kernel.
+        Has the names of :mod:`vitnp.kernels.reference`; for "cuda" only those that have a kernel.
 
     Raises
     ------
     UsageError
-        For a device that has no kernels, or another value of VITNP_KERNELS.
+        If the device is unknown, or VITNP_KERNELS has another value than "reference", "compiled" or none.
 
     Examples
     --------
@@ -106,11 +98,11 @@ def for_device(device: str = "cpu") -> ModuleType:
         from vitnp.kernels.cuda import dispatch
 
         return dispatch
-    raise UsageError(f"there are no kernels for the device {device!r}; this version has: {', '.join(DEVICES[1:])}")
+    raise UsageError(f"device must be one of {', '.join(DEVICES[1:])}, got {device!r}")
 
 
 def device_of(x: object) -> str:
-    """Where an array lives.
+    """Return the device of an array.
 
     Examples
     --------
@@ -121,12 +113,12 @@ def device_of(x: object) -> str:
 
 
 def for_array(x: object) -> ModuleType:
-    """The operations for the device an array lives on; see :func:`for_device`."""
+    """Return the module with the operations for the device of an array; see :func:`for_device`."""
     return for_device(device_of(x))
 
 
 def array_module(x: object) -> ModuleType:
-    """The module with NumPy's functions for an array: NumPy itself, or CuPy.
+    """Return the module with NumPy's functions for an array: ``numpy`` or ``cupy``.
 
     Examples
     --------
@@ -139,12 +131,12 @@ def array_module(x: object) -> ModuleType:
 
 
 def to_host(x: np.ndarray | cupy.ndarray) -> np.ndarray:
-    """The array itself, or a copy in the host's memory of one that lives on a GPU."""
+    """Return a NumPy array unchanged, and a CuPy array as a copy in host memory."""
     return sys.modules["cupy"].asnumpy(x) if device_of(x) == "cuda" else x
 
 
 def to_device(x: np.ndarray | cupy.ndarray, device: str) -> np.ndarray | cupy.ndarray:
-    """The array itself if it lives on the device, else a copy there.
+    """Return an array unchanged if it is on the device already, else a copy on the device.
 
     Examples
     --------
@@ -159,7 +151,7 @@ def to_device(x: np.ndarray | cupy.ndarray, device: str) -> np.ndarray | cupy.nd
 
 
 def name_of(device: str) -> str:
-    """A device by the name that tells it from others of its kind: "cpu", "cuda:0".
+    """Return the name of a device with its index: "cpu", "cuda:0".
 
     Examples
     --------
@@ -174,19 +166,20 @@ def name_of(device: str) -> str:
 
 
 @functools.cache
-def _for_cpu(wish: str) -> ModuleType:
+def _for_cpu(variant: str) -> ModuleType:
+    """Return the operations for the CPU: "reference", "compiled", or "" for the compiled ones where possible."""
     from vitnp.kernels import reference
 
-    if wish not in ("", "reference", "compiled"):
-        raise UsageError(f"VITNP_KERNELS is {wish!r}; choose reference or compiled, or leave it unset")
-    if wish == "reference":
+    if variant not in ("", "reference", "compiled"):
+        raise UsageError(f"VITNP_KERNELS must be reference, compiled or unset, got {variant!r}")
+    if variant == "reference":
         return reference
     try:
         from vitnp.kernels.cpu.codegen import jit
 
         jit.cache_folder()
     except ImportError as error:
-        say(f"no compiled kernels, so this will be slower: {error}")
+        _logger.warning("no compiled kernels, so this will be slower: %s", error)
         return reference
     from vitnp.kernels.cpu import dispatch
 
@@ -194,7 +187,7 @@ def _for_cpu(wish: str) -> ModuleType:
 
 
 def describe() -> str:
-    """What computes on the CPU, as far as the last bit of a result depends on it.
+    """Describe the CPU implementation as far as the last bits of results depend on it.
 
     Examples
     --------

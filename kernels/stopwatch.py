@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
 
 from vitnp import kernels
 
-if TYPE_CHECKING:
-    pass
-
 
 class Stopwatch:
-    """Seconds between laps, by name.
+    """Stopwatch that records the seconds of consecutive stages.
 
     Parameters
     ----------
     device : {"cpu", "cuda"}
-        A lap ends when that has done what it was told.
+        Device whose work belongs to the stages; on "cuda" a stage ends when all kernels launched so far have finished.
+
+    Attributes
+    ----------
+    seconds : dict of str to float
+        Duration of each stage by name.
 
     Examples
     --------
@@ -33,7 +34,7 @@ class Stopwatch:
         self._last = time.perf_counter()
 
     def lap(self, name: str) -> None:
-        """End a stage."""
+        """End a stage and start the next one."""
         if self._device != "cpu":
             kernels.for_device(self._device).wait()
         now = time.perf_counter()

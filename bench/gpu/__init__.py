@@ -1,16 +1,17 @@
-"""vitnp on an NVIDIA GPU: right first, then how fast, beside what one could run instead.
+"""Check and measure vitnp on an NVIDIA GPU: first whether results are correct, then how fast it is compared with others.
 
-One command, from the checkout's root, with a python3 that has what vitnp itself needs and CuPy (cupy-cuda12x or cupy-cuda13x),
-and torch, cuML, flash-kmeans, pytest-xdist and compute-sanitizer where they are to take part; vitnp need not be installed::
+Run one command in the root of the checkout, with a python3 that has vitnp's dependencies and CuPy (cupy-cuda12x or
+cupy-cuda13x). torch, cuML, flash-kmeans, pytest-xdist and compute-sanitizer are used if they are installed; vitnp
+itself need not be installed::
 
     python3 -m bench gpu --out DIR --photographs FOLDER
 
-FOLDER holds ``images/`` and ``masks/``; without it the checkout's own photographs are taken. DIR gets ``gpu.json`` with every
-figure, ``gpu.txt`` with the table, and ``gpu.log`` with what the tools said, all anew after each step: whoever stops it, by
-SIGTERM or Ctrl-C too, has what there is by then. It takes at most eight minutes. The exit status is 0 when all that was computed
-is right, whatever the times; 1 when something is wrong or a step crashed, which is named; 2 when there is no GPU to use or
-something else is missing, which is said in one sentence; 130 and 143 when it was stopped. RUN.md beside this has two calls for
-the first minutes on a borrowed machine.
+FOLDER contains ``images/`` and ``masks/``; without it the photographs of the checkout are used. ``gpu.json`` in DIR
+contains all results, ``gpu.txt`` a table, and ``gpu.log`` the output of the tools. They are rewritten after each step,
+so that a run that is stopped, by SIGTERM or Ctrl-C, leaves the results so far. A run takes at most eight minutes. Exit
+status: 0 if all results are correct, whatever the times; 1 if a result is wrong or a step crashed; 2 if there is no
+usable GPU or something else is missing; 130 and 143 if the run was stopped. RUN.md has two prepared calls for the first
+minutes on a borrowed machine.
 """
 
 from __future__ import annotations
@@ -32,35 +33,37 @@ from vitnp.errors import OutputError, UsageError
 
 EXIT_WRONG = 1
 EXITS = {"SIGINT": shared.EXIT_INTERRUPTED, "SIGTERM": 143}
-# All in all, with some seconds left of eight minutes.
+# Time limit of a run: eight minutes, minus some seconds.
 MOST_SECONDS = 465.0
-# A step that has less than this isn't begun.
+# A step is skipped if less time than this is left.
 FEWEST_SECONDS = 8.0
-# What a quick run gives a step that measures, and one that checks.
+# Fraction of a step's time in a quick run, for measurements and for checks.
 QUICK, QUICK_CHECK = 0.4, 0.7
-# And what it gives any: a process needs some seconds to load CuPy and cuBLAS.
+# Minimum time of a step in a quick run: a process takes some seconds to load CuPy and cuBLAS.
 LEAST_QUICK = 10.0
-# Beyond its own time a step gets this to come to an end.
+# Additional time for a step to end.
 GRACE = 6.0
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run every step, print a table, write DIR/gpu.json."""
-    made = argparse.ArgumentParser(prog="python -m bench gpu", description=__doc__.partition("\n")[0])
-    made.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for gpu.json, gpu.txt and gpu.log")
-    made.add_argument(
+    parser = argparse.ArgumentParser(prog="python -m bench gpu", description=__doc__.partition("\n")[0])
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="folder for gpu.json, gpu.txt and gpu.log"
+    )
+    parser.add_argument(
         "--photographs", type=Path, metavar="DIR", help="holds images/ and masks/ (the checkout's photographs)"
     )
-    made.add_argument("--quick", action="store_true", help="few cases, in about three minutes")
-    made.add_argument(
+    parser.add_argument("--quick", action="store_true", help="few cases, in about three minutes")
+    parser.add_argument(
         "--seconds", type=float, default=MOST_SECONDS, metavar="S", help="the most that all may take (465)"
     )
-    made.add_argument("--only", nargs="+", metavar="STEP", help=f"of {', '.join(step.name for step in STEPS)} (all)")
-    made.add_argument("--compile", action="store_true", help="torch.compile too, last of all: half a minute a shape")
-    args = made.parse_args(argv)
+    parser.add_argument("--only", nargs="+", metavar="STEP", help=f"of {', '.join(step.name for step in STEPS)} (all)")
+    parser.add_argument("--compile", action="store_true", help="torch.compile too, last of all: half a minute a shape")
+    args = parser.parse_args(argv)
     unknown = [name for name in args.only or () if name not in {step.name for step in STEPS}]
     if unknown:
-        made.error(f"there is no step {unknown[0]!r}")
+        parser.error(f"there is no step {unknown[0]!r}")
     trouble = preflight.find_trouble()
     if trouble:
         shared.say_error(trouble)
@@ -71,7 +74,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 class Run:
-    """The steps in turn, and what they have found by now.
+    """A run of all steps, and their records so far.
 
     Parameters
     ----------
@@ -98,7 +101,7 @@ class Run:
         return step.name in only if only else not step.extra or self._options.compile
 
     def all(self) -> int:
-        """Every step; the exit status."""
+        """Run every step; return the exit status."""
         from bench.gpu import table
 
         stopped = None
@@ -109,7 +112,7 @@ class Run:
                 if failed:
                     shared.say_error(failed[0])
                     return shared.EXIT_USAGE
-                # Checks wait for compilers and for the CPU most of the time: side by side. Who measures has the device alone.
+                # Checks mostly wait for compilers and the CPU, so they run in parallel. Measurements run one at a time.
                 self._run([step for step in self._undone if not step.timing], Path(folder))
                 for step in list(self._undone):
                     self._run([step], Path(folder))
@@ -124,7 +127,7 @@ class Run:
         return EXITS[stopped] if stopped else EXIT_WRONG if found else shared.EXIT_OK
 
     def _run(self, steps: Sequence[Step], folder: Path) -> None:
-        """Some steps at once, all of them to their end, which comes soon after a signal."""
+        """Run several steps in parallel and wait until all have ended; after a signal, stop them."""
         if not steps:
             return
         with concurrent.futures.ThreadPoolExecutor(len(steps)) as pool:
@@ -144,7 +147,7 @@ class Run:
         self._write()
 
     def _give_up(self, signal: str) -> None:
-        """Put on record what a signal has left undone."""
+        """Record the steps that a signal has prevented as skipped."""
         self.records += [
             {"step": step.name, "kind": "skipped", "name": step.name, "why": f"stopped by {signal}"}
             for step in self._undone
@@ -153,7 +156,7 @@ class Run:
         self._write()
 
     def _one(self, step: Step, folder: Path) -> list[dict[str, object]]:
-        """A step's records; one that crashes or hangs has a failed check among them."""
+        """Run a step in a process; return its records, with a failed check if it crashes."""
         from bench.gpu.report import Report, read
 
         left = self._options.seconds - (time.monotonic() - self._began) - GRACE
@@ -197,7 +200,7 @@ class Run:
         return command + ["--quick"] * self._options.quick
 
     def _write(self) -> None:
-        """The files as they are by now: whoever is stopped half-way has half of them."""
+        """Write the files with the results so far."""
         from bench.gpu import table
         from bench.gpu.bars import bars
 
@@ -208,14 +211,14 @@ class Run:
 
 
 def seconds_of(step: Step, quick: bool) -> float:
-    """The most that a step may take."""
+    """Return the time limit of a step."""
     if not quick:
         return step.seconds
     return min(step.seconds, max(LEAST_QUICK, step.seconds * (QUICK if step.timing else QUICK_CHECK)))
 
 
 def _watch(command: Sequence[str], log: Path, seconds: float) -> int | None:
-    """Run a step; its exit status, or None if it had to be stopped."""
+    """Run a step; return its exit status, or None if it had to be stopped."""
     environment = {
         name: value for name, value in os.environ.items() if name not in ("CUPY_TF32", "NVIDIA_TF32_OVERRIDE")
     }
@@ -225,7 +228,7 @@ def _watch(command: Sequence[str], log: Path, seconds: float) -> int | None:
 
 
 def _replace(path: Path, text: str) -> None:
-    """Write a file at once: nobody ever reads half of it."""
-    spare = path.with_name(path.name + ".part")
-    spare.write_text(text + "\n", encoding="utf-8")
-    spare.replace(path)
+    """Replace a file atomically."""
+    temporary = path.with_name(path.name + ".part")
+    temporary.write_text(text + "\n", encoding="utf-8")
+    temporary.replace(path)

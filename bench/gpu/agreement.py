@@ -1,11 +1,13 @@
-"""The device against the CPU: keys of networks, masks of photographs, arrays of more than 2^31 numbers."""
+"""Compare the GPU with the CPU: keys of networks, masks of photographs, arrays of more than 2^31 numbers."""
 
 from __future__ import annotations
 
 import argparse
+import functools
 import shutil
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -20,10 +22,10 @@ from bench.gpu.report import Report
 
 SAMPLES = processes.ROOT / "tests" / "photographs"
 MOST_PHOTOGRAPHS = 160
-# By relative length of the difference.
+# Tolerances: relative norm of the difference of keys, and difference of mean IoU.
 KEYS_WITHIN = {"fp32": 1e-5, "fp16": 2e-3}
 MASKS_WITHIN = 0.002
-# Numbers, from which on an int can't count them; rows beyond, and rows that are looked at by themselves.
+# Numbers that overflow an int; rows beyond this size, and last rows that are also computed separately.
 MANY, BEYOND, TAIL = 2**31, 100_000, 150_000
 WIDTH = 384
 # Sides of the photographs whose keys are compared, in patches; networks with random weights.
@@ -32,7 +34,7 @@ CASES = [Case("S", 16, 224, 2), Case("S", 8, 224, 1)]
 
 
 def keys(report: Report, options: argparse.Namespace) -> None:
-    """Keys of the built-in network on photographs, and of ViT-S with random weights, in fp32 and fp16."""
+    """Compare keys of the built-in network on photographs, and of ViT-S with random weights, in fp32 and fp16."""
     from PIL import Image
 
     from vitnp import load_vit
@@ -63,17 +65,18 @@ def keys(report: Report, options: argparse.Namespace) -> None:
             ).astype(np.float64)
             error = float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
             allowed = most * float(np.abs(expected).max())
-            report.near(f"keys in {precision}, {name}", error, most, lambda: mismatch(found, expected, allowed))
+            where = functools.partial(mismatch, found, expected, allowed)
+            report.near(f"keys in {precision}, {name}", error, most, where)
 
 
 def has_baseline(report: Report) -> bool:
-    """Whether the CPU's answers and times come from its compiled kernels; that they don't is on record as a failure."""
+    """Return whether the CPU uses its compiled kernels; record a failed check if not."""
     why = why_not_compiled()
     return why is None or report.check("the CPU computes with its compiled kernels", False, why)
 
 
 def masks(report: Report, options: argparse.Namespace) -> None:
-    """Masks by the command, on the CPU and on the device; against true masks where there are some."""
+    """Compare masks of the command line on the CPU and on the GPU, and with true masks if there are any."""
     from vitnp.evaluate.data.pairs import match_pairs, read_truth
     from vitnp.evaluate.metrics.saliency import iou
 
@@ -103,7 +106,7 @@ def masks(report: Report, options: argparse.Namespace) -> None:
                 return
             try:
                 found[name] = segmented(place / "images", place / name, *device, seconds=report.left - 2)
-            except RuntimeError as error:  # the other precision may do
+            except RuntimeError as error:  # the other precision may work
                 report.check(f"masks, {name}", False, str(error))
             except TimeoutError as error:
                 report.skip(f"masks, {name}", str(error))
@@ -115,9 +118,8 @@ def masks(report: Report, options: argparse.Namespace) -> None:
             title = f"masks in {name}, {len(sources)} photographs"
             names = ", ".join(f"{sources[int(key)].name} {each[key]:.4f}" for key in worst)
             if not truths:
-                report.near(
-                    f"{title}: 1 - IoU with the CPU's", 1 - alike, MASKS_WITHIN, lambda: f"the least alike: {names}"
-                )
+                least = f"the least alike: {names}"
+                report.near(f"{title}: 1 - IoU with the CPU's", 1 - alike, MASKS_WITHIN, lambda least=least: least)
                 continue
             scores = {
                 which: np.mean([iou(mask, read_truth(truths[key], mask.shape)) for key, mask in found[which].items()])
@@ -129,14 +131,14 @@ def masks(report: Report, options: argparse.Namespace) -> None:
 
 
 def segmented(photographs: Path, out: Path, *options: str, seconds: float) -> dict[str, np.ndarray]:
-    """Masks of a folder by the command, each by itself, by the photographs' names.
+    """Segment each photograph of a folder with the command line; return masks by the names of the photographs.
 
     Raises
     ------
     RuntimeError
-        When the command fails; what it said is in the log.
+        If the command fails; its output is in the log.
     TimeoutError
-        When it takes longer than it may.
+        If it takes longer than `seconds`.
     """
     from PIL import Image
 
@@ -168,7 +170,7 @@ def segmented(photographs: Path, out: Path, *options: str, seconds: float) -> di
 
 
 def large(report: Report, options: argparse.Namespace) -> None:
-    """More numbers than an int can count: the last rows get what they'd get by themselves."""
+    """Check arrays with more numbers than an int can count: the last rows get the same results as by themselves."""
     from vitnp.kernels.cuda import dispatch
 
     from bench.gpu.kmeans import rows_on_device
@@ -190,16 +192,15 @@ def large(report: Report, options: argparse.Namespace) -> None:
         name = f"N x D > 2^31, k-means, {metric}"
         last, longest = slice(count - len(tail), None), float(abs(part.losses).max())
 
-        def where(mine: object, theirs: object, most: float = 0.0) -> str:
-            return mismatch(cupy.asnumpy(mine), cupy.asnumpy(theirs), most)
+        def where(ours: object, expected: object, most: float) -> Callable[[], str]:
+            return lambda: mismatch(cupy.asnumpy(ours), cupy.asnumpy(expected), most)
 
         differ = float((whole.labels[last] != part.labels).mean())
-        said = f"{name}: share of the last labels that differ"
-        report.near(said, differ, 1e-5, lambda w=whole, p=part: where(w.labels[last], p.labels))
+        labels = whole.labels[last]
+        report.near(f"{name}: share of the last labels that differ", differ, 1e-5, where(labels, part.labels, 0.0))
         error = float(abs(whole.losses[last] - part.losses).max()) / longest
-        report.near(
-            f"{name}: last losses", error, 1e-5, lambda w=whole, p=part: where(w.losses[last], p.losses, 1e-5 * longest)
-        )
+        losses = whole.losses[last]
+        report.near(f"{name}: last losses", error, 1e-5, where(losses, part.losses, 1e-5 * longest))
         moved = int(abs(whole.counts - first.counts - second.counts).sum())
         report.check(
             f"{name}: counts", int(whole.counts.sum()) == count and moved <= count // 10**5, f"{moved} rows differ"
@@ -209,7 +210,7 @@ def large(report: Report, options: argparse.Namespace) -> None:
         report.near(f"{name}: sums", float(error), 1e-5)
         labels, _ = dispatch.kmeans_assign(x, centroids, metric=metric)
         report.near(f"{name}: share of labels alone that differ", float((labels != whole.labels).mean()), 1e-5)
-        del whole, part, first, second, labels
+        del whole, part, first, second, labels, losses
         free(cupy)
     values, indices = dispatch.similarity_top(x, centroids, 2)
     same = dispatch.similarity_top(tail, centroids, 2)

@@ -1,4 +1,4 @@
-"""Attention alone, at the sizes that a ViT-S has, against torch's fused attention."""
+"""Measure attention at the sizes of a ViT-S, compared with torch's fused attention."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from bench.gpu.measure import Timer, free, gather
 from bench.gpu.report import Report
 
 HEADS, SIZE = 6, 64
-# Images, tokens, type; that of the bar first.
+# Images, tokens, dtype; the one with a target comes first.
 CASES = [(16, 3601, "fp16"), (64, 901, "fp16"), (64, 197, "fp16"), (1, 3601, "fp16"), (4, 3601, "fp32")]
 OURS, TORCH = "vitnp", "torch"
 TOLERANCE = {"fp16": 3e-3, "fp32": 1e-5}
 
 
 def run(report: Report, options: argparse.Namespace) -> None:
-    """Times, and what they amount to in operations a second: 4 B H N^2 S."""
+    """Check and measure attention, in seconds and operations per second (4 B H N^2 S operations)."""
     cupy = require_cupy()
     timer = Timer(cupy)
     for images, tokens, dtype in CASES[:1] if options.quick else CASES:
@@ -51,7 +51,7 @@ def run(report: Report, options: argparse.Namespace) -> None:
 
 
 def torch_call(*arrays: object) -> object:
-    """Torch's fused attention on the same memory."""
+    """Return torch's fused attention on the same memory."""
     import torch
     from torch.nn.functional import scaled_dot_product_attention
 
@@ -61,7 +61,7 @@ def torch_call(*arrays: object) -> object:
 
 
 def _check(report: Report, cupy: object, label: str, dtype: str, query, key, value, found) -> None:
-    """Some queries of the first and last head of the first and last image, in float64."""
+    """Check some queries of the first and last head of the first and last image against float64."""
     worst, where = 0.0, ""
     rows = np.unique(np.linspace(0, query.shape[1] - 1, 33).astype(int))
     for image in (0, len(query) - 1):

@@ -1,4 +1,4 @@
-"""What is to be reached on an H200, and whether it is."""
+"""Performance targets ("bars") on an H200, and whether they are met."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from bench.gpu.ceilings import rates
 
 Record = Mapping[str, object]
 
-# Shares of the copy's rate, by type and clusters, for a million rows and more.
+# Fractions of the rate of a copy, by dtype and number of clusters, for a million rows and more.
 SHARES = {("fp32", 2): 0.8, ("fp32", 8): 0.8, ("fp32", 27): 0.6, ("fp16", 2): 0.7, ("fp16", 8): 0.7, ("fp16", 27): 0.6}
-# How many times as long CuPy's route takes, by clusters.
+# Speedup over the CuPy implementation, by number of clusters.
 TIMES_CUPY = {2: 2.0, 8: 2.0, 27: 2.0, 64: 2.0, 256: 1.0}
 MANY_ROWS = 1_000_000
 ATTENTION_FLOPS = 200e12
@@ -21,14 +21,15 @@ ATTENTION_FLOPS = 200e12
 
 @dataclasses.dataclass(frozen=True)
 class Bar:
-    """One thing to be reached.
+    """One performance target.
 
     Attributes
     ----------
     what : str
     least : float
+        Smallest value that meets the target.
     measured : float or None
-        None where it couldn't be measured.
+        Measured value; None if it could not be measured.
     """
 
     what: str
@@ -37,17 +38,17 @@ class Bar:
 
     @property
     def met(self) -> bool | None:
-        """Whether it's reached within 3 %; None where there is no figure."""
+        """Return whether the target is met within 3 %; None if nothing was measured."""
         return None if self.measured is None else met(self.measured, self.least)
 
     @property
     def verdict(self) -> str:
-        """In a word or two."""
+        """Return "met", "MISSED" or "not measured"."""
         return "not measured" if self.met is None else "met" if self.met else "MISSED"
 
 
 def bars(records: Sequence[Record]) -> list[Bar]:
-    """All bars, from the records of all steps.
+    """Return all targets, evaluated with the records of all steps.
 
     Parameters
     ----------
@@ -91,7 +92,7 @@ def _attention(records: Sequence[Record]) -> Bar:
 
 
 def find(records: Iterable[Record], case: Mapping[str, object], contender: str) -> Record | None:
-    """The time of a contender for a case, of which some facts are given."""
+    """Find the time of a contender for the first case with the given facts."""
     for record in records:
         if record["kind"] == "time" and record["contender"] == contender and case.items() <= record["case"].items():
             return record

@@ -1,4 +1,4 @@
-"""What the device can do at most: bytes that a copy reads and writes, and operations of a large matrix product."""
+"""Measure the ceilings of the device: bytes per second of a copy, operations per second of a large matrix product."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SIDE = 8192
 
 
 def run(report: Report, options: argparse.Namespace) -> None:
-    """A copy within the device, and products in each precision, of random numbers: zeros take less power, and so less time."""
+    """Measure a copy within the device and products in each precision; random numbers, because zeros need less power."""
     cupy = require_cupy()
     timer = Timer(cupy)
     _copy(report, timer, cupy)
@@ -54,7 +54,7 @@ def _products(report: Report, timer: Timer, cupy: ModuleType, side: int) -> None
 
 
 def _tf32(a: object, b: object) -> object:
-    """A product through torch, where CuPy has no public switch for tf32."""
+    """Return a product by torch, because CuPy has no public setting for tf32."""
     import torch
 
     torch.backends.cuda.matmul.allow_tf32 = True
@@ -63,7 +63,7 @@ def _tf32(a: object, b: object) -> object:
 
 
 def rates(records: list[dict[str, object]]) -> dict[str, float]:
-    """Bytes a second of the copy, operations a second of the products, as far as they were measured."""
+    """Return bytes per second of the copy and operations per second of the products, as far as they were measured."""
     return dict(_rates(records))
 
 

@@ -1,4 +1,4 @@
-"""Where two arrays differ, for whoever has to find out why and has no GPU."""
+"""Describe where two arrays differ, so that the cause can be found without a GPU."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 
 
 def mismatch(found: np.ndarray, expected: np.ndarray, most: float, count: int = 3) -> str:
-    """Where two arrays differ by more than `most`: how many places, the first few, what was found and expected there.
+    """Describe where two arrays differ by more than `most`: the number of elements, and the first `count` of them.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""Photographs a second from files to masks, by the command: what more of them cost, so that its start doesn't count."""
+"""Measure photographs per second of the command line, from a short and a long run, so that its start does not count."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ QUICK_MANY = 48
 
 
 def run(report: Report, options: argparse.Namespace) -> None:
-    """A short and a long run on each device, at 500 x 375."""
+    """Measure a short and a long run on each device, at 500 x 375 pixels."""
     many = QUICK_MANY if options.quick else MANY
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -38,7 +38,7 @@ def run(report: Report, options: argparse.Namespace) -> None:
             except Missing as error:
                 report.missing(case, "vitnp", str(error))
                 continue
-            except RuntimeError as error:  # the other device may do
+            except RuntimeError as error:  # the other device may work
                 report.check(f"folder, {device}", False, str(error))
                 continue
             except TimeoutError as error:
@@ -54,7 +54,7 @@ def _clocked(folder: Path, count: int, device: str, report: Report) -> float:
 
 
 def make_photographs(folder: Path, count: int, given: Path | None) -> None:
-    """So many JPEG files of one size, all different."""
+    """Write `count` different JPEG files of the same size."""
     from PIL import Image, ImageOps
 
     from vitnp.io.find import find_photographs

@@ -1,4 +1,4 @@
-"""An iteration of Lloyd's algorithm on the device: labels, sums and counts of the clusters from rows and centroids."""
+"""Measure an iteration of Lloyd's algorithm on the device: labels, cluster sums and counts from rows and centroids."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from bench.gpu.measure import Missing, Timer, free, gather, gist, marginal, out_
 from bench.gpu.report import Report
 
 WIDTH = 384
-# The bars are about a million rows and more: those first.
+# The targets are for a million rows and more, so these come first.
 ROWS, CLUSTERS = (1_000_000, 10_000_000, 100_000), (2, 8, 27, 64, 256)
 QUICK_ROWS, QUICK_CLUSTERS = (1_000_000,), (8, 27)
 BASE = 100_000
 
 OURS, CUPY, TORCH, CUML, FLASH = "vitnp", "cupy", "torch", "cuML", "flash-kmeans"
-# Rows that are looked at in float64, and by how much the loss at our label may exceed the least one.
+# Rows that are checked in float64, and by how much the loss of our label may exceed the smallest one.
 SAMPLE, TOLERANCE = 6_000, {"fp32": 1e-5, "fp16": 1e-5}
 
 
 def run(report: Report, options: argparse.Namespace) -> None:
-    """Every case against whoever is there; each is checked first."""
+    """Check and measure every case, compared with the contenders that are installed."""
     cupy = require_cupy()
     timer = Timer(cupy)
     rows, clusters = (QUICK_ROWS, QUICK_CLUSTERS) if options.quick else (ROWS, CLUSTERS)
@@ -53,7 +53,7 @@ def run(report: Report, options: argparse.Namespace) -> None:
 
 
 def rows_on_device(cupy: ModuleType, count: int, width: int, dtype: str) -> object:
-    """Rows (count, width) that are nowhere equal, made from a hundred thousand."""
+    """Return rows (count, width) that are all different, made from a hundred thousand."""
     x = cupy.empty((count, width), np.float16 if dtype == "fp16" else np.float32)
     base = cupy.asarray(rows_of(min(BASE, count), width))
     for index, first in enumerate(range(0, count, len(base))):
@@ -99,7 +99,7 @@ def _measure(
 
 
 def cupy_step(cupy: ModuleType, x: object, centroids: object) -> Callable[[], object]:
-    """What one writes in CuPy: a product, the least of each row, another product with the labels as ones in columns."""
+    """Return the iteration in CuPy: a product, the argmin of each row, a product with the one-hot labels."""
     c = centroids.astype(x.dtype)
     numbers = cupy.arange(len(c))
 
@@ -113,7 +113,7 @@ def cupy_step(cupy: ModuleType, x: object, centroids: object) -> Callable[[], ob
 
 
 def torch_step(x: object, centroids: object) -> Callable[[], object]:
-    """The same in torch, with the sum and the product in one."""
+    """Return the iteration in torch, with sum and product fused by addmm."""
     import torch
 
     torch.backends.cuda.matmul.allow_tf32 = False
@@ -130,11 +130,11 @@ def torch_step(x: object, centroids: object) -> Callable[[], object]:
 
 
 def cuml_run(cupy: ModuleType, x: object, centroids: object) -> Callable[[int], object]:
-    """CuML from these centroids, so many iterations."""
+    """Return a function that runs a number of iterations of cuML from these centroids."""
     from cuml.cluster import KMeans
 
     if x.dtype != np.float32:
-        raise Missing("it takes no float16")
+        raise Missing("it does not support float16")
 
     def run(steps: int) -> object:
         return KMeans(len(centroids), init=centroids, n_init=1, max_iter=steps, tol=1e-30).fit(x)
@@ -143,7 +143,7 @@ def cuml_run(cupy: ModuleType, x: object, centroids: object) -> Callable[[int], 
 
 
 def flash_run(cupy: ModuleType, x: object, centroids: object) -> Callable[[int], object]:
-    """flash-kmeans from these centroids, so many iterations."""
+    """Return a function that runs a number of iterations of flash-kmeans from these centroids."""
     import torch
     from flash_kmeans import batch_kmeans_Euclid
 
@@ -155,11 +155,12 @@ def flash_run(cupy: ModuleType, x: object, centroids: object) -> Callable[[int],
     return run
 
 
-# --- Whether ours is right --------------------------------------------------------------------------------------------
+# --- Correctness of ours
+# -----------------------------------------------------------------------------------------------
 
 
 def _check(report: Report, cupy: ModuleType, label: str, case, x, centroids, shift, step) -> None:
-    """Labels against float64 in a sample, sums and counts against all rows."""
+    """Check labels of a sample against float64, and sums and counts of all rows."""
     k = case["clusters"]
     places = np.linspace(0, len(x) - 1, SAMPLE).astype(np.int64)
     sample = cupy.asnumpy(x[cupy.asarray(places)]).astype(np.float64) - cupy.asnumpy(shift)
@@ -170,7 +171,7 @@ def _check(report: Report, cupy: ModuleType, label: str, case, x, centroids, shi
     chosen = losses[np.arange(SAMPLE), labels.clip(0, k - 1)]
     worst = float(((chosen - losses.min(axis=1)) / losses.min(axis=1).mean()).max()) if known else np.inf
     most, least = TOLERANCE[case["dtype"]], losses.min(axis=1)
-    # Which rows of the sample have a label that another cluster is nearer than.
+    # The report lists rows of the sample that are nearer to another cluster.
     report.near(f"{label}: labels", worst, most, lambda: mismatch(chosen, least, most * least.mean()))
     counts = cupy.bincount(step.labels, minlength=k)
     same = bool((counts == step.counts).all()) and int(step.counts.sum()) == len(x)
@@ -186,7 +187,7 @@ def _check(report: Report, cupy: ModuleType, label: str, case, x, centroids, shi
 
 
 def _sums(cupy: ModuleType, x, shift, labels, k: int) -> np.ndarray:
-    """Cluster sums of x - shift, (K, D) float64, by products of a hundred thousand rows at a time."""
+    """Compute the cluster sums of x - shift, (K, D) float64, by products of a hundred thousand rows at a time."""
     total, numbers = cupy.zeros((k, x.shape[1])), cupy.arange(k)
     for first in range(0, len(x), BASE):
         part = x[first : first + BASE].astype(np.float64) - shift

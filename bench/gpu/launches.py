@@ -1,4 +1,4 @@
-"""What each of our kernels does within some work: how often it's launched, how long it takes, what it needs."""
+"""Record the launches of our kernels: number, duration, and resources."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from bench.gpu.report import Report
 
 @dataclasses.dataclass(frozen=True)
 class Launch:
-    """One launch.
+    """One launch of a kernel.
 
     Attributes
     ----------
@@ -21,7 +21,7 @@ class Launch:
     shared : int
         Bytes of dynamic shared memory.
     before, after : cupy.cuda.Event
-        On the stream around it.
+        Events on the stream before and after it.
     """
 
     function: object
@@ -34,7 +34,7 @@ class Launch:
 
 @contextlib.contextmanager
 def recorded(cupy: ModuleType) -> Iterator[list[Launch]]:
-    """Note every launch of a kernel of ours while the context lasts; the list grows as they come."""
+    """Record every launch of our kernels inside the context; the list grows meanwhile."""
     from vitnp.kernels.cuda.loader import Kernel
 
     found: list[Launch] = []
@@ -55,14 +55,14 @@ def recorded(cupy: ModuleType) -> Iterator[list[Launch]]:
 
 
 def tell(report: Report, cupy: ModuleType, within: str, found: list[Launch]) -> None:
-    """Report each kernel's launches together, the longest first.
+    """Report the launches of each kernel, the one with the longest total time first.
 
     Parameters
     ----------
     report : Report
     cupy : module
     within : str
-        What was done meanwhile.
+        Description of the work.
     found : list of Launch
     """
     cupy.cuda.Device().synchronize()
@@ -81,7 +81,7 @@ def tell(report: Report, cupy: ModuleType, within: str, found: list[Launch]) -> 
             launches=len(launches),
             seconds=seconds(launches),
             registers=first.function.num_regs,
-            # Spilled registers and arrays that found no room in any: there should be none.
+            # Spilled registers and arrays in local memory: there should be none.
             local_bytes=first.function.local_size_bytes,
             shared_bytes=first.function.shared_size_bytes + max(one.shared for one in launches),
             block=list(first.block),

@@ -1,4 +1,4 @@
-"""LayerNorm and what follows linear layers, at the sizes of a ViT-S, against CuPy's expressions and torch."""
+"""Measure LayerNorm and GELU at the sizes of a ViT-S, compared with CuPy expressions and torch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from bench.gpu.measure import Timer, free, gather
 from bench.gpu.report import Report
 
 ROWS = 16 * 3601
-# What, width, type.
+# Layer, width, dtype.
 CASES = [
     ("layernorm", 384, "fp16"),
     ("gelu", 1536, "fp16"),
@@ -25,13 +25,13 @@ CASES = [
 ]
 EPS = 1e-6
 OURS, CUPY, TORCH = "vitnp", "cupy", "torch"
-# Of the largest number.
+# Relative to the largest number.
 TOLERANCE = {"fp16": 2e-3, "fp32": 2e-6}
 SAMPLE = 40
 
 
 def run(report: Report, options: argparse.Namespace) -> None:
-    """Times, and the bytes a second that they amount to: each number read once and written once."""
+    """Measure times and bytes per second, counting each number as read once and written once."""
     from vitnp.kernels.cuda import dispatch
 
     cupy = require_cupy()
@@ -67,7 +67,7 @@ def run(report: Report, options: argparse.Namespace) -> None:
 
 
 def cupy_call(cupy: ModuleType, what: str, x: object, weight: object, bias: object) -> Callable[[], object]:
-    """What one writes in CuPy, with sums in float32."""
+    """Return the layer as CuPy expressions, with sums in float32."""
     if what == "gelu":
         from cupyx.scipy.special import erf
 
@@ -75,15 +75,15 @@ def cupy_call(cupy: ModuleType, what: str, x: object, weight: object, bias: obje
 
     def call() -> object:
         wide = x.astype(np.float32)
-        centerd = wide - wide.mean(axis=1, keepdims=True)
-        scaled = centerd / cupy.sqrt((centerd * centerd).mean(axis=1, keepdims=True) + np.float32(EPS))
+        centered = wide - wide.mean(axis=1, keepdims=True)
+        scaled = centered / cupy.sqrt((centered * centered).mean(axis=1, keepdims=True) + np.float32(EPS))
         return (scaled * weight + bias).astype(x.dtype)
 
     return call
 
 
 def torch_call(what: str, x: object, weight: object, bias: object) -> Callable[[], object]:
-    """The same in torch."""
+    """Return the layer in torch."""
     import torch
     from torch.nn import functional as F
 
@@ -92,14 +92,14 @@ def torch_call(what: str, x: object, weight: object, bias: object) -> Callable[[
 
 
 def _check(report: Report, cupy: ModuleType, label: str, what: str, dtype: str, x, weight, bias, found) -> None:
-    """Some rows in float64."""
+    """Check some rows against float64."""
     places = np.unique(np.linspace(0, len(x) - 1, SAMPLE).astype(np.int64))
     rows, got = (cupy.asnumpy(array[cupy.asarray(places)]).astype(np.float64) for array in (x, found))
     if what == "gelu":
         expected = rows * 0.5 * (1 + np.vectorize(math.erf)(rows * math.sqrt(0.5)))
     else:
-        centerd = rows - rows.mean(axis=1, keepdims=True)
-        unit = centerd / np.sqrt((centerd**2).mean(axis=1, keepdims=True) + EPS)
+        centered = rows - rows.mean(axis=1, keepdims=True)
+        unit = centered / np.sqrt((centered**2).mean(axis=1, keepdims=True) + EPS)
         expected = unit * cupy.asnumpy(weight).astype(np.float64) + cupy.asnumpy(bias).astype(np.float64)
     largest = float(np.abs(expected).max())
     error = float(np.abs(got - expected).max()) / largest

@@ -1,4 +1,4 @@
-"""Which device, driver and libraries the figures belong to."""
+"""Describe the device, driver and libraries."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PACKAGES = ("cupy-cuda12x", "cupy-cuda13x", "numba", "torch", "triton", "cuml-cu
 
 
 def facts(cupy: ModuleType) -> dict[str, object]:
-    """The machine, for the result file; asks the driver alone, so that this process takes no memory of the device."""
+    """Describe the machine for the result file, without allocating memory on the device."""
     properties = cupy.cuda.runtime.getDeviceProperties(0)
     name = properties["name"]
     known = driver_version() or 0
@@ -26,16 +26,16 @@ def facts(cupy: ModuleType) -> dict[str, object]:
         "multiprocessors": properties["multiProcessorCount"],
         "memory_gib": round(properties["totalGlobalMem"] / 2**30, 1),
         "l2_mib": round(properties["l2CacheSize"] / 2**20, 1),
-        "driver": _asked("driver_version") or f"for CUDA {known // 1000}.{known % 1000 // 10}",
-        "clocks": _asked("clocks.max.sm,clocks.max.mem,power.limit"),
+        "driver": _query_nvidia_smi("driver_version") or f"for CUDA {known // 1000}.{known % 1000 // 10}",
+        "clocks": _query_nvidia_smi("clocks.max.sm,clocks.max.mem,power.limit"),
         "cuda": "{}.{}".format(*divmod(cupy.cuda.runtime.runtimeGetVersion() // 10, 100)),
         "cupy": cupy.__version__,
     }
     return {"vitnp": __version__, "device": device, "host": record.machine(), "versions": versions(PACKAGES)}
 
 
-def _asked(query: str) -> str | None:
-    """What nvidia-smi says of the first device; None where it isn't there."""
+def _query_nvidia_smi(query: str) -> str | None:
+    """Query nvidia-smi for the first device; return None if it is not available."""
     program = shutil.which("nvidia-smi")
     if program is None:
         return None

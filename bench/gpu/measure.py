@@ -1,7 +1,7 @@
-"""Times of what a GPU does, by its own clock: warmed up, in turns, with an empty second-level cache, as medians.
+"""Measure times on a GPU by its own clock: medians of warm calls, in turns, with a flushed L2 cache.
 
-Every sample is the time between two events on the device's queue. Before the first of them the cache is overwritten, several
-times over where the host needs long to queue a call: then the device never waits for the host within a sample.
+A sample is the time between two events in the stream. Before the first event the cache is overwritten, several times if
+the host takes long to queue a call, so that the device does not wait for the host within a sample.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from types import ModuleType
 Call = Callable[[], object]
 
 FEWEST, MOST = 3, 40
-# Of overwriting the cache before a sample, whatever the host needs: seconds, and how often.
+# Limits of overwriting the cache before a sample: seconds, and number of times.
 LONGEST_PRIMING, MOST_PRIMING = 0.02, 400
 
 
 class Missing(Exception):
-    """A contender that can't take part, and why: half a sentence."""
+    """A contender cannot be measured; the message says why."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Timing:
-    """Median, least and most seconds of so many samples."""
+    """Median, minimum and maximum of the samples in seconds, and their number."""
 
     seconds: float
     fastest: float
@@ -35,12 +35,12 @@ class Timing:
 
     @property
     def facts(self) -> dict[str, float]:
-        """For the record."""
+        """Return everything but the median, for a record."""
         return {"fastest": self.fastest, "slowest": self.slowest, "samples": self.samples}
 
 
 class Timer:
-    """Times calls that queue work on CuPy's current stream; torch's default stream is the same.
+    """Timer of calls that queue work on CuPy's current stream, which is also torch's default stream.
 
     Parameters
     ----------
@@ -50,7 +50,7 @@ class Timer:
     def __init__(self, cupy: ModuleType):
         self._cupy = cupy
         size = cupy.cuda.Device().attributes.get("L2CacheSize") or 64 << 20
-        self._spare = cupy.empty(4 * size, "uint8")
+        self._buffer = cupy.empty(4 * size, "uint8")
         self._overwrite()
         self._overwriting = min(self._sample(self._overwrite) for _ in range(3))
 
@@ -62,22 +62,22 @@ class Timer:
         Parameters
         ----------
         contenders : mapping of str to callable
-            The first is our own. A call without arguments that may return before the device is done.
+            Calls without arguments, which may return before the device has finished. The first one is ours.
         seconds : float
-            About as long as all of them together may take.
+            Approximate total time.
         primed : bool
-            Whether the queue is kept full, so that time the host needs doesn't count.
+            Keep the queue of the device full, so that the time of the host does not count.
 
         Returns
         -------
         timings : dict of str to Timing
         missing : dict of str to str
-            Those that failed, and how; a peer that failed after some samples has them among the timings too.
+            Contenders that failed, and why; if one failed after some samples, the timings contain it too.
 
         Raises
         ------
         Exception
-            What our own call raises before it has been timed once, unless it's out of memory.
+            If our own call fails before its first sample, except for lack of memory.
         """
         plans, missing = {}, {}
         for index, (name, call) in enumerate(contenders.items()):
@@ -101,7 +101,7 @@ class Timer:
                     continue
                 try:
                     samples[name].append(self._sample(contenders[name], queueing[name]))
-                # Others go on with what they have: a peer's trouble costs nobody else a figure.
+                # If one contender fails, the others are still measured.
                 except Exception as error:
                     if name == next(iter(contenders)) and not samples[name] and not out_of_memory(error):
                         raise
@@ -111,7 +111,7 @@ class Timer:
         return timings, {name: why for name, why in missing.items() if name not in timings or name != names[0]}
 
     def _try(self, call: Call) -> tuple[float, float]:
-        """Seconds until a warm call is queued, and until it's done."""
+        """Return the seconds until a warm call is queued, and until it has finished."""
         call()
         self._cupy.cuda.Device().synchronize()
         began = time.perf_counter()
@@ -121,7 +121,7 @@ class Timer:
         return queued - began, time.perf_counter() - began
 
     def _sample(self, call: Call, queueing: float = 0.0) -> float:
-        """Seconds on the device, the host being as much ahead as it needs."""
+        """Return the seconds of a call on the device; the host gets `queueing` seconds to queue it."""
         if queueing:
             times = math.ceil(min(1.5 * queueing, LONGEST_PRIMING) / self._overwriting)
             for _ in range(min(times, MOST_PRIMING) - 1):
@@ -136,11 +136,11 @@ class Timer:
         return max(cuda.get_elapsed_time(before, after) / 1e3, 1e-9)
 
     def _overwrite(self) -> None:
-        self._spare.fill(0)
+        self._buffer.fill(0)
 
 
 def summary(samples: list[float]) -> Timing:
-    """The median and its company.
+    """Summarize samples in seconds.
 
     Examples
     --------
@@ -151,16 +151,17 @@ def summary(samples: list[float]) -> Timing:
 
 
 def marginal(cupy: ModuleType, run: Callable[[int], object], few: int, many: int, repeats: int = 3) -> Timing:
-    """Seconds of one step of something that can only be run as a whole, from a short and a long run by the host's clock.
+    """Measure one step of an algorithm that can only run as a whole, from a short and a long run by the host's clock.
 
     Parameters
     ----------
     cupy : module
     run : callable
-        Gets the number of steps.
+        Called with the number of steps.
     few, many : int
-        Steps of the short and the long run.
+        Number of steps of the short and the long run.
     repeats : int
+        Number of pairs of runs.
     """
 
     def clocked(steps: int) -> float:
@@ -178,7 +179,7 @@ def marginal(cupy: ModuleType, run: Callable[[int], object], few: int, many: int
 
 
 def gather(builders: Mapping[str, Callable[[], Call]]) -> tuple[dict[str, Call], dict[str, str]]:
-    """Those of the contenders that can be built here, and why the others can't; our own, the first, has to.
+    """Build the contenders; return those that work here, and why others do not. The first one, ours, has to work.
 
     Examples
     --------
@@ -191,7 +192,7 @@ def gather(builders: Mapping[str, Callable[[], Call]]) -> tuple[dict[str, Call],
     for index, (name, build) in enumerate(builders.items()):
         try:
             calls[name] = build()
-        # Whatever a peer stumbles over in a version nobody has tried, the others are to be measured.
+        # Other libraries may fail in any way in an untested version; the rest is still measured.
         except Exception as error:
             if index == 0:
                 raise
@@ -200,12 +201,12 @@ def gather(builders: Mapping[str, Callable[[], Call]]) -> tuple[dict[str, Call],
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether CuPy or torch ran out of the device's memory."""
+    """Return whether CuPy or torch ran out of device memory."""
     return "OutOfMemory" in type(error).__name__ or "out of memory" in str(error)
 
 
 def gist(error: BaseException) -> str:
-    """The first line of an error with words in it, not too long."""
+    """Return the first line of an error that contains letters, truncated."""
     if out_of_memory(error):
         return "out of memory"
     lines = [line.strip() for line in str(error).splitlines() if any(map(str.isalpha, line))]
@@ -215,7 +216,7 @@ def gist(error: BaseException) -> str:
 
 
 def free(cupy: ModuleType) -> None:
-    """Give memory that nobody uses back to the device, so that CuPy and torch don't keep it from each other."""
+    """Return unused memory of CuPy's and torch's pools to the device, so that both can use it."""
     import sys
 
     cupy.get_default_memory_pool().free_all_blocks()

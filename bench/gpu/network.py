@@ -1,8 +1,9 @@
-"""Vision transformers with random weights in half precision, against torch's fused attention with the same weights."""
+"""Measure vision transformers in half precision, compared with torch with the same random weights."""
 
 from __future__ import annotations
 
 import argparse
+import functools
 from collections.abc import Callable
 from types import ModuleType
 
@@ -16,7 +17,7 @@ from bench.gpu.measure import Timer, free, gather, gist, out_of_memory
 from bench.gpu.report import Report
 from vitnp.vit.model import ViT
 
-# That of the bar first.
+# The case with a target comes first.
 BAR = Case("S", 8, 480, 16)
 CASES = [BAR] + [
     case
@@ -25,12 +26,12 @@ CASES = [BAR] + [
 ]
 COMPILED, COMPILING = [(BAR, "key"), (Case("S", 16, 224, 64), "token")], 35.0
 OURS, TORCH, COMPILE = "vitnp", "torch, eager", "torch, compiled"
-# Of our features from torch's, both rounded to half precision in every layer.
+# Relative difference of our features from torch's, both rounded to half precision in every layer.
 TOLERANCE = 8e-3
 
 
 def run(report: Report, options: argparse.Namespace) -> None:
-    """Keys of the last block, which is what vitnp needs of a network, and the whole pass."""
+    """Check and measure the keys of the last block, which vitnp needs, and the whole forward pass."""
     cupy = require_cupy()
     timer = Timer(cupy)
     cases = CASES[:1] if options.quick else CASES
@@ -48,7 +49,7 @@ def run(report: Report, options: argparse.Namespace) -> None:
 
 
 def compiled(report: Report, options: argparse.Namespace) -> None:
-    """Time ours against torch.compile, which takes half a minute a shape: last of all, and only if it's asked for."""
+    """Compare with torch.compile, which takes half a minute per shape: the last step, and only on request."""
     cupy = require_cupy()
     timer = Timer(cupy)
     for case, want in COMPILED[:1] if options.quick else COMPILED:
@@ -75,8 +76,8 @@ def _measure(report: Report, timer: Timer, cupy: ModuleType, case: Case, seconds
     for want in ("key", "token"):
         calls, missing = gather(
             {
-                OURS: lambda features=want: lambda: vit(images, (want,))[want],
-                TORCH: lambda features=want: torch_call(case, weights, images, want),
+                OURS: lambda want=want: lambda: vit(images, (want,))[want],
+                TORCH: lambda want=want: torch_call(case, weights, images, want),
             }
         )
         facts = _facts(case, want)
@@ -85,12 +86,11 @@ def _measure(report: Report, timer: Timer, cupy: ModuleType, case: Case, seconds
         if expected is not None:
             error = float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
             allowed = TOLERANCE * float(np.abs(expected).max())
-            report.near(
-                f"{case.label}, {want}: against torch", error, TOLERANCE, lambda: mismatch(found, expected, allowed)
-            )
+            where = functools.partial(mismatch, found, expected, allowed)
+            report.near(f"{case.label}, {want}: against torch", error, TOLERANCE, where)
         else:
             report.check(f"{case.label}, {want}: finite", bool(np.isfinite(found).all()))
-        # As it comes: what the host needs to launch things is part of the answer here.
+        # Without priming, because the launch overhead of the host counts here.
         timings, failed = timer.medians(calls, seconds, primed=False)
         for name, timing in timings.items():
             report.time(facts, name, timing, rate=case.batch / timing.seconds)
@@ -101,7 +101,7 @@ def _measure(report: Report, timer: Timer, cupy: ModuleType, case: Case, seconds
 
 
 def _answer(cupy: ModuleType, calls: dict[str, Callable], missing: dict[str, str]) -> np.ndarray | None:
-    """Torch's features of the first image; where it fails it's no longer among the calls, and the others go on."""
+    """Return torch's features of the first image; if it fails, remove it from the calls and return None."""
     if TORCH not in calls:
         return None
     try:
@@ -114,7 +114,7 @@ def _answer(cupy: ModuleType, calls: dict[str, Callable], missing: dict[str, str
 
 
 def _measure_compiled(report: Report, timer: Timer, cupy: ModuleType, case: Case, want: str) -> None:
-    """Beside ours once more, so that both have the same moment."""
+    """Measure both again, so that they run under the same conditions."""
     weights, images = random_weights(case.config), _images(cupy, case)
     vit = ViT(case.config, weights).to(device="cuda", precision="fp16")
     calls, missing = gather(
@@ -131,7 +131,7 @@ def _measure_compiled(report: Report, timer: Timer, cupy: ModuleType, case: Case
 
 
 def torch_call(case: Case, weights: dict, images: object, want: str, compiled: bool = False) -> Callable[[], object]:
-    """Torch on the same images."""
+    """Return a call of torch on the same images."""
     import torch
 
     run, given = torch_twin.forward(case.config, weights, want), torch.from_dlpack(images)

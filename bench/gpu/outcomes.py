@@ -1,4 +1,4 @@
-"""A plugin of pytest: a line of JSON for each test as it ends, so that a run that is stopped has still told its first half.
+"""A pytest plugin that writes a line of JSON as each test ends, so that the results of a stopped run are kept.
 
 ``python -m pytest -p bench.gpu.outcomes``, with the file's name in VITNP_BENCH_OUTCOMES.
 """
@@ -18,13 +18,13 @@ MOST_TEXT = 1500
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Listen, in the process that hears of all tests: a worker of xdist isn't it."""
+    """Register the plugin in the main process, not in workers of xdist."""
     if FILE in os.environ and not hasattr(config, "workerinput"):
         config.pluginmanager.register(Outcomes(Path(os.environ[FILE])), "vitnp-outcomes")
 
 
 class Outcomes:
-    """Writes down how tests end.
+    """Write the outcomes of tests to a file.
 
     Parameters
     ----------
@@ -35,12 +35,12 @@ class Outcomes:
         self._path = path
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
-        """Take note of a file that can't be imported."""
+        """Record a test file that cannot be imported."""
         if report.failed:
             self._write(report, "failed", 0.0)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Take note of a test's outcome; setup and teardown count when they aren't as they should be."""
+        """Record the outcome of a test, and of setup and teardown unless they passed."""
         if report.when == "call" or not report.passed:
             self._write(report, report.outcome, report.duration)
 
@@ -55,11 +55,11 @@ class Outcomes:
 
 
 def gist(text: str) -> str:
-    """The lines of a failure that say what was wrong, in one line: those that pytest begins with an E.
+    r"""Join the lines of a failure report that say what was wrong, those that pytest marks with an E.
 
     Examples
     --------
-    >>> gist("def test():\\n>   assert 1 == 2\\nE   assert 1 == 2\\n\\nt.py:3: AssertionError")
+    >>> gist("def test():\n>   assert 1 == 2\nE   assert 1 == 2\n\nt.py:3: AssertionError")
     'assert 1 == 2'
     """
     lines = [line[1:].split() for line in text.splitlines() if line.startswith("E ")]

@@ -1,16 +1,16 @@
-"""What a machine lacks that the benchmark needs, in one sentence, before anything is begun."""
+"""Check before the benchmark whether the machine has everything that it needs."""
 
 from __future__ import annotations
 
 import importlib.util
 import os
 
-# Modules that vitnp itself imports somewhere on the way from a photograph to its mask.
+# Modules that vitnp imports to segment a photograph.
 MODULES = ("numpy", "scipy", "numba", "safetensors", "PIL", "tqdm", "threadpoolctl", "platformdirs", "pooch")
 
 
 def find_trouble() -> str | None:
-    """Say what is missing and what to do about it; None where nothing is.
+    """Return one sentence that says what is missing and what to do; None if nothing is missing.
 
     Returns
     -------
@@ -31,13 +31,13 @@ def find_trouble() -> str | None:
         if trouble:
             problem, _, remedy = trouble.rpartition("; ")
             problems.append(problem)
-            # On the CPU there is nothing to measure here.
+            # This benchmark does not measure the CPU alone, so --device cpu is no remedy.
             remedies.append("run this on a machine with an NVIDIA GPU" if "--device cpu" in remedy else remedy)
     return f"{', and '.join(problems)}; {', and '.join(remedies)}" if problems else None
 
 
 def why_not_compiled() -> str | None:
-    """Say why the CPU would compute with the plain NumPy kernels, which are no baseline; None where it doesn't."""
+    """Return why the CPU would use the plain NumPy kernels, which are no baseline; None if it does not."""
     from vitnp import kernels
 
     if kernels.for_device("cpu") is not kernels.for_device("reference"):
@@ -50,7 +50,7 @@ def why_not_compiled() -> str | None:
         jit.cache_folder()
     except ImportError as error:
         return f"{error}; install what is missing, or set VITNP_CACHE to a folder that can be written"
-    return "nobody knows why; see what the log says"
+    return "the reason is unknown; see the log"
 
 
 def _is_there(name: str) -> bool:

@@ -1,7 +1,7 @@
-"""Programs that a benchmark starts, and that leave nothing behind: not when they hang, not when the benchmark is stopped.
+"""Run programs with a time limit and end all of their child processes, even if the benchmark is stopped.
 
-What a program has started is found by a mark in its environment, which every child inherits: processes that have begun a
-session of their own have it too. Where there is no /proc the program's process group has to do.
+Child processes are found by a token in their environment, which every child inherits, even if it has started a new
+session. On systems without /proc only the process group of the program is ended.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import IO
 ROOT = Path(__file__).parent.parent.parent
 MARK = "VITNP_BENCH_MARK"
 PROCESSES = Path("/proc")
-# What a killed process may take to disappear: a driver may hold on to it for a while.
+# Seconds that a killed process may take to disappear, because a driver may still use it.
 LONGEST_END = 5.0
 
 _lock = threading.Lock()
@@ -29,7 +29,7 @@ _stopped = threading.Event()
 
 
 class Stopped(Exception):
-    """The benchmark has been told to stop, by a signal."""
+    """A signal has requested the benchmark to stop."""
 
 
 def run(
@@ -38,22 +38,22 @@ def run(
     output: IO[bytes] | None = None,
     environment: Mapping[str, str] | None = None,
 ) -> int | None:
-    """Run a program from the checkout's root to its end, and end whatever it leaves running.
+    """Run a program in the root of the checkout, and end all processes that it leaves behind.
 
     Parameters
     ----------
     command : sequence of str
     seconds : float
-        The most it may take.
+        Time limit.
     output : file, optional
-        Gets what it prints and its errors, instead of this process's own output.
+        File for standard output and standard error; by default those of this process.
     environment : mapping of str to str, optional
-        Instead of this process's own.
+        Environment; by default that of this process.
 
     Returns
     -------
     int or None
-        Its exit status; None if it had to be stopped.
+        Exit status; None if the program had to be stopped.
     """
     token = uuid.uuid4().hex
     marked = dict(os.environ if environment is None else environment)
@@ -78,7 +78,7 @@ def run(
 
 
 def stop_all() -> None:
-    """End every program that runs, with what it has started; none begins after this."""
+    """End all running programs with their child processes; no program starts after this."""
     _stopped.set()
     with _lock:
         running = list(_running.items())
@@ -88,7 +88,7 @@ def stop_all() -> None:
 
 @contextlib.contextmanager
 def stoppable() -> Iterator[None]:
-    """Have SIGTERM and Ctrl-C raise :class:`Stopped` while the context lasts; later ones of both do nothing."""
+    """Raise :class:`Stopped` on the first SIGTERM or Ctrl-C inside the context; ignore further ones."""
 
     def stop(number: int, frame: object) -> None:
         for other in (signal.SIGTERM, signal.SIGINT):
@@ -106,13 +106,13 @@ def stoppable() -> Iterator[None]:
 
 
 def _end(process: subprocess.Popen, token: str) -> None:
-    """Kill a program and all that bears its mark."""
+    """Kill a program and all processes with its token."""
     if process.poll() is None:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
     until = time.monotonic() + LONGEST_END
-    # Again and again: what is killed last may have started something before.
+    # Repeat: a process may have started another one before it was killed.
     while (left := _marked(token)) and time.monotonic() < until:
         for number in left:
             with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -121,7 +121,7 @@ def _end(process: subprocess.Popen, token: str) -> None:
 
 
 def _marked(token: str) -> list[int]:
-    """Processes whose environment has the token; those that are dead, but not yet waited for, have none."""
+    """Return the processes whose environment contains the token; zombies have no environment."""
     found, wanted = [], token.encode()
     for place in PROCESSES.glob("[0-9]*"):
         with contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""Whether kernels can be compiled at all, and the project's own tests with the real CuPy."""
+"""Check that kernels can be compiled, and run the project's tests with the real CuPy."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from pathlib import Path
 from bench.gpu import outcomes, processes
 from bench.gpu.report import Report
 
-# Tests that run side by side where pytest can do that: most of their time is the compiler's.
+# Test processes if pytest-xdist is installed: most of the time is spent in the compiler.
 WORKERS = 8
 
 
 def device(report: Report, options: argparse.Namespace) -> None:
-    """Whether a kernel can be compiled and loaded at all; if not, why."""
+    """Check that a kernel can be compiled and loaded."""
     from vitnp.kernels.cuda.device import check
 
     from vitnp.errors import DeviceError
@@ -42,14 +42,14 @@ def tests(report: Report, options: argparse.Namespace) -> None:
             command += ["-n", str(min(WORKERS, os.cpu_count() or 1))]
         command += ["-W", "default", "--tb=short", "--continue-on-collection-errors", "tests"]
         environment = {**os.environ, outcomes.FILE: str(path)}
-        # What pytest prints goes to the step's log.
+        # The output of pytest goes to the log of the step.
         status = processes.run(command, report.left - 3, environment=environment)
         lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
         judge(report, [json.loads(line) for line in lines], status)
 
 
 def judge(report: Report, found: Sequence[dict[str, object]], status: int | None) -> None:
-    """Report what the outcomes of tests amount to.
+    """Report the outcomes of tests.
 
     Parameters
     ----------

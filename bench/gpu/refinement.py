@@ -1,8 +1,9 @@
-"""Bilateral solver, CRF, guided filter and resizing of one photograph, on the GPU against the CPU's compiled kernels."""
+"""Measure bilateral solver, CRF, guided filter and resizing, on the GPU compared with the CPU's compiled kernels."""
 
 from __future__ import annotations
 
 import argparse
+import functools
 import time
 from collections.abc import Callable
 
@@ -18,12 +19,12 @@ SAMPLE = SAMPLES / "coffee.jpg"
 SIZES = [(500, 375), (2000, 1500)]
 OURS, CPU = "vitnp", "vitnp on the CPU"
 CPU_RUNS = 3
-# By what, the largest difference from the CPU's: of maps in 0..1, of resizing in levels of 255.
+# Largest difference from the CPU: of maps in 0..1, of resizing in 8-bit levels.
 TOLERANCE = {"solver": 1e-5, "crf": 1e-3, "guided": 1e-5, "resize": 0}
 
 
 def run(report: Report, options: argparse.Namespace) -> None:
-    """Each refinement of a map of patches, at a usual and a large size; the host's work counts, since there is much of it."""
+    """Check and measure each refinement at a usual and a large size; the time includes the work of the host."""
     from PIL import Image
 
     cupy = require_cupy()
@@ -43,7 +44,7 @@ def run(report: Report, options: argparse.Namespace) -> None:
             expected = here[what]()
             found = cupy.asnumpy(there[what]())
             apart = float(np.abs(found.astype(np.float64) - expected).max())
-            report.near(label, apart, most, lambda: mismatch(found, expected, most))
+            report.near(label, apart, most, functools.partial(mismatch, found, expected, most))
             timings, missing = timer.medians({OURS: there[what]}, min(1.0, report.left / 8), primed=False)
             timings[CPU] = _clocked(here[what])
             for name, timing in timings.items():
@@ -54,7 +55,7 @@ def run(report: Report, options: argparse.Namespace) -> None:
 
 
 def calls(rgb: object) -> dict[str, Callable[[], object]]:
-    """The refinements of a map over this photograph, wherever that is; the map is of patches, enlarged."""
+    """Return the refinements of an enlarged random map for a photograph, on the photograph's device."""
     from vitnp import kernels
     from vitnp.io import resample
     from vitnp.io.resample import bilinear
@@ -74,7 +75,7 @@ def calls(rgb: object) -> dict[str, Callable[[], object]]:
 
 
 def _clocked(call: Callable[[], object]) -> Timing:
-    """On the CPU, warm, by the host's clock."""
+    """Measure a warm call on the CPU by the clock of the host."""
     found = []
     for _ in range(CPU_RUNS):
         began = time.perf_counter()

@@ -1,4 +1,4 @@
-"""What a step has found, a line of JSON each as it comes: a step that is stopped half-way has still reported the first half."""
+"""Records of a step, one line of JSON each, written at once: a step that is stopped has reported what it has done."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ class Report:
     Parameters
     ----------
     path : path
-        Grows by a line for each record.
+        File to which each record is appended.
     seconds : float
-        What the step has.
+        Time limit of the step.
     step : str
-        Its name.
+        Name of the step.
     """
 
     def __init__(self, path: str | Path, seconds: float, step: str):
@@ -30,38 +30,38 @@ class Report:
 
     @property
     def left(self) -> float:
-        """Seconds that the step still has."""
+        """Return the seconds that the step has left."""
         return self._until - time.monotonic()
 
     def check(self, name: str, passed: bool, detail: str = "") -> bool:
-        """Something that has to be right, and whether it is."""
+        """Record a check and whether it passed; return the latter."""
         self._write("check", name=name, passed=bool(passed), detail=detail)
         return bool(passed)
 
     def near(self, name: str, found: float, most: float, where: Callable[[], str] | None = None) -> bool:
-        """A difference that has to be small; NaN isn't. `where` says which numbers differ, and is asked only if some do."""
+        """Record a check that a difference is at most `most`; `where` describes the differences, if it fails."""
         right = found <= most
         places = f"; {where()}" if where and not right else ""
         return self.check(name, right, f"{found:.3g}, at most {most:g}{places}")
 
     def time(self, case: dict[str, object], contender: str, timing: Timing, **facts: object) -> None:
-        """A contender's time for a case; figures of what it amounts to go with it."""
+        """Record a contender's time for a case, with derived numbers such as the rate."""
         self._write("time", case=case, contender=contender, seconds=timing.seconds, **timing.facts, **facts)
 
     def missing(self, case: dict[str, object], contender: str, why: str) -> None:
-        """A contender that took no part."""
+        """Record why a contender was not measured."""
         self._write("missing", case=case, contender=contender, why=why)
 
     def kernel(self, name: str, **facts: object) -> None:
-        """What one of the kernels takes: registers, shared memory, launches, seconds."""
+        """Record the resources of a kernel: registers, shared memory, launches, seconds."""
         self._write("kernel", name=name, **facts)
 
     def skip(self, name: str, why: str) -> None:
-        """Something that wasn't done, and why."""
+        """Record something that was not done, and why."""
         self._write("skipped", name=name, why=why)
 
     def has_time(self, name: str, seconds: float) -> bool:
-        """Whether there is so much time left; if not, that's on record."""
+        """Return whether enough time is left; record a skip if not."""
         if self.left >= seconds:
             return True
         self.skip(name, "out of time")
@@ -74,7 +74,7 @@ class Report:
 
 
 def read(path: str | Path) -> list[dict[str, object]]:
-    """The records of a step, as far as it came."""
+    """Read the records of a step, up to an incomplete last line."""
     path = Path(path)
     if not path.is_file():
         return []
@@ -88,6 +88,6 @@ def read(path: str | Path) -> list[dict[str, object]]:
 
 
 def _plain(value: object) -> object:
-    """Numbers of NumPy and CuPy as Python's."""
+    """Convert numbers of NumPy and CuPy to Python's; NaN becomes None."""
     number = value.item() if hasattr(value, "item") else str(value)
     return None if isinstance(number, float) and math.isnan(number) else number

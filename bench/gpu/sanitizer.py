@@ -1,8 +1,8 @@
-"""compute-sanitizer's tools over every kernel of ours: accesses out of bounds, races, reads of what nobody has written.
+"""Run the tools of compute-sanitizer on all kernels: accesses out of bounds, races, reads of uninitialized memory.
 
-What they find in kernels of CuPy, CUB and cuBLAS isn't ours to mend, and some of it is known to be none: it's counted, and
-judged by nobody. memcheck and racecheck look at our kernels alone. initcheck has to see the others' writes too, or it would
-take what they have written for unwritten.
+Findings in kernels of CuPy, CUB and cuBLAS, some of which are known false positives, are counted but do not fail the
+check. memcheck and racecheck are limited to our kernels. initcheck has to see the writes of other kernels too, or it
+would report their results as uninitialized.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ TOOLS = {
 }
 FILTERED = ("memcheck", "racecheck")
 MOST_PRINTED = 2000
-# What bench.gpu.small says when it has come to its end.
+# Last output of bench.gpu.small.
 COMPLETE = "every kernel ran"
-# What a sanitizer says of a device that it can't look into.
+# Messages of a sanitizer that does not support the device.
 UNABLE = re.compile(
     r"[Dd]evice not supported|Unable to|insufficient permission|Internal Sanitizer Error|error 999|not permitted"
 )
-# What it says of an option that it doesn't know.
+# Its message about an option that it does not know.
 UNKNOWN = re.compile(r"(?i)option[^\n]*kernel-name|kernel-name[^\n]*option")
 _HEAD = re.compile(
     r"^=+ (?:Error: |WARN(?:ING)?: )?((?:Invalid|Race|Potential|Hazard|Uninitialized|Misaligned|Barrier)\b.*)"
 )
-# Where a finding is: "at name(arguments)+0x10 in file.cu:3", "at 0x10 in file.cu:3:name(arguments)".
+# Location of a finding: "at name(arguments)+0x10 in file.cu:3", "at 0x10 in file.cu:3:name(arguments)".
 _PLACE = re.compile(r"(?:\bat |Device Frame:)(.*)")
 _ELSEWHERE = re.compile(r"Host Frame|backtrace|allocation")
 _KERNEL = re.compile(r'extern "C" __global__ void\s+(?:\w+(?:\((?:[^()]|\([^()]*\))*\))?\s+)?(\w+)\s*\(')
@@ -56,18 +56,18 @@ def racecheck(report: Report, options: argparse.Namespace) -> None:
 
 
 def initcheck(report: Report, options: argparse.Namespace) -> None:
-    """Look for reads of device memory that nobody has written."""
+    """Look for reads of uninitialized device memory."""
     _sanitize(report, "initcheck")
 
 
 def kernel_names() -> list[str]:
-    """Names of all our kernels, as the machine code has them."""
+    """Return the names of all our kernels."""
     texts = [path.read_text(encoding="utf-8") for path in sorted(KERNELS.glob("*.cu*"))]
     return sorted({name for text in texts for name in _KERNEL.findall(text)})
 
 
 def command(program: str, tool: str, *, filtered: bool = True) -> list[str]:
-    """Say how a tool is called; with `filtered` memcheck and racecheck look at our kernels alone."""
+    """Return the command of a tool; with `filtered`, memcheck and racecheck are limited to our kernels."""
     filtered = filtered and tool in FILTERED
     filters = [part for name in kernel_names() for part in ("--kernel-name", f"kne={name}")] if filtered else []
     line = [program, *TOOLS[tool], *filters, "--error-exitcode", str(FOUND), "--print-limit", str(MOST_PRINTED)]
@@ -79,14 +79,14 @@ def _sanitize(report: Report, tool: str) -> None:
     if program is None:
         report.skip(f"{SANITIZER} {tool}", f"{SANITIZER} isn't installed")
         return
-    status, text = _heard(command(program, tool), report.left - 3)
-    if COMPLETE not in text and UNKNOWN.search(text):  # an older one; findings are judged by kernel all the same
-        status, text = _heard(command(program, tool, filtered=False), report.left - 3)
+    status, text = _run(command(program, tool), report.left - 3)
+    if COMPLETE not in text and UNKNOWN.search(text):  # an older version; findings are still separated by kernel
+        status, text = _run(command(program, tool, filtered=False), report.left - 3)
     judge(report, tool, status, text)
 
 
-def _heard(line: list[str], seconds: float) -> tuple[int | None, str]:
-    """A program's exit status, None where it was stopped, and what it printed, the end of which goes to the log too."""
+def _run(line: list[str], seconds: float) -> tuple[int | None, str]:
+    """Run a program; return its exit status, None if it was stopped, and its output. The end of it is logged too."""
     with tempfile.TemporaryFile() as file:
         status = processes.run(line, seconds, file)
         file.seek(0)
@@ -96,9 +96,9 @@ def _heard(line: list[str], seconds: float) -> tuple[int | None, str]:
 
 
 def findings(text: str) -> tuple[list[str], int]:
-    """What a tool has found in our kernels, a sentence each, and how many in others.
+    """Return the findings in our kernels, one line each, and the number of findings in others.
 
-    A finding without a place counts as ours: it may be.
+    A finding without a location counts as ours.
     """
     known, files = set(kernel_names()), {path.name for path in KERNELS.glob("*.cu*")}
     mine, others = [], 0
@@ -114,7 +114,7 @@ def findings(text: str) -> tuple[list[str], int]:
 
 
 def _blocks(text: str) -> list[list[str]]:
-    """The lines of each finding."""
+    """Split the output of a tool into the lines of each finding."""
     blocks: list[list[str]] = []
     inside = False
     for line in text.splitlines():
@@ -129,16 +129,16 @@ def _blocks(text: str) -> list[list[str]]:
 
 
 def judge(report: Report, tool: str, status: int | None, text: str) -> None:
-    """Report whether a tool found nothing in our kernels, found something, or couldn't look.
+    """Report whether a tool found nothing in our kernels, found something, or could not run.
 
     Parameters
     ----------
     report : Report
     tool : {"memcheck", "racecheck", "initcheck"}
     status : int or None
-        Its exit status; None if it was stopped.
+        Exit status of the tool; None if it was stopped.
     text : str
-        What it printed.
+        Output of the tool.
     """
     name = f"{SANITIZER} {tool}"
     mine, others = findings(text)
@@ -159,7 +159,7 @@ def judge(report: Report, tool: str, status: int | None, text: str) -> None:
 
 
 def find_sanitizer() -> str | None:
-    """compute-sanitizer on the PATH, or where CUDA's toolkit puts it."""
+    """Find compute-sanitizer on the PATH or in the CUDA toolkit; return None if it is not installed."""
     found = shutil.which(SANITIZER)
     homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"]
     places = [Path(home) / part / SANITIZER for home in homes if home for part in ("bin", "compute-sanitizer")]

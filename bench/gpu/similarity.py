@@ -1,4 +1,4 @@
-"""Cosine similarity of rows: the whole matrix, and the most similar ones without it."""
+"""Measure cosine similarity of rows: the whole matrix, and the most similar rows without it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from bench.gpu.measure import Timer, free, gather
 from bench.gpu.report import Report
 
 WIDTH = 384
-# Rows, others, how many of the most similar (0: the whole matrix), type.
+# Rows, other rows, number of most similar rows (0: the whole matrix), dtype.
 CASES = [
     (100_000, 1_000, 0, "fp16"),
     (100_000, 1_000, 0, "fp32"),
@@ -28,7 +28,7 @@ OURS, CUPY, TORCH = "vitnp", "cupy", "torch"
 
 
 def run(report: Report, options: argparse.Namespace) -> None:
-    """Each form against a product of normalized rows, followed by what finds the largest."""
+    """Check and measure each form, compared with a product of normalized rows and a search for the largest."""
     cupy = require_cupy()
     from vitnp.kernels.cuda import dispatch
 
@@ -51,7 +51,7 @@ def run(report: Report, options: argparse.Namespace) -> None:
             CUPY: lambda x=x, y=y, count=count: cupy_call(cupy, x, y, count),
             TORCH: lambda x=x, y=y, count=count: torch_call(x, y, count),
         }
-        # CuPy sorts whole rows to find the first ten: nobody would take that route.
+        # CuPy would sort whole rows to find the first ten, which is not a useful comparison.
         calls, missing = gather(builders if count <= 1 else {name: builders[name] for name in (OURS, TORCH)})
         timings, failed = timer.medians(calls, min(2.0, report.left / 8))
         for name, timing in timings.items():
@@ -63,7 +63,7 @@ def run(report: Report, options: argparse.Namespace) -> None:
 
 
 def cupy_call(cupy: ModuleType, x: object, y: object, count: int) -> Callable[[], object]:
-    """What one writes in CuPy."""
+    """Return the computation in CuPy."""
 
     def unit(rows: object) -> object:
         return rows / cupy.sqrt((rows.astype(np.float32) ** 2).sum(axis=1, keepdims=True)).astype(rows.dtype)
@@ -76,7 +76,7 @@ def cupy_call(cupy: ModuleType, x: object, y: object, count: int) -> Callable[[]
 
 
 def torch_call(x: object, y: object, count: int) -> Callable[[], object]:
-    """The same in torch."""
+    """Return the computation in torch."""
     import torch
     from torch.nn.functional import normalize
 
@@ -91,7 +91,7 @@ def torch_call(x: object, y: object, count: int) -> Callable[[], object]:
 
 
 def _check(report: Report, cupy: ModuleType, label: str, x, y, count: int, found) -> None:
-    """Some rows against float64; of the most similar the values, and that the indices have them."""
+    """Check some rows against float64: the values, and that the indices belong to the values."""
     places = np.unique(np.linspace(0, len(x) - 1, 65).astype(np.int64))
     one, other = (cupy.asnumpy(rows).astype(np.float64) for rows in (x[cupy.asarray(places)], y))
     one, other = (rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (one, other))

@@ -1,4 +1,4 @@
-"""Launches every kernel once or twice on small ragged sizes, each array in an allocation of its own: for compute-sanitizer.
+"""Launch every kernel on small irregular sizes, with a separate allocation per array, for compute-sanitizer.
 
 ``python -m bench.gpu.small``
 """
@@ -12,16 +12,15 @@ from types import ModuleType
 import numpy as np
 from vitnp.kernels.cuda.loader import require_cupy
 
-# Rows, clusters, width. Tensor cores for widths that fit them, plain multiply-adds for others; each number of columns has its
-# own tile.
+# Rows, clusters, width: widths with and without tensor cores, and all sizes of tiles.
 SHAPES = ((331, 8, 64), (150, 27, 384), (133, 70, 64), (77, 256, 64), (70, 9, 51))
 WIDTHS = (34, 384)
 
 
 def main() -> int:
-    """Everything, without a look at the results: the tests do that."""
+    """Launch all kernels without checking results, which the tests do."""
     cupy = require_cupy()
-    # Out of bounds of an array is then out of bounds of the device's memory too.
+    # Without a memory pool, an access out of bounds of an array is out of bounds of its allocation too.
     cupy.cuda.set_allocator(None)
     launch(cupy)
     cupy.cuda.Device().synchronize()
@@ -30,7 +29,7 @@ def main() -> int:
 
 
 def launch(cupy: ModuleType) -> None:
-    """All kernels."""
+    """Launch all kernels."""
     for dtype in (np.float32, np.float16):
         _rows(cupy, dtype)
         _layers(cupy, dtype)
@@ -40,7 +39,7 @@ def launch(cupy: ModuleType) -> None:
 
 
 def random(cupy: ModuleType, seed: int, *shape: int, dtype: type = np.float32) -> object:
-    """Normal numbers on the device."""
+    """Return normally distributed numbers on the device."""
     return cupy.asarray(np.random.default_rng(seed).standard_normal(shape).astype(dtype))
 
 
@@ -69,7 +68,7 @@ def _layers(cupy: ModuleType, dtype: type) -> None:
         dispatch.layernorm(x, weight, bias, 1e-6)
         dispatch.gelu(x)
         dispatch.swiglu(x)
-        # What follows a linear layer, without its product: that is cuBLAS's, and takes a sanitizer long.
+        # The epilogue without the product, which is cuBLAS's and slow under a sanitizer.
         transformer.epilogue(x, bias, True, scale, residual, None)
     for heads, size, rows, tokens in ((2, 64, 130, 201), (2, 24, 6, 70)):
         query = random(cupy, 11, 2, rows, heads * size, dtype=dtype)

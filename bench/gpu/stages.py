@@ -1,4 +1,4 @@
-"""Seconds of one photograph from its file to its mask, by stage, on the GPU and on the CPU; and each kernel's share of them."""
+"""Measure the stages from one photograph's file to its mask, on the GPU and on the CPU, and each kernel's share."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The steps of ``python -m bench gpu``, each in a process of its own: one that crashes takes nobody with it.
+"""The steps of ``python -m bench gpu``, each in a separate process, so that a crash does not affect other steps.
 
 ``python -m bench.gpu.steps NAME --records FILE --seconds S`` runs one.
 """
@@ -17,19 +17,19 @@ from bench.gpu.report import Report
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """A part of the work.
+    """One step of the benchmark.
 
     Attributes
     ----------
     name : str
     function : str
-        ``module:function`` in this package; it gets the report and the options.
+        ``module:function`` in this package, called with the report and the options.
     seconds : float
-        The most it may take.
+        Time limit.
     timing : bool
-        Whether it measures, and so has the GPU to itself. The others run side by side before.
+        True for measurements, which run alone on the GPU. Other steps run in parallel before them.
     extra : bool
-        Whether it's left out unless it's asked for.
+        True if the step runs only on request.
     """
 
     name: str
@@ -40,7 +40,7 @@ class Step:
 
 
 FIRST = Step("device", "programs:device", 90, timing=False)
-# The most valuable first: whoever is stopped half-way has the better half.
+# The most important steps come first, in case the run is stopped.
 STEPS = (
     Step("keys", "agreement:keys", 100, timing=False),
     Step("tests", "programs:tests", 120, timing=False),
@@ -64,15 +64,15 @@ STEPS = (
 
 def main(argv: list[str] | None = None) -> int:
     """Run one step."""
-    # As an exception, so that the programs it has started are ended on the way out.
+    # As an exception, so that the programs that it has started are ended.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    made = argparse.ArgumentParser(prog="python -m bench.gpu.steps", description=__doc__)
-    made.add_argument("name", choices=[step.name for step in (FIRST, *STEPS)])
-    made.add_argument("--records", type=Path, required=True)
-    made.add_argument("--seconds", type=float, required=True)
-    made.add_argument("--photographs", type=Path)
-    made.add_argument("--quick", action="store_true")
-    args = made.parse_args(argv)
+    parser = argparse.ArgumentParser(prog="python -m bench.gpu.steps", description=__doc__)
+    parser.add_argument("name", choices=[step.name for step in (FIRST, *STEPS)])
+    parser.add_argument("--records", type=Path, required=True)
+    parser.add_argument("--seconds", type=float, required=True)
+    parser.add_argument("--photographs", type=Path)
+    parser.add_argument("--quick", action="store_true")
+    args = parser.parse_args(argv)
     (step,) = (step for step in (FIRST, *STEPS) if step.name == args.name)
     module, function = step.function.split(":")
     report = Report(args.records, args.seconds, args.name)

@@ -21,12 +21,12 @@ TITLES = {
     "refinement": "refinement of one map",
     "folder": "files to masks",
 }
-# Kernels that a table names, of each photograph.
+# Number of kernels in the table of each photograph.
 MOST_KERNELS = 12
 
 
 def text(machine: Mapping[str, object], records: Sequence[Record]) -> str:
-    """Everything: device, ceilings, times, checks, bars.
+    """Return the whole table: device, ceilings, times, checks, targets.
 
     Parameters
     ----------
@@ -45,7 +45,7 @@ def text(machine: Mapping[str, object], records: Sequence[Record]) -> str:
 
 
 def wrong(records: Sequence[Record]) -> list[str]:
-    """Names of checks that failed and of steps that crashed, with what is known of them."""
+    """Return the names of failed checks and crashed steps, with details."""
     failed = [record for record in records if record["kind"] == "check" and not record["passed"]]
     return [f"{record['name']}" + (f" ({record['detail']})" if record["detail"] else "") for record in failed]
 
@@ -66,7 +66,7 @@ def _ceilings(records: Sequence[Record]) -> str:
 
 
 def _times(step: str, title: str, records: Sequence[Record]) -> str:
-    """A line a case: ours, what it amounts to, and how many times as long the others take."""
+    """Return a table with one line per case: our time, the rate, and the relative times of the others."""
     mine = [record for record in records if record["step"] == step and record["kind"] in ("time", "missing")]
     if not mine:
         return ""
@@ -125,7 +125,7 @@ def _amount(step: str, ours: Record, copy: float | None) -> str:
 
 
 def _kernels(records: Sequence[Record]) -> str:
-    """The longest of each photograph's kernels, and all those that keep something in local memory."""
+    """Return a table of the longest kernels for each photograph, and of all kernels that use local memory."""
     mine = [record for record in records if record["kind"] == "kernel"]
     lines = []
     for within, group in itertools.groupby(mine, key=lambda record: record["within"]):
@@ -151,7 +151,7 @@ def _checks(records: Sequence[Record]) -> str:
     return "\n".join(lines)
 
 
-# Steps whose checks are few and each worth a line.
+# Steps with few checks, which are all listed.
 _NAMED = ("tests", "memcheck", "racecheck", "initcheck", "keys", "masks")
 
 

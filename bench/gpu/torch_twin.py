@@ -1,4 +1,4 @@
-"""The same vision transformer in torch on the device, in half precision, as one writes it with its fused attention."""
+"""The same vision transformer in torch, in half precision, with torch's fused attention."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ def forward(
     device: str = "cuda",
     dtype: str = "float16",
 ) -> Callable[[object], object]:
-    """A function of images (B, 3, height, width), a torch tensor on the device.
+    """Return a function of images (B, 3, height, width), a torch tensor on the device.
 
     Parameters
     ----------
     config : ViTConfig
-        Without registers, gates or LayerScale; images have the grid of its position embeddings.
+        Without registers, gates or LayerScale; images have the grid of the position embeddings.
     weights : mapping of str to array
-        Under DINO's names.
+        With DINO's names.
     want : {"token", "key"}
-        All patches after the final norm, (B, N, D); or their keys in the last block, and nothing that isn't needed for them.
+        Output: all patches after the final norm, (B, N, D), or their keys in the last block.
     device, dtype : str
 
     Returns
     -------
     callable
-        Plain torch operations, so that ``torch.compile`` takes it too.
+        Consists of plain torch operations, so that it can be compiled by ``torch.compile``.
     """
     import torch
     from torch.nn import functional as F
@@ -43,7 +43,7 @@ def forward(
         for name, weight in weights.items()
     }
     width, heads, last = config.width, config.heads, config.depth - 1
-    # A third of the fused projection, by itself.
+    # The third of the fused projection that computes keys.
     key_weight, key_bias = (
         w[f"blocks.{last}.attn.qkv.{part}"][width : 2 * width].contiguous() for part in ("weight", "bias")
     )

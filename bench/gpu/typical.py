@@ -1,4 +1,4 @@
-"""Launches the two kernels that everything waits for, at the sizes that they're measured at: for a profiler.
+"""Launch the two most expensive kernels at the sizes of the benchmark, for a profiler.
 
 ``python -m bench.gpu.typical``
 """
@@ -17,7 +17,7 @@ IMAGES, TOKENS = 16, 3601
 
 
 def main() -> int:
-    """Launch attention_half once, kmeans_step for each type and number of clusters; nobody looks at what comes out."""
+    """Launch attention_half once, and kmeans_step for each dtype and number of clusters; ignore the results."""
     from vitnp.kernels.cuda import dispatch
 
     cupy = require_cupy()

@@ -1,13 +1,15 @@
-"""Activations that stand alone: GELU's own form is in the epilogue of the linear layer before it."""
+"""Activations as separate operations. GELU after a linear layer is part of that layer's epilogue instead."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
+from llvmlite import ir
 from numba import types
-from numba.extending import intrinsic
 from vitnp.kernels import reference
-from vitnp.kernels.cpu.codegen.gil import lay_down, take_up
-from vitnp.kernels.cpu.codegen.jit import IN, OUT, kernel
+from vitnp.kernels.cpu.codegen.gil import enter_kernel, leave_kernel
+from vitnp.kernels.cpu.codegen.jit import IN, OUT, intrinsic, kernel
 from vitnp.kernels.cpu.codegen.simd import LANES, Vectors
 
 
@@ -27,8 +29,8 @@ def swiglu(x: np.ndarray) -> np.ndarray:
     return out
 
 
-def _elementwise(arguments: int, compute):
-    """``f(a[, b], out)`` on one vector at each address."""
+def _elementwise(arguments: int, compute: Callable[..., ir.Value]) -> Callable:
+    """Generate ``f(a[, b], out)``, which applies `compute` to the vectors at the addresses a and b."""
 
     def generate(context, builder, signature, addresses):
         v = Vectors(builder)
@@ -47,8 +49,8 @@ _swiglu_vector = _elementwise(2, lambda v, gate, value: v.builder.fmul(v.sigmoid
 
 @kernel(IN(1), OUT(1))
 def _gelu(x, out):
-    """X Phi(x); numbers side by side."""
-    lay_down()
+    """Compute ``x Phi(x)`` of contiguous numbers."""
+    enter_kernel()
     whole = len(x) // LANES * LANES
     for i in range(0, whole, LANES):
         _gelu_vector(x[i:].ctypes.data, out[i:].ctypes.data)
@@ -57,13 +59,13 @@ def _gelu(x, out):
         rest[: len(x) - whole] = x[whole:]
         _gelu_vector(rest.ctypes.data, rest.ctypes.data)
         out[whole:] = rest[: len(x) - whole]
-    take_up()
+    leave_kernel()
 
 
 @kernel(IN(2), OUT(2))
 def _swiglu(x, out):
-    """silu(a) b of the halves of each row; numbers of a row side by side."""
-    lay_down()
+    """Compute ``silu(a) b`` of the halves of each row; rows are contiguous."""
+    enter_kernel()
     width = out.shape[1]
     whole = width // LANES * LANES
     gate, value = np.zeros(LANES, np.float32), np.zeros(LANES, np.float32)
@@ -75,4 +77,4 @@ def _swiglu(x, out):
             value[: width - whole] = x[i, width + whole :]
             _swiglu_vector(gate.ctypes.data, value.ctypes.data, gate.ctypes.data)
             out[i, whole:] = gate[: width - whole]
-    take_up()
+    leave_kernel()

@@ -1,23 +1,23 @@
-"""Attention by online softmax: rows of queries against stretches of keys, never the whole matrix of scores.
+"""Attention by online softmax: groups of queries against chunks of keys, without storing the whole matrix of scores.
 
-For a group of GROUP queries and a stretch of up to 240 keys: scores by the micro-kernel of all products, their row maxima, 2^(score - maximum)
-and row sums, and the weighted values added up by the micro-kernel again. When a later stretch brings a larger maximum, what was
-gathered so far is scaled down (Milakov and Gimelshein 2018; Dao et al. 2022, algorithm 1). Scores of a group (23 KB) and a
-panel of keys (12 KB with AVX-512) stay in the first cache.
+For each group of GROUP queries and each chunk of up to 240 keys, the micro-kernel of matrix products computes the
+scores. Then follow their row maxima, 2^(score - maximum), row sums, and the products with the values, by the
+micro-kernel again. If a later chunk contains a larger maximum, the sums so far are scaled down (Milakov and Gimelshein
+2018; Dao et al. 2022, algorithm 1). The scores of a group (23 KB) and a panel of keys (12 KB with AVX-512) stay in the
+L1 cache.
 
-Keys are kept transposed, in panels of PANEL columns, and values a head at a time, so that both are read in one piece.
+Keys are stored transposed, in panels of PANEL columns, and values per head, so that both are read contiguously.
 """
 
 from __future__ import annotations
 
 import numpy as np
 from numba import types
+from numpy.typing import DTypeLike
 from vitnp.kernels import reference
-from vitnp.kernels.cpu.codegen.gil import lay_down, take_up
+from vitnp.kernels.cpu.codegen.gil import enter_kernel, leave_kernel
 from vitnp.kernels.cpu.codegen.jit import IN, OUT, kernel
-from vitnp.kernels.cpu.codegen.simd import (
-    LANES,
-    LOG2_E,
+from vitnp.kernels.cpu.codegen.microkernels import (
     PANEL,
     TILE_ROWS,
     TILE_VECTORS,
@@ -29,17 +29,18 @@ from vitnp.kernels.cpu.codegen.simd import (
     row_to_pairs,
     transpose_tile,
 )
-from vitnp.kernels.cpu.codegen.workspace import scratch
+from vitnp.kernels.cpu.codegen.simd import LANES, LOG2_E
+from vitnp.kernels.cpu.codegen.workspace import workspace
 
-# Tiles of the second product are as wide as a head of 64, or a fourth or an eighth of it on narrower machines.
+# Tiles of the second product are as wide as a head of 64, or with narrower vectors a quarter or an eighth of it.
 VALUE_ROWS, VALUE_VECTORS = (6, 4) if LANES == 16 else (4, 2)
 VALUE_PANEL = VALUE_VECTORS * LANES
 GROUP = 96  # a multiple of the rows of both tiles
-STRETCH_PANELS = 240 // PANEL  # at most
-STRETCH = STRETCH_PANELS * PANEL
-LINE = 64  # bytes of memory that travel together
+CHUNK_PANELS = 240 // PANEL  # panels of a chunk of keys, at most
+CHUNK = CHUNK_PANELS * PANEL
+CACHE_LINE = 64  # bytes
 MASKED = np.float32(-1e30)
-LARGE = np.float32(2**20)  # what row_exponentials can take
+MAX_BASE = np.float32(2**20)  # the largest base of row_exponentials
 
 _scores_tile = product_tile(TILE_ROWS, TILE_VECTORS)
 _values_tile = product_tile(VALUE_ROWS, VALUE_VECTORS, cache=2)
@@ -48,7 +49,7 @@ _values_tile_of_pairs = product_tile(VALUE_ROWS, VALUE_VECTORS, pairs=True, cach
 
 
 class KVCache:
-    # The docstring is the reference's.
+    # Documented in the reference.
 
     def __init__(
         self,
@@ -56,18 +57,20 @@ class KVCache:
         tokens: int,
         width: int,
         heads: int,
-        dtype: type = np.float32,
+        dtype: DTypeLike = np.float32,
         *,
         slot: int = 0,
         precision: str = "fp32",
     ):
         self.heads, self.size, self.tokens, self.pairs = heads, width // heads, tokens, precision == "bf16"
         panels, padded = -(-tokens // PANEL), -(-self.size // VALUE_PANEL) * VALUE_PANEL
-        # Two bfloat16 numbers take the place of one float32: neighbors along the head in keys, along the tokens in values.
+        # With bfloat16, each float32 element holds two numbers: consecutive features in keys, consecutive tokens in
+        # values.
         depth, length = (-(-self.size // 2), -(-tokens // 2)) if self.pairs else (self.size, tokens)
-        self.keys = scratch(f"keys {slot}", images, heads, panels, depth, PANEL)
-        self.values = scratch(f"values {slot}", images, heads, length, padded)
-        # What lies beyond the last token, or the last number of a head, is multiplied too. It must be a number.
+        self.keys = workspace(f"keys {slot}", images, heads, panels, depth, PANEL)
+        self.values = workspace(f"values {slot}", images, heads, length, padded)
+        # The padding behind the last token, and behind the last feature of a head, is multiplied too: it must not be
+        # NaN.
         self.keys[:, :, -1] = 0
         self.values[:, :, -1] = 0
         self.values[..., self.size :] = 0
@@ -78,76 +81,78 @@ class KVCache:
         for image, (k, v) in enumerate(zip(key, value), images.start):
             keys, values = self.keys[image], self.values[image]
             if self.pairs:
-                _put_pairs(k, v, keys.view(np.uint16), values.view(np.uint16), self.size, start)
+                _write_pairs(k, v, keys.view(np.uint16), values.view(np.uint16), self.size, start)
             else:
-                _put(k, v, keys, values, start)
+                _write(k, v, keys, values, start)
 
     def attend(self, query: np.ndarray, images: slice, out: np.ndarray | None = None) -> np.ndarray:
         out = np.empty(query.shape, np.float32) if out is None else out
-        scores = scratch("scores", GROUP + TILE_ROWS, STRETCH)
-        gathered = scratch("gathered", GROUP + VALUE_ROWS, self.values.shape[-1])
-        queries = scratch("queries", GROUP, -(-self.size // (2 * LANES)) * 2 * LANES)
-        state = scratch("softmax state", 2, GROUP)
+        scores = workspace("scores", GROUP + TILE_ROWS, CHUNK)
+        sums = workspace("attention sums", GROUP + VALUE_ROWS, self.values.shape[-1])
+        queries = workspace("queries", GROUP, -(-self.size // (2 * LANES)) * 2 * LANES)
+        state = workspace("softmax state", 2, GROUP)
         for image, (q, o) in enumerate(zip(query, out), images.start):
-            _attend(
-                q, self.keys[image], self.values[image], o, self.tokens, self.pairs, queries, scores, gathered, state
-            )
+            _attend(q, self.keys[image], self.values[image], o, self.tokens, self.pairs, queries, scores, sums, state)
         return out
 
 
 def attention(query: np.ndarray, key: np.ndarray, value: np.ndarray, heads: int) -> np.ndarray:
     if query.dtype != np.float32:
         return reference.attention(query, key, value, heads)
-    everything = slice(0, len(key))
-    held = KVCache(*key.shape, heads, slot=2)
-    held.write(everything, 0, key, value)
-    return held.attend(query, everything)
+    images, tokens, width = key.shape
+    all_images = slice(0, images)
+    cache = KVCache(images, tokens, width, heads, slot=2)
+    cache.write(all_images, 0, key, value)
+    return cache.attend(query, all_images)
 
 
 @kernel(IN(2), IN(2), OUT(4, layout="C"), OUT(3, layout="C"), types.int64)
-def _put(key, value, keys, values, start):
-    """Rows of keys and values to their places.
+def _write(key, value, keys, values, start):
+    """Copy rows of keys and values into the cache.
 
     Parameters
     ----------
     key, value : (n, D) float32, IN
-        Numbers of a row side by side.
+        Rows are contiguous.
     keys : (H, panels, D/H, PANEL) float32, OUT
     values : (H, N, padded D/H) float32, OUT
     start : int
-        Place of the first row among the N.
+        Token of the first row.
     """
-    lay_down()
+    enter_kernel()
     heads, size = keys.shape[0], keys.shape[2]
     evenly = size // LANES * LANES
     for head in range(heads):
         column = head * size
         for i in range(len(value)):
-            into = values[head, start + i]
-            row_times(value[i, column:].ctypes.data, into.ctypes.data, evenly, np.float32(1))
+            target_row = values[head, start + i]
+            row_times(value[i, column:].ctypes.data, target_row.ctypes.data, evenly, np.float32(1))
             for d in range(evenly, size):
-                into[d] = value[i, column + d]
+                target_row[d] = value[i, column + d]
         i = 0
         while i < len(key):
-            panel, place = divmod(start + i, PANEL)
-            count = min(PANEL - place, len(key) - i)
+            panel, offset = divmod(start + i, PANEL)
+            count = min(PANEL - offset, len(key) - i)
             done = 0
             while done + LANES <= count:
                 for d in range(0, evenly, LANES):
-                    source, target = key[i + done, column + d :], keys[head, panel, d, place + done :]
+                    source, target = key[i + done, column + d :], keys[head, panel, d, offset + done :]
                     transpose_tile(source.ctypes.data, key.strides[0] // 4, target.ctypes.data, PANEL)
                 done += LANES
             for j in range(count):
                 for d in range(evenly if j < done else 0, size):
-                    keys[head, panel, d, place + j] = key[i + j, column + d]
+                    keys[head, panel, d, offset + j] = key[i + j, column + d]
             i += count
-    take_up()
+    leave_kernel()
 
 
 @kernel(IN(2), IN(2), OUT(4, types.uint16), OUT(3, types.uint16), types.int64, types.int64)
-def _put_pairs(key, value, keys, values, size, start):
-    """As _put, in bfloat16: keys (H, panels, ceil(D/H / 2), 2 PANEL) and values (H, ceil(N / 2), 2 padded D/H) uint16, OUT."""
-    lay_down()
+def _write_pairs(key, value, keys, values, size, start):
+    """Copy rows of keys and values into a cache of bfloat16 numbers, as :func:`_write`.
+
+    Keys are (H, panels, ceil(D/H / 2), 2 PANEL) and values (H, ceil(N / 2), 2 padded D/H), uint16.
+    """
+    enter_kernel()
     for head in range(keys.shape[0]):
         column = head * size
         for i in range(len(value)):
@@ -155,40 +160,46 @@ def _put_pairs(key, value, keys, values, size, start):
             for d in range(size):
                 values[head, half, 2 * d + odd] = as_bfloat(value[i, column + d])
         for i in range(len(key)):
-            panel, place = divmod(start + i, PANEL)
+            panel, offset = divmod(start + i, PANEL)
             for d in range(size):
-                keys[head, panel, d // 2, 2 * place + d % 2] = as_bfloat(key[i, column + d])
-    take_up()
+                keys[head, panel, d // 2, 2 * offset + d % 2] = as_bfloat(key[i, column + d])
+    leave_kernel()
 
 
 @kernel(
     IN(2), IN(4), IN(3), OUT(2), types.int64, types.boolean,
     *[OUT(2, layout="C")] * 4,
 )  # fmt: skip
-def _attend(query, keys, values, out, tokens, pairs, queries, scores, gathered, state):
-    """Rows of `out` from rows of `query`, all heads of one image.
+def _attend(query, keys, values, out, tokens, pairs, queries, scores, sums, state):
+    """Compute the attention of all queries and heads of one image.
 
     Parameters
     ----------
     query : (M, D) float32, IN
-        Numbers of a row side by side, as in `out`.
+        Rows are contiguous, as in `out`.
     keys : (H, panels, D/H, PANEL) float32, IN
     values : (H, N, padded D/H) float32, IN
     out : (M, D) float32, OUT
     tokens : int
         N.
     pairs : bool
-        Whether keys and values hold pairs of bfloat16 numbers.
-    queries : (GROUP, D/H or more), scores : (GROUP + TILE_ROWS, STRETCH), gathered : (GROUP + VALUE_ROWS, padded D/H), state : (2, GROUP) float32, OUT
-        Scratch: scaled queries; scores; sums of weighted values; maximum and sum of each row's weights so far.
+        True if keys and values are pairs of bfloat16 numbers.
+    queries : (GROUP, D/H or more) float32, OUT
+        Workspace for scaled queries.
+    scores : (GROUP + TILE_ROWS, CHUNK) float32, OUT
+        Workspace for scores.
+    sums : (GROUP + VALUE_ROWS, padded D/H) float32, OUT
+        Workspace for sums of weighted values.
+    state : (2, GROUP) float32, OUT
+        Workspace for the maximum of the scores and the sum of the weights of each row so far.
     """
-    lay_down()
+    enter_kernel()
     heads, panels, depth = keys.shape[:3]
     padded, size = values.shape[2], query.shape[1] // heads
-    # Into the exponent of 2, at the small end of the product.
+    # exp(x) is computed as 2^(x log2(e)); scaling the queries is cheaper than scaling the scores.
     scale = np.float32(LOG2_E / np.sqrt(size))
-    # Stretches of about equal length: 197 keys are one of 240, not 192 and 5.
-    stretch = -(-panels // -(-panels // STRETCH_PANELS)) * PANEL
+    # Chunks of about equal length: 197 keys make one chunk of up to 240, not 192 and 5.
+    chunk = -(-panels // -(-panels // CHUNK_PANELS)) * PANEL
     largest, weight = state[0], state[1]
     step = queries.shape[1]
     evenly = size // LANES * LANES
@@ -204,34 +215,34 @@ def _attend(query, keys, values, out, tokens, pairs, queries, scores, gathered, 
                 if pairs:
                     queries[i, size:] = np.float32(0)
                     row_to_pairs(queries[i].ctypes.data, queries[i].ctypes.data, step)
-            gathered[:count] = np.float32(0)
-            for start in range(0, tokens, stretch):
-                length = min(stretch, tokens - start)
+            sums[:count] = np.float32(0)
+            for start in range(0, tokens, chunk):
+                length = min(chunk, tokens - start)
                 whole = -(-length // LANES) * LANES
                 for panel in range(start // PANEL, -(-(start + length) // PANEL)):
                     b = keys[head, panel].ctypes.data
                     ahead = b + 4 * depth * PANEL  # the next panel
                     for i in range(0, count, TILE_ROWS):
-                        a, into = queries[i].ctypes.data, scores[i, panel * PANEL - start :].ctypes.data
+                        a, c = queries[i].ctypes.data, scores[i, panel * PANEL - start :].ctypes.data
                         if pairs:
-                            _scores_tile_of_pairs(a, count - i, step, b, PANEL, into, STRETCH, depth, 0, ahead, LINE)
+                            _scores_tile_of_pairs(a, count - i, step, b, PANEL, c, CHUNK, depth, 0, ahead, CACHE_LINE)
                         else:
-                            _scores_tile(a, count - i, step, b, PANEL, into, STRETCH, depth, 0, ahead, LINE)
-                        ahead += LINE * depth
+                            _scores_tile(a, count - i, step, b, PANEL, c, CHUNK, depth, 0, ahead, CACHE_LINE)
+                        ahead += CACHE_LINE * depth
                 for i in range(count):
                     for j in range(length, whole):
                         scores[i, j] = MASKED
                     line = scores[i].ctypes.data
                     maximum = row_maximum(line, whole, largest[i])
                     if maximum > largest[i]:
-                        # Any number near the maximum will do, and a whole one saves work.
+                        # Any number near the maximum will do, and row_exponentials takes an integer.
                         maximum = np.ceil(maximum)
                         shrink = np.exp2(largest[i] - maximum)
                         largest[i] = maximum
                         weight[i] *= shrink
-                        row_times(gathered[i].ctypes.data, gathered[i].ctypes.data, padded, shrink)
+                        row_times(sums[i].ctypes.data, sums[i].ctypes.data, padded, shrink)
                     base = maximum
-                    if abs(maximum) > LARGE:
+                    if abs(maximum) > MAX_BASE:
                         for j in range(whole):
                             scores[i, j] -= maximum
                         base = np.float32(0)
@@ -241,17 +252,17 @@ def _attend(query, keys, values, out, tokens, pairs, queries, scores, gathered, 
                 for first in range(0, padded, VALUE_PANEL):
                     rows, at = ((length + 1) // 2, start // 2) if pairs else (length, start)
                     b = values[head, at, first:].ctypes.data
-                    ahead = b + 4 * rows * padded  # the next stretch
+                    ahead = b + 4 * rows * padded  # the next chunk
                     for i in range(0, count, VALUE_ROWS):
-                        a, into = scores[i].ctypes.data, gathered[i, first:].ctypes.data
+                        a, c = scores[i].ctypes.data, sums[i, first:].ctypes.data
                         if pairs:
-                            _values_tile_of_pairs(a, count - i, STRETCH, b, padded, into, padded, rows, 1, ahead, LINE)
+                            _values_tile_of_pairs(a, count - i, CHUNK, b, padded, c, padded, rows, 1, ahead, CACHE_LINE)
                         else:
-                            _values_tile(a, count - i, STRETCH, b, padded, into, padded, rows, 1, ahead, LINE)
-                        ahead += LINE * rows
+                            _values_tile(a, count - i, CHUNK, b, padded, c, padded, rows, 1, ahead, CACHE_LINE)
+                        ahead += CACHE_LINE * rows
             for i in range(count):
                 share = np.float32(1) / weight[i]
-                row_times(gathered[i].ctypes.data, out[row + i, column:].ctypes.data, evenly, share)
+                row_times(sums[i].ctypes.data, out[row + i, column:].ctypes.data, evenly, share)
                 for d in range(evenly, size):
-                    out[row + i, column + d] = gathered[i, d] * share
-    take_up()
+                    out[row + i, column + d] = sums[i, d] * share
+    leave_kernel()

@@ -1,17 +1,18 @@
-"""Operations for the CPU, compiled by numba: the names of :mod:`vitnp.kernels.reference`, for float32, several times as fast.
+"""Operations for the CPU, compiled by numba: the names of :mod:`vitnp.kernels.reference`, several times as fast.
 
-Anything that isn't float32, and any operation that needs no speed, is the reference's own. A module is imported, and thereby
-compiled or taken from the disk, when one of its operations is first asked for.
+Arrays other than float32, and operations that do not need to be fast, use the reference. A module is imported, and its
+kernels compiled or loaded from disk, when one of its operations is first used.
 """
 
 from __future__ import annotations
 
 import importlib
+from typing import Any
 
 from vitnp.kernels import reference
 
-# Which module holds what.
-HOMES = {
+# Operations by module.
+MODULES = {
     "linear": ("linear", "pack_linear"),
     "layernorm": ("layernorm",),
     "activations": ("gelu", "swiglu"),
@@ -23,27 +24,29 @@ HOMES = {
     "codegen.workspace": ("temporary",),
     "lattice": ("permutohedral_lattice", "lattice_filter", "normalize_lattice", "mean_field"),
 }
-_HOME = {name: module for module, names in HOMES.items() for name in names}
+_MODULE_OF = {name: module for module, names in MODULES.items() for name in names}
 
-# Tokens that one thread takes through a layer at a time: what it works on stays in its caches.
+# Tokens that one thread takes through a layer at a time: few enough for the intermediate results to stay in its caches.
 BLOCK = 128
 
 
-def __getattr__(name: str) -> object:
-    if name in _HOME:
-        importlib.import_module("vitnp.kernels.cpu.codegen.barrier")  # so that threads meet without going to sleep
-        found = getattr(importlib.import_module(f"vitnp.kernels.cpu.{_HOME[name]}"), name)
-        found.__doc__ = getattr(reference, name).__doc__
-    elif hasattr(reference, name) and not name.startswith("_"):
-        found = getattr(reference, name)
+def __getattr__(name: str) -> Any:
+    if name in _MODULE_OF:
+        importlib.import_module(
+            "vitnp.kernels.cpu.codegen.barrier"
+        )  # from now on, teams of threads wait without sleeping
+        operation = getattr(importlib.import_module(f"vitnp.kernels.cpu.{_MODULE_OF[name]}"), name)
+        operation.__doc__ = getattr(reference, name).__doc__
+    elif name in reference.__all__:
+        operation = getattr(reference, name)
     else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    globals()[name] = found
-    return found
+    globals()[name] = operation
+    return operation
 
 
 def precisions() -> tuple[str, ...]:
-    """Of linear layers and attention, those that this processor has."""
+    """Return the precisions that this processor supports in linear layers and attention."""
     from vitnp.kernels.cpu.codegen.simd import HAS_BF16
 
     return ("fp32", "bf16") if HAS_BF16 else ("fp32",)

@@ -1,4 +1,4 @@
-"""k-means: one pass over the rows assigns them, adds them up by cluster and tells how far they are."""
+"""k-means: one pass over the rows assigns them to centroids, sums them by cluster, and computes their losses."""
 
 from __future__ import annotations
 
@@ -6,49 +6,46 @@ import numpy as np
 from numba import types
 from vitnp.kernels import reference
 from vitnp.kernels.cpu.codegen.jit import IN, OUT, kernel
+from vitnp.kernels.cpu.codegen.products import MAX_DOTS, NARROW, copy_rows, distances, pack, padded_columns, products
 from vitnp.kernels.cpu.codegen.rows import (
-    DOTS,
     FAR_AHEAD,
-    FEW_ROWS,
-    FEW_WIDE_ROWS,
-    NARROW,
+    MATRIX_IN,
     ROWS,
-    add_apart,
+    WORKSPACE,
+    add_and_distance,
     add_scaled,
-    aligned,
+    add_to_float64,
+    argmax,
     distance,
-    distances,
-    largest,
-    lay_out,
-    length,
-    pack,
-    padded,
-    products,
+    divide_workspace,
     read_row,
-    rows_of,
-    whole,
-    widen,
+    readable_rows,
+    round_up,
+    row_norm,
+    workspace_size,
 )
 from vitnp.kernels.cpu.codegen.simd import LANES
-from vitnp.kernels.cpu.codegen.workspace import scratch
+from vitnp.kernels.cpu.codegen.workspace import workspace
 from vitnp.kernels.reference import Step
 from vitnp.kernels.threads import team
 
-# Rows whose sum is kept in float32; such sums are added in float64.
-SINGLE_ROWS = 1024
+# Rows whose sum is kept in float32; these sums are added in float64.
+FLOAT32_ROWS = 1024
 
-# Products of numbers that take as long as to wake another thread, which for fewer has nothing to gain.
-WORTH_A_THREAD = 2**22
+# Multiplications that take as long as waking another thread, which is not worth it for fewer.
+MIN_WORK_PER_THREAD = 2**22
 
-# Up to so many numbers the largest is found sooner one by one than by vectors.
-FEW_COLUMNS = 4
+# Rows at a time for few centroids, of narrow and of wide rows. With little to do per row, the next rows have to be
+# prefetched into the L1 cache in time.
+FEW_NARROW_ROWS, FEW_WIDE_ROWS = 8, 4
 
-ROWS_IN = types.Array(types.float32, 2, "C", readonly=True, aligned=True)
+# Up to this number of columns a scalar loop finds the maximum faster than vectors do.
+SCALAR_COLUMNS = 4
+
 SUMS_OUT = types.Array(types.float64, 3, "C")
-WORK = types.Array(types.float32, 1, "C")
 
+EMPTY = np.empty(0, np.float32)
 _NO_SUMS = np.empty((0, 0, 0))
-NOTHING = np.empty(0, np.float32)
 
 
 def kmeans_step(
@@ -75,8 +72,8 @@ def kmeans_assign(
     if centroids.dtype != np.float32:
         return reference.kmeans_assign(x, centroids, metric=metric, shift=shift)
     labels, losses = np.empty(len(x), np.int32), np.empty(len(x), np.float32)
-    inertia = np.empty(-(-len(x) // SINGLE_ROWS))
-    _assign(x, centroids, metric, shift, SINGLE_ROWS, labels, losses, _NO_SUMS, inertia)
+    inertia = np.empty(-(-len(x) // FLOAT32_ROWS))
+    _assign(x, centroids, metric, shift, FLOAT32_ROWS, labels, losses, _NO_SUMS, inertia)
     return labels, losses
 
 
@@ -90,102 +87,108 @@ def kmeans_closer(
 ) -> np.ndarray:
     if candidates.dtype != np.float32:
         return reference.kmeans_closer(x, candidates, nearest, metric=metric, shift=shift)
-    x, kind = rows_of(x)
+    x, dtype_code = readable_rows(x)
     candidates = np.ascontiguousarray(candidates)
     out = np.empty((len(x), len(candidates)), np.float32)
-    wide, n = _room(len(candidates)), _room(x.shape[1])
-    shift = NOTHING if shift is None else shift
+    wide, n = _at_least_two_vectors(len(candidates)), _at_least_two_vectors(x.shape[1])
+    shift = EMPTY if shift is None else shift
 
-    def share(first: int, last: int) -> None:
-        work = scratch("k-means", 16 + ROWS * (n + wide) + n + wide * n)
+    def run(first: int, last: int) -> None:
+        work = workspace("k-means", workspace_size(ROWS, n, wide, wide * n))
         rows = x.ctypes.data + first * x.strides[0]
-        so_far = NOTHING if nearest is None else nearest[first:last]
-        _closer(rows, x.strides[0], kind, candidates, metric == "cosine", shift, so_far, out[first:last], work)
+        limits = EMPTY if nearest is None else nearest[first:last]
+        _closer(rows, x.strides[0], dtype_code, candidates, metric == "cosine", shift, limits, out[first:last], work)
 
-    team.parallel_for(share, len(x), max(WORTH_A_THREAD // max(candidates.size, 1), SINGLE_ROWS))
+    team.parallel_for(run, len(x), max(MIN_WORK_PER_THREAD // max(candidates.size, 1), FLOAT32_ROWS))
     return out
 
 
-def _assign(x, centroids, metric, shift, block, labels, losses, sums, inertia) -> np.ndarray:
-    """Have :func:`assign_and_add` fill the arrays, whole blocks in each thread; the clusters' counts."""
-    x, kind = rows_of(x)
+def _assign(
+    x: np.ndarray,
+    centroids: np.ndarray,
+    metric: str,
+    shift: np.ndarray | None,
+    block: int,
+    labels: np.ndarray,
+    losses: np.ndarray,
+    sums: np.ndarray,
+    inertia: np.ndarray,
+) -> np.ndarray:
+    """Fill the arrays by :func:`assign_and_add`, with whole blocks in each thread; return the counts (K,)."""
+    x, dtype_code = readable_rows(x)
     centroids, (clusters, width) = np.ascontiguousarray(centroids), centroids.shape
-    shift = NOTHING if shift is None else shift
-    shares = []
+    shift = EMPTY if shift is None else shift
+    counts_of_threads = []
 
-    def share(first: int, last: int) -> None:
-        work = work_for(clusters, width)
+    def run(first: int, last: int) -> None:
+        work = step_workspace(clusters, width)
         counts = np.zeros(clusters, np.int64)
         blocks = slice(first // block, -(-last // block))
         assign_and_add(
-            x.ctypes.data + first * x.strides[0], x.strides[0], kind, centroids, metric == "cosine", shift, block,
+            x.ctypes.data + first * x.strides[0], x.strides[0], dtype_code, centroids, metric == "cosine", shift, block,
             labels[first:last], losses[first:last], sums[blocks], counts, inertia[blocks], work,
         )  # fmt: skip
-        shares.append(counts)
+        counts_of_threads.append(counts)
 
-    team.parallel_for(share, len(x), block)
-    return sum(shares, np.zeros(clusters, np.int64))
-
-
-def work_for(clusters: int, width: int) -> np.ndarray:
-    """Scratch memory of this thread for :func:`assign_and_add`."""
-    wide, n = _room(clusters), _room(width)
-    return scratch("k-means", 16 + ROWS * (n + wide) + n + wide + (wide + 2 * clusters) * n)
+    team.parallel_for(run, len(x), block)
+    return sum(counts_of_threads, np.zeros(clusters, np.int64))
 
 
-def _room(count: int) -> int:
-    """Whole vectors, and no less than a tile of two."""
-    return max(-(-count // LANES), 2) * LANES
+def step_workspace(clusters: int, width: int) -> np.ndarray:
+    """Return this thread's workspace for :func:`assign_and_add`."""
+    wide, n = _at_least_two_vectors(clusters), _at_least_two_vectors(width)
+    return workspace("k-means", workspace_size(ROWS, n, wide, wide + (wide + 2 * clusters) * n))
+
+
+def _at_least_two_vectors(n: int) -> int:
+    """Round up to whole vectors, at least two, the narrowest tile of products."""
+    return max(-(-n // LANES), 2) * LANES
 
 
 @kernel(
-    types.int64, types.int64, types.int64, ROWS_IN, types.boolean, IN(1), types.int64,
-    OUT(1, types.int32), OUT(1), SUMS_OUT, OUT(1, types.int64), OUT(1, types.float64), WORK,
+    types.int64, types.int64, types.int64, MATRIX_IN, types.boolean, IN(1), types.int64,
+    OUT(1, types.int32), OUT(1), SUMS_OUT, OUT(1, types.int64), OUT(1, types.float64), WORKSPACE,
 )  # fmt: skip
-def assign_and_add(x, step, kind, centroids, cosine, shift, block, labels, losses, sums, counts, inertia, work):
-    """Assign every row and add the rows up.
+def assign_and_add(x, step, dtype_code, centroids, cosine, shift, block, labels, losses, sums, counts, inertia, work):
+    """Assign every row to a centroid, and sum the rows of each cluster.
 
     Parameters
     ----------
-    x, step, kind : int
-        Address of the rows, bytes from one to the next, their type.
+    x, step, dtype_code : int
+        Address of the rows, bytes from row to row, and their type, see :func:`readable_rows`.
     centroids : (K, D) float32, IN
     cosine : bool
+        Cosine or Euclidean metric.
     shift : (D,) or (0,) float32, IN
-        Subtracted from rows.
+        Subtracted from the rows.
     block : int
-        Rows added up together.
+        Rows per block of sums.
     labels : (N,) int32, OUT
     losses : (N,) float32, OUT
     sums : (N / block, K, D) float64, OUT
-        Without any blocks nothing is added up.
-    counts : (K,) int64, OUT
-        Added to.
+        Not computed if there are no blocks.
+    counts : (K,) int64, IN and OUT
+        The counts of these rows are added.
     inertia : (N / block,) float64, OUT
-        Added to.
+        Sum of the losses of each block.
     work : float32, OUT
-        Scratch.
+        Workspace, see :func:`step_workspace`.
     """
     clusters, width = centroids.shape
-    n = whole(width)
-    columns = padded(clusters, n)
-    wide = whole(columns)
-    rows = aligned(work)
-    out = rows + ROWS * n
-    bias = out + ROWS * wide
-    moved = bias + wide
-    packed = moved + n
-    centers = packed + columns * n
-    added = centers + clusters * n
+    n = round_up(width)
+    columns = padded_columns(clusters, n)
+    wide = round_up(columns)
+    rows, out, offset, packed = divide_workspace(work, ROWS, n, wide)
+    bias = packed + columns * n
+    centers = bias + wide
+    cluster_sums = centers + clusters * n
     base = work.ctypes.data
-    adding = sums.shape[0] > 0
-    work[rows:out] = 0
-    work[moved:packed] = 0
+    summing = sums.shape[0] > 0
     for d in range(shift.shape[0]):
-        work[moved + d] = shift[d]
+        work[offset + d] = shift[d]
     pack(centroids, work, packed, n)
-    lay_out(centroids, work, centers, clusters, n)
-    # The nearest centroid has the largest x.c - |c|^2 / 2, see :func:`vitnp.kernels.reference.kmeans_assign`.
+    copy_rows(centroids, work, centers, clusters, n)
+    # The nearest centroid has the largest x.c - |c|^2 / 2; see kmeans_assign in vitnp.kernels.reference.
     for j in range(wide):
         if j >= clusters:
             work[bias + j] = -np.inf
@@ -197,103 +200,98 @@ def assign_and_add(x, step, kind, centroids, cosine, shift, block, labels, losse
                 square += np.float64(centroids[j, d]) * centroids[j, d]
             work[bias + j] = -0.5 * square
     inverse = np.empty(ROWS, np.float32)
-    far = FAR_AHEAD if columns <= DOTS else 0  # tiles by columns ask for memory themselves
-    group = ROWS if columns > DOTS else FEW_ROWS if n <= NARROW else FEW_WIDE_ROWS
-    for number in range((labels.shape[0] + block - 1) // block):
-        end = min((number + 1) * block, labels.shape[0])
-        if adding:
-            sums[number] = 0
+    far = FAR_AHEAD if columns <= MAX_DOTS else 0  # tiles by columns prefetch on their own
+    group = ROWS if columns > MAX_DOTS else FEW_NARROW_ROWS if n <= NARROW else FEW_WIDE_ROWS
+    for index in range((labels.shape[0] + block - 1) // block):
+        end = min((index + 1) * block, labels.shape[0])
+        if summing:
+            sums[index] = 0
         total = 0.0
-        for start in range(number * block, end, SINGLE_ROWS):
-            stop = min(start + SINGLE_ROWS, end)
-            if adding:
-                work[added : added + clusters * n] = 0
+        for start in range(index * block, end, FLOAT32_ROWS):
+            stop = min(start + FLOAT32_ROWS, end)
+            if summing:
+                work[cluster_sums : cluster_sums + clusters * n] = 0
             for first in range(start, stop, group):
-                here = min(group, stop - first)
+                count = min(group, stop - first)
                 ahead = x + (first + group) * step
-                for i in range(here):
+                for i in range(count):
                     at = rows + i * n
-                    squares = read_row(base + 4 * at, x + (first + i) * step, kind, base + 4 * moved, width, far)
+                    squares = read_row(base + 4 * at, x + (first + i) * step, dtype_code, base + 4 * offset, width, far)
                     if cosine:
-                        inverse[i] = np.float32(1) / length(work, at, n, squares)
+                        inverse[i] = np.float32(1) / row_norm(work, at, n, squares)
                 products(
-                    base + 4 * rows, here, n, base + 4 * packed, columns, base + 4 * out, wide, ahead, group * step
+                    base + 4 * rows, count, n, base + 4 * packed, columns, base + 4 * out, wide, ahead, group * step
                 )
-                for i in range(here):
-                    row, soon = base + 4 * (rows + i * n), ahead + i * step
-                    if columns <= FEW_COLUMNS:
-                        label, most = 0, np.float32(-np.inf)
+                for i in range(count):
+                    row, next_row = base + 4 * (rows + i * n), ahead + i * step
+                    if columns <= SCALAR_COLUMNS:
+                        label, maximum = 0, np.float32(-np.inf)
                         for j in range(columns):
                             value = work[out + i * wide + j] + work[bias + j]
-                            if value > most:
-                                label, most = j, value
+                            if value > maximum:
+                                label, maximum = j, value
                     else:
-                        label = largest(base + 4 * (out + i * wide), base + 4 * bias, wide)
-                    into = base + 4 * (added + label * n)
+                        label = argmax(base + 4 * (out + i * wide), base + 4 * bias, wide)
+                    cluster_sum = base + 4 * (cluster_sums + label * n)
                     if cosine:
                         loss = np.float32(1) - work[out + i * wide + label] * inverse[i]
-                        if adding:
-                            add_scaled(row, into, n, inverse[i], soon)
-                    elif adding:
-                        loss = add_apart(row, into, n, base + 4 * (centers + label * n), soon)
+                        if summing:
+                            add_scaled(row, cluster_sum, n, inverse[i], next_row)
+                    elif summing:
+                        loss = add_and_distance(row, cluster_sum, n, base + 4 * (centers + label * n), next_row)
                     else:
                         loss = distance(row, base + 4 * (centers + label * n), n)
                     labels[first + i] = label
                     losses[first + i] = loss
                     counts[label] += 1
                     total += loss
-            if adding:
+            if summing:
                 for j in range(clusters):
-                    into = sums.ctypes.data + 8 * (number * clusters + j) * width
-                    widen(base + 4 * (added + j * n), width, into)
-        inertia[number] = total
+                    target = sums.ctypes.data + 8 * (index * clusters + j) * width
+                    add_to_float64(base + 4 * (cluster_sums + j * n), width, target)
+        inertia[index] = total
 
 
-@kernel(types.int64, types.int64, types.int64, ROWS_IN, types.boolean, IN(1), IN(1), OUT(2), WORK)
-def _closer(x, step, kind, candidates, cosine, shift, nearest, out, work):
-    """``out[i, j]``: loss of row i for candidate j, or ``nearest[i]`` if that is smaller.
+@kernel(types.int64, types.int64, types.int64, MATRIX_IN, types.boolean, IN(1), IN(1), OUT(2), WORKSPACE)
+def _closer(x, step, dtype_code, candidates, cosine, shift, nearest, out, work):
+    """Set ``out[i, j]`` to the loss of row i for candidate j, or to ``nearest[i]`` if that is smaller.
 
     Parameters
     ----------
-    x, step, kind, cosine, shift, work
+    x, step, dtype_code, cosine, shift, work
         As in :func:`assign_and_add`.
     candidates : (M, D) float32, IN
     nearest : (N,) or (0,) float32, IN
     out : (N, M) float32, OUT
     """
     count, width = candidates.shape
-    n = whole(width)
-    columns = padded(count, n) if cosine else (count + 3) // 4 * 4
-    wide = whole(columns)
-    rows = aligned(work)
-    found = rows + ROWS * n
-    moved = found + ROWS * wide
-    packed = moved + n
+    n = round_up(width)
+    columns = padded_columns(count, n) if cosine else (count + 3) // 4 * 4
+    wide = round_up(columns)
+    rows, results, offset, packed = divide_workspace(work, ROWS, n, wide)
     base = work.ctypes.data
-    work[rows:found] = 0
-    work[moved:packed] = 0
     for d in range(shift.shape[0]):
-        work[moved + d] = shift[d]
+        work[offset + d] = shift[d]
     if cosine:
         pack(candidates, work, packed, n)
     else:
-        lay_out(candidates, work, packed, columns, n)
+        copy_rows(candidates, work, packed, columns, n)
     inverse = np.empty(ROWS, np.float32)
     for first in range(0, out.shape[0], ROWS):
-        here = min(ROWS, out.shape[0] - first)
-        for i in range(here):
+        group = min(ROWS, out.shape[0] - first)
+        for i in range(group):
             at = rows + i * n
-            squares = read_row(base + 4 * at, x + (first + i) * step, kind, base + 4 * moved, width, FAR_AHEAD)
+            squares = read_row(base + 4 * at, x + (first + i) * step, dtype_code, base + 4 * offset, width, FAR_AHEAD)
             if cosine:
-                inverse[i] = np.float32(1) / length(work, at, n, squares)
+                inverse[i] = np.float32(1) / row_norm(work, at, n, squares)
         if cosine:
-            products(base + 4 * rows, here, n, base + 4 * packed, columns, base + 4 * found, wide, x, 0)
+            products(base + 4 * rows, group, n, base + 4 * packed, columns, base + 4 * results, wide, x, 0)
         else:
-            distances(base + 4 * rows, here, n, base + 4 * packed, columns, base + 4 * found, wide)
-        for i in range(here):
+            distances(base + 4 * rows, group, n, base + 4 * packed, columns, base + 4 * results, wide)
+        for i in range(group):
             limit = nearest[first + i] if nearest.shape[0] else np.float32(np.inf)
             for j in range(count):
-                loss = work[found + i * wide + j]
+                loss = work[results + i * wide + j]
                 if cosine:
                     loss = max(np.float32(1) - loss * inverse[i], np.float32(0))
                 out[first + i, j] = min(loss, limit)

@@ -1,13 +1,14 @@
-"""Layer normalization: three passes over a row that lies in the first cache after the first of them."""
+"""Layer normalization: three passes over each row, which is in the L1 cache after the first pass."""
 
 from __future__ import annotations
 
 import numpy as np
 from numba import types
 from vitnp.kernels import reference
-from vitnp.kernels.cpu.codegen.gil import lay_down, take_up
+from vitnp.kernels.cpu.codegen.gil import enter_kernel, leave_kernel
 from vitnp.kernels.cpu.codegen.jit import IN, OUT, kernel
-from vitnp.kernels.cpu.codegen.simd import LANES, row_squares, row_sum
+from vitnp.kernels.cpu.codegen.microkernels import row_squares, row_sum
+from vitnp.kernels.cpu.codegen.simd import LANES
 
 
 def layernorm(
@@ -24,21 +25,21 @@ def layernorm(
 
 @kernel(IN(2), IN(1), IN(1), types.float64, OUT(2))
 def _layernorm(x, weight, bias, eps, out):
-    """``out = (x - mean) / sqrt(variance + eps) weight + bias``, row by row; rows of `x` in one piece, float32."""
-    lay_down()
+    """Compute ``out = (x - mean) / sqrt(variance + eps) weight + bias`` per row; rows of `x` are contiguous float32."""
+    enter_kernel()
     width = x.shape[1]
     whole = width // LANES * LANES
-    share = np.float32(1 / width)
+    inverse_width = np.float32(1 / width)
     for i in range(x.shape[0]):
         row = x[i]
         total = row_sum(row.ctypes.data, whole, np.float32(0))
         for j in range(whole, width):
             total += row[j]
-        mean = total * share
+        mean = total * inverse_width
         squares = row_squares(row.ctypes.data, whole, mean)
         for j in range(whole, width):
             squares += (row[j] - mean) * (row[j] - mean)
-        scale = np.float32(1) / np.sqrt(squares * share + np.float32(eps))
+        scale = np.float32(1) / np.sqrt(squares * inverse_width + np.float32(eps))
         for j in range(width):
             out[i, j] = (row[j] - mean) * scale * weight[j] + bias[j]
-    take_up()
+    leave_kernel()

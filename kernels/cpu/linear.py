@@ -1,8 +1,9 @@
-"""Linear layers: packed weights, a micro-kernel of 8 x 48, bias, GELU, LayerScale and residual in the epilogue.
+"""Linear layers: packed weights, a micro-kernel of 8 x 48 outputs, an epilogue of bias, GELU, LayerScale and residual.
 
-The loops, outside in: a block of rows (ROWS) · a panel of PANEL output columns · a stretch of DEPTH inputs · a tile of rows. What
-the innermost loop reads again and again, DEPTH x PANEL weights, stays in the first cache (37 KB with AVX-512), the block's sums
-(ROWS x PANEL) and the rows themselves in the second. Weights are packed once so that a panel lies in one piece.
+The loops, from outer to inner: a block of ROWS rows, a panel of PANEL outputs, a chunk of DEPTH inputs, a tile of rows.
+The innermost loop reads the same DEPTH x PANEL weights again and again; they stay in the L1 cache (37 KB with AVX-512),
+the sums of the block (ROWS x PANEL) and the rows themselves in the L2 cache. Weights are packed once so that a panel is
+contiguous.
 """
 
 from __future__ import annotations
@@ -11,12 +12,12 @@ import dataclasses
 
 import numpy as np
 from numba import types
-from numba.extending import intrinsic
 from vitnp.kernels import reference
-from vitnp.kernels.cpu.codegen.gil import lay_down, take_up
-from vitnp.kernels.cpu.codegen.jit import IN, OUT, kernel
-from vitnp.kernels.cpu.codegen.simd import LANES, PANEL, TILE_ROWS, TILE_VECTORS, Vectors, product_tile, row_to_pairs
-from vitnp.kernels.cpu.codegen.workspace import scratch
+from vitnp.kernels.cpu.codegen.gil import enter_kernel, leave_kernel
+from vitnp.kernels.cpu.codegen.jit import IN, OUT, intrinsic, kernel
+from vitnp.kernels.cpu.codegen.microkernels import PANEL, TILE_ROWS, TILE_VECTORS, product_tile, row_to_pairs
+from vitnp.kernels.cpu.codegen.simd import LANES, Vectors
+from vitnp.kernels.cpu.codegen.workspace import workspace
 
 ROWS = 128
 DEPTH = 96
@@ -32,12 +33,12 @@ class PackedLinear:
     Attributes
     ----------
     panels : (panels, C, PANEL) float32
-        Panel p holds outputs p * PANEL on, one row an input; the last is filled up with zeros. Or (panels, ceil(C / 2), PANEL),
-        with two inputs in bfloat16 in the place of each float32.
+        Panel p contains the outputs from p * PANEL on, one row per input; the last panel is padded with zeros. With
+        `pairs` the shape is (panels, ceil(C / 2), PANEL), and each element holds two consecutive inputs in bfloat16.
     outputs, inputs : int
         E and C.
     pairs : bool
-        Whether it is the latter.
+        True for bfloat16.
     """
 
     panels: np.ndarray
@@ -49,6 +50,10 @@ class PackedLinear:
 def pack_linear(weight: np.ndarray, precision: str = "fp32") -> PackedLinear | np.ndarray:
     if weight.dtype != np.float32:
         return reference.pack_linear(weight, precision)
+    return _pack(weight, precision)
+
+
+def _pack(weight: np.ndarray, precision: str = "fp32") -> PackedLinear:
     outputs, inputs = weight.shape
     if precision == "bf16":
         panels = np.zeros((-(-outputs // PANEL), -(-inputs // 2), PANEL), np.float32)
@@ -67,7 +72,7 @@ def pack_linear(weight: np.ndarray, precision: str = "fp32") -> PackedLinear | n
 
 
 def _bfloat(x: np.ndarray) -> np.ndarray:
-    """The bits of the nearest bfloat16 numbers, ties to the even one."""
+    """Round float32 to the bits of bfloat16, as uint16; ties to even."""
     bits = np.ascontiguousarray(x).view(np.uint32)
     return ((bits + (0x7FFF + (bits >> 16 & 1))) >> 16).astype(np.uint16)
 
@@ -83,19 +88,32 @@ def linear(
     out: np.ndarray | None = None,
 ) -> np.ndarray:
     if x.dtype != np.float32:
+        weight = unpacked(weight)
         return reference.linear(x, weight, bias, activation=activation, scale=scale, residual=residual, out=out)
-    if isinstance(weight, np.ndarray):
-        weight = pack_linear(weight)
+    packed = weight if isinstance(weight, PackedLinear) else _pack(weight)
     if out is None:
-        out = np.empty((*x.shape[:-1], weight.outputs), np.float32)
-    rows = x.reshape(-1, weight.inputs)
-    flat = out.reshape(len(rows), weight.outputs)
+        out = np.empty((*x.shape[:-1], packed.outputs), np.float32)
+    rows = x.reshape(-1, packed.inputs)
+    flat = out.reshape(len(rows), packed.outputs)
     if len(rows) == 0:
         return out
-    sums = scratch("linear sums", ROWS + TILE_ROWS, PANEL)
-    pairs = scratch("linear pairs", ROWS if weight.pairs else 0, -(-weight.inputs // (2 * LANES)) * LANES)
-    _linear(rows, weight.panels, *epilogue(bias, activation, scale, residual, flat), sums, pairs)
+    sums = workspace("linear sums", ROWS + TILE_ROWS, PANEL)
+    pairs = workspace("linear pairs", ROWS if packed.pairs else 0, -(-packed.inputs // (2 * LANES)) * LANES)
+    _linear(rows, packed.panels, *epilogue(bias, activation, scale, residual, flat), sums, pairs)
     return out
+
+
+def unpacked(weight: np.ndarray | PackedLinear) -> np.ndarray:
+    """Check that weights are a plain array, as the reference needs for inputs that are not float32.
+
+    Raises
+    ------
+    TypeError
+        If the weights are packed.
+    """
+    if isinstance(weight, PackedLinear):
+        raise TypeError("packed weights are for float32 inputs only; convert the inputs to float32")
+    return weight
 
 
 def epilogue(
@@ -105,22 +123,22 @@ def epilogue(
     residual: np.ndarray | None,
     out: np.ndarray,
 ) -> tuple[np.ndarray, bool, np.ndarray, np.ndarray, np.ndarray]:
-    """Arguments of a kernel with an epilogue: what is not wanted is an empty array."""
+    """Return the arguments of a kernel with an epilogue: missing arrays become empty ones."""
     return (
-        _NOTHING if bias is None else bias,
+        _EMPTY if bias is None else bias,
         activation == "gelu",
-        _NOTHING if scale is None else scale,
-        _NOTHING_2 if residual is None else residual.reshape(out.shape),
+        _EMPTY if scale is None else scale,
+        _EMPTY_2D if residual is None else residual.reshape(out.shape),
         out,
     )
 
 
-_NOTHING, _NOTHING_2 = np.empty(0, np.float32), np.empty((0, 0), np.float32)
+_EMPTY, _EMPTY_2D = np.empty(0, np.float32), np.empty((0, 0), np.float32)
 
 
 @intrinsic
 def _finish(context, sums, bias, scale, residual, has_residual, gelu, out):
-    """One row of a panel, ``out = residual + scale gelu(sums + bias)``; addresses in bytes."""
+    """Compute one row of a panel, ``out = residual + scale gelu(sums + bias)``; arrays are given by their addresses."""
 
     def generate(context, builder, signature, arguments):
         sums, bias, scale, residual, has_residual, gelu, out = arguments
@@ -130,18 +148,18 @@ def _finish(context, sums, bias, scale, residual, has_residual, gelu, out):
             value = builder.fadd(v.load(v.at(sums, j * LANES)), v.load(v.at(bias, j * LANES)))
             before = builder.block
             with builder.if_then(gelu):
-                bent, inside = v.gelu(value), builder.block
-            chosen = builder.phi(v.type)
-            chosen.add_incoming(value, before)
-            chosen.add_incoming(bent, inside)
-            value = builder.fmul(chosen, v.load(v.at(scale, j * LANES)))
+                activated, inside = v.gelu(value), builder.block
+            result = builder.phi(v.type)
+            result.add_incoming(value, before)
+            result.add_incoming(activated, inside)
+            value = builder.fmul(result, v.load(v.at(scale, j * LANES)))
             before = builder.block
             with builder.if_then(has_residual):
                 added, inside = builder.fadd(v.load(v.at(residual, j * LANES)), value), builder.block
-            chosen = builder.phi(v.type)
-            chosen.add_incoming(value, before)
-            chosen.add_incoming(added, inside)
-            v.store(chosen, v.at(out, j * LANES))
+            result = builder.phi(v.type)
+            result.add_incoming(value, before)
+            result.add_incoming(added, inside)
+            v.store(result, v.at(out, j * LANES))
         return context.get_dummy_value()
 
     return types.void(*[types.int64] * 4, types.boolean, types.boolean, types.int64), generate
@@ -149,20 +167,30 @@ def _finish(context, sums, bias, scale, residual, has_residual, gelu, out):
 
 @kernel
 def finish_panel(sums, first, count, column, bias, gelu, scale, residual, out, work):
-    """Rows `first` on of the columns from `column` on: what the panel's sums become in `out`. `work` is (4, PANEL)."""
+    """Apply the epilogue to the sums of a panel, and write them to `out` from row `first` and column `column` on.
+
+    Parameters
+    ----------
+    sums : (count or more, PANEL) float32, IN
+    first, count, column : int
+    bias, gelu, scale, residual, out
+        As in :func:`_linear`.
+    work : (4, PANEL) float32, OUT
+        Workspace: bias, scale, residual and output of a row.
+    """
     columns = min(PANEL, out.shape[1] - column)
     for j in range(PANEL):
         work[0, j] = bias[column + j] if len(bias) and j < columns else np.float32(0)
         work[1, j] = scale[column + j] if len(scale) and j < columns else np.float32(1)
     has_residual = residual.shape[0] > 0
-    here = columns == PANEL and out.strides[1] == 4 and (not has_residual or residual.strides[1] == 4)
+    in_place = columns == PANEL and out.strides[1] == 4 and (not has_residual or residual.strides[1] == 4)
     for i in range(count):
         row = first + i
-        if here:
+        if in_place:
             added = residual.ctypes.data + row * residual.strides[0] + 4 * column
-            into = out.ctypes.data + row * out.strides[0] + 4 * column
+            target = out.ctypes.data + row * out.strides[0] + 4 * column
             _finish(
-                sums[i].ctypes.data, work[0].ctypes.data, work[1].ctypes.data, added, has_residual, gelu, into
+                sums[i].ctypes.data, work[0].ctypes.data, work[1].ctypes.data, added, has_residual, gelu, target
             )  # fmt: skip
             continue
         if has_residual:
@@ -178,44 +206,45 @@ def finish_panel(sums, first, count, column, bias, gelu, scale, residual, out, w
 
 @kernel
 def _rows_to_pairs(x, first, count, pairs, work):
-    """Rows `first` on in bfloat16, filled up with a zero where their number is odd."""
+    """Convert `count` rows from `first` on to bfloat16, with a zero appended if their length is odd."""
     inputs = x.shape[1]
     whole = inputs // LANES * LANES
     for i in range(count):
-        row, into = x[first + i], pairs[i]
-        row_to_pairs(row.ctypes.data, into.ctypes.data, whole)
+        row, target = x[first + i], pairs[i]
+        row_to_pairs(row.ctypes.data, target.ctypes.data, whole)
         if whole < inputs:
             work[0, :LANES] = np.float32(0)
             work[0, : inputs - whole] = row[whole:]
-            row_to_pairs(work[0].ctypes.data, into[whole // 2 :].ctypes.data, LANES)
+            row_to_pairs(work[0].ctypes.data, target[whole // 2 :].ctypes.data, LANES)
 
 
 @kernel(IN(2), IN(3), IN(1), types.boolean, IN(1), IN(2), OUT(2), OUT(2), OUT(2))
 def _linear(x, panels, bias, gelu, scale, residual, out, sums, pairs):
-    """``out = residual + scale gelu(x W + bias)``.
+    """Compute ``out = residual + scale gelu(x W + bias)``.
 
     Parameters
     ----------
     x : (N, C) float32, IN
-        Numbers of a row side by side.
+        Rows are contiguous.
     panels : (panels, C, PANEL) float32, IN
+        See :class:`PackedLinear`.
     bias, scale : (E,) or (0,) float32, IN
     gelu : bool
     residual : (N, E) or (0, 0) float32, IN
         May be `out`.
     out : (N, E) float32, OUT
     sums : (ROWS + TILE_ROWS, PANEL) float32, OUT
-        Scratch.
+        Workspace.
     pairs : (ROWS, C / 2 or more) float32, OUT
-        Scratch for rows as pairs of bfloat16 numbers; (0, 0) where the panels are float32.
+        Workspace for rows as pairs of bfloat16 numbers; no rows if the panels are float32.
     """
-    lay_down()
+    enter_kernel()
     inputs = panels.shape[1]
-    in_pairs = pairs.shape[0] > 0
+    bfloat16 = pairs.shape[0] > 0
     work = np.empty((4, PANEL), np.float32)
     for first in range(0, x.shape[0], ROWS):
         count = min(ROWS, x.shape[0] - first)
-        if in_pairs:
+        if bfloat16:
             _rows_to_pairs(x, first, count, pairs, work)
             rows, step = pairs.ctypes.data, pairs.strides[0]
         else:
@@ -224,15 +253,17 @@ def _linear(x, panels, bias, gelu, scale, residual, out, sums, pairs):
             for start in range(0, inputs, DEPTH):
                 depth = min(DEPTH, inputs - start)
                 weights = panels.ctypes.data + 4 * (panel * inputs + start) * PANEL
-                # The next stretch of weights follows in memory. Each tile fetches its part of it.
+                # The next chunk of weights follows in memory. Each tile prefetches its part of it.
                 every = -(-4 * PANEL // -(-count // TILE_ROWS))
                 ahead = weights + 4 * depth * PANEL
                 for i in range(0, count, TILE_ROWS):
-                    a, into = rows + i * step + 4 * start, sums[i].ctypes.data
-                    if in_pairs:
-                        _tile_of_pairs(a, count - i, step // 4, weights, PANEL, into, PANEL, depth, start, ahead, every)
+                    a, target = rows + i * step + 4 * start, sums[i].ctypes.data
+                    if bfloat16:
+                        _tile_of_pairs(
+                            a, count - i, step // 4, weights, PANEL, target, PANEL, depth, start, ahead, every
+                        )
                     else:
-                        _tile(a, count - i, step // 4, weights, PANEL, into, PANEL, depth, start, ahead, every)
+                        _tile(a, count - i, step // 4, weights, PANEL, target, PANEL, depth, start, ahead, every)
                     ahead += every * depth
             finish_panel(sums, first, count, panel * PANEL, bias, gelu, scale, residual, out, work)
-    take_up()
+    leave_kernel()

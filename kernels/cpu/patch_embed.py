@@ -1,16 +1,18 @@
-"""Patch embedding: pixels of a block of patches side by side, then a linear layer."""
+"""Patch embedding: copy the pixels of a block of patches into a matrix (im2col), then apply a linear layer."""
 
 from __future__ import annotations
 
 import numpy as np
 from numba import types
 from vitnp.kernels import reference
-from vitnp.kernels.cpu.codegen.gil import lay_down, take_up
+from vitnp.kernels.cpu.codegen.gil import enter_kernel, leave_kernel
 from vitnp.kernels.cpu.codegen.jit import IN, OUT, kernel
-from vitnp.kernels.cpu.codegen.workspace import scratch
-from vitnp.kernels.cpu.linear import PackedLinear, linear
+from vitnp.kernels.cpu.codegen.workspace import workspace
+from vitnp.kernels.cpu.linear import PackedLinear, linear, unpacked
 
-ROWS = 96
+from vitnp.errors import UsageError
+
+ROWS = 96  # patches of a block
 
 
 def patch_embedding(
@@ -24,33 +26,35 @@ def patch_embedding(
     stop: int | None = None,
 ) -> np.ndarray:
     if images.dtype != np.float32:
-        return reference.patch_embedding(images, weight, bias, stride, patch=patch, start=start, stop=stop)
-    patch = patch or weight.shape[-1]
+        return reference.patch_embedding(images, unpacked(weight), bias, stride, patch=patch, start=start, stop=stop)
     if isinstance(weight, np.ndarray):
+        patch = patch or weight.shape[-1]
         weight = weight.reshape(len(weight), -1)
+    if patch is None:
+        raise UsageError("patch is required with packed weights; pass the side of a patch in pixels")
     rows, columns = ((side - patch) // stride + 1 for side in images.shape[2:])
     stop = rows * columns if stop is None else stop
     outputs = len(weight) if isinstance(weight, np.ndarray) else weight.outputs
     out = np.empty((len(images), stop - start, outputs), np.float32)
-    pixels = scratch("patch pixels", min(ROWS, stop - start), images.shape[1] * patch * patch)
-    for image, into in zip(images, out):
+    pixels = workspace("patch pixels", min(ROWS, stop - start), images.shape[1] * patch * patch)
+    for image, tokens in zip(images, out):
         for first in range(start, stop, ROWS):
             last = min(first + ROWS, stop)
             _gather(image, pixels, patch, stride, columns, first, last)
-            linear(pixels[: last - first], weight, bias, out=into[first - start : last - start])
+            linear(pixels[: last - first], weight, bias, out=tokens[first - start : last - start])
     return out
 
 
 @kernel(IN(3), OUT(2), types.int64, types.int64, types.int64, types.int64, types.int64)
 def _gather(image, pixels, patch, stride, columns, first, last):
-    """Pixels of the patches `first` to `last` of an image (3, height, width), one row a patch in the order of the weights."""
-    lay_down()
-    for number in range(first, last):
-        row, column = divmod(number, columns)
-        at = 0
+    """Copy the pixels of the patches from `first` to `last` of an image (3, height, width), one row per patch."""
+    enter_kernel()
+    for index in range(first, last):
+        row, column = divmod(index, columns)
+        pixel = 0
         for channel in range(image.shape[0]):
             for i in range(patch):
                 for j in range(patch):
-                    pixels[number - first, at] = image[channel, row * stride + i, column * stride + j]
-                    at += 1
-    take_up()
+                    pixels[index - first, pixel] = image[channel, row * stride + i, column * stride + j]
+                    pixel += 1
+    leave_kernel()

@@ -1,6 +1,6 @@
-"""bfloat16 numbers on the GPU. NumPy has no type for them: they are their 16 bits, as uint16.
+"""Conversion and products of bfloat16 numbers on the GPU, stored as uint16 because NumPy has no such dtype.
 
-What is multiplied is bfloat16; what comes out, and everything between products, is float32.
+The operands of products are bfloat16; results, and everything between products, are float32.
 """
 
 from __future__ import annotations
@@ -14,25 +14,25 @@ from vitnp.kernels.cuda.loader import contiguous, kernel, require_cupy
 if TYPE_CHECKING:
     import cupy
 
-_EACH = 4 * 256  # numbers that a block takes
+_NUMBERS_PER_BLOCK = 4 * 256
 
 
 def shorten(x: cupy.ndarray) -> cupy.ndarray:
-    """float32 to the nearest bfloat16, ties to even; of x's shape."""
+    """Round float32 to bfloat16, ties to even; return an array of the same shape."""
     out = require_cupy().empty(x.shape, np.uint16)
     _launch("shorten", contiguous(x, np.float32), out)
     return out
 
 
 def lengthen(x: cupy.ndarray) -> cupy.ndarray:
-    """bfloat16 to float32, exactly; of x's shape."""
+    """Convert bfloat16 to float32, exactly; return an array of the same shape."""
     out = require_cupy().empty(x.shape, np.float32)
     _launch("lengthen", contiguous(x), out)
     return out
 
 
 def product(x: cupy.ndarray, weight: cupy.ndarray) -> cupy.ndarray:
-    """X W^T, summed in float32.
+    """Compute ``x W^T`` in bfloat16, summed in float32.
 
     Parameters
     ----------
@@ -47,4 +47,4 @@ def product(x: cupy.ndarray, weight: cupy.ndarray) -> cupy.ndarray:
 
 
 def _launch(name: str, x: cupy.ndarray, out: cupy.ndarray) -> None:
-    kernel("bfloat16", name)((-(-x.size // _EACH),), (256,), (x, np.int64(x.size), out))
+    kernel("bfloat16", name)((-(-x.size // _NUMBERS_PER_BLOCK),), (256,), (x, np.int64(x.size), out))

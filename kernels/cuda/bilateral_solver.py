@@ -1,7 +1,8 @@
-"""The fast bilateral solver on the GPU: the kernels of ``solver.cu`` as :func:`vitnp.refine.bilateral_solver.bilateral_solver`."""
+"""The fast bilateral solver on the GPU, by the kernels of ``solver.cu``; see :mod:`vitnp.refine.bilateral_solver`."""
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import TYPE_CHECKING
 
@@ -13,26 +14,27 @@ if TYPE_CHECKING:
     import cupy
 
 _THREADS = 256
-# Blocks of every kernel that goes over the vertices, at most: one a multiprocessor of a large device.
-_MOST_BLOCKS = 128
+# Maximum number of blocks of kernels that process the vertices: one per multiprocessor of a large device.
+_MAX_BLOCKS = 128
 _AXES = 5
 
 
 class BilateralGrid:
     """The simplified bilateral grid on the device; see :class:`vitnp.refine.bilateral_solver.BilateralGrid`.
 
-    The host never learns how many vertices there are: what holds one number a vertex is as long as there are pixels.
+    The host does not read the number of vertices, to avoid waiting for the device: arrays with one number per vertex
+    have as many elements as there are pixels.
 
     Attributes
     ----------
     vertex : (pixels,) int32
-        Of each pixel.
+        Vertex of each pixel.
     order, start : (pixels,) and (pixels + 1,) int32
-        The pixels sorted by vertex, and where each vertex's begin.
+        Pixels sorted by vertex, and the range of each vertex in `order`.
     count : (1,) int32
-        How many vertices there are.
+        Number of vertices.
     neighbors : (10, pixels) int32
-        Above and below along each axis; -1 where there is none.
+        Next and previous vertex along each of the five axes; -1 if there is none.
     """
 
     def __init__(self, rgb: cupy.ndarray, sigma_xy: float, sigma_luma: float, sigma_chroma: float) -> None:
@@ -59,7 +61,7 @@ class BilateralGrid:
         places = (self.vertex, self.order, self.start, occupied, self.count)
         self._each("number_vertices", keys, running, np.int32(pixels), *places)
 
-        self.blocks = min(-(-pixels // _THREADS), _MOST_BLOCKS)
+        self.blocks = min(-(-pixels // _THREADS), _MAX_BLOCKS)
         self.neighbors = cupy.full((2 * _AXES, pixels), -1, np.int32)
         strides = cupy.asarray(np.array([math.prod(extents[axis + 1 :]) for axis in range(_AXES)], np.int64))
         kernel("solver", "find_neighbors")(
@@ -67,7 +69,7 @@ class BilateralGrid:
         )
 
     def launch(self, name: str, *arguments: object) -> None:
-        """A kernel that goes over the vertices."""
+        """Launch a kernel that processes the vertices."""
         kernel("solver", name)((self.blocks,), (_THREADS,), arguments)
 
     def slice(self, vertices: cupy.ndarray) -> cupy.ndarray:
@@ -79,17 +81,17 @@ class BilateralGrid:
         return out
 
     def bistochastize(self, mass: cupy.ndarray) -> cupy.ndarray:
-        """The diagonal n for which diag(n) B diag(n) has row sums close to the pixel counts."""
+        """Return the diagonal n for which diag(n) B diag(n) has row sums close to the pixel counts."""
         import cupy
 
-        n, spare = cupy.ones(self.pixels), cupy.empty(self.pixels)
+        n, updated = cupy.ones(self.pixels), cupy.empty(self.pixels)
         for _ in range(BISTOCHASTIC_STEPS):
-            self.launch("bistochastic_step", n, mass, self.neighbors, self.count, np.int32(self.pixels), spare)
-            n, spare = spare, n
+            self.launch("bistochastic_step", n, mass, self.neighbors, self.count, np.int32(self.pixels), updated)
+            n, updated = updated, n
         return n
 
     def _each(self, name: str, *arguments: object, file: str = "solver") -> None:
-        """A kernel with one thread a pixel."""
+        """Launch a kernel with one thread per pixel."""
         kernel(file, name)((-(-self.pixels // _THREADS),), (_THREADS,), arguments)
 
 
@@ -97,7 +99,7 @@ def bilateral_solver(
     target: cupy.ndarray,
     rgb: cupy.ndarray,
     *,
-    sigma_xy: float | None = None,
+    sigma_xy: float,
     sigma_luma: float = 12.0,
     sigma_chroma: float = 6.0,
     smoothness: float = 128.0,
@@ -107,8 +109,8 @@ def bilateral_solver(
 ) -> cupy.ndarray:
     """Smooth a map so that it stays near its values yet changes only where the photograph does.
 
-    The device is never waited for: iterations that the tolerance makes unnecessary are launched all the same, and do
-    nothing. Parameters are those of :func:`vitnp.refine.bilateral_solver.bilateral_solver`; whoever calls has checked the values.
+    The host never waits for the device: iterations that the tolerance makes unnecessary are launched nevertheless, and
+    do nothing. Parameters are those of :func:`vitnp.refine.bilateral_solver.bilateral_solver`, which checks them.
 
     Parameters
     ----------
@@ -127,7 +129,7 @@ def bilateral_solver(
     Raises
     ------
     ValueError
-        If shapes disagree or a parameter is out of its range.
+        If the shapes differ, or the grid is too fine.
     """
     import cupy
 
@@ -136,36 +138,30 @@ def bilateral_solver(
     if target.shape != (height, width):
         shape = (height, width)
         raise ValueError(f"the map's shape {target.shape} differs from the photograph's height and width {shape}")
-    if sigma_xy is None:
-        sigma_xy = max(1.0, 0.03 * max(height, width))
-    for name, value in (("sigma_xy", sigma_xy), ("sigma_luma", sigma_luma), ("sigma_chroma", sigma_chroma)):
-        if not 0 < value < math.inf:
-            raise ValueError(f"{name} must be positive, not {value}")
-    if not 0 <= smoothness < math.inf:
-        raise ValueError(f"smoothness must not be negative, but is {smoothness}")
-
     grid = BilateralGrid(rgb, sigma_xy, sigma_luma, sigma_chroma)
     if np.ndim(confidence) == 0:
         c = cupy.full(grid.pixels, float(confidence))
     else:
         c = cupy.ascontiguousarray(confidence, np.float64)
     t = cupy.ascontiguousarray(target, np.float32)
-    mass, data, b, y, around, diagonal, residual, direction, scaled, image = cupy.empty((10, grid.pixels))
+    mass, data, b, y, neighbor_sum, diagonal, residual, direction, scaled, image = cupy.empty((10, grid.pixels))
     grid.launch("splat", t, c, grid.order, grid.start, grid.count, mass, data, b, y)
     n = grid.bistochastize(mass)
 
-    # Sums over the vertices, one partial sum a block: before each step of residual z and of residual^2, in it of
-    # direction A direction.
+    # Partial sums over the vertices, one per block: residual * z and residual^2 before each iteration, and
+    # direction * A direction in it.
     rho, square = cupy.empty((2, max_iterations + 1, grid.blocks))
     curve = cupy.empty((max_iterations, grid.blocks))
     goal = cupy.empty(grid.blocks)
     count, small = grid.count, np.float64(tolerance)
     matrix = (grid.neighbors, count, np.int32(grid.pixels), np.float64(smoothness))
     sums = [(rho[i], square[i]) for i in range(max_iterations + 1)]
-    grid.launch("solver_start", n, data, b, y, *matrix, around, diagonal, residual, direction, scaled, *sums[0], goal)
-    for i, (before, after) in enumerate(zip(sums, sums[1:])):
+    grid.launch(
+        "solver_start", n, data, b, y, *matrix, neighbor_sum, diagonal, residual, direction, scaled, *sums[0], goal
+    )
+    for i, (before, after) in enumerate(itertools.pairwise(sums)):
         product = (*matrix, small, square[i], goal, image, curve[i])
-        grid.launch("solver_product", n, around, data, direction, scaled, *product)
+        grid.launch("solver_product", n, neighbor_sum, data, direction, scaled, *product)
         step = (*before, curve[i], goal, y, residual, *after)
         grid.launch("solver_step", direction, image, diagonal, count, small, *step)
         grid.launch("solver_turn", n, residual, diagonal, count, small, rho[i], *after, goal, direction, scaled)
@@ -175,9 +171,10 @@ def bilateral_solver(
 def _bins(
     shape: tuple[int, int], sigma_xy: float, sigma_luma: float, sigma_chroma: float
 ) -> tuple[np.ndarray, list[int], list[int]]:
-    """The bins of all pictures of this size: color weights (3, 3) over the sides of the bins, lowest bins, extents.
+    """Return color weights (3, 3) divided by the sides of the bins, lowest bins, and extents, for images of this size.
 
-    Each axis is widened by an empty bin, so that one step never leads into another row of bins.
+    Each axis has an additional empty bin, so that the neighbor of the last bin of a row is not the first of the next
+    row.
     """
     colors = zip((LUMA, BLUE_DIFFERENCE, RED_DIFFERENCE), (sigma_luma, sigma_chroma, sigma_chroma))
     weights = np.array([np.array(channel) / sigma for channel, sigma in colors], np.float32)

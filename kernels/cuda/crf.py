@@ -19,21 +19,20 @@ _THREADS = 256
 
 @dataclasses.dataclass(frozen=True)
 class Lattice(reference.Lattice):
-    """The lattice on the device, and its corners sorted by vertex.
+    """A lattice on the device that also lists the corners of each vertex.
 
     Attributes
     ----------
     entry : (N (D + 1),) int32
-        The corners of all points, ``point * (D + 1) + corner``, sorted by vertex and for one vertex by themselves.
+        Corners of all points, as ``point * (D + 1) + corner``, sorted by vertex and then by number.
     start : (M + 1,) int32
-        Where each vertex's begin.
+        Range of each vertex in `entry`.
     """
 
     entry: cupy.ndarray
     start: cupy.ndarray
 
 
-@functools.wraps(reference.permutohedral_lattice)
 def permutohedral_lattice(features: cupy.ndarray) -> Lattice:
     import cupy
 
@@ -41,7 +40,7 @@ def permutohedral_lattice(features: cupy.ndarray) -> Lattice:
     size, points = features.shape
     corners = size + 1
     entries = points * corners
-    # The geometry depends on the extremes alone; NaN and infinity show in them too.
+    # The geometry depends on the extremes only, which also reveal NaN and infinity.
     extremes = cupy.asnumpy(cupy.stack((features.min(axis=1), features.max(axis=1)), axis=1))
     scale, stride, origin = (cupy.asarray(table) for table in reference.lattice_geometry(extremes))
 
@@ -65,7 +64,6 @@ def permutohedral_lattice(features: cupy.ndarray) -> Lattice:
     return Lattice(vertex.reshape(points, corners), weight, neighbor, entry, start)
 
 
-@functools.wraps(reference.lattice_filter)
 def lattice_filter(lattice: Lattice, values: cupy.ndarray) -> cupy.ndarray:
     import cupy
 
@@ -74,7 +72,6 @@ def lattice_filter(lattice: Lattice, values: cupy.ndarray) -> cupy.ndarray:
     return out
 
 
-@functools.wraps(reference.normalize_lattice)
 def normalize_lattice(lattice: Lattice) -> Lattice:
     import cupy
 
@@ -82,7 +79,6 @@ def normalize_lattice(lattice: Lattice) -> Lattice:
     return dataclasses.replace(lattice, weight=lattice.weight / cupy.sqrt(sums))
 
 
-@functools.wraps(reference.mean_field)
 def mean_field(
     unary: cupy.ndarray, lattices: Sequence[Lattice], compatibility: Sequence[float], steps: int
 ) -> cupy.ndarray:
@@ -99,42 +95,32 @@ def mean_field(
 
 
 def _filter_add(lattice: Lattice, values: cupy.ndarray, gain: float, out: cupy.ndarray) -> None:
-    """Out += gain * the lattice's filter of the values."""
+    """Compute ``out += gain * lattice_filter(lattice, values)``."""
     import cupy
 
     points, classes = values.shape
     corners, count, _ = lattice.neighbor.shape
     launch = functools.partial(_launch, corners - 1)
-    classes = np.int32(classes)
-    vertices, spare = (cupy.empty((count, int(classes)), np.float32) for _ in range(2))
-    # A warp a vertex.
-    launch(
-        "splat", 32 * count, values, classes, lattice.entry, lattice.start, lattice.weight, np.int32(count), vertices
-    )
+    n_classes, n_vertices = np.int32(classes), np.int32(count)
+    vertices, blurred = (cupy.empty((count, classes), np.float32) for _ in range(2))
+    # One warp per vertex.
+    launch("splat", 32 * count, values, n_classes, lattice.entry, lattice.start, lattice.weight, n_vertices, vertices)
     for axis in range(corners):
-        launch("blur", vertices.size, vertices, classes, lattice.neighbor, np.int32(axis), np.int32(count), spare)
-        vertices, spare = spare, vertices
-    alpha = 1 / (1 + 0.5 ** (corners - 1))  # what the blur and the interpolation leave of a constant
-    launch(
-        "slice_add",
-        out.size,
-        vertices,
-        classes,
-        lattice.vertex,
-        lattice.weight,
-        np.int32(points),
-        np.float32(gain * alpha),
-        out,
-    )
+        launch("blur", vertices.size, vertices, n_classes, lattice.neighbor, np.int32(axis), n_vertices, blurred)
+        vertices, blurred = blurred, vertices
+    alpha = 1 / (1 + 0.5 ** (corners - 1))  # the factor by which blur and interpolation scale a constant
+    numbers = np.int32(points), np.float32(gain * alpha)
+    launch("slice_add", out.size, vertices, n_classes, lattice.vertex, lattice.weight, *numbers, out)
 
 
 def _softmax(values: cupy.ndarray) -> cupy.ndarray:
-    """Over the classes, in place."""
+    """Replace each row by its softmax over the classes."""
     points, classes = values.shape
-    # The same for any number of features.
+    # This kernel does not depend on the number of features.
     _launch(2, "softmax_rows", points, values, np.int32(points), np.int32(classes))
     return values
 
 
 def _launch(features: int, name: str, count: int, *arguments: object, axes: int = 1) -> None:
+    """Launch a kernel of crf.cu with `count` threads for each axis."""
     kernel("crf", name, f"-DFEATURES={features}")((-(-count // _THREADS), axes), (_THREADS,), arguments)

@@ -1,4 +1,4 @@
-"""The GPU as such: whether it works, how much of its memory is free, waiting for it."""
+"""The GPU as a device: check that it works, wait for it, and manage its memory."""
 
 from __future__ import annotations
 
@@ -8,36 +8,37 @@ from vitnp.errors import DeviceError
 
 
 def check() -> None:
-    """See that there is a GPU, and that kernels can be compiled for it.
+    """Check that there is a GPU and that kernels can be compiled for it.
 
     Raises
     ------
     DeviceError
-        In one sentence what is missing, and what mends it.
+        If not; the message says in one sentence what is missing and what to do.
     """
-    # Every network needs this one, and it includes what others do: CUDA's headers, that is.
+    # Every network needs this kernel, and like the others it includes CUDA's headers.
     kernel("gelu", "epilogue")
 
 
 def wait() -> None:
-    """Until all that was launched is done."""
+    """Wait until all launched kernels have finished."""
     require_cupy().cuda.get_current_stream().synchronize()
 
 
 def free_bytes() -> int:
-    """Memory that new arrays may take: what the driver has left, and what CuPy holds in reserve."""
+    """Return the bytes that are available for new arrays: free memory, and memory that CuPy's pool holds in reserve."""
     cupy = require_cupy()
     free, _ = cupy.cuda.runtime.memGetInfo()
     return free + cupy.get_default_memory_pool().free_bytes()
 
 
 def release() -> None:
-    """Give the driver back what CuPy holds in reserve: pieces of the wrong size may be all that there is."""
+    """Return the unused memory of CuPy's pool to the driver: it may consist of blocks of unsuitable sizes."""
     require_cupy().get_default_memory_pool().free_all_blocks()
 
 
 def out_of_memory(what: str) -> DeviceError:
-    """The error for `what` that the GPU's memory doesn't hold."""
+    """Return the error for a `what` that does not fit into the GPU's memory."""
     return DeviceError(
-        f"the GPU's memory doesn't hold {what}; free some of it, choose a smaller --size or --max-tokens, or --device cpu"
+        f"the GPU's memory doesn't hold {what}; free some of it, choose a smaller --size or --max-tokens, "
+        "or --device cpu"
     )

@@ -1,17 +1,18 @@
-"""Operations for CuPy arrays: the names of :mod:`vitnp.kernels.reference`, in kernels of the .cu files beside this.
+"""Operations for CuPy arrays: the names of :mod:`vitnp.kernels.reference`, by the kernels in ``src/``.
 
-Importing this needs no CuPy. An operation of the reference that has no kernel here isn't offered: it would want NumPy
-arrays.
+Importing this module does not import CuPy. Operations of the reference that have no kernel here are not available,
+because they take NumPy arrays only.
 """
 
 from __future__ import annotations
 
 import importlib
+from typing import Any
 
 from vitnp.kernels import reference
 
-# Which module holds what.
-HOMES = {
+# Operations by module.
+MODULES = {
     "transformer": (
         "linear",
         "pack_linear",
@@ -41,17 +42,18 @@ HOMES = {
     ),
     "device": ("wait", "free_bytes", "release", "out_of_memory"),
 }
-_HOME = {name: module for module, names in HOMES.items() for name in names}
+_MODULE_OF = {name: module for module, names in MODULES.items() for name in names}
 
-# Tokens that one thread takes through a layer at a time: all of an image, since the GPU shares out the work itself.
+# Tokens that one thread takes through a layer at a time; None means all tokens of an image, because the GPU itself
+# distributes the work.
 BLOCK = None
 
 
-def __getattr__(name: str) -> object:
-    if name not in _HOME:
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    found = getattr(importlib.import_module(f"vitnp.kernels.cuda.{_HOME[name]}"), name)
-    if hasattr(reference, name):
-        found.__doc__ = getattr(reference, name).__doc__
-    globals()[name] = found
-    return found
+    operation = getattr(importlib.import_module(f"vitnp.kernels.cuda.{_MODULE_OF[name]}"), name)
+    if name in reference.__all__:
+        operation.__doc__ = getattr(reference, name).__doc__
+    globals()[name] = operation
+    return operation

@@ -1,7 +1,8 @@
-"""Matrix products by cuBLAS, each with the arithmetic that it's asked for.
+"""Matrix products by cuBLAS, with a compute type per call.
 
-CuPy's matmul takes the arithmetic of float32 products from one setting for the whole process, which other threads and a
-user's own code see too. cuBLAS takes it from each call, so it's called directly; the handle is CuPy's own, one a thread.
+CuPy's matmul reads the compute type of float32 products from one setting of the process, which also affects other
+threads and the user's own code. cuBLAS takes it as an argument, so it is called directly, with CuPy's handle of the
+thread.
 """
 
 from __future__ import annotations
@@ -14,15 +15,15 @@ from vitnp.kernels.cuda.loader import contiguous, require_cupy
 if TYPE_CHECKING:
     import cupy
 
-# By precision, the name of cuBLAS's arithmetic. The plain type lets cuBLAS choose among kernels of reduced precision for
-# float32; the pedantic one doesn't.
-_ARITHMETIC = {"fp32": "CUBLAS_COMPUTE_32F_PEDANTIC", "tf32": "CUBLAS_COMPUTE_32F_FAST_TF32"}
-# By type of the operands, the name of cuBLAS's type. NumPy has none for bfloat16, whose bits are uint16.
+# Compute types of cuBLAS by precision. With CUBLAS_COMPUTE_32F cuBLAS may use kernels of reduced precision for float32;
+# with the pedantic type it may not.
+_COMPUTE_TYPES = {"fp32": "CUBLAS_COMPUTE_32F_PEDANTIC", "tf32": "CUBLAS_COMPUTE_32F_FAST_TF32"}
+# Data types of CUDA by the dtype of the operands. NumPy has no bfloat16, so its bits are uint16.
 _TYPES = {"float32": "CUDA_R_32F", "float16": "CUDA_R_16F", "uint16": "CUDA_R_16BF"}
 
 
 def multiply(x: cupy.ndarray, weight: cupy.ndarray, precision: str = "fp32") -> cupy.ndarray:
-    """Multiply x W^T, summed in float32.
+    """Compute ``x W^T``, summed in float32.
 
     Parameters
     ----------
@@ -30,7 +31,7 @@ def multiply(x: cupy.ndarray, weight: cupy.ndarray, precision: str = "fp32") -> 
     weight : (E, C) array of the same type
         float32, float16, or the bits of bfloat16 as uint16.
     precision : str
-        Of float32 products: "tf32" takes 11 bits of each number, anything else all of them.
+        Precision of float32 products: "tf32" uses 11 bits of each mantissa, anything else all bits.
 
     Returns
     -------
@@ -40,21 +41,23 @@ def multiply(x: cupy.ndarray, weight: cupy.ndarray, precision: str = "fp32") -> 
     Raises
     ------
     TypeError
-        For arrays of different types, or of another type.
+        If the types differ or are not supported.
     """
     cupy = require_cupy()
     if x.dtype != weight.dtype or x.dtype.name not in _TYPES:
-        raise TypeError(f"a product of {x.dtype} and {weight.dtype}; cast both to float32, float16 or bfloat16 bits")
+        raise TypeError(
+            f"both operands must be float32, float16 or bfloat16 (as uint16), got {x.dtype} and {weight.dtype}"
+        )
     (count, depth), width = x.shape, len(weight)
     out = cupy.empty((count, width), np.float16 if x.dtype == np.float16 else np.float32)
     if not out.size:
         return out
     x, weight = contiguous(x), contiguous(weight)
-    # cuBLAS's matrices go column by column: to it x and out are transposed.
+    # cuBLAS stores matrices column by column: for cuBLAS, x and out are transposed.
     cublas, types = cupy.cuda.cublas, cupy.cuda.runtime
-    kind, result = (getattr(types, _TYPES[array.dtype.name]) for array in (x, out))
-    wide = x.dtype == np.float32
-    numerics = _ARITHMETIC.get(precision, _ARITHMETIC["fp32"]) if wide else "CUBLAS_COMPUTE_32F"
+    operand_type, result_type = (getattr(types, _TYPES[array.dtype.name]) for array in (x, out))
+    float32 = x.dtype == np.float32
+    compute_type = _COMPUTE_TYPES.get(precision, _COMPUTE_TYPES["fp32"]) if float32 else "CUBLAS_COMPUTE_32F"
     one, zero = np.ones(1, np.float32), np.zeros(1, np.float32)
     cublas.gemmEx(
         cupy.cuda.Device().cublas_handle,
@@ -65,16 +68,16 @@ def multiply(x: cupy.ndarray, weight: cupy.ndarray, precision: str = "fp32") -> 
         depth,
         one.ctypes.data,
         weight.data.ptr,
-        kind,
+        operand_type,
         depth,
         x.data.ptr,
-        kind,
+        operand_type,
         depth,
         zero.ctypes.data,
         out.data.ptr,
-        result,
+        result_type,
         width,
-        getattr(cublas, numerics),
+        getattr(cublas, compute_type),
         cublas.CUBLAS_GEMM_DEFAULT,
     )
     return out

@@ -1,6 +1,6 @@
-"""Pictures and maps on the GPU: the kernels of ``image.cu`` under the names that the CPU's functions have.
+"""Images and maps on the GPU: the kernels of ``image.cu`` under the names of the corresponding CPU functions.
 
-Photographs and maps come from code that has checked them; only what costs no wait for the device is checked again.
+Callers have checked photographs and maps; only what can be checked without waiting for the device is checked again.
 """
 
 from __future__ import annotations
@@ -16,16 +16,18 @@ if TYPE_CHECKING:
     import cupy
 
 _THREADS = 256
-# The most blocks that a grid has across its second axis.
-_MOST_PLANES = 65_535
-# As vitnp.io.resample has it: longer strips are thinned before they are filtered.
+# Maximum number of blocks along the second axis of a grid.
+_MAX_PLANES = 65_535
+# As in vitnp.io.resample: longer sides are subsampled before they are filtered.
 _LONGEST_SIDE = 1 << 20
 _FIXED_POINT = 1 << 22
 _MOMENTS = 13
 
 
 def resize(rgb: cupy.ndarray, size: tuple[int, int]) -> cupy.ndarray:
-    """Scale a photograph with Pillow's antialiased bicubic filter, to the same bytes; see :func:`vitnp.io.resample.downscale`.
+    """Scale a photograph with Pillow's antialiased bicubic filter, to the same bytes as the CPU.
+
+    See :func:`vitnp.io.resample.downscale`.
 
     Parameters
     ----------
@@ -45,7 +47,7 @@ def resize(rgb: cupy.ndarray, size: tuple[int, int]) -> cupy.ndarray:
     thin_rows, thin_columns = (-(-side // _LONGEST_SIDE) for side in rgb.shape[:2])
     rgb = cupy.ascontiguousarray(rgb[::thin_rows, ::thin_columns])
     height, width = rgb.shape[:2]
-    # Across first, then down, rounded to eight bits in between, as Pillow does it.
+    # Along rows first, then along columns, rounded to eight bits in between, as Pillow does it.
     if size[1] != width:
         rgb = _resample(rgb, width, size[1], height, 3).reshape(height, size[1], 3)
     if size[0] != height:
@@ -56,7 +58,7 @@ def resize(rgb: cupy.ndarray, size: tuple[int, int]) -> cupy.ndarray:
 def normalize(
     rgb: cupy.ndarray, mean: tuple[float, float, float], std: tuple[float, float, float], dtype: type = np.float32
 ) -> cupy.ndarray:
-    """Scale a picture to 0..1, subtract the mean, divide by the standard deviation, channels first.
+    """Scale an image to 0..1, subtract the mean, divide by the standard deviation, and put channels first.
 
     Parameters
     ----------
@@ -64,7 +66,7 @@ def normalize(
     mean, std : three floats
         On the scale 0..1.
     dtype : float32 or float16
-        Of the result; computed in float32.
+        Type of the result; it is computed in float32.
 
     Returns
     -------
@@ -112,7 +114,7 @@ def bilinear(
 
 
 def fixed_point(values: cupy.ndarray) -> cupy.ndarray:
-    """A map (H, W), clipped to 0..1, as uint16 with 65535 standing for 1; see :func:`vitnp.refine.guided_filter.fixed_point`."""
+    """Clip a map (H, W) to 0..1 and scale it to uint16; see :func:`vitnp.refine.guided_filter.fixed_point`."""
     import cupy
 
     values = cupy.ascontiguousarray(values, np.float32)
@@ -145,14 +147,14 @@ def guided_filter(target: cupy.ndarray, rgb: cupy.ndarray, *, radius: int, eps: 
 
 
 def guided_coefficients(target: cupy.ndarray, rgb: cupy.ndarray, *, radius: int, eps: float) -> cupy.ndarray:
-    """The averaged coefficients of :func:`guided_filter` for 8-bit color, (4, h, w) float64: three of a, then b."""
+    """Return the averaged coefficients of :func:`guided_filter` for 8-bit color, (4, h, w) float64: a (3), then b."""
     import cupy
 
     rgb = _photograph(rgb)
     if radius != int(radius) or radius < 0:
-        raise ValueError(f"the radius must be a whole number of pixels, at least 0, not {radius}")
+        raise ValueError(f"radius must be an integer of at least 0, got {radius}")
     if not 0 < eps < math.inf:
-        raise ValueError(f"eps must be positive, not {eps}")
+        raise ValueError(f"eps must be positive, got {eps}")
     target = cupy.ascontiguousarray(target, np.float32)
     window = (np.int32(target.shape[0]), np.int32(target.shape[1]), np.int32(radius))
     moments = cupy.empty((_MOMENTS, *target.shape), np.float64)
@@ -233,7 +235,7 @@ def _photograph(rgb: cupy.ndarray) -> cupy.ndarray:
 
 
 def _launch(name: str, count: int, *arguments: object, planes: int = 1) -> None:
-    """One thread an output, `count` of them for each plane."""
+    """Launch a kernel with one thread per output, `count` of them for each plane."""
     kernel("image", name)((-(-count // _THREADS), planes), (_THREADS,), arguments)
 
 
@@ -243,12 +245,12 @@ def _resample(pixels: cupy.ndarray, length: int, size: int, outer: int, inner: i
     first, weights = _filter_on_device(cupy.cuda.Device().id, length, size)
     out = cupy.empty(outer * size * inner, np.uint8)
     numbers = (np.int32(number) for number in (weights.shape[1], outer, length, size, inner))
-    _launch("resample", size * inner, pixels, first, weights, *numbers, out, planes=min(outer, _MOST_PLANES))
+    _launch("resample", size * inner, pixels, first, weights, *numbers, out, planes=min(outer, _MAX_PLANES))
     return out
 
 
 def _taps(shape: tuple[int, int], size: tuple[int, int]) -> list[tuple[cupy.ndarray, cupy.ndarray]]:
-    """Of rows and of columns: the input that each output lies behind, and how far behind."""
+    """Return the input before each output and the fraction of the way to the next one, for rows and for columns."""
     import cupy
 
     if min(size) < 1:
@@ -263,7 +265,7 @@ def _contiguous(*tables: cupy.ndarray) -> list[cupy.ndarray]:
     return [cupy.ascontiguousarray(table) for table in tables]
 
 
-# Photographs come in few sizes: their tables are kept on the device.
+# Photographs have few different sizes, so their tables are cached on the device.
 
 
 @functools.lru_cache(maxsize=128)
@@ -284,7 +286,7 @@ def _taps_on_device(device: int, length: int, size: int) -> tuple[cupy.ndarray, 
 
 
 def filter_weights(length: int, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Pillow's bicubic filter from `length` pixels to `size`, stretched where that is smaller, in its own fixed point.
+    """Return Pillow's bicubic filter from `length` pixels to `size`, in fixed point; it is stretched when downscaling.
 
     Parameters
     ----------
@@ -293,9 +295,9 @@ def filter_weights(length: int, size: int) -> tuple[np.ndarray, np.ndarray]:
     Returns
     -------
     first : (size,) int32
-        The first pixel that each output depends on.
+        First pixel that each output depends on.
     weights : (size, taps) int32
-        From there on, with 22 bits behind the point; 0 beyond the last.
+        Weights of the pixels from there on, with 22 fractional bits; padded with 0.
 
     References
     ----------
@@ -320,6 +322,6 @@ def filter_weights(length: int, size: int) -> tuple[np.ndarray, np.ndarray]:
     far = (((x - 5) * x + 8) * x - 4) * -0.5
     weights = np.where(x < 1, near, np.where(x < 2, far, 0.0))
     weights[tap >= count[:, None]] = 0.0
-    # Added one after the other, as Pillow does, so that even the last bit is its own.
+    # Summed one after the other, as Pillow does, to get the same last bit.
     weights /= np.add.accumulate(weights, axis=1)[:, -1:]
     return first.astype(np.int32), np.trunc(weights * _FIXED_POINT + np.copysign(0.5, weights)).astype(np.int32)

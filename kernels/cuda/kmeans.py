@@ -12,6 +12,7 @@ from vitnp.kernels.reference import Step
 if TYPE_CHECKING:
     import cupy
 
+# Largest number of clusters that the kernels support.
 MOST_CLUSTERS = 256
 
 
@@ -30,7 +31,8 @@ def kmeans_step(
             for first in range(0, len(x), block)
         ]
         labels, losses, sums, counts, inertia = zip(*parts)
-        return Step(*map(cupy.concatenate, (labels, losses, sums)), sum(counts), cupy.concatenate(inertia))
+        labels, losses, sums, inertia = map(cupy.concatenate, (labels, losses, sums, inertia))
+        return Step(labels, losses, sums, sum(counts[1:], counts[0]), inertia)
     (n, width), columns = x.shape, len(centroids)
     size = columns * width
     plan = tiles.plan(width, columns, x.dtype == np.float16, extra=4 * size, define="SUMS_SHARED")
@@ -91,15 +93,15 @@ def _plan(x: cupy.ndarray, columns: cupy.ndarray) -> tiles.Plan:
 
 
 class _Launch:
-    """What the three kernels' arguments have in common."""
+    """Launcher of the three kernels, which have their first arguments in common."""
 
     def __init__(
         self, plan: tiles.Plan, x: cupy.ndarray, centroids: cupy.ndarray, metric: str, shift: cupy.ndarray | None
     ):
         if metric not in ("cosine", "euclidean"):
-            raise ValueError(f"there is no metric {metric!r}; choose cosine or euclidean")
+            raise ValueError(f"metric must be cosine or euclidean, got {metric!r}")
         if not 1 <= len(centroids) <= MOST_CLUSTERS:
-            raise ValueError(f"{len(centroids)} centroids; the kernels take 1 to {MOST_CLUSTERS}")
+            raise ValueError(f"the number of centroids must be between 1 and {MOST_CLUSTERS}, got {len(centroids)}")
         self.plan, self.x = plan, contiguous(x)
         cosine = metric == "cosine"
         self.shift = None if cosine or shift is None else contiguous(shift, np.float32)

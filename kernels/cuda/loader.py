@@ -1,6 +1,7 @@
-"""Compiles the .cu files of this folder for the GPU at hand, each once a process; CuPy keeps the machine code on disk.
+"""Compile the .cu files of ``src/`` for the current GPU, once per process; CuPy caches the machine code on disk.
 
-What can be wrong with a GPU's surroundings is found out here, and said in one sentence with the command that mends it.
+Problems of the installation (no driver, no CuPy, no CUDA headers) are detected here, and reported in one sentence with
+the command that solves them.
 """
 
 from __future__ import annotations
@@ -20,14 +21,14 @@ from vitnp.errors import DeviceError
 if TYPE_CHECKING:
     import cupy
 
-# Statuses of the CUDA runtime that mean something to a user.
+# Status codes of the CUDA runtime: cudaErrorInsufficientDriver and cudaErrorNoDevice.
 _OLD_DRIVER, _NO_DEVICE = 35, 100
 # Kernels read and write 16 bytes at a time.
-_PIECE = 16
+_ALIGNMENT = 16
 
 
 class Kernel:
-    """A compiled kernel; call it to launch it on the current stream, which nobody waits for.
+    """A compiled kernel; calling it launches it on the current stream, without waiting for it.
 
     Parameters
     ----------
@@ -40,37 +41,37 @@ class Kernel:
     def __call__(
         self, grid: tuple[int, ...], block: tuple[int, ...], arguments: tuple[object, ...], *, shared_mem: int = 0
     ) -> None:
-        """Launch.
+        """Launch the kernel.
 
         Parameters
         ----------
         grid, block : tuple of int
         arguments : tuple
-            Arrays of CuPy, NumPy scalars of exactly the parameters' types, and None for a null pointer.
+            CuPy arrays, NumPy scalars of exactly the parameters' types, and None for a null pointer.
         shared_mem : int
             Bytes of dynamic shared memory.
         """
-        # CuPy itself makes of None whatever the driver finds at address 0, in practice the pointer -1.
-        known = tuple(np.intp(0) if argument is None else argument for argument in arguments)
-        self._function(grid, block, known, shared_mem=shared_mem)
+        # CuPy does not convert None to a null pointer: it passes the pointer -1.
+        converted = tuple(np.intp(0) if argument is None else argument for argument in arguments)
+        self._function(grid, block, converted, shared_mem=shared_mem)
 
 
 def kernel(file: str, name: str, *options: str, shared: int = 0, carveout: int | None = None) -> Kernel:
-    """A kernel, compiled for the current device.
+    """Return a kernel, compiled for the current device.
 
     Parameters
     ----------
     file : str
-        Name of a .cu file of this folder, without its ending.
+        Name of a .cu file in ``src/``, without the extension.
     name : str
-        Of the kernel in it.
+        Name of the kernel in this file.
     *options : str
-        For the compiler: ``-DNAME=VALUE``.
+        Compiler options: ``-DNAME=VALUE``.
     shared : int
-        Bytes of dynamic shared memory that launches will ask for.
+        Bytes of dynamic shared memory that launches will request.
     carveout : int or None
-        Percent of a multiprocessor's first-level cache that is wanted as shared memory; None leaves it to the driver, which
-        may leave too little for the blocks that registers have room for.
+        Percentage of a multiprocessor's L1 cache to use as shared memory. None leaves it to the driver, which may
+        choose too little for as many blocks as the registers allow.
 
     Returns
     -------
@@ -80,7 +81,7 @@ def kernel(file: str, name: str, *options: str, shared: int = 0, carveout: int |
     Raises
     ------
     DeviceError
-        Without CuPy, a GPU or what CuPy compiles with.
+        If CuPy, a GPU, or CUDA's compiler is missing.
     """
     cupy = require_cupy()
     return _compiled(cupy.cuda.Device().id, file, name, options, shared > 0, carveout)
@@ -94,64 +95,65 @@ def _compiled(
     try:
         function = _module(device, file, options).get_function(name)
         if dynamic:
-            # All there is, once and for all: the limit belongs to the machine code, which launches of several sizes
-            # share. Without one a kernel has 48 KB, its static arrays included.
+            # Allow as much as there is: the limit is a property of the function, which launches of several sizes share.
+            # Without a limit a kernel has 48 KB, including its static arrays.
             function.max_dynamic_shared_size_bytes = shared_memory(device) - function.shared_size_bytes
         if carveout is not None:
             function.preferred_shared_memory_carveout = carveout
     except (cupy.cuda.compiler.CompileException, RuntimeError, OSError) as error:
-        raise DeviceError(_compiler_trouble(cupy, file, error)) from error
+        raise DeviceError(_explain_compiler_error(cupy, file, error)) from error
     return Kernel(function)
 
 
 @functools.cache
 def shared_memory(device: int) -> int:
-    """Bytes of shared memory that a block may have on this device."""
+    """Return the bytes of shared memory that a block may have on a device."""
     return require_cupy().cuda.Device(device).attributes["MaxSharedMemoryPerBlockOptin"]
 
 
 def contiguous(x: cupy.ndarray, dtype: np.dtype | type | None = None) -> cupy.ndarray:
-    """The array itself if a kernel can read it from the front, 16 bytes at a time, else a copy that it can."""
+    """Return the array unchanged if it is contiguous and aligned to 16 bytes, else a copy that is."""
     cupy = require_cupy()
     x = cupy.ascontiguousarray(x, dtype=dtype)
-    return x.copy() if x.data.ptr % _PIECE else x
+    return x.copy() if x.data.ptr % _ALIGNMENT else x
 
 
 @functools.cache
-def _module(device: int, file: str, options: tuple[str, ...]) -> object:
+def _module(device: int, file: str, options: tuple[str, ...]) -> cupy.RawModule:
     return require_cupy().RawModule(code=source(f"{file}.cu"), options=("-std=c++17", *options))
 
 
 @functools.cache
 def source(file: str) -> str:
-    """Text of a .cu file with the .cuh files it includes in their places.
+    """Return the text of a .cu file with its .cuh files inserted.
 
-    CuPy recognizes machine code that it has kept by the text it was made from, so the text has to be whole.
+    CuPy identifies cached machine code by the source text, so this text has to be complete.
 
     Examples
     --------
     >>> "extern" in source("gelu.cu")
     True
     """
-    lines = importlib.resources.files(__package__).joinpath("src", file).read_text(encoding="utf-8").splitlines()
-    whole = [f'#line 1 "{file}"']
+    folder = importlib.resources.files(__package__) / "src"
+    lines = (folder / file).read_text(encoding="utf-8").splitlines()
+    complete = [f'#line 1 "{file}"']
     for number, line in enumerate(lines, start=1):
         included = re.match(r'#include "(\w+\.cuh)"', line)
-        whole += [source(included[1]), f'#line {number + 1} "{file}"'] if included else [line]
-    return "\n".join(whole) + "\n"
+        complete += [source(included[1]), f'#line {number + 1} "{file}"'] if included else [line]
+    return "\n".join(complete) + "\n"
 
 
 def require_cupy() -> ModuleType:
-    """CuPy, once it's certain that it can be imported and sees a GPU.
+    """Import CuPy, and check that it finds a GPU.
 
     Raises
     ------
     DeviceError
-        In one sentence what is missing, and what mends it.
+        If it cannot be used; the message says in one sentence what is missing and what to do.
     """
-    trouble = find_trouble()
-    if trouble:
-        raise DeviceError(trouble)
+    problem = find_trouble()
+    if problem:
+        raise DeviceError(problem)
     import cupy
 
     return cupy
@@ -159,7 +161,7 @@ def require_cupy() -> ModuleType:
 
 @functools.cache
 def find_trouble() -> str | None:
-    """Why this process can't use a GPU, in one sentence with the remedy; None if it can."""
+    """Return one sentence that says why this process cannot use a GPU and what to do; None if it can."""
     try:
         import cupy
     except ImportError as error:
@@ -175,20 +177,20 @@ def find_trouble() -> str | None:
     try:
         count = cupy.cuda.runtime.getDeviceCount()
     except cupy.cuda.runtime.CUDARuntimeError as error:
-        return _runtime_trouble(cupy, error)
+        return _explain_runtime_error(cupy, error)
     if not count:
         return "there is no NVIDIA GPU on this machine; choose --device cpu"
     try:
-        getattr(cupy.cuda, "cublas", None)  # CuPy 14 looks for the library when somebody asks for this
+        getattr(cupy.cuda, "cublas", None)  # CuPy 14 loads the library on this access
     except (ImportError, OSError) as error:
         return f"CUDA's library cuBLAS can't be loaded ({_gist(error)}); {_install()}"
     return None
 
 
 def driver_version() -> int | None:
-    """The newest CUDA that the installed driver knows, 12040 for 12.4; None without a driver.
+    """Return the newest CUDA version that the installed driver supports, 12040 for 12.4; None without a driver.
 
-    It asks the driver itself, so it needs no CuPy.
+    It calls the driver itself, so it does not need CuPy.
     """
     try:
         driver = ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
@@ -199,12 +201,13 @@ def driver_version() -> int | None:
 
 
 def _install() -> str:
-    """The command that brings CuPy and CUDA's headers for the driver at hand."""
+    """Return the command that installs CuPy and CUDA's headers for the installed driver."""
     extra = "cuda13" if (driver_version() or 0) >= 13000 else "cuda12"
     return f"run: pip install 'vitnp[{extra}]'"
 
 
-def _runtime_trouble(cupy: ModuleType, error: Exception) -> str:
+def _explain_runtime_error(cupy: ModuleType, error: Exception) -> str:
+    """Explain an error of the CUDA runtime in one sentence."""
     status, driver = getattr(error, "status", None), driver_version()
     if status == _OLD_DRIVER and driver:
         built = cupy.cuda.runtime.runtimeGetVersion() // 1000
@@ -218,8 +221,8 @@ def _runtime_trouble(cupy: ModuleType, error: Exception) -> str:
     return f"the GPU can't be used ({_gist(error)}); choose --device cpu"
 
 
-def _compiler_trouble(cupy: ModuleType, file: str, error: Exception) -> str:
-    """NVRTC's words in ours. `file` is what it was compiling."""
+def _explain_compiler_error(cupy: ModuleType, file: str, error: Exception) -> str:
+    """Explain an error of the compiler NVRTC in one sentence; `file` is what it was compiling."""
     text = str(error)
     missing = re.search(r'(?:could not|cannot) open source file "([^"]+)"', text)
     if missing:
@@ -235,7 +238,7 @@ def _compiler_trouble(cupy: ModuleType, file: str, error: Exception) -> str:
 
 
 def _gist(error: Exception) -> str:
-    """The line of a message that says what happened: the one behind "Original error:", or the first with words."""
+    """Return the informative line of a message: the one after "Original error:", or the first with letters."""
     lines = [
         line.strip() for line in str(error).partition("Original error:")[2].splitlines() or str(error).splitlines()
     ]

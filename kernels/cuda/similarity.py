@@ -11,7 +11,7 @@ from vitnp.kernels.cuda.loader import contiguous, kernel, require_cupy
 if TYPE_CHECKING:
     import cupy
 
-_ENTRY = 8  # bytes of a value and its index
+_ENTRY_BYTES = 8  # a value and its index
 
 
 def similarity(x: cupy.ndarray, y: cupy.ndarray) -> cupy.ndarray:
@@ -26,9 +26,10 @@ def similarity_top(
     x: cupy.ndarray, y: cupy.ndarray, count: int, *, own: int | None = None
 ) -> tuple[cupy.ndarray, cupy.ndarray]:
     cupy = require_cupy()
-    if not 1 <= count <= len(y) - (own is not None):
-        raise ValueError(f"the {count} most similar of {len(y)} rows")
-    lists = _ENTRY * tiles.THREADS * count
+    most = len(y) - (own is not None)
+    if not 1 <= count <= most:
+        raise ValueError(f"count must be between 1 and {most}, got {count}")
+    lists = _ENTRY_BYTES * tiles.THREADS * count
     plan = tiles.plan(x.shape[1], len(y), x.dtype == np.float16, extra=lists, define="LISTS_SHARED")
     values, indices = cupy.empty((len(x), count), np.float32), cupy.empty((len(x), count), np.int64)
     workspace = None if plan.extra else cupy.empty(plan.blocks(len(x)) * lists, np.uint8)

@@ -1,4 +1,4 @@
-"""Chooses how ``tiles.cuh`` works: what is compiled in, what lies in shared memory, how many blocks there are."""
+"""Configure the kernels of ``tiles.cuh``: compile-time constants, use of shared memory, number of blocks."""
 
 from __future__ import annotations
 
@@ -13,30 +13,30 @@ if TYPE_CHECKING:
     import cupy
 
 THREADS = 256
-# Static shared memory that the kernels use beside the tiles, at most: partial products, labels, counts.
+# Maximum of the static shared memory that the kernels use beside the tiles: partial products, labels, counts.
 _STATIC = 26 * 1024
-# The first compute capability that has the tensor cores and asynchronous copies that tiles.cuh speaks to.
+# The first compute capability with the tensor-core instructions and asynchronous copies that tiles.cuh uses.
 _TENSOR_CORES = 80
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """How a launch is compiled and laid out.
+    """Configuration of a launch.
 
     Attributes
     ----------
     options : tuple of str
-        For the compiler.
+        Compiler options.
     shared : int
         Bytes of dynamic shared memory.
     rows : int
-        Of a tile.
+        Number of rows of a tile.
     group : int
-        Columns at a time; y is padded to a multiple.
+        Number of columns processed at a time; y is padded to a multiple of it.
     parts : int
-        Arrays that y is cut into; 0 where it stays float32.
+        Number of arrays that y is split into; 0 if it stays float32.
     extra : bool
-        Whether what was asked for beside the tiles has found room in shared memory.
+        True if the extra bytes that the kernel asked for fit into shared memory.
     """
 
     options: tuple[str, ...]
@@ -47,22 +47,22 @@ class Plan:
     extra: bool
 
     def blocks(self, n: int) -> int:
-        """One a multiprocessor: a block's shared memory leaves no room for a second."""
+        """Return the number of blocks: one per multiprocessor, since a second block would lack shared memory."""
         return max(1, min(-(-n // self.rows), _multiprocessors(require_cupy().cuda.Device().id)))
 
 
 def plan(width: int, columns: int, half: bool, extra: int = 0, define: str = "") -> Plan:
-    """The plan for rows of `width` numbers against `columns` rows.
+    """Return the configuration for products of rows of `width` numbers with `columns` other rows.
 
     Parameters
     ----------
     width, columns : int
     half : bool
-        x is float16.
+        True if x is float16.
     extra : int
-        Bytes wanted in shared memory beside the tiles.
+        Bytes that the kernel would like to have in shared memory beside the tiles.
     define : str
-        What to define if there is room for them.
+        Macro to define if they fit.
     """
     device = require_cupy().cuda.Device()
     capability = int(device.compute_capability)
@@ -71,10 +71,10 @@ def plan(width: int, columns: int, half: bool, extra: int = 0, define: str = "")
 
 @functools.cache
 def _plan(width: int, columns: int, half: bool, extra: int, define: str, capability: int, memory: int) -> Plan:
-    """The first of these that fits: rather the extra and two tiles than y, rather y than a third tile."""
+    """Return the first configuration that fits, in the order of :func:`_preferences`."""
     size = 2 if half else 4
     group = 8 if columns <= 8 else 32 if columns <= 32 else 64
-    options = ("-DHALF",) if half else ()
+    options: tuple[str, ...] = ("-DHALF",) if half else ()
     if capability < _TENSOR_CORES or width * size % 64:
         rows = 32
         fits = bool(extra) and extra + _STATIC <= memory
@@ -82,23 +82,26 @@ def _plan(width: int, columns: int, half: bool, extra: int, define: str, capabil
         return Plan(options, extra if fits else 0, rows, group, 0, fits)
     pitch = (width * size) | 64
     padded = -(-columns // group) * group * (2 if half else 1)
-    # A tile of 48 KB keeps enough bytes under way; wider rows get fewer of them.
+    # Copying a tile of 48 KB at a time is enough to use the memory bandwidth; wider rows get smaller tiles.
     sizes = [rows for rows in (64, 32, 16) if rows == 16 or (rows * pitch <= 56 * 1024 and (half or rows < 64))]
     room = memory - _STATIC
     for rows in sizes:
-        for wants_extra, wants_columns, stages in _wishes(bool(extra)):
-            shared = pitch * (stages * rows + wants_columns * padded) + wants_extra * extra
+        for with_extra, with_columns, stages in _preferences(bool(extra)):
+            shared = pitch * (stages * rows + with_columns * padded) + with_extra * extra
             if shared <= room:
                 options += (f"-DWIDTH={width}", f"-DGROUP={group}", f"-DROWS={rows}", f"-DSTAGES={stages}")
-                options += ("-DCOLUMNS_SHARED",) * wants_columns + (f"-D{define}",) * wants_extra
-                return Plan(options, shared, rows, group, 2 if half else 1, wants_extra)
-    # No tile fits at all: the plain form needs no shared memory.
+                options += ("-DCOLUMNS_SHARED",) * with_columns + (f"-D{define}",) * with_extra
+                return Plan(options, shared, rows, group, 2 if half else 1, with_extra)
+    # No tile fits: the variant without tensor cores needs no shared memory.
     return _plan(width, columns, half, extra, define, 0, memory)
 
 
-def _wishes(extra: bool) -> list[tuple[bool, bool, int]]:
-    """(extra in shared memory, y in shared memory, tiles in shared memory), the best first."""
-    wishes = [
+def _preferences(extra: bool) -> list[tuple[bool, bool, int]]:
+    """Return what to keep in shared memory, as (extra bytes, y, number of tiles), the best first.
+
+    Extra bytes and two tiles are better than y, and y is better than a third tile.
+    """
+    preferences = [
         (True, True, 3),
         (True, True, 2),
         (True, False, 3),
@@ -106,13 +109,13 @@ def _wishes(extra: bool) -> list[tuple[bool, bool, int]]:
         (False, False, 2),
         (False, False, 1),
     ]
-    return wishes if extra else [(False, *wish[1:]) for wish in wishes]
+    return preferences if extra else [(False, columns, stages) for _, columns, stages in preferences]
 
 
 def prepare(
     file: str, y: cupy.ndarray, plan: Plan, *, shift: cupy.ndarray | None = None, normalize: bool = False
 ) -> tuple[cupy.ndarray, cupy.ndarray]:
-    """Y (K, D) as the products want it, and each row's constant; see prepare_columns in tiles.cuh."""
+    """Convert y (K, D) to the layout of the products, and compute each row's constant; see ``prepare_columns``."""
     cupy = require_cupy()
     columns, width = y.shape
     padded = -(-columns // plan.group) * plan.group

@@ -1,7 +1,7 @@
-"""Layers of a transformer on the GPU: products by cuBLAS, what follows in one pass of ``gelu.cu`` or ``layernorm.cu``.
+"""Layers of a transformer on the GPU: matrix products by cuBLAS, everything else by ``gelu.cu`` and ``layernorm.cu``.
 
-Arrays are float32 or float16; a layer works in its input's type, with sums in float32. With weights of bfloat16, which
-are held as uint16, all arrays are float32, and rounded when they are multiplied.
+Arrays are float32 or float16; a layer works in the type of its input, with sums in float32. With bfloat16 weights,
+which are stored as uint16, all arrays are float32 and are rounded to bfloat16 for products.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import DTypeLike
 from vitnp.kernels.cuda import bfloat16, gemm
 from vitnp.kernels.cuda.loader import contiguous, kernel, require_cupy
 
@@ -21,33 +22,33 @@ if TYPE_CHECKING:
     import cupy
 
 _THREADS = 256
-_ROWS = 4  # that a block of layernorm takes
-_WIDEST = 2048  # numbers that layernorm keeps in registers
-_PIECE = 16  # bytes that a thread reads in one go
-_TYPES = {"fp32": np.float32, "tf32": np.float32, "fp16": np.float16}
-_turn = threading.RLock()
-_here = threading.local()  # `precision`, while a thread is within `products`
+_ROWS = 4  # rows per block of layernorm
+_MAX_WIDTH = 2048  # numbers of a row that layernorm keeps in registers
+_VECTOR_BYTES = 16  # bytes that a thread reads at a time
+_TYPES: dict[str, type] = {"fp32": np.float32, "tf32": np.float32, "fp16": np.float16}
+_lock = threading.RLock()
+_local = threading.local()  # `precision`, while a thread is inside `products`
 
 
 def precisions() -> tuple[str, ...]:
-    """Of linear layers and attention, those that this GPU has."""
+    """Return the precisions that this GPU supports in linear layers and attention."""
     old = int(require_cupy().cuda.Device().compute_capability) < 80
     return ("fp32", "fp16") if old else ("fp32", "tf32", "fp16", "bf16")
 
 
 @contextlib.contextmanager
 def products(precision: str) -> Iterator[None]:
-    """Have this thread's float32 products made as the precision says while the context lasts, in one context at a time.
+    """Compute float32 products of :func:`linear` in this thread at a precision, as a context manager.
 
-    Only :func:`linear` looks at it. Nothing of CuPy's or cuBLAS's own is changed: other threads go on as they were.
+    Only one thread at a time can be inside. No setting of CuPy or cuBLAS is changed, so other threads are not affected.
     """
-    with _turn:
-        before = getattr(_here, "precision", "fp32")
-        _here.precision = precision
+    with _lock:
+        before = getattr(_local, "precision", "fp32")
+        _local.precision = precision
         try:
             yield
         finally:
-            _here.precision = before
+            _local.precision = before
 
 
 def softmax(x: cupy.ndarray) -> cupy.ndarray:
@@ -60,7 +61,7 @@ def pack_linear(weight: cupy.ndarray, precision: str = "fp32") -> cupy.ndarray:
     if precision == "bf16":
         return bfloat16.shorten(weight)
     if precision not in _TYPES:
-        raise UsageError(f"there is no precision {precision} on a GPU; choose among {', '.join(_TYPES)}, bf16")
+        raise UsageError(f"precision must be one of {', '.join(_TYPES)}, bf16 on a GPU, got {precision}")
     return require_cupy().ascontiguousarray(weight, dtype=_TYPES[precision])
 
 
@@ -78,7 +79,7 @@ def linear(
     if weight.dtype == np.uint16:
         y = bfloat16.product(rows, weight)
     else:
-        y = gemm.multiply(rows, weight, getattr(_here, "precision", "fp32"))
+        y = gemm.multiply(rows, weight, getattr(_local, "precision", "fp32"))
     y = y.reshape(*x.shape[:-1], len(weight))
     if bias is None and activation is None and scale is None and residual is None:
         return _deliver(y, out)
@@ -93,7 +94,7 @@ def epilogue(
     residual: cupy.ndarray | None,
     out: cupy.ndarray | None,
 ) -> cupy.ndarray:
-    """Do what follows a product: residual + scale f(y + bias), f being GELU or nothing.
+    """Compute ``residual + scale f(y + bias)``, where f is GELU or the identity.
 
     Parameters
     ----------
@@ -102,7 +103,7 @@ def epilogue(
     gelu : bool
     residual : array of y's shape, or None
     out : array of y's shape, or None
-        Where the result goes; into y itself without it.
+        Array for the result; None overwrites y.
     """
     target = out if _fits(out, y) else y
     bias, scale, residual = (None if v is None else contiguous(v, y.dtype) for v in (bias, scale, residual))
@@ -131,7 +132,7 @@ def layernorm(
     cupy = require_cupy()
     x, width = contiguous(x), x.shape[-1]
     target = out if _fits(out, x) else cupy.empty(x.shape, x.dtype)
-    known = width <= _WIDEST and width * x.itemsize % _PIECE == 0
+    known = width <= _MAX_WIDTH and width * x.itemsize % _VECTOR_BYTES == 0
     options = _options(x.dtype) + ((f"-DWIDTH={width}",) if known else ())
     rows = x.size // width
     gain, offset = (contiguous(v, x.dtype) for v in (weight, bias))
@@ -154,38 +155,38 @@ def patch_embedding(
     patch = patch or weight.shape[-1]
     batch, channels, height, width = images.shape
     rows, columns = (height - patch) // stride + 1, (width - patch) // stride + 1
-    # (B, rows, columns, 3, P, P), gathered with two index tables: the order of the weight's own axes.
-    down = (cupy.arange(rows) * stride)[:, None] + cupy.arange(patch)
-    right = (cupy.arange(columns) * stride)[:, None] + cupy.arange(patch)
-    windows = images[:, :, down[:, None, :, None], right[None, :, None, :]].transpose(0, 2, 3, 1, 4, 5)
+    # Gather (B, rows, columns, 3, P, P) with two index tables, in the order of the axes of the weights.
+    y = (cupy.arange(rows) * stride)[:, None] + cupy.arange(patch)
+    x = (cupy.arange(columns) * stride)[:, None] + cupy.arange(patch)
+    windows = images[:, :, y[:, None, :, None], x[None, :, None, :]].transpose(0, 2, 3, 1, 4, 5)
     flat = cupy.ascontiguousarray(windows).reshape(batch, rows * columns, channels * patch * patch)
     matrix = weight.reshape(len(weight), -1)
     flat = flat[:, start:stop].astype(np.float32 if matrix.dtype == np.uint16 else matrix.dtype, copy=False)
     return linear(flat, matrix, bias)
 
 
-def temporary(name: str, *shape: int, dtype: type = np.float32) -> cupy.ndarray:
-    return require_cupy().empty(shape, dtype)  # CuPy's pool hands the same memory out again
+def temporary(name: str, *shape: int, dtype: DTypeLike = np.float32) -> cupy.ndarray:
+    return require_cupy().empty(shape, dtype)  # CuPy's pool reuses the memory
 
 
 def _launch(name: str, like: cupy.ndarray, *arguments: object) -> None:
-    """A kernel of gelu.cu for arrays of the shape and type of `like`."""
+    """Launch a kernel of gelu.cu for arrays of the shape and type of `like`."""
     width = like.shape[-1]
     if width % 2:
-        raise UsageError(f"layers on a GPU have an even width, and {width} is odd; choose --device cpu")
-    piece = _PIECE // like.itemsize
+        raise UsageError(f"the width of layers must be even on a GPU, got {width}; choose --device cpu")
+    piece = _VECTOR_BYTES // like.itemsize
     each = 2 if width % piece else piece
     function = kernel("gelu", name, *_options(like.dtype), f"-DPER_THREAD={each}")
     function((-(-like.size // (each * _THREADS)),), (_THREADS,), arguments)
 
 
 def _fits(out: cupy.ndarray | None, like: cupy.ndarray) -> bool:
-    """Whether a kernel can write its result where it's asked for."""
-    return out is not None and out.flags.c_contiguous and out.dtype == like.dtype and out.data.ptr % _PIECE == 0
+    """Return whether a kernel can write its result to `out` directly."""
+    return out is not None and out.flags.c_contiguous and out.dtype == like.dtype and out.data.ptr % _VECTOR_BYTES == 0
 
 
 def _deliver(target: cupy.ndarray, out: cupy.ndarray | None) -> cupy.ndarray:
-    """The result where it was asked for."""
+    """Return the result, copied to `out` if it is not there yet."""
     if out is None or out is target:
         return target
     out[...] = target

@@ -1,1 +1,1 @@
-"""Spread work over the cores of one machine, with the same answer for any number of threads."""
+"""Spread work over the cores of one machine, with the same result for any number of threads."""

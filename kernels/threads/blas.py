@@ -1,4 +1,4 @@
-"""Hold BLAS to one thread."""
+"""Limit BLAS to one thread."""
 
 from __future__ import annotations
 
@@ -10,78 +10,83 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from threadpoolctl import ThreadpoolController
+
 _local = threading.local()
 _lock = threading.Lock()
-_callers = 0
-_holder: _Holder | None = None
-_seen: tuple[int, ThreadpoolController] | None = None  # modules imported when the libraries were looked for
+_n_callers = 0
+_limiter: _Limiter | None = None
+_known: tuple[int, ThreadpoolController] | None = None  # number of imported modules at the last search, and its result
 
 
 @contextlib.contextmanager
 def one_blas_thread() -> Iterator[None]:
-    """Keep BLAS on one thread while any caller is inside; the former setting returns with the last one out.
+    """Limit BLAS to one thread while any caller is inside; the last one to leave restores the previous setting.
 
-    Libraries of the two kinds that there are obey: those with one setting for the process, which only one thread at a time may
-    change, and those with a setting for each thread. Only what is loaded already can be kept to one thread.
+    This works for both kinds of libraries: those with one setting per process, which only one thread at a time may
+    change, and those with a setting per thread. Only libraries that are loaded already can be limited.
     """
     if getattr(_local, "inside", False):
         yield
         return
     _local.inside = True
     try:
-        with _held(), _libraries().limit(limits=1, user_api="blas"):
+        with _process_limit(), _libraries().limit(limits=1, user_api="blas"):
             yield
     finally:
         _local.inside = False
 
 
 def _libraries() -> ThreadpoolController:
-    """The thread pools of the libraries in the process. Looking for them takes milliseconds, so it's done again only when further
-    modules have been imported, which may have brought others.
+    """Return a controller of the BLAS libraries in this process.
+
+    Searching for them takes milliseconds, so it is repeated only if more modules have been imported, which may have
+    loaded further libraries.
     """
     from threadpoolctl import ThreadpoolController
 
-    global _seen
-    if _seen is None or _seen[0] != len(sys.modules):
-        _seen = len(sys.modules), ThreadpoolController()
-    return _seen[1]
+    global _known
+    if _known is None or _known[0] != len(sys.modules):
+        _known = len(sys.modules), ThreadpoolController()
+    return _known[1]
 
 
 @contextlib.contextmanager
-def _held() -> Iterator[None]:
-    """The setting of the process, changed and restored by a thread of its own: callers come and go in any order, and whoever
-    comes first may still be busy when another is the last to leave.
+def _process_limit() -> Iterator[None]:
+    """Change the setting of the process when the first caller enters, and restore it when the last one leaves.
+
+    A separate thread does both, because callers may leave in any order: the first one may still be inside when the
+    others have left, or the other way round.
     """
-    global _callers, _holder
+    global _n_callers, _limiter
     with _lock:
-        if _callers == 0:
-            _holder = _Holder()
-        _callers += 1
+        if _limiter is None:
+            _limiter = _Limiter()
+        _n_callers += 1
     try:
         yield
     finally:
         with _lock:
-            _callers -= 1
-            if _callers == 0:
-                _holder.let_go()
-                _holder = None
+            _n_callers -= 1
+            if _n_callers == 0 and _limiter is not None:
+                _limiter.stop()
+                _limiter = None
 
 
-class _Holder:
-    """A thread that keeps BLAS to one thread until it's told to let go."""
+class _Limiter:
+    """A thread that limits BLAS to one thread until :meth:`stop` is called."""
 
     def __init__(self) -> None:
-        self._begun, self._over = threading.Event(), threading.Event()
-        self._thread = threading.Thread(target=self._hold, name="vitnp-blas", daemon=True)
+        self._started, self._stopped = threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._run, name="vitnp-blas", daemon=True)
         self._thread.start()
-        self._begun.wait()
+        self._started.wait()
 
-    def _hold(self) -> None:
+    def _run(self) -> None:
         with _libraries().limit(limits=1, user_api="blas"):
-            self._begun.set()
-            self._over.wait()
+            self._started.set()
+            self._stopped.wait()
 
-    def let_go(self) -> None:
-        """Restore the former setting."""
-        self._over.set()
+    def stop(self) -> None:
+        """Restore the previous setting."""
+        self._stopped.set()
         self._thread.join()

@@ -1,4 +1,4 @@
-"""Map a function over items with a pool of threads."""
+"""Map a function over items with a pool of threads, and limit how many threads are used."""
 
 from __future__ import annotations
 
@@ -8,68 +8,78 @@ import itertools
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, TypeVar
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
 
 from vitnp.errors import UsageError
-
-if TYPE_CHECKING:
-    pass
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-# A photograph of more pixels than this has the machine's memory to itself: decoding takes 7 bytes a pixel, its results 7 more.
+# Images with more pixels than this are processed one at a time: decoding takes 7 bytes per pixel, the results 7 more.
 LARGE_IMAGE_PIXELS = 24_000_000
 
-_large = threading.Lock()
-_here = threading.local()
+_large_image = threading.Lock()
+_local = threading.local()  # `n_threads`, while a thread is inside `thread_limit`
 
 
 def large_image_lock(pixels: int) -> contextlib.AbstractContextManager:
-    """What to hold while working on a photograph: large ones go one at a time, small ones pass."""
-    return _large if pixels > LARGE_IMAGE_PIXELS else contextlib.nullcontext()
+    """Return a context manager that admits one large image at a time, and any number of small ones.
+
+    Parameters
+    ----------
+    pixels : int
+        Number of pixels of the image.
+    """
+    return _large_image if pixels > LARGE_IMAGE_PIXELS else contextlib.nullcontext()
 
 
-def resolve_n_threads(asked: int | None = None) -> int:
-    """Images in flight: as asked, else VITNP_NUM_THREADS, else one for each core that this process may use.
+def resolve_n_threads(n_threads: int | None = None) -> int:
+    """Resolve the number of threads: the argument, else VITNP_NUM_THREADS, else the cores that this process may use.
 
     Raises
     ------
     UsageError
-        For anything below 1, or an environment variable that is no number.
+        If the number is below 1, or the environment variable is not an integer.
 
     Examples
     --------
     >>> resolve_n_threads(3)
     3
     """
-    if asked is None:
+    if n_threads is None:
         text = os.environ.get("VITNP_NUM_THREADS", "").strip()
         if not text:
             return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         try:
-            asked = int(text)
+            n_threads = int(text)
         except ValueError:
-            raise UsageError(f"VITNP_NUM_THREADS is {text!r}; set it to a whole number from 1 on") from None
-    if asked < 1:
-        raise UsageError(f"the number of threads is {asked}; choose 1 or more")
-    return asked
+            raise UsageError(f"VITNP_NUM_THREADS must be an integer of at least 1, got {text!r}") from None
+    if n_threads < 1:
+        raise UsageError(f"the number of threads must be at least 1, got {n_threads}")
+    return n_threads
 
 
 def map_ordered(work: Callable[[Item], Result], items: Iterable[Item], threads: int) -> Iterator[Result]:
-    """Results of `work`, several items at a time, in the order of the items.
+    """Yield the results of `work` in the order of the items, computing several items at the same time.
 
-    Few results wait for their turn, so that memory stays bounded. Whoever leaves early (an exception, Ctrl-C) drops the items
-    that have not begun and waits for those that have. A single item is worked on in the caller's thread, and may share its
-    work among `threads` of them (:func:`run_team`); of several items each has one.
+    At most ``2 * threads`` results are waiting, so that memory stays bounded. If the caller stops early (an exception,
+    Ctrl-C, closing the generator), items that have not begun are dropped, and those that have begun are completed
+    first. A single item runs in the caller's thread and may itself use `threads` threads
+    (:func:`vitnp.kernels.threads.team.run_team`); of several items, each uses one thread.
 
     Parameters
     ----------
     work : callable
-        Called once an item, in threads of its own unless there is one item or one thread.
+        Called once per item, in worker threads unless there is only one item or one thread.
     items : iterable
     threads : int
+        Maximum number of threads.
+
+    Yields
+    ------
+    object
+        ``work(item)`` for each item.
 
     Examples
     --------
@@ -77,42 +87,42 @@ def map_ordered(work: Callable[[Item], Result], items: Iterable[Item], threads: 
     [3, 1, 2]
     """
     items = iter(items)
-    ahead = list(itertools.islice(items, 2))
-    alone, items = len(ahead) < 2, itertools.chain(ahead, items)
-    if alone or threads == 1:
+    first_two = list(itertools.islice(items, 2))
+    single, items = len(first_two) < 2, itertools.chain(first_two, items)
+    if single or threads == 1:
         for item in items:
             with thread_limit(threads):
                 result = work(item)
             yield result
         return
 
-    def by_itself(item: Item) -> Result:
+    def work_alone(item: Item) -> Result:
         with thread_limit(1):
             return work(item)
 
     with contextlib.ExitStack() as stack:
-        pool = ThreadPoolExecutor(threads, thread_name_prefix="vitnp")
-        stack.callback(pool.shutdown, wait=True, cancel_futures=True)
-        waiting = collections.deque()
+        executor = ThreadPoolExecutor(threads, thread_name_prefix="vitnp")
+        stack.callback(executor.shutdown, wait=True, cancel_futures=True)
+        pending: collections.deque[Future[Result]] = collections.deque()
         for item in items:
-            waiting.append(pool.submit(by_itself, item))
-            if len(waiting) >= 2 * threads:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+            pending.append(executor.submit(work_alone, item))
+            if len(pending) >= 2 * threads:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
 
 
 @contextlib.contextmanager
-def thread_limit(count: int) -> Iterator[None]:
-    """So many threads for whatever this thread computes meanwhile with :func:`run_team`."""
-    before = getattr(_here, "count", None)
-    _here.count = count
+def thread_limit(n_threads: int) -> Iterator[None]:
+    """Limit the threads that :func:`vitnp.kernels.threads.team.run_team` uses when called from this thread."""
+    before = getattr(_local, "n_threads", None)
+    _local.n_threads = n_threads
     try:
         yield
     finally:
-        _here.count = before
+        _local.n_threads = before
 
 
 def allowed_threads() -> int:
-    """Threads that :func:`run_team` may use here, unless others are at it: as :func:`thread_limit` says, else as many as there are."""
-    return getattr(_here, "count", None) or resolve_n_threads()
+    """Return how many threads ``run_team`` may use here: the :func:`thread_limit`, else :func:`resolve_n_threads`."""
+    return getattr(_local, "n_threads", None) or resolve_n_threads()

@@ -603,7 +603,8 @@ def test_no_sanitizer_is_no_error(tmp_path, monkeypatch):
     assert record["kind"] == "skipped" and "isn't installed" in record["why"]
 
 
-# --- The whole ----------------------------------------------------------------------------------------------------------
+# --- The whole
+# ----------------------------------------------------------------------------------------------------------
 
 
 def scripted(monkeypatch, scripts: dict[str, str]):

@@ -216,7 +216,8 @@ def test_a_signal_ends_the_steps_and_leaves_what_there_is(tmp_path, number, stat
     assert "not done: attention: stopped by" in (tmp_path / "out" / "gpu.txt").read_text()
 
 
-# --- Machines where something is missing --------------------------------------------------------------------------------
+# --- Machines where something is missing
+# --------------------------------------------------------------------------------
 
 
 BARE = """
@@ -252,7 +253,8 @@ def test_a_bare_environment_says_in_one_sentence_what_is_missing(tmp_path, absen
     assert "--device cpu" not in done.stderr and not (tmp_path / "out").exists()
 
 
-# --- The two prepared calls ---------------------------------------------------------------------------------------------
+# --- The two prepared calls
+# ---------------------------------------------------------------------------------------------
 
 
 def test_the_prepared_calls_are_short_enough_and_name_what_there_is():
@@ -264,7 +266,8 @@ def test_the_prepared_calls_are_short_enough_and_name_what_there_is():
     for call, limit in zip(calls, limits):
         assert len(call) < 2000
         assert subprocess.run(["bash", "-n", "-c", call]).returncode == 0
-        # What is waited for, all in all, with something left for the wheels; what runs in the background is in brackets.
+        # What is waited for, all in all, with something left for the wheels; what runs in the background is in
+        # brackets.
         assert sum(map(int, re.findall(r"(?<!\()timeout (\d+)", call))) <= limit - 15
         seconds = int(re.search(r"--seconds (\d+)", call)[1])
         assert seconds + 2 * gpu.GRACE < int(re.search(r"timeout (\d+) python3 -m bench gpu", call)[1])

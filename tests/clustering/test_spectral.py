@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.sparse import block_diag, csr_matrix
-from vitnp.kernels import reference as reference_kernels
 
 from vitnp.clustering import neighbors as neighbors_module
 from vitnp.clustering import spectral
@@ -42,8 +43,9 @@ def moons(n: int, noise: float = 0.05) -> tuple[np.ndarray, np.ndarray]:
 
 def small_blocks(monkeypatch, queries: int = 5, others: int = 7) -> None:
     monkeypatch.setattr(neighbors_module, "QUERY_ROWS", queries)
-    monkeypatch.setattr(reference_kernels, "QUERY_ROWS", queries)
-    monkeypatch.setattr(reference_kernels, "OTHER_ROWS", others)
+    blocks = importlib.import_module("vitnp.kernels.reference.similarity")
+    monkeypatch.setattr(blocks, "QUERY_ROWS", queries)
+    monkeypatch.setattr(blocks, "OTHER_ROWS", others)
 
 
 # Neighbors.

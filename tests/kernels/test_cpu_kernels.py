@@ -286,7 +286,8 @@ def test_a_precision_that_is_not_there_is_refused_with_those_that_are():
         vit.to(precision="fp16")
 
 
-# --- in processes of their own ------------------------------------------------------------------------------------------------
+# --- in processes of their own
+# ------------------------------------------------------------------------------------------------
 
 
 def python(code: str, **environment: str) -> subprocess.CompletedProcess:
@@ -335,8 +336,12 @@ def test_a_cache_that_cannot_be_written_falls_back_with_one_line(tmp_path):
     assert done.stderr.count("\n") == 1 and "VITNP_CACHE" in done.stderr and str(tmp_path / "file") in done.stderr
 
 
-def test_kernels_are_compiled_once_and_that_is_said_once(tmp_path):
-    code = "import numpy as np\nfrom vitnp import kernels\nx = np.ones((3, 20), 'f')\nkernels.for_device().layernorm(x, x[0], x[0], 1e-6)"
+def test_kernels_are_compiled_once_and_that_is_logged_once(tmp_path):
+    code = (
+        "import logging; logging.basicConfig(level=logging.INFO)\n"
+        "import numpy as np\nfrom vitnp import kernels\n"
+        "x = np.ones((3, 20), 'f')\nkernels.for_device().layernorm(x, x[0], x[0], 1e-6)"
+    )
     first, second = (python(code, VITNP_CACHE=str(tmp_path)) for _ in range(2))
     assert first.returncode == second.returncode == 0
     assert first.stderr.count("\n") == 1 and "compil" in first.stderr and second.stderr == ""
@@ -349,6 +354,6 @@ def test_a_read_only_cache_falls_back(tmp_path):
     assert done.returncode == 0 and done.stdout.startswith("reference") and done.stderr.count("\n") == 1
 
 
-def test_an_unknown_wish_for_kernels_is_refused():
+def test_an_unknown_value_of_vitnp_kernels_is_refused():
     done = python("from vitnp import kernels; kernels.for_device()", VITNP_KERNELS="fast")
-    assert done.returncode != 0 and "choose reference or compiled" in done.stderr
+    assert done.returncode != 0 and "VITNP_KERNELS must be reference, compiled or unset, got 'fast'" in done.stderr

@@ -163,7 +163,7 @@ def test_keys_and_values_put_in_piece_by_piece(cupy, precision, tolerance, width
 
 
 def test_other_types_are_refused(cupy):
-    with pytest.raises(TypeError, match="float32, float16 or bfloat16 arrays, not float64"):
+    with pytest.raises(TypeError, match="float32, float16 or bfloat16 .as uint16. arrays, got float64"):
         attention(cupy, *np.zeros((3, 1, 1, 64)), 1)
 
 

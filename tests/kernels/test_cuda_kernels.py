@@ -264,7 +264,7 @@ def test_rows_are_not_compared_with_themselves(cupy, operations):
 
 
 def test_similarity_top_refuses_more_than_there_are(cupy, operations):
-    with pytest.raises(ValueError, match="5 most similar of 4"):
+    with pytest.raises(ValueError, match="count must be between 1 and"):
         operations.similarity_top(*on_device(cupy, rows(0, 4, 16), rows(1, 4, 16)), 5)
 
 
@@ -400,17 +400,17 @@ def test_another_thread_s_products_keep_their_own_arithmetic(cupy, operations):
 def test_products_of_other_types_are_refused(cupy):
     from vitnp.kernels.cuda import gemm
 
-    with pytest.raises(TypeError, match="float32 and float16; cast both"):
+    with pytest.raises(TypeError, match="got float32 and float16"):
         gemm.multiply(*on_device(cupy, np.ones((2, 3), np.float32), np.ones((4, 3), np.float16)))
 
 
 def test_odd_widths_are_refused(cupy, operations):
-    with pytest.raises(UsageError, match="7 is odd"):
+    with pytest.raises(UsageError, match="must be even on a GPU, got 7"):
         operations.gelu(cupy.asarray(np.ones((2, 7), np.float32)))
 
 
 def test_every_operation_named_is_there(operations):
-    for name in [name for names in operations.HOMES.values() for name in names]:
+    for name in [name for names in operations.MODULES.values() for name in names]:
         assert callable(getattr(operations, name))
     with pytest.raises(AttributeError, match="softmin"):
         operations.softmin

@@ -193,4 +193,4 @@ def test_operations_can_be_named_without_cupy(surroundings):
     with fake_cupy.installed():
         from vitnp.kernels.cuda import dispatch
 
-        assert dispatch.kmeans_step.__doc__.startswith("One Lloyd iteration")
+        assert dispatch.kmeans_step.__doc__.startswith("Run one Lloyd iteration")

@@ -93,11 +93,11 @@ BARRIER = "__syncthreads();"
 # (check, file, what is replaced, by what); a barrier is named by its comment and taken away.
 DEFECTS = [
     # k-means and what it shares with similarity
-    (kmeans_8, "kmeans", "the tile has come; everybody is done with the last products"),
-    (kmeans_8, "kmeans", "products and squares are there"),
+    (kmeans_8, "kmeans", "the tile has arrived; the last products have been used"),
+    (kmeans_8, "kmeans", "products and squares have been computed"),
     (kmeans_8, "kmeans", "the tile's stage is free"),
-    (kmeans_8, "kmeans", "all labels of the tile are there"),
-    (kmeans_8, "kmeans", "the members are in order"),
+    (kmeans_8, "kmeans", "all labels of the tile have been computed"),
+    (kmeans_8, "kmeans", "the rows are sorted"),
     (kmeans_8, "kmeans", "wait_for_copies<STAGES - 1>();", ""),
     (kmeans_8, "kmeans", "wait_for_copies<STAGES - 1>();", "wait_for_copies<STAGES>();"),
     (kmeans_8, "kmeans", "min(first + row, problem.n - 1)", "first + row"),
@@ -133,17 +133,17 @@ DEFECTS = [
     (linear, "gelu", "if (i >= size) return;", ""),
     (linear, "gelu", "load(scale + column)", "load(scale)"),
     # Attention
-    (attention_half, "attention", "the first tiles are there"),
-    (attention_half, "attention", "the next tile is there, and everybody is done with this one"),
+    (attention_half, "attention", "the first tiles have arrived"),
+    (attention_half, "attention", "the next tile has arrived, and this one has been used"),
     (attention_half, "attention", "if (start + KEYS > keys) {", "if (start > keys) {"),
     (attention_half, "attention", "if (first + row < queries)\n", ""),
-    (attention_float, "attention", "the keys are there"),
-    (attention_float, "attention", "the values are there"),
-    (attention_float, "attention", "everybody is done with values and probabilities"),
-    (attention_any, "attention", "__syncwarp();  // the probabilities are there", ""),
+    (attention_float, "attention", "the keys have arrived"),
+    (attention_float, "attention", "the values have arrived"),
+    (attention_float, "attention", "values and probabilities have been used"),
+    (attention_any, "attention", "__syncwarp();  // the probabilities have been computed", ""),
     # Refinement
-    (solver, "solver", "the warps' sums are there"),
-    (solver, "solver", "the sums are there"),
+    (solver, "solver", "the warps' sums have been stored"),
+    (solver, "solver", "the sums have been stored"),
     (solver, "solver", "if (other >= 0) total += x[other];", "total += x[other];"),
     (
         lattice,

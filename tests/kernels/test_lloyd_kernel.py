@@ -65,7 +65,8 @@ def test_every_move_is_that_of_the_definition(seed, count, width, clusters, metr
         assert len(np.unique(by_hand(x, start, metric, len(found.history))[1])) < clusters
         np.testing.assert_allclose(found.history, history[: len(found.history)], rtol=2e-4, atol=1e-5)
         return
-    # Rows on the very border may fall either way in float32, and from then on runs may part: inertia is what has to agree.
+    # Rows on the very border may fall either way in float32, and from then on runs may part: inertia is what has to
+    # agree.
     np.testing.assert_allclose(found.history[:2], history[:2], rtol=1e-4, atol=1e-5)
     assert found.history[-1] == pytest.approx(history[-1], rel=2e-2, abs=1e-4)
     if len(found.history) == len(history) and np.array_equal(found.labels, labels):
@@ -106,7 +107,8 @@ def test_it_stops_before_a_pass_that_leaves_a_cluster_empty():
     x = np.array([[0.0], [1.0], [10.0], [11.0]], np.float32)
     found = k.kmeans_moves(x, np.array([[0.5], [100.0], [10.5]], np.float32), 9, metric="euclidean")
     assert not found.ended and found.history == [] and found.labels is None
-    # (3, 3) and (11, 7) are the first centroid's until it has moved to their middle, (7, 5), and the others nearer to them.
+    # (3, 3) and (11, 7) are the first centroid's until it has moved to their middle, (7, 5), and the others nearer to
+    # them.
     x = np.array([[11, 10], [6, 9], [4, 1], [3, 3], [7, 8], [11, 7]], np.float32)
     for kind in (k, reference):
         found = kind.kmeans_moves(x, np.array([[8, 6], [3, -4], [7, 8]], np.float32), 9, metric="euclidean")
@@ -196,18 +198,19 @@ def test_starts_that_make_no_sense_are_refused(options, sentence):
         KMeans(3, **options).fit(np.random.default_rng(0).standard_normal((9, 4)))
 
 
-# --- Members that wait for each other inside ----------------------------------------------------------------------------
+# --- Members that wait for each other inside
+# ----------------------------------------------------------------------------
 
 
 def test_an_error_in_one_member_lets_the_others_out_of_the_kernel():
-    from vitnp.kernels.cpu.codegen.barrier import meet
+    from vitnp.kernels.cpu.codegen.barrier import spin_wait
 
     told = []
 
     def work(worker):
         if worker.rank == 0:
             raise ZeroDivisionError("here")
-        told.append(meet(worker.barrier_address, worker.size))
+        told.append(spin_wait(worker.barrier_address, worker.size))
 
     for _ in range(20):
         with pool.thread_limit(3), pytest.raises(ZeroDivisionError, match="here"):
@@ -216,7 +219,7 @@ def test_an_error_in_one_member_lets_the_others_out_of_the_kernel():
 
 
 def test_members_meet_inside_the_kernel_time_and_again():
-    from vitnp.kernels.cpu.codegen.barrier import meet
+    from vitnp.kernels.cpu.codegen.barrier import spin_wait
 
     seen = np.zeros((4, 300), np.int64)
     wrong = []
@@ -224,7 +227,7 @@ def test_members_meet_inside_the_kernel_time_and_again():
     def work(worker):
         for turn in range(300):
             seen[worker.rank, turn] = turn + 1
-            if not meet(worker.barrier_address, worker.size) or not (seen[:, turn] == turn + 1).all():
+            if not spin_wait(worker.barrier_address, worker.size) or not (seen[:, turn] == turn + 1).all():
                 wrong.append((worker.rank, turn))
 
     with pool.thread_limit(4):  # more than there are cores, as on a busy machine

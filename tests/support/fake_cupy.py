@@ -2,9 +2,9 @@
 
 Arrays are NumPy's, marked as the device's; functions are NumPy's own; kernels run in :mod:`cuda_emulator`, as strictly
 as asked for. Kernels, functions and operators take nothing but arrays of this module and scalars, as the real ones do:
-only :func:`asarray` and :func:`array` bring an array to the device, and :func:`asnumpy` back. Least of all does a kernel
-take None: the real one makes a wild pointer of it. Memory from :func:`empty` holds ones in all bits (NaN, -1), and in
-mode "check" a kernel that reads it before something has been written there is at fault.
+only :func:`asarray` and :func:`array` bring an array to the device, and :func:`asnumpy` back. Least of all does a
+kernel take None: the real one makes a wild pointer of it. Memory from :func:`empty` holds ones in all bits (NaN, -1),
+and in mode "check" a kernel that reads it before something has been written there is at fault.
 """
 
 from __future__ import annotations

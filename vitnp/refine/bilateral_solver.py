@@ -148,21 +148,22 @@ def bilateral_solver(
     >>> bilateral_solver(target, rgb, sigma_xy=8)[0].astype(float).round(2).tolist()
     [0.1, 0.1, 0.1, 0.9, 0.9, 0.9]
     """
-    if kernels.device_of(target) == "cuda":
-        return kernels.for_array(target).bilateral_solver(
-            target, rgb, sigma_xy=sigma_xy, sigma_luma=sigma_luma, sigma_chroma=sigma_chroma, smoothness=smoothness,
-            confidence=confidence, max_iterations=max_iterations, tolerance=tolerance,
-        )  # fmt: skip
-    rgb = check_photograph(rgb)
-    target = check_map(target, rgb.shape[:2])
-    height, width = target.shape
+    on_gpu = kernels.device_of(target) == "cuda"
+    if not on_gpu:
+        rgb = check_photograph(rgb)
+        target = check_map(target, rgb.shape[:2])
     if sigma_xy is None:
-        sigma_xy = max(1.0, 0.03 * max(height, width))
+        sigma_xy = max(1.0, 0.03 * max(rgb.shape[:2]))
     for name, value in (("sigma_xy", sigma_xy), ("sigma_luma", sigma_luma), ("sigma_chroma", sigma_chroma)):
         if not 0 < value < math.inf:
             raise ValueError(f"{name} must be positive and finite, got {value}")
     if not 0 <= smoothness < math.inf:
         raise ValueError(f"smoothness must be at least 0 and finite, got {smoothness}")
+    if on_gpu:
+        return kernels.for_array(target).bilateral_solver(
+            target, rgb, sigma_xy=sigma_xy, sigma_luma=sigma_luma, sigma_chroma=sigma_chroma, smoothness=smoothness,
+            confidence=confidence, max_iterations=max_iterations, tolerance=tolerance,
+        )  # fmt: skip
     confidence = _check_confidence(confidence, target.shape)
 
     grid = BilateralGrid(rgb, sigma_xy, sigma_luma, sigma_chroma)

@@ -1,8 +1,8 @@
-"""Threads inside kernels that wait for each other.
+"""A barrier for threads inside kernels.
 
-Between Python threads a wait takes a tenth of a millisecond: one has to be woken, and both want the interpreter. Where there is less
-than that to do in between, the kernel itself waits, by looking at numbers in memory that the threads share
-(:attr:`vitnp.kernels.threads.team.Worker.meeting`) until the last one has come.
+Between Python threads a barrier takes a tenth of a millisecond: threads have to be woken, and all of them want the GIL.
+Where the work between two barriers takes less than that, the kernel itself waits, by reading numbers in shared memory
+(see :class:`vitnp.kernels.threads.team.Barrier`) until the last thread has arrived.
 """
 
 from __future__ import annotations
@@ -12,22 +12,21 @@ import ctypes
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
-from numba.extending import intrinsic
-from vitnp.kernels.cpu.codegen.gil import lay_down, pause, take_up
-from vitnp.kernels.cpu.codegen.jit import kernel
+from vitnp.kernels.cpu.codegen.gil import enter_kernel, leave_kernel, pause
+from vitnp.kernels.cpu.codegen.jit import intrinsic, kernel
 from vitnp.kernels.cpu.codegen.simd import I32, I64
 from vitnp.kernels.threads import team
 from vitnp.kernels.threads.team import ARRIVED, BROKEN, ROUND
 
-# Looks before the processor is offered to whoever else wants it: some tenths of a millisecond.
-LOOKS = 10_000
+# Reads before the thread offers its core to other programs: some tenths of a millisecond.
+MAX_READS = 10_000
 
 CAN_YIELD = hasattr(ctypes.pythonapi, "sched_yield")
 
 
 @intrinsic
-def _look(context, address):
-    """The int64 at an address, read from memory every time."""
+def _load(context, address):
+    """Return the int64 at an address, read from memory every time."""
 
     def generate(context, builder, signature, arguments):
         return builder.load_atomic(builder.inttoptr(arguments[0], I64.as_pointer()), "acquire", 8)
@@ -36,8 +35,8 @@ def _look(context, address):
 
 
 @intrinsic
-def _post(context, address, value):
-    """Store an int64; who sees it sees all that was stored before."""
+def _store(context, address, value):
+    """Store an int64; a thread that reads it also sees everything that was stored before."""
 
     def generate(context, builder, signature, arguments):
         address, value = arguments
@@ -49,7 +48,7 @@ def _post(context, address, value):
 
 @intrinsic
 def _add_one(context, address):
-    """Raise the int64 at an address; what it was before."""
+    """Increment the int64 at an address, and return its previous value."""
 
     def generate(context, builder, signature, arguments):
         return builder.atomic_rmw("add", builder.inttoptr(arguments[0], I64.as_pointer()), I64(1), "acq_rel")
@@ -58,8 +57,8 @@ def _add_one(context, address):
 
 
 @intrinsic
-def _give_way(context):
-    """Offer the core to another program."""
+def _yield_core(context):
+    """Offer the core to other programs."""
 
     def generate(context, builder, signature, arguments):
         if CAN_YIELD:
@@ -71,33 +70,40 @@ def _give_way(context):
 
 
 @kernel
-def meet(meeting, members):
-    """Go on when all members have come here; False when one of them isn't coming any more."""
-    if members == 1:
+def spin_wait(address, n_workers):
+    """Wait until all workers have arrived; return False if the barrier is broken.
+
+    Parameters
+    ----------
+    address : int
+        Address of the barrier's numbers; not read if there is one worker.
+    n_workers : int
+    """
+    if n_workers == 1:
         return True
-    round = _look(meeting + ROUND)
-    if _add_one(meeting + ARRIVED) == members - 1:
-        _post(meeting + ARRIVED, 0)
-        _post(meeting + ROUND, round + 1)
+    current_round = _load(address + ROUND)
+    if _add_one(address + ARRIVED) == n_workers - 1:
+        _store(address + ARRIVED, 0)
+        _store(address + ROUND, current_round + 1)
         return True
-    looks = 0
-    while _look(meeting + ROUND) == round:
-        if _look(meeting + BROKEN) != 0:
+    reads = 0
+    while _load(address + ROUND) == current_round:
+        if _load(address + BROKEN) != 0:
             return False
         pause()
-        looks += 1
-        if looks > LOOKS:
-            _give_way()
+        reads += 1
+        if reads > MAX_READS:
+            _yield_core()
     return True
 
 
 @kernel(types.int64, types.int64)
-def wait(meeting, members):
-    """As :func:`meet`, for threads that are in Python."""
-    lay_down()
-    met = meet(meeting, members)
-    take_up()
-    return met
+def wait(address, n_workers):
+    """Call :func:`spin_wait` from Python."""
+    enter_kernel()
+    complete = spin_wait(address, n_workers)
+    leave_kernel()
+    return complete
 
 
 team.wait_in_kernel = wait

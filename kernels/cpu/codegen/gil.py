@@ -1,13 +1,13 @@
-"""How threads that come out of kernels at the same time take turns in Python, without going to sleep.
+"""Let threads that leave kernels at about the same time take turns in Python without going to sleep.
 
-Only one thread at a time may be in the interpreter. Threads that share a forward pass do the same things at the same time, so
-that often one of them comes out of its kernel while the other is still preparing its next. The interpreter would then put it
-to sleep, and to wake it takes longer than what it waits for: all in all a tenth of a pass. So a kernel doesn't return
-while another thread is between two kernels: it watches a number in memory, the baton, which who leaves a kernel takes up
-and who enters one lays down.
+Only one thread at a time may hold Python's global interpreter lock (GIL). Threads that share a forward pass do the same
+things at the same time, so one of them often leaves its kernel while the other is still preparing its next one. Python
+would then put it to sleep, and waking it takes longer than the preparation: in total a tenth of a forward pass. So a
+kernel does not return while another thread is between two kernels. It watches a flag in memory, which is set on leaving
+a kernel and cleared on entering one.
 
-The baton is a hint and no lock. A thread that has gone elsewhere with it is waited for as long as
-preparing a kernel may take, and no longer.
+The flag is a hint, not a lock. If the other thread does something else than start its next kernel, the wait ends after
+about the time that starting a kernel may take.
 """
 
 from __future__ import annotations
@@ -19,33 +19,32 @@ import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
-from numba.extending import intrinsic
-from vitnp.kernels.cpu.codegen.jit import kernel
+from vitnp.kernels.cpu.codegen.jit import intrinsic, kernel
 from vitnp.kernels.cpu.codegen.simd import I64
 
-# Elsewhere threads take their chances: how machine code there finds a name hasn't been tried.
-THERE_IS_ONE = sys.platform == "linux"
+# On other systems kernels return at once: how machine code finds the symbol has not been tested there.
+HAS_FLAG = sys.platform == "linux"
 
-# Looks before one goes on without: some tens of microseconds.
-LOOKS = 3_000
+# Reads of the flag before a kernel returns in any case: some tens of microseconds.
+MAX_READS = 3_000
 
-_baton = np.zeros(8, np.int64)  # a cache line, of which the first number counts
-NAME = "vitnp_baton"
-# Machine code that is kept on disk can't know an address, so it knows a name.
-llvmlite.binding.add_symbol(NAME, _baton.ctypes.data)
+_flag = np.zeros(8, np.int64)  # one cache line, of which the first number is the flag
+# Machine code that is cached on disk cannot contain an address, so it refers to a symbol.
+SYMBOL = "vitnp_outside_kernel"
+llvmlite.binding.add_symbol(SYMBOL, _flag.ctypes.data)
 
-# Tells the processor that nothing happens here but waiting, so that it saves power, and leaves its units to the core's other thread.
+# An instruction for loops that wait: it saves power and leaves the core's units to its other hardware thread.
 PAUSE = {"x86_64": "llvm.x86.sse2.pause"}.get(llvmlite.binding.get_default_triple().partition("-")[0])
 
 
 def _address(builder: ir.IRBuilder) -> ir.Value:
-    known = builder.module.globals.get(NAME)
-    return known if known is not None else ir.GlobalVariable(builder.module, I64, NAME)
+    known = builder.module.globals.get(SYMBOL)
+    return known if known is not None else ir.GlobalVariable(builder.module, I64, SYMBOL)
 
 
 @intrinsic
 def pause(context):
-    """Waste a moment."""
+    """Wait for a few cycles."""
 
     def generate(context, builder, signature, arguments):
         if PAUSE:
@@ -57,11 +56,11 @@ def pause(context):
 
 
 @intrinsic
-def _held(context):
-    """Whether somebody has the baton."""
+def _is_set(context):
+    """Return whether the flag is set."""
 
     def generate(context, builder, signature, arguments):
-        if not THERE_IS_ONE:
+        if not HAS_FLAG:
             return ir.Constant(ir.IntType(1), 0)
         return builder.icmp_signed("!=", builder.load_atomic(_address(builder), "monotonic", 8), I64(0))
 
@@ -69,11 +68,11 @@ def _held(context):
 
 
 @intrinsic
-def _taken(context):
-    """Take the baton; whether somebody had it before."""
+def _test_and_set(context):
+    """Set the flag, and return whether it was set before."""
 
     def generate(context, builder, signature, arguments):
-        if not THERE_IS_ONE:
+        if not HAS_FLAG:
             return ir.Constant(ir.IntType(1), 0)
         before = builder.atomic_rmw("xchg", _address(builder), I64(1), "monotonic")
         return builder.icmp_signed("!=", before, I64(0))
@@ -82,11 +81,11 @@ def _taken(context):
 
 
 @intrinsic
-def lay_down(context):
-    """A kernel begins: others may go to Python."""
+def enter_kernel(context):
+    """Clear the flag: a kernel begins, so other threads may go on in Python."""
 
     def generate(context, builder, signature, arguments):
-        if THERE_IS_ONE:
+        if HAS_FLAG:
             builder.store_atomic(I64(0), _address(builder), "monotonic", 8)
         return context.get_dummy_value()
 
@@ -94,9 +93,9 @@ def lay_down(context):
 
 
 @kernel
-def take_up():
-    """A kernel ends: wait for whoever is in Python, though not for long."""
-    looks = 0
-    while (_held() or _taken()) and looks < LOOKS:
+def leave_kernel():
+    """Set the flag at the end of a kernel, after a short wait if another thread is in Python."""
+    reads = 0
+    while (_is_set() or _test_and_set()) and reads < MAX_READS:
         pause()
-        looks += 1
+        reads += 1

@@ -1,50 +1,67 @@
-"""How the kernels of this folder are compiled: by numba, once a machine, kept on disk under a fingerprint of their own sources.
+"""Compile kernels with numba, once per machine, and cache the machine code under a fingerprint of their sources.
 
-numba's ordinary cache notices a change of the file a function stands in, but not of a file whose helpers were compiled into it.
-All kernels here share :mod:`vitnp.kernels.cpu.codegen.simd`, so the cache folder is named after the text of all of them together.
+numba's own cache notices a change of the file that contains a function, but not of files whose helpers were inlined
+into it. All kernels share :mod:`vitnp.kernels.cpu.codegen.simd`, so the cache folder is named after the text of all of
+them.
 """
 
 from __future__ import annotations
 
 import functools
 import hashlib
+import logging
 import os
 import pathlib
 import sys
 import tempfile
 import threading
 from collections.abc import Callable
+from typing import Any, Literal
 
 import llvmlite
 import numba
+import numba.extending
 from numba import types
 from numba.core import caching
 from numba.core.registry import CPUDispatcher
 from numba.core.runtime import rtsys
 
-from vitnp import kernels
+# error_model: a division by zero gives infinity, as in NumPy, instead of an exception. Sums must not be reassociated:
+# the compiler would choose their order, and thereby their last bits.
+OPTIONS: dict[str, Any] = {
+    "nogil": True,
+    "boundscheck": False,
+    "error_model": "numpy",
+    "fastmath": {"contract", "nsz", "arcp"},
+}
 
-# error_model: a division by zero gives infinity, as NumPy's does, where Python's would raise. Reassociation of sums stays
-# forbidden everywhere: with it the order of a sum, and so its last bit, would be the compiler's choice and not ours.
-OPTIONS = {"nogil": True, "boundscheck": False, "error_model": "numpy", "fastmath": {"contract", "nsz", "arcp"}}
+# numba's decorator for functions that generate IR, typed as kernels call them: without the first parameter, `context`.
+intrinsic: Callable[[Callable[..., Any]], Callable[..., Any]] = numba.extending.intrinsic
 
-_announced = threading.Event()
+_logger = logging.getLogger(__name__)
+_logged = threading.Event()
 
 
 class NoCache(ImportError):
-    """There is nowhere to keep compiled kernels."""
+    """There is no folder for compiled kernels."""
 
 
-def kernel(*signature: types.Type, **options) -> Callable:
-    """Decorator: compile a function with numba, without the GIL, and keep the machine code on disk.
+def kernel(*signature: Any, **options: Any) -> Callable:
+    """Compile a function with numba, without the GIL, and cache the machine code on disk; a decorator.
 
     Parameters
     ----------
     *signature : numba types
-        Of the arguments. The function is compiled for them alone, at once; IN and OUT make the types of arrays. Without any it's
-        compiled when it is called, for each new combination of types: for functions that kernels call.
+        Types of the arguments; IN and OUT give those of arrays. The function is compiled at once, for these types only.
+        Without a signature it is compiled when it is called, for each new combination of types: this is meant for
+        functions that are called by kernels.
     **options
-        Of :func:`numba.njit`, over those in OPTIONS.
+        Options of :func:`numba.njit` that override OPTIONS.
+
+    Returns
+    -------
+    callable
+        The compiled function; without signature or options, ``@kernel`` is used without parentheses.
 
     Examples
     --------
@@ -59,8 +76,8 @@ def kernel(*signature: types.Type, **options) -> Callable:
 
     def compile(function: Callable) -> Callable:
         dispatcher = numba.njit(**(OPTIONS | options))(function)
-        if isinstance(dispatcher, CPUDispatcher):  # with NUMBA_DISABLE_JIT=1 it's the plain function
-            dispatcher._cache = _Cache(function)
+        if isinstance(dispatcher, CPUDispatcher):  # with NUMBA_DISABLE_JIT=1 it is the plain function
+            dispatcher._cache = _Cache(function)  # type: ignore[attr-defined]  # numba has no public interface for this
             if signature:
                 dispatcher.compile(signature)
                 dispatcher.disable_compile()
@@ -70,47 +87,47 @@ def kernel(*signature: types.Type, **options) -> Callable:
 
 
 def IN(dimensions: int, dtype: types.Type = types.float32) -> types.Array:
-    """Type of an array that is read: of any strides, whether it may be written or not."""
+    """Return the type of an array that is read: with any strides, writable or not."""
     return types.Array(dtype, dimensions, "A", readonly=True, aligned=True)
 
 
-def OUT(dimensions: int, dtype: types.Type = types.float32, layout: str = "A") -> types.Array:
-    """Type of an array that is written: of any strides, or with layout "C" in one piece."""
+def OUT(dimensions: int, dtype: types.Type = types.float32, layout: Literal["A", "C"] = "A") -> types.Array:
+    """Return the type of an array that is written: with any strides, or contiguous with layout "C"."""
     return types.Array(dtype, dimensions, layout)
 
 
 @functools.cache
 def cache_folder() -> pathlib.Path:
-    """Where machine code is kept: a folder that exists and can be written.
+    """Return the folder for machine code, which exists and is writable.
 
-    It lies below VITNP_CACHE where that is set, else below the platform's folder for caches.
+    It is a subfolder of VITNP_CACHE if that is set, else of the platform's cache folder.
 
     Raises
     ------
     NoCache
-        If it can't be made, or nothing can be written there.
+        If the folder cannot be created or written.
     """
-    chosen = os.environ.get("VITNP_CACHE")
-    if chosen:
-        above = pathlib.Path(chosen).expanduser().absolute()
+    cache = os.environ.get("VITNP_CACHE")
+    if cache:
+        parent = pathlib.Path(cache).expanduser().absolute()
     else:
         import platformdirs
 
-        above = pathlib.Path(platformdirs.user_cache_dir("vitnp"))
-    folder = above / "kernels" / _fingerprint()
+        parent = pathlib.Path(platformdirs.user_cache_dir("vitnp"))
+    folder = parent / "kernels" / _fingerprint()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
         raise NoCache(
-            f"{folder} can't be written ({error.strerror or error}); set VITNP_CACHE to a folder that can"
+            f"{folder} cannot be written ({error.strerror or error}); set VITNP_CACHE to a writable folder"
         ) from None
     return folder
 
 
 def _fingerprint() -> str:
-    """Of everything that decides the machine code, but for the processor, which numba looks after itself."""
+    """Return a hash of everything that determines the machine code, except the processor, which numba itself checks."""
     digest = hashlib.sha256(f"{numba.__version__} {llvmlite.__version__} {os.environ.get('VITNP_LANES', '')}".encode())
     for path in sorted(pathlib.Path(__file__).parent.parent.rglob("*.py")):
         digest.update(path.read_bytes())
@@ -118,7 +135,7 @@ def _fingerprint() -> str:
 
 
 class _Locator(caching._CacheLocator):
-    """Puts a function's machine code into the one folder."""
+    """Locate the machine code of every function in :func:`cache_folder`."""
 
     def __init__(self, function: Callable):
         self._line = function.__code__.co_firstlineno
@@ -138,7 +155,7 @@ class _Locator(caching._CacheLocator):
 
 
 class _Implementation(caching.CompileResultCacheImpl):
-    """Asks for no other place than ours, whatever numba is told in the environment."""
+    """Use this locator only, whatever the environment variables of numba say."""
 
     def __init__(self, function: Callable):
         self._lineno = function.__code__.co_firstlineno
@@ -151,15 +168,16 @@ class _Implementation(caching.CompileResultCacheImpl):
 
 
 class _Cache(caching.FunctionCache):
-    """Says so when something has to be compiled."""
+    """Log a message when something has to be compiled."""
 
     _impl_class = _Implementation
 
     def load_overload(self, signature: object, target_context: object) -> object:
-        # numba would import all that it can compile with first, a third of a second. Machine code needs only the runtime.
+        # The base class would first import everything that is needed for compiling, which takes a third of a second.
+        # Cached machine code needs only the runtime.
         rtsys.initialize(target_context)
-        found = self._load_overload(signature, target_context)
-        if found is None and not _announced.is_set():
-            _announced.set()
-            kernels.say("compiling kernels for this processor; they are kept, so this happens once")
-        return found
+        overload = self._load_overload(signature, target_context)
+        if overload is None and not _logged.is_set():
+            _logged.set()
+            _logger.info("compiling kernels for this processor; they are cached, so this happens once")
+        return overload

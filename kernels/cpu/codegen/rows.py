@@ -1,12 +1,8 @@
-"""What k-means and similarity do to rows of features: read them, multiply them by centroids, find the largest, add them up.
+"""Building blocks of k-means and similarity for rows of features: read, normalize and sum rows, find the maximum.
 
-Kernels here know memory by address: rows are float16, float32 or float64, and a kernel compiled for each type would take three
-times as long to compile. A few rows at a time (ROWS) are converted into scratch memory, where all the rest happens: the features
-themselves are read once.
-
-Two forms of product. *By columns*: a vector holds the products of one row with LANES
-centroids. *By dots*: a vector holds LANES parts of one product, added up at the end; for few centroids, where columns would
-leave most lanes idle.
+Kernels receive memory as addresses, because rows may be float16, float32 or float64, and compiling a kernel for each
+type would take three times as long. A few rows at a time (ROWS) are converted to float32 in a workspace, where all
+further steps happen: the features themselves are read once.
 """
 
 from __future__ import annotations
@@ -17,94 +13,118 @@ import llvmlite.binding
 import numpy as np
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils
-from numba.extending import intrinsic
-from vitnp.kernels.cpu.codegen.jit import kernel
+from vitnp.kernels.cpu.codegen.jit import intrinsic, kernel
 from vitnp.kernels.cpu.codegen.simd import FLOAT, HALF, I32, I64, LANES, Vectors, loop
 
-# Tiles by columns, rows x vectors: accumulators, columns and one row's number fill the registers. Any number of vectors from 2
-# on is a sum of these twos and threes, and ROWS is a multiple of both numbers of rows.
-WIDE = LANES == 16
-TWO_ROWS, THREE_ROWS = (12, 8) if WIDE else (6, 4)
+# Rows that are converted at a time.
 ROWS = 24
-# Fewer, where there is little to do with each, so that the next ones can be brought to the first cache meanwhile: of NARROW
-# numbers at most, or wider ones.
-FEW_ROWS, FEW_WIDE_ROWS, NARROW = 8, 4, 512
-DEPTH = 192  # numbers of a row that are multiplied at a time: 192 x 48 centroids' numbers are 37 KB, and stay in the first cache
 
-# Tiles by dots, rows x centroids: as many sums as a vector has lanes, so that added up they make one vector.
-PAIR_ROWS = LANES // 2
-QUAD_ROWS = {16: 4, 8: 2, 4: 1}[LANES]
-DOTS = LANES  # up to so many centroids dots are faster
+# Distance of prefetching in bytes: memory that is requested this far ahead is in the L2 cache when it is read.
+FAR_AHEAD = 16_384
 
-FAR_AHEAD = 16_384  # bytes: what is asked for so long before it is read has come to the second cache by then
+# Rows with a smaller sum of squares are scaled up first, because their squares underflow.
+TINY = np.float32(1e-30)
 
-FAINT = np.float32(
-    1e-30
-)  # rows whose squares add up to less are scaled first, or their squares would be rounded to nothing
-
-KINDS = {"f": 0, "d": 1, "e": 2}
-# Half precision takes an instruction that old x86 processors lack: there NumPy converts the rows first.
+# Codes of the dtypes that kernels can read, by NumPy's character.
+DTYPE_CODES = {"f": 0, "d": 1, "e": 2}
+# Converting half precision takes an instruction that old x86 processors lack: there NumPy converts the rows first.
 HAS_HALF = not llvmlite.binding.get_default_triple().startswith("x86") or bool(
     llvmlite.binding.get_host_cpu_features().get("f16c")
 )
 
+# numba types of a workspace, and of a matrix that is read.
+WORKSPACE = types.Array(types.float32, 1, "C")
+MATRIX_IN = types.Array(types.float32, 2, "C", readonly=True, aligned=True)
 
-def rows_of(x: np.ndarray) -> tuple[np.ndarray, int]:
-    """The rows as kernels can read them, and the number of their type in KINDS: `x` itself if possible, else a copy as float32."""
-    kind = KINDS.get(x.dtype.char)
-    readable = kind is not None and x.dtype.isnative and (x.strides[1] == x.itemsize or x.shape[1] == 1)
-    if not readable or (kind == KINDS["e"] and not HAS_HALF):
-        with np.errstate(over="ignore"):
-            return np.array(x, np.float32, order="C"), KINDS["f"]
-    return x, kind
+
+def round_up_to_vectors(n: int) -> int:
+    """Return the next multiple of LANES."""
+    return (n + LANES - 1) // LANES * LANES
+
+
+round_up = kernel(round_up_to_vectors)
+
+
+def workspace_size(n_rows: int, width: int, n_products: int, n_others: int) -> int:
+    """Return the size of a workspace that :func:`divide_workspace` divides, in float32 numbers.
+
+    Parameters
+    ----------
+    n_rows : int
+        Rows that are held in it.
+    width : int
+        Numbers of a row, a multiple of LANES.
+    n_products : int
+        Products of a row, a multiple of LANES.
+    n_others : int
+        Numbers behind the shift, for whatever the rows are multiplied by.
+    """
+    return 16 + n_rows * width + ROWS * n_products + width + n_others
+
+
+@kernel
+def divide_workspace(work, n_rows, width, n_products):
+    """Divide a workspace into rows (n_rows, width), products (ROWS, n_products), a shift (width,) and the rest.
+
+    Rows and shift are set to zero. Returns the index of the first number of each part.
+    """
+    rows = -(work.ctypes.data // 4) % 16  # at the start of a cache line
+    products = rows + n_rows * width
+    shift = products + ROWS * n_products
+    rest = shift + width
+    work[rows:products] = 0
+    work[shift:rest] = 0
+    return rows, products, shift, rest
+
+
+def readable_rows(x: np.ndarray) -> tuple[np.ndarray, int]:
+    """Return rows that kernels can read and their code in DTYPE_CODES: `x` itself if possible, else a float32 copy."""
+    dtype_code = DTYPE_CODES.get(x.dtype.char)
+    contiguous = x.strides[1] == x.itemsize or x.shape[1] == 1
+    if dtype_code is not None and x.dtype.isnative and contiguous and (HAS_HALF or dtype_code != DTYPE_CODES["e"]):
+        return x, dtype_code
+    with np.errstate(over="ignore"):
+        return np.array(x, np.float32, order="C"), DTYPE_CODES["f"]
 
 
 def _fold_four(v: Vectors, sums: list[ir.Value]) -> ir.Value:
-    """The sum over all lanes of four vectors."""
+    """Return the sum of all lanes of four vectors."""
     add = v.builder.fadd
     return v.fold(add(add(sums[0], sums[1]), add(sums[2], sums[3])), add)
 
 
-def _prefetch(v: Vectors, address: ir.Value, cache: int) -> None:
-    """Ask for the cache line at an address, of memory or not, to be brought to the first or second cache meanwhile."""
-    byte = ir.IntType(8).as_pointer()
-    signature = ir.FunctionType(ir.VoidType(), [byte, I32, I32, I32])
-    function = cgutils.get_or_insert_function(v.builder.module, signature, "llvm.prefetch.p0")
-    reading, data = I32(0), I32(1)
-    v.builder.call(function, [v.builder.inttoptr(address, byte), reading, I32(4 - cache), data])
-
-
 def _reader(element: ir.Type) -> Callable:
-    """``read(into, row, shift, n, ahead)``: converts a row to float32, less the shift; the sum of squares. The memory that lies
-    `ahead` bytes behind it is asked for meanwhile.
+    """Generate ``read(target, row, shift, n, ahead)`` for rows of an element type.
+
+    It converts a row to float32, subtracts the shift, and returns the sum of squares. Memory that is `ahead` bytes
+    further on is prefetched.
     """
 
     @intrinsic
-    def read(context, into, row, shift, n, ahead):
+    def read(context, target, row, shift, n, ahead):
         def generate(context, builder, signature, arguments):
-            into, row, shift, n, ahead = arguments
+            target, row, shift, n, ahead = arguments
             v = Vectors(builder)
-            into, shift, row = v.pointer(into), v.pointer(shift), v.pointer(row, element)
+            target, shift, row = v.pointer(target), v.pointer(shift), v.pointer(row, element)
             size = {HALF: 2, FLOAT: 4}.get(element, 8)
 
-            def single(value, target):
+            def to_single(value, result_type):
                 if element is HALF:
-                    return builder.fpext(value, target)
-                return value if element is FLOAT else builder.fptrunc(value, target)
+                    return builder.fpext(value, result_type)
+                return value if element is FLOAT else builder.fptrunc(value, result_type)
 
             def vectors(count):
                 def body(index, squares):
-                    following = []
+                    updated = []
                     for u in range(count):
                         at = builder.add(index, I64(u * LANES))
-                        _prefetch(v, builder.add(builder.ptrtoint(v.at(row, at), I64), ahead), cache=2)
+                        v.prefetch(builder.add(builder.ptrtoint(v.at(row, at), I64), ahead), cache=2)
                         value = builder.load(builder.bitcast(v.at(row, at), ir.VectorType(element, LANES).as_pointer()))
                         value.align = size
-                        value = builder.fsub(single(value, v.type), v.load(v.at(shift, at)))
-                        v.store(value, v.at(into, at))
-                        following.append(v.fma(value, value, squares[u]))
-                    return following
+                        value = builder.fsub(to_single(value, v.type), v.load(v.at(shift, at)))
+                        v.store(value, v.at(target, at))
+                        updated.append(v.fma(value, value, squares[u]))
+                    return updated
 
                 return body
 
@@ -113,8 +133,8 @@ def _reader(element: ir.Type) -> Callable:
             total = _fold_four(v, first + squares[1:])
 
             def last(index, total):
-                value = builder.fsub(single(builder.load(v.at(row, index)), FLOAT), builder.load(v.at(shift, index)))
-                builder.store(value, v.at(into, index))
+                value = builder.fsub(to_single(builder.load(v.at(row, index)), FLOAT), builder.load(v.at(shift, index)))
+                builder.store(value, v.at(target, index))
                 return [builder.fadd(builder.fmul(value, value), total[0])]
 
             return loop(builder, index, n, 1, [total], last)[1][0]
@@ -127,278 +147,28 @@ def _reader(element: ir.Type) -> Callable:
 _read_single, _read_double, _read_half = _reader(FLOAT), _reader(ir.DoubleType()), _reader(HALF)
 
 
-def _column_tile(rows: int, vectors: int) -> Callable:
-    """``tile(a, ld, b, out, ld_out, n, add, ahead, every)``: products of `rows` rows with ``vectors * LANES`` others, whose
-    numbers lie side by side in b.
-
-    As :func:`vitnp.kernels.cpu.codegen.simd.product_tile`, and meanwhile it asks for what the next tiles will read: the memory at
-    ``ahead + every k`` in turn k. It takes as long to arrive as products take to be computed.
-    """
-
-    @intrinsic
-    def tile(context, a, ld, b, out, ld_out, n, add, ahead, every):
-        def generate(context, builder, signature, arguments):
-            a, ld, b, out, ld_out, n, add, ahead, every = arguments
-            v = Vectors(builder)
-            a, b, out = v.pointer(a), v.pointer(b), v.pointer(out)
-            a_rows = [v.at(a, builder.mul(ld, I64(i))) for i in range(rows)]
-
-            def turn(k, sums):
-                _prefetch(v, builder.add(ahead, builder.mul(k, every)), cache=2)
-                others = v.at(b, builder.mul(k, I64(vectors * LANES)))
-                columns = [v.load(v.at(others, j * LANES)) for j in range(vectors)]
-                following = []
-                for i in range(rows):
-                    number = v.splat(builder.load(v.at(a_rows[i], k)))
-                    following += [v.fma(number, columns[j], sums[i * vectors + j]) for j in range(vectors)]
-                return following
-
-            zero = v.constant(0.0)
-            _, sums = loop(builder, 0, n, 1, [zero] * (rows * vectors), turn)
-            adding = builder.icmp_signed("!=", add, I64(0))
-            for i in range(rows):
-                for j in range(vectors):
-                    slot = v.at(out, builder.add(builder.mul(ld_out, I64(i)), I64(j * LANES)))
-                    before = builder.select(adding, v.load(slot), zero)
-                    v.store(builder.fadd(sums[i * vectors + j], before), slot)
-            return context.get_dummy_value()
-
-        return types.void(*[types.int64] * 9), generate
-
-    return tile
-
-
-def _dot_tile(rows: int, others: int, apart: bool) -> Callable:
-    """``tile(a, b, ld, n, out, ld_out)``: products, or with `apart` squared distances, of `rows` rows with `others` others.
-
-    Addresses in bytes, steps in elements; n is a multiple of LANES. The sums of all lanes of rows * others = LANES vectors are
-    taken together: halves of two vectors are added into one until there is one left.
-    """
-
-    @intrinsic
-    def tile(context, a, b, ld, n, out, ld_out):
-        def generate(context, builder, signature, arguments):
-            a, b, ld, n, out, ld_out = arguments
-            v = Vectors(builder)
-            a_rows = [v.at(v.pointer(a), builder.mul(ld, I64(i))) for i in range(rows)]
-            b_rows = [v.at(v.pointer(b), builder.mul(ld, I64(j))) for j in range(others)]
-
-            def turn(index, sums):
-                right = [v.load(v.at(row, index)) for row in b_rows]
-                following = []
-                for i in range(rows):
-                    left = v.load(v.at(a_rows[i], index))
-                    for j in range(others):
-                        if apart:
-                            off = builder.fsub(left, right[j])
-                            following.append(v.fma(off, off, sums[i * others + j]))
-                        else:
-                            following.append(v.fma(left, right[j], sums[i * others + j]))
-                return following
-
-            _, sums = loop(builder, 0, n, LANES, [v.constant(0.0)] * (rows * others), turn)
-            sums = sum_lanes(v, sums)
-            for i in range(rows):
-                part = ir.Constant(ir.VectorType(I32, others), [i * others + j for j in range(others)])
-                v.store(builder.shuffle_vector(sums, sums, part), v.at(v.pointer(out), builder.mul(ld_out, I64(i))))
-            return context.get_dummy_value()
-
-        return types.void(*[types.int64] * 6), generate
-
-    return tile
-
-
-def sum_lanes(v: Vectors, values: list[ir.Value]) -> ir.Value:
-    """LANES vectors to one: lane i is the sum over all lanes of vector i."""
-    width = v.lanes
-    indices = ir.VectorType(I32, v.lanes)
-    while width > 1:
-        # Vectors are made of runs of `width` lanes, one run a sum; here a run becomes half as long, a vector holds twice as many.
-        half, runs = width // 2, v.lanes // width
-        low, high = (
-            ir.Constant(
-                indices,
-                [
-                    part * half + run * width + lane + which * v.lanes
-                    for which in (0, 1)
-                    for run in range(runs)
-                    for lane in range(half)
-                ],
-            )
-            for part in (0, 1)
-        )
-        values = [
-            v.builder.fadd(v.builder.shuffle_vector(a, b, low), v.builder.shuffle_vector(a, b, high))
-            for a, b in zip(values[::2], values[1::2])
-        ]
-        width = half
-    return values[0]
-
-
-_two, _three = _column_tile(TWO_ROWS, 2), _column_tile(THREE_ROWS, 3)
-_pair, _quad = _dot_tile(PAIR_ROWS, 2, False), _dot_tile(QUAD_ROWS, 4, False)
-_apart = _dot_tile(QUAD_ROWS, 4, True)
-
-
-@intrinsic
-def largest(context, row, bias, n):
-    """Index of the largest of ``row + bias``, the lowest of equal ones; n a multiple of LANES. In range whatever the numbers."""
-
-    def generate(context, builder, signature, arguments):
-        row, bias, n = arguments
-        v = Vectors(builder)
-        row, bias = v.pointer(row), v.pointer(bias)
-        integers = ir.VectorType(I32, LANES)
-        lanes = ir.Constant(integers, list(range(LANES)))
-
-        def turn(index, carried):
-            best, place, here = carried
-            value = builder.fadd(v.load(v.at(row, index)), v.load(v.at(bias, index)))
-            better = builder.fcmp_ordered(">", value, best)
-            following = builder.add(here, ir.Constant(integers, [LANES] * LANES))
-            return [builder.select(better, value, best), builder.select(better, here, place), following]
-
-        start = [v.constant(-np.inf), ir.Constant(integers, [0] * LANES), lanes]
-        _, (best, place, _) = loop(builder, 0, n, LANES, start, turn)
-        top = v.splat(v.fold(best, v.larger))
-        beyond = ir.Constant(integers, [2**31 - 1] * LANES)
-        place = builder.select(builder.fcmp_ordered("==", best, top), place, beyond)
-        first = v.fold(place, lambda a, b: builder.select(builder.icmp_signed("<", a, b), a, b))
-        return builder.sext(first, I64)
-
-    return types.int64(*[types.int64] * 3), generate
-
-
-def _adder(apart: bool) -> Callable:
-    """``add(row, sums, n, scale, ahead)`` adds a row times `scale` to `sums`; ``add(row, sums, n, centroid, ahead)`` adds it as it
-    is, and gives its squared distance to the centroid. n is a multiple of LANES; the memory at `ahead` is asked for meanwhile.
-    """
-
-    @intrinsic
-    def add(context, row, sums, n, other, ahead):
-        def generate(context, builder, signature, arguments):
-            row, sums, n, other, ahead = arguments
-            v = Vectors(builder)
-            row, sums = v.pointer(row), v.pointer(sums)
-            other = v.pointer(other) if apart else v.splat(other)
-
-            def turn(count):
-                def body(index, carried):
-                    following = []
-                    for u in range(count):
-                        at = builder.add(index, I64(u * LANES))
-                        _prefetch(v, builder.add(ahead, builder.mul(at, I64(4))), cache=1)
-                        value, held = v.load(v.at(row, at)), v.load(v.at(sums, at))
-                        if apart:
-                            v.store(builder.fadd(held, value), v.at(sums, at))
-                            off = builder.fsub(value, v.load(v.at(other, at)))
-                            following.append(v.fma(off, off, carried[u]))
-                        else:
-                            v.store(v.fma(value, other, held), v.at(sums, at))
-                    return following
-
-                return body
-
-            squares = [v.constant(0.0)] * 4 if apart else []
-            index, squares = loop(builder, 0, n, 4 * LANES, squares, turn(4))
-            _, first = loop(builder, index, n, LANES, squares[:1], turn(1))
-            if not apart:
-                return ir.Constant(FLOAT, 0.0)
-            return _fold_four(v, first + squares[1:])
-
-        last = types.int64 if apart else types.float32
-        return types.float32(types.int64, types.int64, types.int64, last, types.int64), generate
-
-    return add
-
-
-add_scaled, add_apart = _adder(False), _adder(True)
-
-
-@intrinsic
-def widen(context, sums, n, into):
-    """Add n float32 numbers to as many of float64."""
-
-    def generate(context, builder, signature, arguments):
-        sums, n, into = arguments
-        v = Vectors(builder)
-        double = ir.DoubleType()
-        doubles = ir.VectorType(double, LANES)
-        sums, into = v.pointer(sums), v.pointer(into, double)
-
-        def several(index, _):
-            slot = builder.bitcast(v.at(into, index), doubles.as_pointer())
-            held = builder.load(slot)
-            held.align = 8
-            builder.store(builder.fadd(held, builder.fpext(v.load(v.at(sums, index)), doubles)), slot).align = 8
-            return []
-
-        def one(index, _):
-            slot = v.at(into, index)
-            builder.store(
-                builder.fadd(builder.load(slot), builder.fpext(builder.load(v.at(sums, index)), double)), slot
-            )
-            return []
-
-        index, _ = loop(builder, 0, n, LANES, [], several)
-        loop(builder, index, n, 1, [], one)
-        return context.get_dummy_value()
-
-    return types.void(*[types.int64] * 3), generate
-
-
-@intrinsic
-def distance(context, row, other, n):
-    """Squared distance of two rows; n is a multiple of LANES. To the bit what :func:`add_apart` gives."""
-
-    def generate(context, builder, signature, arguments):
-        row, other, n = arguments
-        v = Vectors(builder)
-        row, other = v.pointer(row), v.pointer(other)
-
-        def turn(count):
-            def body(index, carried):
-                following = []
-                for u in range(count):
-                    at = builder.add(index, I64(u * LANES))
-                    off = builder.fsub(v.load(v.at(row, at)), v.load(v.at(other, at)))
-                    following.append(v.fma(off, off, carried[u]))
-                return following
-
-            return body
-
-        index, squares = loop(builder, 0, n, 4 * LANES, [v.constant(0.0)] * 4, turn(4))
-        _, first = loop(builder, index, n, LANES, squares[:1], turn(1))
-        return _fold_four(v, first + squares[1:])
-
-    return types.float32(*[types.int64] * 3), generate
-
-
 @kernel
-def aligned(array):
-    """Index of the first element of a float32 array that stands at the start of a cache line."""
-    return -(array.ctypes.data // 4) % 16
+def read_row(target, row, dtype_code, shift, n, ahead):
+    """Convert a row of n numbers to float32, subtract the shift, and return the sum of squares.
 
-
-@kernel
-def read_row(into, row, kind, shift, n, ahead):
-    """Convert one row of a kind of KINDS to float32, less the shift; the sum of its squares.
-
-    `ahead` is 0, or how many bytes farther on memory is asked for meanwhile.
+    `target`, `row` and `shift` are addresses, `dtype_code` is one of DTYPE_CODES, and memory that is `ahead` bytes
+    further on is prefetched.
     """
-    if kind == 0:
-        return _read_single(into, row, shift, n, ahead)
-    if kind == 1:
-        return _read_double(into, row, shift, n, ahead)
-    return _read_half(into, row, shift, n, ahead)
+    if dtype_code == 0:
+        return _read_single(target, row, shift, n, ahead)
+    if dtype_code == 1:
+        return _read_double(target, row, shift, n, ahead)
+    return _read_half(target, row, shift, n, ahead)
 
 
-@kernel(fastmath=False)  # or roots would be approximated
-def length(work, at, n, squares):
-    """Length of the row in ``work[at : at + n]``, given its sum of squares: infinite for a row of zeros, which so becomes one of
-    zeros when it's divided by its length, NaN for one that isn't finite. A faint row is enlarged where it stands.
+@kernel(fastmath=False)  # because square roots would be approximated
+def row_norm(work, at, n, squares):
+    """Return the norm of the row in ``work[at : at + n]``, given its sum of squares.
+
+    It is infinite for a row of zeros, which therefore stays zero when it is divided by its norm, and NaN for a row with
+    NaN or infinity. A tiny row is scaled up in place, and the norm is that of the scaled row.
     """
-    if squares < FAINT:
+    if squares < TINY:
         peak = np.float32(0)
         for i in range(at, at + n):
             peak = max(peak, abs(work[i]))
@@ -411,98 +181,140 @@ def length(work, at, n, squares):
     return np.sqrt(squares) if squares < np.inf else np.float32(np.nan)
 
 
-@kernel
-def padded(count, n):
-    """Columns that products of rows of n numbers with `count` others are given: whole vectors, and whole tiles."""
-    if count <= 2 and n <= NARROW:
-        return 2
-    if count <= DOTS:
-        return (count + 3) // 4 * 4
-    return max((count + LANES - 1) // LANES, 2) * LANES
+@intrinsic
+def argmax(context, row, bias, n):
+    """Return the index of the maximum of ``row + bias``, the lowest one on ties; n is a multiple of LANES.
 
-
-@kernel
-def lay_out(others, work, at, rows, n):
-    """Copy (K, D) numbers to ``work[at:]`` as `rows` x n, filled up with zeros."""
-    count, width = others.shape
-    work[at : at + rows * n] = 0
-    for j in range(count):
-        for d in range(width):
-            work[at + j * n + d] = others[j, d]
-
-
-@kernel
-def pack(others, work, at, n):
-    """Lay rows out for :func:`products`: copied into ``work[at:]``, ``padded(K, n) * n`` numbers. `others` is (K, D), D <= n."""
-    count, width = others.shape
-    columns = padded(count, n)
-    if columns <= DOTS:
-        lay_out(others, work, at, columns, n)
-        return
-    work[at : at + columns * n] = 0
-    column = 0
-    while column < columns:
-        step = panel(columns - column) * LANES
-        here = at + column * n
-        for start in range(0, width, 2 * LANES):  # few lines of the target at a time, so that they stay near
-            for j in range(min(step, count - column)):
-                for d in range(start, min(start + 2 * LANES, width)):
-                    work[here + d * step + j] = others[column + j, d]
-        column += step
-
-
-@kernel
-def panel(columns):
-    """Vectors of the next panel: twos while what is left is no multiple of three."""
-    return 3 if columns % (3 * LANES) == 0 else 2
-
-
-@kernel
-def products(rows, count, n, packed, columns, out, step, ahead, bytes_ahead):
-    """``out = rows others^T`` for `count` rows of n numbers.
-
-    Addresses; from row to row of `out` it's `step` numbers. Both have room for whole tiles, a multiple of ROWS rows. By columns
-    it takes long enough for `bytes_ahead` bytes of memory from `ahead` on to be brought near meanwhile.
+    The index is in range even if the row contains NaN.
     """
-    if columns == 2:
-        for i in range(0, count, PAIR_ROWS):
-            _pair(rows + 4 * i * n, packed, n, n, out + 4 * i * step, step)
-    elif columns <= DOTS:
-        for i in range(0, count, QUAD_ROWS):
-            for j in range(0, columns, 4):
-                _quad(rows + 4 * i * n, packed + 4 * j * n, n, n, out + 4 * (i * step + j), step)
-    else:
-        panels = (columns + 2 * LANES) // (3 * LANES)
-        every = bytes_ahead * TWO_ROWS // (count * n * panels) + 1
-        column = 0
-        while column < columns:
-            vectors = panel(columns - column)
-            wide = vectors * LANES
-            for start in range(0, n, DEPTH):
-                depth = min(DEPTH, n - start)
-                part = packed + 4 * (column * n + start * wide)
-                if vectors == 2:
-                    for i in range(0, count, TWO_ROWS):
-                        at, into = rows + 4 * (i * n + start), out + 4 * (i * step + column)
-                        _two(at, n, part, into, step, depth, start, ahead, every)
-                        ahead += depth * every
-                else:
-                    for i in range(0, count, THREE_ROWS):
-                        at, into = rows + 4 * (i * n + start), out + 4 * (i * step + column)
-                        _three(at, n, part, into, step, depth, start, ahead, every)
-                        ahead += depth * every
-            column += wide
+
+    def generate(context, builder, signature, arguments):
+        row, bias, n = arguments
+        v = Vectors(builder)
+        row, bias = v.pointer(row), v.pointer(bias)
+        integers = ir.VectorType(I32, LANES)
+        lanes = ir.Constant(integers, list(range(LANES)))
+
+        def body(index, carried):
+            best, position, current = carried
+            value = builder.fadd(v.load(v.at(row, index)), v.load(v.at(bias, index)))
+            better = builder.fcmp_ordered(">", value, best)
+            following = builder.add(current, ir.Constant(integers, [LANES] * LANES))
+            return [builder.select(better, value, best), builder.select(better, current, position), following]
+
+        start = [v.constant(-np.inf), ir.Constant(integers, [0] * LANES), lanes]
+        _, (best, position, _) = loop(builder, 0, n, LANES, start, body)
+        maximum = v.splat(v.fold(best, v.larger))
+        out_of_range = ir.Constant(integers, [2**31 - 1] * LANES)
+        position = builder.select(builder.fcmp_ordered("==", best, maximum), position, out_of_range)
+        first = v.fold(position, lambda a, b: builder.select(builder.icmp_signed("<", a, b), a, b))
+        return builder.sext(first, I64)
+
+    return types.int64(*[types.int64] * 3), generate
 
 
-@kernel
-def distances(rows, count, n, others, columns, out, step):
-    """Squared distances in place of products; `columns` is a multiple of 4, and the others are rows of n numbers."""
-    for i in range(0, count, QUAD_ROWS):
-        for j in range(0, columns, 4):
-            _apart(rows + 4 * i * n, others + 4 * j * n, n, n, out + 4 * (i * step + j), step)
+def _adder(with_distance: bool) -> Callable:
+    """Generate ``add(row, sums, n, scale, ahead)`` or, with distances, ``add(row, sums, n, centroid, ahead)``.
+
+    The former adds a row times `scale` to `sums`. The latter adds the row unscaled, and returns its squared distance to
+    the centroid. n is a multiple of LANES; memory at `ahead` is prefetched.
+    """
+
+    @intrinsic
+    def add(context, row, sums, n, other, ahead):
+        def generate(context, builder, signature, arguments):
+            row, sums, n, other, ahead = arguments
+            v = Vectors(builder)
+            row, sums = v.pointer(row), v.pointer(sums)
+            other = v.pointer(other) if with_distance else v.splat(other)
+
+            def unrolled(count):
+                def body(index, carried):
+                    updated = []
+                    for u in range(count):
+                        at = builder.add(index, I64(u * LANES))
+                        v.prefetch(builder.add(ahead, builder.mul(at, I64(4))), cache=1)
+                        value, before = v.load(v.at(row, at)), v.load(v.at(sums, at))
+                        if with_distance:
+                            v.store(builder.fadd(before, value), v.at(sums, at))
+                            difference = builder.fsub(value, v.load(v.at(other, at)))
+                            updated.append(v.fma(difference, difference, carried[u]))
+                        else:
+                            v.store(v.fma(value, other, before), v.at(sums, at))
+                    return updated
+
+                return body
+
+            squares = [v.constant(0.0)] * 4 if with_distance else []
+            index, squares = loop(builder, 0, n, 4 * LANES, squares, unrolled(4))
+            _, first = loop(builder, index, n, LANES, squares[:1], unrolled(1))
+            if not with_distance:
+                return ir.Constant(FLOAT, 0.0)
+            return _fold_four(v, first + squares[1:])
+
+        last = types.int64 if with_distance else types.float32
+        return types.float32(types.int64, types.int64, types.int64, last, types.int64), generate
+
+    return add
 
 
-@kernel
-def whole(n):
-    """The next multiple of LANES."""
-    return (n + LANES - 1) // LANES * LANES
+add_scaled, add_and_distance = _adder(False), _adder(True)
+
+
+@intrinsic
+def add_to_float64(context, sums, n, totals):
+    """Add n float32 numbers to n float64 numbers."""
+
+    def generate(context, builder, signature, arguments):
+        sums, n, totals = arguments
+        v = Vectors(builder)
+        double = ir.DoubleType()
+        doubles = ir.VectorType(double, LANES)
+        sums, totals = v.pointer(sums), v.pointer(totals, double)
+
+        def vector(index, _):
+            total = builder.bitcast(v.at(totals, index), doubles.as_pointer())
+            before = builder.load(total)
+            before.align = 8
+            builder.store(builder.fadd(before, builder.fpext(v.load(v.at(sums, index)), doubles)), total).align = 8
+            return []
+
+        def one(index, _):
+            total = v.at(totals, index)
+            builder.store(
+                builder.fadd(builder.load(total), builder.fpext(builder.load(v.at(sums, index)), double)), total
+            )
+            return []
+
+        index, _ = loop(builder, 0, n, LANES, [], vector)
+        loop(builder, index, n, 1, [], one)
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 3), generate
+
+
+@intrinsic
+def distance(context, row, other, n):
+    """Return the squared distance of two rows, to the bit as :func:`add_and_distance`; n is a multiple of LANES."""
+
+    def generate(context, builder, signature, arguments):
+        row, other, n = arguments
+        v = Vectors(builder)
+        row, other = v.pointer(row), v.pointer(other)
+
+        def unrolled(count):
+            def body(index, carried):
+                updated = []
+                for u in range(count):
+                    at = builder.add(index, I64(u * LANES))
+                    difference = builder.fsub(v.load(v.at(row, at)), v.load(v.at(other, at)))
+                    updated.append(v.fma(difference, difference, carried[u]))
+                return updated
+
+            return body
+
+        index, squares = loop(builder, 0, n, 4 * LANES, [v.constant(0.0)] * 4, unrolled(4))
+        _, first = loop(builder, index, n, LANES, squares[:1], unrolled(1))
+        return _fold_four(v, first + squares[1:])
+
+    return types.float32(*[types.int64] * 3), generate

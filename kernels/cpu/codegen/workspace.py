@@ -1,4 +1,4 @@
-"""Memory that kernels work in: kept for each thread and used again, so that a second image allocates nothing."""
+"""Temporary arrays of kernels: kept per thread and reused, so that a second image allocates nothing."""
 
 from __future__ import annotations
 
@@ -6,45 +6,55 @@ import math
 import threading
 
 import numpy as np
+from numpy.typing import DTypeLike
 
-_held = threading.local()
-MOST_VIEWS = 500  # a thread that meets ever new shapes must not remember them all
+MAX_VIEWS = 500  # a thread that meets ever new shapes must not keep views of all of them
 
 
-def scratch(name: str, *shape: int, dtype: type = np.float32) -> np.ndarray:
-    """An array to work in, with anything in it. The same thread gets the same memory for the same name.
+class _Local(threading.local):
+    """Memory of one thread by name and dtype, and the views of it by name, shape and dtype."""
+
+    def __init__(self) -> None:
+        self.arrays: dict[tuple[str, DTypeLike], np.ndarray] = {}
+        self.views: dict[tuple[str, tuple[int, ...], DTypeLike], np.ndarray] = {}
+
+
+_local = _Local()
+
+
+def workspace(name: str, *shape: int, dtype: DTypeLike = np.float32) -> np.ndarray:
+    """Return an uninitialized array for temporary use. The same thread gets the same memory for the same name.
 
     Parameters
     ----------
     name : str
-        What it's for: two arrays in use at the same time need two names.
+        Purpose of the array: two arrays in use at the same time need two names.
     *shape : int
-    dtype : NumPy type
+    dtype : NumPy dtype
 
     Examples
     --------
-    >>> first, second = scratch("example", 2, 3), scratch("example", 3)
+    >>> first, second = workspace("example", 2, 3), workspace("example", 3)
     >>> bool(np.shares_memory(first, second)), second.shape
     (True, (3,))
     """
     try:
-        return _held.views[name, shape, dtype]
-    except (AttributeError, KeyError):
+        return _local.views[name, shape, dtype]
+    except KeyError:
         return _new_view(name, shape, dtype)
 
 
-def _new_view(name: str, shape: tuple[int, ...], dtype: type) -> np.ndarray:
-    held = _held.__dict__
-    if len(held.setdefault("views", {})) > MOST_VIEWS:
-        held["views"].clear()
-    size, arrays = math.prod(shape), held.setdefault("arrays", {})
+def _new_view(name: str, shape: tuple[int, ...], dtype: DTypeLike) -> np.ndarray:
+    if len(_local.views) > MAX_VIEWS:
+        _local.views.clear()
+    size, arrays = math.prod(shape), _local.arrays
     if (name, dtype) not in arrays or arrays[name, dtype].size < size:
-        # Whoever has the smaller one may keep it, but nobody gets it again.
-        held["views"] = {key: view for key, view in held["views"].items() if (key[0], key[2]) != (name, dtype)}
+        # Views of the smaller array stay valid for their owners, but are not returned again.
+        _local.views = {key: view for key, view in _local.views.items() if (key[0], key[2]) != (name, dtype)}
         arrays[name, dtype] = np.empty(size, dtype)
-    view = held["views"][name, shape, dtype] = arrays[name, dtype][:size].reshape(shape)
+    view = _local.views[name, shape, dtype] = arrays[name, dtype][:size].reshape(shape)
     return view
 
 
-def temporary(name: str, *shape: int, dtype: type = np.float32) -> np.ndarray:
-    return scratch(("caller's", name), *shape, dtype=dtype)
+def temporary(name: str, *shape: int, dtype: DTypeLike = np.float32) -> np.ndarray:
+    return workspace(f"temporary {name}", *shape, dtype=dtype)

@@ -1,48 +1,49 @@
 // Scaled dot-product attention of several heads, softmax(q k^T / sqrt(S)) v, without ever storing the scores.
 //
-// query (B, M, D), key and value (B, N, D), out (B, M, D): heads side by side, S = D / heads numbers each. Every array
-// has its own steps from row to row and from image to image, counted in elements, so that q, k and v are read where a
-// fused (B, N, 3D) product left them. Softmax is taken online (Milakov and Gimelshein 2018; Dao 2023, algorithm 1):
-// over one tile of keys after the other, a row keeps its largest score so far, the sum of exponentials under that
-// maximum, and the output scaled to match. Exponents are powers of two, with log2(e) / sqrt(S) folded into one
-// multiply-add.
+// query (B, M, D), key and value (B, N, D), out (B, M, D): heads concatenated, S = D / heads numbers each. Every array
+// has its own row stride and image stride, in elements, so that q, k and v can be read from a fused (B, N, 3D) product
+// without copies. The softmax is computed online (Milakov and Gimelshein 2018; Dao 2023, algorithm 1): while tiles of
+// keys are processed one after the other, each row keeps the maximum of its scores so far, the sum of exponentials
+// relative to this maximum, and the output scaled accordingly. Exponentials are powers of two, with log2(e) / sqrt(S)
+// as a factor of a multiply-add.
 //
 //   attention_half   S = 64, 16-bit numbers with float32 accumulation on tensor cores
-//   attention_float  S = 64, float32 in plain multiply-adds
-//   attention_any_*  any S, one warp a query: right, not fast
+//   attention_float  S = 64, float32 with plain multiply-adds
+//   attention_any_*  any S, one warp per query: simple, not fast
 //
-// attention_half: a block of four warps takes 128 queries of one head; grid (queries / 128, heads, images), so that
-// neighbors in time share keys in the second-level cache. A warp owns 32 queries from the first product to the last:
-// its queries, scores and outputs live in registers in the layout of mma.m16n8k16, whose result has the very layout
-// that the next product wants of its left operand, so probabilities never visit shared memory. Two products use each
-// fragment of keys or values read from shared memory: with 16 queries a warp, reading them would cost as much time as
-// the products. Tiles of 64 keys and values come by cp.async, one tile ahead, into the other half of a double buffer:
-// one barrier a tile. A row of 64 halves is 128 bytes, all banks once; its eight chunks of 16 bytes are permuted by the
-// row's number modulo 8, so that neither the copies nor ldmatrix meet a bank twice. 48 KB of shared memory and at most
-// 255 registers: two blocks a multiprocessor. Only the last tile looks for keys past the end.
-// Before sm_80 a product is two of m16n8k8 and a copy waits for itself; the algorithm is the same.
+// attention_half: a block of four warps processes 128 queries of one head; grid (queries / 128, heads, images), so that
+// consecutive blocks share keys in the L2 cache. A warp processes 32 queries from the first product to the last: its
+// queries, scores and outputs stay in registers in the layout of mma.m16n8k16, whose result has the layout that the
+// next product needs for its left operand, so probabilities never go through shared memory. Each fragment of keys or
+// values that is read from shared memory is used by two products: with 16 queries per warp, reading them would take as
+// long as the products. Tiles of 64 keys and values are copied by cp.async, one tile ahead, into the other half of a
+// double buffer: one barrier per tile. A row of 64 halves is 128 bytes, one word in each bank; its eight chunks of 16
+// bytes are permuted by the row number modulo 8, so that neither the copies nor ldmatrix have bank conflicts. 48 KB of
+// shared memory and at most 255 registers allow two blocks per multiprocessor. Only the last tile checks for keys past
+// the end.
+// Before sm_80 a product consists of two m16n8k8 and copies are synchronous; the algorithm is the same.
 // With BFLOAT16 defined the 16-bit numbers are bfloat16 instead of IEEE halves (sm_80 and later).
 //
-// What each version gained. None has been timed on a GPU yet; these are counts and estimates for an H200.
-//   1. wmma through shared memory, 64 queries a block, an experiment: scores, probabilities and outputs cross shared
-//      memory in each tile, some 9 words a score. Bound by that, well below 140 TFLOP/s.
-//   2. Registers and mma.sync: about 1 word a score.
-//   3. Outputs are scaled anew only when a maximum has grown by more than 2^8 (after FlashAttention-4), and addresses
-//      advance instead of being multiplied out: in sm_90's machine code a tile takes a warp 556 instructions, not 754.
+// Version history. None has been timed on a GPU yet; these are counts and estimates for an H200.
+//   1. wmma through shared memory, 64 queries per block, an experiment: scores, probabilities and outputs go through
+//      shared memory in each tile, about 9 words per score. This limits it to well below 140 TFLOP/s.
+//   2. Registers and mma.sync: about 1 word per score.
+//   3. Outputs are rescaled only when a maximum has grown by more than 2^8 (as in FlashAttention-4), and addresses are
+//      incremented instead of recomputed: in sm_90's machine code a tile takes a warp 556 instructions, not 754.
 //
-// A warp's tile of 32 x 64 scores takes of a multiprocessor's clocks 210 for the products (at the 60 % of peak that
-// mma.sync reaches on Hopper), 128 for shared memory, 128 for exponentials, 140 for issuing: 205 TFLOP/s if nothing
-// overlapped, 590 if everything did. Two blocks of four warps give each scheduler two warps to choose from; 300 is the
-// guess.
+// A warp's tile of 32 x 64 scores takes 210 clocks of a multiprocessor for the products (at the 60 % of peak that
+// mma.sync reaches on Hopper), 128 for shared memory, 128 for exponentials, 140 for issuing instructions: 205 TFLOP/s
+// if nothing overlapped, 590 if everything did. Two blocks of four warps give each scheduler two warps to choose from;
+// about 300 TFLOP/s are expected.
 
 #include <cuda_fp16.h>
 
 #define SIZE 64      // numbers in a head
-#define QUERIES 128  // of a block
-#define KEYS 64      // of a tile
+#define QUERIES 128  // in a block
+#define KEYS 64      // in a tile
 #define THREADS 128
-#define LOWEST (-1e30f)  // stands for minus infinity, but survives being subtracted from itself
-#define SLACK 8.0f       // probabilities of up to 2^8 times what they will be are no harm to a half
+#define LOWEST (-1e30f)  // instead of minus infinity, because the difference of two of them must not be NaN
+#define SLACK 8.0f       // probabilities may temporarily be 2^8 times too large without overflowing a half
 
 #ifdef BFLOAT16
 typedef unsigned short Half;
@@ -50,7 +51,7 @@ typedef unsigned short Half;
 typedef __half Half;
 #endif
 
-// ---- The few instructions that C++ has no words for, each with a twin in plain C++ for running on a CPU
+// ---- Instructions that C++ cannot express, each with a version in plain C++ (TWIN) for the emulator on a CPU
 
 #if defined(__CUDACPU__)
 #define TWIN 1
@@ -96,8 +97,8 @@ inline float unpack(unsigned long long words, int i) {
 }
 #endif
 
-// Copies from global to shared memory, 16 bytes each, that arrive while the block goes on. The twin is as late as the
-// machine may be: nothing arrives before it's waited for.
+// Asynchronous copies from global to shared memory, 16 bytes each. The CPU version copies as late as a GPU may do it:
+// nothing arrives before wait().
 struct Copies {
 #ifdef TWIN
     uint4* to[32];
@@ -128,7 +129,7 @@ struct Copies {
     }
 };
 
-// A place in shared memory: 32 bits suffice, and the compiler can leave what's constant of them to the instruction.
+// An address in shared memory: 32 bits are enough, and the compiler can put constant offsets into the instruction.
 #ifdef TWIN
 typedef const Half* Place;
 inline Place place_of(const Half* tile) { return tile; }
@@ -139,8 +140,9 @@ __device__ __forceinline__ Place place_of(const Half* tile) { return (unsigned)_
 __device__ __forceinline__ Place after(Place place, int numbers) { return place + 2 * numbers; }
 #endif
 
-// Four 8 x 8 matrices of 16-bit numbers from shared memory: lane 8 i + r names row r of matrix i; each lane gets the
-// two neighbors (lane / 4, 2 (lane % 4)) of every matrix, or with `transposed` of its transpose.
+// Load four 8 x 8 matrices of 16-bit numbers from shared memory: lane 8 i + r passes the address of row r of matrix i;
+// each lane gets the pair of numbers at (lane / 4, 2 (lane % 4)) of every matrix, or with `transposed` of its
+// transpose.
 template <bool transposed>
 __device__ __forceinline__ void load_matrices(unsigned (&word)[4], Place place) {
 #ifdef TWIN
@@ -170,9 +172,9 @@ __device__ __forceinline__ void load_matrices(unsigned (&word)[4], Place place) 
 #endif
 }
 
-// c (16 x 8) = a (16 x 16) b (16 x 8) + c, or without c where it isn't `added`. With g = lane / 4 and p = 2 (lane % 4),
-// a lane holds of a the pairs of columns from p in the rows g and g + 8, then those from p + 8; of b the pairs of rows
-// from p and from p + 8 in column g; of c columns p and p + 1 of row g, then of row g + 8.
+// c (16 x 8) = a (16 x 16) b (16 x 8), plus c if `added`. With g = lane / 4 and p = 2 (lane % 4), a lane has the
+// following numbers. Of a: the pairs of columns from p in rows g and g + 8, then those from p + 8. Of b: the pairs of
+// rows from p and from p + 8 in column g. Of c: columns p and p + 1 of row g, then of row g + 8.
 __device__ __forceinline__ void multiply(float (&c)[4], const unsigned (&a)[4], unsigned b0, unsigned b1, bool added) {
 #if defined(TWIN)
     int lane = threadIdx.x & 31, group = lane & ~3, column = 2 * (lane & 3);
@@ -215,11 +217,11 @@ __device__ __forceinline__ void multiply(float (&c)[4], const unsigned (&a)[4], 
 
 // ---- Tensor cores, 64 numbers a head -------------------------------------------------------------
 
-// Where the chunk of eight numbers lies in a tile whose rows are permuted.
+// Index of a chunk of eight numbers in a tile with permuted rows.
 __device__ __forceinline__ int chunk_at(int row, int chunk) { return row * SIZE + ((chunk ^ (row & 7)) << 3); }
 
-// Start copying `count` rows of which `rows` exist; the others become zeros, lest garbage times nothing be NaN.
-// `source` is this thread's chunk of its first row, `step` leads to its next, 16 rows on.
+// Start copying `count` rows of which `rows` exist; the others become zeros, because uninitialized memory may contain
+// NaN. `source` is this thread's chunk of its first row, and `step` the distance to its next row, 16 rows further.
 template <int count>
 __device__ __forceinline__ void fetch(Copies& copies, Half* tile, const Half* source, long long step, int rows) {
     const int row = threadIdx.x >> 3, chunk = threadIdx.x & 7;
@@ -239,7 +241,7 @@ attention_half(const Half* __restrict__ query, const Half* __restrict__ key, con
     const long long width = (long long)gridDim.y * SIZE;
     out += blockIdx.z * queries * width + blockIdx.y * SIZE;
 
-    // From here on query, key and value point at what this thread copies next.
+    // From here on query, key and value point to what this thread copies next.
     const int copied = threadIdx.x >> 3, column = blockIdx.y * SIZE + (threadIdx.x & 7) * 8;
     query += blockIdx.z * query_image + (first + copied) * query_row + column;
     key += blockIdx.z * key_image + copied * key_row + column;
@@ -249,10 +251,10 @@ attention_half(const Half* __restrict__ query, const Half* __restrict__ key, con
     fetch<KEYS>(copies, key_tile, key, 16 * key_row, keys);
     fetch<KEYS>(copies, value_tile, value, 16 * value_row, keys);
     copies.wait();
-    __syncthreads();  // the first tiles are there
+    __syncthreads();  // the first tiles have arrived
 
-    // Where this lane reads in the first sixteen rows of a tile, for each sixteen columns: of queries and values rows
-    // go by the lower bit of the matrix's number, of keys columns do.
+    // Index that this lane reads in the first sixteen rows of a tile, for each group of sixteen columns. For queries
+    // and values the lower bit of the matrix index selects rows, for keys it selects columns.
     int at[4], key_at[4];
 #pragma unroll
     for (int d = 0; d < 4; d++) {
@@ -311,7 +313,7 @@ attention_half(const Half* __restrict__ query, const Half* __restrict__ key, con
                 float x = largest[half][r];
 #pragma unroll
                 for (int i = 0; i < 8; i++) x = fmaxf(x, fmaxf(score[half][i][2 * r], score[half][i][2 * r + 1]));
-                // A row of scores is spread over four neighboring lanes.
+                // A row of scores is distributed over four consecutive lanes.
                 x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 1));
                 x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 2));
                 grown |= (x - largest[half][r]) * scale > SLACK;
@@ -367,10 +369,11 @@ attention_half(const Half* __restrict__ query, const Half* __restrict__ key, con
             }
         }
         copies.wait();    // for this thread's part of it
-        __syncthreads();  // the next tile is there, and everybody is done with this one
+        __syncthreads();  // the next tile has arrived, and this one has been used
     }
 
-    // Out through the warp's own rows of the query tile, which nobody needs any more, so as to write whole rows.
+    // Write the output through the warp's own rows of the query tile, which is not needed any more, so that whole rows
+    // are written to global memory.
 #pragma unroll
     for (int half = 0; half < 2; half++)
 #pragma unroll
@@ -385,7 +388,7 @@ attention_half(const Half* __restrict__ query, const Half* __restrict__ key, con
                 *reinterpret_cast<unsigned*>(query_tile + chunk_at(row, i) + 2 * (lane & 3)) =
                     pack(output[half][i][2 * r] * share, output[half][i][2 * r + 1] * share);
         }
-    __syncwarp();  // the warp's rows are whole
+    __syncwarp();  // the warp's rows are complete
 #pragma unroll
     for (int i = 0; i < 8; i++) {
         int row = mine + i * 4 + (lane >> 3), chunk = lane & 7;
@@ -397,10 +400,10 @@ attention_half(const Half* __restrict__ query, const Half* __restrict__ key, con
 
 // ---- float32, 64 numbers a head ------------------------------------------------------------------
 //
-// A block takes 64 queries of one head against tiles of 64 keys; keys and then values use the same 16 KB. A thread
-// keeps eight queries by four keys, then eight queries by four columns, in registers: of shared memory it reads three
-// float4 for 32 multiply-adds. Queries, keys and probabilities lie with the row index innermost, so that those reads
-// are contiguous.
+// A block processes 64 queries of one head and tiles of 64 keys; keys and then values use the same 16 KB. A thread
+// keeps eight queries by four keys, then eight queries by four columns, in registers: it reads three float4 from shared
+// memory per 32 multiply-adds. Queries, keys and probabilities are stored with the row index innermost, so that these
+// reads are contiguous.
 
 #define ROWS 64
 
@@ -433,7 +436,7 @@ __device__ __forceinline__ void outer_product(float (&sum)[8][4], const float* e
     }
 }
 
-// The compiler stays at 128 registers for four blocks a multiprocessor, which from sm_100 on spills; three have room.
+// Four blocks per multiprocessor limit the compiler to 128 registers, which spills from sm_100 on; three blocks do not.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
 #define FLOAT_BOUNDS __launch_bounds__(128, 3)
 #else
@@ -462,7 +465,7 @@ attention_float(const float* __restrict__ query, const float* __restrict__ key, 
 
     for (int start = 0; start < keys; start += ROWS) {
         load_columns(tile, key, key_row, start, keys);
-        __syncthreads();  // the keys are there
+        __syncthreads();  // the keys have arrived
         float score[8][4] = {};
 #pragma unroll 8
         for (int d = 0; d < SIZE; d++) outer_product(score, &query_tile[d][group * 8], &tile[d][column]);
@@ -474,7 +477,7 @@ attention_float(const float* __restrict__ query, const float* __restrict__ key, 
                 if (start + column + j >= keys) score[i][j] = LOWEST;
                 most = fmaxf(most, score[i][j]);
             }
-            // A row of scores is spread over sixteen neighboring lanes.
+            // A row of scores is distributed over sixteen consecutive lanes.
 #pragma unroll
             for (int step = 8; step > 0; step >>= 1) most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, step));
             float shift = most * scale, shrink = exp2f(largest[i] * scale - shift);
@@ -493,7 +496,7 @@ attention_float(const float* __restrict__ query, const float* __restrict__ key, 
             *reinterpret_cast<float4*>(place) = make_float4(score[0][j], score[1][j], score[2][j], score[3][j]);
             *reinterpret_cast<float4*>(place + 4) = make_float4(score[4][j], score[5][j], score[6][j], score[7][j]);
         }
-        __syncthreads();  // the probabilities are there, the keys no longer needed
+        __syncthreads();  // the probabilities have been computed, the keys are not needed any more
 #pragma unroll
         for (int i = 0; i < 8; i++) {
             int row = (threadIdx.x >> 4) + 8 * i;
@@ -501,10 +504,10 @@ attention_float(const float* __restrict__ query, const float* __restrict__ key, 
             if (start + row < keys) four = *reinterpret_cast<const float4*>(value + (start + row) * value_row + column);
             *reinterpret_cast<float4*>(&tile[row][column]) = four;
         }
-        __syncthreads();  // the values are there
+        __syncthreads();  // the values have arrived
 #pragma unroll 8
         for (int k = 0; k < ROWS; k++) outer_product(output, &weights[k][(group ^ (k >> 2 & 7)) * 8], &tile[k][column]);
-        __syncthreads();  // everybody is done with values and probabilities
+        __syncthreads();  // values and probabilities have been used
     }
 
 #pragma unroll
@@ -520,10 +523,11 @@ attention_float(const float* __restrict__ query, const float* __restrict__ key, 
     }
 }
 
-// ---- Any head ------------------------------------------------------------------------------------
+// ---- Any head size -------------------------------------------------------------------------------
 //
-// A warp takes one query: its lanes score 32 keys at a time, then share out the columns of the output. Shared memory
-// holds, for each warp, the query, the output so far and 32 probabilities: 4 (2 S + 32) floats a block of four warps.
+// A warp processes one query: its lanes compute the scores of 32 keys at a time, then divide the columns of the output
+// among them. Shared memory contains, for each warp, the query, the output so far and 32 probabilities: 4 (2 S + 32)
+// floats per block of four warps.
 
 template <class Number>
 __device__ __forceinline__ void
@@ -545,7 +549,7 @@ attend(const Number* query, const Number* key, const Number* value, Number* out,
         wanted[d] = (float)query[d] * scale;
         output[d] = 0.0f;
     }
-    __syncwarp();  // the query is there
+    __syncwarp();  // the query has been stored
     float largest = LOWEST, sum = 0.0f;
     for (int start = 0; start < keys; start += 32) {
         float score = LOWEST;
@@ -561,7 +565,7 @@ attend(const Number* query, const Number* key, const Number* value, Number* out,
         sum = sum * shrink + weight;
         largest = most;
         weights[lane] = weight;
-        __syncwarp();  // the probabilities are there
+        __syncwarp();  // the probabilities have been computed
         int count = min(32, keys - start);
         for (int d = lane; d < size; d += 32) {
             float total = output[d] * shrink;

@@ -1,9 +1,9 @@
-// float32 to bfloat16 and back: the upper half of a float's bits, rounded to nearest, ties to even.
+// Conversion between float32 and bfloat16, the upper half of a float's bits, rounded to nearest, ties to even.
 //
-// A bfloat16 number is the 16 bits it has, an unsigned short. One thread four numbers; arrays start at multiples of 16
-// bytes. Bound by memory: 6 bytes a number.
+// A bfloat16 number is stored as an unsigned short. One thread per four numbers; arrays are aligned to 16 bytes. Bound
+// by memory bandwidth: 6 bytes per number.
 //
-// What each version gained: there is one version, and it hasn't been timed on a GPU.
+// Version history: there is one version, not timed on a GPU yet.
 
 #define THREADS 256
 

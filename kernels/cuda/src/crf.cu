@@ -1,29 +1,29 @@
 // Gaussian filtering on the permutohedral lattice (Adams, Baek and Davis 2010), and mean field by it (Kraehenbuehl and
 // Koltun 2011).
 //
-// Every point has FEATURES numbers: position, or position and color. The lattice tiles their space by simplices; a
-// point spreads its values over the corners of the simplex around it (splat), corners mix with their neighbors along
-// each of FEATURES + 1 axes (blur), and the point reads its corners again (slice): a Gaussian filter. Mean field
-// alternates such filters with a softmax over classes.
+// Every point has FEATURES numbers: position, or position and color. The lattice tiles their space by simplices. A
+// point distributes its values over the corners of the simplex around it (splat), vertices are mixed with their
+// neighbors along each of FEATURES + 1 axes (blur), and the point interpolates its corners (slice): a Gaussian filter.
+// Mean field alternates such filters with a softmax over classes.
 //
-// Corners are found by hashing. A vertex's coordinates are one whole number in mixed radix, its key; one step along an
-// axis changes every key by the same amount. A table of at least twice as many slots as there can be corners is filled
-// by atomicCAS with linear probing. Which slot a key gets depends on who comes first; nothing else does: a slot also
-// learns, by atomicMin, the first point and corner that touch it, and vertices are numbered in that order, as on the
-// CPU. The sum over a vertex's points is taken by one warp over its entries in the order of the points, because the
-// entries have been sorted by (vertex, entry); no float is added atomically. So the same input gives the same bits each
-// time.
+// Vertices are found by hashing. The coordinates of a vertex are packed into one integer in mixed radix, its key; a
+// step along an axis changes every key by the same amount. A table of at least twice as many slots as there can be
+// corners is filled by atomicCAS with linear probing. Which slot a key gets depends on the order of threads, but
+// nothing else does: atomicMin also stores the first entry of each slot, and vertices are numbered in the order of
+// their first entries, as on the CPU. The sum over the points of a vertex is computed by one warp in the order of the
+// points, because the entries have been sorted by (vertex, entry); no float is added atomically. So the same input
+// gives the same bits each time.
 //
-// Layout: entry = point * CORNERS + corner. Values are (points, classes) and (vertices, classes), so that a neighbor's
-// classes come together. One thread an entry, slot or value; a warp a vertex in splat.
+// Layout: entry = point * CORNERS + corner. Values are (points, classes) and (vertices, classes), so that the classes
+// of a neighbor are contiguous. One thread per entry, slot or value; one warp per vertex in splat.
 //
-// What each version gained: there is one version, and it hasn't been timed on a GPU. Estimate for an H200, 250 x 188
+// Version history: there is one version, not timed on a GPU yet. Estimate for an H200, 250 x 188
 // pixels and 2 classes: 280,000 entries, 0.1 ms for the sort, 0.1 ms a mean-field step, most of it launches.
 
 #ifndef FEATURES
 #define FEATURES 5
 #endif
-#define CORNERS (FEATURES + 1)  // of a simplex; as many axes has the lattice
+#define CORNERS (FEATURES + 1)  // of a simplex, and also the number of axes of the lattice
 #define EMPTY 0xffffffffffffffffull
 
 typedef unsigned long long Key;
@@ -36,8 +36,9 @@ __device__ __forceinline__ int first_slot(Key key, int mask) {
     return (int)(key >> 33) & mask;
 }
 
-// features (FEATURES, points), scale (FEATURES), stride and origin (CORNERS): the lattice's geometry. Each entry's
-// weight and the slot of its vertex; `table` starts EMPTY, `touched` as large as an int can be.
+// Computes the weight of each entry and the slot of its vertex, for features (FEATURES, points) and the geometry of the
+// lattice: scale (FEATURES), stride and origin (CORNERS). `table` is filled with EMPTY before, `touched` with the
+// largest int.
 extern "C" __global__ void __launch_bounds__(256, 4)
 embed(const float* __restrict__ features, int points, const float* __restrict__ scale,
       const long long* __restrict__ stride, const long long* __restrict__ origin, Key* __restrict__ table, int mask,
@@ -53,7 +54,7 @@ embed(const float* __restrict__ features, int points, const float* __restrict__ 
     }
     elevated[0] = above;
 
-    // Rounded to multiples of D + 1 a point is a vertex, if the coordinates still sum to 0 ...
+    // Coordinates rounded to multiples of D + 1 are a vertex, if they still sum to 0 ...
     float nearest[CORNERS];
     int rank[CORNERS] = {}, excess = 0;
 #pragma unroll
@@ -70,7 +71,7 @@ embed(const float* __restrict__ features, int points, const float* __restrict__ 
             rank[i] += less;
             rank[j] += !less;
         }
-    // ... and if not, those that rounding moved most go one step back.
+    // ... and if not, the coordinates that rounding changed most go one step back.
     Key key = 0, all = 0;
 #pragma unroll
     for (int i = 0; i < CORNERS; i++) {
@@ -84,8 +85,8 @@ embed(const float* __restrict__ features, int points, const float* __restrict__ 
 
 #pragma unroll
     for (int corner = 0; corner < CORNERS; corner++) {
-        // From corner to corner one coordinate takes D steps back, all others take one ahead: first the one of the
-        // highest rank.
+        // From one corner to the next, one coordinate decreases by D, the one with the highest rank first, and all
+        // others increase by 1.
         const int stays = FEATURES - corner, went = corner == 0 ? 0 : FEATURES + 1 - corner;
         float share = corner == 0 ? 1.0f : 0.0f;
         if (corner > 0) key += all;
@@ -108,14 +109,14 @@ embed(const float* __restrict__ features, int points, const float* __restrict__ 
     }
 }
 
-// 1 for the entry that first touches its vertex; the running count of these numbers the vertices.
+// Marks the first entry of each vertex with 1; the running count of the marks numbers the vertices.
 extern "C" __global__ void __launch_bounds__(256, 4)
 mark_first(const int* __restrict__ slot, const int* __restrict__ touched, int entries, int* __restrict__ mark) {
     int i = blockIdx.x * blockDim.x + threadIdx.x;
     if (i < entries) mark[i] = touched[slot[i]] == i;
 }
 
-// Each entry's vertex, and the same above the entry's own number, to be sorted.
+// Computes the vertex of each entry, and (vertex, entry) as one number to be sorted.
 extern "C" __global__ void __launch_bounds__(256, 4)
 own_entries(const int* __restrict__ slot, const int* __restrict__ touched, const int* __restrict__ running,
             int entries, int* __restrict__ vertex, long long* __restrict__ owned) {
@@ -126,7 +127,7 @@ own_entries(const int* __restrict__ slot, const int* __restrict__ touched, const
     owned[i] = (long long)v << 32 | i;
 }
 
-// The entries of each vertex, in order, and where each vertex's begin.
+// Lists the entries of each vertex in order, and where those of each vertex start.
 extern "C" __global__ void __launch_bounds__(256) start_segments(const long long* __restrict__ sorted, int entries,
                                                                  int* __restrict__ entry, int* __restrict__ start) {
     int i = blockIdx.x * blockDim.x + threadIdx.x;
@@ -144,7 +145,7 @@ look_up(Key key, const Key* table, const int* touched, const int* running, int m
     return none;
 }
 
-// neighbor (CORNERS, vertices, 2): one step back and one ahead along axis blockIdx.y; `vertices` where there is none.
+// Sets neighbor (CORNERS, vertices, 2) to the previous and next vertex along axis blockIdx.y; `vertices` means none.
 extern "C" __global__ void __launch_bounds__(256, 4)
 find_neighbors(const Key* __restrict__ table, const int* __restrict__ touched, const int* __restrict__ running,
                 const long long* __restrict__ stride, int mask, int vertices, int* __restrict__ neighbor) {
@@ -160,7 +161,7 @@ find_neighbors(const Key* __restrict__ table, const int* __restrict__ touched, c
 
 // ---- The filter ----------------------------------------------------------------------------------
 
-// One warp a vertex: the weighted sum of its points' values.
+// Computes the weighted sum of the values of each vertex's points, one warp per vertex.
 extern "C" __global__ void __launch_bounds__(256, 4)
 splat(const float* __restrict__ values, int classes, const int* __restrict__ entry, const int* __restrict__ start,
       const float* __restrict__ weight, int vertices, float* __restrict__ out) {
@@ -176,7 +177,7 @@ splat(const float* __restrict__ values, int classes, const int* __restrict__ ent
     }
 }
 
-// Along one axis: half of either neighbor is added.
+// Filters by [1/2 1 1/2] along one axis.
 extern "C" __global__ void __launch_bounds__(256, 4)
 blur(const float* __restrict__ values, int classes, const int* __restrict__ neighbor,
                                int axis, int vertices, float* __restrict__ out) {
@@ -189,7 +190,7 @@ blur(const float* __restrict__ values, int classes, const int* __restrict__ neig
     out[i] = values[i] + 0.5f * (back + ahead);
 }
 
-// Each point reads its corners: out += gain * the weighted sum.
+// Adds to each point the weighted sum of its corners times gain.
 extern "C" __global__ void __launch_bounds__(256, 4)
 slice_add(const float* __restrict__ values, int classes, const int* __restrict__ vertex,
                                     const float* __restrict__ weight, int points, float gain, float* __restrict__ out) {

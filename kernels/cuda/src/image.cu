@@ -1,29 +1,28 @@
-// Everything between a photograph's pixels and the network, and between the network's scores and the map of the
-// photograph's size.
+// Preprocessing of photographs for the network, and postprocessing of its scores to a map of the photograph's size.
 //
 //   resample                          Pillow's antialiased resize, one axis a launch
-//   normalize_float, normalize_half   8-bit color to what the network takes, channels first
-//   bilinear, to_fixed_point          scores enlarged; a map in 16 bits
-//   color_keys                       bins of position, luma and chroma: the solver's grid
+//   normalize_float, normalize_half   8-bit color to the input of the network, channels first
+//   bilinear, to_fixed_point          enlarge scores; convert a map to 16 bits
+//   color_keys                        bins of position, luma and chroma: the solver's grid
 //   moments_across, fit, average_across, average_down   the color guided filter's coefficients
 //   apply_map, apply_enlarged         the filter itself, and its use to enlarge
 //   start_labels, join_labels, measure_labels, summarize_labels, cap_small   components and their cleaning
 //
-// Layout: one thread an output, consecutive threads on consecutive memory; photographs are (H, W, 3) bytes, of fewer
-// than 2^31 pixels. These kernels are bound by memory or by launch. Tables that depend on sizes alone (filter weights,
-// bilinear neighbors) come from the host, which makes them in float64, so that results agree with the CPU's: resample,
-// normalize, bilinear, to_fixed_point, color_keys and the labels to the last bit, the guided filter to rounding. Hence
-// the __fmul_rn and __fadd_rn: they keep the compiler from fusing what NumPy rounds twice.
+// Layout: one thread per output, consecutive threads on consecutive memory; photographs are (H, W, 3) bytes with fewer
+// than 2^31 pixels. These kernels are bound by memory or launch overhead. Tables that depend on sizes only (filter
+// weights, bilinear neighbors) are computed in float64 on the host, so that results agree with the CPU: resample,
+// normalize, bilinear, to_fixed_point, color_keys and the labels to the last bit, the guided filter up to rounding.
+// __fmul_rn and __fadd_rn prevent the compiler from fusing operations that NumPy rounds separately.
 //
-// What each version gained: there is one version, and it hasn't been timed on a GPU. Estimate for an H200: a photograph
+// Version history: there is one version, not timed on a GPU yet. Estimate for an H200: a photograph
 // of 12 megapixels is read once by the first pass of resample (36 MB, 0.01 ms at the rate of a copy; the many taps of
-// each output come from the first-level cache), and its map written once.
+// each output are read from the L1 cache), and its map is written once.
 
 // ---- Resize --------------------------------------------------------------------------------------
 
 // One axis of Pillow's resize of 8-bit images: source (outer, length, inner) to out (outer, size, inner). Weights are
-// fixed point with 22 bits behind the point, a row of `taps` for each output; first[i] is where row i begins. Rows of
-// pixels across: outer = height, inner = 3. Down: outer = 1, inner = 3 * width. blockIdx.y goes through `outer`.
+// in fixed point with 22 fractional bits, a row of `taps` for each output; first[i] is the input of the first weight of
+// row i. Horizontally: outer = height, inner = 3. Vertically: outer = 1, inner = 3 * width. blockIdx.y is `outer`.
 extern "C" __global__ void __launch_bounds__(256, 4)
 resample(const unsigned char* __restrict__ source, const int* __restrict__ first, const int* __restrict__ weights,
          int taps, int outer, int length, int size, int inner, unsigned char* __restrict__ out) {
@@ -69,7 +68,7 @@ normalize_half(const unsigned char* __restrict__ rgb, long long pixels, float me
 
 // ---- Bilinear ------------------------------------------------------------------------------------
 
-// start + weight (stop - start), rounded thrice, as on the CPU.
+// start + weight (stop - start), rounded after each operation, as on the CPU.
 __device__ __forceinline__ float between(float start, float stop, float weight) {
     return __fadd_rn(__fmul_rn(stop - start, weight), start);
 }
@@ -80,8 +79,8 @@ __device__ __forceinline__ unsigned short sixteen_bits(float x) {
     return (unsigned short)rintf(__fmul_rn(clip(x), 65535.0f));
 }
 
-// values (h, w) to out (height, width). Output row i lies between rows low and low + 1 of the input, `down[i]` of the
-// way; across likewise.
+// Enlarges values (h, w) to out (height, width). Output row i lies between input rows low and low + 1, at the fraction
+// `down[i]`; columns likewise.
 extern "C" __global__ void __launch_bounds__(256, 4)
 bilinear(const float* __restrict__ values, int h, int w, const int* __restrict__ top,
                                    const float* __restrict__ down, const int* __restrict__ left,
@@ -107,9 +106,9 @@ __device__ __forceinline__ int color_bin(const unsigned char* rgb, float red, fl
     return (int)rintf(__fadd_rn(__fadd_rn(__fmul_rn(rgb[0], red), __fmul_rn(rgb[1], green)), __fmul_rn(rgb[2], blue)));
 }
 
-// Bins of row, column, luma, blue and red difference as one number in mixed radix, and below it the pixel's own number.
-// Positions count from the picture's center. `weights` (3, 3) are the color weights over the sides of the bins;
-// `lowest` and `extents` are those of all pictures of this size.
+// Packs the bins of row, column, luma, blue and red difference and the pixel index into one number in mixed radix.
+// Positions are relative to the image center. `weights` (3, 3) are color weights divided by the sides of the bins;
+// `lowest` and `extents` are the same for all images of this size.
 extern "C" __global__ void __launch_bounds__(256, 4)
 color_keys(const unsigned char* __restrict__ rgb, int height, int width, double sigma,
                                       const float* __restrict__ weights, const long long* __restrict__ lowest,
@@ -128,9 +127,9 @@ color_keys(const unsigned char* __restrict__ rgb, int height, int width, double 
 
 // ---- The guided filter (He, Sun and Tang 2013) ---------------------------------------------------
 //
-// Windows are clipped to the picture. Their sums go across, then down, each by plain addition: a radius is a few
-// pixels, and nothing depends on how far a running sum has come. Sums of colors and their products are of whole
-// numbers, and exact in float64.
+// Windows are clipped to the image. Sums are computed along rows, then along columns, by plain addition: a radius is a
+// few pixels, and there is no running sum that would accumulate rounding errors. Sums of colors and of their products
+// are sums of integers, and exact in float64.
 
 #define MOMENTS 13  // r g b, rr gr gg br bg bb, t, r t, g t, b t
 
@@ -162,7 +161,7 @@ moments_across(const unsigned char* __restrict__ rgb, const float* __restrict__ 
     for (int k = 0; k < MOMENTS; k++) out[k * pixels + at] = sum[k];
 }
 
-// The sum down a window of `values` at pixel `at`.
+// The sum along the column of a window of `values` at pixel `at`.
 __device__ __forceinline__ double sum_down(const double* values, int at, int width, int row, int from, int to) {
     double total = 0.0;
     for (int i = from; i < to; i++) total += values[at + (long long)(i - row) * width];
@@ -173,9 +172,9 @@ __device__ __forceinline__ int side(int center, int radius, int length) {
     return min(center + radius + 1, length) - max(center - radius, 0);
 }
 
-// The linear function of color, on the scale 0..1, that fits the target within each window: out (4, pixels), a for
-// red, green and blue, then b. (Sigma + eps U) a = covariance is solved as L D L^T, which stays accurate where a window
-// holds one hue only.
+// Fits the target within each window by a linear function of color on the scale 0..1: out (4, pixels), a for red, green
+// and blue, then b. (Sigma + eps U) a = covariance is solved as L D L^T, which stays accurate for a window with a
+// single hue.
 extern "C" __global__ void __launch_bounds__(256, 2)
 fit(const double* __restrict__ moments, int height, int width, int radius, double eps, double* __restrict__ out) {
     const int at = blockIdx.x * blockDim.x + threadIdx.x;
@@ -201,7 +200,7 @@ fit(const double* __restrict__ moments, int height, int width, int radius, doubl
     out[3 * pixels + at] = t - (a0 * r + a1 * g + a2 * b);
 }
 
-// Sums across the windows of plane blockIdx.y.
+// Sums of plane blockIdx.y along the rows of windows.
 extern "C" __global__ void __launch_bounds__(256, 2)
 average_across(const double* __restrict__ planes, int height, int width, int radius, double* __restrict__ out) {
     const int at = blockIdx.x * blockDim.x + threadIdx.x;
@@ -213,7 +212,7 @@ average_across(const double* __restrict__ planes, int height, int width, int rad
     out[base + at] = total;
 }
 
-// Then down, over the area: the mean. The three planes of a come out for 8-bit color.
+// Then along columns, divided by the area: the mean. The three planes of a are scaled for 8-bit color.
 extern "C" __global__ void __launch_bounds__(256, 2)
 average_down(const double* __restrict__ planes, int height, int width, int radius, double* __restrict__ out) {
     const int at = blockIdx.x * blockDim.x + threadIdx.x;
@@ -224,7 +223,7 @@ average_down(const double* __restrict__ planes, int height, int width, int radiu
     out[base + at] = sum_down(planes + base, at, width, row, from, to) / area / (blockIdx.y < 3 ? 255.0 : 1.0);
 }
 
-// a . rgb + b where the coefficients were fitted.
+// Computes a . rgb + b at the size at which the coefficients were fitted.
 extern "C" __global__ void __launch_bounds__(256, 4)
 apply_map(const double* __restrict__ planes, const unsigned char* __restrict__ rgb,
                                     long long pixels, float* __restrict__ out) {
@@ -236,7 +235,8 @@ apply_map(const double* __restrict__ planes, const unsigned char* __restrict__ r
     out[i] = (float)value;
 }
 
-// The coefficients (4, h, w) enlarged bilinearly, applied to the colors of the full photograph, in 16-bit fixed point.
+// Enlarges the coefficients (4, h, w) bilinearly, and applies them to the colors of the full photograph; the result is
+// in 16-bit fixed point.
 extern "C" __global__ void __launch_bounds__(256, 4)
 apply_enlarged(const double* __restrict__ planes, int h, int w, const int* __restrict__ top,
                const float* __restrict__ down, const int* __restrict__ left, const float* __restrict__ across,
@@ -261,10 +261,10 @@ apply_enlarged(const double* __restrict__ planes, int h, int w, const int* __res
 
 // ---- Components ----------------------------------------------------------------------------------
 //
-// Union-find over pixels whose score exceeds a half (Playne and Hawick 2018): a pixel points at another of its
-// component with a lower number, or at itself. Joining two trees points the higher root at the lower by atomicMin, and
-// starts over from what it displaced. In the end each component points at its first pixel, whatever the order of
-// events. Background is -1.
+// Union-find over pixels whose score exceeds 1/2 (Playne and Hawick 2018): a pixel points to another pixel of its
+// component with a lower index, or to itself. Two trees are joined by pointing the higher root to the lower one with
+// atomicMin, and continuing with the pixel that it replaced. In the end each component points to its first pixel,
+// independent of the order of threads. Background is -1.
 
 extern "C" __global__ void __launch_bounds__(256, 4)
 start_labels(const float* __restrict__ score, int pixels, int* __restrict__ label, int* __restrict__ size) {
@@ -274,7 +274,7 @@ start_labels(const float* __restrict__ score, int pixels, int* __restrict__ labe
     size[i] = 0;
 }
 
-// Others may write a label at any time, so that reading one is an atomic too.
+// Other threads may write a label at any time, so reading one is atomic too.
 __device__ __forceinline__ int root(int* label, int i) {
     for (int next; (next = atomicAdd(&label[i], 0)) != i;) i = next;
     return i;
@@ -287,7 +287,7 @@ __device__ __forceinline__ void join(int* label, int a, int b) {
         if (a == b) return;
         int high = max(a, b), low = min(a, b), old = atomicMin(&label[high], low);
         if (old == high) return;
-        a = old;  // somebody else had joined the higher root already: its new parent is of our component too
+        a = old;  // another thread has joined the higher root already: its new parent belongs to this component too
         b = low;
     }
 }
@@ -305,7 +305,7 @@ join_labels(const float* __restrict__ score, int height, int width, int* __restr
             join(label, i, i - width + step);
 }
 
-// Each pixel's first pixel of its component; the component's size there.
+// Replaces the label of each pixel by the first pixel of its component, and counts the component's pixels there.
 extern "C" __global__ void __launch_bounds__(256, 4)
 measure_labels(int pixels, int* __restrict__ label, int* __restrict__ size) {
     int i = blockIdx.x * blockDim.x + threadIdx.x;
@@ -315,7 +315,7 @@ measure_labels(int pixels, int* __restrict__ label, int* __restrict__ size) {
     atomicAdd(&size[first], 1);
 }
 
-// How many components there are, and the size of the largest; summary starts as two zeros.
+// Computes the number of components and the size of the largest; summary is filled with zeros before.
 extern "C" __global__ void __launch_bounds__(256, 4)
 summarize_labels(const int* __restrict__ size, int pixels, int* __restrict__ summary) {
     int i = blockIdx.x * blockDim.x + threadIdx.x;
@@ -324,7 +324,7 @@ summarize_labels(const int* __restrict__ size, int pixels, int* __restrict__ sum
     atomicMax(&summary[1], size[i]);
 }
 
-// Pixels of components smaller than both shares allow keep at most `cap`, unless there is only one component.
+// Limits the score of pixels in components smaller than both shares to `cap`, unless there is only one component.
 extern "C" __global__ void __launch_bounds__(256, 4)
 cap_small(const float* __restrict__ score, int pixels, const int* __restrict__ label, const int* __restrict__ size,
           const int* __restrict__ summary, double relative, double absolute, float cap, float* __restrict__ out) {

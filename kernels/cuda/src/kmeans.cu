@@ -1,44 +1,44 @@
 // k-means: one Lloyd iteration's pass over the data, the assignment alone, and the distances of k-means++.
 //
-// kmeans_step reads each row of x once. It finds the nearest centroid (cosine: rows brought to unit length on the fly,
-// loss 1 - cosine; euclidean: `shift` subtracted on the fly, loss the squared distance, for rows near their centroid
-// from the differences themselves; ties to the lower index), and adds the row to its cluster's sum. Every block sums on
-// its own, in an order that the data alone decide; reduce_blocks adds the blocks up. No atomics on floats anywhere: the
-// same input gives the same bits twice on one GPU.
+// kmeans_step reads each row of x once. It finds the nearest centroid (cosine: rows are normalized on the fly, the loss
+// is 1 - cosine; Euclidean: `shift` is subtracted on the fly, the loss is the squared distance, for rows near their
+// centroid computed from the differences; ties go to the lower index), and adds the row to the sum of its cluster.
+// Every block computes its own sums, in an order that depends on the data only; reduce_blocks adds the sums of all
+// blocks. There are no atomic additions of floats: the same input gives the same bits every time on the same GPU.
 //
-// The work of a block (tiles.cuh has the products; ROWS, GROUP and the rest are chosen by kmeans.py for K, D and the
+// The work of a block (tiles.cuh computes the products; tiles.py chooses ROWS, GROUP and the rest for K, D and the
 // GPU):
-//   1. products of the tile's rows with the centroids, tensor cores; the next tile comes by cp.async meanwhile
-//   2. nearest centroid: the LANES threads of a row go through the columns, then agree by shuffles
-//   3. the tile's rows are ranked by label, and a thread adds up two numbers of the width over the rows in that order:
-//      it keeps the sum of a run of equal labels in registers, and touches the cluster's sum once a run
-//   Cluster sums lie in shared memory where they fit, else in the block's own part of global memory, which the
-//   second-level cache holds.
+//   1. products of the tile's rows with the centroids on tensor cores, while cp.async copies the next tile
+//   2. nearest centroid: each of the LANES threads of a row searches some columns, then they compare by shuffles
+//   3. the tile's rows are sorted by label, and each thread sums two numbers of the width over the rows in that order:
+//      it keeps the sum of a run of equal labels in registers, and updates the cluster's sum once per run
+//   Cluster sums are in shared memory if they fit, else in the block's own part of global memory, which stays in the L2
+//   cache.
 //
-// What each version gained. None has been timed on a GPU yet: these are counts of clocks of one multiprocessor a row at
-// D = 384, for an H200. Its copy rate, 4.3 TB/s, allows 82 of them in float32 and 41 in float16; the aims are 103 and
-// 59 clocks (80 and 70 %) for K <= 8, 137 and 69 clocks (60 %) for K = 27.
-//   1. The textbook's tile of 64 rows by 64 centroids in plain multiply-adds, sums by atomics: 214 clocks of arithmetic
-//      whatever K is.
+// Version history. None has been timed on a GPU yet: these are estimates of a multiprocessor's clocks per row at
+// D = 384, for an H200. Its copy rate, 4.3 TB/s, corresponds to 82 clocks in float32 and 41 in float16; the goals are
+// 103 and 59 clocks (80 and 70 %) for K <= 8, 137 and 69 clocks (60 %) for K = 27.
+//   1. A textbook tile of 64 rows by 64 centroids with plain multiply-adds, sums by atomics: 214 clocks of arithmetic
+//      for any K.
 //   2. GROUP = 8 or 32 for small K: 27 and 107 clocks of arithmetic, but shared memory takes 60 to 130 more, because
-//      each number of a centroid fetched serves too few rows.
+//      each number of a centroid that is read is used for too few rows.
 //   3. Tensor cores without loss of accuracy: the products cost 14 clocks (K <= 8) and 58 (K <= 32) in float32, 5 and
 //      20 in float16; reading fragments 12 + 12 (K <= 8) and 24 + 24 (K <= 32) clocks of shared memory, half as much in
 //      float16.
-//   4. Sums over ranked rows: 12 clocks to read the tile again, some 5 for runs at K <= 8 and 10 at K = 27, where
+//   4. Sums over sorted rows: 12 clocks to read the tile again, about 5 for runs at K <= 8 and 10 at K = 27, where
 //      adding row by row took 36.
-//   5. Less waiting: ranks counted by all threads instead of one warp, counts of rows with the ranks instead of one
-//      thread after the other (32 x 60 clocks of one thread's loads and stores, while the others were idle), eight rows
-//      fetched before they are added.
-//   6. Second stage in one round of loads, not three: counts and loss have threads of their own, and eight loads are
-//      under way instead of four: some 4 microseconds an iteration instead of 17.
-//   7. Each chunk's sum leaves the tensor cores, which cut it off where a float would be rounded, and is added in plain
-//      arithmetic: 1.5 clocks more (K <= 8) and 6 (K <= 32) in float32, half as many in float16.
-//   Throughput allows about 55 clocks at K <= 8 and 90 at K = 27 in float32, 30 and 45 in float16. With one block a
-//   multiprocessor, though, latencies add up from barrier to barrier: an estimated 2,000 clocks a tile of 32 rows at K
-//   <= 8 in float32, of 3,300 that the aim allows, and 4,000 of 4,400 at K = 27; in float16, with 64 rows, 2,500 of
-//   3,800 and 3,600 of 4,400. Whether tiles of 16 rows and two blocks a multiprocessor are better is the first thing to
-//   try on a GPU.
+//   5. Less waiting: all threads compute ranks instead of one warp, cluster counts are computed along with the ranks
+//      instead of by one thread (32 x 60 clocks of loads and stores, while the others were idle), and eight rows are
+//      loaded before they are added.
+//   6. The second stage in one round of loads instead of three: counts and loss have their own threads, and eight loads
+//      are in flight instead of four: about 4 microseconds per iteration instead of 17.
+//   7. The sum of each chunk leaves the tensor cores, which truncate where a float would be rounded, and is added in
+//      plain arithmetic: 1.5 clocks more (K <= 8) and 6 (K <= 32) in float32, half as many in float16.
+//   Throughput allows about 55 clocks at K <= 8 and 90 at K = 27 in float32, 30 and 45 in float16. But with one block
+//   per multiprocessor, latencies add up from barrier to barrier: an estimated 2,000 clocks per tile of 32 rows at
+//   K <= 8 in float32, of 3,300 that the goal allows, and 4,000 of 4,400 at K = 27; in float16, with 64 rows, 2,500 of
+//   3,800 and 3,600 of 4,400. Whether tiles of 16 rows and two blocks per multiprocessor are better is the first thing
+//   to try on a GPU.
 
 #include "tiles.cuh"
 
@@ -57,19 +57,19 @@ struct Outcome {
 
 __device__ __forceinline__ float inverse_length(float squares) { return squares > 0.f ? 1.f / sqrtf(squares) : 0.f; }
 
-// NaN for a row that isn't finite, and then its squares aren't either.
+// NaN for a row with NaN or infinity, whose sum of squares is not finite either.
 __device__ __forceinline__ float loss_of(bool cosine, float product, float squares, float constant) {
     if (!(squares <= 3.402823466e38f)) return __int_as_float(0x7fc00000);
     return cosine ? 1.f - product * inverse_length(squares) : fmaxf(squares + constant - 2.f * product, 0.f);
 }
 
-// Whether a squared distance is so small beside what it was computed from that too few of its digits are right. Never
-// for a row far from its centroid; some 1e-6 of these sums is rounding.
+// Whether a squared distance is so much smaller than its terms that cancellation leaves too few correct digits. Never
+// for a row far from its centroid; the relative rounding error of the terms is about 1e-6.
 __device__ __forceinline__ bool cancels(float loss, float product, float squares, float constant) {
     return 16.f * loss < squares + fabsf(constant) + 2.f * fabsf(product);
 }
 
-// Finds the nearest column of each row, and adds rows up by it.
+// Finds the nearest column of each row, and sums the rows of each column.
 struct Nearest {
     const Problem& problem;
     Outcome& outcome;
@@ -80,14 +80,14 @@ struct Nearest {
     bool cosine;
     float best_rank, best_product;
     int best;
-    double total;  // of the losses of the rows this thread looks after
+    double total;  // sum of the losses of this thread's rows
 
     __device__ void forget() {
         best = 0x7fffffff;
         best_rank = 3.4e38f;
         best_product = 0.f;
     }
-    // Within a row, distances rise with this: its own length doesn't matter.
+    // Of one row, distances increase with this rank: the row's own length does not matter.
     __device__ void column(const Row&, int column, float product) {
         const float rank = cosine ? -product : constants[column] - 2.f * product;
         if (rank < best_rank || best == 0x7fffffff) {
@@ -108,7 +108,7 @@ struct Nearest {
                 best = column;
             }
         }
-        // Of a row with NaN the threads may think differently: the first decides.
+        // For a row with NaN the threads may have different results: take that of the first.
         best = __shfl_sync(EVERY_LANE, best, threadIdx.x & 31 & -LANES);
         const float constant = cosine || !row.exists ? 0.f : constants[best];
         float loss = loss_of(cosine, best_product, row.squares, constant);
@@ -130,17 +130,18 @@ struct Nearest {
     }
     __device__ void tile(const real* tile, int pitch, long long, int rows) {
         if (!sums) return;
-        __syncthreads();  // all labels of the tile are there
+        __syncthreads();  // all labels of the tile have been computed
         rank(rows);
-        __syncthreads();  // the members are in order
+        __syncthreads();  // the rows are sorted
 #ifdef TENSOR_CORES
         for (int column = 2 * threadIdx.x; column < WIDTH; column += 2 * THREADS) add_pair(tile, pitch, rows, column);
 #else
         for (int column = threadIdx.x; column < problem.width; column += THREADS) add_one(tile, pitch, rows, column);
 #endif
     }
-    // A row's place is the number of rows with a lower label, or the same and a lower number. Its LANES threads count
-    // together, three numbers in one word. The first row of each label adds the label's rows to the block's count.
+    // A row's position is the number of rows with a lower label, or with the same label and a lower index. Its LANES
+    // threads count together, three numbers in one word. The first row of each label adds the number of rows with this
+    // label to the block's count.
     __device__ __forceinline__ void rank(int rows) {
         const int row = threadIdx.x / LANES, label = outcome.labels[min(row, rows - 1)];
         int seen = 0;
@@ -155,7 +156,7 @@ struct Nearest {
         outcome.members[lower + earlier] = {row, label, outcome.scales[row], 0};
         if (earlier == 0) counts[label] += same;
     }
-    // Eight rows at a time are fetched before any is added, because a sum's store would hold back the next row's load.
+    // Eight rows are loaded before any is added, because the store of a sum would delay the load of the next row.
     __device__ __forceinline__ void add_pair(const real* tile, int pitch, int rows, int column) {
         const float2 offset = problem.shift ? load_pair(problem.shift + column) : make_float2(0.f, 0.f);
         float2 sum = make_float2(0.f, 0.f);
@@ -239,8 +240,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
 #endif
 }
 
-// The second stage: what the blocks have summed, block by block in float64. One thread a number of the sums, then one a
-// count, then one for the loss. Eight strands, so that eight loads are under way; then the tree's last levels.
+// The second stage: adds the sums of all blocks, block by block in float64. One thread per number of the sums, then one
+// per count, then one for the loss. Eight partial sums, so that eight loads are in flight, are added in a tree.
 template <class Number, class Sum>
 __device__ __forceinline__ Sum sum_over_blocks(const Number* first, int blocks, int stride) {
     Sum strands[8] = {};

@@ -1,15 +1,14 @@
 // Layer normalization of the last axis: (x - mean) / sqrt(variance + eps) * weight + bias, statistics in float32.
 //
-// One warp a row. The row stays in registers between the three steps (mean, variance about the mean, result), so that
-// it's read once and written once, 16 bytes a lane at a time. Four rows a block; no shared memory, no barriers. HALF: x
-// and y are float16, weight and bias too, else float32. WIDTH: numbers in a row, a multiple of 32 lanes' worth of 16
-// bytes or not (lanes past the end idle), but a multiple of 16 bytes. Without WIDTH any width works: numbers are read
-// one by one, twice.
+// One warp per row. The row stays in registers between the three steps (mean, variance, result), so that it is read
+// once and written once, 16 bytes per lane at a time. Four rows per block; no shared memory, no barriers. HALF: all
+// arrays are float16, else float32. WIDTH: numbers in a row, a multiple of 16 bytes; lanes past the end are idle.
+// Without WIDTH any width works: numbers are read one by one, three times.
 //
-// What each version gained. Not timed on a GPU yet; counted in bytes, for rows of 384 halves on an H200 (4.3 TB/s of
+// Version history. Not timed on a GPU yet; counted in bytes, for rows of 384 halves on an H200 (4.3 TB/s of
 // copying).
-//   1. One thread block a row, sums through shared memory: 2 barriers for 1.5 KB of work.
-//   2. One warp a row in registers: bytes moved are those of the arrays, 1.5 KB a row, so 0.36 ns at the copy rate.
+//   1. One block per row, sums through shared memory: 2 barriers for 1.5 KB of work.
+//   2. One warp per row in registers: only the bytes of the arrays are moved, 1.5 KB per row: 0.36 ns at the copy rate.
 
 #include <cuda_fp16.h>
 
@@ -38,7 +37,7 @@ __device__ __forceinline__ float sum_over_warp(float v) {
     return v;
 }
 
-// Blocks a multiprocessor: four, so at most 128 registers a thread. The widest rows of floats take 64 of them for the row
+// Blocks per multiprocessor: four allow 128 registers per thread. The widest rows of floats take 64 of them for the row
 // alone, and would spill; three blocks allow 168.
 #if defined(WIDTH) && WIDTH > 1920
 #define BLOCKS 3

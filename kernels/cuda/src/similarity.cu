@@ -1,21 +1,22 @@
-// Cosine similarity of all rows of x with all rows of y: the matrix, or for each row of x only its most similar rows of
-// y.
+// Cosine similarity of all rows of x with all rows of y: the whole matrix, or only the most similar rows of y for each
+// row of x.
 //
-// y arrives with rows of unit length (prepare_columns); x is brought to unit length on the fly, from the sums of
-// squares that the products collect along the way. tiles.cuh has the products and says how a block works.
-// similarity_top never stores the matrix. The LANES threads of a row each keep the best `count` among the columns they
-// meet, sorted, in shared memory or, for large counts, in a part of global memory; a column that doesn't beat the last
-// of the list costs one comparison, and after the first few hundred columns hardly any does. At the end of a tile the
-// lists are merged by shuffles: whoever heads the best list gives its head away, `count` times.
+// y has unit rows (prepare_columns); x is normalized on the fly, with the sums of squares that are computed along with
+// the products. tiles.cuh computes the products and describes the work of a block. similarity_top never stores the
+// matrix: each of the LANES threads of a row keeps a sorted list of the best `count` of its columns, in shared memory
+// or, for large counts, in global memory. A column that does not beat the last entry of the list costs one comparison,
+// and after the first few hundred columns hardly any does. At the end of a tile the lists are merged by shuffles: the
+// thread whose first entry is best gives it away, `count` times.
 //
-// What each version gained. None has been timed on a GPU yet; these are counts for an H200 at D = 384, N = K = 10,000.
+// Version history. None has been timed on a GPU yet; these are counts for an H200 at D = 384, N = K = 10,000.
 //   1. Products through tiles of 64 x 64 in plain multiply-adds: 38 billion, 1.3 ms at best, and 0.1 ms to write the
 //      matrix.
 //   2. Tensor cores without loss of accuracy (tiles.cuh): 0.7 ms in float32, 0.25 in float16. y is read from the
-//      second-level cache once a tile of x, 5 GB in all: about 1 ms, now the longest part; a tile of 64 rows in float16
+//      L2 cache once per tile of x, 5 GB in total: about 1 ms, now the longest part; a tile of 64 rows in float16
 //      halves it.
-//   3. Each chunk's sum leaves the tensor cores, which cut it off where a float would be rounded: four additions for four
-//      to six products of a warp, and the largest error of a cosine falls from 1.5e-6 to 0.7e-6 at D = 64 (emulated).
+//   3. The sum of each chunk leaves the tensor cores, which truncate where a float would be rounded: four additions for
+//      four to six products of a warp, and the largest error of a cosine falls from 1.5e-6 to 0.7e-6 at D = 64
+//      (emulated).
 
 #include "tiles.cuh"
 
@@ -43,7 +44,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     for_all_tiles(problem, products, shared, work);
 }
 
-// Place i of this thread's list; lists of neighbors lie interleaved, so that a warp reads a row of them at once.
+// An entry of a list. The lists of all threads are interleaved, so that a warp reads consecutive memory.
 struct __align__(8) Entry {
     float value;
     int column;
@@ -95,9 +96,9 @@ struct Top {
     __device__ void tile(const real*, int, long long, int) {}
 };
 
-// values, indices (n, count): most similar first, of equals the lower index; count <= columns; with
-// own >= 0 row i of x is row own + i of y and isn't compared with itself, and count < columns. workspace: (blocks,
-// count, THREADS) entries, used unless LISTS_SHARED is defined.
+// values, indices (n, count): most similar first, ties to the lower index; count <= columns. With own >= 0, row i of x
+// is row own + i of y and is not compared with itself, and count < columns. workspace: (blocks, count, THREADS)
+// entries, used unless LISTS_SHARED is defined.
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
     similarity_top(const real* __restrict__ x, const void* __restrict__ y, long long n, int width, int columns,
                    int count, long long own, float* __restrict__ values, long long* __restrict__ indices,

@@ -5,25 +5,25 @@
 // occupied vertex of the grid, that is A y = b with A = lambda (D_m - D_n B D_n) + diag(S c) and b = S (c t); B blurs
 // by [1 2 1] along five axes.
 //
-// The grid comes from a sort: every pixel's key, its five bin numbers in mixed radix with the pixel's own number below
-// them, is sorted; equal bins are then neighbors, and a running count of the places where the bins change numbers the
-// vertices in the order of their keys. Only the device knows how many there are: arrays are as long as there are
-// pixels, and every kernel reads the count. A vertex's pixels lie in one segment and are added up in a fixed order by a
-// warp; no float is ever added atomically, so the same photograph gives the same bits each time. Numbers are float64,
-// as on the CPU.
+// The grid is built by sorting: the key of a pixel consists of its five bin numbers in mixed radix, followed by the
+// index of the pixel. After sorting, equal bins are adjacent, and a running count of the positions where the bins
+// change numbers the vertices in the order of their keys. Only the device knows the number of vertices: arrays have as
+// many elements as there are pixels, and every kernel reads the count. The pixels of a vertex are contiguous and are
+// summed in a fixed order by a warp; no float is added atomically, so the same photograph gives the same bits each
+// time. Numbers are float64, as on the CPU.
 //
-// Conjugate gradients never ask the host. Sums over vertices are left as one partial sum a block, in a row of their own
-// for each iteration, and every block of the next kernel, which has as many blocks, adds these up alike in a fixed
-// order. Once the residual is small enough, the kernels of the remaining iterations find that out by themselves and
-// only hand the residual on. An iteration is three launches: product, step, turn.
+// Conjugate gradients run without the host. Sums over vertices are stored as one partial sum per block, in a separate
+// row for each iteration, and every block of the next kernel, which has the same number of blocks, adds them in the
+// same fixed order. Once the residual is small enough, the kernels of the remaining iterations detect this and only
+// pass the residual on. An iteration consists of three launches: product, step, turn.
 //
-// What each version gained: there is one version, and it hasn't been timed on a GPU. Estimate for an H200 and a
+// Version history: there is one version, not timed on a GPU yet. Estimate for an H200 and a
 // photograph of 640 x 480 (some 20,000 vertices): 0.1 ms for the sort, 2 microseconds for each of 90 small kernels,
 // which Python takes longer to launch than the device to run.
 
 #define THREADS 256
 #define AXES 5
-#define TINY 1e-12  // keeps quotients finite where a vertex has no confidence
+#define TINY 1e-12  // keeps quotients finite for a vertex without confidence
 
 // ---- The grid ------------------------------------------------------------------------------------
 
@@ -34,7 +34,8 @@ mark_vertices(const long long* __restrict__ sorted, int pixels, int* __restrict_
     if (i < pixels) mark[i] = i == 0 || sorted[i] / pixels != sorted[i - 1] / pixels;
 }
 
-// From the running count of marks: each pixel's vertex; each vertex's bins and where its pixels start in `order`.
+// Computes, from the running count of marks, the vertex of each pixel, the bins of each vertex, and where the pixels of
+// each vertex start in `order`.
 extern "C" __global__ void __launch_bounds__(256, 4)
 number_vertices(const long long* __restrict__ sorted, const int* __restrict__ running, int pixels,
                 int* __restrict__ vertex, int* __restrict__ order, int* __restrict__ start,
@@ -54,8 +55,8 @@ number_vertices(const long long* __restrict__ sorted, const int* __restrict__ ru
     }
 }
 
-// neighbors[2 d] and [2 d + 1]: the vertices one bin above and below along axis d; filled with -1 beforehand.
-// blockIdx.y is d.
+// Sets neighbors[2 d] and [2 d + 1] to the vertices one bin above and below along axis d = blockIdx.y; the array is
+// filled with -1 before.
 extern "C" __global__ void __launch_bounds__(256, 4)
 find_neighbors(const long long* __restrict__ occupied, const int* __restrict__ count,
                 const long long* __restrict__ strides, int pixels, int* __restrict__ neighbors) {
@@ -85,12 +86,12 @@ __device__ __forceinline__ double warp_sum(double x) {
     return x;
 }
 
-// The block's sum of x goes to partial[block].
+// Stores the block's sum of x in partial[block].
 __device__ __forceinline__ void leave_partial(double x, double* room, double* partial) {
     x = warp_sum(x);
-    __syncthreads();  // the room is free
+    __syncthreads();  // the buffer is free
     if ((threadIdx.x & 31) == 0) room[threadIdx.x >> 5] = x;
-    __syncthreads();  // the warps' sums are there
+    __syncthreads();  // the warps' sums have been stored
     if (threadIdx.x == 0) {
         double total = 0.0;
         for (int i = 0; i < THREADS / 32; i++) total += room[i];
@@ -98,14 +99,14 @@ __device__ __forceinline__ void leave_partial(double x, double* room, double* pa
     }
 }
 
-// A row of partial sums, added up by one warp; every block gets the same bits.
+// Adds a row of partial sums in one warp; every block gets the same bits.
 __device__ __forceinline__ double whole(const double* partial) {
     double x = 0.0;
     for (int i = threadIdx.x & 31; i < gridDim.x; i += 32) x += partial[i];
     return warp_sum(x);
 }
 
-// Three whole sums, one a warp, for all threads of the block.
+// Computes three sums, one per warp, for all threads of the block.
 __device__ __forceinline__ void gather_sums(double* room, const double* a, const double* b, const double* c) {
     int warp = threadIdx.x >> 5;
     if (warp < 3) {
@@ -113,12 +114,13 @@ __device__ __forceinline__ void gather_sums(double* room, const double* a, const
         double x = whole(mine);
         if ((threadIdx.x & 31) == 0) room[warp] = x;
     }
-    __syncthreads();  // the sums are there
+    __syncthreads();  // the sums have been stored
 }
 
 // ---- From pixels to vertices and back ------------------------------------------------------------
 
-// One warp a vertex: its pixels, their confidence, confident targets, and the value to start from.
+// Sums over the pixels of each vertex, one warp per vertex: their number, confidence, confidence times target, and the
+// initial value.
 extern "C" __global__ void __launch_bounds__(256, 4)
 splat(const float* __restrict__ target, const double* __restrict__ confidence, const int* __restrict__ order,
       const int* __restrict__ start, const int* __restrict__ count, double* __restrict__ mass,
@@ -152,7 +154,7 @@ slice_vertices(const double* __restrict__ y, const int* __restrict__ vertex, int
     if (i < pixels) out[i] = (float)fmin(fmax(y[vertex[i]], 0.0), 1.0);
 }
 
-// The sum of x over the neighbors of vertex v. B x is that and 2 x for each axis.
+// The sum of x over the neighbors of vertex v. B x is this sum plus 2 x for each axis.
 __device__ __forceinline__ double neighbor_sum(const double* x, const int* neighbors, int pixels, int v) {
     double total = 0.0;
 #pragma unroll
@@ -163,7 +165,7 @@ __device__ __forceinline__ double neighbor_sum(const double* x, const int* neigh
     return total;
 }
 
-// A step of the symmetric Sinkhorn iteration: n' = sqrt(n mass / B n). The first starts from n = 1.
+// A step of the symmetric Sinkhorn iteration, n' = sqrt(n mass / B n), starting with n = 1.
 extern "C" __global__ void __launch_bounds__(256, 4)
 bistochastic_step(const double* __restrict__ n, const double* __restrict__ mass, const int* __restrict__ neighbors,
                   const int* __restrict__ count, int pixels, double* __restrict__ next) {
@@ -177,9 +179,10 @@ bistochastic_step(const double* __restrict__ n, const double* __restrict__ mass,
 // A row of partial sums for each iteration: `rho` of residual * z, `square` of residual^2, `curve` of direction * A
 // direction.
 
-// The neighbors' n in sum, the diagonal, the first residual b - A y, the first direction. Row sums of D_n B D_n cancel
-// against D_m, but for the neighbors: (A x)_v = lambda n_v sum n_j (x_v - x_j) + (S c)_v x_v. A vertex that has
-// neither neighbors nor confidence therefore stays where it starts, exactly, and a constant map costs nothing.
+// Computes the sum of the neighbors' n, the diagonal, the first residual b - A y, and the first direction. The row sums
+// of D_n B D_n cancel with D_m except for the neighbors: (A x)_v = lambda n_v sum n_j (x_v - x_j) + (S c)_v x_v.
+// Therefore a vertex that has neither neighbors nor confidence keeps exactly its initial value, and a constant map is
+// a solution.
 extern "C" __global__ void __launch_bounds__(256, 4)
 solver_start(const double* __restrict__ n, const double* __restrict__ data, const double* __restrict__ b,
              const double* __restrict__ y, const int* __restrict__ neighbors, const int* __restrict__ count,
@@ -236,7 +239,7 @@ solver_product(const double* __restrict__ n, const double* __restrict__ around, 
     leave_partial(total, room, curve);
 }
 
-// y and the residual go a step along the direction. The rows after this iteration's are filled.
+// Updates y and the residual by a step along the direction, and stores the sums of the next iteration.
 extern "C" __global__ void __launch_bounds__(256, 4)
 solver_step(const double* __restrict__ direction, const double* __restrict__ image,
             const double* __restrict__ diagonal, const int* __restrict__ count, double tolerance,
@@ -245,12 +248,12 @@ solver_step(const double* __restrict__ direction, const double* __restrict__ ima
             double* __restrict__ next_rho, double* __restrict__ next_square) {
     __shared__ double room[THREADS / 32], sums[3];
     gather_sums(sums, square, goal, rho);
-    if (sums[0] <= tolerance * tolerance * sums[1]) {  // done: hand the verdict on
+    if (sums[0] <= tolerance * tolerance * sums[1]) {  // converged: pass the sums on
         if (threadIdx.x == 0) next_square[blockIdx.x] = square[blockIdx.x];
         return;
     }
     const int vertices = *count;
-    const double alpha = sums[2] / whole(curve);  // not among the sums above: nobody fills it once it's done
+    const double alpha = sums[2] / whole(curve);  // not computed once the solver has converged
     double rz = 0.0, rr = 0.0;
     for (int v = blockIdx.x * THREADS + threadIdx.x; v < vertices; v += gridDim.x * THREADS) {
         y[v] += alpha * direction[v];
@@ -263,7 +266,7 @@ solver_step(const double* __restrict__ direction, const double* __restrict__ ima
     leave_partial(rr, room, next_square);
 }
 
-// The next direction: the preconditioned residual, made conjugate to the last direction.
+// Computes the next direction: the preconditioned residual, made conjugate to the last direction.
 extern "C" __global__ void __launch_bounds__(256, 4)
 solver_turn(const double* __restrict__ n, const double* __restrict__ residual, const double* __restrict__ diagonal,
             const int* __restrict__ count, double tolerance, const double* __restrict__ rho,

@@ -1,13 +1,13 @@
-// The instructions that C++ has no words for: matrix products of a warp, and copies that don't wait. Each has a twin in
-// plain C++, which is what runs on a CPU; on a GPU only the PTX is compiled.
+// Instructions that C++ cannot express: matrix products of a warp, and asynchronous copies. Each has a version in plain
+// C++ for the emulator on a CPU; on a GPU only the PTX is compiled.
 //
-// A warp's lane is 4 g + t. Of a 16 x K left operand it holds parts of rows g and g + 8, of a K x 8 right operand parts
-// of column g, of the 16 x 8 result columns 2t and 2t + 1 of rows g and g + 8: c[0], c[1] and c[2], c[3].
+// A lane is 4 g + t. It has parts of rows g and g + 8 of the 16 x K left operand, parts of column g of the K x 8 right
+// operand, and columns 2t and 2t + 1 of rows g and g + 8 of the 16 x 8 result: c[0], c[1] and c[2], c[3].
 
 #ifdef __CUDACPU__
 
-// The operands' lanes that this lane's results need: two rows of the left, two columns of the right operand, four lanes
-// each.
+// The parts of the operands that this lane's results need: two rows of the left and two columns of the right operand,
+// from four lanes each.
 struct Operands {
     unsigned a[2][4][2], b[2][4][2];
 };
@@ -33,10 +33,10 @@ __device__ inline float half_bits(unsigned word, int i) {
     return __half2float(__ushort_as_half((unsigned short)(word >> 16 * i)));
 }
 
-// What a tensor core makes of c plus exact products. It doesn't round: all terms are shifted to the exponent of the
-// largest and cut off one bit below a float's last there, and so is what they add up to, towards zero (Fasi et al. 2021,
-// on sm_80; later ones keep more bits and take more products at once). A long sum that stays in a tensor core therefore
-// loses up to one last bit a step, always in the same direction.
+// c plus exact products, as a tensor core computes it. It does not round: all terms are shifted to the exponent of the
+// largest and truncated one bit below the last bit of a float, and their sum is truncated too, towards zero (Fasi et
+// al. 2021, on sm_80; later GPUs keep more bits and add more products at a time). A long sum in a tensor core therefore
+// loses up to one last bit per step, always in the same direction.
 __device__ inline float truncated_sum(float c, const double* products, int count) {
     double largest = fabs((double)c), plain = c;
     for (int i = 0; i < count; i++) {
@@ -77,7 +77,7 @@ __device__ inline void multiply_tf32(float c[4], const unsigned a[4], const unsi
                 c[row * 2 + column] = truncated_sum(c[row * 2 + column], products, 4);
             }
 }
-// The emulator lets copies arrive only when they're waited for.
+// In the emulator, copies arrive only when they are waited for.
 __device__ inline void copy_16_bytes(void* shared, const void* global) { emu_copy_later(shared, global, 16); }
 __device__ inline void copies_issued() { emu_close_copies(); }
 template <int PENDING> __device__ inline void wait_for_copies() { emu_await_copies(PENDING); }
@@ -91,7 +91,7 @@ __device__ __forceinline__ void multiply_half(float c[4], const unsigned a[4], c
         : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
-// c += a b: 16 x 8 by 8 x 8 floats of which the first 19 bits count, accumulated in float32.
+// c += a b: 16 x 8 by 8 x 8 floats of which only the first 19 bits are used, accumulated in float32.
 __device__ __forceinline__ void multiply_tf32(float c[4], const unsigned a[4], const unsigned b[2]) {
     asm volatile(
         "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
@@ -103,9 +103,9 @@ __device__ __forceinline__ void copy_16_bytes(void* shared, const void* global) 
                  "l"(global)
                  : "memory");
 }
-// Closes a group of copies; groups end in the order in which they were closed.
+// Closes a group of copies; groups complete in the order in which they were closed.
 __device__ __forceinline__ void copies_issued() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-// Waits until at most PENDING groups of this thread's copies are under way.
+// Waits until at most PENDING groups of this thread's copies are incomplete.
 template <int PENDING> __device__ __forceinline__ void wait_for_copies() {
     asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
 }

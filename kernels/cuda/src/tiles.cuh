@@ -1,25 +1,25 @@
-// Products of all rows of x with all rows of y, tile by tile: what k-means and cosine similarity have in common.
+// Products of all rows of x with all rows of y, tile by tile, for k-means and cosine similarity.
 //
-// A block of 256 threads takes ROWS rows of x into shared memory, and goes through the rows of y GROUP at a time
-// ("columns", since that's what they are in the product). Sums of squares of the rows of x come along, so x is read
-// from memory once.
+// A block of 256 threads copies ROWS rows of x to shared memory, and processes the rows of y ("columns", as they are
+// the columns of the product) GROUP at a time. The sums of squares of the rows of x are computed along with the
+// products, so x is read from memory once.
 //
 // Set by #define: HALF: x is float16, else float32 · ROWS 16, 32 or 64 · GROUP 8, 32 or 64 · STAGES 1 to 3, tiles in
 // shared memory · COLUMNS_SHARED: y lies in shared memory too · WIDTH: numbers in a row, a multiple of 64 bytes.
-// Without WIDTH the products are made by plain multiply-adds from global memory, for any width and any GPU: right, not
-// fast.
+// Without WIDTH the products are plain multiply-adds from global memory, for any width and any GPU: simple, not fast.
 //
 // The products (with WIDTH, sm_80 and later). A lane reads 16 contiguous bytes of a row, a group of four lanes 64
-// bytes, x and y alike. In which order the numbers of a row are multiplied doesn't matter as long as it's the same for
-// both, so these 16 bytes are taken for the scattered numbers that the tensor cores want from a lane: no shuffles, no
-// transposed copies. Rows stand 64 bytes past a multiple of 128 apart, so that the eight lanes of a quarter warp meet
-// all banks once. Nothing is lost to the short formats: x and y in float32 are each split into two parts of 11 bits,
-// and three of the four products kept (Markidis et al. 2018); y against float16 x is split into two halves, whose
-// products with x are exact. Tensor cores cut sums off where a float would be rounded, always towards zero, which adds up
-// over a row; so each chunk's sum begins at zero and is added to the others in plain arithmetic.
+// bytes, of x and y alike. The order in which the numbers of a row are multiplied does not matter as long as it is the
+// same for both, so these 16 bytes are used as the scattered numbers that the tensor cores expect from a lane: no
+// shuffles, no transposed copies. The row pitch is 64 bytes more than a multiple of 128, so that the eight lanes of a
+// quarter warp use all banks once. No accuracy is lost to the short formats: float32 x and y are each split into two
+// parts of 11 bits, and three of the four products are used (Markidis et al. 2018); with float16 x, y is split into two
+// halves, whose products with x are exact. Tensor cores truncate sums where a float would be rounded, always towards
+// zero, which accumulates over a row; so the sum of each chunk begins at zero and is added to the others in plain
+// arithmetic.
 //
-// Eight warps share a tile: M along its rows, N along the columns, S along the depth; the S partial sums meet in shared
-// memory.
+// Eight warps share a tile: M along its rows, N along the columns, S along the depth; the S partial sums are added
+// through shared memory.
 
 #include <cuda_fp16.h>
 
@@ -45,7 +45,7 @@ typedef __half real;
 typedef float real;
 #endif
 
-// Threads that share a row once its products are there.
+// Threads that share a row once its products have been computed.
 #define LANES (THREADS / ROWS)
 #define EVERY_LANE 0xffffffffu
 
@@ -57,7 +57,7 @@ constexpr int TILES_M = ROWS >= 32 ? 2 : 1, WARPS_M = ROWS / (16 * TILES_M),
                         : GROUP == 32 ? 2
                                       : 4;
 constexpr int WARPS_S = THREADS / 32 / (WARPS_M * WARPS_N), TILES_N = GROUP / 8 / WARPS_N;
-constexpr int Y_PARTS = sizeof(real) == 2 ? 2 : 1;  // arrays that y is kept in: its two halves, or itself
+constexpr int Y_PARTS = sizeof(real) == 2 ? 2 : 1;  // arrays that y is stored in: its two halves, or itself
 #ifdef COLUMNS_SHARED
 constexpr int Y_PITCH = X_PITCH;
 #else
@@ -76,7 +76,7 @@ __device__ __forceinline__ float2 load_pair(const __half* p) {
 __device__ __forceinline__ float load_one(const float* p) { return *p; }
 __device__ __forceinline__ float load_one(const __half* p) { return __half2float(*p); }
 
-// What a launch works on.
+// Input of a launch.
 struct Problem {
     const real* x;  // (n, width)
     long long n;
@@ -84,19 +84,19 @@ struct Problem {
     const void* y;       // as prepare_columns wrote it
     int columns;         // rows of y
     const float* shift;  // (width,), subtracted from every row of x; or null
-    bool directions;     // lengths of rows don't count
+    bool directions;     // only the directions of rows matter, not their lengths
 };
 
-// A row of the tile, as the threads that look after it see it.
+// A row of the tile, in the LANES threads that process it.
 struct Row {
     long long number;
     bool exists;
     const real* x;
-    float squares;  // their sum, of x times lift less the shift; and products are with x times lift
-    float lift;     // 1, but for a row so short that its squares would be rounded to nothing
+    float squares;  // sum of squares of x times lift, minus the shift; products are with x times lift
+    float lift;     // 1, except for a tiny row whose squares would underflow
 };
 
-// What all threads of a block share beside the tiles.
+// Shared memory of a block beside the tiles.
 struct Products {
     float partial[WARPS_S][ROWS][PARTIAL_PITCH];
     float squares[WARPS_S][ROWS];
@@ -104,7 +104,7 @@ struct Products {
 
 #ifdef TENSOR_CORES
 
-// Starts to copy a tile to shared memory. Rows past the end repeat the last one; nobody uses what becomes of them.
+// Starts to copy a tile to shared memory. Rows past the end repeat the last one; their products are not used.
 __device__ __forceinline__ void copy_tile(real* tile, const Problem& problem, long long first) {
     constexpr int pieces = WIDTH / PER_LANE;
     for (int i = threadIdx.x; i < ROWS * pieces; i += THREADS) {
@@ -114,7 +114,7 @@ __device__ __forceinline__ void copy_tile(real* tile, const Problem& problem, lo
     }
 }
 
-// y, where it fits into shared memory; `rows` counts those of all parts.
+// Copies y to shared memory; `rows` is the number of rows of all parts.
 __device__ __forceinline__ void copy_columns(real* shared, const real* y, int rows) {
     constexpr int pieces = WIDTH / PER_LANE;
     for (int i = threadIdx.x; i < rows * pieces; i += THREADS) {
@@ -134,7 +134,7 @@ struct Left {
         upper = *reinterpret_cast<const uint4*>(tile);
         lower = *reinterpret_cast<const uint4*>(tile + 8 * X_PITCH);
     }
-    // Of x less the shift; the products make up for the shift in the columns' constants.
+    // Of x minus the shift; for the products, the columns' constants account for the shift.
     __device__ void add_squares(float sums[2], const float* shift) const {
         const unsigned words[2][4] = {{upper.x, upper.y, upper.z, upper.w}, {lower.x, lower.y, lower.z, lower.w}};
 #pragma unroll
@@ -169,7 +169,7 @@ __device__ __forceinline__ void multiply(float c[4], const Left& x, const Right&
 
 #else
 
-// A float as two that tensor cores take: the first 11 bits of its mantissa, and the rest.
+// Splits a float into two numbers that tensor cores represent exactly: the first 11 bits of its mantissa, and the rest.
 __device__ __forceinline__ void split(float v, unsigned& high, unsigned& low) {
     high = __float_as_uint(v) & 0xffffe000u;
     low = __float_as_uint(v - __uint_as_float(high));
@@ -222,8 +222,7 @@ __device__ __forceinline__ void multiply(float c[4], const Left& x, const Right&
 }
 #endif
 
-// Products of the tile with the columns from `column` on, to products.partial; with `squares` the rows' sums of squares
-// too.
+// Computes products of the tile with the columns from `column` on, and with `squares` the sums of squares of the rows.
 __device__ __forceinline__ void multiply_tile(Products& products, const Problem& problem, const real* tile,
                                               const real* y, size_t part, int column, bool squares) {
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
@@ -231,7 +230,7 @@ __device__ __forceinline__ void multiply_tile(Products& products, const Problem&
     const int first_row = m * TILES_M * 16 + g, first_column = n * TILES_N * 8;
     float sums[TILES_M][TILES_N][4] = {}, square[TILES_M][2] = {};
     squares = squares && n == 0;
-    // Two of x's fragments and one of y's in flight are enough registers; unrolling further spills.
+    // Two fragments of x and one of y fill the registers; unrolling further would spill.
 #pragma unroll 1
     for (int chunk = s; chunk < CHUNKS; chunk += WARPS_S) {
         const int from = chunk * CHUNK + t * PER_LANE;
@@ -248,7 +247,7 @@ __device__ __forceinline__ void multiply_tile(Products& products, const Problem&
             right.load(y + (size_t)(column + first_column + j * 8 + g) * Y_PITCH + from, part);
 #pragma unroll
             for (int i = 0; i < TILES_M; i++) {
-                float part_of_sum[4] = {};  // the chunk's; see above
+                float part_of_sum[4] = {};  // of the chunk; see above
                 multiply(part_of_sum, left[i], right);
 #pragma unroll
                 for (int k = 0; k < 4; k++) sums[i][j][k] += part_of_sum[k];
@@ -301,7 +300,7 @@ multiply_tile(Products& products, const Problem& problem, const real* tile, int 
 
 #endif
 
-// ---- For the few rows that need another look
+// ---- For the few rows that need higher accuracy
 
 // Number i of a column.
 __device__ __forceinline__ float column_at(const Problem& problem, int column, int i) {
@@ -314,7 +313,7 @@ __device__ __forceinline__ float column_at(const Problem& problem, int column, i
 #endif
 }
 
-// A row's squared distance from a column, from the differences themselves: the part of them that a thread takes.
+// Squared distance of a row from a column, computed from the differences: the part of the sum of one thread.
 __device__ __forceinline__ float
 squared_distance(const Problem& problem, const Row& row, int column, int thread, int threads) {
     float sum = 0.f;
@@ -327,9 +326,9 @@ squared_distance(const Problem& problem, const Row& row, int column, int thread,
 }
 
 #define FAINT 1e-30f            // sums of squares below this have lost digits
-#define SMALLEST 1.17549435e-38f  // what is shorter counts as zero
+#define SMALLEST 1.17549435e-38f  // smaller numbers count as zero
 
-// Makes the largest number of a faint row 1. Halves are never so small.
+// Scales a tiny row such that its largest number is 1. Halves are never so small.
 __device__ __forceinline__ void lift(Row& row, int width) {
     float peak = 0.f;
 #pragma unroll 4
@@ -353,7 +352,7 @@ __device__ __forceinline__ float lifted_product(const Problem& problem, const Ro
 
 // ----
 
-// Bytes of dynamic shared memory in use before what a kernel keeps there itself.
+// Bytes of dynamic shared memory that the tiles use; the kernel's own data follow.
 __device__ __forceinline__ size_t tiles_bytes(int columns) {
 #ifdef TENSOR_CORES
     size_t rows = STAGES * ROWS;
@@ -366,10 +365,10 @@ __device__ __forceinline__ size_t tiles_bytes(int columns) {
 #endif
 }
 
-// Takes the block through its tiles. For every product of a row that exists with a column that exists, the thread that
-// looks after it calls work.column(row, column, product); a row's LANES threads, neighbors in one warp, then call
-// work.row(row), and all threads work.tile(tile, pitch, first row, rows), between barriers. A thread meets its columns
-// in rising order.
+// Processes all tiles of the block. For every product of an existing row with an existing column, one thread calls
+// work.column(row, column, product). Then the LANES threads of a row, which are consecutive lanes of a warp, call
+// work.row(row), and all threads call work.tile(tile, pitch, first row, rows), between barriers. Each thread gets its
+// columns in ascending order.
 template <class Work> __device__ __forceinline__ void
 for_all_tiles(const Problem& problem, Products& products, unsigned char* shared, Work& work) {
     const int place = threadIdx.x / LANES, lane = threadIdx.x % LANES;
@@ -410,13 +409,13 @@ for_all_tiles(const Problem& problem, Products& products, unsigned char* shared,
 #endif
         Row row = {first + place, place < rows, here + (size_t)place * pitch, 0.f, 1.f};
         for (int column = 0; column < padded; column += GROUP) {
-            __syncthreads();  // the tile has come; everybody is done with the last products
+            __syncthreads();  // the tile has arrived; the last products have been used
 #ifdef TENSOR_CORES
             multiply_tile(products, problem, here, y, part, column, column == 0);
 #else
             multiply_tile(products, problem, here, rows, column, column == 0);
 #endif
-            __syncthreads();  // products and squares are there
+            __syncthreads();  // products and squares have been computed
             if (!row.exists) continue;
             if (column == 0) {
 #pragma unroll
@@ -437,10 +436,10 @@ for_all_tiles(const Problem& problem, Products& products, unsigned char* shared,
     }
 }
 
-// y (columns, width) float32 as the products want it: padded with rows of zeros to a multiple of GROUP, cut into its
-// parts. With `normalize` each row gets unit length, a row of zeros staying one. One block a padded row. constants
-// (padded,): what a column adds to a squared distance: |y|^2, and for float16 tiles 2 shift y, because there the shift
-// is not subtracted before the product.
+// Converts y (columns, width) float32 to the layout of the products: padded with rows of zeros to a multiple of GROUP,
+// and split into its parts. With `normalize` each row is scaled to unit length; a row of zeros stays zero. One block
+// per padded row. constants (padded,): what a column contributes to a squared distance: |y|^2, plus 2 shift y for
+// float16 tiles, because there the shift is not subtracted before the product.
 extern "C" __global__ void __launch_bounds__(128)
     prepare_columns(const float* __restrict__ y, const float* __restrict__ shift, void* __restrict__ out,
                     float* __restrict__ constants, int columns, int width, int normalize) {

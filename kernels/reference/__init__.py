@@ -1,0 +1,73 @@
+"""Every operation in plain NumPy: the specification of the kernels, the oracle of their tests, and the fallback.
+
+All functions accept float32 or float64 and keep the type. Stacked matrix products run one product per image, so that a
+result never depends on the other images of a batch.
+
+Examples
+--------
+>>> import numpy as np
+>>> from vitnp.kernels import reference
+>>> reference.linear(np.array([[1.0, 2.0]]), np.array([[3.0, 4.0]]))
+array([[11.]])
+"""
+
+from __future__ import annotations
+
+from vitnp.kernels.reference.attention import QUERY_BLOCK, KVCache, attention, attention_row
+from vitnp.kernels.reference.kmeans import Step, kmeans_assign, kmeans_closer, kmeans_rows, kmeans_step
+from vitnp.kernels.reference.lattice import (
+    Lattice,
+    lattice_filter,
+    lattice_geometry,
+    mean_field,
+    normalize_lattice,
+    permutohedral_lattice,
+)
+from vitnp.kernels.reference.lloyd import Moves, kmeans_move, kmeans_moves
+from vitnp.kernels.reference.similarity import normalize_rows, similarity, similarity_top
+from vitnp.kernels.reference.transformer import (
+    BLOCK,
+    gelu,
+    layernorm,
+    linear,
+    pack_linear,
+    patch_embedding,
+    precisions,
+    softmax,
+    swiglu,
+    temporary,
+)
+
+__all__ = [
+    "BLOCK",
+    "QUERY_BLOCK",
+    "KVCache",
+    "Lattice",
+    "Moves",
+    "Step",
+    "attention",
+    "attention_row",
+    "gelu",
+    "kmeans_assign",
+    "kmeans_closer",
+    "kmeans_move",
+    "kmeans_moves",
+    "kmeans_rows",
+    "kmeans_step",
+    "lattice_filter",
+    "lattice_geometry",
+    "layernorm",
+    "linear",
+    "mean_field",
+    "normalize_lattice",
+    "normalize_rows",
+    "pack_linear",
+    "patch_embedding",
+    "permutohedral_lattice",
+    "precisions",
+    "similarity",
+    "similarity_top",
+    "softmax",
+    "swiglu",
+    "temporary",
+]
