@@ -27,7 +27,7 @@ from vitnp.errors import ImageError, OutputError, UsageError
 from vitnp.features.extract import extract
 from vitnp.features.spec import FeatureSpec
 from vitnp.features.store import FeatureStore, prune
-from vitnp.features.stream import ShardWriter, extract_to_store, stored_features
+from vitnp.features.stream import ShardWriter, extract_to_store
 from vitnp.features.temporary import check_space, estimate_bytes, temporary_store
 from vitnp.io.decode import file_hash
 from vitnp.io.find import Photograph
@@ -56,7 +56,7 @@ def vit() -> ViT:
 
 
 def spec_of(vit: ViT, **options) -> FeatureSpec:
-    return FeatureSpec.of(vit, **{"size": 32, **options})
+    return FeatureSpec.of(vit, **{"short_side": 32, **options})
 
 
 def picture(seed: int) -> np.ndarray:
@@ -118,7 +118,7 @@ def test_a_photograph_has_the_features_that_extract_gives(vit, paths, tmp_path, 
     for path, name in zip(paths, hashes):
         rgb = read_image(path)
         alone, entry = extract(rgb, vit, short_side=32, **options), store.entry(name)
-        assert np.array_equal(entry.keys, alone.facet.astype(np.float16)) and entry.keys.dtype == np.float16
+        assert np.array_equal(entry.keys, alone.keys.astype(np.float16)) and entry.keys.dtype == np.float16
         assert np.array_equal(entry.attention, alone.attention) and entry.attention.dtype == np.float32
         assert (entry.grid, entry.pixels, entry.digest) == (alone.grid, alone.pixels, alone.digest)
         assert entry.size == rgb.shape[:2] and entry.patches == len(entry.keys) and not entry.capped
@@ -160,7 +160,7 @@ def test_float32_keeps_every_bit(vit, paths, tmp_path):
     store = FeatureStore(tmp_path, spec_of(vit, precision="float32"))
     extract_to_store(paths[:2], vit, store)
     alone = extract(read_image(paths[0]), vit, short_side=32)
-    assert np.array_equal(store.entry(file_hash(paths[0])).keys, alone.facet)
+    assert np.array_equal(store.entry(file_hash(paths[0])).keys, alone.keys)
 
 
 def test_features_too_large_for_float16_are_refused(paths, tmp_path):
@@ -184,7 +184,7 @@ def test_arrays_pictures_and_photographs_are_taken(vit, paths, tmp_path):
     assert hashes == [content_hash(rgb)] * 2 + [file_hash(paths[3])] * 2
     first, second = store.entry(hashes[0]), store.entry(hashes[2])
     assert all(np.array_equal(getattr(first, name), getattr(second, name)) for name in ARRAYS)
-    alone = stored_features(rgb, vit, store.spec)
+    alone = extract(rgb, vit, store.spec)
     assert alone.photograph == hashes[0] and alone == first
     assert all(np.array_equal(getattr(first, name), getattr(alone, name)) for name in ARRAYS)
 
@@ -224,7 +224,7 @@ def test_neither_batches_nor_threads_nor_order_nor_shards_matter(
 def test_every_setting_has_a_store_of_its_own(vit, tmp_path):
     plain = FeatureSpec.of(vit)
     changes = {
-        "facet": "query", "layer": 0, "stride": 4, "size": 64,
+        "facet": "query", "layer": 0, "stride": 4, "short_side": 64,
         "precision": "float32", "max_tokens": 9, "regions": False,
     }  # fmt: skip
     others = [FeatureSpec.of(vit, **{name: value}) for name, value in changes.items()]
@@ -243,7 +243,7 @@ def test_every_setting_has_a_store_of_its_own(vit, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "options", [{"facet": "poster"}, {"layer": 3}, {"layer": -4}, {"stride": 3}, {"size": 0}, {"precision": "float8"}]
+    "options", [{"facet": "poster"}, {"layer": 3}, {"layer": -4}, {"stride": 3}, {"short_side": 0}, {"precision": "float8"}]
 )
 def test_options_that_the_network_lacks_are_refused(vit, options):
     with pytest.raises(UsageError):
@@ -460,7 +460,7 @@ CHILD = """
     paths = sorted(pathlib.Path({folder!r}).glob("*.png"))
     {before}
     print("go", flush=True)
-    extract_to_store(paths, vit, store, threads={threads}, batch=2, shard_bytes=9_000{more})
+    extract_to_store(paths, vit, store, n_threads={threads}, batch=2, shard_bytes=9_000{more})
     print("done", flush=True)
 """
 
@@ -489,7 +489,7 @@ FORKING = """
             print("gone", flush=True)
         else:
             store = FeatureStore(line.strip(), test_store.spec_of(vit))
-            extract_to_store(paths, vit, store, threads=2, batch=2, shard_bytes=9_000,
+            extract_to_store(paths, vit, store, n_threads=2, batch=2, shard_bytes=9_000,
                              progress=lambda _: __import__("time").sleep(0.01))
             os._exit(0)
     os._exit(0)
@@ -621,7 +621,7 @@ def test_what_others_rewrite_is_still_found(filled, paths):
 
 def test_a_folder_that_takes_no_files_is_told_before_any_work(vit, paths, tmp_path, monkeypatch):
     (tmp_path / "cache").write_text("a file in the way")
-    monkeypatch.setattr("vitnp.features.stream._run", lambda *_, **__: pytest.fail("the network ran"))
+    monkeypatch.setattr("vitnp.features.extract._forward", lambda *_, **__: pytest.fail("the network ran"))
     with pytest.raises(OutputError, match="cache"):
         extract_to_store(paths, vit, FeatureStore(tmp_path / "cache", spec_of(vit)))
 
@@ -692,7 +692,7 @@ def test_too_little_space_is_told_before_the_start(vit, tmp_path, monkeypatch):
     check_space(tmp_path / "not" / "there" / "yet", 2 * 10**9)
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr("tempfile.tempdir", None)
-    spec = spec_of(vit, size=4000, max_tokens=10**6)
+    spec = spec_of(vit, short_side=4000, max_tokens=10**6)
     needed = estimate_bytes([np.zeros((4000, 4000, 3), np.uint8)] * 900, vit, spec)
     # 250,000 patches with a key and a value of 24 halves, and a weight.
     assert needed == pytest.approx(900 * 250_000 * (2 * 24 * 2 + 4), rel=1e-4)
@@ -814,6 +814,6 @@ def test_writer_keeps_shards_near_the_size_asked_for(vit, paths, tmp_path):
     store = FeatureStore(tmp_path, spec_of(vit))
     with one_blas_thread(), ShardWriter(store, 12_000) as writer:
         for path in paths:
-            writer.add(stored_features(read_image(path), vit, store.spec))
+            writer.add(extract(read_image(path), vit, store.spec))
     largest = max(len(path.read_bytes()) for path in shards(store))
     assert largest < 12_000 + 9_000
