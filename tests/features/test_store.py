@@ -480,8 +480,10 @@ def start(
     return child
 
 
-# Starting Python takes longer than the work. So one process waits, and forks for each store it's told of.
+# Starting Python and loading the kernels takes longer than the work. So one process loads them with a first photograph,
+# and forks for each store whose folder it reads from its standard input.
 FORKING = """
+    extract_to_store(paths[:1], vit, store, n_threads=1)
     for line in sys.stdin:
         if pid := os.fork():
             print(pid, flush=True)
