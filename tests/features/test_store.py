@@ -24,9 +24,12 @@ from vitnp.kernels.threads.blas import one_blas_thread
 from vitnp import ViT, ViTConfig, read_image
 from vitnp.clustering.kmeans import KMeans
 from vitnp.errors import ImageError, OutputError, UsageError
+from vitnp.features.blocks import KeyBlocks
+from vitnp.features.entries import Entries
 from vitnp.features.extract import extract
+from vitnp.features.maintenance import prune
 from vitnp.features.spec import FeatureSpec
-from vitnp.features.store import FeatureStore, prune
+from vitnp.features.store import FeatureStore
 from vitnp.features.stream import ShardWriter, extract_to_store
 from vitnp.features.temporary import check_space, estimate_bytes, temporary_store
 from vitnp.io.decode import file_hash
@@ -264,7 +267,7 @@ def filled(vit, paths, tmp_path) -> FeatureStore:
 
 def test_blocks_come_in_the_order_asked_for_and_as_often_as_asked(filled, paths):
     names = [file_hash(path) for path in paths[::-1]]
-    blocks = filled.blocks(names)
+    blocks = KeyBlocks(filled, names)
     for _ in range(2):
         for name, block in zip(names, blocks, strict=True):
             assert np.array_equal(block, filled.entry(name).keys)
@@ -282,7 +285,7 @@ def test_blocks_come_in_the_order_asked_for_and_as_often_as_asked(filled, paths)
         assert np.array_equal(blocks[part], rows[part])
     with pytest.raises(UsageError):
         blocks[::2]
-    assert filled.blocks([]).shape == (0, 0)
+    assert KeyBlocks(filled, []).shape == (0, 0)
     assert np.array_equal(KMeans(3).fit(blocks).labels_, KMeans(3).fit(rows).labels_)
 
 
@@ -295,24 +298,26 @@ def test_a_sample_is_the_same_however_the_store_is_laid_out(vit, filled, paths, 
     other = FeatureStore(tmp_path / "other", filled.spec)
     extract_to_store(paths[::-1], vit, other, batch=2)
     names = [file_hash(path) for path in paths]
-    taken = filled.sample(names, 100, seed=(3, 1))
-    assert taken.shape == (100, 24) and taken.dtype == np.float16
-    assert np.array_equal(taken, other.sample(names, 100, seed=(3, 1)))
-    assert not np.array_equal(taken, filled.sample(names, 100, seed=(3, 2)))
-    everything = np.concatenate([*filled.blocks(names)])
+    counts, everyone = filled.patches(names), range(len(names))
+    first, second = Entries(filled, names), Entries(other, names)
+    keys, rows = first.sample(everyone, counts, 100, (3, 1))
+    assert keys.shape == (100, 24) and keys.dtype == np.float16
+    assert np.array_equal(keys, np.concatenate([first[index].keys[part] for index, part in enumerate(rows)]))
+    assert np.array_equal(keys, second.sample(everyone, counts, 100, (3, 1))[0])
+    assert not np.array_equal(keys, first.sample(everyone, counts, 100, (3, 2))[0])
+    everything = np.concatenate([first[index].keys for index in everyone])
     for limit in (len(everything), len(everything) + 1, 10**9):
-        assert np.array_equal(filled.sample(names, limit), everything)
-    with pytest.raises(UsageError):
-        filled.sample([], 5)
-    with pytest.raises(UsageError):
-        filled.sample(names, 0)
+        assert np.array_equal(first.sample(everyone, counts, limit, (0,))[0], everything)
     with pytest.raises(KeyError):
-        filled.sample(["nobody"], 5)
+        Entries(filled, [None])[0]
+    with pytest.raises(KeyError):
+        Entries(filled, ["missing"])[0]
 
 
 def test_a_sample_is_uniform_and_draws_nothing_twice(vit, filled, paths):
     names = [file_hash(path) for path in paths]
-    everything = np.concatenate([*filled.blocks(names)])
+    entries, counts_of = Entries(filled, names), filled.patches(names)
+    everything = np.concatenate([*KeyBlocks(filled, names)])
     row_of = collections.defaultdict(list)
     for row, key in enumerate(everything):
         row_of[key.tobytes()].append(row)
@@ -320,7 +325,7 @@ def test_a_sample_is_uniform_and_draws_nothing_twice(vit, filled, paths):
     draws, limit = 300, len(everything) // 5
     counts = np.zeros(len(everything))
     for seed in range(draws):
-        rows = [row_of[key.tobytes()][0] for key in filled.sample(names, limit, seed)]
+        rows = [row_of[key.tobytes()][0] for key in entries.sample(range(len(names)), counts_of, limit, (seed,))[0]]
         assert rows == sorted(set(rows)) and len(rows) == limit
         counts[rows] += 1
     # Each count is binomial with mean 60 and deviation 6.9; hypergeometric sums by photograph are tighter still.

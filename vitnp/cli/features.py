@@ -117,7 +117,7 @@ def _outcomes(args: argparse.Namespace, photographs: Sequence[Photograph]) -> It
 
 def _prune(args: argparse.Namespace, photographs: Sequence[Photograph], *, complete: bool) -> bool:
     """Remove from the cache the features of all other photographs; tell whether that was done."""
-    from vitnp.features.store import prune
+    from vitnp.features.maintenance import prune
     from vitnp.kernels.threads import pool
 
     if not complete:

@@ -1,9 +1,9 @@
 """The data set level and the category level: foreground from clusters of the patches of many images.
 
-Both levels of arXiv 2311.18628 are fitted in the same way: one to the patches of all images, one per category to
-those of similar images. In the paper the foreground cluster is the one that the masks of the image level cover. Here each cluster
-j has a share of foreground r_j, the mean of the image level's hard answer over its patches, and a patch belongs to the
-clusters in proportion to a softmax of its cosines.
+Both levels of arXiv 2311.18628 are fitted in the same way, one to the patches of all images, the other to those of a
+category of similar images. In the paper the foreground cluster is the one that the masks of the image level cover. Here
+each cluster j has a share of foreground r_j, the mean of the image level's hard answer over its patches, and a patch
+belongs to the clusters in proportion to a softmax of its cosines.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Regions of a mask, and the patches that each of them covers.
 
-A region gets a CLS token of its own: the last block computed for the CLS row alone, with attention restricted to CLS and
-the patches of the region (:meth:`vitnp.vit.model.ViT.region_cls`). The tokens of all regions of a collection are
+A region gets a CLS token of its own: the last block computed for the CLS row alone, with attention restricted to CLS
+and the patches of the region (:meth:`vitnp.vit.model.ViT.region_cls`). The tokens of all regions of a collection are
 clustered spectrally into classes; a new region gets the class of the training regions nearest to it
 (:mod:`vitnp.method.prototypes`).
 """
