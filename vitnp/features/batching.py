@@ -239,7 +239,7 @@ def through_network(
         height, width, _ = waiting[0][1].pixels.shape
         rows, columns = vit.grid(height, width, stride)
         clock = Stopwatch(vit.device)
-        for part, records in sizer.through(waiting, rows * columns, lambda part: extract([input for _, input in part])):
+        for part, records in sizer.through(waiting, rows * columns, lambda part: extract([ready for _, ready in part])):
             clock.lap("network")
             for (job, _), record in zip(part, records):
                 job.features, job.input = record, None
