@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import os
 import pathlib
@@ -534,7 +535,8 @@ def test_killed_at_any_moment_it_goes_on_where_it_was(vit, folder, paths, unbrok
                 print(cache, file=forking.stdin, flush=True)
                 pid = int(forking.stdout.readline())
                 time.sleep(rng.uniform(0, duration))
-                os.kill(pid, signal.SIGKILL)
+                with contextlib.suppress(ProcessLookupError):  # it has finished
+                    os.kill(pid, signal.SIGKILL)
                 assert forking.stdout.readline() == "gone\n"
                 store = FeatureStore(
                     cache, spec_of(vit), notice=pytest.fail
