@@ -206,7 +206,7 @@ def test_a_collection_is_the_same_when_a_worker_is_killed(
     monkeypatch.setattr(chunks, "CHUNK_ROWS", 400)  # several chunks of few photographs
     few = {"starts": 1, "max_iterations": 6}
     fit = functools.partial(
-        Segmenter, vit, 2, size=48, categories=2, consistency=consistency, fit_patches=fit_patches,
+        Segmenter, vit, 2, short_side=48, n_categories=2, consistency=consistency, fit_patches=fit_patches,
         dataset_level=dataclasses.replace(collection_level.DATASET, **few),
         category_level=dataclasses.replace(collection_level.CATEGORY, **few),
     )  # fmt: skip

@@ -160,7 +160,7 @@ class Cluster:
         vit: ViT,
         store: FeatureStore,
         *,
-        threads: int | None = None,
+        n_threads: int | None = None,
         max_pixels: int = decode.MAX_PIXELS,
         progress: Callable[[int], object] | None = None,
     ) -> Extraction:
@@ -174,7 +174,7 @@ class Cluster:
             From a file or a registered name. A worker loads it once.
         store : FeatureStore
             In a folder that all machines share.
-        threads : int, optional
+        n_threads : int, optional
             For what is done here.
         max_pixels, progress
             As there.
@@ -198,7 +198,7 @@ class Cluster:
                 [photographs[index] for index in in_memory],
                 vit,
                 store,
-                n_threads=threads,
+                n_threads=n_threads,
                 max_pixels=max_pixels,
                 progress=progress,
             )
@@ -389,7 +389,7 @@ def _greet(scheduler: str) -> None:
 
     async def name() -> str:
         async with rpc(scheduler, timeout=_CONNECT_SECONDS) as remote:
-            return (await remote.spec())["type"]
+            return (await remote.identity())["type"]
 
     async def in_time() -> str:
         return await asyncio.wait_for(name(), _CONNECT_SECONDS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import os
 import pathlib
@@ -24,10 +25,13 @@ from vitnp.kernels.threads.blas import one_blas_thread
 from vitnp import ViT, ViTConfig, read_image
 from vitnp.clustering.kmeans import KMeans
 from vitnp.errors import ImageError, OutputError, UsageError
+from vitnp.features.blocks import KeyBlocks
+from vitnp.features.entries import Entries
 from vitnp.features.extract import extract
+from vitnp.features.maintenance import prune
 from vitnp.features.spec import FeatureSpec
-from vitnp.features.store import FeatureStore, prune
-from vitnp.features.stream import ShardWriter, extract_to_store, stored_features
+from vitnp.features.store import FeatureStore
+from vitnp.features.stream import ShardWriter, extract_to_store
 from vitnp.features.temporary import check_space, estimate_bytes, temporary_store
 from vitnp.io.decode import file_hash
 from vitnp.io.find import Photograph
@@ -56,7 +60,7 @@ def vit() -> ViT:
 
 
 def spec_of(vit: ViT, **options) -> FeatureSpec:
-    return FeatureSpec.of(vit, **{"size": 32, **options})
+    return FeatureSpec.of(vit, **{"short_side": 32, **options})
 
 
 def picture(seed: int) -> np.ndarray:
@@ -118,7 +122,7 @@ def test_a_photograph_has_the_features_that_extract_gives(vit, paths, tmp_path, 
     for path, name in zip(paths, hashes):
         rgb = read_image(path)
         alone, entry = extract(rgb, vit, short_side=32, **options), store.entry(name)
-        assert np.array_equal(entry.keys, alone.facet.astype(np.float16)) and entry.keys.dtype == np.float16
+        assert np.array_equal(entry.keys, alone.keys.astype(np.float16)) and entry.keys.dtype == np.float16
         assert np.array_equal(entry.attention, alone.attention) and entry.attention.dtype == np.float32
         assert (entry.grid, entry.pixels, entry.digest) == (alone.grid, alone.pixels, alone.digest)
         assert entry.size == rgb.shape[:2] and entry.patches == len(entry.keys) and not entry.capped
@@ -160,7 +164,7 @@ def test_float32_keeps_every_bit(vit, paths, tmp_path):
     store = FeatureStore(tmp_path, spec_of(vit, precision="float32"))
     extract_to_store(paths[:2], vit, store)
     alone = extract(read_image(paths[0]), vit, short_side=32)
-    assert np.array_equal(store.entry(file_hash(paths[0])).keys, alone.facet)
+    assert np.array_equal(store.entry(file_hash(paths[0])).keys, alone.keys)
 
 
 def test_features_too_large_for_float16_are_refused(paths, tmp_path):
@@ -184,7 +188,7 @@ def test_arrays_pictures_and_photographs_are_taken(vit, paths, tmp_path):
     assert hashes == [content_hash(rgb)] * 2 + [file_hash(paths[3])] * 2
     first, second = store.entry(hashes[0]), store.entry(hashes[2])
     assert all(np.array_equal(getattr(first, name), getattr(second, name)) for name in ARRAYS)
-    alone = stored_features(rgb, vit, store.spec)
+    alone = extract(rgb, vit, store.spec)
     assert alone.photograph == hashes[0] and alone == first
     assert all(np.array_equal(getattr(first, name), getattr(alone, name)) for name in ARRAYS)
 
@@ -224,7 +228,7 @@ def test_neither_batches_nor_threads_nor_order_nor_shards_matter(
 def test_every_setting_has_a_store_of_its_own(vit, tmp_path):
     plain = FeatureSpec.of(vit)
     changes = {
-        "facet": "query", "layer": 0, "stride": 4, "size": 64,
+        "facet": "query", "layer": 0, "stride": 4, "short_side": 64,
         "precision": "float32", "max_tokens": 9, "regions": False,
     }  # fmt: skip
     others = [FeatureSpec.of(vit, **{name: value}) for name, value in changes.items()]
@@ -243,7 +247,7 @@ def test_every_setting_has_a_store_of_its_own(vit, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "options", [{"facet": "poster"}, {"layer": 3}, {"layer": -4}, {"stride": 3}, {"size": 0}, {"precision": "float8"}]
+    "options", [{"facet": "poster"}, {"layer": 3}, {"layer": -4}, {"stride": 3}, {"short_side": 0}, {"precision": "float8"}]
 )
 def test_options_that_the_network_lacks_are_refused(vit, options):
     with pytest.raises(UsageError):
@@ -264,7 +268,7 @@ def filled(vit, paths, tmp_path) -> FeatureStore:
 
 def test_blocks_come_in_the_order_asked_for_and_as_often_as_asked(filled, paths):
     names = [file_hash(path) for path in paths[::-1]]
-    blocks = filled.blocks(names)
+    blocks = KeyBlocks(filled, names)
     for _ in range(2):
         for name, block in zip(names, blocks, strict=True):
             assert np.array_equal(block, filled.entry(name).keys)
@@ -282,7 +286,7 @@ def test_blocks_come_in_the_order_asked_for_and_as_often_as_asked(filled, paths)
         assert np.array_equal(blocks[part], rows[part])
     with pytest.raises(UsageError):
         blocks[::2]
-    assert filled.blocks([]).shape == (0, 0)
+    assert KeyBlocks(filled, []).shape == (0, 0)
     assert np.array_equal(KMeans(3).fit(blocks).labels_, KMeans(3).fit(rows).labels_)
 
 
@@ -295,24 +299,26 @@ def test_a_sample_is_the_same_however_the_store_is_laid_out(vit, filled, paths, 
     other = FeatureStore(tmp_path / "other", filled.spec)
     extract_to_store(paths[::-1], vit, other, batch=2)
     names = [file_hash(path) for path in paths]
-    taken = filled.sample(names, 100, seed=(3, 1))
-    assert taken.shape == (100, 24) and taken.dtype == np.float16
-    assert np.array_equal(taken, other.sample(names, 100, seed=(3, 1)))
-    assert not np.array_equal(taken, filled.sample(names, 100, seed=(3, 2)))
-    everything = np.concatenate([*filled.blocks(names)])
+    counts, everyone = filled.patches(names), range(len(names))
+    first, second = Entries(filled, names), Entries(other, names)
+    keys, rows = first.sample(everyone, counts, 100, (3, 1))
+    assert keys.shape == (100, 24) and keys.dtype == np.float16
+    assert np.array_equal(keys, np.concatenate([first[index].keys[part] for index, part in enumerate(rows)]))
+    assert np.array_equal(keys, second.sample(everyone, counts, 100, (3, 1))[0])
+    assert not np.array_equal(keys, first.sample(everyone, counts, 100, (3, 2))[0])
+    everything = np.concatenate([first[index].keys for index in everyone])
     for limit in (len(everything), len(everything) + 1, 10**9):
-        assert np.array_equal(filled.sample(names, limit), everything)
-    with pytest.raises(UsageError):
-        filled.sample([], 5)
-    with pytest.raises(UsageError):
-        filled.sample(names, 0)
+        assert np.array_equal(first.sample(everyone, counts, limit, (0,))[0], everything)
     with pytest.raises(KeyError):
-        filled.sample(["nobody"], 5)
+        Entries(filled, [None])[0]
+    with pytest.raises(KeyError):
+        Entries(filled, ["missing"])[0]
 
 
 def test_a_sample_is_uniform_and_draws_nothing_twice(vit, filled, paths):
     names = [file_hash(path) for path in paths]
-    everything = np.concatenate([*filled.blocks(names)])
+    entries, counts_of = Entries(filled, names), filled.patches(names)
+    everything = np.concatenate([*KeyBlocks(filled, names)])
     row_of = collections.defaultdict(list)
     for row, key in enumerate(everything):
         row_of[key.tobytes()].append(row)
@@ -320,7 +326,7 @@ def test_a_sample_is_uniform_and_draws_nothing_twice(vit, filled, paths):
     draws, limit = 300, len(everything) // 5
     counts = np.zeros(len(everything))
     for seed in range(draws):
-        rows = [row_of[key.tobytes()][0] for key in filled.sample(names, limit, seed)]
+        rows = [row_of[key.tobytes()][0] for key in entries.sample(range(len(names)), counts_of, limit, (seed,))[0]]
         assert rows == sorted(set(rows)) and len(rows) == limit
         counts[rows] += 1
     # Each count is binomial with mean 60 and deviation 6.9; hypergeometric sums by photograph are tighter still.
@@ -460,7 +466,7 @@ CHILD = """
     paths = sorted(pathlib.Path({folder!r}).glob("*.png"))
     {before}
     print("go", flush=True)
-    extract_to_store(paths, vit, store, threads={threads}, batch=2, shard_bytes=9_000{more})
+    extract_to_store(paths, vit, store, n_threads={threads}, batch=2, shard_bytes=9_000{more})
     print("done", flush=True)
 """
 
@@ -480,8 +486,10 @@ def start(
     return child
 
 
-# Starting Python takes longer than the work. So one process waits, and forks for each store it's told of.
+# Starting Python and loading the kernels takes longer than the work. So one process loads them with a first photograph,
+# and forks for each store whose folder it reads from its standard input.
 FORKING = """
+    extract_to_store(paths[:1], vit, store, n_threads=1)
     for line in sys.stdin:
         if pid := os.fork():
             print(pid, flush=True)
@@ -489,7 +497,7 @@ FORKING = """
             print("gone", flush=True)
         else:
             store = FeatureStore(line.strip(), test_store.spec_of(vit))
-            extract_to_store(paths, vit, store, threads=2, batch=2, shard_bytes=9_000,
+            extract_to_store(paths, vit, store, n_threads=2, batch=2, shard_bytes=9_000,
                              progress=lambda _: __import__("time").sleep(0.01))
             os._exit(0)
     os._exit(0)
@@ -515,14 +523,20 @@ def test_killed_at_any_moment_it_goes_on_where_it_was(vit, folder, paths, unbrok
         text=True,
         env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
     ) as forking:
+        print(tmp_path / "whole", file=forking.stdin, flush=True)
+        forking.stdout.readline()
+        begun = time.monotonic()
+        assert forking.stdout.readline() == "gone\n"
+        duration = time.monotonic() - begun
         for attempt in range(16):
             cache = tmp_path / str(attempt)
             before: set[str] = set()
             for _ in range(3):
                 print(cache, file=forking.stdin, flush=True)
                 pid = int(forking.stdout.readline())
-                time.sleep(rng.uniform(0, 0.2))
-                os.kill(pid, signal.SIGKILL)
+                time.sleep(rng.uniform(0, duration))
+                with contextlib.suppress(ProcessLookupError):  # it has finished
+                    os.kill(pid, signal.SIGKILL)
                 assert forking.stdout.readline() == "gone\n"
                 store = FeatureStore(cache, spec_of(vit), notice=pytest.fail)  # nothing half-written under its own name
                 store.verify()
@@ -533,7 +547,7 @@ def test_killed_at_any_moment_it_goes_on_where_it_was(vit, folder, paths, unbrok
             extract_to_store(paths, vit, store)
             assert content(store) == unbroken
         forking.stdin.close()
-    assert len(set(kept) - {0, len(paths)}) >= 4  # it was hit at many a stage
+    assert len(set(kept) - {0, len(paths)}) >= 4  # it was killed at many stages
 
 
 MOMENTS = {
@@ -619,7 +633,7 @@ def test_what_others_rewrite_is_still_found(filled, paths):
 
 def test_a_folder_that_takes_no_files_is_told_before_any_work(vit, paths, tmp_path, monkeypatch):
     (tmp_path / "cache").write_text("a file in the way")
-    monkeypatch.setattr("vitnp.features.stream._run", lambda *_, **__: pytest.fail("the network ran"))
+    monkeypatch.setattr("vitnp.features.extract._forward", lambda *_, **__: pytest.fail("the network ran"))
     with pytest.raises(OutputError, match="cache"):
         extract_to_store(paths, vit, FeatureStore(tmp_path / "cache", spec_of(vit)))
 
@@ -690,7 +704,7 @@ def test_too_little_space_is_told_before_the_start(vit, tmp_path, monkeypatch):
     check_space(tmp_path / "not" / "there" / "yet", 2 * 10**9)
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr("tempfile.tempdir", None)
-    spec = spec_of(vit, size=4000, max_tokens=10**6)
+    spec = spec_of(vit, short_side=4000, max_tokens=10**6)
     needed = estimate_bytes([np.zeros((4000, 4000, 3), np.uint8)] * 900, vit, spec)
     # 250,000 patches with a key and a value of 24 halves, and a weight.
     assert needed == pytest.approx(900 * 250_000 * (2 * 24 * 2 + 4), rel=1e-4)
@@ -812,6 +826,6 @@ def test_writer_keeps_shards_near_the_size_asked_for(vit, paths, tmp_path):
     store = FeatureStore(tmp_path, spec_of(vit))
     with one_blas_thread(), ShardWriter(store, 12_000) as writer:
         for path in paths:
-            writer.add(stored_features(read_image(path), vit, store.spec))
+            writer.add(extract(read_image(path), vit, store.spec))
     largest = max(len(path.read_bytes()) for path in shards(store))
     assert largest < 12_000 + 9_000

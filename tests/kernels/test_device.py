@@ -20,12 +20,17 @@ from vitnp.cli.segment import main as segment_command
 from vitnp.clustering.kmeans import KMeans
 from vitnp.clustering.spherical import spherical_kmeans
 from vitnp.errors import DeviceError, UsageError
+from vitnp.export.per_image import segment_files
 from vitnp.features import batching
-from vitnp.features import stream as streaming
+from vitnp.features import extract as extraction
 from vitnp.features.extract import extract
 from vitnp.features.spec import FeatureSpec
+from vitnp.features.stream import stream
+from vitnp.io.find import find_photographs
+from vitnp.kernels.threads import pool
 from vitnp.method import collection_level, image_level
-from vitnp.pipeline import segment_image
+from vitnp.options import Settings
+from vitnp.pipeline import ImagePipeline, segment_image
 from vitnp.segmenter import Segmenter
 from vitnp.vit.config import ViTConfig
 from vitnp.vit.model import ViT
@@ -241,7 +246,7 @@ def test_reduced_products_end_with_the_pass(cupy, vit):
 
 @pytest.mark.parametrize("refine", ["solver", "crf", "guided", "none"])
 def test_masks_are_the_cpu_s(cupy, vit, refine):
-    rgb, options = scene(1, (24, 32)), {"size": 32, "refine": refine, "collection": None}
+    rgb, options = scene(1, (24, 32)), {"short_side": 32, "refine": refine, "collection": None}
     wanted, found = (
         segment_image(rgb, vit, **options),
         segment_image(rgb, vit.to(device="cuda", precision="fp32"), **options),
@@ -367,7 +372,7 @@ def fitted(cupy, vit, photographs) -> dict[str, Segmenter]:
     """The same photographs fitted on both devices, at the same precision."""
     level = collection_level.CollectionLevelConfig(clusters=(2,), starts=1, max_iterations=4)
     options = {
-        "size": 32, "refine": "guided", "categories": 2, "regions": "components", "n_threads": 2,
+        "short_side": 32, "refine": "guided", "n_categories": 2, "regions": "components", "n_threads": 2,
         "image_level": image_level.ImageLevelConfig(clusters=(2, 3), starts=1, max_iterations=4),
         "dataset_level": level, "category_level": level,
     }  # fmt: skip
@@ -400,7 +405,7 @@ def test_a_fitted_collection_judges_a_photograph_on_the_gpu(fitted, vit, regions
 def test_batches_that_don_t_fit_are_halved(cupy, vit, photographs, monkeypatch, batch):
     there, tried = vit.to(device="cuda", precision="fp32"), []
     spec = FeatureSpec.of(there, short_side=32, regions=False)
-    forward = streaming._forward
+    forward = extraction._forward
 
     def in_a_small_memory(images, *further):
         tried.append(len(images))
@@ -408,13 +413,13 @@ def test_batches_that_don_t_fit_are_halved(cupy, vit, photographs, monkeypatch, 
             raise MemoryError("out of memory allocating 9 bytes")
         return forward(images, *further)
 
-    monkeypatch.setattr(streaming, "_forward", in_a_small_memory)
-    found = {one.index: one.features for one in streaming.stream(photographs, there, spec, batch=batch)}
+    monkeypatch.setattr(extraction, "_forward", in_a_small_memory)
+    found = {one.index: one.features for one in stream(photographs, there, spec, batch=batch)}
     assert tried[0] > 1 and set(tried[tried.index(1) :]) == {1}
     for index, rgb in enumerate(photographs):
         wanted = extract(rgb, vit, short_side=32)
         assert isinstance(found[index].keys, np.ndarray) and kernels.device_of(found[index].keys) == "cpu"
-        assert found[index].digest == wanted.digest and off(found[index].keys.astype(np.float32), wanted.facet) < 1e-3
+        assert found[index].digest == wanted.digest and off(found[index].keys.astype(np.float32), wanted.keys) < 1e-3
 
 
 def test_one_photograph_that_doesn_t_fit_ends_the_run(cupy, vit, photographs, monkeypatch):
@@ -423,9 +428,9 @@ def test_one_photograph_that_doesn_t_fit_ends_the_run(cupy, vit, photographs, mo
     def full(*_):
         raise MemoryError("out of memory allocating 9 bytes")
 
-    monkeypatch.setattr(streaming, "_forward", full)
+    monkeypatch.setattr(extraction, "_forward", full)
     with pytest.raises(DeviceError, match="memory doesn't hold one photograph in this network; .*--device cpu"):
-        list(streaming.stream(photographs, there, FeatureSpec.of(there, short_side=40)))
+        list(stream(photographs, there, FeatureSpec.of(there, short_side=40)))
 
 
 def test_batches_by_free_memory(cupy, vit, monkeypatch):
@@ -487,10 +492,6 @@ def test_segment_command_says_where_each_stage_ran(cupy, model, folder, tmp_path
 @pytest.mark.parametrize("batch", [None, 2])
 def test_photographs_one_by_one_go_through_the_network_together(cupy, vit, photographs, tmp_path, monkeypatch, batch):
     """Of two sizes in turn, a broken one among them: outcomes in order, the same as alone."""
-    from vitnp.export import per_image as batches
-    from vitnp.io.find import find_photographs
-    from vitnp.pipeline import ImagePipeline
-
     there, together = vit.to(device="cuda", precision="fp32"), []
     for index in range(7):
         rgb = photographs[index % len(photographs)][: 64 if index % 2 else 48, :64]
@@ -498,7 +499,7 @@ def test_photographs_one_by_one_go_through_the_network_together(cupy, vit, photo
     (tmp_path / "3.png").write_bytes((tmp_path / "3.png").read_bytes()[:200])
     found = find_photographs([tmp_path])
     stems = [tmp_path / "out" / photograph.path.stem for photograph in found]
-    features = ImagePipeline.features
+    features = ImagePipeline.extract
 
     def counted(method, group):
         together.append(len(group))
@@ -506,40 +507,35 @@ def test_photographs_one_by_one_go_through_the_network_together(cupy, vit, photo
             raise MemoryError("out of memory allocating 9 bytes")
         return features(method, group)
 
-    monkeypatch.setattr(ImagePipeline, "features", counted)
-    options = {"size": 32, "refine": "none", "collection": None}
-    outcomes = list(batches.segment_files(found, stems, there, ["mask"], n_threads=2, batch=batch, **options))
+    monkeypatch.setattr(ImagePipeline, "extract", counted)
+    options = {"n_threads": 2, "batch": batch, "collection": None, "settings": Settings(short_side=32, refine="none")}
+    outcomes = list(segment_files(found, stems, there, ["mask"], **options))
     assert [outcome.photograph.stem for outcome in outcomes] == list("0123456")
     assert [outcome.status for outcome in outcomes] == ["done"] * 3 + ["failed"] + ["done"] * 3
     # Four of one size, two of the other; four at once don't fit.
     assert sorted(together) == {None: [2, 2, 2, 4], 2: [2, 2, 2]}[batch]
     for outcome in outcomes[:2] + outcomes[6:]:
-        assert set(outcome.facts["seconds"]) == {"decode", "network", "cluster", "refine", "write"}
-        alone = segment_image(outcome.photograph, there, **options).mask
+        assert set(outcome.facts.seconds) == {"decode", "network", "cluster", "refine", "write"}
+        alone = segment_image(outcome.photograph, there, short_side=32, refine="none", collection=None).mask
         assert (np.asarray(Image.open(outcome.outputs["mask"])) > 0).tolist() == alone.tolist()
-    again = list(batches.segment_files(found, stems, there, ["mask"], n_threads=2, batch=batch, **options))
+    again = list(segment_files(found, stems, there, ["mask"], **options))
     assert [outcome.status for outcome in again] == ["skipped"] * 3 + ["failed"] + ["skipped"] * 3
 
 
 def test_large_photographs_go_by_themselves(cupy, vit, photographs, tmp_path, monkeypatch):
-    from vitnp.kernels.threads import pool
-
-    from vitnp.export import per_image as batches
-    from vitnp.io.find import find_photographs
-    from vitnp.pipeline import ImagePipeline
-
     for index in range(3):
         Image.fromarray(photographs[index][:48, : 64 if index == 1 else 48]).save(tmp_path / f"{index}.png")
     monkeypatch.setattr(pool, "LARGE_IMAGE_PIXELS", 48 * 50)
-    sizes, features = [], ImagePipeline.features
+    sizes, features = [], ImagePipeline.extract
     monkeypatch.setattr(
-        ImagePipeline, "features", lambda method, group: sizes.append(len(group)) or features(method, group)
+        ImagePipeline, "extract", lambda method, group: sizes.append(len(group)) or features(method, group)
     )
     found = find_photographs([tmp_path])
-    outcomes = batches.segment_files(
-        found, [tmp_path / "out" / one.path.stem for one in found], vit.to(device="cuda"), ["mask"], n_threads=2, size=32, refine="none",
-        collection=None,
-    )  # fmt: skip
+    stems = [tmp_path / "out" / photograph.path.stem for photograph in found]
+    settings = Settings(short_side=32, refine="none")
+    outcomes = segment_files(
+        found, stems, vit.to(device="cuda"), ["mask"], n_threads=2, settings=settings, collection=None
+    )
     assert [(outcome.photograph.stem, outcome.status) for outcome in outcomes] == [
         ("0", "done"),
         ("1", "done"),
@@ -577,5 +573,5 @@ def test_results_of_another_device_are_made_anew(cupy, model, folder, tmp_path, 
 
 def test_workers_have_cpus(cupy, model, folder, tmp_path):
     options = [str(folder), "--model", str(model), "--out", str(tmp_path / "out"), "--levels", "all"]
-    with pytest.raises(UsageError, match="leave out --device cuda, or --scheduler"):
+    with pytest.raises(UsageError, match="leave out --device cuda or --scheduler"):
         segment_command([*options, "--scheduler", "local", "--device", "cuda"])

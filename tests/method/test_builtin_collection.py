@@ -15,11 +15,14 @@ from vitnp.weights.train.data.packs import list_pictures, write_pack
 
 from vitnp.checkpoints.registry import BUILT_IN, collection_path, collection_temperature, entries
 from vitnp.cli import evaluate, segment
-from vitnp.cli.arguments import wants_all_levels
+from vitnp.cli.arguments import fits_a_set
 from vitnp.errors import CheckpointError, UsageError
 from vitnp.method.cleaning import clean
 from vitnp.method.collection import Collection
-from vitnp.pipeline import default_collection, resolve_collection, run_parameters, segment_image
+from vitnp.method.defaults import default_collection, resolve_collection
+from vitnp.method.parameters import run_parameters
+from vitnp.options import Settings
+from vitnp.pipeline import segment_image
 
 
 def scene(seed: int, size: tuple[int, int] = (72, 96)) -> np.ndarray:
@@ -63,7 +66,7 @@ def test_it_is_small_and_belongs_to_the_checkpoint(builtin):
     assert collection_path(BUILT_IN).stat().st_size < 2_000_000
     collection = default_collection()
     assert collection.parameters["sha256"] == builtin.sha256 == entries()[BUILT_IN].sha256
-    assert collection.mismatch(run_parameters(builtin)) is None
+    assert collection.mismatch(run_parameters(builtin, Settings())) is None
     assert len(collection.categories) == 20 and collection.prototypes is None
     assert collection.parameters["photographs"] >= 1000
     for level in (collection.dataset, *collection.categories):
@@ -112,16 +115,16 @@ def test_none_leaves_the_image_level(builtin):
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ({"size": 96}, "size 320, not 96"),
+        ({"short_side": 96}, "size 320, not 96"),
         ({"facet": "value"}, "facet key, not value"),
         ({"layer": 3}, "layer 5, not 3"),
         ({"stride": 8}, "stride 16, not 8"),
     ],
 )
 def test_other_features_fall_back_to_the_image_level(builtin, options, told):
-    collection, reason = resolve_collection("auto", builtin, **options)
+    collection, reason = resolve_collection("auto", builtin, Settings(**options))
     assert collection is None and told in reason
-    if "size" in options:
+    if "short_side" in options:
         one, other = (segment_image(scene(1), builtin, **options, collection=how) for how in ("auto", None))
         np.testing.assert_array_equal(one.soft, other.soft)
         assert one.levels is None
@@ -130,7 +133,7 @@ def test_other_features_fall_back_to_the_image_level(builtin, options, told):
 
 
 def test_another_checkpoint_falls_back_and_is_named(vit_tiny):
-    collection, reason = resolve_collection("auto", vit_tiny)
+    collection, reason = resolve_collection("auto", vit_tiny, Settings())
     assert collection is None and "checkpoint vitnp_tiny, not vit_tiny_patch16_224_augreg" in reason
 
 
@@ -176,7 +179,7 @@ def test_another_file_takes_its_place(folder, small, tmp_path, capsys):
 
 def test_when_photographs_are_a_set():
     def wants(levels: str, collection: str, photographs: int) -> bool:
-        return wants_all_levels(argparse.Namespace(levels=levels, collection=collection), photographs)
+        return fits_a_set(argparse.Namespace(levels=levels, collection=collection), photographs)
 
     assert [wants("auto", "auto", count) for count in (1, 29, 30, 1000)] == [False, False, True, True]
     assert [wants("auto", how, 30) for how in ("none", "my.safetensors")] == [True, False]
@@ -193,7 +196,7 @@ def test_a_named_collection_is_for_each_photograph(folder, small, wrong):
 
 @pytest.mark.parametrize("wrong", [["--classes", "2"], ["--fit-to", "x"], ["--scheduler", "local"]])
 def test_each_by_itself_fits_nothing(folder, wrong):
-    with pytest.raises(UsageError, match="--levels each"):
+    with pytest.raises(UsageError, match="--levels single"):
         segment.main([str(folder), "--levels", "each", *wrong])
 
 

@@ -18,7 +18,8 @@ from vitnp.method.collection import Collection
 from vitnp.method.collection_level import FittedLevel
 from vitnp.method.image_level import ImageLevelConfig
 from vitnp.method.prototypes import KEPT_PER_CLASS, Prototypes
-from vitnp.pipeline import run_parameters
+from vitnp.method.parameters import run_parameters
+from vitnp.options import Settings
 from vitnp.vit.config import ViTConfig
 
 
@@ -132,7 +133,7 @@ def test_a_large_collection_is_a_few_megabytes(fitted, tmp_path):
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ({"size": 128}, "size 96, not 128"),
+        ({"short_side": 128}, "size 96, not 128"),
         ({"facet": "value"}, "facet key, not value"),
         ({"layer": 3}, "layer 5, not 3"),
         ({"stride": 8}, "stride 16, not 8"),
@@ -142,7 +143,7 @@ def test_other_features_are_refused_with_the_reason(file, builtin, options, told
     with pytest.raises(UsageError, match=told):
         Segmenter.load(file, builtin, **options)
     with pytest.raises(UsageError, match=told):
-        segment_image(scene(0), builtin, collection=Collection.load(file), **{"size": 96, **options})
+        segment_image(scene(0), builtin, collection=Collection.load(file), **{"short_side": 96, **options})
 
 
 @pytest.mark.parametrize(
@@ -155,9 +156,9 @@ def test_other_features_are_refused_with_the_reason(file, builtin, options, told
     ],
 )
 def test_another_network_is_refused_with_the_reason(fitted, builtin, name, value, told):
-    parameters = {**run_parameters(builtin, short_side=96), name: value}
+    parameters = {**run_parameters(builtin, Settings(short_side=96)), name: value}
     assert told in fitted.collection.mismatch(parameters)
-    assert fitted.collection.mismatch(run_parameters(builtin, short_side=96, seed=7, refine="none")) is None
+    assert fitted.collection.mismatch(run_parameters(builtin, Settings(short_side=96, seed=7, refine="none"))) is None
 
 
 def test_another_checkpoint_is_named(file, builtin):

@@ -14,9 +14,9 @@ from PIL import Image
 
 from vitnp.errors import UsageError
 from vitnp.io.resample import bilinear, downscale, working_size
+from vitnp.options import REFINEMENTS
 from vitnp.refine.bilateral_solver import bilateral_solver
 from vitnp.refine.guided_filter import guided_filter, guided_upsample
-from vitnp.options import REFINEMENTS
 from vitnp.refine.refine import refine
 
 property_test = settings(derandomize=True, deadline=None, max_examples=40)

@@ -99,7 +99,7 @@ def _write_features(args: argparse.Namespace, photographs: Sequence[Photograph],
 
 def _prune(args: argparse.Namespace, photographs: Sequence[Photograph], *, complete: bool) -> bool:
     """Remove the features of all other photographs from the cache; return whether that was done."""
-    from vitnp.features.store import prune
+    from vitnp.features.maintenance import prune
     from vitnp.kernels.threads import pool
 
     if not complete:

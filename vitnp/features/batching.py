@@ -1,10 +1,10 @@
-"""The batching pipeline: photographs of one size go through the network together, as many as the memory holds."""
+"""The batching pipeline: run photographs of one size through the network together, as many as fit into memory."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
 from vitnp import kernels, options
@@ -18,31 +18,31 @@ from vitnp.vit.model import ViT
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-# Limit of the patches in a batch on the CPU, as many as one photograph may have; in a network of width 768 a block takes
-# 150 MB for them.
+# Maximum number of patches in a batch on the CPU, as many as one photograph may have. In a network of width 768 a block
+# takes 150 MB for them.
 _BATCH_PATCHES = 4096
 
-# Default limits of the photographs in a batch; a GPU gains nothing from more.
+# Default maximum number of photographs in a batch; larger ones are not faster on a GPU.
 _CPU_BATCH, _GPU_BATCH = 8, 32
 
-# Memory that a photograph takes on a GPU while it is in the network, in numbers per token and unit of width: tokens,
-# queries, keys and values twice, the MLP's hidden layer, what is computed from these, features in float32.
+# GPU memory of a photograph in the network, in numbers per token and unit of width: tokens, queries, keys and values
+# twice, the hidden layer of the MLP, temporary arrays, features in float32.
 _NUMBERS_PER_TOKEN = 32
-# Share of the free memory that a batch is planned to take.
+# Share of the free memory that a batch may take.
 _SHARE_OF_MEMORY = 0.5
 
-# Number of batches of photographs that wait for others of their size before the oldest goes as it is.
+# Number of full batches whose photographs may wait for others of their size before the oldest group is released.
 _WAITING_BATCHES = 4
 
 
 class BatchSizer:
-    """Number of photographs that go through the network together.
+    """Choose the number of photographs per forward pass.
 
     Parameters
     ----------
     vit : ViT
     limit : int, optional
-        Maximum asked for by the user.
+        Maximum set by the user.
 
     Attributes
     ----------
@@ -55,7 +55,7 @@ class BatchSizer:
         self.most = limit or (_CPU_BATCH if vit.device == "cpu" else _GPU_BATCH)
 
     def of(self, patches: int) -> int:
-        """Return the number of photographs of that many patches each."""
+        """Return the batch size for photographs of this many patches each."""
         if self._vit.device == "cpu":
             return max(1, _BATCH_PATCHES // patches)
         if self._limit is not None:
@@ -65,7 +65,7 @@ class BatchSizer:
         return min(max(1, int(_SHARE_OF_MEMORY * free / needed)), self.most)
 
     def halve(self, tried: int) -> None:
-        """Allow at most half of the number that did not fit into the memory.
+        """Halve the maximum after a batch of this size did not fit into GPU memory.
 
         Raises
         ------
@@ -81,17 +81,17 @@ class BatchSizer:
     def through(
         self, group: Sequence[Item], patches: int, run: Callable[[Sequence[Item]], Sequence[Result]]
     ) -> Iterator[tuple[Sequence[Item], Sequence[Result]]]:
-        """Run photographs of that many patches each in batches, smaller ones if a GPU's memory runs out.
+        """Run photographs of this many patches each in batches, in smaller ones if GPU memory runs out.
 
         Yields
         ------
         batch, results
-            The photographs of a batch and what `run` returned for them.
+            The photographs of a batch, and the results of `run` for them.
 
         Raises
         ------
         DeviceError
-            If a GPU's memory does not hold a single photograph.
+            If GPU memory does not hold a single photograph.
         """
         done = 0
         while done < len(group):
@@ -114,7 +114,7 @@ def group_by_shape(
     *,
     weight: Callable[[Item], int] = lambda item: 1,
     room: int | None = None,
-) -> Iterator[list[Item]]:
+) -> Generator[list[Item], None, None]:
     """Group items of one shape, in the order in which they arrive.
 
     Parameters
@@ -127,8 +127,13 @@ def group_by_shape(
     weight : callable
         Weight of an item while it waits.
     room : int, optional
-        Limit of the weight of all waiting items, by default that of a few groups. When it is reached, the group that
-        has waited longest is released.
+        Limit of the total weight of waiting items, by default a few full groups. When it is reached, the oldest group
+        is released.
+
+    Yields
+    ------
+    list
+        A full group; or a smaller one, if it is the oldest or the items have ended.
 
     Examples
     --------
@@ -137,36 +142,36 @@ def group_by_shape(
     """
     room = _WAITING_BATCHES * most if room is None else room
     waiting: dict[Hashable, list[Item]] = {}  # ordered by their oldest item
-    taken = 0
+    total = 0
     for item in items:
         shape = shape_of(item)
         if shape is None:
             yield [item]
             continue
         waiting.setdefault(shape, []).append(item)
-        taken += weight(item)
-        while len(waiting.get(shape, ())) == most or taken >= room:
+        total += weight(item)
+        while len(waiting.get(shape, ())) == most or total >= room:
             group = waiting.pop(shape if len(waiting.get(shape, ())) == most else next(iter(waiting)))
-            taken -= sum(map(weight, group))
+            total -= sum(map(weight, group))
             yield group
     yield from waiting.values()
 
 
 @dataclasses.dataclass
 class Job:
-    """A photograph on its way through the stages; subclasses add what theirs need.
+    """A photograph on its way through the stages of a pipeline; subclasses add the fields of further stages.
 
-    A job whose `input` is set waits for the network; any other one passes it by.
+    A job with an `input` goes through the network; others, skipped or failed, are passed on unchanged.
 
     Attributes
     ----------
     index : int
-        Position among the photographs given.
+        Position of the photograph in the list.
     photograph : str or None
         Fingerprint; None if the photograph cannot be read.
     input : NetworkInput or None
     features : FeatureRecord or None
-        Set by the network; None for a photograph that was skipped or failed.
+        Result of the network.
     error : ImageError or OutputError or None
     seconds : dict of str to float
         Time spent per stage.
@@ -193,49 +198,50 @@ def through_network(
     n_threads: int = 1,
     weight: Callable[[JobT], int] = lambda job: 1,
     room: int | None = None,
-) -> Iterator[JobT]:
-    """Take jobs through the network in batches of one input size, in the order in which they are done.
+) -> Generator[JobT, None, None]:
+    """Run jobs through the network in batches of one input size, in the order in which they are finished.
 
     Parameters
     ----------
     jobs : iterable of Job
-        Drawn as they are needed.
+        Consumed as needed.
     vit : ViT
     extract : callable
-        Gives the features of inputs of one size.
+        Returns the features of inputs of one size.
     batch : int, optional
-        Maximum number of photographs per forward pass; by default 8 on the CPU and what fits into half of the free
-        memory on a GPU, where a batch that does not fit is halved and tried again.
+        Maximum number of photographs per forward pass. By default 8 on the CPU; on a GPU as many as fit into half of
+        the free memory, and a batch that does not fit is halved and repeated.
     stride : int, optional
         Pixels between patches.
     n_threads : int
-        Forward passes at the same time on a CPU; a GPU runs one after the other.
+        Number of forward passes at the same time on the CPU; a GPU runs one after the other.
     weight, room
         As for :func:`group_by_shape`.
 
     Yields
     ------
     Job
-        With `features` in place of `input`.
+        Jobs whose `input` was replaced by `features`.
 
     Raises
     ------
     DeviceError
-        If a GPU's memory does not hold a single photograph.
+        If GPU memory does not hold a single photograph.
     UsageError
         If `batch` is not allowed.
     """
     sizer = BatchSizer(vit, options.check("batch", batch))
 
     def forward(group: list[JobT]) -> list[JobT]:
-        waiting = [job for job in group if job.input is not None]
+        waiting = [(job, job.input) for job in group if job.input is not None]
         if not waiting:
             return group
-        rows, columns = vit.grid(*waiting[0].input.pixels.shape[:2], stride)
+        height, width, _ = waiting[0][1].pixels.shape
+        rows, columns = vit.grid(height, width, stride)
         clock = Stopwatch(vit.device)
-        for part, records in sizer.through(waiting, rows * columns, lambda part: extract([job.input for job in part])):
+        for part, records in sizer.through(waiting, rows * columns, lambda part: extract([ready for _, ready in part])):
             clock.lap("network")
-            for job, record in zip(part, records):
+            for (job, _), record in zip(part, records):
                 job.features, job.input = record, None
                 job.seconds["network"] = round(clock.seconds["network"] / len(part), 4)
         return group
@@ -249,5 +255,5 @@ def through_network(
 
 
 def _input_shape(job: Job) -> tuple[int, ...] | None:
-    """Return what jobs of one batch have in common; None for a job that needs no network."""
+    """Return the input shape of a job; None for a job that does not go through the network."""
     return None if job.input is None else job.input.pixels.shape

@@ -12,24 +12,25 @@ from vitnp.features.store import FeatureStore
 
 
 class Entries:
-    """Features of photographs by their position among those given.
+    """Features of photographs by their position in a list.
 
     Parameters
     ----------
     store : FeatureStore
     hashes : sequence of str or None
-        Fingerprints of the photographs; None for one that failed.
+        Fingerprint of each photograph, see :class:`vitnp.features.stream.Extraction`; None for one that failed, which
+        has no features.
     """
 
     def __init__(self, store: FeatureStore, hashes: Sequence[str | None]) -> None:
         self._store, self.hashes = store, hashes
 
     def __getitem__(self, index: int) -> FeatureRecord:
-        return self._store.entry(self.hashes[index])
+        return self._store.entry(self._fingerprint(index))
 
     def keys(self, indices: Sequence[int]) -> StoredKeys:
-        """Return the keys of photographs one below the other, not loaded yet."""
-        return StoredKeys(self._store, [self.hashes[index] for index in indices])
+        """Return the keys of photographs, concatenated; they are read when they are sliced."""
+        return StoredKeys(self._store, [self._fingerprint(index) for index in indices])
 
     def sample(
         self, indices: Sequence[int], counts: Sequence[int], limit: int, seed: tuple[int, ...]
@@ -41,16 +42,17 @@ class Entries:
         indices : sequence of int
             Photographs to draw from.
         counts : sequence of int
-            Number of patches of each.
+            Number of patches of each photograph.
         limit : int
-            Maximum number of keys; all are taken if there are no more.
+            Maximum number of keys; all of them are returned if there are no more.
         seed : tuple of int
+            Seed of the draw, which depends on nothing else but the counts and the limit.
 
         Returns
         -------
         keys : (M, D) array
         rows : list of (m,) int64
-            For each photograph, the patches that were drawn.
+            Patches that were drawn of each photograph, ascending.
         """
         total = int(np.sum(counts))
         rng = np.random.default_rng((*seed, 0))
@@ -60,3 +62,9 @@ class Entries:
         rows = [part - (end - count) for part, end, count in zip(parts, ends, counts)]
         keys = np.concatenate([self[index].keys[part] for index, part in zip(indices, rows) if len(part)])
         return keys, rows
+
+    def _fingerprint(self, index: int) -> str:
+        fingerprint = self.hashes[index]
+        if fingerprint is None:
+            raise KeyError(f"photograph {index} has no features")
+        return fingerprint

@@ -1,4 +1,4 @@
-"""Features as files for other programs: one a photograph, .npz or .safetensors."""
+"""Write features for other programs: one .npz or .safetensors file per photograph."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 
 from vitnp import __version__
@@ -18,7 +18,6 @@ from vitnp.features.store import FeatureStore
 from vitnp.features.stream import ShardWriter, in_store, stream
 from vitnp.io import decode, find, write
 from vitnp.io import stamp as stamp_
-from vitnp.io.source import path_of
 from vitnp.io.stamp import parameters_hash, refuse_foreign
 from vitnp.vit.model import ViT
 
@@ -27,26 +26,28 @@ FORMATS = ("npz", "safetensors")
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What became of one photograph.
+    """Result of writing the features of one photograph.
 
     Attributes
     ----------
     photograph : Path
-    status : str
-        "done", "skipped" (the file was there already) or "failed".
-    path : Path or None
-        The file, where there is one.
+    path : Path, optional
+        File of features; None if it could not be written.
     error : ImageError or OutputError, optional
-        Why there is none.
-    features : FeatureRecord or None
-        Of what was done.
+        Reason why there is no file.
+    features : FeatureRecord, optional
+        Features that were written; None if the file existed already.
     """
 
     photograph: Path
-    status: str
     path: Path | None = None
     error: ImageError | OutputError | None = None
     features: FeatureRecord | None = None
+
+    @property
+    def status(self) -> str:
+        """Either "done", "skipped" (the file existed already) or "failed"."""
+        return "failed" if self.error else "skipped" if self.features is None else "done"
 
 
 def write_features(
@@ -61,43 +62,43 @@ def write_features(
     n_threads: int | None = None,
     batch: int | None = None,
     max_pixels: int = decode.MAX_PIXELS,
-) -> Iterator[Outcome]:
+) -> Generator[Outcome, None, None]:
     """Write a file of features for each photograph.
 
-    A photograph whose file is there, written by this version from the same picture with the same options, is skipped.
+    A photograph whose file exists, written by this version from the same pixels with the same spec, is skipped.
 
     Parameters
     ----------
     photographs : sequence of Photograph
     stems : sequence of Path
-        Each file's name but for its ending, see :func:`vitnp.export.naming.output_stems`.
+        Path of each file without its suffix, see :func:`vitnp.export.naming.output_stems`.
     vit : ViT
     spec : FeatureSpec
-        Of this network: it holds the options.
+        Specification made from this network.
     form : {"npz", "safetensors"}
+        File format.
     store : FeatureStore, optional
-        Asked first, and given what it doesn't have.
+        Features that it has are not computed again; others are added to it.
     overwrite : bool
-        Write every file anew, and replace files that vitnp did not write.
+        Write every file again, and replace files that vitnp did not write.
     n_threads, batch, max_pixels
         As for :func:`vitnp.features.stream.extract_to_store`.
 
     Yields
     ------
     Outcome
-        One a photograph, in the order in which they are done; what goes wrong with one of them is in its outcome.
+        One per photograph, in the order in which they are finished; its error is in its outcome.
 
     Raises
     ------
     OutputError
-        When the store can't be written.
+        If the store cannot be written.
     UsageError
-        When the features don't fit the precision.
+        If the features exceed the range of the precision.
     """
-    facts = metadata_of(vit, spec)
-    parameters = parameters_hash(facts)
+    metadata = metadata_of(vit, spec)
+    parameters = parameters_hash(metadata)
     paths = [Path(f"{stem}.{form}") for stem in stems]
-
     finished: set[int] = set()
 
     def skip(index: int, photograph: str) -> bool:
@@ -107,43 +108,42 @@ def write_features(
         return store is not None and in_store(store, photograph)
 
     with contextlib.ExitStack() as stack:
-        results = stack.enter_context(
+        jobs = stack.enter_context(
             contextlib.closing(
                 stream(photographs, vit, spec, skip=skip, n_threads=n_threads, batch=batch, max_pixels=max_pixels)
             )
         )
         writer = None if store is None else stack.enter_context(ShardWriter(store))
-        for result in results:
-            source, path, features = path_of(photographs[result.index]), paths[result.index], result.features
-            if result.error is not None:
-                yield Outcome(source, "failed", error=result.error)
+        for job in jobs:
+            source, path, features = photographs[job.index].path, paths[job.index], job.features
+            if job.error is not None or job.photograph is None:
+                yield Outcome(source, error=job.error)
                 continue
-            if result.index in finished:
-                yield Outcome(source, "skipped", path)
+            if job.index in finished:
+                yield Outcome(source, path)
                 continue
-            if features is None:
-                features = store.entry(result.photograph)
-            elif writer is not None:
+            if features is not None and writer is not None:
                 writer.add(features)
+            if features is None and store is not None:
+                features = store.entry(job.photograph)
+            assert features is not None  # only finished photographs and those in the store are skipped
             try:
                 if not overwrite and stamp(path) is None:
                     refuse_foreign([path])
                 write.make_folder(path.parent)
-                write_file(
-                    path, features, {**facts, "vitnp:parameters": parameters, "vitnp:photograph": features.photograph}
-                )
+                stamps = {"vitnp:parameters": parameters, "vitnp:photograph": features.photograph}
+                write_file(path, features, {**metadata, **stamps})
             except OutputError as error:
-                yield Outcome(source, "failed", error=error)
+                yield Outcome(source, error=error)
             else:
-                yield Outcome(source, "done", path, features=features)
+                yield Outcome(source, path, features=features)
 
 
 def metadata_of(vit: ViT, spec: FeatureSpec) -> dict[str, object]:
-    """What a file tells of its making, the same for all photographs of a run."""
-    facts = {"model": vit.name, "patch": vit.config.patch, **spec.as_stored(), "version": __version__}
-    # The file holds the same with and without.
-    del facts["regions"]
-    return facts
+    """Return the metadata that all files of a run share: network, spec and version."""
+    metadata = {"model": vit.name, "patch": vit.config.patch, **spec.as_stored(), "version": __version__}
+    del metadata["regions"]  # the files are the same with and without
+    return metadata
 
 
 def write_file(path: Path, features: FeatureRecord, metadata: Mapping[str, object]) -> None:
@@ -152,16 +152,16 @@ def write_file(path: Path, features: FeatureRecord, metadata: Mapping[str, objec
     Parameters
     ----------
     path : Path
-        Ends in ``.npz`` or ``.safetensors``.
+        Path with the suffix ``.npz`` or ``.safetensors``.
     features : FeatureRecord
-        The file gets "keys" (rows, columns, D), "attention" (rows, columns) and "cls" (D,).
+        Written as "keys" (rows, columns, D), "attention" (rows, columns) and "cls" (D,).
     metadata : mapping
-        Goes with them; the photograph's size and the size at which the network saw it are added.
+        Further metadata, besides the sizes of the photograph, of the network's input and of the grid.
 
     Raises
     ------
     OutputError
-        When it can't be written.
+        If the file cannot be written.
     """
     arrays = {
         "keys": features.keys.reshape(*features.grid, -1),
@@ -176,7 +176,7 @@ def write_file(path: Path, features: FeatureRecord, metadata: Mapping[str, objec
         "capped": features.capped,
     }
     if path.suffix == ".npz":
-        # Keys are close to noise: deflating them takes long and saves next to nothing.
+        # Keys are close to noise: compression takes long and saves almost nothing.
         write.write_npz(path, arrays, metadata, compressed=False)
         return
     texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in metadata.items()}
@@ -184,7 +184,13 @@ def write_file(path: Path, features: FeatureRecord, metadata: Mapping[str, objec
 
 
 def stamp(path: str | os.PathLike[str]) -> dict[str, str] | None:
-    """What vitnp noted in a file of features, as :func:`vitnp.io.stamp.stamp` tells it of other files."""
+    """Return the entries that begin with "vitnp:" in the metadata of a file of features.
+
+    Returns
+    -------
+    dict or None
+        None if there is no such file, or vitnp did not write it; see :func:`vitnp.io.stamp.stamp`.
+    """
     if os.fspath(path).endswith(".npz"):
         return stamp_.stamp(path)
     from safetensors import SafetensorError, safe_open

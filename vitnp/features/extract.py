@@ -1,4 +1,4 @@
-"""Features of photographs of one size, in one forward pass of the ViT."""
+"""Extract features: one photograph, or photographs of one size in one forward pass of the ViT."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from vitnp.vit.model import ViT
 
 @dataclasses.dataclass(frozen=True)
 class NetworkInput:
-    """A photograph at the size at which the network sees it, on the network's device.
+    """A photograph scaled to the size of the network's input, on the network's device.
 
     Attributes
     ----------
@@ -27,6 +27,7 @@ class NetworkInput:
     size : (int, int)
         Height and width of the photograph itself in pixels, upright.
     pixels : (height, width, 3) uint8
+        Scaled photograph.
     capped : bool
         Whether the patch grid was made coarser to stay within ``max_tokens``.
     """
@@ -38,12 +39,25 @@ class NetworkInput:
 
     @property
     def digest(self) -> int:
-        """Hash of the pixels: the seed of the photograph, whatever its name or its neighbors."""
+        """Hash of the pixels: the seed of the photograph, independent of its file name and of other photographs."""
         return int(source.content_hash(kernels.to_host(self.pixels)), 16)
 
 
 def prepare(rgb: np.ndarray, vit: ViT, spec: FeatureSpec, photograph: str = "") -> NetworkInput:
-    """Scale a photograph (height, width, 3) uint8 to what the network takes."""
+    """Scale a photograph to the size of the network's input.
+
+    Parameters
+    ----------
+    rgb : (height, width, 3) uint8
+    vit : ViT
+    spec : FeatureSpec
+    photograph : str
+        Fingerprint of the photograph.
+
+    Returns
+    -------
+    NetworkInput
+    """
     scaled, capped = preprocess.network_size(
         *rgb.shape[:2],
         short_side=spec.short_side,
@@ -52,7 +66,8 @@ def prepare(rgb: np.ndarray, vit: ViT, spec: FeatureSpec, photograph: str = "") 
         max_tokens=spec.max_tokens,
     )
     pixels = resample.downscale(kernels.to_device(rgb, vit.device), scaled)
-    return NetworkInput(photograph, rgb.shape[:2], pixels, capped)
+    height, width, _ = rgb.shape
+    return NetworkInput(photograph, (height, width), pixels, capped)
 
 
 def extract(rgb: np.ndarray, vit: ViT, spec: FeatureSpec | None = None, **settings: Any) -> FeatureRecord:
@@ -63,7 +78,7 @@ def extract(rgb: np.ndarray, vit: ViT, spec: FeatureSpec | None = None, **settin
     rgb : (height, width, 3) uint8
     vit : ViT
     spec : FeatureSpec, optional
-        What to extract; by default float32 features of the settings below, without what regions need.
+        Specification of the features; by default float32 features of the settings below, without CLS tokens of regions.
     **settings
         `short_side`, `facet`, `layer`, `stride` and `max_tokens`, see :class:`vitnp.options.Settings`.
 
@@ -95,18 +110,22 @@ def extract_batch(
     with_cls: bool = True,
     place: Callable[[np.ndarray], np.ndarray] = lambda array: array,
 ) -> list[FeatureRecord]:
-    """Return the features of photographs of one size, in one forward pass.
+    """Return the features of photographs of one input size, computed in one forward pass.
 
     Parameters
     ----------
     inputs : sequence of NetworkInput
     vit : ViT
     spec : FeatureSpec
-        Made from this network.
+        Specification made from this network.
     with_cls : bool
         Whether to compute the CLS token, which the image level alone does not need.
     place : callable
-        Moves arrays to where they are kept, such as :func:`vitnp.kernels.to_host`.
+        Moves an array to the device where it is kept, such as :func:`vitnp.kernels.to_host`.
+
+    Returns
+    -------
+    list of FeatureRecord
 
     Raises
     ------
@@ -115,16 +134,17 @@ def extract_batch(
     """
     batch = [preprocess.normalize(one.pixels, vit.config.mean, vit.config.std) for one in inputs]
     stacked = kernels.array_module(batch[0]).stack(batch)
-    found = {name: place(array) for name, array in _forward(stacked, vit, spec, with_cls).items()}
-    _refuse_overflow(found, spec)
+    of_batch = {name: place(array) for name, array in _forward(stacked, vit, spec, with_cls).items()}
+    _check_finite(of_batch, spec)
     records = []
     for index, one in enumerate(inputs):
-        arrays = {name: kernels.array_module(array).ascontiguousarray(array[index]) for name, array in found.items()}
+        arrays = {name: kernels.array_module(array).ascontiguousarray(array[index]) for name, array in of_batch.items()}
+        height, width, _ = one.pixels.shape
         records.append(
             FeatureRecord(
                 photograph=one.photograph,
-                grid=vit.grid(*one.pixels.shape[:2], spec.stride),
-                pixels=one.pixels.shape[:2],
+                grid=vit.grid(height, width, spec.stride),
+                pixels=(height, width),
                 size=one.size,
                 digest=one.digest,
                 capped=one.capped,
@@ -135,16 +155,16 @@ def extract_batch(
 
 
 def _forward(batch: np.ndarray, vit: ViT, spec: FeatureSpec, with_cls: bool) -> dict[str, np.ndarray]:
-    """Return the arrays of a store, with the images of the batch along the first axis."""
+    """Return the arrays of a FeatureRecord for all images of a batch, along the first axis."""
     of_last = (*(("cls",) if with_cls else ()), *(("key", "value", "cls_state") if spec.regions else ()))
     if spec.layer == vit.config.depth - 1:
-        found = last = vit(batch, dict.fromkeys((spec.facet, "attention", *of_last)), stride=spec.stride)
+        features = last = vit(batch, dict.fromkeys((spec.facet, "attention", *of_last)), stride=spec.stride)
     else:
-        found = vit(batch, (spec.facet, "attention"), layer=spec.layer, stride=spec.stride)
+        features = vit(batch, (spec.facet, "attention"), layer=spec.layer, stride=spec.stride)
         last = vit(batch, of_last, stride=spec.stride) if of_last else {}
     arrays = {
-        "keys": _as_stored(found[spec.facet], spec),
-        "attention": found["attention"].mean(axis=1, dtype=np.float32),
+        "keys": _as_stored(features[spec.facet], spec),
+        "attention": features["attention"].mean(axis=1, dtype=np.float32),
     }
     if with_cls:
         arrays["cls"] = last["cls"].astype(np.float32, copy=False)
@@ -157,11 +177,12 @@ def _forward(batch: np.ndarray, vit: ViT, spec: FeatureSpec, with_cls: bool) -> 
 
 
 def _as_stored(rows: np.ndarray, spec: FeatureSpec) -> np.ndarray:
-    with np.errstate(over="ignore"):  # reported by _refuse_overflow
+    with np.errstate(over="ignore"):  # reported by _check_finite
         return rows.astype(spec.precision, copy=False)
 
 
-def _refuse_overflow(arrays: dict[str, np.ndarray], spec: FeatureSpec) -> None:
+def _check_finite(arrays: dict[str, np.ndarray], spec: FeatureSpec) -> None:
+    """Raise UsageError if rows contain NaN or infinity."""
     rows = [arrays[name] for name in ("keys", "value", "last_key") if name in arrays]
     if all(kernels.array_module(array).isfinite(array).all() for array in rows):
         return
@@ -169,9 +190,9 @@ def _refuse_overflow(arrays: dict[str, np.ndarray], spec: FeatureSpec) -> None:
         advice = "use another facet or layer, or --dtype float32 of `vitnp features`"
     else:
         advice = "the checkpoint is damaged; fetch it again"
-    raise UsageError(f"the network gives features beyond the range of {spec.precision}; {advice}")
+    raise UsageError(f"the features exceed the range of {spec.precision}; {advice}")
 
 
 def default_spec(vit: ViT, settings: options.Settings) -> FeatureSpec:
-    """Return the spec of float32 features without CLS tokens of regions: what a photograph by itself needs."""
+    """Return the spec of float32 features without CLS tokens of regions, as the image level alone needs them."""
     return FeatureSpec.of(vit, **settings.of_features, precision="float32", regions=False)

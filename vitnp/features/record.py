@@ -1,4 +1,4 @@
-"""The features of one photograph as they are kept: facts at hand, arrays when asked for."""
+"""The features of one photograph."""
 
 from __future__ import annotations
 
@@ -13,24 +13,26 @@ from vitnp.errors import UsageError
 
 @dataclasses.dataclass(frozen=True)
 class FeatureRecord:
-    """Features of one photograph; its arrays are views of the store's mapped files, made whenever they are asked for.
+    """Features of one photograph.
+
+    The arrays of a stored photograph are read from the memory-mapped files of the store on every access.
 
     Attributes
     ----------
     photograph : str
-        Fingerprint of the file, or of the pixels where there was no file.
+        Fingerprint of the file, or of the pixels if there is no file.
     grid : (int, int)
         Rows and columns of patches; N is their product.
     pixels : (int, int)
-        Height and width in pixels at which the network saw the photograph.
+        Height and width of the network's input in pixels.
     size : (int, int)
-        The photograph's own height and width, upright.
+        Height and width of the photograph itself in pixels, upright.
     digest : int
-        Of the pixels that the network saw: the photograph's own seed.
+        Hash of the pixels of the network's input: the seed of the photograph.
     capped : bool
-        Whether the grid was made coarser to stay within the tokens allowed.
+        Whether the grid was made coarser to stay within ``max_tokens``.
     arrays : callable
-        Gives the arrays by name.
+        Returns the arrays by name.
     """
 
     photograph: str
@@ -43,27 +45,27 @@ class FeatureRecord:
 
     @property
     def patches(self) -> int:
-        """N."""
+        """Number of patches N."""
         return self.grid[0] * self.grid[1]
 
     @property
     def keys(self) -> np.ndarray:
-        """(N, D) float16 or float32: the facet that was asked for, as the network gives it."""
+        """(N, D) float16 or float32: the facet of the spec, as the network computes it."""
         return self.arrays()["keys"]
 
     @property
     def unit(self) -> np.ndarray:
-        """(N, D) float32: the same with rows of unit length."""
+        """(N, D) float32: keys normalized to unit length."""
         return unit_rows(self.keys)
 
     @property
     def attention(self) -> np.ndarray:
-        """(N,) float32: CLS attention of the block that the keys are from, mean over heads."""
+        """(N,) float32: CLS attention in the block of the keys, mean over heads."""
         return self.arrays()["attention"]
 
     @property
     def cls(self) -> np.ndarray:
-        """(D,) float32: CLS of the last block, after the final norm."""
+        """(D,) float32: CLS token of the last block, after the final norm."""
         return self.arrays()["cls"]
 
     @property
@@ -78,19 +80,19 @@ class FeatureRecord:
 
     @property
     def cls_state(self) -> np.ndarray:
-        """(4, D) float32: CLS as it enters the last block, and its query, key and value there."""
+        """(4, D) float32: the CLS token at the input of the last block, and its query, key and value there."""
         return self._for_regions("cls_state")
 
     def _for_regions(self, name: str) -> np.ndarray:
         arrays = self.arrays()
         if "cls_state" not in arrays:
-            raise UsageError("the features were stored without what regions need; store them with regions=True")
-        # Stored once where the keys are the last block's own.
+            raise UsageError("the features lack the arrays that regions need; extract them with regions=True")
+        # The last key is not stored if it is the same array as the keys.
         return arrays[name] if name in arrays else arrays["keys"]
 
 
 def unit_rows(keys: np.ndarray) -> np.ndarray:
-    """Rows of any length scaled to unit length in float32, where they are.
+    """Return rows normalized to unit length, float32 on their device.
 
     Examples
     --------

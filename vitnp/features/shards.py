@@ -1,8 +1,9 @@
-"""Files of a feature store: a shard holds the features of some photographs, and its name is its checksum.
+"""Shards: the files of a feature store. A shard holds the features of some photographs, and its name is its checksum.
 
-A shard is a safetensors file. What has one row a patch (keys, attention …) stands concatenated over the photographs,
-what has one a photograph (cls, cls_state) stacked. The metadata lists the photographs. The name is a BLAKE2b of the
-content: the same photographs give the same file whoever writes it, and a file that doesn't match its name is damaged.
+A shard is a safetensors file. Arrays with one row per patch (keys, attention and others) are concatenated over the
+photographs, those with one row per photograph (cls, cls_state) are stacked. The metadata lists the photographs. The
+name is the BLAKE2b hash of the content: the same photographs give the same file, and a file that does not match its
+name is damaged.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TypedDict
 
 import numpy as np
 
@@ -22,19 +24,30 @@ from vitnp.io.write import replacing
 
 SUFFIX = ".safetensors"
 
-# Bytes of arrays at which a shard is full: what is held in memory while it's gathered, and lost when the power fails.
+# Size of a full shard in bytes: the memory it takes until it is written, and what is lost if the power fails.
 SHARD_BYTES = 64 << 20
 
-# Arrays with one row a photograph; all others have one a patch.
+# Arrays with one row per photograph; all others have one per patch.
 _BY_PHOTOGRAPH = ("cls", "cls_state")
 
 
 class DamagedShard(Exception):
-    """A file that isn't what was written."""
+    """A file differs from what was written."""
+
+
+class _Metadata(TypedDict):
+    """Fields of a FeatureRecord without its arrays."""
+
+    photograph: str
+    grid: tuple[int, int]
+    pixels: tuple[int, int]
+    size: tuple[int, int]
+    digest: int
+    capped: bool
 
 
 class Shard:
-    """A shard of which only the header was read.
+    """A shard, of which only the header is read.
 
     Parameters
     ----------
@@ -44,18 +57,18 @@ class Shard:
     ----------
     path : Path
     photographs : dict of str to int
-        Place of each photograph's features.
+        Position of each photograph in the shard.
     bytes : int
-        Size of the file.
+        Size of the file in bytes.
 
     Raises
     ------
     DamagedShard
-        When the file isn't whole.
+        If the file is incomplete or no shard.
     FileNotFoundError
-        When somebody has removed it.
+        If another process has removed it.
     OutputError
-        When it can't be read.
+        If it cannot be read.
     """
 
     def __init__(self, path: Path) -> None:
@@ -64,8 +77,8 @@ class Shard:
         self.path = path
         try:
             with safe_open(os.fspath(path), framework="numpy") as file:
-                facts = json.loads((file.metadata() or {})["photographs"])
-            self._facts = [_facts(*row) for row in facts]
+                rows = json.loads((file.metadata() or {})["photographs"])
+            self._metadata = [_parse_metadata(*row) for row in rows]
             self.bytes = path.stat().st_size
         except FileNotFoundError:
             raise
@@ -73,8 +86,8 @@ class Shard:
             raise _unreadable(path, error) from None
         except (SafetensorError, KeyError, ValueError, TypeError):
             raise DamagedShard from None
-        self.photographs = {facts["photograph"]: place for place, facts in enumerate(self._facts)}
-        patches = [facts["grid"][0] * facts["grid"][1] for facts in self._facts]
+        self.photographs = {metadata["photograph"]: index for index, metadata in enumerate(self._metadata)}
+        patches = [metadata["grid"][0] * metadata["grid"][1] for metadata in self._metadata]
         self._starts = np.cumsum([0, *patches]).tolist()
 
     def verify(self) -> None:
@@ -83,10 +96,9 @@ class Shard:
         Raises
         ------
         DamagedShard
-            When they differ.
-        FileNotFoundError
-        OutputError
-            As for the shard itself.
+            If they differ.
+        FileNotFoundError, OutputError
+            If the file is gone or cannot be read.
         """
         digest = hashlib.blake2b(digest_size=16)
         try:
@@ -101,12 +113,12 @@ class Shard:
             raise DamagedShard
 
     def map(self) -> Mapping[str, np.ndarray]:
-        """The arrays of all photographs, views of the mapped file.
+        """Return the arrays of all photographs, views of the memory-mapped file.
 
         Raises
         ------
-        DamagedShard
-        FileNotFoundError
+        DamagedShard, FileNotFoundError
+            If the file is damaged or gone.
         """
         try:
             return read_safetensors(self.path)[0]
@@ -115,28 +127,28 @@ class Shard:
                 raise FileNotFoundError(self.path) from None
             raise DamagedShard from None
 
-    def patches(self, place: int) -> int:
-        """N of a photograph."""
-        return self._starts[place + 1] - self._starts[place]
+    def patches(self, position: int) -> int:
+        """Return the number of patches of a photograph."""
+        return self._starts[position + 1] - self._starts[position]
 
-    def arrays(self, place: int, mapped: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """A photograph's part of what :meth:`map` gives."""
-        rows = slice(self._starts[place], self._starts[place + 1])
-        return {name: array[place if name in _BY_PHOTOGRAPH else rows] for name, array in mapped.items()}
+    def arrays(self, position: int, mapped: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Return the arrays of one photograph, taken from those of :meth:`map`."""
+        rows = slice(self._starts[position], self._starts[position + 1])
+        return {name: array[position if name in _BY_PHOTOGRAPH else rows] for name, array in mapped.items()}
 
-    def features(self, place: int, arrays: Callable[[], Mapping[str, np.ndarray]]) -> FeatureRecord:
-        """Features of a photograph; `arrays` gives its arrays when they are asked for."""
-        return FeatureRecord(**self._facts[place], arrays=arrays)
+    def features(self, position: int, arrays: Callable[[], Mapping[str, np.ndarray]]) -> FeatureRecord:
+        """Return the features of a photograph; `arrays` returns its arrays when they are accessed."""
+        return FeatureRecord(**self._metadata[position], arrays=arrays)
 
 
 def write_shard(folder: Path, entries: Sequence[FeatureRecord]) -> Path:
-    """Write a shard, whole or not at all, and see it to the disk.
+    """Write a shard, in full or not at all, and flush it to the disk.
 
     Parameters
     ----------
     folder : Path
     entries : sequence of FeatureRecord
-        At least one; their order doesn't matter.
+        At least one; their order makes no difference.
 
     Returns
     -------
@@ -145,7 +157,7 @@ def write_shard(folder: Path, entries: Sequence[FeatureRecord]) -> Path:
     Raises
     ------
     OutputError
-        When it can't be written.
+        If it cannot be written.
     """
     entries = sorted(entries, key=lambda entry: entry.photograph)
     arrays = [entry.arrays() for entry in entries]
@@ -157,30 +169,37 @@ def write_shard(folder: Path, entries: Sequence[FeatureRecord]) -> Path:
         [entry.photograph, entry.grid, entry.pixels, entry.size, f"{entry.digest:032x}", entry.capped]
         for entry in entries
     ]
-    pieces = list(serialized(tensors, {"photographs": json.dumps(rows, separators=(",", ":"))}))
+    parts = list(serialized(tensors, {"photographs": json.dumps(rows, separators=(",", ":"))}))
     digest = hashlib.blake2b(digest_size=16)
-    for piece in pieces:
-        digest.update(piece)
+    for part in parts:
+        digest.update(part)
     path = folder / f"{digest.hexdigest()}{SUFFIX}"
     with replacing(path) as file:
-        file.writelines(pieces)
+        file.writelines(parts)
         file.flush()
         os.fsync(file.fileno())
     return path
 
 
-def _facts(photograph: str, grid: list, pixels: list, size: list, digest: str, capped: bool) -> dict[str, object]:
+def _parse_metadata(
+    photograph: str, grid: list[int], pixels: list[int], size: list[int], digest: str, capped: bool
+) -> _Metadata:
     return {
         "photograph": photograph,
-        "grid": tuple(map(int, grid)),
-        "pixels": tuple(map(int, pixels)),
-        "size": tuple(map(int, size)),
+        "grid": _two_ints(grid),
+        "pixels": _two_ints(pixels),
+        "size": _two_ints(size),
         "digest": int(digest, 16),
         "capped": bool(capped),
     }
 
 
+def _two_ints(values: list[int]) -> tuple[int, int]:
+    first, second = map(int, values)
+    return first, second
+
+
 def _unreadable(path: Path, error: OSError) -> OutputError:
     return OutputError(
-        f"can't read {path} of the feature store: {error.strerror or error}; check its permissions and the disk"
+        f"cannot read {path} of the feature store: {error.strerror or error}; check its permissions and the disk"
     )

@@ -1,4 +1,4 @@
-"""A feature store in a folder that several machines see: found again from a pickle, waited for, read by rows."""
+"""Feature stores in a folder that several machines share."""
 
 from __future__ import annotations
 
@@ -10,33 +10,35 @@ from collections.abc import Collection, Sequence
 import numpy as np
 
 from vitnp.errors import OutputError
+from vitnp.features.blocks import KeyBlocks
 from vitnp.features.spec import FeatureSpec
 from vitnp.features.store import FeatureStore
 
-# Seconds after which a network file system shows all machines what one of them has written; NFS takes up to sixty.
-_SEEN_AFTER = 90.0
+# Seconds until all machines see a file that one of them has written to a network file system; NFS takes up to 60.
+_VISIBLE_AFTER = 90.0
 
 
 @functools.lru_cache(maxsize=4)
 def open_shared(folder: str, spec: FeatureSpec) -> FeatureStore:
-    """The store of an spec in a cache folder, one object for a whole process."""
+    """Return the store of a spec in a cache folder; the same object within a process."""
     return FeatureStore(folder, spec)
 
 
-def await_photographs(store: FeatureStore, photographs: Collection[str], seconds: float = _SEEN_AFTER) -> None:
-    """Wait until what others have written to a store is seen here.
+def await_photographs(store: FeatureStore, photographs: Collection[str], seconds: float = _VISIBLE_AFTER) -> None:
+    """Wait until the features that other machines have written are visible here.
 
     Parameters
     ----------
     store : FeatureStore
     photographs : collection of str
+        Fingerprints.
     seconds : float
-        To wait at most.
+        Maximum time to wait.
 
     Raises
     ------
     OutputError
-        When some of the photographs don't appear.
+        If some of them do not appear.
     """
     until = time.monotonic() + seconds
     while missing := [photograph for photograph in photographs if photograph not in store]:
@@ -45,31 +47,33 @@ def await_photographs(store: FeatureStore, photographs: Collection[str], seconds
             return
         if time.monotonic() > until:
             raise OutputError(
-                f"features that a worker wrote can't be seen in {store.folder}; "
+                f"features that a worker wrote are not visible in {store.folder}; "
                 "give --cache a folder that all machines share under the same path"
             )
         time.sleep(0.2)
 
 
 class StoredKeys:
-    """Keys of photographs, one below the other, read from the store when they are sliced; it can be pickled.
+    """Keys of photographs, concatenated and read from the store when they are sliced.
 
-    Whoever unpickles it opens the store anew: the rows themselves don't travel, but the folder must be seen from there,
-    under the same path.
+    Pickling writes a reference to the store, not the rows. So another machine can load it if it sees the folder of the
+    store under the same path.
 
     Parameters
     ----------
     store : FeatureStore
     photographs : sequence of str
-        At least one.
+        Fingerprints, at least one.
     rows : slice
-        Which of all rows; without a step.
+        Part of all rows, with step 1.
 
     Attributes
     ----------
     photographs : tuple of str
+        Fingerprints.
     shape : (int, int)
-    dtype : dtype
+        Number of rows, and D.
+    dtype : numpy.dtype
 
     Examples
     --------
@@ -80,7 +84,7 @@ class StoredKeys:
 
     def __init__(self, store: FeatureStore, photographs: Sequence[str], rows: slice = slice(None)) -> None:
         self._store, self.photographs = store, tuple(photographs)
-        self._blocks = store.blocks(self.photographs)
+        self._blocks = KeyBlocks(store, self.photographs)
         self._first, self._stop, _ = rows.indices(self._blocks.shape[0])
         self.shape, self.dtype = (self._stop - self._first, self._blocks.shape[1]), self._blocks.dtype
 
@@ -88,16 +92,16 @@ class StoredKeys:
         return self._blocks[self._within(rows)]
 
     def part(self, rows: slice) -> StoredKeys:
-        """The same for some of the rows, with no more photographs than these are from."""
+        """Return a part of the rows, with only the photographs that they are from."""
         rows = self._within(rows)
         ends = np.cumsum([0, *self._store.patches(self.photographs)])
-        lead = min(int(np.searchsorted(ends, rows.start, side="right")), len(self.photographs)) - 1
-        past = max(lead + 1, int(np.searchsorted(ends, rows.stop)))
-        start = int(ends[lead])
-        return StoredKeys(self._store, self.photographs[lead:past], slice(rows.start - start, rows.stop - start))
+        first = min(int(np.searchsorted(ends, rows.start, side="right")), len(self.photographs)) - 1
+        stop = max(first + 1, int(np.searchsorted(ends, rows.stop)))
+        start = int(ends[first])
+        return StoredKeys(self._store, self.photographs[first:stop], slice(rows.start - start, rows.stop - start))
 
     def _within(self, rows: slice) -> slice:
-        """The same rows, numbered from the first of the first photograph."""
+        """Return the same rows, counted from the first row of the first photograph."""
         first, stop, _ = rows.indices(self.shape[0])
         return slice(first + self._first, stop + self._first)
 

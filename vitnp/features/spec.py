@@ -1,10 +1,10 @@
-"""What stored features depend on besides the photograph: stores with equal specs hold equal numbers."""
+"""Specification of features: everything that they depend on besides the photograph."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,37 +15,39 @@ from vitnp.io import preprocess
 from vitnp.io.stamp import parameters_hash
 from vitnp.vit.model import ViT
 
-# Raised whenever the same spec would no longer give the same bytes.
+# To be raised whenever the same spec no longer gives the same bytes.
 STORE_VERSION = 1
 
-# Names in stores whose fields are called otherwise here; stores keep the names they were written with.
+# Names of fields in stores, where they differ; stores keep the names that they were written with.
 _STORED_NAMES = {"short_side": "size", "numerics": "arithmetic"}
 
 
 @dataclasses.dataclass(frozen=True)
 class FeatureSpec:
-    """Everything that the features of a photograph depend on; make one with :meth:`of`.
+    """Everything that the features of a photograph depend on; made by :meth:`of`.
+
+    Features of equal specs are equal.
 
     Attributes
     ----------
     sha256 : str
-        Checksum of the checkpoint; of the weights themselves if there is no file.
-    facet : str
+        Checksum of the checkpoint, or of the weights themselves if there is no file.
+    facet : {"key", "query", "value", "token"}
+        Feature that is stored as keys.
     layer : int
-        Block read, counted from 0.
+        Block that is read, from 0.
     stride, short_side : int
-        Pixels between patches; short side of the network's input in pixels.
+        Distance between patches, and short side of the network's input, in pixels.
     precision : {"float16", "float32"}
-        Type in which the rows of patches are stored.
+        Type of the stored rows of patches.
     numerics : str
-        See :attr:`vitnp.vit.model.ViT.numerics`.
-    pos_embed : str
-    mean, std : (float, float, float)
-    heads : int
-    eps : float
+        Device and precision of the network, see :attr:`vitnp.vit.model.ViT.numerics`.
+    pos_embed, mean, std, heads, eps
+        As in :class:`vitnp.vit.config.ViTConfig`.
     max_tokens : int
+        Maximum number of patches; a larger grid is made coarser.
     regions : bool
-        Whether the features include what :meth:`vitnp.vit.model.ViT.region_cls` needs.
+        Whether the features include the arrays that :meth:`vitnp.vit.model.ViT.region_cls` needs.
     version : int
         Version of the store.
     """
@@ -88,7 +90,11 @@ class FeatureSpec:
             As for :func:`vitnp.features.extract.extract`.
         precision : {"float16", "float32"}
         regions : bool
-            Whether to include what the CLS tokens of regions are made from: up to three times as much data.
+            Whether to include the arrays from which CLS tokens of regions are computed: up to three times the data.
+
+        Returns
+        -------
+        FeatureSpec
 
         Raises
         ------
@@ -108,8 +114,8 @@ class FeatureSpec:
             precision=precision,
             numerics=vit.numerics,
             pos_embed=config.pos_embed,
-            mean=tuple(config.mean),
-            std=tuple(config.std),
+            mean=_three_floats(config.mean),
+            std=_three_floats(config.std),
             heads=config.heads,
             eps=config.eps,
             max_tokens=options.check("max_tokens", max_tokens),
@@ -117,7 +123,7 @@ class FeatureSpec:
         )
 
     def keys_are_last(self, vit: ViT) -> bool:
-        """Tell whether the facet is the key of the last block, which regions need."""
+        """Return whether the facet is the key of the last block, which regions need."""
         return self.facet == "key" and self.layer == vit.config.depth - 1
 
     def as_stored(self) -> dict[str, Any]:
@@ -126,7 +132,7 @@ class FeatureSpec:
 
     @classmethod
     def from_stored(cls, fields: Mapping[str, Any]) -> FeatureSpec:
-        """Return the spec that :meth:`as_stored` gave, read from JSON.
+        """Return the spec with these fields, as :meth:`as_stored` gives them and JSON returns them.
 
         Raises
         ------
@@ -134,13 +140,20 @@ class FeatureSpec:
             If these are not the fields of a spec.
         """
         names = {stored: name for name, stored in _STORED_NAMES.items()}
-        values = {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
-        return cls(**{names.get(name, name): value for name, value in values.items()})
+        values: dict[str, Any] = {
+            names.get(name, name): tuple(value) if isinstance(value, list) else value for name, value in fields.items()
+        }
+        return cls(**values)
 
     @property
     def name(self) -> str:
-        """Fingerprint, 32 hexadecimal digits: the name of the store's folder."""
+        """Fingerprint of the spec, 32 hexadecimal digits: the folder name of a store."""
         return parameters_hash(self.as_stored())
+
+
+def _three_floats(values: Sequence[float]) -> tuple[float, float, float]:
+    first, second, third = values
+    return first, second, third
 
 
 def _hash_weights(vit: ViT) -> str:
@@ -148,5 +161,5 @@ def _hash_weights(vit: ViT) -> str:
     for name in sorted(vit.weights):
         weight = np.ascontiguousarray(vit.weights[name])
         digest.update(f"{name} {weight.shape} {weight.dtype.str}".encode())
-        digest.update(weight)
+        digest.update(weight.data)
     return digest.hexdigest()

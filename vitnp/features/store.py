@@ -1,8 +1,9 @@
-"""Features of many photographs on disk, so that none is computed twice and all of them may exceed the memory.
+"""Features of many photographs on disk, so that none is computed twice and all together may exceed the memory.
 
-A cache folder holds one subfolder for each :class:`FeatureSpec`, a subfolder any number of shards
-(:mod:`vitnp.features.shards`). Whatever writes there only ever adds whole files, each named by its content: a process
-killed at any moment loses the shard it was at, and several processes on one store at worst do the same work twice.
+A cache folder has one subfolder per :class:`vitnp.features.spec.FeatureSpec`, with any number of shards
+(:mod:`vitnp.features.shards`). Writing only adds complete files, each named by a checksum of its content. So a process
+that is killed loses no more than the shard it was writing, and several processes may use one store; at worst they
+compute the same features twice.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from __future__ import annotations
 import collections
 import contextlib
 import functools
-import json
 import logging
 import threading
 import time
@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vitnp.errors import OutputError, UsageError
+from vitnp.errors import OutputError
 from vitnp.features import shards
 from vitnp.features.record import FeatureRecord
 from vitnp.features.shards import DamagedShard, Shard, write_shard
@@ -28,35 +28,39 @@ from vitnp.io.write import make_folder, write_json
 
 SPEC_FILE = "identity.json"
 
-# Pages of a mapped file count as this process's memory until the file is let go: eight shards are half a gigabyte.
+# Pages of a mapped file count as memory of the process until the file is closed: eight shards are half a gigabyte.
 _MAPPED_SHARDS = 8
 
-# Seconds after which an unfinished file belongs to a process that was killed: writing one takes a few.
+# Age in seconds above which an unfinished file is from a process that was killed; writing one takes a few seconds.
 _LEFTOVER_AGE = 3600
 
 
 class FeatureStore:
-    """The features of photographs under one spec.
+    """The features of photographs for one spec, by fingerprint (:func:`vitnp.io.source.fingerprint`).
 
-    Reading is safe from several threads. Photographs are named by :func:`vitnp.io.decode.file_hash`, arrays by
-    :func:`vitnp.io.source.content_hash`.
+    Reading is safe from several threads.
 
     Parameters
     ----------
     folder : path
-        The cache folder; the store is a subfolder of it. Nothing is made before something is written.
+        The cache folder; the store is a subfolder of it. It is created when features are written.
     spec : FeatureSpec
     notice : callable, optional
-        Is told, in a line each, of damaged files that were thrown away. By default the log.
+        Called with one line of text for each damaged file that was removed; by default the log.
+
+    Attributes
+    ----------
+    folder : Path
+        Folder of the store.
 
     Raises
     ------
     OutputError
-        When there is a store that can't be read.
+        If the store cannot be read.
 
     Examples
     --------
-    >>> store = FeatureStore("cache", FeatureSpec.of(vit))                                  # doctest: +SKIP
+    >>> store = FeatureStore("cache", FeatureSpec.of(vit))                               # doctest: +SKIP
     >>> extract_to_store(["cat.jpg"], vit, store).hashes                                 # doctest: +SKIP
     ['1f0c…']
     >>> store.entry("1f0c…").keys.shape                                                  # doctest: +SKIP
@@ -69,8 +73,8 @@ class FeatureStore:
         self.notice = notice or logging.getLogger("vitnp").warning
         self._lock = threading.RLock()
         self._shards: dict[str, Shard] = {}
-        self._sound: set[str] = set()  # names of shards whose checksum was found right
-        self._damaged: set[str] = set()  # and of those that are damaged and can't be removed
+        self._verified: set[str] = set()  # names of shards whose checksum is correct
+        self._damaged: set[str] = set()  # names of damaged shards that cannot be removed
         self._mapped: collections.OrderedDict[str, Mapping[str, np.ndarray]] = collections.OrderedDict()
         self._index: dict[str, tuple[Shard, int]] = {}
         self._writable = False
@@ -86,7 +90,13 @@ class FeatureStore:
         return iter(sorted(self._index))
 
     def refresh(self) -> None:
-        """Take note of shards that other processes have added or removed; only headers of new ones are read."""
+        """Update the index with shards that were added or removed by other processes; only headers are read.
+
+        Raises
+        ------
+        OutputError
+            If the folder cannot be read.
+        """
         with self._lock:
             try:
                 names = {path.name for path in self.folder.iterdir() if path.suffix == shards.SUFFIX}
@@ -94,160 +104,117 @@ class FeatureStore:
                 names = set()
             except OSError as error:
                 raise OutputError(
-                    f"can't read the feature store {self.folder}: {error.strerror}; check its permissions"
+                    f"cannot read the feature store {self.folder}: {error.strerror}; check its permissions"
                 ) from None
-            self._forget(self._shards.keys() - names)
+            self._drop(self._shards.keys() - names)
             for name in sorted(names - self._shards.keys() - self._damaged):
                 try:
                     shard = self._shards[name] = Shard(self.folder / name)
-                    _take_up(self._index, shard)
+                    _add_to_index(self._index, shard)
                 except DamagedShard:
-                    self._throw_away(name)
+                    self._remove_damaged(name)
                 except FileNotFoundError:
-                    continue  # another process was faster
+                    continue  # removed by another process in the meantime
 
     def entry(self, photograph: str) -> FeatureRecord:
-        """The features of a photograph.
+        """Return the features of a photograph; its arrays are read when they are accessed.
+
+        Accessing the arrays raises OutputError if they are damaged.
 
         Raises
         ------
         KeyError
-            When the store doesn't have them.
-        OutputError
-            Later, when the arrays are asked for and turn out damaged.
+            If the store does not have them.
         """
-        shard, place = self._index[photograph]
-        return shard.features(place, functools.partial(self._arrays, photograph))
+        shard, position = self._index[photograph]
+        return shard.features(position, functools.partial(self._arrays, photograph))
 
     def patches(self, photographs: Sequence[str]) -> np.ndarray:
-        """Numbers of patches of photographs, (len(photographs),) int64; no array is read."""
-        return np.array([shard.patches(place) for shard, place in map(self._index.__getitem__, photographs)], np.int64)
-
-    def blocks(self, photographs: Sequence[str]) -> Blocks:
-        """Keys of photographs, a block for each, in the order given: what :class:`vitnp.clustering.kmeans.KMeans` reads."""
-        return Blocks(self, tuple(photographs))
-
-    def sample(self, photographs: Sequence[str], limit: int, seed: int | Sequence[int] = 0) -> np.ndarray:
-        """Keys of patches drawn at random from all photographs, each with the same chance, none twice.
-
-        The draw depends on the seed, the limit, the order of the photographs and their numbers of patches alone, not
-        on how the store is laid out.
-
-        Parameters
-        ----------
-        photographs : sequence of str
-        limit : int
-            Most patches; where there are no more than that, all are taken.
-        seed : int or sequence of int
-
-        Returns
-        -------
-        (M, D) float16 or float32
-            In the order of the photographs and their patches.
-
-        Raises
-        ------
-        KeyError
-            When the store lacks one of them.
-        UsageError
-            When there is nothing to draw, or from.
-        """
-        if limit < 1 or not photographs:
-            raise UsageError(
-                f"{limit} patches can't be drawn from {len(photographs)} photographs; choose 1 or more of each"
-            )
-        ends = np.cumsum([0, *self.patches(photographs)])
-        total = int(ends[-1])
-        if total <= limit:
-            return np.concatenate([*self.blocks(photographs)])
-        chosen = np.sort(np.random.default_rng(seed).choice(total, limit, replace=False, shuffle=False))
-        bounds = np.searchsorted(chosen, ends)
-        pieces = [
-            self.entry(photograph).keys[chosen[first:last] - start]
-            for photograph, start, first, last in zip(photographs, ends, bounds, bounds[1:])
-            if last > first
-        ]
-        return np.concatenate(pieces)
+        """Return the number of patches of each photograph, (len(photographs),) int64; no array is read."""
+        shards_of = [self._index[photograph] for photograph in photographs]
+        return np.array([shard.patches(position) for shard, position in shards_of], np.int64)
 
     def add(self, entries: Sequence[FeatureRecord]) -> None:
-        """Write features as a shard of their own.
+        """Write features as one shard, in full or not at all.
 
         Raises
         ------
         OutputError
-            When that can't be done; nothing half-written is left behind.
+            If it cannot be written.
         """
         if not entries:
             return
         self.make_writable()
         path = write_shard(self.folder, entries)
         with self._lock:
-            self._sound.add(path.name)
+            self._verified.add(path.name)
             self._damaged.discard(path.name)
             self.refresh()
 
     def make_writable(self) -> None:
-        """Make the folder unless it's there, see that it takes files, and clear it of what killed processes left.
+        """Create the folder, check that it is writable, and remove unfinished files of killed processes.
 
         Raises
         ------
         OutputError
-            When nothing can be written there.
+            If nothing can be written there.
         """
         with self._lock:
             if self._writable:
                 return
             make_folder(self.folder)
-            # For people who wonder what is in here; and the first sign of a folder that refuses files.
+            # Documents the store for people, and fails early if the folder is not writable.
             write_json(self.folder / SPEC_FILE, self.spec.as_stored())
             _remove_leftovers(self.folder)
             self._writable = True
 
     def verify(self, photographs: Iterable[str] | None = None) -> None:
-        """Compare shards with their checksums, once each; those that are damaged are thrown away, with a notice.
+        """Compare shards with their checksums, once each, and remove damaged ones with a notice.
 
         Parameters
         ----------
         photographs : iterable of str, optional
-            Only the shards that hold these; by default all.
+            Verify only the shards that hold these; by default all shards.
         """
         with self._lock:
-            wanted = list(self._index) if photographs is None else photographs
-            found = {self._index[photograph][0] for photograph in wanted if photograph in self._index}
-            for shard in sorted(found, key=lambda shard: shard.path):
+            names = list(self._index) if photographs is None else photographs
+            used = {self._index[photograph][0] for photograph in names if photograph in self._index}
+            for shard in sorted(used, key=lambda shard: shard.path):
                 try:
                     self._check(shard)
                 except DamagedShard:
-                    self._throw_away(shard.path.name)
+                    self._remove_damaged(shard.path.name)
                 except FileNotFoundError:
                     self.refresh()
 
     def prune(self, keep: Collection[str]) -> int:
-        """Remove the features of all photographs but those in `keep`, and what is there twice.
+        """Remove the features of all photographs but those in `keep`, and duplicates.
 
         Returns
         -------
         int
-            Bytes freed.
+            Number of bytes freed.
 
         Raises
         ------
         OutputError
-            When the store can't be changed.
+            If the store cannot be changed.
         """
         self.refresh()
         self.verify()
-        freed, written, useless = 0, set(), []
+        freed = 0
+        written: set[Path] = set()
+        obsolete: list[Shard] = []
         for shard in self._shards.values():
             kept = [name for name in shard.photographs if name in keep and self._index[name][0] is shard]
             if len(kept) == len(shard.photographs):
                 continue
-            useless.append(shard)
+            obsolete.append(shard)
             if kept:
                 self.make_writable()
                 written.add(write_shard(self.folder, [self.entry(photograph) for photograph in kept]))
-        # Not before all is written elsewhere, or a kill now would lose it.
-        for shard in useless:
+        # Only when everything to keep is in new shards: a process killed before loses nothing.
+        for shard in obsolete:
             freed += shard.bytes
             if shard.path not in written:
                 _remove(shard.path)
@@ -255,26 +222,26 @@ class FeatureStore:
         return freed - sum(path.stat().st_size for path in written)
 
     def _check(self, shard: Shard) -> None:
-        if shard.path.name not in self._sound:
+        if shard.path.name not in self._verified:
             shard.verify()
-            self._sound.add(shard.path.name)
+            self._verified.add(shard.path.name)
 
     def _arrays(self, photograph: str) -> Mapping[str, np.ndarray]:
         for _ in range(3):
             if photograph not in self._index:
                 break
-            shard, place = self._index[photograph]
+            shard, position = self._index[photograph]
             try:
-                return shard.arrays(place, self._map(shard))
+                return shard.arrays(position, self._map(shard))
             except FileNotFoundError:
-                # Another process has rewritten the shard: what it held is in one with a new name.
+                # Another process has rewritten the shard; its features are in one with a new name.
                 self.refresh()
         raise OutputError(
             f"features are no longer in the feature store {self.folder}, pruned or damaged; run again to compute them"
         )
 
     def _map(self, shard: Shard) -> Mapping[str, np.ndarray]:
-        """The arrays of a shard, mapped; the checksum is looked at the first time."""
+        """Return the memory-mapped arrays of a shard, whose checksum is verified on the first access."""
         name = shard.path.name
         with self._lock:
             if name in self._mapped:
@@ -284,120 +251,42 @@ class FeatureStore:
                 self._check(shard)
                 mapped = self._mapped[name] = shard.map()
             except DamagedShard:
-                self._throw_away(name)
+                self._remove_damaged(name)
                 raise OutputError(
-                    f"{shard.path} of the feature store is damaged; run again to compute its part anew"
+                    f"{shard.path} of the feature store is damaged; run again to compute its features anew"
                 ) from None
             while len(self._mapped) > _MAPPED_SHARDS:
                 self._mapped.popitem(last=False)
             return mapped
 
-    def _throw_away(self, name: str) -> None:
+    def _remove_damaged(self, name: str) -> None:
         path = self.folder / name
         self.notice(f"{path} of the feature store is damaged; its features are computed anew")
         try:
             path.unlink(missing_ok=True)
         except OSError:
-            # In a folder that can't be changed it's passed over from now on.
+            # The folder is read-only: ignore the file from now on.
             self._damaged.add(name)
-        self._forget({name})
+        self._drop({name})
 
-    def _forget(self, names: Collection[str]) -> None:
-        """Take no more note of shards. The index is replaced as a whole, for it's read without the lock."""
+    def _drop(self, names: Collection[str]) -> None:
+        """Drop shards from the index, which is replaced as a whole because it is read without the lock."""
         if self._shards.keys().isdisjoint(names):
             return
         for name in names:
             self._shards.pop(name, None)
             self._mapped.pop(name, None)
-        self._sound -= set(names)
+        self._verified -= set(names)
         index: dict[str, tuple[Shard, int]] = {}
         for shard in self._shards.values():
-            _take_up(index, shard)
+            _add_to_index(index, shard)
         self._index = index
 
 
-def _take_up(index: dict[str, tuple[Shard, int]], shard: Shard) -> None:
-    """Note the photographs of a shard. Where one is in several shards any will do: their numbers are the same."""
-    for photograph, place in shard.photographs.items():
-        index.setdefault(photograph, (shard, place))
-
-
-class Blocks:
-    """Keys of photographs, read when they are asked for: blocks of rows, one a photograph, to be gone through any
-    number of times, or any slice of all their rows, from any thread.
-
-    Attributes
-    ----------
-    shape : (int, int)
-        All rows, and D.
-    dtype : numpy.dtype
-    """
-
-    def __init__(self, store: FeatureStore, photographs: tuple[str, ...]) -> None:
-        self._store, self._photographs = store, photographs
-        self._ends = np.cumsum([0, *store.patches(photographs)])
-        width = store.entry(photographs[0]).keys.shape[1] if photographs else 0
-        self.shape = int(self._ends[-1]), width
-        self.dtype = np.dtype(store.spec.precision)
-
-    def __iter__(self) -> Iterator[np.ndarray]:
-        return (self._store.entry(photograph).keys for photograph in self._photographs)
-
-    def __getitem__(self, rows: slice) -> np.ndarray:
-        """Consecutive rows, (n, D)."""
-        first, last, step = rows.indices(self.shape[0])
-        if step != 1:
-            raise UsageError("rows of a store are read one after the other; take a slice without a step")
-        pieces = [np.empty((0, self.shape[1]), self.dtype)]
-        place = int(np.searchsorted(self._ends, first, side="right")) - 1
-        while first < last:
-            start, end = int(self._ends[place]), int(self._ends[place + 1])
-            pieces.append(self._store.entry(self._photographs[place]).keys[first - start : last - start])
-            first, place = end, place + 1
-        return np.concatenate(pieces)
-
-
-def prune(folder: Path | str, keep: Collection[str], *, notice: Callable[[str], None] | None = None) -> int:
-    """Empty a cache folder, whatever the settings its stores were made with, of all photographs but those in `keep`.
-
-    Parameters
-    ----------
-    folder : path
-    keep : collection of str
-        Fingerprints of photographs.
-    notice : callable, optional
-        As for the store.
-
-    Returns
-    -------
-    int
-        Bytes freed.
-
-    Raises
-    ------
-    OutputError
-        When it can't be changed.
-    """
-    freed = 0
-    try:
-        subfolders = sorted(path for path in Path(folder).iterdir() if path.is_dir())
-    except OSError as error:
-        raise OutputError(f"can't read the cache folder {folder}: {error.strerror}; check its path") from None
-    for subfolder in subfolders:
-        spec = _read_spec(subfolder)
-        if spec is not None:
-            freed += FeatureStore(folder, spec, notice=notice).prune(keep)
-    return freed
-
-
-def _read_spec(folder: Path) -> FeatureSpec | None:
-    """Return the spec of the store in a folder; None for anything else, stores of other versions included."""
-    try:
-        fields = json.loads((folder / SPEC_FILE).read_bytes())
-        spec = FeatureSpec.from_stored(fields)
-    except (OSError, ValueError, TypeError, AttributeError):
-        return None
-    return spec if spec.name == folder.name else None
+def _add_to_index(index: dict[str, tuple[Shard, int]], shard: Shard) -> None:
+    """Add the photographs of a shard to an index; of a photograph in several shards the first one stays."""
+    for photograph, position in shard.photographs.items():
+        index.setdefault(photograph, (shard, position))
 
 
 def _remove_leftovers(folder: Path) -> None:
@@ -412,4 +301,4 @@ def _remove(path: Path) -> None:
     try:
         path.unlink(missing_ok=True)
     except OSError as error:
-        raise OutputError(f"can't remove {path}: {error.strerror}; check the permissions of its folder") from None
+        raise OutputError(f"cannot remove {path}: {error.strerror}; check the permissions of its folder") from None

@@ -1,11 +1,11 @@
-"""Features of many photographs: decoded side by side, batched by size, in bounded memory."""
+"""Extract the features of many photographs: decode in parallel, run in batches of one size, in bounded memory."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 
 from vitnp import kernels
 from vitnp.errors import ImageError
@@ -23,14 +23,14 @@ from vitnp.vit.model import ViT
 
 @dataclasses.dataclass(frozen=True)
 class Extraction:
-    """What :func:`extract_to_store` did.
+    """Result of :func:`extract_to_store`.
 
     Attributes
     ----------
     hashes : list of str or None
-        Fingerprint of each photograph, under which the store has its features; None where it failed.
+        Fingerprint of each photograph, the key to its features in the store; None if it failed.
     failures : dict of int to ImageError
-        What went wrong, by the photograph's place among those given.
+        Errors by position of the photograph.
     """
 
     hashes: list[str | None]
@@ -48,28 +48,27 @@ def extract_to_store(
     progress: Callable[[int], object] | None = None,
     shard_bytes: int = SHARD_BYTES,
 ) -> Extraction:
-    """See to it that a store has the features of photographs; shards that it has are checked before they are relied on.
+    """Extract the features of photographs that a store lacks; shards that it has are verified before they are used.
 
-    The features are the same to the bit whatever the batches, the threads, the order, and the breaks in between. When
-    it's interrupted, all that was finished is in the store.
+    The features are the same to the bit for any batch size, number of threads and order, and after interruptions. After
+    an interruption the store has all features that were finished.
 
     Parameters
     ----------
     photographs : sequence of Photograph, path, PIL image or array
     vit : ViT
     store : FeatureStore
-        With the spec of this network.
+        Store whose spec was made from this network.
     n_threads : int, optional
-        Photographs decoded, and batches in the network, at the same time; by default one a core.
+        Number of photographs decoded, and of batches in the network, at the same time; by default one per core.
     batch : int, optional
-        Most photographs in a batch. By default 8 on the CPU, and what fits into half of the free memory on a GPU, where a batch
-        that doesn't fit is halved, and tried again.
+        Maximum number of photographs per forward pass, see :func:`vitnp.features.batching.through_network`.
     max_pixels : int
-        Larger photographs are failures.
+        Larger photographs fail.
     progress : callable, optional
-        Called with the number of photographs that have come to an end since the last call (``tqdm.update``).
+        Called with the number of photographs finished since the last call, like ``tqdm.update``.
     shard_bytes : int
-        Size at which a shard is written.
+        Size in bytes at which a shard is written.
 
     Returns
     -------
@@ -78,9 +77,9 @@ def extract_to_store(
     Raises
     ------
     OutputError
-        When the store can't be written.
+        If the store cannot be written.
     UsageError
-        When the features don't fit the precision of the store.
+        If the features exceed the range of the store's precision.
     """
     hashes: list[str | None] = [None] * len(photographs)
     failures: dict[int, ImageError] = {}
@@ -92,7 +91,7 @@ def extract_to_store(
     )  # fmt: skip
     with contextlib.closing(results), ShardWriter(store, shard_bytes) as writer:
         for result in results:
-            if result.error is not None:
+            if isinstance(result.error, ImageError):
                 failures[result.index] = result.error
             else:
                 hashes[result.index] = result.photograph
@@ -104,12 +103,12 @@ def extract_to_store(
 
 
 def in_store(store: FeatureStore, photograph: str) -> bool:
-    """Whether a store has sound features of a photograph; if not, it's seen to that it can be given them.
+    """Return whether a store has the features of a photograph, undamaged; if not, check that they can be written.
 
     Raises
     ------
     OutputError
-        When the store can't be written: before any work is done that couldn't be kept.
+        If the store cannot be written: before features are computed that would be lost.
     """
     if photograph in store:
         store.verify([photograph])
@@ -120,10 +119,9 @@ def in_store(store: FeatureStore, photograph: str) -> bool:
 
 
 class ShardWriter:
-    """Gathers features and writes them to a store, a shard at a time.
+    """Collect features and write them to a store in shards.
 
-    As a context manager it writes the last, smaller shard at the end, after an exception or an interruption too: what
-    is computed is kept.
+    As a context manager it writes the last, smaller shard at the end, after an exception or an interruption as well.
 
     Parameters
     ----------
@@ -144,12 +142,12 @@ class ShardWriter:
         self.flush()
 
     def add(self, features: FeatureRecord) -> None:
-        """Take the features of a photograph; of one that is there already nothing happens.
+        """Add the features of a photograph, unless it was added before.
 
         Raises
         ------
         OutputError
-            When a shard was full and can't be written; what it held is lost.
+            If a full shard cannot be written; its features are lost.
         """
         if features.photograph in self._entries:
             return
@@ -159,7 +157,7 @@ class ShardWriter:
             self.flush()
 
     def flush(self) -> None:
-        """Write what has been gathered."""
+        """Write the features added since the last shard."""
         entries, self._entries, self._bytes = list(self._entries.values()), {}, 0
         self._store.add(entries)
 
@@ -173,7 +171,7 @@ def stream(
     n_threads: int | None = None,
     batch: int | None = None,
     max_pixels: int = MAX_PIXELS,
-) -> Iterator[Job]:
+) -> Generator[Job, None, None]:
     """Extract the features of photographs, in the order in which they are done.
 
     Parameters
@@ -183,7 +181,8 @@ def stream(
     spec : FeatureSpec
         Made from this network.
     skip : callable
-        Tells from a photograph's position and fingerprint whether it needs no work. Called from several threads.
+        Called with the position and fingerprint of a photograph, from several threads; if it returns True, the
+        photograph is not processed.
     n_threads, batch, max_pixels
         As for :func:`extract_to_store`.
 

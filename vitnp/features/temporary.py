@@ -1,10 +1,11 @@
-"""A feature store for one run, and whether the disk has room for it."""
+"""Temporary feature stores, and checks of the free disk space."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -18,15 +19,14 @@ from vitnp.io import preprocess
 from vitnp.io.source import Source, size_of
 from vitnp.vit.model import ViT
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
+# Name of a temporary store, and of the file in it that its process keeps locked.
+_PREFIX, _LOCK_FILE = "vitnp-features-", "in-use"
 
-_PREFIX, _MARK = "vitnp-features-", "in-use"
+# Number of photographs whose headers are read to estimate the size of a store.
+_HEADERS_READ = 1000
 
-# Photographs whose headers are read to tell how large a store will be.
-_ESTIMATED_FROM = 1000
+# Bytes per photograph besides the arrays: its entry in the metadata of the shard.
+_METADATA_BYTES = 150
 
 
 @contextlib.contextmanager
@@ -37,105 +37,117 @@ def temporary_store(
     folder: Path | str | None = None,
     notice: Callable[[str], None] | None = None,
 ) -> Iterator[FeatureStore]:
-    """A store for one run.
+    """Create a store for one run, as a context manager.
 
-    It's removed at the end, after an error too; one whose process was killed is removed when the next is made. Only
-    when the run is interrupted from the keyboard, and something is in it, does it stay, and the notice says where.
+    The store is removed at the end, after an error as well; the store of a killed process is removed when the next one
+    is created. It is kept only if the run is interrupted from the keyboard and the store is not empty; the notice then
+    names its folder.
 
     Parameters
     ----------
     spec : FeatureSpec
     needed : int
-        Bytes that it'll take, see :func:`estimate_bytes`.
+        Expected size in bytes, see :func:`estimate_bytes`.
     folder : path, optional
-        Where to make it; by default the system's place for temporary files (TMPDIR).
+        Parent folder; by default the system's folder for temporary files (TMPDIR).
     notice : callable, optional
-        As for the store.
+        As for :class:`vitnp.features.store.FeatureStore`.
+
+    Yields
+    ------
+    FeatureStore
 
     Raises
     ------
     OutputError
-        When there isn't that much space, or nothing can be written there.
+        If the disk has less free space, or nothing can be written there.
     """
-    place = Path(tempfile.gettempdir() if folder is None else folder)
-    _remove_abandoned(place)
-    check_space(place, needed)
+    parent = Path(tempfile.gettempdir() if folder is None else folder)
+    _remove_abandoned(parent)
+    check_space(parent, needed)
     try:
-        made = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=place))
+        path = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
     except OSError as error:
         raise OutputError(
-            f"can't make a temporary folder in {place}: {error.strerror}; set TMPDIR or give --cache DIR"
+            f"cannot create a temporary folder in {parent}: {error.strerror}; set TMPDIR or give --cache DIR"
         ) from None
     kept = False
     try:
-        with _marked_in_use(made):
-            store = FeatureStore(made, spec, notice=notice)
+        with _locked(path):
+            store = FeatureStore(path, spec, notice=notice)
             try:
                 yield store
             except KeyboardInterrupt:
                 if kept := len(store) > 0:
                     store.notice(
-                        f"the features of {len(store)} photographs are kept in {made}; "
-                        f"go on with --cache {made}, or delete it"
+                        f"the features of {len(store)} photographs are kept in {path}; "
+                        f"go on with --cache {path}, or delete it"
                     )
                 raise
     finally:
         if not kept:
-            shutil.rmtree(made, ignore_errors=True)
+            shutil.rmtree(path, ignore_errors=True)
 
 
 @contextlib.contextmanager
-def _marked_in_use(folder: Path) -> Iterator[None]:
+def _locked(folder: Path) -> Iterator[None]:
     """Keep a locked file in a folder.
 
-    The system undoes a process's locks however it ends: a mark without a lock says that nobody wants the folder.
+    The system releases the lock however the process ends: a lock file without a lock is of a process that has ended.
     """
-    mark = folder / _MARK
+    if sys.platform == "win32":
+        yield
+        return
+    import fcntl
+
+    path = folder / _LOCK_FILE
     with contextlib.ExitStack() as stack:
-        # Where files can't be locked there is no mark, and nobody but its process ever removes the folder.
-        with contextlib.suppress(OSError, AttributeError):
-            file = stack.enter_context(open(folder / f"{_MARK}.new", "wb"))
+        # If files cannot be locked, there is no lock file, and other processes never remove the folder.
+        with contextlib.suppress(OSError):
+            file = stack.enter_context(open(folder / f"{_LOCK_FILE}.new", "wb"))
             fcntl.flock(file, fcntl.LOCK_EX)
-            os.rename(file.name, mark)  # locked from the first moment that it's seen
+            os.rename(file.name, path)  # under this name it is locked from the beginning
         try:
             yield
         finally:
-            mark.unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
 
 
-def _remove_abandoned(place: Path) -> None:
-    """Remove temporary stores of one's own processes that were killed."""
-    if fcntl is None:
+def _remove_abandoned(parent: Path) -> None:
+    """Remove the temporary stores of this user's processes that were killed."""
+    if sys.platform == "win32":
         return
-    for mark in place.glob(f"{_PREFIX}*/{_MARK}"):
-        with contextlib.suppress(OSError), open(mark, "rb") as file:
+    import fcntl
+
+    for path in parent.glob(f"{_PREFIX}*/{_LOCK_FILE}"):
+        with contextlib.suppress(OSError), open(path, "rb") as file:
             if os.fstat(file.fileno()).st_uid == os.getuid():
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(mark.parent, ignore_errors=True)
+                shutil.rmtree(path.parent, ignore_errors=True)
 
 
 def check_space(folder: Path | str, needed: int) -> None:
-    """Make sure that a disk has room.
+    """Check that a disk has enough free space.
 
     Parameters
     ----------
     folder : path
-        On the disk in question; it needn't be there yet.
+        Folder on the disk in question; it need not exist.
     needed : int
-        Bytes.
+        Number of bytes.
 
     Raises
     ------
     OutputError
-        When fewer are free.
+        If fewer bytes are free.
     """
-    place = Path(folder).absolute()
-    place = next((parent for parent in (place, *place.parents) if parent.exists()), place)
+    path = Path(folder).absolute()
+    existing = next((parent for parent in (path, *path.parents) if parent.exists()), path)
     try:
-        free = shutil.disk_usage(place).free
+        free = shutil.disk_usage(existing).free
     except OSError as error:
         raise OutputError(
-            f"can't tell how much space is free in {folder}: {error.strerror}; choose another folder"
+            f"cannot determine the free space of {folder}: {error.strerror}; choose another folder"
         ) from None
     if needed > free:
         raise OutputError(
@@ -145,20 +157,25 @@ def check_space(folder: Path | str, needed: int) -> None:
 
 
 def estimate_bytes(photographs: Sequence[Source], vit: ViT, spec: FeatureSpec) -> int:
-    """Bytes that the features of photographs will take on disk, within a few per cent.
+    """Estimate the size of the features of photographs on disk, to within a few percent.
 
-    Of many photographs the headers of a thousand are read, evenly spread. What can't be read counts nothing.
+    Of many photographs the headers of a thousand are read, evenly spaced. Unreadable photographs count as 0.
 
     Parameters
     ----------
     photographs : sequence of Photograph, path, PIL image or array
     vit : ViT
     spec : FeatureSpec
+
+    Returns
+    -------
+    int
+        Number of bytes.
     """
-    step = max(1, len(photographs) // _ESTIMATED_FROM)
-    looked_at = photographs[::step]
-    total = sum(_bytes_of(photograph, vit, spec) for photograph in looked_at)
-    return int(total * len(photographs) / max(1, len(looked_at)))
+    step = max(1, len(photographs) // _HEADERS_READ)
+    sample = photographs[::step]
+    total = sum(_bytes_of(photograph, vit, spec) for photograph in sample)
+    return int(total * len(photographs) / max(1, len(sample)))
 
 
 def _bytes_of(photograph: Source, vit: ViT, spec: FeatureSpec) -> int:
@@ -175,8 +192,8 @@ def _bytes_of(photograph: Source, vit: ViT, spec: FeatureSpec) -> int:
         max_tokens=spec.max_tokens,
     )
     rows, columns = vit.grid(height, width, spec.stride)
-    width, item = vit.config.width, np.dtype(spec.precision).itemsize
-    facets = 1 if not spec.regions else 2 if spec.keys_are_last(vit) else 3
-    tokens = 5 if spec.regions else 1
-    # Attention stands beside the facets; some 150 bytes tell what it's all about.
-    return rows * columns * (facets * width * item + 4) + tokens * width * 4 + 150
+    dim, itemsize = vit.config.width, np.dtype(spec.precision).itemsize
+    n_facets = 1 if not spec.regions else 2 if spec.keys_are_last(vit) else 3
+    n_tokens = 5 if spec.regions else 1
+    per_patch = n_facets * dim * itemsize + 4  # 4: attention
+    return rows * columns * per_patch + n_tokens * dim * 4 + _METADATA_BYTES

@@ -1,1 +1,1 @@
-"""The method: foreground from clustered keys at three levels that are made to agree, and classes."""
+"""The method: foreground at three levels, their combination and cleaning, and classes of regions."""

@@ -1,4 +1,4 @@
-"""Combine the answers of the levels."""
+"""Combine the answers of the levels into one score per patch."""
 
 from __future__ import annotations
 
@@ -16,22 +16,30 @@ AnyConfig = TypeVar("AnyConfig", ImageLevelConfig, CollectionLevelConfig)
 
 
 def combine_levels(levels: Sequence[np.ndarray], consistency: str = "mean") -> np.ndarray:
-    """One score from several levels' answers.
+    """Combine the answers of several levels.
 
     Parameters
     ----------
     levels : sequence of (N,) float
-        Of the same patches: soft answers for "mean", hard ones for the others. All on one device.
+        Answers for the same N patches: soft ones for "mean", hard ones otherwise. All on one device.
     consistency : {"mean", "majority", "intersection"}
-        The mean of soft answers; or 1 where more than half, or all, of the hard answers are 1 (the literal reading of the paper).
+        The mean of the answers; or 1 where more than half, or all, of the answers are 1. With hard answers of two
+        clusters (:func:`two_cluster_variant`) the majority is the literal reading of arXiv 2311.18628.
 
     Returns
     -------
     (N,) float32
+        On the device of the levels.
+
+    Raises
+    ------
+    UsageError
+        If `consistency` is not one of these.
 
     Examples
     --------
-    >>> combine_levels([np.array([1.0, 1.0, 0.0]), np.array([1.0, 0.0, 0.0]), np.array([1.0, 1.0, 0.0])], "majority")
+    >>> levels = [np.array([1.0, 1.0, 0.0]), np.array([1.0, 0.0, 0.0]), np.array([1.0, 1.0, 0.0])]
+    >>> combine_levels(levels, "majority")
     array([1., 1., 0.], dtype=float32)
     """
     mean = kernels.array_module(levels[0]).stack(levels).mean(axis=0, dtype=np.float64)

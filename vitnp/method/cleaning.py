@@ -1,4 +1,4 @@
-"""The cleaning of patch scores: small islands of foreground are pushed below the threshold."""
+"""Clean patch scores: cap small islands of foreground below the threshold."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ class CleaningConfig:
     Attributes
     ----------
     relative, absolute : float
-        A component is small when it's smaller than this share of the largest one, or of the image. Lower `relative` for
-        photographs of many objects.
+        A component is small if it has less than this share of the patches of the largest component, or of the image.
+        Lower `relative` for photographs of many objects.
     cap : float
-        Score that patches of a small component keep at most: below a half, yet not nothing, so that refinement may disagree.
+        Highest score of patches in small components: below one half, but not 0, so that refinement may disagree.
     """
 
     relative: float = 0.2
@@ -29,16 +29,16 @@ class CleaningConfig:
 
 
 def clean(score: np.ndarray, config: CleaningConfig = CleaningConfig()) -> np.ndarray:
-    """Push small islands of foreground below the threshold.
+    """Cap the score of small islands of foreground.
 
-    8-connected components of score > 0.5 that are smaller than ``max(relative x the largest, absolute x the image)``
-    are capped, unless there is only one.
+    Islands are 8-connected components of score > 0.5. Those with fewer than max(relative * size of the largest
+    component, absolute * size of the image) patches are capped, unless there is only one component.
 
     Parameters
     ----------
     score : (rows, columns) float
-        Foreground score of each patch, 0..1.
-    constants : CleaningConfig
+        Foreground score of each patch, 0 to 1.
+    config : CleaningConfig
 
     Returns
     -------

@@ -1,8 +1,4 @@
-"""A fitted collection: what many photographs have taught, small enough to carry to new ones.
-
-Centroids and foreground shares of the data set and of each category, the categories' CLS centroids, and, where classes were found,
-prototypes of these; with the parameters that a new photograph's features must share.
-"""
+"""A fitted collection: the result of fitting many photographs, in a few MB, to be applied to new ones."""
 
 from __future__ import annotations
 
@@ -11,15 +7,18 @@ import functools
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
 from vitnp import kernels
+from vitnp.checkpoints.safetensors_io import read_safetensors, write_safetensors
 from vitnp.errors import CheckpointError, UsageError
 from vitnp.features.record import FeatureRecord
 from vitnp.io.stamp import canonical_json
 from vitnp.kernels.threads import blas
+from vitnp.method import collection_file
 from vitnp.method.cleaning import CleaningConfig
 from vitnp.method.collection_level import FittedLevel
 from vitnp.method.image_level import ImageLevelConfig
@@ -30,8 +29,19 @@ from vitnp.vit.model import ViT
 
 FORMAT = "vitnp collection 1"
 
-# What must be the same for features to be comparable, and how it's called on the command line.
+# Parameters that must be equal for features to be comparable, under their names in files.
 COMPARABLE = ("sha256", "facet", "layer", "stride", "size", "pos_embed", "mean", "std", "heads")
+
+# Further parameters that every file has.
+_REQUIRED = ("consistency", "max_tokens", "refine", "seed")
+
+# Words for parameters in messages, where they differ from the names in files.
+_IN_WORDS = {
+    "sha256": "checkpoint",
+    "pos_embed": "position convention",
+    "mean": "normalization",
+    "std": "normalization",
+}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -41,45 +51,53 @@ class Collection:
     Attributes
     ----------
     parameters : mapping
-        How the features were made and the levels fitted: see :data:`COMPARABLE`, and the constants.
+        How the features were made and the levels fitted: :data:`COMPARABLE` and the constants of the method.
     dataset : FittedLevel
+        Data set level.
     categories : tuple of FittedLevel
-        One for each category, C in all.
+        Category levels, C in all.
     centers : (C, D) float32
-        Unit mean CLS token of each category.
+        Mean CLS token of each category, normalized to unit length.
     prototypes : Prototypes, optional
-        Where classes were found.
+        Labeled regions, if classes were fitted.
+
+    Examples
+    --------
+    >>> collection = Collection.load("birds.safetensors")              # doctest: +SKIP
+    >>> vitnp.segment_image("crow.jpg", collection=collection).mask    # doctest: +SKIP
     """
 
-    parameters: Mapping[str, object]
+    parameters: Mapping[str, Any]
     dataset: FittedLevel
     categories: tuple[FittedLevel, ...]
     centers: np.ndarray
     prototypes: Prototypes | None = None
 
     def category_of(self, cls: np.ndarray) -> int:
-        """The category whose center is nearest to a photograph's CLS token (D,)."""
+        """Return the category whose center is nearest to the CLS token (D,) of a photograph."""
         with blas.one_blas_thread():
-            own = np.asarray(kernels.to_host(cls), np.float32)[None]
-            return int(kernels.for_array(own).kmeans_assign(own, self.centers)[0][0])
+            row = np.asarray(kernels.to_host(cls), np.float32)[None]
+            return int(kernels.for_array(row).kmeans_assign(row, self.centers)[0][0])
 
     def levels(
         self, keys: np.ndarray, image_level: tuple[np.ndarray, np.ndarray], category: int
-    ) -> tuple[np.ndarray, ...]:
-        """What image, data set and category each say of one photograph's patches; for :func:`vitnp.method.agreement.combine_levels`.
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return the answers of the image, data set and category levels for the patches of one photograph.
 
         Parameters
         ----------
         keys : (N, D) float
-            Unit rows.
-        image_level : ((N,) float, (N,) float)
+            Keys normalized to unit length.
+        image_level : ((N,) float32, (N,) float32)
             Soft and hard answer of :func:`vitnp.method.image_level.image_level`.
         category : int
+            Category of the photograph.
 
         Returns
         -------
-        tuple of (N,) float32
-            Soft answers where the levels agree by their mean, else hard ones.
+        image, dataset, category : (N,) float32
+            Soft answers if levels are combined by their mean, else hard ones; see
+            :func:`vitnp.method.agreement.combine_levels`.
         """
         soft, hard = image_level
         with blas.one_blas_thread():
@@ -89,12 +107,12 @@ class Collection:
 
     @property
     def consistency(self) -> str:
-        """How the levels agree, see :func:`vitnp.method.agreement.combine_levels`."""
+        """How levels are combined, see :func:`vitnp.method.agreement.combine_levels`."""
         return str(self.parameters["consistency"])
 
     @property
     def image_level(self) -> ImageLevelConfig:
-        """Constants of the image level that the others were fitted with."""
+        """Constants of the image level that the other levels were fitted with."""
         stored = dict(self.parameters["image_level"])
         return ImageLevelConfig(**{**stored, "clusters": tuple(stored["clusters"])})
 
@@ -105,23 +123,28 @@ class Collection:
 
     @property
     def rule(self) -> RegionRule:
-        """How masks are parted into regions."""
+        """Rule that divides masks into regions."""
         return RegionRule(**self.parameters["regions"])
 
     def labels(self, vit: ViT, features: FeatureRecord, mask: np.ndarray) -> np.ndarray:
-        """Classes of a photograph's pixels, by the votes of the training regions.
+        """Return the classes of the pixels of a photograph, by votes of the training regions.
 
         Parameters
         ----------
         vit : ViT
         features : FeatureRecord
-            With what regions need.
+            Features of the photograph, with the arrays that regions need.
         mask : (height, width) bool
 
         Returns
         -------
-        (height, width) uint8
-            0 for background, classes from 1.
+        (height, width) uint8, or uint16 if there are more than 255 classes
+            0 on the background, classes from 1.
+
+        Raises
+        ------
+        UsageError
+            If the collection has no classes, or the features lack these arrays.
         """
         if self.prototypes is None:
             raise UsageError("the collection has no classes; fit it with n_classes")
@@ -131,10 +154,10 @@ class Collection:
         classes, certainty = self.prototypes.vote(region_cls(patches))
         if self.rule.how == "split":
             seed = (int(self.parameters["seed"]), features.digest)
-            found = Regions(classes, certainty, certainty, patches.sum(axis=1))
+            whole = Regions(classes, certainty, certainty, patches.sum(axis=1))
             unit = kernels.to_host(features.unit)
-            found = split_by_class(found, patches, unit, features.grid, region_cls, self.prototypes, seed, self.rule)
-            regions, classes = split_pixels(regions, found, features.grid), found.classes
+            split = split_by_class(whole, patches, unit, features.grid, region_cls, self.prototypes, seed, self.rule)
+            regions, classes = split_pixels(regions, split, features.grid), split.classes
         return label_map(regions, classes)
 
     @functools.cached_property
@@ -143,113 +166,66 @@ class Collection:
         digest = hashlib.blake2b(canonical_json(self.parameters).encode(), digest_size=16)
         for name, array in sorted(self._arrays().items()):
             digest.update(f"{name} {array.dtype} {array.shape}".encode())
-            digest.update(np.ascontiguousarray(array))
+            digest.update(np.ascontiguousarray(array).data)
         return digest.hexdigest()
 
-    def mismatch(self, parameters: Mapping[str, object]) -> str | None:
-        """Why features made with these parameters can't be used with this collection: half a sentence, or None."""
+    def mismatch(self, parameters: Mapping[str, Any]) -> str | None:
+        """Return why features made with these parameters do not fit the collection: half a sentence, or None."""
         for name in COMPARABLE:
-            ours, theirs = (
-                json.loads(canonical_json(self.parameters[name])),
-                json.loads(canonical_json(parameters[name])),
-            )
-            if ours != theirs:
-                called = {
-                    "sha256": "checkpoint",
-                    "pos_embed": "position convention",
-                    "mean": "normalization",
-                    "std": "normalization",
-                }
-                if name == "sha256":
-                    ours, theirs = (str(p.get("model") or p["sha256"])[:64] for p in (self.parameters, parameters))
-                    if ours == theirs:
-                        theirs = "another file of that name"
-                return f"it was fitted with the {called.get(name, name)} {ours}, not {theirs}"
+            ours, theirs = (json.loads(canonical_json(each[name])) for each in (self.parameters, parameters))
+            if ours == theirs:
+                continue
+            if name == "sha256":
+                ours, theirs = (str(each.get("model") or each["sha256"])[:64] for each in (self.parameters, parameters))
+                if ours == theirs:
+                    theirs = "another file of that name"
+            return f"it was fitted with the {_IN_WORDS.get(name, name)} {ours}, not {theirs}"
         return None
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write one safetensors file of at most a few MB, whole or not at all.
+        """Write one safetensors file of a few MB at most, in full or not at all.
 
         Raises
         ------
         OutputError
-            When it can't be written.
+            If it cannot be written.
         """
-        from vitnp.checkpoints.safetensors_io import write_safetensors
-
         metadata = {"format": FORMAT, "parameters": canonical_json(self.parameters), "digest": self.digest}
         write_safetensors(path, self._arrays(), metadata)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Collection:
-        """Read what :meth:`save` wrote.
+        """Read a file that :meth:`save` wrote.
 
         Raises
         ------
         CheckpointError
-            When there is no such file, or it is no collection.
+            If there is no such file, it is no collection, or it is damaged.
         """
-        from vitnp.checkpoints.safetensors_io import read_safetensors
-
         arrays, metadata = read_safetensors(path)
         if metadata.get("format") != FORMAT:
-            raise CheckpointError(f"{path} is no fitted collection; make one with --fit-to, or check the name")
+            raise CheckpointError(
+                f"{path} is no fitted collection; make one with --save-collection, or check the file name"
+            )
         try:
-            parameters = json.loads(metadata["parameters"])
-            temperatures = parameters["temperatures"]
-            levels = [_level(arrays, "dataset", temperatures["dataset"])]
-            centers = np.array(arrays["centres"], np.float32)
-            levels += [_level(arrays, f"category.{index}", temperatures["category"]) for index in range(len(centers))]
-            for level in levels:
-                if not level.centroids or any(
-                    c.shape != (len(s), centers.shape[1]) for c, s in zip(level.centroids, level.shares)
-                ):
-                    raise ValueError("shapes that don't fit together")
-            prototypes = None
-            if "prototypes.cls" in arrays:
-                prototypes = Prototypes(
-                    np.array(arrays["prototypes.cls"]), np.array(arrays["prototypes.classes"], np.int64)
-                )
-                known = prototypes.classes
-                if (
-                    prototypes.cls.shape != (len(known), centers.shape[1])
-                    or not len(known)
-                    or known.min() < 0
-                    or known.max() >= 65_535
-                ):
-                    raise ValueError("prototypes that don't fit")
-            missing = [
-                name for name in (*COMPARABLE, "consistency", "max_tokens", "refine", "seed") if name not in parameters
-            ]
-            if missing:
-                raise KeyError(missing[0])
-            if parameters["consistency"] not in CONSISTENCIES:
-                raise ValueError(f"unknown consistency {parameters['consistency']!r}"[:80])
-            collection = cls(parameters, levels[0], tuple(levels[1:]), centers, prototypes)
-            collection.image_level, collection.cleaning, collection.rule  # noqa: B018  (reading them checks them)
-            if not all(np.isfinite(array).all() for array in arrays.values()):
-                raise ValueError("values that are not finite")
-            if collection.digest != metadata["digest"]:
-                raise ValueError("its checksum differs")
+            collection = cls._from_file(arrays, metadata)
         except (KeyError, ValueError, TypeError, IndexError, AttributeError, RecursionError, UsageError) as error:
             raise CheckpointError(f"{path} is damaged ({error}); fit the collection again") from None
         return collection
 
+    @classmethod
+    def _from_file(cls, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> Collection:
+        parameters = json.loads(metadata["parameters"])
+        for name in (*COMPARABLE, *_REQUIRED):
+            if name not in parameters:
+                raise KeyError(name)
+        if parameters["consistency"] not in CONSISTENCIES:
+            raise ValueError(f"unknown consistency {parameters['consistency']!r}"[:80])
+        collection = cls(parameters, *collection_file.from_arrays(arrays, parameters["temperatures"]))
+        collection.image_level, collection.cleaning, collection.rule  # noqa: B018  (raise if the constants do not fit)
+        if collection.digest != metadata["digest"]:
+            raise ValueError("its checksum differs")
+        return collection
+
     def _arrays(self) -> dict[str, np.ndarray]:
-        arrays = {"centres": self.centers}
-        for name, level in [
-            ("dataset", self.dataset),
-            *((f"category.{i}", level) for i, level in enumerate(self.categories)),
-        ]:
-            for index, (centroids, shares) in enumerate(zip(level.centroids, level.shares)):
-                arrays[f"{name}.{index}.centroids"], arrays[f"{name}.{index}.shares"] = centroids, shares
-        if self.prototypes is not None:
-            arrays["prototypes.cls"], arrays["prototypes.classes"] = self.prototypes.cls, self.prototypes.classes
-        return arrays
-
-
-def _level(arrays: Mapping[str, np.ndarray], name: str, temperature: float) -> FittedLevel:
-    indices = range(sum(key.startswith(f"{name}.") and key.endswith(".shares") for key in arrays))
-    centroids: Sequence[np.ndarray] = [np.array(arrays[f"{name}.{index}.centroids"], np.float32) for index in indices]
-    shares = [np.array(arrays[f"{name}.{index}.shares"], np.float32) for index in indices]
-    return FittedLevel(tuple(centroids), tuple(shares), float(temperature))
+        return collection_file.to_arrays(self.dataset, self.categories, self.centers, self.prototypes)

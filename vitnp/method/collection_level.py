@@ -1,4 +1,10 @@
-"""Clusters fitted to many images: the data set level and the category level."""
+"""The data set level and the category level: foreground from clusters of the patches of many images.
+
+Both levels of arXiv 2311.18628 are fitted in the same way, one to the patches of all images, the other to those of a
+category of similar images. In the paper the foreground cluster is the one that the masks of the image level cover. Here
+each cluster j has a share of foreground r_j, the mean of the image level's hard answer over its patches, and a patch
+belongs to the clusters in proportion to a softmax of its cosines.
+"""
 
 from __future__ import annotations
 
@@ -13,18 +19,18 @@ from vitnp.clustering.kmeans import KMeans, Mapper
 
 @dataclasses.dataclass(frozen=True)
 class CollectionLevelConfig:
-    """Constants of the data set's level, or of a category's.
+    """Constants of the data set level, or of the category level.
 
     Attributes
     ----------
     clusters : tuple of int
-        Numbers of clusters to try; the answers are averaged.
+        Numbers of clusters K to average over.
     starts, max_iterations, tolerance : int, int, float
-        Of k-means.
+        Settings of k-means, see :class:`vitnp.clustering.kmeans.KMeans`.
     temperature : float
-        Of the softmax over cosines by which a patch belongs to several clusters.
+        Temperature of the softmax of cosines.
     sample : int
-        Most patches to fit on; more change centroids in the third digit.
+        Maximum number of patches to fit on; more of them change only the third digit of centroids.
     """
 
     clusters: tuple[int, ...]
@@ -36,22 +42,23 @@ class CollectionLevelConfig:
 
 
 DATASET = CollectionLevelConfig(clusters=(2, 5), starts=3, max_iterations=30)
-# A category is more alike: fewer patches describe it, and three clusters are the least that part its objects from two grounds.
+# Images of a category are similar: fewer patches describe them, and three clusters are the minimum that separates their
+# objects from two kinds of background.
 CATEGORY = CollectionLevelConfig(clusters=(3, 5), starts=2, max_iterations=25, sample=20_000)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class FittedLevel:
-    """Clusters of many images' patches, and how much foreground each holds.
+    """Clusters of the patches of many images, and the share of foreground of each cluster.
 
     Attributes
     ----------
     centroids : tuple of (K, D) float32
-        One array for each number of clusters; unit rows.
+        Unit rows; one array for each number of clusters.
     shares : tuple of (K,) float32
-        r_j: mean of the image level's hard answer over the patches of each cluster, 0..1.
+        r_j, the mean of the image level's hard answer over the patches of a cluster, 0 to 1.
     temperature : float
-        Of the softmax over cosines.
+        Temperature of the softmax of cosines.
     """
 
     centroids: tuple[np.ndarray, ...]
@@ -59,91 +66,108 @@ class FittedLevel:
     temperature: float
 
     def soft_foreground(self, keys: np.ndarray) -> np.ndarray:
-        """Soft foreground of patches: mean over K of sum_j softmax(cosine / temperature)_j r_j.
+        """Return the soft foreground of patches: mean over K of sum_j softmax(cosine / temperature)_j * r_j.
 
         Parameters
         ----------
         keys : (N, D) float
-            Unit rows.
+            Keys normalized to unit length.
 
         Returns
         -------
         (N,) float32
+            On the device of the keys.
         """
         k, device = kernels.for_array(keys), kernels.device_of(keys)
-        found = kernels.array_module(keys).zeros(len(keys), np.float32)
+        total = kernels.array_module(keys).zeros(len(keys), np.float32)
         for level in zip(self.centroids, self.shares):
             centroids, shares = (kernels.to_device(part, device) for part in level)
-            found += k.softmax(keys @ centroids.T / np.float32(self.temperature)) @ shares
-        return found / np.float32(len(self.centroids))
+            total += k.softmax(keys @ centroids.T / np.float32(self.temperature)) @ shares
+        return total / np.float32(len(self.centroids))
 
     def hard_foreground(self, keys: np.ndarray) -> np.ndarray:
-        """Patches of the one cluster that holds most foreground, at the first K: (N,) float32 of 0 and 1."""
+        """Return 1 for patches of the cluster with the largest share of foreground at the first K, and 0 for others.
+
+        Parameters
+        ----------
+        keys : (N, D) float
+            Keys normalized to unit length.
+
+        Returns
+        -------
+        (N,) float32
+            On the device of the keys.
+        """
         centroids = kernels.to_device(self.centroids[0], kernels.device_of(keys))
         labels, _ = kernels.for_array(keys).kmeans_assign(keys, centroids)
         return (labels == int(self.shares[0].argmax())).astype(np.float32)
 
 
 def fit_level(
-    keys: Any, hard: np.ndarray, seed: tuple[int, ...], config: CollectionLevelConfig, *, mapper: Mapper | None = None,
-    n_threads: int | None = None, device: str = "cpu",
-) -> FittedLevel:  # fmt: skip
-    """Cluster patches of many images, and measure how much foreground each cluster holds.
-
-    The soft form of "the foreground cluster is the one that the image-level masks cover".
+    keys: Any,
+    hard: np.ndarray,
+    seed: tuple[int, ...],
+    config: CollectionLevelConfig,
+    *,
+    mapper: Mapper | None = None,
+    n_threads: int | None = None,
+    device: str = "cpu",
+) -> FittedLevel:
+    """Cluster the patches of many images and measure the share of foreground of each cluster.
 
     Parameters
     ----------
     keys : (M, D) array, or blocks of rows
-        Keys of patches, of any length; what :meth:`vitnp.clustering.kmeans.KMeans.fit` takes.
+        Keys of patches, of any length; see :meth:`vitnp.clustering.kmeans.KMeans.fit`.
     hard : (M,) float
-        The image level's hard answer for the same patches.
+        Hard answer of the image level for the same patches.
     seed : tuple of int
-        Seeds k-means.
-    constants : CollectionLevelConfig
+        Seed of k-means.
+    config : CollectionLevelConfig
     mapper : callable, optional
-        Who does the passes over the keys, see :meth:`vitnp.clustering.kmeans.KMeans.fit`.
+        Runs the passes over the keys, see :meth:`vitnp.clustering.kmeans.KMeans.fit`.
     n_threads : int, optional
-        Chunks of keys worked on at the same time.
+        Number of chunks of keys that are processed at the same time.
     device : {"cpu", "cuda"}
-        Where to cluster.
+        Device of k-means.
 
     Returns
     -------
     FittedLevel
-        With no more clusters than patches.
+        With at most as many clusters as patches.
 
     Examples
     --------
     >>> keys = np.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]], np.float32)
-    >>> level = fit_level(keys, np.array([1.0, 0.5, 0.0]), (0,), CollectionLevelConfig(clusters=(2,), starts=1, max_iterations=5))
+    >>> config = CollectionLevelConfig(clusters=(2,), starts=1, max_iterations=5)
+    >>> level = fit_level(keys, np.array([1.0, 0.5, 0.0]), (0,), config)
     >>> sorted(level.shares[0].tolist())
     [0.0, 0.75]
     """
     centroids, shares = [], []
-    for clusters in config.clusters:
-        clusters = min(clusters, len(hard))
-        found = KMeans(
-            clusters,
+    for n_clusters in config.clusters:
+        n_clusters = min(n_clusters, len(hard))
+        kmeans = KMeans(
+            n_clusters,
             n_init=config.starts,
             max_iter=config.max_iterations,
             tol=config.tolerance,
-            seed=(*seed, clusters),
+            seed=(*seed, n_clusters),
             n_threads=n_threads,
             device=device,
         ).fit(keys, mapper=mapper)
-        covered = np.bincount(found.labels_, weights=hard, minlength=clusters)
-        centroids.append(found.cluster_centers_)
-        shares.append((covered / np.maximum(found.counts_, 1)).astype(np.float32))
+        foreground = np.bincount(kmeans.labels_, weights=hard, minlength=n_clusters)
+        centroids.append(kmeans.cluster_centers_)
+        shares.append((foreground / np.maximum(kmeans.counts_, 1)).astype(np.float32))
     return FittedLevel(tuple(centroids), tuple(shares), config.temperature)
 
 
-def default_categories(images: int) -> int:
-    """How many categories a collection is parted into: one for 20 images, 1 to 20.
+def default_categories(n_images: int) -> int:
+    """Return the default number of categories of a collection: one per 20 images, between 1 and 20.
 
     Examples
     --------
     >>> default_categories(160), default_categories(5), default_categories(10_000)
     (8, 1, 20)
     """
-    return min(max(round(images / 20), 1), 20)
+    return min(max(round(n_images / 20), 1), 20)

@@ -6,22 +6,23 @@ import math
 
 import numpy as np
 
-# On photographs with one object nine in ten have a spread above this; without any object it is far smaller.
+# Nine in ten photographs with one object have a larger spread; photographs without an object have a far smaller one.
 SPREAD_OF_AN_OBJECT = 0.25
 
 
 def confidence(soft: np.ndarray, keys: np.ndarray) -> float:
-    """How sure one may be that the image holds an object at all, 0..1.
+    """Return how certain it is that an image shows an object at all, 0 to 1.
 
-    The contrast of the image level, mean of |2 I - 1|, times min(1, spread / 0.25), the spread being 1 - |mean unit key|:
-    pictures of nothing have patches that are all alike, or clusters that blend into each other.
+    This is contrast * min(1, spread / 0.25). The contrast of the image level is the mean of |2 * soft - 1|; the spread
+    of the keys is 1 minus the length of their mean. In images without an object all patches are similar, or the
+    clusters overlap.
 
     Parameters
     ----------
     soft : (N,) float
-        Soft answer of :func:`image_level`.
+        Soft answer of :func:`vitnp.method.image_level.image_level`.
     keys : (N, D) float
-        Unit rows.
+        Keys normalized to unit length.
 
     Returns
     -------

@@ -1,4 +1,8 @@
-"""Decide which clusters of an image are foreground."""
+"""The foreground rule: which clusters of an image show objects.
+
+To try another rule, change :func:`foreground_clusters`: no other code knows how the decision is made. Constants of a
+rule belong into :class:`vitnp.method.image_level.ImageLevelConfig`, as `threshold` does.
+"""
 
 from __future__ import annotations
 
@@ -8,45 +12,64 @@ from vitnp import kernels
 from vitnp.clustering.spherical import Clustering
 
 
-def foreground_clusters(found: Clustering, attention: np.ndarray, border: np.ndarray, threshold: float) -> np.ndarray:
-    """Which clusters are foreground: those that CLS attends to and that keep away from the border.
+def foreground_clusters(
+    clusters: Clustering, attention: np.ndarray, border: np.ndarray, threshold: float
+) -> np.ndarray:
+    """Return the foreground clusters: those that CLS attends to and that keep away from the image border.
 
-    The score of a cluster is log(a + 1e-3) - log(b + 0.1), with a = mean attention of its patches over the image's mean,
-    b = share of its patches on the border over the image's share. Without any cluster above the threshold the best one is
-    taken; when all are above it, all but the worst. Empty clusters are never foreground.
+    The score of a cluster is log(a + 0.001) - log(b + 0.1), where
+
+    - a is the mean attention of its patches, divided by that of the image;
+    - b is the share of its patches on the border, divided by that of the image.
+
+    A cluster is foreground if its score exceeds the threshold. If none does, the cluster with the highest score is
+    foreground; if all do, the one with the lowest score is background. Empty clusters are background.
 
     Parameters
     ----------
-    found : Clustering
-        Of the image's N patches into K clusters.
+    clusters : Clustering
+        The N patches of an image in K clusters.
     attention : (N,) float
+        CLS attention, on the device of the cluster labels.
     border : (N,) bool
+        See :func:`border_patches`; on the same device.
     threshold : float
 
     Returns
     -------
     (K,) bool
+        In host memory.
     """
-    clusters = len(found.counts)
-    occupied = np.flatnonzero(found.counts)
-    size = found.counts[occupied]
-    # The sums run in float64 whatever the attention's type. A flat zero attention favors nobody.
-    attended = _sums(attention, found.labels, clusters)[occupied] / size
-    a = attended / max(float(attention.mean(dtype=np.float64)), np.finfo(np.float64).tiny)
-    b = _sums(border, found.labels, clusters)[occupied] / size / float(border.mean())
+    n_clusters = len(clusters.counts)
+    occupied = np.flatnonzero(clusters.counts)
+    size = clusters.counts[occupied]
+    # Sums are float64 whatever the type of the attention. Attention of zero everywhere favors no cluster.
+    mean_attention = _sum_by_cluster(attention, clusters.labels, n_clusters)[occupied] / size
+    a = mean_attention / max(float(attention.mean(dtype=np.float64)), np.finfo(np.float64).tiny)
+    b = _sum_by_cluster(border, clusters.labels, n_clusters)[occupied] / size / float(border.mean())
     score = np.log(a + 1e-3) - np.log(b + 0.1)
     above = score > threshold
     if not above.any():
         above[score.argmax()] = True
     elif above.all() and len(occupied) > 1:
         above[score.argmin()] = False
-    foreground = np.zeros(clusters, bool)
+    foreground = np.zeros(n_clusters, bool)
     foreground[occupied[above]] = True
     return foreground
 
 
 def border_patches(grid: tuple[int, int]) -> np.ndarray:
-    """Patches that touch the image's border: (N,) bool, row by row.
+    """Return which patches touch the image border.
+
+    Parameters
+    ----------
+    grid : (int, int)
+        Rows and columns of patches; N is their product.
+
+    Returns
+    -------
+    (N,) bool
+        In row-major order.
 
     Examples
     --------
@@ -58,11 +81,11 @@ def border_patches(grid: tuple[int, int]) -> np.ndarray:
     return border.ravel()
 
 
-def _sums(values: np.ndarray, labels: np.ndarray, clusters: int) -> np.ndarray:
-    """Each cluster's sum of values, (K,) float64, in the host's memory."""
+def _sum_by_cluster(values: np.ndarray, labels: np.ndarray, n_clusters: int) -> np.ndarray:
+    """Return the sum of the values of each cluster, (K,) float64 in host memory."""
     if kernels.device_of(values) == "cpu":
-        return np.bincount(labels, weights=values, minlength=clusters)
-    # A GPU's bincount adds in the order in which threads come by.
+        return np.bincount(labels, weights=values, minlength=n_clusters)
+    # bincount of a GPU adds in no fixed order, so its last bits change from run to run.
     xp = kernels.array_module(values)
-    own = labels == xp.arange(clusters, dtype=labels.dtype)[:, None]
-    return kernels.to_host(xp.where(own, values, 0).sum(axis=1, dtype=np.float64))
+    members = labels == xp.arange(n_clusters, dtype=labels.dtype)[:, None]  # (K, N)
+    return kernels.to_host(xp.where(members, values, 0).sum(axis=1, dtype=np.float64))

@@ -1,9 +1,19 @@
-"""Foreground from clustered keys, at three levels that are made to agree.
+"""The image level: foreground of one image from its own patches.
 
-The levels follow arXiv 2311.18628: keys of patches are clustered by cosine within one image, within a category of similar
-images, and within the whole data set; at the latter two the foreground is what the image level's masks cover. What the paper
-leaves open (the numbers of clusters, the rule that tells foreground, how the levels agree) is decided here, each constant a
-named parameter.
+The method has three levels, after "A Lightweight Clustering Framework for Unsupervised Semantic Segmentation"
+(arXiv 2311.18628). Each clusters the keys of patches by cosine: within one image (this module), within a category of
+similar images, and within the whole data set (both in :mod:`vitnp.method.collection_level`).
+
+One image is segmented in four steps, for several numbers of clusters K:
+
+1. Cluster its patches by spherical k-means (:mod:`vitnp.clustering.spherical`).
+2. Decide which clusters are foreground, from the CLS attention and the image border (:mod:`vitnp.method.foreground`).
+3. Compute the margin of each patch: its cosine to the nearest foreground centroid minus that to the nearest background
+   centroid. The soft answer is sigmoid(margin / temperature); the hard answer is 1 in foreground clusters, else 0.
+4. Average the answers over K.
+
+The paper leaves open the numbers of clusters, the foreground rule and the soft answer. These are choices of vitnp, with
+each constant in :class:`ImageLevelConfig`.
 """
 
 from __future__ import annotations
@@ -25,15 +35,17 @@ class ImageLevelConfig:
     Attributes
     ----------
     clusters : tuple of int
-        Numbers of clusters to try; the answers are averaged, because no single number suits every picture.
+        Numbers of clusters K to average over, because no single number suits every image.
     starts, max_iterations : int
-        Of k-means. An image has a few hundred patches; more changes nothing.
+        Number of k-means starts and of iterations per start. An image has a few hundred patches; higher numbers change
+        nothing.
     threshold : float
-        A cluster is foreground when its score (see :func:`foreground_clusters`) is above this.
+        Score above which a cluster is foreground, see :func:`vitnp.method.foreground.foreground_clusters`.
     temperature : float
-        Of the sigmoid that turns a margin between cosines into a soft answer.
+        Temperature of the sigmoid that turns a margin between cosines into a soft answer.
     attention_percentile : float
-        CLS attention is clipped here: single corner and register-like patches draw up to 22 times the mean.
+        Percentile at which the CLS attention is clipped: single patches, in corners for instance, get up to 22 times
+        the mean.
     """
 
     clusters: tuple[int, ...] = (2, 3, 4, 6)
@@ -51,65 +63,78 @@ def image_level(
     seed: tuple[int, ...],
     config: ImageLevelConfig = ImageLevelConfig(),
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Soft and hard foreground of one image from its own patches.
-
-    For every K the keys are clustered, clusters are told foreground from background, and each patch gets
-    sigmoid(margin / temperature), the margin being its cosine to the best foreground centroid minus that to the best
-    background centroid.
+    """Compute the soft and the hard foreground of an image from its own patches.
 
     Parameters
     ----------
     keys : (N, D) float
-        Unit rows, row by row of the grid. Where they live is where all is computed.
+        Keys of the patches in row-major order of the grid, normalized to unit length. Everything is computed on their
+        device.
     attention : (N,) float
-        CLS attention of the patches, mean over heads; there or in the host's memory.
+        CLS attention of the patches, mean over heads; on the device of the keys or in host memory.
     grid : (int, int)
         Rows and columns of patches; N is their product.
     seed : tuple of int
-        Seeds k-means.
-    constants : ImageLevelConfig
+        Seed of k-means.
+    config : ImageLevelConfig
 
     Returns
     -------
     soft : (N,) float32
-        Mean over K of the soft answers, 0..1.
+        Mean over K of sigmoid(margin / temperature), 0 to 1.
     hard : (N,) float32
-        Mean over K of the hard answers, each 0 or 1.
+        Mean over K of 1 for patches of foreground clusters and 0 for others.
 
     Examples
     --------
     >>> keys = np.repeat([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]], 3, axis=0)
-    >>> soft, hard = image_level(keys, np.repeat([1.0, 4.0, 1.0], 3), (3, 3), seed=(0,), config=ImageLevelConfig(clusters=(2,)))
+    >>> attention = np.repeat([1.0, 4.0, 1.0], 3)
+    >>> soft, hard = image_level(keys, attention, (3, 3), seed=(0,), config=ImageLevelConfig(clusters=(2,)))
     >>> hard.reshape(3, 3)[1]
     array([1., 1., 1.], dtype=float32)
     """
-    patches, xp, device = len(keys), kernels.array_module(keys), kernels.device_of(keys)
+    n_patches, xp, device = len(keys), kernels.array_module(keys), kernels.device_of(keys)
     attention = kernels.to_device(attention, device)
     attention = xp.minimum(attention, xp.percentile(attention, config.attention_percentile))
     border = kernels.to_device(border_patches(grid), device)
-    soft, hard = xp.zeros(patches), xp.zeros(patches)
-    # An image with fewer patches than clusters has no use for that many; one patch alone stands out from nothing.
-    tried = [clusters for clusters in config.clusters if clusters < patches]
+
+    soft, hard = xp.zeros(n_patches), xp.zeros(n_patches)
+    # A very small image may have fewer patches than clusters.
+    numbers = [n_clusters for n_clusters in config.clusters if n_clusters < n_patches]
     with blas.one_blas_thread():
-        for clusters in tried:
-            rng = np.random.default_rng((*seed, clusters))
-            found = spherical_kmeans(keys, clusters, rng, starts=config.starts, max_iterations=config.max_iterations)
-            foreground = foreground_clusters(found, attention, border, config.threshold)
-            hard += kernels.to_device(foreground, device)[found.labels]
-            soft += _sigmoid(_margin(keys, found.centroids, foreground) / config.temperature)
-    share = 1 / max(len(tried), 1)
-    return (soft * share).astype(np.float32), (hard * share).astype(np.float32)
+        for n_clusters in numbers:
+            rng = np.random.default_rng((*seed, n_clusters))
+            clusters = spherical_kmeans(
+                keys, n_clusters, rng, starts=config.starts, max_iterations=config.max_iterations
+            )
+            foreground = foreground_clusters(clusters, attention, border, config.threshold)  # (K,) bool
+            hard += kernels.to_device(foreground, device)[clusters.labels]
+            soft += _sigmoid(_margin(keys, clusters.centroids, foreground) / config.temperature)
+    weight = 1 / max(len(numbers), 1)
+    return (soft * weight).astype(np.float32), (hard * weight).astype(np.float32)
 
 
 def _margin(keys: np.ndarray, centroids: np.ndarray, foreground: np.ndarray) -> np.ndarray:
-    """Cosine to the best foreground centroid minus cosine to the best background centroid, (N,) float64."""
+    """Return the cosine to the nearest foreground centroid minus that to the nearest background centroid.
+
+    Parameters
+    ----------
+    keys : (N, D) float
+    centroids : (K, D) float
+    foreground : (K,) bool
+        At least one is true.
+
+    Returns
+    -------
+    (N,) float64
+    """
     device = kernels.device_of(keys)
-    cosine = (keys @ kernels.to_device(centroids, device).T).astype(np.float64)
+    cosine = (keys @ kernels.to_device(centroids, device).T).astype(np.float64)  # (N, K)
     if foreground.all():
         return cosine.max(axis=1)
-    # Numbers of columns: a GPU would have to count what is true before it knew the result's shape.
-    chosen, others = (kernels.to_device(np.flatnonzero(part), device) for part in (foreground, ~foreground))
-    return cosine[:, chosen].max(axis=1) - cosine[:, others].max(axis=1)
+    # Column numbers instead of boolean masks: the shape of a result then needs no synchronization with a GPU.
+    inside, outside = (kernels.to_device(np.flatnonzero(part), device) for part in (foreground, ~foreground))
+    return cosine[:, inside].max(axis=1) - cosine[:, outside].max(axis=1)
 
 
 def _sigmoid(x: np.ndarray) -> np.ndarray:

@@ -55,7 +55,7 @@ def run_parameters(vit: ViT, settings: Settings, collection: Collection | None =
         reason = collection.mismatch(parameters)
         if reason:
             raise UsageError(
-                f"the collection doesn't fit: {reason}; use the options it was fitted with, or fit another"
+                f"the collection does not fit: {reason}; use the options it was fitted with, or fit another"
             )
         parameters["collection"] = collection.digest
     return parameters

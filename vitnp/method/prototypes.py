@@ -11,29 +11,30 @@ from vitnp import kernels
 from vitnp.kernels.threads import blas
 from vitnp.method.regions import RegionRule, Regions, bisect_region, patch_cells
 
-# Regions that vote on a new one's class; and how many of each class are kept for it.
+# Number of training regions that vote on the class of a new one, and maximum number kept for this of each class.
 VOTERS = 10
 KEPT_PER_CLASS = 50
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Prototypes:
-    """What is kept of the classes to recognize them in new photographs.
+    """Labeled regions by which classes are recognized in new photographs.
 
     Attributes
     ----------
     cls : (S, D) float16
-        Unit CLS tokens of training regions, at most :data:`KEPT_PER_CLASS` of a class.
+        CLS tokens of training regions, normalized to unit length; at most :data:`KEPT_PER_CLASS` per class.
     classes : (S,) int64
-        The class of each, from 0.
+        Class of each region, from 0.
     """
 
     cls: np.ndarray
     classes: np.ndarray
 
     def vote(self, cls: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Class of new regions by the :data:`VOTERS` most similar training regions; ties go to the more similar ones, then to
-        the lower class.
+        """Return the classes of new regions by vote of the most similar training regions, :data:`VOTERS` at most.
+
+        Of classes with equal votes the one with the higher sum of cosines wins, then the lower class.
 
         Parameters
         ----------
@@ -44,7 +45,7 @@ class Prototypes:
         -------
         classes : (G,) int64
         certainty : (G,) float64
-            Share of the votes that the class got.
+            Share of the votes for the class, 0 to 1.
 
         Examples
         --------
@@ -53,9 +54,8 @@ class Prototypes:
         array([5])
         """
         with blas.one_blas_thread():
-            cosine = (
-                kernels.for_device().normalize_rows(np.asarray(cls, np.float32)) @ self.cls.astype(np.float32).T
-            )  # (G, S)
+            unit = kernels.for_device().normalize_rows(np.asarray(cls, np.float32))
+            cosine = unit @ self.cls.astype(np.float32).T  # (G, S)
         voters = min(VOTERS, len(self.classes), max(1, np.bincount(self.classes).max()))
         nearest = np.argsort(-cosine, axis=1, kind="stable")[:, :voters]
         count = int(self.classes.max()) + 1
@@ -63,19 +63,20 @@ class Prototypes:
         for row, members in enumerate(nearest):
             np.add.at(votes[row], self.classes[members], 1)
             np.add.at(similar[row], self.classes[members], cosine[row, members])
-        # A vote counts one; the cosines, below one voter in all, only part what is equal.
+        # A vote counts 1, and the cosines of a region add up to less than 1 / 2: they decide between equal votes only.
         classes = (votes + similar / (2 * voters + 2)).argmax(axis=1)
         return classes, np.take_along_axis(votes, classes[:, None], axis=1)[:, 0] / voters
 
 
 def fit_prototypes(cls: np.ndarray, classes: np.ndarray, seed: int) -> Prototypes:
-    """A seeded sample of at most :data:`KEPT_PER_CLASS` regions of each class.
+    """Draw at most :data:`KEPT_PER_CLASS` regions of each class.
 
     Parameters
     ----------
     cls : (G, D) float
-        CLS tokens of all regions.
+        CLS tokens of all regions, of any length.
     classes : (G,) int
+        Class of each region, from 0.
     seed : int
 
     Returns
@@ -84,75 +85,77 @@ def fit_prototypes(cls: np.ndarray, classes: np.ndarray, seed: int) -> Prototype
     """
     unit = kernels.for_device().normalize_rows(np.asarray(cls, np.float32))
     rng = np.random.default_rng((seed, 9))
-    kept = []
+    drawn = [np.empty(0, np.int64)]
     for label in np.unique(classes):
         members = np.flatnonzero(classes == label)
-        kept.append(np.sort(rng.choice(members, min(len(members), KEPT_PER_CLASS), replace=False)))
-    kept = np.concatenate(kept) if kept else np.empty(0, np.int64)
+        drawn.append(np.sort(rng.choice(members, min(len(members), KEPT_PER_CLASS), replace=False)))
+    kept = np.concatenate(drawn)
     return Prototypes(unit[kept].astype(np.float16), np.asarray(classes)[kept].astype(np.int64))
 
 
 def split_by_class(
-    found: Regions,
+    whole: Regions,
     patches: np.ndarray,
     keys: np.ndarray,
     grid: tuple[int, int],
     region_cls: Callable[[np.ndarray], np.ndarray],
-    known: Prototypes,
+    prototypes: Prototypes,
     seed: tuple[int, ...],
     rule: RegionRule,
 ) -> Regions:
-    """Part the regions whose two halves are clearly of two classes.
+    """Split the regions whose two halves clearly belong to two classes.
 
     Parameters
     ----------
-    found : Regions
-        With a class each.
+    whole : Regions
+        Regions before the split, with their classes.
     patches : (G, N) bool
-        Of each region.
+        Patches of each region.
     keys : (N, D) float
-        Unit rows.
+        Keys normalized to unit length.
     grid : (int, int)
+        Rows and columns of patches; N is their product.
     region_cls : callable
-        CLS tokens (G, D) of regions (G, N) bool.
-    known : Prototypes
+        Returns the CLS tokens (G, D) of regions (G, N) bool.
+    prototypes : Prototypes
         Vote on the halves.
     seed : tuple of int
+        Seed of k-means.
     rule : RegionRule
 
     Returns
     -------
     Regions
-        Both halves of a region that was split have their own class.
+        The halves of a region that was split have a class each; the first keeps the number of the region.
     """
     parents, second_halves, splits = [], [], []
-    labels, sizes = found.classes.copy(), found.sizes.copy()
-    for region in range(len(found.classes)):
+    classes, sizes = whole.classes.copy(), whole.sizes.copy()
+    for region in range(len(whole.classes)):
         halves = bisect_region(keys, patches[region], grid, (*seed, region), rule)
         if halves is None:
             continue
-        voted, certainty = known.vote(region_cls(halves))
+        voted, certainty = prototypes.vote(region_cls(halves))
         if voted[0] == voted[1] or certainty.min() < rule.certainty:
             continue
         parents.append(region)
-        labels[region], sizes[region] = voted[0], halves[0].sum()
+        classes[region], sizes[region] = voted[0], halves[0].sum()
         second_halves.append((voted[1], halves[1].sum()))
         splits.append((region + 1, np.packbits(_nearer_to_second(halves, grid))))
     if not splits:
-        return found
+        return whole
     added = np.array(second_halves, np.int64)  # (splits, 2)
-    order = [*range(len(found.classes)), *parents]
+    order = [*range(len(whole.classes)), *parents]
     return Regions(
-        np.append(labels, added[:, 0]),
-        found.scores[order],
-        found.typical[order],
+        np.append(classes, added[:, 0]),
+        whole.scores[order],
+        whole.typical[order],
         np.append(sizes, added[:, 1]),
         tuple(splits),
     )
 
 
 def _nearer_to_second(halves: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
-    """Patches that are in the second of two halves (2, N), or outside both and nearer to it: (N,) bool."""
+    """Return the patches in the second of two halves (2, N), or in neither and nearer to the second: (N,) bool."""
     from scipy import ndimage
 
     nearest = ndimage.distance_transform_edt(
@@ -161,49 +164,51 @@ def _nearer_to_second(halves: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
     return halves[1].reshape(grid)[tuple(nearest)].ravel()
 
 
-def split_pixels(regions: np.ndarray, found: Regions, grid: tuple[int, int]) -> np.ndarray:
-    """The same splits on pixels, each of which goes with the nearest patch of either half.
+def split_pixels(regions: np.ndarray, split: Regions, grid: tuple[int, int]) -> np.ndarray:
+    """Apply the splits of regions to pixels; each pixel joins the half with the nearest patch.
 
     Parameters
     ----------
     regions : (height, width) uint16
-        From :func:`label_regions`.
-    found : Regions
+        Regions before the split, see :func:`vitnp.method.regions.label_regions`.
+    split : Regions
+        Result of :func:`split_by_class`.
     grid : (int, int)
+        Rows and columns of patches.
 
     Returns
     -------
     (height, width) uint16
-        Numbered as the regions found.
+        Regions from 1, numbered as in `split`.
     """
-    if not found.splits:
+    if not split.splits:
         return regions
     regions, (rows, columns) = regions.copy(), patch_cells(regions.shape, grid)
-    first = len(found.classes) - len(found.splits) + 1
-    for number, (region, bits) in enumerate(found.splits, first):
+    first = len(split.classes) - len(split.splits) + 1
+    for number, (region, bits) in enumerate(split.splits, first):
         second = np.unpackbits(bits, count=grid[0] * grid[1]).view(bool).reshape(grid)
         regions[(regions == region) & second[rows[:, None], columns]] = number
     return regions
 
 
-def label_map(regions: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Classes of pixels: 0 on the background, else the region's class plus 1.
+def label_map(regions: np.ndarray, classes: np.ndarray) -> np.ndarray:
+    """Return the classes of pixels: 0 on the background, elsewhere the class of the region plus 1.
 
     Parameters
     ----------
     regions : (height, width) uint16
         Regions from 1 to G.
-    labels : (G,) int
-        Classes from 0 on.
+    classes : (G,) int
+        Class of each region, from 0.
 
     Returns
     -------
-    (height, width) uint8, or uint16 when there are more than 255 classes
+    (height, width) uint8, or uint16 if there are more than 255 classes
 
     Examples
     --------
     >>> label_map(np.array([[0, 1, 2]], np.uint16), np.array([4, 0]))
     array([[0, 5, 1]], dtype=uint8)
     """
-    numbers = np.concatenate([[0], np.asarray(labels) + 1])
+    numbers = np.concatenate([[0], np.asarray(classes) + 1])
     return numbers.astype(np.uint8 if numbers.max() <= 255 else np.uint16)[regions]

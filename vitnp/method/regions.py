@@ -1,8 +1,9 @@
-"""Classes without labels: regions of the foreground, and groups of regions whose CLS tokens are alike.
+"""Regions of a mask, and the patches that each of them covers.
 
-A region's CLS token is the last block run for the CLS row alone, its attention restricted to CLS and the region's patches
-(:meth:`vitnp.vit.model.ViT.region_cls`). The tokens of a collection are clustered spectrally; a new region joins the class that most of
-its nearest relatives belong to.
+A region gets a CLS token of its own: the last block computed for the CLS row alone, with attention restricted to CLS
+and the patches of the region (:meth:`vitnp.vit.model.ViT.region_cls`). The tokens of all regions of a collection are
+clustered spectrally into classes; a new region gets the class of the training regions nearest to it
+(:mod:`vitnp.method.prototypes`).
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterator
 
 import numpy as np
 
@@ -18,28 +18,31 @@ from vitnp import kernels, options
 from vitnp.clustering.spherical import spherical_kmeans
 from vitnp.kernels.threads import blas
 
-# Masks of more pixels than this are parted at a whole fraction of their size: on a hundred megapixels the tables of components
-# and distances would take gigabytes, and parts a few pixels away from each other are hardly two objects there.
+# Masks with more pixels are divided at an integer fraction of their size: for a hundred megapixels the tables of
+# components and distances would take gigabytes, and components a few pixels apart are hardly two objects at that size.
 PARTED_PIXELS = 4_000_000
+
+# Limit of the regions of one photograph, whose numbers are stored as uint16.
+MAX_REGIONS = 65_535
 
 
 @dataclasses.dataclass(frozen=True)
 class RegionRule:
-    """Constants of how a mask is parted into regions.
+    """Rule that divides a mask into regions.
 
     Attributes
     ----------
     how : {"image", "components", "split"}
-        The whole mask is one region; or each connected component is one; or components that turn out to hold two classes side
-        by side are parted between them.
+        One region is the whole mask ("image"), or a connected component ("components"); with "split" a component that
+        holds two classes side by side is divided between them.
     smallest : float
-        A component of less than this share of the mask belongs to the nearest larger one.
+        Share of the mask below which a component joins the nearest larger one.
     position : float
-        Weight of a patch's place (0..1 along the long side) beside its unit key when a component is tried for two halves.
+        Weight of a patch's position (0 to 1 along the long side) relative to its key when a component is bisected.
     half : float
-        Least share of a component's patches in each half.
+        Minimum share of a component's patches in each half.
     certainty : float
-        Least share of the votes that each half's class must have for the split to stand.
+        Minimum share of the votes that the class of each half needs for a split.
     """
 
     how: str = "image"
@@ -54,21 +57,21 @@ class RegionRule:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Regions:
-    """The regions of one photograph's mask, and their classes.
+    """The regions of the mask of one photograph, and their classes.
 
     Attributes
     ----------
     classes : (G,) int64
-        From 0.
+        Class of each region, from 0.
     scores : (G,) float32
-        The photograph's confidence times the mean score of the region's patches, 0..1.
+        Confidence of the photograph times the mean score of the region's patches, 0 to 1.
     typical : (G,) float32
         Cosine of the region's CLS token to the mean of its class.
     sizes : (G,) int64
-        Patches.
+        Number of patches.
     splits : tuple of (int, (ceil(N / 8),) uint8)
-        Regions (from 1) that were parted, in the order in which that was done; a new region, numbered after all others, took the
-        patches whose bits are set.
+        Regions (from 1) that were split, in this order. Each split adds a region with the next higher number, which
+        gets the patches whose bits are set.
     """
 
     classes: np.ndarray
@@ -79,7 +82,7 @@ class Regions:
 
 
 def label_regions(mask: np.ndarray, rule: RegionRule = RegionRule()) -> np.ndarray:
-    """Number the regions of a mask, before any of them is split.
+    """Label the regions of a mask by numbers, before any of them is split.
 
     Parameters
     ----------
@@ -89,7 +92,7 @@ def label_regions(mask: np.ndarray, rule: RegionRule = RegionRule()) -> np.ndarr
     Returns
     -------
     (height, width) uint16
-        0 on the background, regions from 1 on, the largest first.
+        0 on the background, regions from 1, the largest first.
 
     Examples
     --------
@@ -101,46 +104,67 @@ def label_regions(mask: np.ndarray, rule: RegionRule = RegionRule()) -> np.ndarr
         return mask.astype(np.uint16)
     step = 1 + math.isqrt(max(mask.size - 1, 0) // PARTED_PIXELS)
     if step > 1:
-        small = np.logical_or.reduceat(mask, np.arange(0, mask.shape[0], step), axis=0)
-        small = np.logical_or.reduceat(small, np.arange(0, mask.shape[1], step), axis=1)
-        found = (
-            label_regions(small, rule).repeat(step, axis=0)[: mask.shape[0]].repeat(step, axis=1)[:, : mask.shape[1]]
-        )
-        return found * mask
+        return _label_downscaled(mask, rule, step)
     from scipy import ndimage
 
-    parts, count = ndimage.label(mask, structure=np.ones((3, 3)))
+    components, count = ndimage.label(mask, structure=np.ones((3, 3)))
     if count < 2:
-        return parts.astype(np.uint16)
-    sizes = np.bincount(parts.ravel(), minlength=count + 1)
+        return components.astype(np.uint16)
+    sizes = np.bincount(components.ravel(), minlength=count + 1)
     sizes[0] = 0
     large = np.flatnonzero(sizes >= max(1, rule.smallest * sizes.sum()))
     if not len(large):
-        large = sizes.argmax(keepdims=True)
-    large = large[np.lexsort((large, -sizes[large]))][:65_535]
+        large = np.array([sizes.argmax()])
+    large = large[np.lexsort((large, -sizes[large]))][:MAX_REGIONS]
     numbers = np.zeros(count + 1, np.uint16)
     numbers[large] = np.arange(1, len(large) + 1)
-    found = numbers[parts]
-    specks = np.flatnonzero(mask & (found == 0))
-    if len(specks):
-        distance, (rows, columns) = ndimage.distance_transform_edt(found == 0, return_indices=True)
-        # The pixel of a speck that is nearest to a large component decides for the whole of it.
-        specks = specks[np.argsort(distance.ravel()[specks], kind="stable")]
-        _, first, member = np.unique(parts.ravel()[specks], return_index=True, return_inverse=True)
-        nearest = specks[first]
-        found.ravel()[specks] = found[rows.ravel()[nearest], columns.ravel()[nearest]][member]
-    return found
+    return _assign_small(components, numbers[components])
+
+
+def _label_downscaled(mask: np.ndarray, rule: RegionRule, step: int) -> np.ndarray:
+    """Label the regions of a mask at 1 / step of its size."""
+    small = np.logical_or.reduceat(mask, np.arange(0, mask.shape[0], step), axis=0)
+    small = np.logical_or.reduceat(small, np.arange(0, mask.shape[1], step), axis=1)
+    enlarged = label_regions(small, rule).repeat(step, axis=0)[: mask.shape[0]].repeat(step, axis=1)
+    return enlarged[:, : mask.shape[1]] * mask
+
+
+def _assign_small(components: np.ndarray, regions: np.ndarray) -> np.ndarray:
+    """Let components that belong to no region join the nearest region.
+
+    Parameters
+    ----------
+    components : (height, width) int
+        Connected components from 1.
+    regions : (height, width) uint16
+        Numbers of the large ones; 0 elsewhere. Changed in place.
+
+    Returns
+    -------
+    (height, width) uint16
+    """
+    from scipy import ndimage
+
+    pixels = np.flatnonzero((components > 0) & (regions == 0))
+    if len(pixels):
+        distance, (rows, columns) = ndimage.distance_transform_edt(regions == 0, return_indices=True)
+        # The pixel of a component that is nearest to a region decides for the whole component.
+        pixels = pixels[np.argsort(distance.ravel()[pixels], kind="stable")]
+        _, first, member = np.unique(components.ravel()[pixels], return_index=True, return_inverse=True)
+        nearest = pixels[first]
+        regions.ravel()[pixels] = regions[rows.ravel()[nearest], columns.ravel()[nearest]][member]
+    return regions
 
 
 def region_patches(regions: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
-    """The patches that each region covers by half or more; the one it covers most where there is none.
+    """Return the patches that each region covers by half or more; if there is none, the one that it covers most.
 
     Parameters
     ----------
     regions : (height, width) uint16
         Regions from 1 to G.
     grid : (int, int)
-        Rows and columns of patches, N in all.
+        Rows and columns of patches; N is their product.
 
     Returns
     -------
@@ -153,56 +177,71 @@ def region_patches(regions: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
     """
     count = int(regions.max(initial=0))
     rows, columns = patch_cells(regions.shape, grid)
-    inside = np.zeros((count + 1, *grid), np.int64)
-    # One row of patches at a time: tables as large as the picture would be far larger than the picture.
+    pixels = np.zeros((count + 1, *grid), np.int64)
+    # One row of patches at a time: for all of them the temporary arrays would be far larger than the image.
     for row, (top, bottom) in enumerate(itertools.pairwise(np.searchsorted(rows, np.arange(grid[0] + 1)))):
-        under = regions[top:bottom].astype(np.int64) * grid[1] + columns
-        inside[:, row] = np.bincount(under.ravel(), minlength=(count + 1) * grid[1]).reshape(count + 1, grid[1])
-    inside = inside.reshape(count + 1, -1)
-    cover = inside[1:] / np.maximum(inside.sum(axis=0), 1)
-    covered = cover >= 0.5
+        cells = regions[top:bottom].astype(np.int64) * grid[1] + columns
+        pixels[:, row] = np.bincount(cells.ravel(), minlength=(count + 1) * grid[1]).reshape(count + 1, grid[1])
+    by_region = pixels.reshape(count + 1, -1)
+    share = by_region[1:] / np.maximum(by_region.sum(axis=0), 1)
+    covered = share >= 0.5
     for region in np.flatnonzero(~covered.any(axis=1)):
-        covered[region, cover[region].argmax()] = True
+        covered[region, share[region].argmax()] = True
     return covered
 
 
-def patch_cells(size: tuple[int, int], grid: tuple[int, int]) -> Iterator[np.ndarray]:
-    """The patches' row over each row of pixels, and column over each column; on pictures smaller than the grid that at the
-    pixel's center.
+def patch_cells(size: tuple[int, ...], grid: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the row of patches at each row of pixels, and the column of patches at each column of pixels.
+
+    Parameters
+    ----------
+    size : (int, int)
+        Height and width in pixels. On images smaller than the grid the patch at the center of the pixel counts.
+    grid : (int, int)
+        Rows and columns of patches.
+
+    Returns
+    -------
+    rows : (height,) int64
+    columns : (width,) int64
     """
-    return (((np.arange(side) + 0.5) * n / side).astype(np.int64) for side, n in zip(size, grid))
+    rows, columns = (((np.arange(side) + 0.5) * n / side).astype(np.int64) for side, n in zip(size, grid))
+    return rows, columns
 
 
 def bisect_region(
     keys: np.ndarray, patches: np.ndarray, grid: tuple[int, int], seed: tuple[int, ...], rule: RegionRule
 ) -> np.ndarray | None:
-    """Part a region in two by its patches' keys and places.
+    """Divide a region in two by the keys and positions of its patches.
 
     Parameters
     ----------
     keys : (N, D) float
-        Unit rows.
+        Keys normalized to unit length.
     patches : (N,) bool
-        The region.
+        Patches of the region.
     grid : (int, int)
+        Rows and columns of patches; N is their product.
     seed : tuple of int
+        Seed of k-means.
     rule : RegionRule
 
     Returns
     -------
     (2, N) bool, or None
-        None when one half would be too small to be an object of its own.
+        None if one half would be too small to be an object of its own.
     """
     members = np.flatnonzero(patches)
     if len(members) < 2 or len(members) * rule.half < 1:
         return None
-    place = np.stack(np.divmod(members, grid[1]), axis=1) / max(grid)
-    joint = np.concatenate([keys[members], rule.position * (place - place.mean(axis=0))], axis=1).astype(np.float32)
+    position = np.stack(np.divmod(members, grid[1]), axis=1) / max(grid)
+    centered = rule.position * (position - position.mean(axis=0))
+    joint = np.concatenate([keys[members], centered], axis=1).astype(np.float32)
     with blas.one_blas_thread():
         unit = kernels.for_device().normalize_rows(joint)
-        found = spherical_kmeans(unit, 2, np.random.default_rng(seed), starts=3)
-    if found.counts.min() < rule.half * len(members):
+        clusters = spherical_kmeans(unit, 2, np.random.default_rng(seed), starts=3)
+    if clusters.counts.min() < rule.half * len(members):
         return None
     halves = np.zeros((2, patches.size), bool)
-    halves[found.labels, members] = True
+    halves[clusters.labels, members] = True
     return halves

@@ -1,0 +1,78 @@
+"""Names of feature stores and their spec files: stores written by earlier versions are found and read."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from vitnp.features.record import FeatureRecord
+from vitnp.features.shards import write_shard
+from vitnp.features.spec import FeatureSpec
+from vitnp.features.store import FeatureStore
+from vitnp.features.stream import extract_to_store
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ({}, "83f2c3694b368716f20da6c41fe514c6"),
+        ({"regions": False}, "34eaad07e361acd3eebabdecf7cbaee3"),
+        (
+            {"facet": "token", "layer": 3, "stride": 8, "short_side": 96, "precision": "float32"},
+            "3f08754796aeed4c01b0262cced231e3",
+        ),
+    ],
+)
+def test_folders_of_the_built_in_network_keep_their_names(builtin, options, name):
+    assert FeatureSpec.of(builtin, **options).name == name
+
+
+def test_spec_file_has_the_fields_of_earlier_versions(builtin, tmp_path):
+    spec = FeatureSpec.of(builtin)
+    FeatureStore(tmp_path, spec).make_writable()
+    stored = json.loads((tmp_path / "83f2c3694b368716f20da6c41fe514c6" / "identity.json").read_text())
+    assert stored == {
+        "sha256": builtin.sha256, "facet": "key", "layer": 5, "stride": 16, "size": 320, "precision": "float16",
+        "arithmetic": "fp32", "pos_embed": "exact", "mean": [0.5] * 3, "std": [0.5] * 3, "heads": 3, "eps": 1e-6,
+        "max_tokens": 4096, "regions": True, "version": 1,
+    }  # fmt: skip
+    assert FeatureSpec.from_stored(stored) == spec
+
+
+def test_fields_that_are_no_spec_are_refused(builtin):
+    stored = FeatureSpec.of(builtin).as_stored()
+    for wrong in ({**stored, "color": "red"}, {name: value for name, value in stored.items() if name != "size"}):
+        with pytest.raises(TypeError):
+            FeatureSpec.from_stored(wrong)
+
+
+def test_every_field_changes_the_name(builtin):
+    spec = FeatureSpec.of(builtin)
+    changed = {
+        "sha256": "0" * 64, "facet": "token", "layer": 0, "stride": 8, "short_side": 96, "precision": "float32",
+        "numerics": "bf16", "pos_embed": "offset", "mean": (0.4,) * 3, "std": (0.4,) * 3, "heads": 6, "eps": 1e-5,
+        "max_tokens": 100, "regions": False, "version": 2,
+    }  # fmt: skip
+    assert changed.keys() == {field.name for field in dataclasses.fields(spec)}
+    names = {dataclasses.replace(spec, **{field: value}).name for field, value in changed.items()}
+    assert len(names | {spec.name}) == len(changed) + 1
+
+
+def test_shards_have_the_bytes_of_earlier_versions(tmp_path):
+    """The name of a shard is the checksum of its bytes."""
+
+    def record(photograph: str, grid: tuple[int, int], first: int) -> FeatureRecord:
+        patches = grid[0] * grid[1]
+        arrays = {
+            "keys": np.arange(first, first + patches * 8).reshape(patches, 8).astype(np.float16),
+            "attention": (np.arange(patches) / 8).astype(np.float32),
+            "cls": np.arange(8).astype(np.float32),
+        }
+        pixels, size = (grid[0] * 16, grid[1] * 16), (grid[0] * 20, grid[1] * 20)
+        return FeatureRecord(photograph, grid, pixels, size, digest=first + 5, capped=False, arrays=arrays.copy)
+
+    path = write_shard(tmp_path, [record("b" * 32, (2, 3), 1), record("a" * 32, (3, 2), 2)])
+    assert path.name == "43d2cdaa45dbbf0d04b21c5f489a30bb.safetensors"

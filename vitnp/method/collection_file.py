@@ -1,0 +1,72 @@
+"""The arrays of a fitted collection as they are stored in its safetensors file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from vitnp.method.collection_level import FittedLevel
+from vitnp.method.prototypes import Prototypes
+
+# Labels are stored as uint16, 0 is the background.
+_MAX_CLASSES = 65_535
+
+
+def to_arrays(
+    dataset: FittedLevel, categories: Sequence[FittedLevel], centers: np.ndarray, prototypes: Prototypes | None
+) -> dict[str, np.ndarray]:
+    """Return the arrays of a collection under the names that files use."""
+    arrays = {"centres": centers}
+    names = ["dataset", *(f"category.{index}" for index in range(len(categories)))]
+    for name, level in zip(names, (dataset, *categories)):
+        for index, (centroids, shares) in enumerate(zip(level.centroids, level.shares)):
+            arrays[f"{name}.{index}.centroids"], arrays[f"{name}.{index}.shares"] = centroids, shares
+    if prototypes is not None:
+        arrays["prototypes.cls"], arrays["prototypes.classes"] = prototypes.cls, prototypes.classes
+    return arrays
+
+
+def from_arrays(
+    arrays: Mapping[str, np.ndarray], temperatures: Mapping[str, float]
+) -> tuple[FittedLevel, tuple[FittedLevel, ...], np.ndarray, Prototypes | None]:
+    """Return the data set level, category levels, centers and prototypes that :func:`to_arrays` was given.
+
+    Parameters
+    ----------
+    arrays : mapping of str to array
+    temperatures : mapping of str to float
+        Temperatures of the "dataset" and the "category" levels.
+
+    Raises
+    ------
+    KeyError, ValueError
+        If an array is missing, or shapes or values do not fit.
+    """
+    centers = np.array(arrays["centres"], np.float32)
+    dataset = _level(arrays, "dataset", temperatures["dataset"], centers.shape[1])
+    categories = tuple(
+        _level(arrays, f"category.{index}", temperatures["category"], centers.shape[1]) for index in range(len(centers))
+    )
+    prototypes = _prototypes(arrays, centers.shape[1]) if "prototypes.cls" in arrays else None
+    if not all(np.isfinite(array).all() for array in arrays.values()):
+        raise ValueError("an array contains NaN or infinity")
+    return dataset, categories, centers, prototypes
+
+
+def _level(arrays: Mapping[str, np.ndarray], name: str, temperature: float, width: int) -> FittedLevel:
+    indices = range(sum(key.startswith(f"{name}.") and key.endswith(".shares") for key in arrays))
+    centroids = tuple(np.array(arrays[f"{name}.{index}.centroids"], np.float32) for index in indices)
+    shares = tuple(np.array(arrays[f"{name}.{index}.shares"], np.float32) for index in indices)
+    if not centroids or any(one.shape != (len(share), width) for one, share in zip(centroids, shares)):
+        raise ValueError(f"the shapes of the {name} level do not fit together")
+    return FittedLevel(centroids, shares, float(temperature))
+
+
+def _prototypes(arrays: Mapping[str, np.ndarray], width: int) -> Prototypes:
+    cls, classes = np.array(arrays["prototypes.cls"]), np.array(arrays["prototypes.classes"], np.int64)
+    if cls.shape != (len(classes), width) or not len(classes):
+        raise ValueError("the shapes of the prototypes do not fit together")
+    if classes.min() < 0 or classes.max() >= _MAX_CLASSES:
+        raise ValueError(f"the classes of the prototypes must be from 0 to {_MAX_CLASSES - 1}")
+    return Prototypes(cls, classes)
