@@ -18,7 +18,7 @@ from vitnp.export import run_record
 from vitnp.export.coco import CocoWriter, class_names
 from vitnp.export.contact_sheet import COLUMNS, write_contact_sheet
 from vitnp.export.gallery import GalleryWriter
-from vitnp.export.per_image import Facts, Outcome
+from vitnp.export.per_image import MAX_LABELS, Facts, Outcome
 from vitnp.io import decode, find, headers, label_png, stamp, write
 from vitnp.io.resample import downscale
 from vitnp.kernels.stopwatch import Stopwatch
@@ -78,8 +78,10 @@ class CollectionRun:
     finished: bool = dataclasses.field(default=False, init=False)
 
     def __post_init__(self) -> None:
-        if (self.segmenter.n_classes or 0) > 255:
-            raise UsageError(f"files of labels can't hold {self.segmenter.n_classes} classes; choose 1 to 255")
+        if (self.segmenter.n_classes or 0) > MAX_LABELS:
+            raise UsageError(
+                f"n_classes must be at most {MAX_LABELS} where label images are written, got {self.segmenter.n_classes}"
+            )
         self._facts: dict[int, Facts] = {}
         self._errors: dict[int, VitnpError] = {}
         self._capped: set[int] = set()
