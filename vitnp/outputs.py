@@ -31,7 +31,7 @@ class OutputWriter(NamedTuple):
         What follows the photograph's name.
     write : callable
         ``write(path, result, stamp)``; the stamp goes into the file, see :mod:`vitnp.io.stamp`. A format without room
-        for text is stamped by :func:`vitnp.io.stamp.write_sidecar`.
+        for text is stamped by :func:`vitnp.io.write.write_sidecar`.
     """
 
     suffix: str

@@ -1,8 +1,9 @@
-"""The gallery page, read as a browser would: what it shows, that it is whole, and that nothing in it can do harm."""
+"""The gallery page, parsed as by a browser: content, completeness, and no injection through names."""
 
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 import html.parser
 import io
@@ -14,6 +15,7 @@ from PIL import Image
 
 from vitnp.errors import OutputError
 from vitnp.export.gallery import GalleryWriter
+from vitnp.export.photograph_record import PhotographRecord, RegionRecord
 from vitnp.masks.palette import bright_colors
 
 VOID = {"meta", "img", "input", "path"}
@@ -76,10 +78,16 @@ def labels(*discs, shape=(120, 160)):
     return result
 
 
+def record(name, rgb, labels, confidence):
+    """A photograph with one region per class, whose numbers are those of the classes."""
+    regions = tuple(RegionRecord(number, 1.0, 1.0, 0) for number in range(1, int(labels.max()) + 1))
+    return PhotographRecord(name, confidence, regions, lambda: labels, lambda: rgb)
+
+
 def write(path, photographs, classes=("class 1", "class 2", "class 3"), **options):
     with GalleryWriter(path, classes, **options) as gallery:
         for photograph in photographs:
-            gallery.add(*photograph)
+            gallery.add(record(*photograph))
     return Page(path)
 
 
@@ -239,20 +247,29 @@ def test_odd_pictures_fit_in(path, shape):
     ],
 )
 def test_large_collections_show_an_even_choice(path, total, limit, expected):
-    count = total or 5
-    wanted = []
+    count, loaded = total or 5, []
+
+    def load_thumbnail(number):
+        loaded.append(number)
+        return picture()
+
     with GalleryWriter(path, ["object"], total=total, limit=limit) as gallery:
         for number in range(count):
-            wanted.append(gallery.wants_next)
-            if number % 2 and not gallery.wants_next:
-                gallery.skip()
-            else:
-                gallery.add(f"{number}.jpg", picture(), labels(), 0.5)
+            thumbnail = functools.partial(load_thumbnail, number)
+            gallery.add(PhotographRecord(f"{number}.jpg", 0.5, (), labels, thumbnail))
     page = Page(path)
     assert [int(page.all("span", card, class_="name")[0]["text"][:-4]) for card in page.cards()] == expected
-    assert [number for number, want in enumerate(wanted) if want] == expected
+    assert loaded == expected
     chosen = "" if len(expected) == count else f", chosen from {count}"
     assert page.all("span", id="count")[0]["text"] == f"{len(expected)} photographs{chosen}"
+
+
+def test_a_photograph_that_is_gone_has_no_card(path):
+    with GalleryWriter(path, ["object"]) as gallery:
+        gallery.add(PhotographRecord("gone.jpg", 0.5, (), labels, lambda: None))
+        gallery.add(record("there.jpg", picture(), labels(), 0.5))
+    page = Page(path)
+    assert [page.all("span", card, class_="name")[0]["text"] for card in page.cards()] == ["there.jpg"]
 
 
 def test_one_photograph_is_singular(path):
@@ -274,8 +291,8 @@ def test_same_content_same_bytes(path):
 
 
 def test_unknown_classes_are_refused(path):
-    with GalleryWriter(path, ["object"]) as gallery, pytest.raises(ValueError, match="class 2"):
-        gallery.add("a.jpg", picture(), labels((2, 60, 80, 40)), 0.5)
+    with GalleryWriter(path, ["object"]) as gallery, pytest.raises(ValueError, match="from 1 to 1, got 2"):
+        gallery.add(record("a.jpg", picture(), labels((2, 60, 80, 40)), 0.5))
     assert Page(path).cards() == []
 
 
@@ -283,7 +300,7 @@ def test_unknown_classes_are_refused(path):
 def test_an_unfinished_run_leaves_what_was_there(path, error):
     path.write_text("before")
     with pytest.raises(error), GalleryWriter(path, ["object"]) as gallery:
-        gallery.add("a.jpg", picture(), labels(), 0.5)
+        gallery.add(record("a.jpg", picture(), labels(), 0.5))
         raise error
     assert path.read_text() == "before" and list(path.parent.iterdir()) == [path]
 
