@@ -1,4 +1,4 @@
-"""The outputs of one photograph, in one table: what each is called and how it is written.
+"""The outputs of a photograph, in one table: file names, and the functions that write them.
 
 To add one, add its name to ``OUTPUTS`` in :mod:`vitnp.options` and a row to :data:`WRITERS`.
 """
@@ -23,15 +23,15 @@ Stamp = Mapping[str, str]
 
 
 class OutputWriter(NamedTuple):
-    """How an output is called and written.
+    """Row of the table of a photograph's outputs.
 
     Attributes
     ----------
     suffix : str
-        What follows the photograph's name.
+        End of the file name, after the photograph's name.
     write : callable
-        ``write(path, result, stamp)``; the stamp goes into the file, see :mod:`vitnp.io.stamp`. A format without room
-        for text is stamped by :func:`vitnp.io.write.write_sidecar`.
+        ``write(path, result, stamp)``; the stamp goes into the file, see :mod:`vitnp.io.stamp`. A format that cannot
+        hold text is stamped by :func:`vitnp.io.write.write_sidecar`.
     """
 
     suffix: str
@@ -48,6 +48,12 @@ def _write_npz_with_keys(path: Path, result: Segmentation, stamp: Stamp) -> None
     write.write_npz(path, arrays, {**result.parameters, "confidence": result.confidence, **stamp})
 
 
+def _write_labels(path: Path, result: Segmentation, stamp: Stamp) -> None:
+    if result.labels is None:
+        raise UsageError("labels can be written only with a collection that has classes; this result has none")
+    write_labels(path, result.labels, stamp)
+
+
 WRITERS: dict[str, OutputWriter] = {
     "mask": OutputWriter("_mask.png", lambda path, result, stamp: write.write_png(path, result.mask, stamp)),
     "overlay": OutputWriter(
@@ -62,13 +68,13 @@ WRITERS: dict[str, OutputWriter] = {
     "score": OutputWriter("_score.npy", lambda path, result, stamp: write.write_npy(path, result.score, stamp)),
     "keys": OutputWriter("_keys.npy", lambda path, result, stamp: write.write_npy(path, result.keys, stamp)),
     "npz": OutputWriter(".npz", _write_npz),
-    # Written besides those that were asked for when there are classes.
-    "labels": OutputWriter("_labels.png", lambda path, result, stamp: write_labels(path, result.labels, stamp)),
+    # Written in addition to the outputs that are asked for, if there are classes.
+    "labels": OutputWriter("_labels.png", _write_labels),
 }
 
 
 def output_paths(stem: str | os.PathLike[str], which: Iterable[str], *, labels: bool = False) -> dict[str, Path]:
-    """Return the names of a photograph's output files.
+    """Return the paths of a photograph's outputs, by kind.
 
     Parameters
     ----------
@@ -82,7 +88,7 @@ def output_paths(stem: str | os.PathLike[str], which: Iterable[str], *, labels: 
     Raises
     ------
     UsageError
-        If there is no output of a name.
+        If a name is not that of an output.
 
     Examples
     --------
@@ -104,7 +110,7 @@ def write_outputs(result: Segmentation, stem: str | os.PathLike[str], which: Ite
     write.make_folder(Path(stem).parent)
     stamp = result.stamp
     for name, path in paths.items():
-        # One file holds the keys too if both are asked for.
+        # If both are asked for, the npz file holds the keys too.
         writer = _write_npz_with_keys if name == "npz" and "keys" in which else WRITERS[name].write
         writer(path, result, stamp)
     return paths

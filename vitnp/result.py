@@ -28,7 +28,7 @@ _MIN_BOX_SHARE = 1e-3
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Segmentation:
-    """What vitnp found in a photograph. Results can be pickled, and in a notebook one shows its overlay.
+    """The segmentation of a photograph. It can be pickled, and a notebook shows it as an overlay.
 
     Attributes
     ----------
@@ -141,7 +141,7 @@ class Segmentation:
         Raises
         ------
         UsageError
-            If there is no output of a name.
+            If a name is not that of an output.
         OutputError
             If a file cannot be written; no incomplete file is left behind.
 

@@ -20,7 +20,8 @@ from vitnp.export.collection_outputs import (
     outputs_of,
     refuse_foreign,
 )
-from vitnp.export.per_image import MAX_LABELS, Facts, Outcome
+from vitnp.export.outcome import Facts, Outcome
+from vitnp.export.per_image import MAX_LABELS
 from vitnp.export.photograph_record import fitted_record
 from vitnp.export.rerun import EarlierRun, RerunKeys, photographs_hash
 from vitnp.export.run_record import run_record

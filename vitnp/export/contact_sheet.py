@@ -136,7 +136,7 @@ def _downscale_mask(mask: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def contact_sheet(rows: Iterable[Row], *, title: str = "") -> Image.Image:
-    """Draw a contact sheet.
+    r"""Draw a contact sheet.
 
     Each picture is cropped to a square around its object and outlined in the color of the class
     (:func:`vitnp.masks.palette.bright_colors`). The size of the sheet is bounded for any number of classes.
@@ -154,7 +154,7 @@ def contact_sheet(rows: Iterable[Row], *, title: str = "") -> Image.Image:
     Examples
     --------
     >>> gray, mask = np.full((60, 80, 3), 128, np.uint8), np.ones((60, 80), bool)
-    >>> contact_sheet([Row(1, "class 1\\n1 photograph", [(gray, mask)])]).size
+    >>> contact_sheet([Row(1, "class 1\n1 photograph", [(gray, mask)])]).size
     (347, 212)
     """
     from PIL import Image, ImageDraw

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from vitnp.errors import CheckpointError, ImageError
 from vitnp.export.collection_outputs import outputs_of
-from vitnp.export.per_image import Outcome
+from vitnp.export.outcome import Outcome
 from vitnp.io import decode, headers, stamp
 from vitnp.io.find import Photograph
 from vitnp.kernels.threads import pool

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
 from vitnp import kernels, options
@@ -114,7 +114,7 @@ def group_by_shape(
     *,
     weight: Callable[[Item], int] = lambda item: 1,
     room: int | None = None,
-) -> Iterator[list[Item]]:
+) -> Generator[list[Item], None, None]:
     """Group items of one shape, in the order in which they arrive.
 
     Parameters
@@ -193,7 +193,7 @@ def through_network(
     n_threads: int = 1,
     weight: Callable[[JobT], int] = lambda job: 1,
     room: int | None = None,
-) -> Iterator[JobT]:
+) -> Generator[JobT, None, None]:
     """Take jobs through the network in batches of one input size, in the order in which they are done.
 
     Parameters
