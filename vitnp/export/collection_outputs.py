@@ -94,7 +94,15 @@ def outputs_of(*, has_classes: bool) -> list[CollectionOutput]:
     return [output for output in COLLECTION_OUTPUTS if has_classes or not output.needs_classes]
 
 
-def refuse_foreign(folder: Path) -> None:
+def remove_stale_outputs(folder: Path, *, has_classes: bool) -> None:
+    """Remove the outputs of an earlier run with classes from a folder if this run has none."""
+    current = outputs_of(has_classes=has_classes)
+    for output in COLLECTION_OUTPUTS:
+        if output not in current:
+            (folder / output.name).unlink(missing_ok=True)
+
+
+def refuse_foreign_outputs(folder: Path) -> None:
     """Check that a folder holds no file of another program under the name of an output of a collection.
 
     Raises

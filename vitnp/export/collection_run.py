@@ -13,12 +13,12 @@ import numpy as np
 
 from vitnp.errors import ImageError, OutputError, UsageError, VitnpError
 from vitnp.export.collection_outputs import (
-    COLLECTION_OUTPUTS,
     RUN_RECORD,
     CollectionInfo,
     check_collection_file,
     outputs_of,
-    refuse_foreign,
+    refuse_foreign_outputs,
+    remove_stale_outputs,
 )
 from vitnp.export.outcome import Facts, Outcome
 from vitnp.export.per_image import MAX_LABELS
@@ -138,7 +138,7 @@ class CollectionRun:
             self.segmenter.save(self.save_collection)
         self.finished = True
         if self.out is not None:
-            self._remove_outputs_of_classes(self.out)
+            remove_stale_outputs(self.out, has_classes=self.segmenter.n_classes is not None)
             clock.lap("files")
             write.write_json(self.out / RUN_RECORD, self._record({**self.segmenter.seconds, **clock.seconds}))
 
@@ -158,7 +158,7 @@ class CollectionRun:
         if self.out is not None:
             write.make_folder(self.out)
             if not self.overwrite:
-                refuse_foreign(self.out)
+                refuse_foreign_outputs(self.out)
         if self.save_collection is not None:
             check_collection_file(self.save_collection, overwrite=self.overwrite)
 
@@ -273,13 +273,6 @@ class CollectionRun:
             )
             for output in outputs_of(has_classes=info.has_classes):
                 yield output.create(self.out / output.name, info)
-
-    def _remove_outputs_of_classes(self, folder: Path) -> None:
-        """Without classes, remove the outputs of an earlier run that had some."""
-        current = outputs_of(has_classes=self.segmenter.n_classes is not None)
-        for output in COLLECTION_OUTPUTS:
-            if output not in current:
-                (folder / output.name).unlink(missing_ok=True)
 
     @property
     def _collection(self) -> Collection:
