@@ -37,7 +37,7 @@ def golden_mask(name):
     return CASES["make_mask"](*CASES["CASES"][name])
 
 
-# Independent definitions, character by character and pixel by pixel.
+# --- Independent definitions, character by character and pixel by pixel -----------------------------------------------
 
 
 def naive_decode(counts, shape):
@@ -117,7 +117,7 @@ def test_run_lengths_wherever_the_object_lies(mask, above, below, before, behind
 
 
 def test_long_runs_of_large_masks():
-    # Naive loops would take minutes; run lengths that are known do as well.
+    # Naive loops would take minutes; so known run lengths are compared instead.
     mask = np.zeros((5000, 8000), bool)
     mask[10:-10, 4000] = True
     mask[:, 7999] = True
@@ -177,7 +177,7 @@ def test_smooth_rings_follow_the_outline():
     assert smooth_rings(grid("#")) == [] and smooth_rings(grid(".")) == []
 
 
-# The file.
+# --- The file --------------------------------------------------------------------------------------------------------
 
 
 def photograph(name, shape, regions=()):
@@ -233,7 +233,7 @@ def test_file_holds_images_categories_and_regions(tmp_path, as_polygons):
             assert np.array_equal(naive_decode(outline["counts"], mask.shape), mask)
 
 
-def test_empty_collection_is_a_sound_file(tmp_path):
+def test_empty_collection_is_a_valid_file(tmp_path):
     with CocoWriter(tmp_path / "annotations.json", []):
         pass
     content = read(tmp_path / "annotations.json")
@@ -281,12 +281,12 @@ def test_an_unfinished_run_leaves_what_was_there(tmp_path, error):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_missing_folder_is_one_clear_sentence(tmp_path):
+def test_missing_folder_is_one_clear_message(tmp_path):
     with pytest.raises(OutputError, match="folder doesn't exist"), CocoWriter(tmp_path / "missing" / "a.json", []):
         pass
 
 
-def test_full_disk_while_gathering_is_one_clear_sentence(tmp_path, monkeypatch):
+def test_full_disk_while_buffering_is_one_clear_message(tmp_path, monkeypatch):
     mask = golden_mask("photograph")
     with CocoWriter(tmp_path / "a.json", class_names(1)) as coco:
         coco.add(photograph("a.jpg", mask.shape, [(mask, 1, 1.0)]))

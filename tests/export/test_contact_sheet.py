@@ -1,4 +1,4 @@
-"""Contact sheets: where things stand, in which colors, and that the size stays bounded."""
+"""Contact sheets: layout, colors and bounded size."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_outline_has_the_color_of_the_class_and_runs_around_the_object():
     assert blob(np.asarray(sheet)[:, :30], color).any()
 
 
-def test_object_keeps_its_look_and_the_surroundings_are_dimmed():
+def test_object_keeps_its_colors_and_its_surroundings_are_dimmed():
     mask = disc(120, 160, 60, 80, 40)
     red = np.zeros((120, 160, 3), np.uint8)
     red[..., 0] = 200
@@ -93,7 +93,7 @@ def test_size_is_bounded(count):
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 40), (40, 1), (3, 500)])
 @pytest.mark.parametrize("full", [True, False])
-def test_odd_pictures_are_drawn(shape, full):
+def test_extreme_shapes_are_drawn(shape, full):
     picture = (np.full((*shape, 3), 90, np.uint8), np.full(shape, full))
     assert contact_sheet([Row(9, "class 9", [picture])]).height > 100
 

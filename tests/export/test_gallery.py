@@ -19,7 +19,7 @@ from vitnp.export.photograph_record import PhotographRecord, RegionRecord
 from vitnp.masks.palette import bright_colors
 
 VOID = {"meta", "img", "input", "path"}
-EVIL = "<script>alert(1)</script>.jpg"
+SCRIPT_NAME = "<script>alert(1)</script>.jpg"
 
 
 class Page(html.parser.HTMLParser):
@@ -150,24 +150,25 @@ def test_outlines_lie_on_the_mask(path):
 
 
 @pytest.mark.parametrize(
-    "name", [EVIL, '"><img src=x onerror=alert(1)>', "a & b <c>.jpg", "<!-- cards -->", "${title} $x", "ünï ☃.jpg"]
+    "name",
+    [SCRIPT_NAME, '"><img src=x onerror=alert(1)>', "a & b <c>.jpg", "<!-- cards -->", "${title} $x", "ünï ☃.jpg"],
 )
-def test_names_are_text_and_nothing_else(path, name):
+def test_names_are_shown_as_text_only(path, name):
     page = write(path, [(name, picture(), labels((1, 60, 80, 40)), 0.5)], classes=[name, name], title=name)
     assert len(page.all("script")) == 1 and len(page.all("img")) == 1
     assert not any(key.startswith("on") for element in page.elements for key in element)
     texts = [page.all("title")[0], page.all("h1")[0], *page.all("span", class_="name", within=page.cards()[0])]
     assert [element["text"] for element in texts] == [name] * 3
-    assert EVIL not in page.source
+    assert SCRIPT_NAME not in page.source
 
 
-def test_undecodable_names_are_shown_somehow(path):
+def test_undecodable_names_are_shown_with_question_marks(path):
     name = b"caf\xe9.jpg".decode("utf-8", "surrogateescape")
     page = write(path, [(name, picture(), labels(), 0.5)], title=name)
     assert page.all("span", class_="name", within=page.cards()[0])[0]["text"] == "caf?.jpg"
 
 
-def test_page_needs_nothing_else(path):
+def test_page_is_self_contained(path):
     page = write(path, [("a.jpg", picture(), labels((1, 60, 80, 40)), 0.5)])
     assert not re.search(r"(https?:)?//[a-z]", re.sub(r"base64,[A-Za-z0-9+/=]+", "", page.source).replace("  // ", ""))
     assert "url(" not in page.source and "@import" not in page.source
@@ -205,7 +206,7 @@ def test_a_single_class_needs_no_filter(path):
     assert page.all("button", chips) == []
 
 
-def test_scripts_find_what_they_look_for(path):
+def test_every_element_that_the_script_uses_exists(path):
     page = write(path, [])
     script = page.all("script")[0]["text"]
     ids = {element["id"] for element in page.elements if "id" in element}
@@ -229,7 +230,7 @@ def test_bytes_stay_bounded_however_ragged_the_picture(path):
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 3000), (3000, 1), (20, 9000)])
-def test_odd_pictures_fit_in(path, shape):
+def test_extreme_shapes(path, shape):
     page = write(path, [("a.jpg", np.full((*shape, 3), 90, np.uint8), np.ones(shape, np.uint8), 1.0)])
     _, decoded = embedded(page.all("img")[0])
     assert max(decoded.size) <= 600 and min(decoded.size) >= 1
@@ -305,6 +306,6 @@ def test_an_unfinished_run_leaves_what_was_there(path, error):
     assert path.read_text() == "before" and list(path.parent.iterdir()) == [path]
 
 
-def test_missing_folder_is_one_clear_sentence(tmp_path):
+def test_missing_folder_is_one_clear_message(tmp_path):
     with pytest.raises(OutputError, match="folder doesn't exist"):
         write(tmp_path / "missing" / "gallery.html", [])

@@ -26,14 +26,14 @@ def test_absent_packages_are_left_out(monkeypatch):
     assert set(versions()) == {"vitnp", "python", "numpy"}
 
 
-def test_failures_are_plain_data():
+def test_failures_can_be_written_as_json():
     assert failure_records([("a.jpg", ImageError("a.jpg: empty")), ("b.jpg", "why")]) == [
         {"photograph": "a.jpg", "error": "a.jpg: empty"},
         {"photograph": "b.jpg", "error": "why"},
     ]
 
 
-def test_run_record_goes_through_json_whole(tmp_path):
+def test_run_record_is_unchanged_by_json(tmp_path):
     record = run_record(
         parameters={"size": 320, "levels": "all", "out": None, "clusters": (2, 5)},
         checkpoint="vitnp_tiny",

@@ -384,7 +384,7 @@ def test_damaged_sidecars_are_no_stamp(tmp_path, content):
     assert stamp.stamp(tmp_path / "a.txt") is None
 
 
-def test_sidecar_of_a_missing_file_is_one_clear_sentence(tmp_path):
+def test_sidecar_of_a_missing_file_is_one_clear_message(tmp_path):
     with pytest.raises(OutputError, match=r"cannot stamp .*a\.jpg"):
         write_sidecar(tmp_path / "a.jpg")
     assert not list(tmp_path.iterdir())
