@@ -96,7 +96,7 @@ def segment_files(
     # Set the limit once around all photographs, not anew for each.
     with blas.one_blas_thread():
         if vit.device == "cpu":
-            yield from pool.map_ordered(run.whole, jobs, n_threads)
+            yield from pool.map_ordered(run.process, jobs, n_threads)
         else:
             with contextlib.closing(run.batched(jobs, n_threads, batch)) as finished:
                 yield from _in_given_order(finished)
@@ -121,8 +121,8 @@ class _Run:
     which: tuple[str, ...]
     overwrite: bool
 
-    def whole(self, job: _ImageJob) -> Outcome:
-        """Take a photograph through all stages."""
+    def process(self, job: _ImageJob) -> Outcome:
+        """Take a photograph through all stages and return its outcome."""
         pipeline = self.pipeline
         try:
             finished = self.finished_before(job)
@@ -147,10 +147,10 @@ class _Run:
         """Yield jobs in the order in which they finish: decoded and written in threads, extracted in batches."""
         vit = self.pipeline.vit
         with (
-            contextlib.closing(pool.map_ordered(self.begin, jobs, n_threads)) as begun,
+            contextlib.closing(pool.map_ordered(self.prepare, jobs, n_threads)) as prepared,
             contextlib.closing(
                 through_network(
-                    begun,
+                    prepared,
                     vit,
                     self.pipeline.extract,
                     batch=batch,
@@ -159,17 +159,16 @@ class _Run:
                     room=_WAITING_PIXELS,
                 )
             ) as extracted,
-            contextlib.closing(self.segmented(extracted)) as segmented,
+            contextlib.closing(self.segment_all(extracted)) as segmented,
         ):
-            yield from pool.map_ordered(self.end, segmented, n_threads)
+            yield from pool.map_ordered(self.finish, segmented, n_threads)
 
-    def begin(self, job: _ImageJob) -> _ImageJob:
+    def prepare(self, job: _ImageJob) -> _ImageJob:
         """Decode a photograph unless its outputs exist; take a large one through all stages by itself."""
         try:
             job.outcome = self.finished_before(job)
             if job.outcome is None and headers.pixels_of(job.path) > pool.LARGE_IMAGE_PIXELS:
-                job.outcome = self.whole(job)
-                job.input = None
+                job.outcome = self.process(job)
             elif job.outcome is None:
                 with blas.one_blas_thread():
                     job.rgb, job.input = self.decode(job)
@@ -177,7 +176,7 @@ class _Run:
             job.outcome = Outcome(job.path, {}, error)
         return job
 
-    def segmented(self, jobs: Iterator[_ImageJob]) -> Generator[_ImageJob, None, None]:
+    def segment_all(self, jobs: Iterator[_ImageJob]) -> Generator[_ImageJob, None, None]:
         """Segment the photographs that have features."""
         for job in jobs:
             if job.features is not None and job.rgb is not None:
@@ -186,7 +185,7 @@ class _Run:
                 job.features = None
             yield job
 
-    def end(self, job: _ImageJob) -> _ImageJob:
+    def finish(self, job: _ImageJob) -> _ImageJob:
         """Write a photograph's outputs, if there is a result."""
         if job.result is not None and job.outcome is None:
             try:
