@@ -30,8 +30,8 @@ class OutputWriter(NamedTuple):
     suffix : str
         End of the file name, after the photograph's name.
     write : callable
-        ``write(path, result, stamp)``; the stamp goes into the file, see :mod:`vitnp.io.stamp`. A format without room
-        for text is stamped by :func:`vitnp.io.stamp.write_sidecar`.
+        ``write(path, result, stamp)``; the stamp goes into the file, see :mod:`vitnp.io.stamp`. A format that cannot
+        hold text is stamped by :func:`vitnp.io.write.write_sidecar`.
     """
 
     suffix: str
@@ -49,8 +49,9 @@ def _write_npz_with_keys(path: Path, result: Segmentation, stamp: Stamp) -> None
 
 
 def _write_labels(path: Path, result: Segmentation, stamp: Stamp) -> None:
-    if result.labels is not None:
-        write_labels(path, result.labels, stamp)
+    if result.labels is None:
+        raise UsageError("labels can be written only with a collection that has classes; this result has none")
+    write_labels(path, result.labels, stamp)
 
 
 WRITERS: dict[str, OutputWriter] = {
@@ -73,7 +74,7 @@ WRITERS: dict[str, OutputWriter] = {
 
 
 def output_paths(stem: str | os.PathLike[str], which: Iterable[str], *, labels: bool = False) -> dict[str, Path]:
-    """Return the names of a photograph's output files.
+    """Return the paths of a photograph's outputs, by kind.
 
     Parameters
     ----------
@@ -87,7 +88,7 @@ def output_paths(stem: str | os.PathLike[str], which: Iterable[str], *, labels: 
     Raises
     ------
     UsageError
-        If there is no output of a name.
+        If a name is not that of an output.
 
     Examples
     --------
@@ -109,7 +110,7 @@ def write_outputs(result: Segmentation, stem: str | os.PathLike[str], which: Ite
     write.make_folder(Path(stem).parent)
     stamp = result.stamp
     for name, path in paths.items():
-        # One file holds the keys too if both are asked for.
+        # If both are asked for, the npz file holds the keys too.
         writer = _write_npz_with_keys if name == "npz" and "keys" in which else WRITERS[name].write
         writer(path, result, stamp)
     return paths

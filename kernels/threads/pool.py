@@ -7,7 +7,7 @@ import contextlib
 import itertools
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -60,7 +60,7 @@ def resolve_n_threads(n_threads: int | None = None) -> int:
     return n_threads
 
 
-def map_ordered(work: Callable[[Item], Result], items: Iterable[Item], threads: int) -> Iterator[Result]:
+def map_ordered(work: Callable[[Item], Result], items: Iterable[Item], threads: int) -> Generator[Result, None, None]:
     """Yield the results of `work` in the order of the items, computing several items at the same time.
 
     At most ``2 * threads`` results are waiting, so that memory stays bounded. If the caller stops early (an exception,

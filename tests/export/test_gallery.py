@@ -1,8 +1,9 @@
-"""The gallery page, read as a browser would: what it shows, that it is whole, and that nothing in it can do harm."""
+"""The gallery page, parsed as by a browser: content, completeness, and no injection through names."""
 
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 import html.parser
 import io
@@ -14,10 +15,11 @@ from PIL import Image
 
 from vitnp.errors import OutputError
 from vitnp.export.gallery import GalleryWriter
+from vitnp.export.photograph_record import PhotographRecord, RegionRecord
 from vitnp.masks.palette import bright_colors
 
 VOID = {"meta", "img", "input", "path"}
-EVIL = "<script>alert(1)</script>.jpg"
+SCRIPT_NAME = "<script>alert(1)</script>.jpg"
 
 
 class Page(html.parser.HTMLParser):
@@ -76,10 +78,16 @@ def labels(*discs, shape=(120, 160)):
     return result
 
 
+def record(name, rgb, labels, confidence):
+    """A photograph with one region per class, whose numbers are those of the classes."""
+    regions = tuple(RegionRecord(number, 1.0, 1.0, 0) for number in range(1, int(labels.max()) + 1))
+    return PhotographRecord(name, confidence, regions, lambda: labels, lambda: rgb)
+
+
 def write(path, photographs, classes=("class 1", "class 2", "class 3"), **options):
     with GalleryWriter(path, classes, **options) as gallery:
         for photograph in photographs:
-            gallery.add(*photograph)
+            gallery.add(record(*photograph))
     return Page(path)
 
 
@@ -142,24 +150,25 @@ def test_outlines_lie_on_the_mask(path):
 
 
 @pytest.mark.parametrize(
-    "name", [EVIL, '"><img src=x onerror=alert(1)>', "a & b <c>.jpg", "<!-- cards -->", "${title} $x", "ünï ☃.jpg"]
+    "name",
+    [SCRIPT_NAME, '"><img src=x onerror=alert(1)>', "a & b <c>.jpg", "<!-- cards -->", "${title} $x", "ünï ☃.jpg"],
 )
-def test_names_are_text_and_nothing_else(path, name):
+def test_names_are_shown_as_text_only(path, name):
     page = write(path, [(name, picture(), labels((1, 60, 80, 40)), 0.5)], classes=[name, name], title=name)
     assert len(page.all("script")) == 1 and len(page.all("img")) == 1
     assert not any(key.startswith("on") for element in page.elements for key in element)
     texts = [page.all("title")[0], page.all("h1")[0], *page.all("span", class_="name", within=page.cards()[0])]
     assert [element["text"] for element in texts] == [name] * 3
-    assert EVIL not in page.source
+    assert SCRIPT_NAME not in page.source
 
 
-def test_undecodable_names_are_shown_somehow(path):
+def test_undecodable_names_are_shown_with_question_marks(path):
     name = b"caf\xe9.jpg".decode("utf-8", "surrogateescape")
     page = write(path, [(name, picture(), labels(), 0.5)], title=name)
     assert page.all("span", class_="name", within=page.cards()[0])[0]["text"] == "caf?.jpg"
 
 
-def test_page_needs_nothing_else(path):
+def test_page_is_self_contained(path):
     page = write(path, [("a.jpg", picture(), labels((1, 60, 80, 40)), 0.5)])
     assert not re.search(r"(https?:)?//[a-z]", re.sub(r"base64,[A-Za-z0-9+/=]+", "", page.source).replace("  // ", ""))
     assert "url(" not in page.source and "@import" not in page.source
@@ -197,7 +206,7 @@ def test_a_single_class_needs_no_filter(path):
     assert page.all("button", chips) == []
 
 
-def test_scripts_find_what_they_look_for(path):
+def test_every_element_that_the_script_uses_exists(path):
     page = write(path, [])
     script = page.all("script")[0]["text"]
     ids = {element["id"] for element in page.elements if "id" in element}
@@ -221,7 +230,7 @@ def test_bytes_stay_bounded_however_ragged_the_picture(path):
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 3000), (3000, 1), (20, 9000)])
-def test_odd_pictures_fit_in(path, shape):
+def test_extreme_shapes(path, shape):
     page = write(path, [("a.jpg", np.full((*shape, 3), 90, np.uint8), np.ones(shape, np.uint8), 1.0)])
     _, decoded = embedded(page.all("img")[0])
     assert max(decoded.size) <= 600 and min(decoded.size) >= 1
@@ -239,20 +248,29 @@ def test_odd_pictures_fit_in(path, shape):
     ],
 )
 def test_large_collections_show_an_even_choice(path, total, limit, expected):
-    count = total or 5
-    wanted = []
+    count, loaded = total or 5, []
+
+    def load_thumbnail(number):
+        loaded.append(number)
+        return picture()
+
     with GalleryWriter(path, ["object"], total=total, limit=limit) as gallery:
         for number in range(count):
-            wanted.append(gallery.wants_next)
-            if number % 2 and not gallery.wants_next:
-                gallery.skip()
-            else:
-                gallery.add(f"{number}.jpg", picture(), labels(), 0.5)
+            thumbnail = functools.partial(load_thumbnail, number)
+            gallery.add(PhotographRecord(f"{number}.jpg", 0.5, (), labels, thumbnail))
     page = Page(path)
     assert [int(page.all("span", card, class_="name")[0]["text"][:-4]) for card in page.cards()] == expected
-    assert [number for number, want in enumerate(wanted) if want] == expected
+    assert loaded == expected
     chosen = "" if len(expected) == count else f", chosen from {count}"
     assert page.all("span", id="count")[0]["text"] == f"{len(expected)} photographs{chosen}"
+
+
+def test_a_photograph_that_is_gone_has_no_card(path):
+    with GalleryWriter(path, ["object"]) as gallery:
+        gallery.add(PhotographRecord("gone.jpg", 0.5, (), labels, lambda: None))
+        gallery.add(record("there.jpg", picture(), labels(), 0.5))
+    page = Page(path)
+    assert [page.all("span", card, class_="name")[0]["text"] for card in page.cards()] == ["there.jpg"]
 
 
 def test_one_photograph_is_singular(path):
@@ -274,8 +292,8 @@ def test_same_content_same_bytes(path):
 
 
 def test_unknown_classes_are_refused(path):
-    with GalleryWriter(path, ["object"]) as gallery, pytest.raises(ValueError, match="class 2"):
-        gallery.add("a.jpg", picture(), labels((2, 60, 80, 40)), 0.5)
+    with GalleryWriter(path, ["object"]) as gallery, pytest.raises(ValueError, match="from 1 to 1, got 2"):
+        gallery.add(record("a.jpg", picture(), labels((2, 60, 80, 40)), 0.5))
     assert Page(path).cards() == []
 
 
@@ -283,11 +301,11 @@ def test_unknown_classes_are_refused(path):
 def test_an_unfinished_run_leaves_what_was_there(path, error):
     path.write_text("before")
     with pytest.raises(error), GalleryWriter(path, ["object"]) as gallery:
-        gallery.add("a.jpg", picture(), labels(), 0.5)
+        gallery.add(record("a.jpg", picture(), labels(), 0.5))
         raise error
     assert path.read_text() == "before" and list(path.parent.iterdir()) == [path]
 
 
-def test_missing_folder_is_one_clear_sentence(tmp_path):
+def test_missing_folder_is_one_clear_message(tmp_path):
     with pytest.raises(OutputError, match="folder doesn't exist"):
         write(tmp_path / "missing" / "gallery.html", [])

@@ -19,12 +19,13 @@ from PIL import Image
 from scipy import ndimage
 
 import vitnp
+from vitnp import outputs
 from vitnp.errors import OutputError
 from vitnp.export import naming
-from vitnp.io import outputs, stamp
+from vitnp.io import stamp
 from vitnp.io import write as write_
 from vitnp.io.find import Photograph
-from vitnp.io.write import make_folder, write_json, write_npy, write_npz, write_png, write_text
+from vitnp.io.write import make_folder, write_json, write_npy, write_npz, write_png, write_sidecar, write_text
 from vitnp.masks import overlay
 from vitnp.masks.boxes import bounding_boxes
 
@@ -355,6 +356,40 @@ def test_files_of_other_programs_are_not_overwritten(tmp_path):
             stamp.refuse_foreign([*own, tmp_path / foreign])
 
 
+def test_sidecar_stamps_any_other_format_until_the_file_changes(tmp_path):
+    path = tmp_path / "a_overlay.jpg"
+    Image.new("RGB", (4, 4)).save(path)
+    with pytest.raises(OutputError, match="did not write it"):
+        stamp.refuse_foreign([path])
+    write_sidecar(path, STAMP)
+    assert sorted(os.listdir(tmp_path)) == ["a_overlay.jpg", "a_overlay.jpg.vitnp.json"]
+    assert stamp.stamp(path) == STAMP and stamp.is_own_output(path)
+    stamp.refuse_foreign([path])
+    Image.new("RGB", (4, 4), "red").save(path)  # by another program, under the same name
+    assert stamp.stamp(path) is None
+    path.unlink()
+    assert stamp.stamp(path) is None
+
+
+def test_sidecar_does_not_count_beside_a_format_that_holds_a_stamp(tmp_path):
+    Image.new("L", (4, 4)).save(tmp_path / "a.png")
+    write_sidecar(tmp_path / "a.png", STAMP)
+    assert stamp.stamp(tmp_path / "a.png") is None
+
+
+@pytest.mark.parametrize("content", [b"", b"[1]", b'{"Software": "vitnp 1"}', b"[" * 4000, b"\xff"])
+def test_damaged_sidecars_are_no_stamp(tmp_path, content):
+    (tmp_path / "a.txt").write_text("text")
+    stamp.sidecar_path(tmp_path / "a.txt").write_bytes(content)
+    assert stamp.stamp(tmp_path / "a.txt") is None
+
+
+def test_sidecar_of_a_missing_file_is_one_clear_message(tmp_path):
+    with pytest.raises(OutputError, match=r"cannot stamp .*a\.jpg"):
+        write_sidecar(tmp_path / "a.jpg")
+    assert not list(tmp_path.iterdir())
+
+
 # --- Names -----------------------------------------------------------------------------------------------------------
 
 
@@ -408,8 +443,8 @@ def test_names_that_differ_in_case_get_numbers():
 def test_outputs_never_collide_with_each_other_or_an_input(names, out):
     taken = {os.path.abspath(name).casefold() for name in names}
     for stem in stems(names, out):
-        for suffix in outputs.SUFFIXES.values():
-            path = os.path.abspath(stem + suffix).casefold()
+        for writer in outputs.WRITERS.values():
+            path = os.path.abspath(stem + writer.suffix).casefold()
             assert path not in taken
             taken.add(path)
 

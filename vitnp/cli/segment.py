@@ -13,7 +13,7 @@ from vitnp.errors import UsageError, VitnpError
 from vitnp.options import OPTIONS, OUTPUTS, enumerate_words
 
 if TYPE_CHECKING:
-    from vitnp.export.per_image import Outcome
+    from vitnp.export.outcome import Outcome
     from vitnp.io.find import Photograph
     from vitnp.vit.model import ViT
 

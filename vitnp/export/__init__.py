@@ -1,1 +1,1 @@
-"""Write what was found in many photographs."""
+"""Segment many photographs, and write what was found."""

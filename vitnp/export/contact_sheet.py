@@ -1,55 +1,149 @@
-"""``contact-sheet.png``: one look at all classes, a row each, with the outlines of what was found."""
+"""Write ``contact-sheet.png``: a row per class with its most typical photographs, outlined."""
 
 from __future__ import annotations
 
+import bisect
+import dataclasses
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from types import TracebackType
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from vitnp.export.photograph_record import PhotographRecord
+from vitnp.io.resample import downscale
 from vitnp.io.write import write_png
 from vitnp.masks.contours import smooth_rings
 from vitnp.masks.palette import bright_colors
 from vitnp.masks.rle import extent
 
 if TYPE_CHECKING:
-    from PIL import Image
+    from PIL import Image, ImageDraw, ImageFont
+
+    Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
-# Most pictures of a row; a caller needs to make no more.
+# Limit of the pictures in a row.
 COLUMNS = 8
 
-# Sides of the square pictures: large while there are few classes, then smaller, so that they share so many pixels. At
-# the smallest, 255 classes make a sheet of 9 million pixels.
+# Limits of the side of the square pictures, and the pixels that all of them may take together: few classes get large
+# pictures, many get small ones. 255 classes with pictures of the smallest size make a sheet of 9 million pixels.
 _SIDE_MAX, _SIDE_MIN = 176, 56
 _PIXELS = 4_500_000
 
-# Paper, ink of titles, ink of the small print.
+# Colors of the background, of captions and of their further lines.
 _PAPER, _INK, _FAINT = (250, 250, 248), (28, 28, 30), (118, 118, 122)
 
-# How bright the surroundings of an object remain, and how much of their color.
+# Brightness and saturation of the surroundings of an object, as shares of the original.
 _DIM, _COLOR = 0.80, 0.55
 
-# Shapes are drawn so many times larger, then scaled down: Pillow's own lines have steps.
-_FINE = 4
+# Factor of supersampling: Pillow draws lines and corners without antialiasing.
+_SUPERSAMPLING = 4
 
 
-def contact_sheet(
-    rows: Iterable[tuple[int, str, Sequence[tuple[np.ndarray, np.ndarray]]]], *, title: str = ""
-) -> Image.Image:
-    """Draw a contact sheet.
+class Row(NamedTuple):
+    """A row of a contact sheet.
 
-    Each picture is cut to a square around its object and outlined in the class's color
-    (:func:`vitnp.masks.palette.bright_colors`). The sheet's size is bounded, however many classes there are.
+    Attributes
+    ----------
+    label : int
+        Class, 1 to 255.
+    caption : str
+        Its first line is written large, the others small.
+    pictures : sequence of (thumbnail, mask)
+        (h, w, 3) uint8 and (h, w) bool, the most typical first; those after the first `COLUMNS` are left out.
+        Thumbnails of about 256 pixels are large enough.
+    """
+
+    label: int
+    caption: str
+    pictures: Sequence[tuple[np.ndarray, np.ndarray]]
+
+
+@dataclasses.dataclass
+class _Candidates:
+    """Photographs for the row of a class: how many have the class, and the most typical ones so far.
+
+    `best` is sorted by falling typicality, then by order of arrival.
+    """
+
+    n_photographs: int = 0
+    best: list[tuple[float, int, PhotographRecord]] = dataclasses.field(default_factory=list)
+
+
+class ContactSheetWriter:
+    """Write a contact sheet; it appears, complete, when the ``with`` block ends without an exception.
+
+    Thumbnails are loaded at the end, and only those of the sheet.
 
     Parameters
     ----------
-    rows : iterable of (class, caption, pictures)
-        Class number in 1..255. Of the caption the first line is large, the others are small. Pictures are pairs of
-        a thumbnail (h, w, 3) uint8 and a mask (h, w) bool, the most typical one first; those after the first `COLUMNS`
-        are left out. Thumbnails of about 256 pixels are large enough.
+    path : path
+        ``contact-sheet.png``; its folder exists.
+    names : sequence of str
+        Names of the classes 1, 2, ...
+
+    Raises
+    ------
+    OutputError
+        At the end, if the file cannot be written.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], names: Sequence[str]) -> None:
+        self._path, self._names = path, list(names)
+        self._candidates = [_Candidates() for _ in self._names]
+        self._count = 0
+
+    def __enter__(self) -> ContactSheetWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if kind is None:
+            rows = [self._row(label, name) for label, name in enumerate(self._names, 1)]
+            write_contact_sheet(self._path, rows)
+
+    def add(self, photograph: PhotographRecord) -> None:
+        """Consider a photograph for the rows of its classes."""
+        for label, typicality in photograph.typicality.items():
+            candidates = self._candidates[label - 1]
+            candidates.n_photographs += 1
+            bisect.insort(candidates.best, (-typicality, self._count, photograph.without_arrays()))
+            del candidates.best[COLUMNS:]
+        self._count += 1
+
+    def _row(self, label: int, name: str) -> Row:
+        """Return a class's row with the photographs that can still be read."""
+        candidates = self._candidates[label - 1]
+        pictures = []
+        for _, _, photograph in candidates.best:
+            thumbnail = photograph.load_thumbnail()
+            if thumbnail is not None:
+                # A copy, whose label map is released after the picture is made.
+                mask = photograph.without_arrays().label_map == label
+                pictures.append((thumbnail, _downscale_mask(mask, thumbnail.shape[:2])))
+        return Row(label, f"{name}\n{candidates.n_photographs} photographs", pictures)
+
+
+def _downscale_mask(mask: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Return a mask at a smaller (h, w), True where at least half of the pixels were."""
+    height, width = shape
+    gray = np.repeat(mask[..., None], 3, axis=2).view(np.uint8) * np.uint8(255)
+    return downscale(gray, (height, width))[..., 0] >= 128
+
+
+def contact_sheet(rows: Iterable[Row], *, title: str = "") -> Image.Image:
+    r"""Draw a contact sheet.
+
+    Each picture is cropped to a square around its object and outlined in the color of the class
+    (:func:`vitnp.masks.palette.bright_colors`). The size of the sheet is bounded for any number of classes.
+
+    Parameters
+    ----------
+    rows : iterable of Row
     title : str
         A line above the rows.
 
@@ -60,53 +154,53 @@ def contact_sheet(
     Examples
     --------
     >>> gray, mask = np.full((60, 80, 3), 128, np.uint8), np.ones((60, 80), bool)
-    >>> contact_sheet([(1, "class 1\\n1 photograph", [(gray, mask)])]).size
+    >>> contact_sheet([Row(1, "class 1\n1 photograph", [(gray, mask)])]).size
     (347, 212)
     """
     from PIL import Image, ImageDraw
 
-    rows = [(number, caption, list(pictures[:COLUMNS])) for number, caption, pictures in rows]
-    columns = max([1, *(len(pictures) for _, _, pictures in rows)])
+    rows = [Row(label, caption, list(pictures[:COLUMNS])) for label, caption, pictures in rows]
+    columns = max([1, *(len(row.pictures) for row in rows)])
     side = int(math.sqrt(_PIXELS / (COLUMNS * max(1, len(rows)))))
     side = min(max(side, _SIDE_MIN), _SIDE_MAX)
     gap = max(4, side // 18)
-    large, small = _font(max(12, side // 8)), _font(max(10, side // 11))
+    fonts = _Fonts.load(max(12, side // 8), max(10, side // 11))
 
-    scratch = ImageDraw.Draw(Image.new("L", (1, 1)))
-    title_height = int(2.2 * large.size) if title else 0
+    ruler = ImageDraw.Draw(Image.new("L", (1, 1)))
+    title_height = int(2.2 * fonts.large_size) if title else 0
     margin = 2 * gap
     chip = max(6, side // 22)
-    caption_width = max([0, *(_caption_width(scratch, caption, large, small) for _, caption, _ in rows)])
+    caption_width = max([0, *(_caption_width(ruler, row.caption, fonts) for row in rows)])
     caption_width += chip + 3 * gap
     width = margin + caption_width + columns * (side + gap) - gap + margin
     height = margin + title_height + len(rows) * (side + gap) - gap + margin
     if title:
-        width = max(width, int(scratch.textlength(title, large)) + 2 * margin)
+        width = max(width, int(ruler.textlength(title, fonts.large)) + 2 * margin)
     sheet = Image.new("RGB", (width, max(height, 1)), _PAPER)
     draw = ImageDraw.Draw(sheet)
     if title:
-        draw.text((margin, margin), title, _INK, large)
+        draw.text((margin, margin), title, _INK, fonts.large)
 
     colors = bright_colors().tolist()
-    corners = _rounded(side, side, max(2, side // 22))
-    for index, (number, caption, pictures) in enumerate(rows):
+    corners = _rounded_rectangle(side, side, max(2, side // 22))
+    for index, (label, caption, pictures) in enumerate(rows):
         top = margin + title_height + index * (side + gap)
-        sheet.paste(tuple(colors[number]), (margin, top), _rounded(chip, side, chip / 2))
-        _write_caption(draw, (margin + chip + gap, top + side // 2), caption, large, small)
+        sheet.paste(tuple(colors[label]), (margin, top), _rounded_rectangle(chip, side, chip / 2))
+        _draw_caption(draw, (margin + chip + gap, top + side // 2), caption, fonts)
         for column, (rgb, mask) in enumerate(pictures):
-            tile = _tile(rgb, mask, side, colors[number])
+            tile = _tile(rgb, mask, side, colors[label])
             sheet.paste(tile, (margin + caption_width + column * (side + gap), top), corners)
     return sheet
 
 
 def write_contact_sheet(
     path: str | os.PathLike[str],
-    rows: Iterable[tuple[int, str, Sequence[tuple[np.ndarray, np.ndarray]]]],
+    rows: Iterable[Row],
     *,
     title: str = "",
     text: Mapping[str, str] | None = None,
 ) -> None:
-    """Draw a contact sheet and write it as a PNG with vitnp's stamp.
+    """Draw a contact sheet and write it as a PNG with the stamp of vitnp.
 
     Parameters
     ----------
@@ -114,40 +208,52 @@ def write_contact_sheet(
     rows, title
         See :func:`contact_sheet`.
     text : mapping of str to str
-        Further text chunks, see :func:`vitnp.io.write.write_png`.
+        Additional text chunks, see :func:`vitnp.io.write.write_png`.
 
     Raises
     ------
     OutputError
-        When the file can't be written.
+        If the file cannot be written.
     """
     write_png(path, contact_sheet(rows, title=title), text)
 
 
-def _font(size: int):
-    from PIL import ImageFont
+@dataclasses.dataclass(frozen=True)
+class _Fonts:
+    """The fonts of captions, and their sizes in pixels."""
 
-    return ImageFont.load_default(size)
+    large: Font
+    small: Font
+    large_size: int
+    small_size: int
+
+    @classmethod
+    def load(cls, large: int, small: int) -> _Fonts:
+        """Load Pillow's own font in two sizes."""
+        from PIL import ImageFont
+
+        return cls(ImageFont.load_default(large), ImageFont.load_default(small), large, small)
 
 
-def _caption_width(draw, caption: str, large, small) -> int:
+def _caption_width(draw: ImageDraw.ImageDraw, caption: str, fonts: _Fonts) -> int:
     first, *others = caption.split("\n")
-    return math.ceil(max([draw.textlength(first, large), *(draw.textlength(line, small) for line in others)]))
+    widths = [draw.textlength(first, fonts.large), *(draw.textlength(line, fonts.small) for line in others)]
+    return math.ceil(max(widths))
 
 
-def _write_caption(draw, place: tuple[int, int], caption: str, large, small) -> None:
-    """Write a caption whose middle is at the height of `place`."""
+def _draw_caption(draw: ImageDraw.ImageDraw, position: tuple[int, int], caption: str, fonts: _Fonts) -> None:
+    """Draw a caption that begins at x and is vertically centered at y, with `position` = (x, y)."""
     first, *others = caption.split("\n")
-    x, y = place[0], place[1] - (1.25 * large.size + 1.35 * small.size * len(others)) / 2
-    draw.text((x, y), first, _INK, large)
-    y += 1.35 * large.size
+    x, y = position[0], position[1] - (1.25 * fonts.large_size + 1.35 * fonts.small_size * len(others)) / 2
+    draw.text((x, y), first, _INK, fonts.large)
+    y += 1.35 * fonts.large_size
     for line in others:
-        draw.text((x, y), line, _FAINT, small)
-        y += 1.35 * small.size
+        draw.text((x, y), line, _FAINT, fonts.small)
+        y += 1.35 * fonts.small_size
 
 
 def _tile(rgb: np.ndarray, mask: np.ndarray, side: int, color: Sequence[int]) -> Image.Image:
-    """A square picture of the object: its surroundings dimmed, its outline drawn."""
+    """Return a square picture of the object, with its surroundings dimmed and its outline drawn."""
     from PIL import Image
 
     box = _square(mask)
@@ -156,7 +262,7 @@ def _tile(rgb: np.ndarray, mask: np.ndarray, side: int, color: Sequence[int]) ->
     faded = Image.blend(picture.convert("L").convert("RGB"), picture, _COLOR)
     dim = faded.point([int(_DIM * value) for value in range(256)] * 3)
     picture = Image.composite(picture, dim, soft)
-    # The outline's points in the tile: its scale follows from the box that was cut out.
+    # Map the outline to the coordinates of the tile.
     scale = side / (box[2] - box[0])
     curves = [(ring - box[:2]) * scale for ring in smooth_rings(mask)]
     line = max(1.5, side / 64)
@@ -166,7 +272,12 @@ def _tile(rgb: np.ndarray, mask: np.ndarray, side: int, color: Sequence[int]) ->
 
 
 def _square(mask: np.ndarray) -> tuple[float, float, float, float]:
-    """The largest square of the picture whose middle is as near as can be to the object's: left, top, right, bottom."""
+    """Return the largest square within the picture, as close as possible to centered on the object.
+
+    Returns
+    -------
+    left, top, right, bottom : float
+    """
     height, width = mask.shape
     side = min(height, width)
     top, bottom, left, right = extent(mask) if mask.any() else (0, height, 0, width)
@@ -176,21 +287,23 @@ def _square(mask: np.ndarray) -> tuple[float, float, float, float]:
 
 
 def _lines(curves: Sequence[np.ndarray], side: int, width: float) -> Image.Image:
-    """Closed curves as a soft-edged mask."""
+    """Return closed curves as an antialiased mask."""
     from PIL import Image, ImageDraw
 
-    canvas = Image.new("L", (side * _FINE, side * _FINE))
+    canvas = Image.new("L", (side * _SUPERSAMPLING, side * _SUPERSAMPLING))
     draw = ImageDraw.Draw(canvas)
     for curve in curves:
-        points = np.concatenate([curve, curve[:2]]) * _FINE
-        draw.line([tuple(point) for point in points.tolist()], 255, round(width * _FINE), joint="curve")
+        points = np.concatenate([curve, curve[:2]]) * _SUPERSAMPLING
+        draw.line([tuple(point) for point in points.tolist()], 255, round(width * _SUPERSAMPLING), joint="curve")
     return canvas.resize((side, side), Image.Resampling.BOX)
 
 
-def _rounded(width: int, height: int, radius: float) -> Image.Image:
-    """A rectangle with round corners as a soft-edged mask."""
+def _rounded_rectangle(width: int, height: int, radius: float) -> Image.Image:
+    """Return a rectangle with rounded corners as an antialiased mask."""
     from PIL import Image, ImageDraw
 
-    canvas = Image.new("L", (width * _FINE, height * _FINE))
-    ImageDraw.Draw(canvas).rounded_rectangle((0, 0, width * _FINE - 1, height * _FINE - 1), radius * _FINE, 255)
+    canvas = Image.new("L", (width * _SUPERSAMPLING, height * _SUPERSAMPLING))
+    ImageDraw.Draw(canvas).rounded_rectangle(
+        (0, 0, width * _SUPERSAMPLING - 1, height * _SUPERSAMPLING - 1), radius * _SUPERSAMPLING, 255
+    )
     return canvas.resize((width, height), Image.Resampling.BOX)

@@ -14,13 +14,14 @@ from vitnp.outputs import WRITERS
 
 
 def output_stems(photographs: Sequence[Photograph], out_dir: str | os.PathLike[str] | None = None) -> list[Path]:
-    """Choose what the names of each photograph's outputs begin with.
+    """Choose the stem of each photograph's outputs: what their names begin with.
 
-    That is the photograph's name without its extension, beside it, or at its place below `out_dir`. Names differ even
-    on file systems that ignore case. Where two would be the same (``a.jpg`` and ``a.png``), or an
-    output would have the name of a photograph that is itself an input (``a.jpg`` and ``a_mask.png``), the extension
-    stays (``a.jpg_mask.png``); where that is not enough, since files of one name come from several folders, these
-    folders' names lead (``2023/a.jpg_mask.png``); and at last a number follows.
+    The stem is the photograph's name without its extension, in the photograph's folder or, with `out_dir`, at the same
+    relative path below `out_dir`. All output names differ, even on file systems that ignore case, and none is that of
+    an input. Where two would be equal (``a.jpg`` and ``a.png``), or an output would have the name of an input
+    (``a.jpg`` and ``a_mask.png``), the stem keeps the extension (``a.jpg_mask.png``). If that is not enough, because
+    files of one name come from several folders, it is prefixed by the names of these folders
+    (``2023/a.jpg_mask.png``). As a last resort a number is appended.
 
     Parameters
     ----------
@@ -31,7 +32,7 @@ def output_stems(photographs: Sequence[Photograph], out_dir: str | os.PathLike[s
     Returns
     -------
     list of Path
-        In the order of `photographs`; what follows is in :data:`vitnp.outputs.WRITERS`.
+        In the order of `photographs`; the suffixes are in :data:`vitnp.outputs.WRITERS`.
 
     Examples
     --------
@@ -46,13 +47,13 @@ def output_stems(photographs: Sequence[Photograph], out_dir: str | os.PathLike[s
     folded = [_fold(stem) for stem in stems]
     steps = [0] * len(stems)
     while True:
-        groups = defaultdict(list)
+        groups: defaultdict[str, list[int]] = defaultdict(list)
         for index, name in enumerate(folded):
             groups[name].append(index)
-        moving = []
+        moving: list[int] = []
         for name, group in groups.items():
             if len(group) > 1 or any(name + writer.suffix in inputs for writer in WRITERS.values()):
-                # Those that have changed least so far change next.
+                # Change those that have changed least so far.
                 least = min(steps[index] for index in group)
                 moving += [index for index in group if steps[index] == least]
         if not moving:
@@ -64,13 +65,13 @@ def output_stems(photographs: Sequence[Photograph], out_dir: str | os.PathLike[s
 
 
 def _fold(path: Path) -> str:
-    """Return a spelling that is equal for paths that some file system would take for one file."""
+    """Return a form that is equal for paths that some file system treats as the same file."""
     full = os.path.join(os.path.realpath(path.parent), path.name)
     return unicodedata.normalize("NFC", full.casefold())
 
 
 def _choices(index: int, photograph: Photograph, out_dir: str | os.PathLike[str] | None) -> Iterator[Path]:
-    """Yield stems for a photograph, the best one first; the last ones, without end, hold its number."""
+    """Yield stems for a photograph, best first; from some point on, without end, stems with its number."""
     relative = photograph.relative
     base = photograph.path.parent if out_dir is None else Path(out_dir, relative.parent)
     yield base / photograph.path.stem

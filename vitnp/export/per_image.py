@@ -1,17 +1,19 @@
-"""Segment many photographs one by one: several in flight, one outcome each, finished work is skipped."""
+"""Segment photographs one by one: several in flight, one outcome each; finished work is skipped."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from vitnp import options
 from vitnp.errors import ImageError, OutputError, UsageError
+from vitnp.export.outcome import Facts, Outcome
 from vitnp.features.batching import Job, through_network
+from vitnp.features.extract import NetworkInput
 from vitnp.features.record import FeatureRecord
 from vitnp.io import decode, headers, stamp
 from vitnp.io.find import Photograph
@@ -19,100 +21,14 @@ from vitnp.kernels.stopwatch import Stopwatch
 from vitnp.kernels.threads import blas, pool
 from vitnp.method.collection import Collection
 from vitnp.outputs import output_paths
-from vitnp.pipeline import DEVICE_STAGES, ImagePipeline, image_memory_error
+from vitnp.pipeline import ImagePipeline, image_memory_error
 from vitnp.result import Segmentation
 from vitnp.vit.model import ViT
 
-# Limit of the classes that an 8-bit label image can hold besides the background.
+# Limit of the classes in an 8-bit label image, where 0 is the background.
 MAX_LABELS = 255
-# Limit of the pixels of decoded photographs that wait for others of their size: 3 bytes each.
+# Limit of the pixels, 3 bytes each, of decoded photographs that wait for others of their size.
 _WAITING_PIXELS = 250_000_000
-
-
-@dataclasses.dataclass(frozen=True)
-class Outcome:
-    """What became of one photograph.
-
-    Attributes
-    ----------
-    photograph : Path
-    outputs : mapping of str to Path
-        Files that exist now, by kind.
-    error : ImageError or OutputError, optional
-        Why there are none.
-    facts : Facts, optional
-        The result in numbers; None for one that existed already.
-    capped : bool
-        Whether the patch grid was made coarser to stay within ``max_tokens``.
-    """
-
-    photograph: Path
-    outputs: Mapping[str, Path]
-    error: ImageError | OutputError | None = None
-    facts: Facts | None = None
-    capped: bool = False
-
-    @property
-    def status(self) -> str:
-        """Either "done", "skipped" (the result existed already) or "failed"."""
-        return "failed" if self.error else "skipped" if self.facts is None else "done"
-
-
-@dataclasses.dataclass
-class Facts:
-    """A result in numbers.
-
-    Attributes
-    ----------
-    width, height : int
-        Size of the photograph in pixels.
-    share : float
-        Share of the photograph that is foreground, 0 to 1.
-    boxes : list of (x, y, width, height)
-        Bounding boxes of the mask's components in pixels.
-    confidence : float
-        How certain it is that the photograph shows an object, 0 to 1.
-    seconds : dict of str to float
-        Time spent per stage, writing included.
-    device : dict of str to str
-        Where each stage ran.
-    category : int, optional
-        Category of similar photographs.
-    classes : list of int, optional
-        Classes in the photograph, from 1.
-    """
-
-    width: int
-    height: int
-    share: float
-    boxes: list[tuple[int, int, int, int]]
-    confidence: float
-    seconds: dict[str, float]
-    device: dict[str, str]
-    category: int | None = None
-    classes: list[int] | None = None
-
-    @classmethod
-    def of(cls, result: Segmentation, more_seconds: Mapping[str, float]) -> Facts:
-        """Describe a result, with the time of later stages added."""
-        height, width = result.mask.shape
-        seconds = {**result.seconds, **more_seconds}
-        labels = None if result.labels is None else [int(label) for label in np.unique(result.labels) if label]
-        return cls(
-            width=width,
-            height=height,
-            share=round(result.share, 6),
-            boxes=result.boxes(),
-            confidence=round(result.confidence, 6),
-            seconds=seconds,
-            device={stage: result.device if stage in DEVICE_STAGES else "cpu" for stage in seconds},
-            category=result.category,
-            classes=labels,
-        )
-
-    def as_dict(self) -> dict[str, object]:
-        """Return the fields that are known, for JSON."""
-        return {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
 
 
 def segment_files(
@@ -121,12 +37,12 @@ def segment_files(
     vit: ViT,
     which: Sequence[str],
     *,
-    settings: options.Settings = options.Settings(),
+    settings: options.Settings | None = None,
     collection: Collection | str | Path | None = "auto",
     overwrite: bool = False,
     n_threads: int = 1,
     batch: int | None = None,
-) -> Iterator[Outcome]:
+) -> Generator[Outcome, None, None]:
     """Segment photographs and write their outputs, in the order given.
 
     A photograph whose files all exist, written by this version from the same pixels with the same parameters, is
@@ -141,7 +57,8 @@ def segment_files(
     vit : ViT
     which : sequence of str
         Kinds of output, see :meth:`vitnp.result.Segmentation.save`.
-    settings : Settings
+    settings : Settings, optional
+        The defaults if left out.
     collection : "auto", None or "none", path or Collection
         As for :func:`vitnp.segment_image`.
     overwrite : bool
@@ -164,21 +81,22 @@ def segment_files(
     DeviceError
         If a GPU's memory does not hold a single photograph.
     """
-    pipeline = ImagePipeline.create(vit, settings, collection)
-    prototypes = pipeline.collection and pipeline.collection.prototypes
+    pipeline = ImagePipeline.create(vit, settings or options.Settings(), collection)
+    prototypes = None if pipeline.collection is None else pipeline.collection.prototypes
     if prototypes is not None and prototypes.classes.max(initial=0) >= MAX_LABELS:
         raise UsageError(
-            f"label images hold at most {MAX_LABELS} classes, and the collection has more; fit one with fewer"
+            f"the collection must have at most {MAX_LABELS} classes where label images are written, "
+            f"got {prototypes.classes.max() + 1}; fit one with fewer"
         )
     run = _Run(pipeline, tuple(which), overwrite)
     jobs = [
         _ImageJob(index, path=photograph.path, stem=stem)
         for index, (photograph, stem) in enumerate(zip(photographs, stems))
     ]
-    # One limit around all photographs, or BLAS would change its setting with every one.
+    # Set the limit once around all photographs, not anew for each.
     with blas.one_blas_thread():
         if vit.device == "cpu":
-            yield from pool.map_ordered(run.whole, jobs, n_threads)
+            yield from pool.map_ordered(run.process, jobs, n_threads)
         else:
             with contextlib.closing(run.batched(jobs, n_threads, batch)) as finished:
                 yield from _in_given_order(finished)
@@ -186,7 +104,7 @@ def segment_files(
 
 @dataclasses.dataclass
 class _ImageJob(Job):
-    """A photograph on its way from its file to its outputs."""
+    """A photograph between its file and its outputs."""
 
     path: Path = Path()
     stem: Path = Path()
@@ -197,14 +115,14 @@ class _ImageJob(Job):
 
 @dataclasses.dataclass(frozen=True)
 class _Run:
-    """What is the same for all photographs, and the stages that each of them passes."""
+    """The stages that each photograph passes, and what is the same for all photographs."""
 
     pipeline: ImagePipeline
     which: tuple[str, ...]
     overwrite: bool
 
-    def whole(self, job: _ImageJob) -> Outcome:
-        """Take a photograph through all stages."""
+    def process(self, job: _ImageJob) -> Outcome:
+        """Take a photograph through all stages and return its outcome."""
         pipeline = self.pipeline
         try:
             finished = self.finished_before(job)
@@ -215,76 +133,76 @@ class _Run:
                 pool.large_image_lock(headers.pixels_of(job.path)),
                 image_memory_error(pipeline.vit.device),
             ):
-                self.decode(job)
+                rgb, network_input = self.decode(job)
                 clock = Stopwatch(pipeline.vit.device)
-                (features,) = pipeline.extract([job.input])
+                (features,) = pipeline.extract([network_input])
                 clock.lap("network")
                 job.seconds |= clock.seconds
-                self.segment(job, features)
-            return self.write(job)
+                result = self.segment(job, rgb, features)
+            return self.write(job, result)
         except (ImageError, OutputError) as error:
             return Outcome(job.path, {}, error)
 
-    def batched(self, jobs: Sequence[_ImageJob], n_threads: int, batch: int | None) -> Iterator[_ImageJob]:
-        """Yield jobs in the order in which they finish: decoded and written side by side, in the network together."""
+    def batched(self, jobs: Sequence[_ImageJob], n_threads: int, batch: int | None) -> Generator[_ImageJob, None, None]:
+        """Yield jobs in the order in which they finish: decoded and written in threads, extracted in batches."""
         vit = self.pipeline.vit
         with (
-            contextlib.closing(pool.map_ordered(self.begin, jobs, n_threads)) as begun,
+            contextlib.closing(pool.map_ordered(self.prepare, jobs, n_threads)) as prepared,
             contextlib.closing(
                 through_network(
-                    begun,
+                    prepared,
                     vit,
                     self.pipeline.extract,
                     batch=batch,
                     stride=self.pipeline.spec.stride,
-                    weight=lambda job: job.rgb[..., 0].size,
+                    weight=_decoded_pixels,
                     room=_WAITING_PIXELS,
                 )
             ) as extracted,
-            contextlib.closing(self.segmented(extracted)) as segmented,
+            contextlib.closing(self.segment_all(extracted)) as segmented,
         ):
-            yield from pool.map_ordered(self.end, segmented, n_threads)
+            yield from pool.map_ordered(self.finish, segmented, n_threads)
 
-    def begin(self, job: _ImageJob) -> _ImageJob:
-        """Decode a photograph, unless it is finished; a large one passes all stages by itself."""
+    def prepare(self, job: _ImageJob) -> _ImageJob:
+        """Decode a photograph unless its outputs exist; take a large one through all stages by itself."""
         try:
             job.outcome = self.finished_before(job)
             if job.outcome is None and headers.pixels_of(job.path) > pool.LARGE_IMAGE_PIXELS:
-                job.outcome = self.whole(job)
-                job.input = None
+                job.outcome = self.process(job)
             elif job.outcome is None:
                 with blas.one_blas_thread():
-                    self.decode(job)
+                    job.rgb, job.input = self.decode(job)
         except (ImageError, OutputError) as error:
             job.outcome = Outcome(job.path, {}, error)
         return job
 
-    def segmented(self, jobs: Iterator[_ImageJob]) -> Iterator[_ImageJob]:
-        """Segment the photographs that have come out of the network."""
+    def segment_all(self, jobs: Iterator[_ImageJob]) -> Generator[_ImageJob, None, None]:
+        """Segment the photographs that have features."""
         for job in jobs:
-            if job.features is not None:
+            if job.features is not None and job.rgb is not None:
                 with image_memory_error(self.pipeline.vit.device):
-                    self.segment(job, job.features)
+                    job.result = self.segment(job, job.rgb, job.features)
+                job.features = None
             yield job
 
-    def end(self, job: _ImageJob) -> _ImageJob:
+    def finish(self, job: _ImageJob) -> _ImageJob:
         """Write a photograph's outputs, if there is a result."""
         if job.result is not None and job.outcome is None:
             try:
-                job.outcome = self.write(job)
+                job.outcome = self.write(job, job.result)
             except OutputError as error:
                 job.outcome = Outcome(job.path, {}, error)
         return job
 
     def finished_before(self, job: _ImageJob) -> Outcome | None:
-        """Return the outcome if the outputs exist already.
+        """Return the outcome if the outputs exist already and are up to date, else None.
 
         Raises
         ------
         ImageError
             If the photograph cannot be read.
         OutputError
-            If there are files that vitnp did not write.
+            If files of another program are in the way.
         """
         if self.overwrite:
             return None
@@ -300,27 +218,30 @@ class _Run:
         stamp.refuse_foreign(files.values())
         return None
 
-    def decode(self, job: _ImageJob) -> None:
-        """Decode a photograph and scale it for the network."""
+    def decode(self, job: _ImageJob) -> tuple[np.ndarray, NetworkInput]:
+        """Decode a photograph, (height, width, 3) uint8, and scale it for the network."""
         clock = Stopwatch()
-        job.rgb = decode.read_image(job.path, max_pixels=self.pipeline.settings.max_pixels)
+        rgb = decode.read_image(job.path, max_pixels=self.pipeline.settings.max_pixels)
         clock.lap("decode")
         job.seconds |= clock.seconds
-        job.input = self.pipeline.preprocess(job.rgb, headers.file_hash(job.path))
+        return rgb, self.pipeline.preprocess(rgb, headers.file_hash(job.path))
 
-    def segment(self, job: _ImageJob, features: FeatureRecord) -> None:
-        """Make the mask from the features."""
+    def segment(self, job: _ImageJob, rgb: np.ndarray, features: FeatureRecord) -> Segmentation:
+        """Compute the result from the features."""
         clock = Stopwatch(self.pipeline.vit.device)
         clock.seconds |= job.seconds
-        job.result = self.pipeline.segment(job.rgb, features, clock)
-        job.features = None
+        return self.pipeline.segment(rgb, features, clock)
 
-    def write(self, job: _ImageJob) -> Outcome:
+    def write(self, job: _ImageJob, result: Segmentation) -> Outcome:
         """Write the outputs of a photograph."""
         clock = Stopwatch()
-        files = job.result.save(job.stem, self.which)
+        files = result.save(job.stem, self.which)
         clock.lap("write")
-        return Outcome(job.path, files, facts=Facts.of(job.result, clock.seconds), capped=job.result.capped)
+        return Outcome(job.path, files, facts=Facts.of(result, clock.seconds), capped=result.capped)
+
+
+def _decoded_pixels(job: _ImageJob) -> int:
+    return 0 if job.rgb is None else job.rgb.shape[0] * job.rgb.shape[1]
 
 
 def _in_given_order(jobs: Iterator[_ImageJob]) -> Iterator[Outcome]:
@@ -328,6 +249,7 @@ def _in_given_order(jobs: Iterator[_ImageJob]) -> Iterator[Outcome]:
     waiting: dict[int, Outcome] = {}
     index = 0
     for job in jobs:
+        assert job.outcome is not None  # set by one of the stages
         waiting[job.index] = job.outcome
         while index in waiting:
             yield waiting.pop(index)

@@ -1,4 +1,8 @@
-"""Marks by which vitnp recognizes files that it wrote."""
+"""Stamps: entries by which vitnp recognizes the files that it wrote.
+
+PNG, .npy and .npz files hold their own stamp. Any other file may have one beside it, in a sidecar
+(:func:`vitnp.io.write.write_sidecar`).
+"""
 
 from __future__ import annotations
 
@@ -7,27 +11,28 @@ import json
 import os
 import stat
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, BinaryIO
+from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
 from vitnp.errors import OutputError
 
-if TYPE_CHECKING:
-    pass
-
 _PNG = b"\x89PNG\r\n\x1a\n"
+_NUMPY = (b"\x93NUMPY", b"PK\x03\x04")
 
-# A stamp is a few hundred bytes near a file's start (PNG) or at its very end (npy, npz); no more is looked at.
+# A stamp is a few hundred bytes near the start (PNG) or at the very end (npy, npz) of a file; no more is read.
 _STAMP_BYTES = 4096
 _STAMP_CHUNKS = 32
 
+SIDECAR_SUFFIX = ".vitnp.json"
 
-# --- Stamps: whose file is this, and is it still good? ---------------------------------------------------------------
+# Entry of a sidecar: the hash of the file that it describes.
+_CONTENT = "content"
 
 
 def parameters_hash(parameters: Mapping[str, object]) -> str:
-    """Fingerprint of parameters, whatever their order: 32 hexadecimal digits of BLAKE2b over canonical JSON.
+    """Return the fingerprint of parameters in any order: BLAKE2b of their canonical JSON, 32 hexadecimal digits.
 
     Examples
     --------
@@ -38,54 +43,61 @@ def parameters_hash(parameters: Mapping[str, object]) -> str:
 
 
 def canonical_json(value: object) -> str:
-    """JSON with sorted keys and no spaces: equal values give equal texts."""
+    """Return JSON with sorted keys and no spaces, so that equal values give equal texts.
+
+    Examples
+    --------
+    >>> canonical_json({"b": np.float64(0.5), "a": (1, 2)})
+    '{"a":[1,2],"b":0.5}'
+    """
     return json.dumps(value, sort_keys=True, separators=(",", ":"), default=json_default)
 
 
 def json_default(value: object) -> object:
-    """JSON for what json doesn't know: mappings, NumPy's numbers and arrays, and paths."""
+    """Return what JSON can represent for mappings, NumPy numbers and arrays, and paths; see :func:`json.dumps`.
+
+    Raises
+    ------
+    TypeError
+        If the value is of another type.
+    """
     if isinstance(value, Mapping):
         return dict(value)
     if isinstance(value, (np.ndarray, np.generic)):
         return value.tolist()
     if isinstance(value, os.PathLike):
         return os.fspath(value)
-    raise TypeError(f"{type(value).__name__} has no JSON form")
+    raise TypeError(f"JSON cannot represent values of type {type(value).__name__}")
 
 
 def with_software(text: Mapping[str, str] | None) -> dict[str, str]:
+    """Return the entries of a stamp, after one that names vitnp and its version."""
     from vitnp import __version__
 
     return {"Software": f"vitnp {__version__}", **(text or {})}
 
 
 def stamp(path: str | os.PathLike[str]) -> dict[str, str] | None:
-    """Read what vitnp noted in a file it wrote; pixels and arrays aren't decoded.
+    """Read the stamp of a file, without decoding pixels or arrays.
 
     Parameters
     ----------
     path : path
-        Of a PNG, .npy or .npz file, or of anything at all.
+        Any path. A PNG, .npy or .npz file holds its own stamp, by content, not by name; any other file has it in its
+        sidecar, which counts only while the file is unchanged.
 
     Returns
     -------
     dict of str to str, or None
-        The entries whose names begin with "vitnp:"; None when vitnp didn't write the file, or there is none. Never
-        raises, whatever the file holds.
+        The entries whose names begin with "vitnp:"; None if vitnp did not write the file, or it does not exist. No
+        content raises an error.
     """
     try:
-        # Only regular files: opening a pipe would wait for its writer.
+        # Opening a pipe would wait for its writer, so only regular files are opened.
         if not stat.S_ISREG(os.stat(path).st_mode):
             return None
         with open(path, "rb") as file:
-            head = file.read(len(_PNG))
-            if head == _PNG:
-                entries = _png_text(file)
-            elif head.startswith((b"\x93NUMPY", b"PK\x03\x04")):
-                file.seek(-min(_STAMP_BYTES, file.seek(0, os.SEEK_END)), os.SEEK_END)
-                entries = _last_json(file.read())
-            else:
-                return None
+            entries = _read_entries(file, path)
         if not str(entries.get("Software")).startswith("vitnp "):
             return None
         return {key: value for key, value in entries.items() if key.startswith("vitnp:") and isinstance(value, str)}
@@ -93,8 +105,19 @@ def stamp(path: str | os.PathLike[str]) -> dict[str, str] | None:
         return None
 
 
+def _read_entries(file: BinaryIO, path: str | os.PathLike[str]) -> dict[str, str]:
+    """Return all entries of an open file's stamp, where its format keeps them."""
+    head = file.read(len(_PNG))
+    if head == _PNG:
+        return _png_text(file)
+    if head.startswith(_NUMPY):
+        file.seek(-min(_STAMP_BYTES, file.seek(0, os.SEEK_END)), os.SEEK_END)
+        return _last_json(file.read())
+    return _read_sidecar(path)
+
+
 def _png_text(file: BinaryIO) -> dict[str, str]:
-    """TEXt chunks that stand before a PNG's pixels (PNG specification, 11.3.3.2)."""
+    """Return the tEXt chunks before the pixels of a PNG (PNG specification, 11.3.3.2)."""
     entries = {}
     for _ in range(_STAMP_CHUNKS):
         header = file.read(8)
@@ -110,25 +133,63 @@ def _png_text(file: BinaryIO) -> dict[str, str]:
 
 
 def _last_json(tail: bytes) -> dict[str, str]:
-    """The JSON object with which a file ends, when it's a stamp."""
+    """Return the JSON object at the end of a file if it is a stamp, else nothing."""
     start = tail.rfind(b'{"Software":"vitnp ')
     entries = json.loads(tail[start:]) if start >= 0 else {}
     return entries if isinstance(entries, dict) else {}
 
 
+def sidecar_path(path: str | os.PathLike[str]) -> Path:
+    """Return the path of a file's sidecar.
+
+    Examples
+    --------
+    >>> sidecar_path("out/cat_overlay.jpg").as_posix()
+    'out/cat_overlay.jpg.vitnp.json'
+    """
+    return Path(f"{os.fspath(path)}{SIDECAR_SUFFIX}")
+
+
+def sidecar_entries(path: str | os.PathLike[str], text: Mapping[str, str] | None) -> dict[str, str]:
+    """Return what the sidecar of a file holds: its stamp and the hash of the file as it is now."""
+    return {**with_software(text), _CONTENT: _content_hash(path)}
+
+
+def _read_sidecar(path: str | os.PathLike[str]) -> dict[str, str]:
+    """Return the entries of a file's sidecar; nothing if the file has changed since."""
+    with open(sidecar_path(path), "rb") as file:
+        entries = json.loads(file.read(_STAMP_BYTES))
+    if not isinstance(entries, dict) or entries.get(_CONTENT) != _content_hash(path):
+        return {}
+    return entries
+
+
+def _content_hash(path: str | os.PathLike[str]) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
 def is_own_output(path: str | os.PathLike[str]) -> bool:
-    """Whether vitnp wrote this file; see :func:`stamp`."""
+    """Tell whether vitnp wrote a file; see :func:`stamp`."""
     return stamp(path) is not None
 
 
 def refuse_foreign(paths: Iterable[str | os.PathLike[str]]) -> None:
-    """Make sure that writing to `paths` destroys nothing that vitnp didn't write.
+    """Check that writing to `paths` destroys no file of another program.
 
     Raises
     ------
     OutputError
-        For the first one that exists and isn't vitnp's own.
+        For the first path that exists and is not a file that vitnp wrote.
     """
     for path in paths:
         if os.path.lexists(path) and not is_own_output(path):
-            raise OutputError(f"{path}: this file exists and vitnp didn't write it; move it away or give --overwrite")
+            raise foreign_error(path)
+
+
+def foreign_error(path: str | os.PathLike[str]) -> OutputError:
+    """Return the error for a path where a file of another program is in the way."""
+    return OutputError(f"{path}: this file exists and vitnp did not write it; move it away or give --overwrite")

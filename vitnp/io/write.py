@@ -15,7 +15,7 @@ from typing import IO, TYPE_CHECKING, BinaryIO
 import numpy as np
 
 from vitnp.errors import OutputError
-from vitnp.io.stamp import canonical_json, json_default, with_software
+from vitnp.io.stamp import canonical_json, json_default, sidecar_entries, sidecar_path, with_software
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -211,3 +211,35 @@ def write_json(path: str | os.PathLike[str], value: object) -> None:
         If the file cannot be written.
     """
     write_text(path, json.dumps(value, indent=2, default=json_default) + "\n")
+
+
+def write_sidecar(path: str | os.PathLike[str], text: Mapping[str, str] | None = None) -> None:
+    """Stamp a file whose format holds no text by a file beside it, ``NAME.ext.vitnp.json``.
+
+    Parameters
+    ----------
+    path : path
+        The complete file. The sidecar holds its hash and is void once the file changes.
+    text : mapping of str to str
+        Entries in addition to the software, as for :func:`write_png`; see :func:`vitnp.io.stamp.stamp`.
+
+    Raises
+    ------
+    OutputError
+        If the file cannot be read or the sidecar cannot be written.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from vitnp.io.stamp import stamp
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write_text(folder + "/a.svg", "<svg/>")
+    ...     write_sidecar(folder + "/a.svg", {"vitnp:photograph": "12ab"})
+    ...     stamp(folder + "/a.svg")
+    {'vitnp:photograph': '12ab'}
+    """
+    try:
+        entries = sidecar_entries(path, text)
+    except OSError as error:
+        raise OutputError(f"cannot stamp {path}: {error.strerror}; check its permissions") from None
+    write_text(sidecar_path(path), canonical_json(entries))

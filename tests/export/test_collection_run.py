@@ -1,4 +1,4 @@
-"""`python -m vitnp.segment FOLDER --classes N --out OUT` as its users meet it."""
+"""`python -m vitnp.segment FOLDER --classes N --out OUT` from the command line, and `CollectionRun`."""
 
 from __future__ import annotations
 
@@ -18,17 +18,19 @@ from PIL import Image
 from vitnp import Segmenter
 from vitnp.cli.segment import main
 from vitnp.errors import OutputError, UsageError
+from vitnp.export import collection_outputs
 from vitnp.export.collection_run import CollectionRun
 from vitnp.export.naming import output_stems
 from vitnp.io.find import Photograph, find_photographs
 from vitnp.io.stamp import stamp
+from vitnp.io.write import write_json
 from vitnp.method.regions import RegionRule
 
 RUN_FILES = {"annotations.json", "classes.json", "contact-sheet.png", "gallery.html", "run.json"}
 
 
 def photograph(path, seed: int = 0, size: tuple[int, int] = (128, 96)) -> None:
-    """A square, a disc or a triangle of some color on noise."""
+    """Save a square, a disc or a triangle of some color on noise."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[: size[1], : size[0]]
     dy, dx = (y - size[1] * rng.uniform(0.4, 0.6)) / 29, (x - size[0] * rng.uniform(0.4, 0.6)) / 29
@@ -55,20 +57,23 @@ def statuses(capsys) -> list[str]:
 
 
 def segment(*arguments: object) -> int:
-    """The command at a small size, which changes nothing but the time it takes."""
+    """Run the command at a small size, to save time."""
     return main([*map(str, arguments), "--size", "96", "--quiet"])
 
 
 def decoded(segmentation: dict) -> np.ndarray:
-    """COCO's compressed run lengths, by the letter of its format: five bits a character, the sign in the last, differences to
-    the run before last; columns before rows."""
-    text, counts, place = segmentation["counts"], [], 0
-    while place < len(text):
+    """Decode COCO's compressed run lengths, column by column.
+
+    Numbers have five bits per character, the sign in the last one; from the third on they are differences to the run
+    before last.
+    """
+    text, counts, position = segmentation["counts"], [], 0
+    while position < len(text):
         value, shift, more = 0, 0, True
         while more:
-            bits = ord(text[place]) - 48
+            bits = ord(text[position]) - 48
             value |= (bits & 31) << shift
-            shift, place, more = shift + 5, place + 1, bool(bits & 32)
+            shift, position, more = shift + 5, position + 1, bool(bits & 32)
         if bits & 16:
             value -= 1 << shift
         counts.append(value + (counts[-2] if len(counts) > 2 else 0))
@@ -79,7 +84,7 @@ def decoded(segmentation: dict) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def collection(tmp_path_factory):
-    """Nine photographs in two folders, with all that users leave lying about."""
+    """Eight photographs in two folders, and an empty, a truncated and a text file beside them."""
     folder = tmp_path_factory.mktemp("in")
     for seed in range(4):
         photograph(folder / "x" / f"{seed}.png", seed)
@@ -93,8 +98,8 @@ def collection(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def made(collection, tmp_path_factory):
-    """What the command makes of it; read only."""
+def outputs(collection, tmp_path_factory):
+    """The outputs of the command for the collection; tests only read them."""
     out = tmp_path_factory.mktemp("out") / "deep"
     assert segment(collection, "--classes", 3, "--out", out, "--fit-to", out / "fitted.safetensors") == 3
     return out
@@ -103,34 +108,34 @@ def made(collection, tmp_path_factory):
 NAMES = [f"{folder}/{seed}" for folder in "xy" for seed in range(4)]
 
 
-# --- Everything that is written ---------------------------------------------------------------------------------------
+# --- The outputs -----------------------------------------------------------------------------------------------------
 
 
-def test_all_files_and_no_others(made):
+def test_all_files_and_no_others(outputs):
     own = {f"{name}_{kind}.png" for name in NAMES for kind in ("mask", "overlay", "labels")}
-    assert files(made) == own | RUN_FILES | {"fitted.safetensors"}
+    assert files(outputs) == own | RUN_FILES | {"fitted.safetensors"}
 
 
-def test_labels_are_palette_pictures_that_agree_with_the_masks(made):
+def test_labels_are_palette_pictures_that_agree_with_the_masks(outputs):
     classes = set()
     for name in NAMES:
-        with Image.open(made / f"{name}_labels.png") as picture:
+        with Image.open(outputs / f"{name}_labels.png") as picture:
             assert picture.mode == "P" and picture.getpalette()[:9] == [0, 0, 0, 128, 0, 0, 0, 128, 0]
             labels = np.asarray(picture)
-        np.testing.assert_array_equal(labels > 0, pixels(made / f"{name}_mask.png") > 0)
+        np.testing.assert_array_equal(labels > 0, pixels(outputs / f"{name}_mask.png") > 0)
         classes |= set(np.unique(labels))
     assert classes == {0, 1, 2, 3}
 
 
-def test_annotations_decode_to_the_labels(made):
-    told = json.loads((made / "annotations.json").read_text())
-    assert [image["file_name"] for image in told["images"]] == [f"{name}.png" for name in NAMES]
-    assert [category["id"] for category in told["categories"]] == [1, 2, 3]
-    for image in told["images"]:
-        labels = pixels(made / image["file_name"].replace(".png", "_labels.png"))
+def test_annotations_decode_to_the_labels(outputs):
+    content = json.loads((outputs / "annotations.json").read_text())
+    assert [image["file_name"] for image in content["images"]] == [f"{name}.png" for name in NAMES]
+    assert [category["id"] for category in content["categories"]] == [1, 2, 3]
+    for image in content["images"]:
+        labels = pixels(outputs / image["file_name"].replace(".png", "_labels.png"))
         assert labels.shape == (image["height"], image["width"])
         painted = np.zeros_like(labels)
-        for annotation in told["annotations"]:
+        for annotation in content["annotations"]:
             if annotation["image_id"] == image["id"]:
                 mask = decoded(annotation["segmentation"])
                 rows, columns = np.nonzero(mask)
@@ -140,9 +145,9 @@ def test_annotations_decode_to_the_labels(made):
         np.testing.assert_array_equal(painted, labels)
 
 
-def test_classes_json_counts_what_the_labels_show(made):
-    records = json.loads((made / "classes.json").read_text())["classes"]
-    shown = [set(np.unique(pixels(made / f"{name}_labels.png"))) - {0} for name in NAMES]
+def test_classes_json_counts_what_the_labels_show(outputs):
+    records = json.loads((outputs / "classes.json").read_text())["classes"]
+    shown = [set(np.unique(pixels(outputs / f"{name}_labels.png"))) - {0} for name in NAMES]
     assert [record["id"] for record in records] == [1, 2, 3]
     for record in records:
         assert record["images"] == sum(record["id"] in classes for classes in shown)
@@ -150,29 +155,29 @@ def test_classes_json_counts_what_the_labels_show(made):
         assert record["patches"] > 0 and 0 < record["confidence"] <= 1
 
 
-def test_pages_to_look_at(made):
-    page = (made / "gallery.html").read_text()
+def test_gallery_and_contact_sheet_show_the_collection(outputs):
+    page = (outputs / "gallery.html").read_text()
     assert all(f"{name}.png" in page for name in NAMES) and "cut.jpg" not in page
-    assert min(pixels(made / "contact-sheet.png").shape[:2]) > 100
+    assert min(pixels(outputs / "contact-sheet.png").shape[:2]) > 100
 
 
-def test_run_json_tells_how_and_what_failed(made, builtin):
-    told = json.loads((made / "run.json").read_text())
-    assert told["photographs"] == {"found": 10, "done": 8, "failed": 2}
-    assert sorted(os.path.basename(failure["photograph"]) for failure in told["failures"]) == ["cut.jpg", "empty.jpg"]
-    assert told["checkpoint"]["sha256"] == builtin.sha256 and told["seeds"] == [0]
-    assert told["parameters"]["size"] == 96 and told["parameters"]["classes"] == 3
+def test_run_json_records_settings_and_failures(outputs, builtin):
+    record = json.loads((outputs / "run.json").read_text())
+    assert record["photographs"] == {"found": 10, "done": 8, "failed": 2}
+    assert sorted(os.path.basename(failure["photograph"]) for failure in record["failures"]) == ["cut.jpg", "empty.jpg"]
+    assert record["checkpoint"]["sha256"] == builtin.sha256 and record["seeds"] == [0]
+    assert record["parameters"]["size"] == 96 and record["parameters"]["classes"] == 3
     assert {"features", "image level", "categories", "levels", "masks", "classes", "files", "total"} <= set(
-        told["seconds"]
+        record["seconds"]
     )
 
 
-def test_the_same_again_to_the_byte_for_any_number_of_threads(made, collection, tmp_path):
+def test_outputs_are_equal_to_the_byte_for_any_number_of_threads(outputs, collection, tmp_path):
     again = tmp_path / "again"
     arguments = ["--classes", 3, "--out", again, "--threads", 1, "--cache", tmp_path / "cache"]
     assert segment(collection, *arguments, "--fit-to", again / "fitted.safetensors") == 3
-    for name in files(made) - {"run.json"}:
-        assert (made / name).read_bytes() == (again / name).read_bytes(), name
+    for name in files(outputs) - {"run.json"}:
+        assert (outputs / name).read_bytes() == (again / name).read_bytes(), name
 
 
 def test_json_lines(collection, tmp_path, capsys):
@@ -191,7 +196,7 @@ def test_json_lines(collection, tmp_path, capsys):
             assert os.path.basename(line["photograph"]) in ("cut.jpg", "empty.jpg") and line["error"]
 
 
-# --- Variants ---------------------------------------------------------------------------------------------------------
+# --- Options ---------------------------------------------------------------------------------------------------------
 
 
 def test_without_classes_and_without_out(collection, tmp_path, capsys):
@@ -208,7 +213,7 @@ def test_without_classes_and_without_out(collection, tmp_path, capsys):
         )
 
 
-def test_auto_takes_thirty_for_a_set(tmp_path):
+def test_thirty_photographs_are_segmented_as_a_collection_by_default(tmp_path):
     for index in range(30):
         photograph(tmp_path / "in" / f"{index:02}.png", index)
     quick = ["--save", "mask", "--refine", "none"]
@@ -229,26 +234,26 @@ def test_regions_and_polygons(collection, tmp_path, how):
     assert len(annotations) >= 4 and all(isinstance(annotation["segmentation"], list) for annotation in annotations)
 
 
-def test_photographs_of_nothing(tmp_path, capsys):
+def test_photographs_without_objects(tmp_path, capsys):
     for index in range(3):
         Image.new("RGB", (64, 64), (40 * index, 9, 9)).save(tmp_path / f"{index}.png")
     out = ["--out", str(tmp_path / "o"), "--size", "96", "--json", "--quiet", "--min-confidence", "1"]
     assert main([str(tmp_path), "--levels", "all", *out]) == 0
     assert [json.loads(line)["share"] for line in capsys.readouterr().out.splitlines()] == [0, 0, 0]
     assert json.loads((tmp_path / "o" / "annotations.json").read_text())["annotations"] == []
-    with pytest.raises(UsageError, match="0 regions"):
+    with pytest.raises(UsageError, match="regions, 0 in 3 photographs, got 1"):
         segment(tmp_path, "--classes", 1, "--out", tmp_path / "p", "--min-confidence", 1)
 
 
-# --- Fitted collections -----------------------------------------------------------------------------------------------
+# --- Fitted collections ----------------------------------------------------------------------------------------------
 
 
-def test_a_fitted_collection_labels_new_photographs(made, collection, tmp_path, builtin, capsys):
+def test_a_fitted_collection_labels_new_photographs(outputs, collection, tmp_path, builtin, capsys):
     photograph(tmp_path / "new.png", 30)
     arguments = [
         str(tmp_path / "new.png"),
         "--collection",
-        str(made / "fitted.safetensors"),
+        str(outputs / "fitted.safetensors"),
         "--out",
         str(tmp_path / "o"),
         "--quiet",
@@ -257,11 +262,11 @@ def test_a_fitted_collection_labels_new_photographs(made, collection, tmp_path, 
     (line,) = (json.loads(line) for line in capsys.readouterr().out.splitlines())
     labels = pixels(tmp_path / "o" / "new_labels.png")
     np.testing.assert_array_equal(
-        labels, Segmenter.load(made / "fitted.safetensors", builtin).predict(tmp_path / "new.png").labels
+        labels, Segmenter.load(outputs / "fitted.safetensors", builtin).predict(tmp_path / "new.png").labels
     )
     assert line["outputs"]["labels"].endswith("new_labels.png") and line["classes"] == [int(labels.max())]
-    # Of the same kind as x/0 and x/3.
-    assert labels.max() == pixels(made / "x" / "0_labels.png").max() == pixels(made / "x" / "3_labels.png").max()
+    # A square, as x/0 and x/3 are.
+    assert labels.max() == pixels(outputs / "x" / "0_labels.png").max() == pixels(outputs / "x" / "3_labels.png").max()
     assert main([*arguments, "--size", "96", "--json"]) == 0
     assert statuses(capsys) == ["skipped"]
     (tmp_path / "o" / "new_labels.png").unlink()
@@ -270,7 +275,7 @@ def test_a_fitted_collection_labels_new_photographs(made, collection, tmp_path, 
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         ([], "size 96, not 320"),
         (["--size", "96", "--facet", "query"], "facet key, not query"),
@@ -279,7 +284,7 @@ def test_a_fitted_collection_labels_new_photographs(made, collection, tmp_path, 
         (["--size", "96", "--levels", "all"], "--levels"),
     ],
 )
-def test_collections_that_do_not_fit(made, tmp_path, arguments, told):
+def test_collections_with_other_settings_are_refused(outputs, tmp_path, arguments, message):
     photograph(tmp_path / "a.png")
     command = [
         sys.executable,
@@ -288,29 +293,30 @@ def test_collections_that_do_not_fit(made, tmp_path, arguments, told):
         str(tmp_path / "a.png"),
         "--quiet",
         "--collection",
-        str(made / "fitted.safetensors"),
+        str(outputs / "fitted.safetensors"),
     ]
     run = subprocess.run([*command, *arguments], capture_output=True, text=True)
-    assert run.returncode == 2 and told in run.stderr and run.stderr.count("\n") == 1
+    assert run.returncode == 2 and message in run.stderr and run.stderr.count("\n") == 1
     assert files(tmp_path) == {"a.png"}
 
 
-def test_files_that_are_no_collection(collection, tmp_path, capsys):
+def test_files_that_are_not_collections_are_refused(collection, tmp_path, capsys):
     (tmp_path / "prose").write_text("mine")
     for name in ("prose", "missing"):
         run = subprocess.run(
-            [sys.executable, "-m", "vitnp.segment", str(collection / "x"), "--quiet", "--collection", str(tmp_path / name)],
+            [sys.executable, "-m", "vitnp.segment", str(collection / "x"), "--quiet",
+             "--collection", str(tmp_path / name)],
             capture_output=True, text=True,
         )  # fmt: skip
         assert run.returncode == 2 and name in run.stderr and run.stderr.count("\n") == 1
 
 
-# --- Reruns -----------------------------------------------------------------------------------------------------------
+# --- Reruns ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
-def small(tmp_path):
-    """A folder of three photographs and a broken one, done once."""
+def finished(tmp_path):
+    """A folder of three photographs and a broken one, after one run."""
     for seed in range(3):
         photograph(tmp_path / "in" / f"{seed}.png", seed)
     (tmp_path / "in" / "prose.jpg").write_text("no picture")
@@ -323,22 +329,23 @@ def small(tmp_path):
     return tmp_path
 
 
-def again(small, *arguments: object) -> int:
-    known = [small / "in", "--out", small / "out", "--save", "mask", "--json"]
-    return segment(*known, *(arguments or ("--classes", 2, "--fit-to", small / "f")))
+def rerun(finished, *arguments: object) -> int:
+    known = [finished / "in", "--out", finished / "out", "--save", "mask", "--json"]
+    return segment(*known, *(arguments or ("--classes", 2, "--fit-to", finished / "f")))
 
 
-def test_a_rerun_does_nothing_when_nothing_has_changed(small, capsys, monkeypatch):
+def test_a_rerun_does_nothing_when_nothing_has_changed(finished, capsys, monkeypatch):
     capsys.readouterr()
-    before = {path: path.stat().st_mtime_ns for path in small.rglob("*")}
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
     with monkeypatch.context() as patch:
-        patch.setattr(Segmenter, "fit", None)  # not even called
-        assert again(small) == 3
-        assert again(small, "--classes", 2) == 3
+        patch.setattr(Segmenter, "fit", None)  # an error if called
+        assert rerun(finished) == 3
+        assert rerun(finished, "--classes", 2) == 3
     assert statuses(capsys) == ["skipped"] * 3 + ["failed"] + ["skipped"] * 3 + ["failed"]
-    assert {path: path.stat().st_mtime_ns for path in small.rglob("*")} == before
+    assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
     assert (
-        main([str(small / "in"), "--classes", "2", "--out", str(small / "out"), "--save", "mask", "--size", "96"]) == 3
+        main([str(finished / "in"), "--classes", "2", "--out", str(finished / "out"), "--save", "mask", "--size", "96"])
+        == 3
     )
     assert "nothing has changed" in capsys.readouterr().err
 
@@ -346,69 +353,70 @@ def test_a_rerun_does_nothing_when_nothing_has_changed(small, capsys, monkeypatc
 @pytest.mark.parametrize(
     "arguments",
     [
-        ("--classes", 1), ("--classes", 2, "--polygons"), ("--classes", 2, "--seed", 1), ("--classes", 2, "--overwrite"),
+        ("--classes", 1), ("--classes", 2, "--polygons"), ("--classes", 2, "--seed", 1),
+        ("--classes", 2, "--overwrite"),
         ("--classes", 2, "--regions", "components"), ("--levels", "all"), ("--classes", 2, "--consistency", "majority"),
     ],
 )  # fmt: skip
-def test_other_settings_are_another_run(small, capsys, arguments):
+def test_other_settings_redo_everything(finished, capsys, arguments):
     capsys.readouterr()
-    assert again(small, *arguments) == 3
+    assert rerun(finished, *arguments) == 3
     assert statuses(capsys) == ["done"] * 3 + ["failed"]
 
 
 @pytest.mark.parametrize(
     "change", ["edited", "added", "removed", "mended", "mask", "labels", "gallery", "foreign", "fit", "record"]
 )
-def test_whatever_changed_is_noticed(small, capsys, change):
+def test_any_change_redoes_everything(finished, capsys, change):
     capsys.readouterr()
     done = 3
     if change == "edited":
-        photograph(small / "in" / "1.png", 8)
+        photograph(finished / "in" / "1.png", 8)
     elif change == "added":
-        photograph(small / "in" / "9.png", 9)
+        photograph(finished / "in" / "9.png", 9)
         done = 4
     elif change == "removed":
-        (small / "in" / "1.png").unlink()
+        (finished / "in" / "1.png").unlink()
         done = 2
     elif change == "mended":
-        photograph(small / "in" / "prose.jpg", 9)
+        photograph(finished / "in" / "prose.jpg", 9)
         done = 4
     elif change == "mask":
-        (small / "out" / "1_mask.png").unlink()
+        (finished / "out" / "1_mask.png").unlink()
     elif change == "labels":
-        (small / "out" / "1_labels.png").unlink()
+        (finished / "out" / "1_labels.png").unlink()
     elif change == "gallery":
-        (small / "out" / "gallery.html").unlink()
-    elif change == "foreign":  # one by itself has another mask
-        assert segment(small / "in" / "1.png", "--out", small / "out", "--save", "mask") == 0
+        (finished / "out" / "gallery.html").unlink()
+    elif change == "foreign":  # the mask of the photograph by itself
+        assert segment(finished / "in" / "1.png", "--out", finished / "out", "--save", "mask") == 0
     elif change == "fit":
-        (small / "f").unlink()
+        (finished / "f").unlink()
     else:
-        (small / "out" / "run.json").write_text('{"by": "vitnp", "rerun": [1]}')
-    assert again(small) == (0 if change == "mended" else 3)
+        (finished / "out" / "run.json").write_text('{"by": "vitnp", "rerun": [1]}')
+    assert rerun(finished) == (0 if change == "mended" else 3)
     assert statuses(capsys).count("done") == done
-    assert again(small) == (0 if change == "mended" else 3)
+    assert rerun(finished) == (0 if change == "mended" else 3)
     assert statuses(capsys).count("skipped") == done
 
 
-def test_a_run_that_fails_leaves_no_record_of_the_one_before(small):
-    with pytest.raises(UsageError, match="200 classes"):
-        again(small, "--classes", 200)
-    assert "run.json" not in files(small / "out")
-    assert again(small) == 3 and "run.json" in files(small / "out")
+def test_a_run_that_fails_leaves_no_record_of_the_one_before(finished):
+    with pytest.raises(UsageError, match="got 200"):
+        rerun(finished, "--classes", 200)
+    assert "run.json" not in files(finished / "out")
+    assert rerun(finished) == 3 and "run.json" in files(finished / "out")
 
 
-# --- Files of others --------------------------------------------------------------------------------------------------
+# --- Files of other programs -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["run.json", "gallery.html", "contact-sheet.png", "0_mask.png", "0_labels.png"])
-def test_files_of_others_are_spared_unless_told(collection, tmp_path, capsys, name):
+def test_foreign_files_are_replaced_with_overwrite_only(collection, tmp_path, capsys, name):
     (tmp_path / name).write_text("mine")
     arguments = [collection / "x", "--classes", 2, "--out", tmp_path, "--save", "mask"]
     about_the_run = name in RUN_FILES
     try:
         status = segment(*arguments)
-    except OutputError as error:  # what `vitnp.cli.shared.run` turns into a sentence and status 2
+    except OutputError as error:  # `vitnp.cli.shared.run` makes it a message and status 2
         assert about_the_run and name in str(error)
     else:
         assert status == 3 and not about_the_run and name in capsys.readouterr().err
@@ -417,7 +425,7 @@ def test_files_of_others_are_spared_unless_told(collection, tmp_path, capsys, na
     assert (tmp_path / name).read_bytes() != b"mine"
 
 
-def test_fit_to_spares_what_is_no_collection(collection, tmp_path):
+def test_save_collection_replaces_no_other_file(collection, tmp_path):
     shutil.copy(collection / "x" / "0.png", tmp_path / "precious.png")
     run = subprocess.run(
         [sys.executable, "-m", "vitnp.segment", str(collection / "x"), "--quiet", "--out", str(tmp_path / "o"),
@@ -435,7 +443,7 @@ def test_labels_never_replace_a_photograph(tmp_path, capsys):
     assert (tmp_path / "a_labels.png").read_bytes() == before
 
 
-# --- What goes wrong --------------------------------------------------------------------------------------------------
+# --- Errors ----------------------------------------------------------------------------------------------------------
 
 
 def test_nothing_readable_is_status_2_with_every_file_listed(tmp_path, capsys):
@@ -448,10 +456,10 @@ def test_nothing_readable_is_status_2_with_every_file_listed(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (["--classes", "5"], "got 5"),
-        (["--classes", "300"], "300 classes"),
+        (["--classes", "300"], "got 300"),
         (["--classes", "0"], "0"),
         (["--classes", "2", "--levels", "image"], "--levels"),
         (["--levels", "all", "--regions", "magic"], "magic"),
@@ -459,7 +467,7 @@ def test_nothing_readable_is_status_2_with_every_file_listed(tmp_path, capsys):
         (["--levels", "all", "--fit-to", "/proc/nowhere/f"], "/proc/nowhere"),
     ],
 )
-def test_wrong_usage_is_one_sentence(collection, tmp_path, arguments, told):
+def test_wrong_usage_is_one_message(collection, tmp_path, arguments, message):
     command = [
         sys.executable,
         "-m",
@@ -472,11 +480,11 @@ def test_wrong_usage_is_one_sentence(collection, tmp_path, arguments, told):
         "--quiet",
     ]
     run = subprocess.run([*command, *arguments], capture_output=True, text=True)
-    assert run.returncode == 2 and run.stderr.count("\n") == 1 and told in run.stderr
+    assert run.returncode == 2 and run.stderr.count("\n") == 1 and message in run.stderr
     assert not RUN_FILES & files(tmp_path)
 
 
-def test_a_full_disk_is_a_sentence_and_leaves_whole_files(collection, tmp_path):
+def test_a_full_disk_is_one_message_and_leaves_complete_files(collection, tmp_path):
     command = [
         sys.executable,
         "-m",
@@ -489,17 +497,18 @@ def test_a_full_disk_is_a_sentence_and_leaves_whole_files(collection, tmp_path):
     ]
     run = subprocess.run(
         [*command, "--size", "96", "--quiet", "--save", "mask"], capture_output=True, text=True,
-        # Labels and masks fit below it, the gallery doesn't.
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (12_000, 12_000)), env={**os.environ, "TMPDIR": str(tmp_path)},
+        # Labels and masks are below the limit, the gallery is not.
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (12_000, 12_000)),
+        env={**os.environ, "TMPDIR": str(tmp_path)},
     )  # fmt: skip
     assert run.returncode in (2, 3) and "Traceback" not in run.stderr and "vitnp:" in run.stderr
     assert not [name for name in files(tmp_path) if ".part" in name or "vitnp-features" in name]
     assert "run.json" not in files(tmp_path / "o") or run.returncode == 3
 
 
-@pytest.mark.skipif(os.name != "posix", reason="signals as POSIX has them")
+@pytest.mark.skipif(os.name != "posix", reason="POSIX signals")
 @pytest.mark.parametrize("cache", [False, True])
-def test_interrupt_says_what_is_kept_and_a_rerun_goes_on(tmp_path, cache):
+def test_an_interrupted_run_says_what_is_kept_and_a_rerun_continues(tmp_path, cache):
     for index in range(16):
         photograph(tmp_path / "in" / f"{index:02}.png", index % 9, size=(260, 200))
     (tmp_path / "tmp").mkdir()
@@ -546,24 +555,72 @@ def test_a_photograph_gone_before_its_thumbnail_is_left_out_of_the_pages(builtin
     assert len(json.loads((tmp_path / "o" / "annotations.json").read_text())["images"]) == 4
 
 
-def test_stamps_name_the_photograph_and_the_settings(made, collection):
+def test_stamps_name_the_photograph_and_the_settings(outputs, collection):
     from vitnp.io.decode import file_hash
 
-    facts = json.loads((made / "run.json").read_text())["rerun"]
+    facts = json.loads((outputs / "run.json").read_text())["rerun"]
     for kind, wanted in (("mask", "results"), ("overlay", "results"), ("labels", "labels")):
-        assert stamp(made / "x" / f"1_{kind}.png") == {
+        assert stamp(outputs / "x" / f"1_{kind}.png") == {
             "vitnp:parameters": facts[wanted], "vitnp:photograph": file_hash(collection / "x" / "1.png")
         }  # fmt: skip
 
 
+def attributes(thing, skip):
+    """Yield the attributes of an object and of the objects of vitnp that it holds: name and value."""
+    for name, value in vars(thing).items():
+        if name not in skip:
+            yield name, value
+            if type(value).__module__.startswith("vitnp.") and hasattr(value, "__dict__"):
+                yield from attributes(value, skip)
+
+
 def test_memory_of_a_photograph_is_a_few_kilobytes(builtin, collection, tmp_path):
-    """What a run keeps of each photograph, beside the numbers that NumPy holds for all of them."""
+    """What a run keeps per photograph, apart from arrays over all photographs."""
     import pickle
 
     found = [Photograph(path, path) for path in sorted((collection / "x").glob("*.png"))] * 3
     segmenter = Segmenter(builtin, 3, short_side=96, regions=RegionRule("components", smallest=0.0))
     run = CollectionRun(segmenter, found, output_stems(found, tmp_path), ["mask"], out=tmp_path)
     list(run.outcomes())
-    for name, value in {**vars(segmenter), **vars(run)}.items():
-        if isinstance(value, (dict, list)) and len(value) >= len(found) and name not in ("photographs", "settings"):
+    checked = 0
+    for name, value in attributes(run, skip=("photographs", "stems", "vit", "settings", "parameters")):
+        if isinstance(value, (dict, list)) and len(value) >= len(found):
             assert len(pickle.dumps(value)) < 2000 * len(found), name
+            checked += 1
+    assert checked > 3
+
+
+class NamesWriter:
+    """Write the names of the photographs, in the simplest way that makes an output of a collection."""
+
+    def __init__(self, path):
+        self._path, self._names = path, []
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, traceback):
+        if kind is None:
+            write_json(self._path, {"software": "vitnp", "names": self._names})
+
+    def add(self, photograph):
+        self._names.append((photograph.name, *photograph.shape, photograph.labels))
+
+
+def test_a_row_of_the_table_makes_an_output_of_a_collection(builtin, collection, tmp_path, monkeypatch):
+    def run():
+        found = find_photographs([collection / "x"])
+        segmenter = Segmenter(builtin, short_side=96, cache=tmp_path / "cache")
+        run = CollectionRun(segmenter, found, output_stems(found, tmp_path / "o"), ["mask"], out=tmp_path / "o")
+        return [outcome.status for outcome in run.outcomes()]
+
+    assert run() == ["done"] * 4
+    row = collection_outputs.CollectionOutput("names.json", lambda path, info: NamesWriter(path))
+    monkeypatch.setattr(collection_outputs, "COLLECTION_OUTPUTS", (*collection_outputs.COLLECTION_OUTPUTS, row))
+    assert run() == ["done"] * 4
+    names = json.loads((tmp_path / "o" / "names.json").read_text())["names"]
+    assert names == [[f"{number}.png", 96, 128, [1]] for number in range(4)]
+    assert run() == ["skipped"] * 4
+    (tmp_path / "o" / "names.json").write_text("mine")
+    with pytest.raises(OutputError, match="names.json"):
+        run()
