@@ -32,8 +32,8 @@ distributed = pytest.importorskip("distributed", reason="distributed isn't insta
 import dask
 
 import vitnp
-from vitnp import distributed as cluster_module
-from vitnp.distributed import connected
+from vitnp.distributed import cluster as cluster_module
+from vitnp.distributed import connect, connected, tasks
 
 # What distributed leaves open when a worker is killed is its own affair.
 pytestmark = [
@@ -139,7 +139,7 @@ def content(store: FeatureStore) -> dict[str, dict]:
 
 
 def test_features_are_the_same_when_a_worker_is_killed(cluster, monkeypatch, vit, paths, tmp_path):
-    monkeypatch.setattr(cluster_module, "PHOTOGRAPHS_A_TASK", 3)
+    monkeypatch.setattr(cluster_module, "PHOTOGRAPHS_PER_TASK", 3)
     spec = FeatureSpec.of(vit, short_side=48)
     here, there = FeatureStore(tmp_path / "here", spec), FeatureStore(tmp_path / "there", spec)
     photographs = [*paths, tmp_path / "missing.jpg", picture(99)]
@@ -277,7 +277,7 @@ def idle(cluster) -> bool:
 
 
 def test_an_interruption_cancels_and_keeps_what_is_finished(cluster, monkeypatch, vit, paths, tmp_path):
-    monkeypatch.setattr(cluster_module, "PHOTOGRAPHS_A_TASK", 2)
+    monkeypatch.setattr(cluster_module, "PHOTOGRAPHS_PER_TASK", 2)
     store = FeatureStore(tmp_path, FeatureSpec.of(vit, short_side=48))
 
     def interrupt(count: int) -> None:
@@ -320,7 +320,7 @@ def test_errors_of_workers_arrive(cluster):
 
 
 def _pretend(version: str) -> None:
-    cluster_module.__version__ = version
+    tasks.__version__ = version
 
 
 def test_a_worker_of_another_version_is_refused(local, cluster, monkeypatch):
@@ -348,7 +348,7 @@ def test_a_checkpoint_that_is_another_on_the_workers_is_refused(cluster, checkpo
     with pytest.raises(CheckpointError, match="other.safetensors is another checkpoint; put the same one"):
         cluster.extract_to_store(paths, vit, store)
     path.unlink()
-    with pytest.raises(CheckpointError, match="a worker can't load the network"):
+    with pytest.raises(CheckpointError, match="a worker cannot load the network"):
         cluster.extract_to_store(paths, vit, store)
 
 
@@ -361,12 +361,12 @@ def test_a_network_without_a_file_is_refused(cluster, vit, paths, tmp_path):
 def test_a_store_that_workers_cannot_see_is_refused(cluster, monkeypatch, vit, paths, tmp_path):
     store = FeatureStore(tmp_path / "here alone", FeatureSpec.of(vit, short_side=48))
     monkeypatch.setattr(store, "make_writable", lambda: None)  # so it isn't there for the workers
-    with pytest.raises(ClusterError, match="here alone can't be seen from a worker; give --cache"):
+    with pytest.raises(ClusterError, match="a worker does not see .*here alone; give --cache"):
         cluster.extract_to_store(paths, vit, store)
 
 
 def test_nobody_answers(monkeypatch):
-    monkeypatch.setattr(cluster_module, "_CONNECT_SECONDS", 0.5)
+    monkeypatch.setattr(connect, "_CONNECT_SECONDS", 0.5)
     for address in ["tcp://127.0.0.1:9", "nonsense", "tcp://127.0.0.1"]:
         with pytest.raises(
             ClusterError, match=f"no dask scheduler answers at {address}; start one with `dask scheduler`"
@@ -376,7 +376,7 @@ def test_nobody_answers(monkeypatch):
 
 
 def test_a_scheduler_without_workers(monkeypatch):
-    monkeypatch.setattr(cluster_module, "_CONNECT_SECONDS", 2)
+    monkeypatch.setattr(connect, "_CONNECT_SECONDS", 2)
     with distributed.LocalCluster(
         n_workers=0, host="127.0.0.1", dashboard_address="127.0.0.1:0", silence_logs=100
     ) as empty:
