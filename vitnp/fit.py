@@ -146,7 +146,7 @@ class Fit:
             self._make_masks(entries, observe)
             clock.lap("masks")
             if self.plan.n_classes is not None:
-                self._fit_classes(entries)
+                self._fit_classes(entries, self.plan.n_classes)
                 clock.lap("classes")
         self.seconds = clock.seconds
 
@@ -255,12 +255,12 @@ class Fit:
         mean = (patches @ result.score.ravel()) / np.maximum(patches.sum(axis=1), 1)
         self._scores[index] = (result.confidence * mean).astype(np.float32)
 
-    def _fit_classes(self, entries: Entries) -> None:
+    def _fit_classes(self, entries: Entries, n_classes: int) -> None:
         owners = [index for index in self._read if index not in self.failures]
         counts = [len(self._cls[index]) for index in owners]
         self._check_n_classes(sum(counts), len(owners))
         unit = _unit(np.concatenate([self._cls.pop(index) for index in owners]))
-        labels = self._cluster_cls_tokens(unit, self.plan.n_classes)
+        labels = self._cluster_cls_tokens(unit, n_classes)
         prototypes = fit_prototypes(unit, labels, self.plan.settings.seed)
         self.collection = dataclasses.replace(self.collection, prototypes=prototypes)
         means = _unit_means(unit, labels)

@@ -247,7 +247,8 @@ def test_every_setting_has_a_store_of_its_own(vit, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "options", [{"facet": "poster"}, {"layer": 3}, {"layer": -4}, {"stride": 3}, {"short_side": 0}, {"precision": "float8"}]
+    "options",
+    [{"facet": "poster"}, {"layer": 3}, {"layer": -4}, {"stride": 3}, {"short_side": 0}, {"precision": "float8"}],
 )
 def test_options_that_the_network_lacks_are_refused(vit, options):
     with pytest.raises(UsageError):

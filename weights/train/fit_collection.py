@@ -114,11 +114,12 @@ def fit_collection(
         If no photograph could be read.
     """
     vit = default_vit() if vit is None else vit
-    levels = {"dataset_level": collection_level.DATASET, "category_level": collection_level.CATEGORY}
+    dataset, category = collection_level.DATASET, collection_level.CATEGORY
     if temperature is None:
         temperature = collection_temperature(vit.sha256)
     if temperature is not None:
-        levels = {name: dataclasses.replace(level, temperature=temperature) for name, level in levels.items()}
+        dataset = dataclasses.replace(dataset, temperature=temperature)
+        category = dataclasses.replace(category, temperature=temperature)
     # The masks of these photographs are discarded, so they are not refined.
     segmenter = Segmenter(
         vit,
@@ -128,7 +129,8 @@ def fit_collection(
         cache=cache,
         n_threads=n_threads,
         progress=progress,
-        **levels,
+        dataset_level=dataset,
+        category_level=category,
     )
     collection = segmenter.fit(photographs).collection
     assert collection is not None, "fit() sets it"
