@@ -1,9 +1,12 @@
-"""What the tests share: where the optional test data lies, the two networks they run, a CuPy without a GPU and with one."""
+"""Shared fixtures (test data, two networks, a CuPy without a GPU and with one), and how tests are spread over processes."""
 
 from __future__ import annotations
 
+import concurrent.futures
 import os
 import pathlib
+import subprocess
+import sys
 import warnings
 
 import pytest
@@ -62,3 +65,46 @@ def cupy(request):
     if trouble:
         pytest.skip(trouble)
     yield loader.require_cupy()
+
+
+# --- several processes (pytest-xdist) -----------------------------------------------------------------------------------------
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config) -> int | None:
+    """Return the number of processes for ``-n auto``: one per core that this process may use, and one for a GPU."""
+    if os.environ.get("PYTEST_XDIST_AUTO_NUM_WORKERS"):
+        return None  # xdist reads it itself
+    if config.option.markexpr in ("gpu", "train"):
+        return 0
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_setupnodes(config, specs) -> None:
+    """Compile the CPU kernels before the workers start, a module per process: or else every worker compiles all of them."""
+    try:
+        from vitnp.kernels.cpu import dispatch
+        from vitnp.kernels.cpu.codegen.jit import cache_folder
+
+        done = cache_folder() / "compiled-by-the-tests"
+    except ImportError:
+        return  # no numba or no cache: the reference takes over
+    if done.exists():
+        return
+
+    def compile_module(name: str) -> None:
+        code = f"import vitnp.kernels.cpu.{name}"
+        subprocess.run([sys.executable, "-c", code], cwd=config.rootpath, capture_output=True, check=True)
+
+    with concurrent.futures.ThreadPoolExecutor(len(specs)) as pool:
+        list(pool.map(compile_module, ["codegen.barrier", *dispatch.HOMES]))
+    done.touch()
+
+
+def pytest_collection_modifyitems(items) -> None:
+    """Mark what only runs when asked for as slow too, and put slow tests first, so that no process is left alone with one."""
+    for item in items:
+        if item.get_closest_marker("gpu") or item.get_closest_marker("train"):
+            item.add_marker("slow")
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
