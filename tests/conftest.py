@@ -72,10 +72,13 @@ def cupy(request):
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config) -> int | None:
-    """Return the number of processes for ``-n auto``: one per core that this process may use, and one for a GPU."""
+    """Return the number of processes for ``-n auto``: one per core that this process may use.
+
+    The tests run in pytest's own process if it was started by a test, or for a GPU, which processes shouldn't share.
+    """
     if os.environ.get("PYTEST_XDIST_AUTO_NUM_WORKERS"):
         return None  # xdist reads it itself
-    if config.option.markexpr in ("gpu", "train"):
+    if os.environ.get("PYTEST_XDIST_WORKER") or config.option.markexpr in ("gpu", "train"):
         return 0
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
