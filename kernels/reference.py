@@ -228,8 +228,8 @@ class KVCache:
 
     Examples
     --------
-    >>> held = KeyValues(1, 2, 1, heads=1, dtype=np.float64)
-    >>> held.put(slice(0, 1), 0, np.ones((1, 2, 1)), np.array([[[1.0], [3.0]]]))
+    >>> held = KVCache(1, 2, 1, heads=1, dtype=np.float64)
+    >>> held.write(slice(0, 1), 0, np.ones((1, 2, 1)), np.array([[[1.0], [3.0]]]))
     >>> held.attend(np.zeros((1, 1, 1)), slice(0, 1))
     array([[[2.]]])
     """

@@ -320,7 +320,7 @@ def test_errors_of_workers_arrive(cluster):
 
 
 def _pretend(version: str) -> None:
-    vitnp.__version__ = version
+    cluster_module.__version__ = version
 
 
 def test_a_worker_of_another_version_is_refused(local, cluster, monkeypatch):

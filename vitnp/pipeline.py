@@ -208,8 +208,8 @@ class ImagePipeline:
     vit : ViT
     collection : Collection or None
     parameters : mapping
-        From :func:`parameters_of`.
-    identity : Identity or None
+        From :func:`run_parameters`.
+    identity : FeatureSpec or None
         Of the features that a collection reads.
     """
 
@@ -288,13 +288,13 @@ def compose(
     Parameters
     ----------
     rgb : (height, width, 3) uint8
-    features : Features or StoredFeatures
+    features : Features or FeatureRecord
     score : (rows, columns) float32
         Cleaned, 0..1; where it lives is where the photograph is refined.
     confidence : float
         Below ``parameters["min_confidence"]`` the mask is empty.
     parameters : mapping
-        From :func:`parameters_of`.
+        From :func:`run_parameters`.
     photograph : str
         From :func:`fingerprint`.
     clock : Stopwatch
@@ -357,7 +357,7 @@ def resolve_collection(
         As for :func:`segment_image`.
     vit : ViT
     **options
-        Of :func:`parameters_of`.
+        Of :func:`run_parameters`.
 
     Returns
     -------

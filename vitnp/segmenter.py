@@ -64,7 +64,7 @@ class Segmenter:
         Most patches that the data set's level is fitted on.
     cache : path, optional
         Folder that keeps features for the next run; by default they live in a temporary folder.
-    thread_count : int, optional
+    n_threads : int, optional
         Photographs in flight.
     batch : int, optional
         Photographs in the network at the same time, see :func:`vitnp.features.stream.extract_to_store`.

@@ -100,7 +100,7 @@ def attention(query: np.ndarray, key: np.ndarray, value: np.ndarray, heads: int)
         return reference.attention(query, key, value, heads)
     everything = slice(0, len(key))
     held = KVCache(*key.shape, heads, slot=2)
-    held.put(everything, 0, key, value)
+    held.write(everything, 0, key, value)
     return held.attend(query, everything)
 
 

@@ -15,7 +15,7 @@ HOMES = {
     "linear": ("linear", "pack_linear"),
     "layernorm": ("layernorm",),
     "activations": ("gelu", "swiglu"),
-    "attention": ("attention", "KeyValues"),
+    "attention": ("attention", "KVCache"),
     "patch_embed": ("patch_embedding",),
     "kmeans": ("kmeans_step", "kmeans_assign", "kmeans_closer"),
     "lloyd": ("kmeans_moves", "kmeans_move"),

@@ -24,7 +24,7 @@ HOMES = {
         "precisions",
         "products",
     ),
-    "attention": ("attention", "attention_row", "KeyValues"),
+    "attention": ("attention", "attention_row", "KVCache"),
     "kmeans": ("kmeans_step", "kmeans_assign", "kmeans_closer"),
     "similarity": ("similarity", "similarity_top", "normalize_rows"),
     "crf": ("permutohedral_lattice", "lattice_filter", "normalize_lattice", "mean_field"),

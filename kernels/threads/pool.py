@@ -41,7 +41,7 @@ def resolve_n_threads(asked: int | None = None) -> int:
 
     Examples
     --------
-    >>> thread_count(3)
+    >>> resolve_n_threads(3)
     3
     """
     if asked is None:
@@ -62,7 +62,7 @@ def map_ordered(work: Callable[[Item], Result], items: Iterable[Item], threads: 
 
     Few results wait for their turn, so that memory stays bounded. Whoever leaves early (an exception, Ctrl-C) drops the items
     that have not begun and waits for those that have. A single item is worked on in the caller's thread, and may share its
-    work among `threads` of them (:func:`together`); of several items each has one.
+    work among `threads` of them (:func:`run_team`); of several items each has one.
 
     Parameters
     ----------
@@ -73,7 +73,7 @@ def map_ordered(work: Callable[[Item], Result], items: Iterable[Item], threads: 
 
     Examples
     --------
-    >>> list(in_order(abs, [-3, 1, -2], threads=2))
+    >>> list(map_ordered(abs, [-3, 1, -2], threads=2))
     [3, 1, 2]
     """
     items = iter(items)
@@ -104,7 +104,7 @@ def map_ordered(work: Callable[[Item], Result], items: Iterable[Item], threads: 
 
 @contextlib.contextmanager
 def thread_limit(count: int) -> Iterator[None]:
-    """So many threads for whatever this thread computes meanwhile with :func:`together`."""
+    """So many threads for whatever this thread computes meanwhile with :func:`run_team`."""
     before = getattr(_here, "count", None)
     _here.count = count
     try:
@@ -114,5 +114,5 @@ def thread_limit(count: int) -> Iterator[None]:
 
 
 def allowed_threads() -> int:
-    """Threads that :func:`together` may use here, unless others are at it: as :func:`at_most` says, else as many as there are."""
+    """Threads that :func:`run_team` may use here, unless others are at it: as :func:`thread_limit` says, else as many as there are."""
     return getattr(_here, "count", None) or resolve_n_threads()

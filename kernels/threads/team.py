@@ -81,14 +81,14 @@ class Worker:
 def run_team(work: Callable[[Worker], None], most: int | None = None) -> None:
     """Run one program in several threads at the same time, each on its own share of the data.
 
-    How many there are: as :func:`at_most` says around it, else as :func:`thread_count`; and only the calling one while others
+    How many there are: as :func:`thread_limit` says around it, else as :func:`resolve_n_threads`; and only the calling one while others
     are at it, for shares of shares on the same cores gain nothing. So `work` must give the same answer for any number. It should
     spend its time without the GIL.
 
     Parameters
     ----------
     work : callable
-        Called once in each thread with its :class:`Member`. An exception in one of them ends all, and is raised here.
+        Called once in each thread with its :class:`Worker`. An exception in one of them ends all, and is raised here.
     most : int, optional
         More have nothing to do.
 
@@ -98,7 +98,7 @@ def run_team(work: Callable[[Worker], None], most: int | None = None) -> None:
     >>> def work(worker):
     ...     for i in range(*worker.share(5)):
     ...         squares[i] = i * i
-    >>> together(work)
+    >>> run_team(work)
     >>> squares
     [0, 1, 4, 9, 16]
     """
@@ -137,7 +137,7 @@ def run_team(work: Callable[[Worker], None], most: int | None = None) -> None:
 
 
 def parallel_for(work: Callable[[int, int], None], count: int, granule: int = 1) -> None:
-    """``work(start, stop)`` for parts of range(count), each in a thread of its own; see :func:`together`."""
+    """``work(start, stop)`` for parts of range(count), each in a thread of its own; see :func:`run_team`."""
 
     def part(worker: Worker) -> None:
         start, stop = worker.share(count, granule)

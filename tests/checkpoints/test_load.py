@@ -279,7 +279,7 @@ def test_metadata_and_arguments(tmp_path):
     assert (config.mean, config.std) == ((0.1, 0.2, 0.3), (1, 2, 3))
     config = load_vit(path, pos_embed="antialias", normalization="half").config
     assert (config.pos_embed, config.mean, config.std) == ("antialias", (0.5,) * 3, (0.5,) * 3)
-    for option in ({"pos_embed": "bicubic"}, {"normalize": "none"}):
+    for option in ({"pos_embed": "bicubic"}, {"normalization": "none"}):
         with pytest.raises(UsageError):
             load_vit(path, **option)
     for key, value in (("norm_eps", "small"), ("pos_embed", "x"), ("mean", "1,2"), ("std", "0,1,1"), ("grid", "5,5")):

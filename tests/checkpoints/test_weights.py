@@ -322,7 +322,7 @@ def test_list_tells_what_is_here(mirror, recorded, cache, capsys):
 def test_convert_keeps_weights_and_configuration(tmp_path, capsys, dtype):
     source = pathlib.Path(__file__).parent.parent / "golden" / "torch_files" / "training_legacy.pth"
     out = tmp_path / "out.safetensors"
-    options = ["--heads", "2", "--pos-embed", "exact", "--normalize", "half"]
+    options = ["--heads", "2", "--pos-embed", "exact", "--normalise", "half"]
     assert main(["convert", str(source), str(out), "--dtype", dtype, *options]) == 0
     before = load_vit(source, heads=2, pos_embed="exact", normalization="half")
     after = load_vit(out)

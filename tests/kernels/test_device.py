@@ -287,7 +287,7 @@ def test_a_photograph_beyond_the_memory_is_refused(cupy, vit, monkeypatch):
     def full(*_, **__):
         raise MemoryError("out of memory allocating 9 bytes")
 
-    monkeypatch.setattr("vitnp.features.extract.extract_batch", full)
+    monkeypatch.setattr("vitnp.pipeline.extract_batch", full)
     with pytest.raises(DeviceError, match="the GPU's memory doesn't hold this photograph; .*--device cpu"):
         segment_image(scene(), vit.to(device="cuda"), size=32, collection=None)
     with pytest.raises(MemoryError):
@@ -365,7 +365,7 @@ def fitted(cupy, vit, photographs) -> dict[str, Segmenter]:
     """The same photographs fitted on both devices, at the same precision."""
     level = collection_level.CollectionLevelConfig(clusters=(2,), starts=1, max_iterations=4)
     options = {
-        "size": 32, "refine": "guided", "categories": 2, "regions": "components", "thread_count": 2,
+        "size": 32, "refine": "guided", "categories": 2, "regions": "components", "n_threads": 2,
         "image_level": image_level.ImageLevelConfig(clusters=(2, 3), starts=1, max_iterations=4),
         "dataset_level": level, "category_level": level,
     }  # fmt: skip

@@ -16,7 +16,7 @@ from vitnp.kernels.threads import pool
 from vitnp.refine.dense_crf import dense_crf
 
 try:
-    from vitnp.kernels.cpu.lattice import SLOTS, lattice_filter, mean_field, normalize_lattice, permutohedral_lattice
+    from vitnp.kernels.cpu import lattice
 except ImportError:  # no numba, or nowhere to keep what it compiles
     lattice = None
 
@@ -71,7 +71,7 @@ def pixels(rgb: np.ndarray, xy: float, color: float | None = None) -> np.ndarray
 
 
 def normalized(rgb: np.ndarray, *widths: float) -> reference.Lattice:
-    return normalize_lattice(permutohedral_lattice(pixels(rgb, *widths)))
+    return lattice.normalize_lattice(lattice.permutohedral_lattice(pixels(rgb, *widths)))
 
 
 # --- the lattice ------------------------------------------------------------------------------------------------------
@@ -122,7 +122,7 @@ def test_neighbors_know_each_other(k):
 @given(st.integers(1, 6), st.integers(1, 400), st.integers(0, 10**6), st.sampled_from([0.1, 3, 60]))
 def test_compiled_lattice_is_the_references(dimensions, count, seed, spread):
     features = points(dimensions, count, seed, spread)
-    expected, found = reference.permutohedral_lattice(features), permutohedral_lattice(features)
+    expected, found = reference.permutohedral_lattice(features), lattice.permutohedral_lattice(features)
     for name in ("vertex", "neighbor", "weight"):
         np.testing.assert_array_equal(getattr(found, name), getattr(expected, name), err_msg=name)
         assert getattr(found, name).dtype == getattr(expected, name).dtype
@@ -134,9 +134,9 @@ def test_compiled_lattice_is_the_references_in_bands_whose_tables_grow(members):
     rgb = np.random.default_rng(2).integers(0, 256, (60, 81, 3), dtype=np.uint8)
     features = pixels(rgb, 20, 5)
     expected = reference.permutohedral_lattice(features)
-    assert expected.neighbor.shape[1] > 4 * SLOTS
+    assert expected.neighbor.shape[1] > 4 * lattice.SLOTS
     with pool.thread_limit(members):
-        found = permutohedral_lattice(features)
+        found = lattice.permutohedral_lattice(features)
     for name in ("vertex", "neighbor", "weight"):
         np.testing.assert_array_equal(getattr(found, name), getattr(expected, name), err_msg=name)
 
@@ -148,13 +148,13 @@ def test_filter_in_both_precisions(dimensions, count, channels, seed):
     features = points(dimensions, count, seed)
     values = np.random.default_rng(seed).normal(0, 1, (count, channels)).astype(np.float32)
     for normalized in (False, True):
-        found = permutohedral_lattice(features)
+        found = lattice.permutohedral_lattice(features)
         exact = exactly(found)
         if normalized:
-            found, exact = normalize_lattice(found), reference.normalize_lattice(exact)
+            found, exact = lattice.normalize_lattice(found), reference.normalize_lattice(exact)
         expected = reference.lattice_filter(exact, values.astype(float))
         plain = reference.Lattice(found.vertex, found.weight, found.neighbor)
-        for result in (lattice_filter(found, values), reference.lattice_filter(plain, values)):
+        for result in (lattice.lattice_filter(found, values), reference.lattice_filter(plain, values)):
             assert result.dtype == np.float32
             np.testing.assert_allclose(result, expected, atol=1e-5 * max(1, abs(expected).max()))
 
@@ -209,7 +209,7 @@ def test_mean_field_in_both_precisions(classes, steps):
     unary = -np.log(probabilities(19, 23, classes, seed=6).reshape(-1, classes))
     found = [normalized(rgb, 3), normalized(rgb, 8, 12)]
     expected = reference.mean_field(unary.astype(float), [exactly(each) for each in found], [3, 5], steps)
-    result = mean_field(unary, found, [3, 5], steps)
+    result = lattice.mean_field(unary, found, [3, 5], steps)
     assert result.dtype == np.float32 and result.shape == expected.shape
     np.testing.assert_allclose(result, expected, atol=2e-4)
     np.testing.assert_allclose(result.sum(axis=1), 1, atol=1e-5)
@@ -234,7 +234,7 @@ def test_bits_do_not_depend_on_the_number_of_threads(classes):
     results = []
     for members in (1, 2, 4):
         with pool.thread_limit(members):
-            results.append(mean_field(unary, [normalized(rgb, 3), normalized(rgb, 9, 2)], [3, 5], 3))
+            results.append(lattice.mean_field(unary, [normalized(rgb, 3), normalized(rgb, 9, 2)], [3, 5], 3))
     np.testing.assert_array_equal(results[0], results[1])
     np.testing.assert_array_equal(results[0], results[2])
 
@@ -243,11 +243,11 @@ def test_bits_do_not_depend_on_the_number_of_threads(classes):
 def test_other_types_and_lattices_go_to_the_reference():
     features = points(2, 40, seed=9).astype(float)
     values = np.random.default_rng(9).random((40, 3))
-    found = permutohedral_lattice(features)
+    found = lattice.permutohedral_lattice(features)
     assert found.weight.dtype == np.float64
-    np.testing.assert_array_equal(lattice_filter(found, values), reference.lattice_filter(found, values))
-    normal = normalize_lattice(found)
-    result = mean_field(values, [normal], [2.0], 2)
+    np.testing.assert_array_equal(lattice.lattice_filter(found, values), reference.lattice_filter(found, values))
+    normal = lattice.normalize_lattice(found)
+    result = lattice.mean_field(values, [normal], [2.0], 2)
     assert result.dtype == np.float64
     np.testing.assert_array_equal(result, reference.mean_field(values, [normal], [2.0], 2))
 

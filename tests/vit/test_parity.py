@@ -306,8 +306,8 @@ def test_attention_to_patches_sums_to_less_than_one(small):
 @pytest.mark.parametrize(
     "shape, options, words",
     [
-        ((1, 3, 20, 28), {"want": ["keys"]}, "keys"),
-        ((1, 3, 20, 28), {"want": []}, "choose among"),
+        ((1, 3, 20, 28), {"features": ["keys"]}, "keys"),
+        ((1, 3, 20, 28), {"features": []}, "choose among"),
         ((1, 3, 20, 28), {"layer": 3}, "layer 3"),
         ((1, 3, 20, 28), {"layer": -4}, "layer -4"),
         ((1, 3, 20, 28), {"stride": 0}, "stride 0"),

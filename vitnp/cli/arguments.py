@@ -41,7 +41,7 @@ def add_model_options(to: argparse.ArgumentParser) -> None:
         help="offset, exact or antialias (as the file says)",
     )
     group.add_argument(
-        "--normalize", choices=("imagenet", "half"), metavar="HOW", help="imagenet or half (as the file says)"
+        "--normalization", "--normalise", choices=("imagenet", "half"), metavar="HOW", help="imagenet or half (as the file says)"
     )
     group.add_argument(
         "--device", choices=DEVICES, metavar="D", default="auto", help="cpu, cuda, or auto: cuda where it works (auto)"
@@ -140,7 +140,7 @@ def segmenter_options(args: argparse.Namespace) -> dict:
     names = ("categories", "consistency", "fit_patches", "cache")
     return {
         **method_options(args), **{name: getattr(args, name) for name in names},
-        "thread_count": args.threads, "batch": args.batch, "progress": functools.partial(stage_progress, quiet=args.quiet),
+        "n_threads": args.threads, "batch": args.batch, "progress": functools.partial(stage_progress, quiet=args.quiet),
         "notice": functools.partial(say, quiet=args.quiet),
     }  # fmt: skip
 

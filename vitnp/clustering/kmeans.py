@@ -75,7 +75,7 @@ class KMeans:
         Stop when the inertia falls by no more than this share of itself. With 0 until the labels stay.
     seed : int or sequence of int
         Decides the starts, hence the answer.
-    thread_count : int, optional
+    n_threads : int, optional
         Chunks worked on at the same time, as in :func:`vitnp.kernels.threads.pool.resolve_n_threads`.
     device : {"auto", "cpu", "cuda"}
         Where to compute. Rows that don't fit into a GPU's memory go through it chunk by chunk; rows that are there stay.

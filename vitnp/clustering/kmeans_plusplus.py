@@ -44,7 +44,7 @@ def kmeans_plusplus(
     >>> def closer(candidates, nearest):
     ...     distance = np.abs(x - candidates.T)
     ...     return [distance if nearest is None else np.minimum(distance, nearest[0][:, None])]
-    >>> sorted(greedy_plus_plus(3, 2, np.random.default_rng(0), x.__getitem__, closer).ravel().tolist())
+    >>> sorted(kmeans_plusplus(3, 2, np.random.default_rng(0), x.__getitem__, closer).ravel().tolist())
     [0.0, 9.0]
     """
     candidates = 2 + int(np.log(clusters))

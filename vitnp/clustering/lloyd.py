@@ -189,7 +189,7 @@ def sum_partials(partials: Iterable[Partial]) -> Total:
     Examples
     --------
     >>> chunks = np.array([[1.0, 0.0], [0.6, 0.8]]), np.array([[0.0, 1.0]])
-    >>> reduce(partial_step(rows, np.eye(2), Cosine()) for rows in chunks).counts
+    >>> sum_partials(partial_step(rows, np.eye(2), Cosine()) for rows in chunks).counts
     array([1, 2])
     """
     labels, sums, counts, inertia, farthest, empty = [], 0.0, 0, 0.0, None, True

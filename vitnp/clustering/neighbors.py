@@ -29,7 +29,7 @@ def nearest_neighbors(
         1 to N, or to N - 1 with `exclude_self`.
     exclude_self : bool
         The queries are the others themselves, and no row is its own neighbor.
-    thread_count : int, optional
+    n_threads : int, optional
         As in :func:`vitnp.kernels.threads.pool.resolve_n_threads`.
 
     Returns

@@ -58,7 +58,7 @@ def spectral_clusters(
         Of k-means on the eigenvectors.
     seed : int
         Decides where the iterations begin, hence the answer.
-    thread_count : int, optional
+    n_threads : int, optional
         As in :func:`vitnp.kernels.threads.pool.resolve_n_threads`; the answer doesn't depend on it.
 
     Returns
@@ -104,7 +104,7 @@ def neighbor_graph(x: np.ndarray, neighbors: int, *, n_threads: int | None = Non
         N >= 2.
     neighbors : int
         Of each row; all the others where there are fewer.
-    thread_count : int, optional
+    n_threads : int, optional
 
     Returns
     -------

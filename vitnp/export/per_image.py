@@ -38,7 +38,7 @@ class Outcome:
     error : ImageError or OutputError, optional
         Why there are none.
     facts : mapping, optional
-        What there is to say of a result (see :func:`facts_of`); None for one that was there already.
+        What there is to say of a result (see :func:`result_facts`); None for one that was there already.
     capped : bool
         Whether the patch grid was made coarser to stay within the tokens allowed.
     """

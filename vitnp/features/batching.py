@@ -125,7 +125,7 @@ def group_by_shape(
 
     Examples
     --------
-    >>> list(grouped([1, 2, 3, 5, 4, 7], lambda number: number % 2, 3))
+    >>> list(group_by_shape([1, 2, 3, 5, 4, 7], lambda number: number % 2, 3))
     [[1, 3, 5], [2, 4], [7]]
     """
     room = _WAITING_BATCHES * most if room is None else room

@@ -38,7 +38,7 @@ class Outcome:
         The file, where there is one.
     error : ImageError or OutputError, optional
         Why there is none.
-    features : StoredFeatures or None
+    features : FeatureRecord or None
         Of what was done.
     """
 
@@ -72,14 +72,14 @@ def write_features(
     stems : sequence of Path
         Each file's name but for its ending, see :func:`vitnp.export.naming.output_stems`.
     vit : ViT
-    identity : Identity
+    identity : FeatureSpec
         Of this network: it holds the options.
     form : {"npz", "safetensors"}
     store : FeatureStore, optional
         Asked first, and given what it doesn't have.
     overwrite : bool
         Write every file anew, and replace files that vitnp did not write.
-    thread_count, batch, max_pixels
+    n_threads, batch, max_pixels
         As for :func:`vitnp.features.stream.extract_to_store`.
 
     Yields
@@ -153,7 +153,7 @@ def write_file(path: Path, features: FeatureRecord, metadata: Mapping[str, objec
     ----------
     path : Path
         Ends in ``.npz`` or ``.safetensors``.
-    features : StoredFeatures
+    features : FeatureRecord
         The file gets "keys" (rows, columns, D), "attention" (rows, columns) and "cls" (D,).
     metadata : mapping
         Goes with them; the photograph's size and the size at which the network saw it are added.

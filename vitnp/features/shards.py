@@ -135,7 +135,7 @@ def write_shard(folder: Path, entries: Sequence[FeatureRecord]) -> Path:
     Parameters
     ----------
     folder : Path
-    entries : sequence of StoredFeatures
+    entries : sequence of FeatureRecord
         At least one; their order doesn't matter.
 
     Returns

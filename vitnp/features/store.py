@@ -1,6 +1,6 @@
 """Features of many photographs on disk, so that none is computed twice and all of them may exceed the memory.
 
-A cache folder holds one subfolder for each :class:`Identity`, a subfolder any number of shards
+A cache folder holds one subfolder for each :class:`FeatureSpec`, a subfolder any number of shards
 (:mod:`vitnp.features.shards`). Whatever writes there only ever adds whole files, each named by its content: a process
 killed at any moment loses the shard it was at, and several processes on one store at worst do the same work twice.
 """
@@ -46,7 +46,7 @@ class FeatureStore:
     ----------
     folder : path
         The cache folder; the store is a subfolder of it. Nothing is made before something is written.
-    identity : Identity
+    identity : FeatureSpec
     notice : callable, optional
         Is told, in a line each, of damaged files that were thrown away. By default the log.
 
@@ -57,7 +57,7 @@ class FeatureStore:
 
     Examples
     --------
-    >>> store = FeatureStore("cache", Identity.of(vit))                                  # doctest: +SKIP
+    >>> store = FeatureStore("cache", FeatureSpec.of(vit))                                  # doctest: +SKIP
     >>> extract_to_store(["cat.jpg"], vit, store).hashes                                 # doctest: +SKIP
     ['1f0c…']
     >>> store.entry("1f0c…").keys.shape                                                  # doctest: +SKIP

@@ -33,7 +33,7 @@ class Extracted:
         Its place among those given.
     photograph : str or None
         Its fingerprint; None where it can't be read.
-    features : StoredFeatures or None
+    features : FeatureRecord or None
         None for one that was skipped or failed.
     error : ImageError or None
     """
@@ -203,11 +203,11 @@ def stream(
     ----------
     photographs : sequence of Photograph, path, PIL image or array
     vit : ViT
-    identity : Identity
+    identity : FeatureSpec
         Of this network: it holds the options.
     skip : callable
         Given a photograph's place and fingerprint, whether it needs no work. Called from several threads.
-    thread_count, batch, max_pixels
+    n_threads, batch, max_pixels
         As for :func:`extract_to_store`.
 
     Yields
@@ -244,7 +244,7 @@ def stored_features(rgb: np.ndarray, vit: ViT, identity: FeatureSpec) -> Feature
     ----------
     rgb : (height, width, 3) uint8
     vit : ViT
-    identity : Identity
+    identity : FeatureSpec
         Of this network.
 
     Raises
@@ -327,7 +327,7 @@ def stored_batch(
     ----------
     group : sequence of Decoded
     vit : ViT
-    identity : Identity
+    identity : FeatureSpec
         Of this network.
     place_for : callable
         Brings arrays to where they are kept.

@@ -44,7 +44,7 @@ def temporary_store(
 
     Parameters
     ----------
-    identity : Identity
+    identity : FeatureSpec
     needed : int
         Bytes that it'll take, see :func:`estimate_bytes`.
     folder : path, optional
@@ -153,7 +153,7 @@ def estimate_bytes(photographs: Sequence[Source], vit: ViT, identity: FeatureSpe
     ----------
     photographs : sequence of Photograph, path, PIL image or array
     vit : ViT
-    identity : Identity
+    identity : FeatureSpec
     """
     step = max(1, len(photographs) // _ESTIMATED_FROM)
     looked_at = photographs[::step]

@@ -31,7 +31,7 @@ def combine_levels(levels: Sequence[np.ndarray], consistency: str = "mean") -> n
 
     Examples
     --------
-    >>> agree([np.array([1.0, 1.0, 0.0]), np.array([1.0, 0.0, 0.0]), np.array([1.0, 1.0, 0.0])], "majority")
+    >>> combine_levels([np.array([1.0, 1.0, 0.0]), np.array([1.0, 0.0, 0.0]), np.array([1.0, 1.0, 0.0])], "majority")
     array([1., 1., 0.], dtype=float32)
     """
     mean = kernels.array_module(levels[0]).stack(levels).mean(axis=0, dtype=np.float64)

@@ -38,7 +38,7 @@ def clean(score: np.ndarray, config: CleaningConfig = CleaningConfig()) -> np.nd
     ----------
     score : (rows, columns) float
         Foreground score of each patch, 0..1.
-    constants : Cleaning
+    constants : CleaningConfig
 
     Returns
     -------

@@ -109,7 +109,7 @@ class Collection:
         Parameters
         ----------
         vit : ViT
-        features : StoredFeatures
+        features : FeatureRecord
             With what regions need.
         mask : (height, width) bool
 

@@ -100,10 +100,10 @@ def fit_level(
         The image level's hard answer for the same patches.
     seed : tuple of int
         Seeds k-means.
-    constants : CollectionLevel
+    constants : CollectionLevelConfig
     mapper : callable, optional
         Who does the passes over the keys, see :meth:`vitnp.clustering.kmeans.KMeans.fit`.
-    thread_count : int, optional
+    n_threads : int, optional
         Chunks of keys worked on at the same time.
     device : {"cpu", "cuda"}
         Where to cluster.
@@ -116,7 +116,7 @@ def fit_level(
     Examples
     --------
     >>> keys = np.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]], np.float32)
-    >>> level = fit_level(keys, np.array([1.0, 0.5, 0.0]), (0,), CollectionLevel(clusters=(2,), starts=1, max_iterations=5))
+    >>> level = fit_level(keys, np.array([1.0, 0.5, 0.0]), (0,), CollectionLevelConfig(clusters=(2,), starts=1, max_iterations=5))
     >>> sorted(level.shares[0].tolist())
     [0.0, 0.75]
     """

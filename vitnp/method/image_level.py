@@ -67,7 +67,7 @@ def image_level(
         Rows and columns of patches; N is their product.
     seed : tuple of int
         Seeds k-means.
-    constants : ImageLevel
+    constants : ImageLevelConfig
 
     Returns
     -------
@@ -79,7 +79,7 @@ def image_level(
     Examples
     --------
     >>> keys = np.repeat([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]], 3, axis=0)
-    >>> soft, hard = image_level(keys, np.repeat([1.0, 4.0, 1.0], 3), (3, 3), seed=(0,), constants=ImageLevel(clusters=(2,)))
+    >>> soft, hard = image_level(keys, np.repeat([1.0, 4.0, 1.0], 3), (3, 3), seed=(0,), config=ImageLevelConfig(clusters=(2,)))
     >>> hard.reshape(3, 3)[1]
     array([1., 1., 1.], dtype=float32)
     """

@@ -167,7 +167,7 @@ def split_pixels(regions: np.ndarray, found: Regions, grid: tuple[int, int]) -> 
     Parameters
     ----------
     regions : (height, width) uint16
-        From :func:`regions_of`.
+        From :func:`label_regions`.
     found : Regions
     grid : (int, int)
 

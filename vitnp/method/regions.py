@@ -97,7 +97,7 @@ def label_regions(mask: np.ndarray, rule: RegionRule = RegionRule()) -> np.ndarr
     Examples
     --------
     >>> mask = np.array([[1, 1, 0, 1]], bool)
-    >>> regions_of(mask, RegionRule("components"))
+    >>> label_regions(mask, RegionRule("components"))
     array([[1, 1, 0, 2]], dtype=uint16)
     """
     if rule.how == "image":
@@ -151,7 +151,7 @@ def region_patches(regions: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
 
     Examples
     --------
-    >>> patches_of(np.array([[1, 1, 1, 0]], np.uint16), (1, 2))
+    >>> region_patches(np.array([[1, 1, 1, 0]], np.uint16), (1, 2))
     array([[ True,  True]])
     """
     count = int(regions.max(initial=0))

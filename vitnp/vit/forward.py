@@ -148,7 +148,7 @@ class ForwardPass:
         # With two a thread may begin the next layer while others still read this one; for many tokens waiting is cheaper.
         slots = 2 if weights.device == "cpu" and batch * tokens < SHARED_KV_TOKENS else 1
         self.kv = [
-            k.KeyValues(batch, tokens, c.width, c.heads, weights.dtype, slot=slot, precision=weights.precision)
+            k.KVCache(batch, tokens, c.width, c.heads, weights.dtype, slot=slot, precision=weights.precision)
             for slot in range(slots)
         ]
         # Rows of the last block's output that somebody asks for: all of them, the leading ones, CLS, or none.

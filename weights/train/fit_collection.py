@@ -105,7 +105,7 @@ def fit_collection(
     ImageError
         When no photograph could be read.
     """
-    options = {"categories": categories, "seed": seed, "cache": cache, "thread_count": threads, "progress": progress}
+    options = {"categories": categories, "seed": seed, "cache": cache, "n_threads": threads, "progress": progress}
     # Nobody wants the masks of these photographs, so their edges stay rough; those to come are refined as usual.
     segmenter = Segmenter(vit, refine="none", **options)
     if temperature is None:

@@ -21,7 +21,7 @@ class RunLog:
     --------
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     journal = Journal(Path(folder) / "log.jsonl")
+    ...     journal = RunLog(Path(folder) / "log.jsonl")
     ...     for step in (100, 200, 300):
     ...         journal.write({"step": step, "loss": 1 / 3})
     ...     journal.rewind(100)

@@ -48,7 +48,7 @@ def errors(
     config : ViTConfig
         The student's.
     states, key
-        Of the student, as in :class:`Lesson`.
+        Of the student, as in :class:`Batch`.
     lesson : Lesson
     final : (B, T, D) Tensor
         The teacher's tokens after its final norm.

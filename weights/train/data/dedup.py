@@ -34,7 +34,7 @@ class Deduplication:
 
     Examples
     --------
-    >>> Exclusion([]).why("a.jpg", np.zeros((8, 8, 3), np.uint8))
+    >>> Deduplication([]).why("a.jpg", np.zeros((8, 8, 3), np.uint8))
     """
 
     def __init__(self, paths: Iterable[str | os.PathLike[str]]):
