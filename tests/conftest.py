@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 import warnings
@@ -68,6 +69,12 @@ def cupy(request):
 
 
 # --- several processes (pytest-xdist) -----------------------------------------------------------------------------------------
+
+
+def pytest_configure(config) -> None:
+    """Let Ctrl-C through: what a shell runs in the background ignores it, and so would the commands that tests interrupt."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(optionalhook=True)
