@@ -140,8 +140,8 @@ def content(store: FeatureStore) -> dict[str, dict]:
 
 def test_features_are_the_same_when_a_worker_is_killed(cluster, monkeypatch, vit, paths, tmp_path):
     monkeypatch.setattr(cluster_module, "PHOTOGRAPHS_A_TASK", 3)
-    identity = FeatureSpec.of(vit, size=48)
-    here, there = FeatureStore(tmp_path / "here", identity), FeatureStore(tmp_path / "there", identity)
+    spec = FeatureSpec.of(vit, size=48)
+    here, there = FeatureStore(tmp_path / "here", spec), FeatureStore(tmp_path / "there", spec)
     photographs = [*paths, tmp_path / "missing.jpg", picture(99)]
     expected = extract_to_store(photographs, vit, here, threads=1)
     kill, steps = Kill(cluster.client), []

@@ -33,7 +33,7 @@ from vitnp.clustering.chunks import Chunk
 from vitnp.errors import CheckpointError, ClusterError, ImageError, UsageError, VitnpError
 from vitnp.features.shared import StoredKeys, await_photographs, open_shared
 from vitnp.features.spec import FeatureSpec
-from vitnp.features.store import IDENTITY_FILE, FeatureStore
+from vitnp.features.store import SPEC_FILE, FeatureStore
 from vitnp.features.stream import Extraction, extract_to_store
 from vitnp.io import decode
 from vitnp.io.source import Source, path_of
@@ -203,7 +203,7 @@ class Cluster:
                 progress=progress,
             )
             _take_over(found, in_memory, hashes, failures)
-        if not (store.folder / IDENTITY_FILE).exists():
+        if not (store.folder / SPEC_FILE).exists():
             store.make_writable()  # by that file workers tell that the folder is the same
         network = _Network.of(vit)
         tasks = [files[start : start + PHOTOGRAPHS_A_TASK] for start in range(0, len(files), PHOTOGRAPHS_A_TASK)]
@@ -211,7 +211,7 @@ class Cluster:
         def submit(indices: list[int]) -> Future:
             paths = [os.path.abspath(path_of(photographs[index])) for index in indices]
             folder = os.path.abspath(store.folder.parent)
-            return self._submit(_extract, paths, network, folder, store.identity, max_pixels)
+            return self._submit(_extract, paths, network, folder, store.spec, max_pixels)
 
         for indices, (found, unseen) in zip(tasks, self._in_order(submit, tasks)):
             for place in unseen:
@@ -351,11 +351,11 @@ def _checked(versions: dict[str, str], function: Callable[..., Any], *arguments:
 
 
 def _extract(
-    paths: list[str], network: _Network, folder: str, identity: FeatureSpec, max_pixels: int
+    paths: list[str], network: _Network, folder: str, spec: FeatureSpec, max_pixels: int
 ) -> tuple[Extraction, list[int]]:
     """Features of some photographs into the store; which of them aren't there."""
-    store = open_shared(folder, identity)
-    if not (store.folder / IDENTITY_FILE).exists():
+    store = open_shared(folder, spec)
+    if not (store.folder / SPEC_FILE).exists():
         raise ClusterError(
             f"{folder} can't be seen from a worker; give --cache a folder that all machines share under the same path"
         )
@@ -389,7 +389,7 @@ def _greet(scheduler: str) -> None:
 
     async def name() -> str:
         async with rpc(scheduler, timeout=_CONNECT_SECONDS) as remote:
-            return (await remote.identity())["type"]
+            return (await remote.spec())["type"]
 
     async def in_time() -> str:
         return await asyncio.wait_for(name(), _CONNECT_SECONDS)

@@ -1,131 +1,58 @@
-"""One photograph, start to end: pixels, keys, foreground score, a mask with edges, and what is made of it."""
+"""The method on one page: decode, extract features, judge at three levels, combine, clean, refine.
+
+An independent reading of "A Lightweight Clustering Framework for Unsupervised Semantic Segmentation"
+(arXiv 2311.18628). Every step is one call below; its module explains it.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
-import numbers
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vitnp import __version__, kernels
-from vitnp.errors import UsageError
-from vitnp.features.extract import Features, extract_batch, prepare
-from vitnp.features.record import FeatureRecord
+from vitnp import kernels, options
+from vitnp.features.extract import NetworkInput, default_spec, extract_batch, prepare
+from vitnp.features.record import FeatureRecord, unit_rows
 from vitnp.features.spec import FeatureSpec
-from vitnp.features.stream import Decoded, stored_batch
-from vitnp.io import decode, preprocess
+from vitnp.io import decode
+from vitnp.io.source import fingerprint
+from vitnp.kernels.stopwatch import Stopwatch
 from vitnp.kernels.threads import blas
-from vitnp.method import agreement, cleaning, image_level
-from vitnp.method import confidence as confidence_
+from vitnp.method.agreement import combine_levels
+from vitnp.method.cleaning import CleaningConfig, clean
 from vitnp.method.collection import Collection
-from vitnp.options import FACETS
-from vitnp.refine import refine as refinement
+from vitnp.method.confidence import confidence
+from vitnp.method.defaults import default_vit, resolve_collection
+from vitnp.method.image_level import ImageLevelConfig, image_level
+from vitnp.method.parameters import run_parameters
+from vitnp.options import Settings
+from vitnp.refine.refine import refine
+from vitnp.result import Segmentation
 from vitnp.vit.model import ViT
 
 if TYPE_CHECKING:
     from PIL import Image
-from vitnp.io.source import fingerprint
-from vitnp.kernels.stopwatch import Stopwatch
-from vitnp.result import Segmentation
 
-# What a GPU does, where there is one; the host decodes and writes.
+# Stages that a GPU runs, if there is one; the host decodes and writes.
 DEVICE_STAGES = ("network", "cluster", "refine")
-
-
-def run_parameters(
-    vit: ViT,
-    *,
-    size: int | None = None,
-    facet: str = "key",
-    layer: int = -1,
-    stride: int | None = None,
-    refine: str = "solver",
-    seed: int = 0,
-    max_tokens: int = 4096,
-    min_confidence: float = 0.0,
-    collection: Collection | None = None,
-) -> Mapping[str, object]:
-    """Everything that a photograph's answer depends on, for the record and for telling whether a result is still good.
-
-    Parameters
-    ----------
-    vit : ViT
-    size, facet, layer, stride, refine, seed, max_tokens, min_confidence, collection
-        As for :func:`segment_image`.
-
-    Raises
-    ------
-    UsageError
-        For an option that makes no sense, or a collection that was fitted on other features.
-    """
-    config = vit.config
-    if refine not in refinement.METHODS:
-        raise UsageError(f"there is no refinement {refine!r}; choose one of {', '.join(refinement.METHODS)}")
-    if facet not in FACETS:
-        raise UsageError(f"there is no facet {facet!r}; choose one of {', '.join(FACETS)}")
-    whole = {"size": size, "layer": layer, "stride": stride, "seed": seed, "max_tokens": max_tokens}
-    for name, value in whole.items():
-        optional = name in ("size", "stride") and value is None
-        if not optional and (isinstance(value, bool) or not isinstance(value, numbers.Integral)):
-            raise UsageError(f"{name} is {value!r}; choose a whole number")
-    if not -config.depth <= layer < config.depth:
-        raise UsageError(
-            f"layer {layer} is out of range; this network has blocks 0 to {config.depth - 1} (or -{config.depth} to -1)"
-        )
-    if stride is not None and (not 0 < stride <= config.patch or config.patch % stride):
-        raise UsageError(f"stride {stride} doesn't fit; choose a divisor of the patch, {config.patch}")
-    if seed < 0:
-        raise UsageError(f"the seed is {seed}; choose 0 or more")
-    if max_tokens < 1:
-        raise UsageError(f"the token limit is {max_tokens}; choose 1 or more")
-    if not 0 <= min_confidence <= 1:
-        raise UsageError(f"the least confidence is {min_confidence}; choose a number from 0 to 1")
-    parameters = {
-        "version": __version__,
-        "model": vit.name,
-        "sha256": vit.sha256,
-        "precision": vit.numerics,
-        "heads": config.heads,
-        "pos_embed": config.pos_embed,
-        "mean": list(config.mean),
-        "std": list(config.std),
-        "size": preprocess.short_side_of(size, config.patch),
-        "facet": facet,
-        "layer": int(layer) % config.depth,
-        "stride": config.patch if stride is None else int(stride),
-        "refine": refine,
-        "seed": int(seed),
-        "max_tokens": int(max_tokens),
-        "min_confidence": min_confidence,
-    }
-    if collection is not None:
-        reason = collection.mismatch(parameters)
-        if reason:
-            raise UsageError(
-                f"the collection doesn't fit: {reason}; use the options it was fitted with, or fit another"
-            )
-        parameters["collection"] = collection.digest
-    return MappingProxyType(parameters)
 
 
 def segment_image(
     image: str | os.PathLike[str] | Image.Image | np.ndarray,
     vit: ViT | None = None,
     *,
-    size: int | None = None,
+    short_side: int | None = None,
     facet: str = "key",
     layer: int = -1,
     stride: int | None = None,
     refine: str = "solver",
     seed: int = 0,
-    max_tokens: int = 4096,
-    max_pixels: int = decode.MAX_PIXELS,
+    max_tokens: int = options.MAX_TOKENS,
+    max_pixels: int = options.MAX_PIXELS,
     min_confidence: float = 0.0,
     collection: Collection | str | os.PathLike[str] | None = "auto",
 ) -> Segmentation:
@@ -135,29 +62,29 @@ def segment_image(
     ----------
     image : path, PIL image, or (height, width, 3) uint8 array
     vit : ViT, optional
-        From :func:`vitnp.load_vit`; by default the built-in checkpoint. ``vit.to(device="cuda")`` has it all done by a GPU.
-    size : int, optional
-        Short side in pixels at which the network sees the photograph; by default 320.
+        From :func:`vitnp.load_vit`; the built-in network by default. ``vit.to(device="cuda")`` runs everything on a GPU.
+    short_side : int, optional
+        Short side in pixels of what the network sees; 320 by default.
     facet : {"key", "query", "value", "token"}
         Feature to cluster.
     layer : int
         Block to read; negative numbers count from the last.
     stride : int, optional
-        Pixels between patches, a divisor of the patch; by default the patch.
+        Pixels between patches, a divisor of the patch size; the patch size by default.
     refine : {"solver", "crf", "guided", "none"}
-        Bilateral solver, dense CRF, guided filter, or plain bilinear enlargement.
+        Bilateral solver, dense CRF, guided filter, or bilinear enlargement alone.
     seed : int
         Same seed and photograph, same answer, bit for bit.
     max_tokens : int
-        Cap of the patch grid.
+        Limit of patches; a larger grid is made coarser.
     max_pixels : int
         Larger photographs are refused before they are decoded.
     min_confidence : float
-        A photograph with less confidence gets an empty mask.
+        A photograph below this confidence gets an empty mask.
     collection : "auto", None or "none", path or Collection
-        A fitted one (:class:`vitnp.Segmenter`), whose data set and category levels, and classes, then apply to this photograph. By
-        default that of the built-in checkpoint, where checkpoint, facet, layer, stride and size are those it was fitted with, else
-        none; without one there is the image level alone.
+        A collection fitted by :class:`vitnp.Segmenter`, whose data set and category levels, and classes, are applied to
+        the photograph. By default that of the built-in network, if network, facet, layer, stride and size are those it
+        was fitted with; without one there is the image level alone.
 
     Returns
     -------
@@ -166,17 +93,13 @@ def segment_image(
     Raises
     ------
     ImageError
-        When the photograph can't be read.
+        If the photograph cannot be read.
     CheckpointError
-        When the built-in checkpoint or the collection can't be read.
+        If the built-in checkpoint or the collection cannot be read.
     DeviceError
-        When a GPU's memory doesn't hold the photograph.
+        If a GPU's memory does not hold the photograph.
     UsageError
-        For an option out of range, or a collection that was fitted on other features.
-
-    Notes
-    -----
-    The levels of arXiv 2311.18628 as vitnp understands them, see :mod:`vitnp.method.image_level`, then :mod:`vitnp.refine.refine`.
+        If a value is not allowed, or the collection was fitted on other features.
 
     Examples
     --------
@@ -184,207 +107,172 @@ def segment_image(
     >>> result.mask.mean(), result.confidence               # doctest: +SKIP
     (0.31, 0.62)
     """
-    vit = default_vit() if vit is None else vit
-    options = {"size": size, "facet": facet, "layer": layer, "stride": stride, "max_tokens": max_tokens}
-    method = ImagePipeline.of(
-        vit, **options, refine=refine, seed=seed, min_confidence=min_confidence, collection=collection
-    )
-    clock = Stopwatch(vit.device)
-    with blas.one_blas_thread(), refused_beyond_memory(vit.device):
-        rgb = decode.read_image(image, max_pixels=max_pixels)
-        clock.lap("decode")
-        photograph = fingerprint(image, rgb)
-        (features,) = method.features([method.preprocess(rgb, photograph)])
-        clock.lap("network")
-        return method.segment(rgb, features, photograph, clock)
+    settings = Settings(short_side, facet, layer, stride, max_tokens, max_pixels, refine, seed, min_confidence)
+    return ImagePipeline.create(default_vit() if vit is None else vit, settings, collection)(image)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ImagePipeline:
-    """How photographs are judged, each by itself: all that is the same for every one of them. Make one with :meth:`of`.
+    """Everything that is the same for photographs segmented one by one; make one with :meth:`create`.
 
     Attributes
     ----------
     vit : ViT
+    settings : Settings
     collection : Collection or None
+    spec : FeatureSpec
+        What to extract.
     parameters : mapping
-        From :func:`run_parameters`.
-    identity : FeatureSpec or None
-        Of the features that a collection reads.
+        See :func:`vitnp.method.parameters.run_parameters`.
     """
 
     vit: ViT
+    settings: Settings
     collection: Collection | None
+    spec: FeatureSpec
     parameters: Mapping[str, object]
-    identity: FeatureSpec | None
 
     @classmethod
-    def of(
-        cls, vit: ViT, *, collection: Collection | str | os.PathLike[str] | None = "auto", **options
+    def create(
+        cls, vit: ViT, settings: Settings, collection: Collection | str | os.PathLike[str] | None = "auto"
     ) -> ImagePipeline:
-        """The method with some options of :func:`segment_image`; it raises the same errors."""
-        which = {
-            name: value for name, value in options.items() if name in ("size", "facet", "layer", "stride", "max_tokens")
-        }
-        collection, _ = resolve_collection(collection, vit, **which)
-        parameters = run_parameters(vit, **options, collection=collection)
+        """Return the pipeline for a network, settings and a collection; arguments and errors as in segment_image."""
+        collection, _ = resolve_collection(collection, vit, settings)
+        parameters = run_parameters(vit, settings, collection)
         if collection is None:
-            return cls(vit, None, parameters, None)
-        return cls(vit, collection, parameters, FeatureSpec.of(vit, **which, regions=collection.prototypes is not None))
+            spec = default_spec(vit, settings)
+        else:
+            spec = FeatureSpec.of(vit, **settings.of_features, regions=collection.prototypes is not None)
+        return cls(vit, settings, collection, spec, parameters)
 
-    def preprocess(self, rgb: np.ndarray, photograph: str) -> Decoded:
-        """A photograph (height, width, 3) uint8 of such a :func:`fingerprint` at the size for the network, on its device."""
-        p = self.parameters
-        scaled = prepare(rgb, self.vit, size=p["size"], stride=p["stride"], max_tokens=p["max_tokens"])
-        return Decoded(0, photograph, rgb.shape[:2], scaled)
+    def __call__(self, image: str | os.PathLike[str] | Image.Image | np.ndarray) -> Segmentation:
+        """Segment one photograph."""
+        clock = Stopwatch(self.vit.device)
+        with blas.one_blas_thread(), image_memory_error(self.vit.device):
+            rgb = decode.read_image(image, max_pixels=self.settings.max_pixels)
+            clock.lap("decode")
+            (features,) = self.extract([self.preprocess(rgb, fingerprint(image, rgb))])
+            clock.lap("network")
+            return self.segment(rgb, features, clock)
 
-    def features(self, group: Sequence[Decoded]) -> list[Features] | list[FeatureRecord]:
-        """What the network says of photographs that have become equally large, in one pass."""
-        if self.identity is not None:
-            return stored_batch(group, self.vit, self.identity, lambda array: array)
-        p = self.parameters
-        return extract_batch(
-            [one.prepared for one in group], self.vit, facet=p["facet"], layer=p["layer"], stride=p["stride"]
-        )
+    def preprocess(self, rgb: np.ndarray, photograph: str) -> NetworkInput:
+        """Scale a photograph (height, width, 3) uint8 with that fingerprint to what the network takes."""
+        return prepare(rgb, self.vit, self.spec, photograph)
 
-    def segment(
-        self, rgb: np.ndarray, features: Features | FeatureRecord, photograph: str, clock: Stopwatch
-    ) -> Segmentation:
-        """The result for a photograph of such features and such a :func:`fingerprint`."""
-        collection, unit = self.collection, features.unit
-        constants = image_level.ImageLevelConfig() if collection is None else collection.image_level
-        seed = (self.parameters["seed"], features.digest)
-        soft, hard = image_level.image_level(unit, features.attention, features.grid, seed, constants)
-        score, category, levels, cleaner = soft, None, None, cleaning.CleaningConfig()
-        if collection is not None:
-            category = collection.category_of(features.cls)
-            levels = collection.levels(unit, (soft, hard), category)
-            score, cleaner = (
-                agreement.combine_levels(levels, str(collection.parameters["consistency"])),
-                collection.cleaning,
-            )
-        score = cleaning.clean(score.reshape(features.grid), cleaner)
-        confidence = confidence_.confidence(soft, unit)
-        clock.lap("cluster")
-        result = compose(rgb, features, score, confidence, self.parameters, photograph, clock, category, levels)
-        if collection is not None and collection.prototypes is not None:
-            result = dataclasses.replace(result, labels=collection.labels(self.vit, features, result.mask))
-        return result
+    def extract(self, inputs: Sequence[NetworkInput]) -> list[FeatureRecord]:
+        """Return the features of photographs of one size, in one forward pass."""
+        return extract_batch(inputs, self.vit, self.spec, with_cls=self.collection is not None)
+
+    def segment(self, rgb: np.ndarray, features: FeatureRecord, clock: Stopwatch) -> Segmentation:
+        """Segment a photograph whose features are known."""
+        answer = judge_image(features, self.vit.device, self.settings.seed, self.collection)
+        return segment_features(rgb, features, answer, self.parameters, clock, self.vit, self.collection)
 
 
-def compose(
+@dataclasses.dataclass(frozen=True)
+class ImageAnswer:
+    """What an image's own patches say, on the network's device.
+
+    Attributes
+    ----------
+    soft, hard : (N,) float32
+        See :func:`vitnp.method.image_level.image_level`.
+    confidence : float
+        See :func:`vitnp.method.confidence.confidence`.
+    """
+
+    soft: np.ndarray
+    hard: np.ndarray
+    confidence: float
+
+
+def judge_image(
+    features: FeatureRecord,
+    device: str,
+    seed: int,
+    collection: Collection | None = None,
+    config: ImageLevelConfig | None = None,
+) -> ImageAnswer:
+    """Answer the image level for a photograph: foreground by its own patches alone."""
+    if config is None:
+        config = ImageLevelConfig() if collection is None else collection.image_level
+    keys = unit_rows(kernels.to_device(features.keys, device))
+    soft, hard = image_level(keys, features.attention, features.grid, (seed, features.digest), config)
+    return ImageAnswer(soft, hard, confidence(soft, keys))
+
+
+def segment_features(
     rgb: np.ndarray,
-    features: Features | FeatureRecord,
-    score: np.ndarray,
-    confidence: float,
+    features: FeatureRecord,
+    answer: ImageAnswer,
     parameters: Mapping[str, object],
-    photograph: str,
     clock: Stopwatch,
+    vit: ViT,
+    collection: Collection | None = None,
     category: int | None = None,
-    levels: tuple[np.ndarray, ...] | None = None,
 ) -> Segmentation:
-    """A photograph's result, once the score of its patches is known: refinement to the full size.
+    """Make the mask of a photograph from its features: single photographs, batches and collections all come here.
 
     Parameters
     ----------
     rgb : (height, width, 3) uint8
-    features : Features or FeatureRecord
-    score : (rows, columns) float32
-        Cleaned, 0..1; where it lives is where the photograph is refined.
-    confidence : float
-        Below ``parameters["min_confidence"]`` the mask is empty.
+    features : FeatureRecord
+    answer : ImageAnswer
     parameters : mapping
-        From :func:`run_parameters`.
-    photograph : str
-        From :func:`fingerprint`.
+        See :func:`vitnp.method.parameters.run_parameters`.
     clock : Stopwatch
-        Gets the lap "refine".
-    category, levels
-        For the record, see :class:`Segmentation`.
+        Gets the laps "cluster" and "refine".
+    vit : ViT
+    collection : Collection, optional
+        Its data set and category levels join the image level, and its classes are applied.
+    category : int, optional
+        Category of the photograph in the collection; by default that with the nearest CLS center.
 
     Returns
     -------
     Segmentation
     """
-    if confidence < parameters["min_confidence"]:
+    if collection is None:
+        levels, score, cleaning = None, answer.soft, CleaningConfig()
+    else:
+        category = collection.category_of(features.cls) if category is None else category
+        keys = unit_rows(kernels.to_device(features.keys, vit.device))
+        levels = collection.levels(keys, (answer.soft, answer.hard), category)
+        score, cleaning = combine_levels(levels, collection.consistency), collection.cleaning
+    score = clean(score.reshape(features.grid), cleaning)
+    clock.lap("cluster")
+    if answer.confidence < float(parameters["min_confidence"]):
         soft = np.zeros(rgb.shape[:2], np.uint16)
     else:
-        soft = kernels.to_host(refinement.refine(score, rgb, method=str(parameters["refine"])))
+        soft = kernels.to_host(refine(score, rgb, method=str(parameters["refine"])))
     clock.lap("refine")
-    device, score = kernels.name_of(kernels.device_of(score)), kernels.to_host(score)
-    keys = np.asarray(kernels.to_host(features.keys), np.float32).reshape(*features.grid, -1)
-    levels = None if levels is None else tuple(map(kernels.to_host, levels))
-    return Segmentation(
-        rgb,
-        soft,
-        score,
-        keys,
-        confidence,
-        parameters,
-        photograph,
-        clock.seconds,
-        features.capped,
-        category,
-        levels=levels,
-        device=device,
+    result = Segmentation(
+        image=rgb,
+        soft=soft,
+        score=kernels.to_host(score),
+        keys=np.asarray(kernels.to_host(features.keys), np.float32).reshape(*features.grid, -1),
+        confidence=answer.confidence,
+        parameters=parameters,
+        photograph=features.photograph,
+        seconds=clock.seconds,
+        capped=features.capped,
+        category=category,
+        levels=None if levels is None else tuple(map(kernels.to_host, levels)),
+        device=kernels.name_of(kernels.device_of(score)),
     )
-
-
-@functools.lru_cache(maxsize=1)
-def default_vit() -> ViT:
-    """The built-in checkpoint, read once."""
-    from vitnp.checkpoints.load import load_vit
-
-    return load_vit("auto")
-
-
-@functools.lru_cache(maxsize=1)
-def default_collection() -> Collection:
-    """What came of fitting many photographs with the built-in checkpoint, read once."""
-    from vitnp.checkpoints.registry import BUILT_IN, collection_path
-
-    return Collection.load(collection_path(BUILT_IN))
-
-
-def resolve_collection(
-    wanted: Collection | str | os.PathLike[str] | None, vit: ViT, **options
-) -> tuple[Collection | None, str | None]:
-    """The fitted collection that photographs, each by itself, are judged by.
-
-    Parameters
-    ----------
-    wanted : "auto", None or "none", path or Collection
-        As for :func:`segment_image`.
-    vit : ViT
-    **options
-        Of :func:`run_parameters`.
-
-    Returns
-    -------
-    collection : Collection or None
-    reason : str or None
-        For "auto", why the built-in collection doesn't apply: half a sentence.
-
-    Raises
-    ------
-    CheckpointError
-        When it can't be read.
-    """
-    if wanted is None or wanted == "none":
-        return None, None
-    if wanted == "auto":
-        reason = default_collection().mismatch(run_parameters(vit, **options))
-        return (None, reason) if reason else (default_collection(), None)
-    return (wanted if isinstance(wanted, Collection) else Collection.load(wanted)), None
+    if collection is None or collection.prototypes is None:
+        return result
+    return dataclasses.replace(result, labels=collection.labels(vit, features, result.mask))
 
 
 @contextlib.contextmanager
-def refused_beyond_memory(device: str) -> Iterator[None]:
-    """A photograph that a GPU's memory doesn't hold is said to be that.
+def image_memory_error(device: str) -> Iterator[None]:
+    """Turn a GPU's MemoryError into a DeviceError that names the image.
 
     Raises
     ------
     DeviceError
+        If the GPU's memory does not hold the photograph.
     """
     try:
         yield

@@ -5,9 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 
-import scipy.linalg  # noqa: F401  (its BLAS must be there before it can be kept to one thread)
-
-# Opens the display of a stage's progress; what it gives is called with the number of steps done since.
+# Opens the display of a stage and gives a function to be called with the number of steps done since the last call.
 Progress = Callable[[str, int], contextlib.AbstractContextManager[Callable[[int], object]]]
 
 

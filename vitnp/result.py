@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import io
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -11,22 +12,23 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vitnp.io import write
-from vitnp.io.label_png import write_labels
+from vitnp import outputs
 from vitnp.io.stamp import parameters_hash
 from vitnp.masks import boxes, overlay
 
 if TYPE_CHECKING:
     from PIL import Image
-from vitnp.io.outputs import labels_path, output_paths
 
 # Half of the 16-bit scale of the soft map: the mask is where it is reached.
 HALF = 32768
 
+# Smaller components of a mask get no box, as a share of the photograph.
+_MIN_BOX_SHARE = 1e-3
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Segmentation:
-    """What vitnp found in a photograph.
+    """What vitnp found in a photograph. Results can be pickled, and in a notebook one shows its overlay.
 
     Attributes
     ----------
@@ -35,27 +37,27 @@ class Segmentation:
     soft : (height, width) uint16
         Refined foreground map in 16-bit fixed point: 65535 is 1.
     score : (rows, columns) float32
-        Foreground score of each patch, 0..1, after cleaning.
+        Foreground score of each patch, 0 to 1, after cleaning.
     keys : (rows, columns, D) float32
         Keys of the patches (or the facet that was asked for) as the network gives them.
     confidence : float
-        How sure one may be that there is an object, 0..1.
+        How certain it is that the photograph shows an object, 0 to 1.
     parameters : mapping
-        Everything that the answer depends on beside the photograph.
+        Everything that the answer depends on besides the photograph.
     photograph : str
-        Fingerprint of the file, or of the pixels where there was no file.
+        Fingerprint of the file, or of the pixels if there is no file.
     seconds : mapping of str to float
         Time spent in each stage.
     capped : bool
-        Whether the patch grid was made coarser to stay within the tokens allowed.
+        Whether the patch grid was made coarser to stay within ``max_tokens``.
     category : int, optional
-        Of a fitted collection's categories of similar photographs, the one this belongs to.
+        Category of similar photographs in the fitted collection.
     labels : (height, width) uint8, optional
         With a collection that has classes: 0 for background, classes from 1.
     levels : tuple of (N,) float32, optional
-        With a collection: what image, data set and category each said of the patches before they agreed, row by row.
+        With a collection: foreground of the patches by the image, the data set and the category level, row by row.
     device : str
-        Where everything between pixels and mask was computed: "cpu" or "cuda:0". All arrays are in the host's memory.
+        Where everything between pixels and mask was computed: "cpu" or "cuda:0". All arrays are in host memory.
     """
 
     image: np.ndarray
@@ -72,6 +74,16 @@ class Segmentation:
     levels: tuple[np.ndarray, ...] | None = None
     device: str = "cpu"
 
+    def __repr__(self) -> str:
+        height, width = self.mask.shape
+        return f"Segmentation({width} x {height}, foreground {self.share:.0%}, confidence {self.confidence:.2f})"
+
+    def _repr_png_(self) -> bytes:
+        """Return the overlay for a notebook."""
+        buffer = io.BytesIO()
+        self.overlay().save(buffer, "PNG")
+        return buffer.getvalue()
+
     @functools.cached_property
     def mask(self) -> np.ndarray:
         """(height, width) bool, True on the foreground."""
@@ -79,24 +91,33 @@ class Segmentation:
 
     @property
     def share(self) -> float:
-        """Foreground's share of the photograph, 0..1."""
+        """Share of the photograph that is foreground, 0 to 1."""
         return float(np.count_nonzero(self.mask) / self.mask.size)
 
-    def boxes(self) -> list[tuple[int, int, int, int]]:
-        """Bounding boxes of the mask's 8-connected parts, (x, y, width, height) in pixels, largest part first.
+    @property
+    def stamp(self) -> dict[str, str]:
+        """Entries by which a later run recognizes the files of this result."""
+        return {"vitnp:parameters": parameters_hash(self.parameters), "vitnp:photograph": self.photograph}
 
-        Specks of less than a thousandth of the photograph are left out.
+    def boxes(self) -> list[tuple[int, int, int, int]]:
+        """Return bounding boxes of the mask's 8-connected components, the largest component first.
+
+        Returns
+        -------
+        list of (int, int, int, int)
+            x, y, width and height in pixels. Components smaller than a thousandth of the photograph are left out.
         """
-        return [tuple(box[:4]) for box in boxes.bounding_boxes(self.mask, min_area_share=1e-3)]
+        found = boxes.bounding_boxes(self.mask, min_area_share=_MIN_BOX_SHARE)
+        return [(box.x, box.y, box.width, box.height) for box in found]
 
     def overlay(self) -> Image.Image:
-        """The photograph with the mask's outline and a tint."""
+        """Return the photograph with the mask's outline and a tint."""
         from PIL import Image
 
         return Image.fromarray(overlay.overlay(self.image, self.mask))
 
     def cutout(self) -> Image.Image:
-        """The photograph with the soft map as its alpha channel, RGBA."""
+        """Return the photograph with the soft map as its alpha channel, RGBA."""
         from PIL import Image
 
         return Image.fromarray(overlay.cutout(self.image, self.soft))
@@ -109,49 +130,24 @@ class Segmentation:
         stem : path
             What the names begin with: ``OUT/cat`` gives ``OUT/cat_mask.png`` and so on. Missing folders are made.
         which : iterable of str
-            Among "mask" (0/255), "overlay", "cutout" (RGBA), "soft" (16-bit PNG), "score" and "keys" (patch grid, .npy) and
-            "npz" (mask, score, metadata, and keys when they are named too).
+            Among "mask" (0 or 255), "overlay", "cutout" (RGBA), "soft" (16-bit PNG), "score" and "keys" (patch grid,
+            .npy) and "npz" (mask, score, metadata, and keys if they are named too).
 
         Returns
         -------
         dict of str to Path
-            The files written; "labels" (a palette PNG) among them where there are classes.
+            The files written; "labels" (a palette PNG) among them if there are classes.
 
         Raises
         ------
         UsageError
-            For a kind of output that doesn't exist.
+            If there is no output of a name.
         OutputError
-            When a file can't be written; nothing half-written is left behind.
+            If a file cannot be written; no incomplete file is left behind.
 
         Examples
         --------
         >>> vitnp.segment_image("cat.jpg").save("out/cat", ["mask", "cutout"])      # doctest: +SKIP
         {'mask': PosixPath('out/cat_mask.png'), 'cutout': PosixPath('out/cat_cutout.png')}
         """
-        which = tuple(which)
-        paths = output_paths(stem, which)
-        write.make_folder(Path(stem).parent)
-        stamp = {"vitnp:parameters": parameters_hash(self.parameters), "vitnp:photograph": self.photograph}
-        for kind in which:
-            path = paths[kind]
-            if kind == "npz":
-                arrays = {"mask": self.mask, "score": self.score}
-                if "keys" in which:
-                    arrays["keys"] = self.keys
-                write.write_npz(path, arrays, {**self.parameters, "confidence": self.confidence, **stamp})
-            elif kind in ("score", "keys"):
-                write.write_npy(path, getattr(self, kind), stamp)
-            else:
-                write.write_png(path, self._picture(kind), stamp)
-        if self.labels is not None:
-            paths["labels"] = labels_path(stem)
-            write_labels(paths["labels"], self.labels, stamp)
-        return paths
-
-    def _picture(self, kind: str) -> np.ndarray:
-        if kind == "overlay":
-            return overlay.overlay(self.image, self.mask)
-        if kind == "cutout":
-            return overlay.cutout(self.image, self.soft)
-        return self.mask if kind == "mask" else self.soft
+        return outputs.write_outputs(self, stem, which)

@@ -1,1 +1,1 @@
-"""The checkpoints vitnp knows by name: the registry, the download cache, and the one that comes with it."""
+"""Data files of the package: the registry of checkpoints, and the built-in checkpoint with its collection."""

@@ -165,13 +165,13 @@ def write_bundle(folder: Path, vit, collection, photograph: Path) -> None:
     """
     from bench.cpu.vit_peers import onnx_model
     from vitnp.io import decode, preprocess
-    from vitnp.vit.pos_embed import resample_positions
+    from vitnp.vit.pos_embed import resample_abs_pos_embed
 
     config, rgb = vit.config, decode.read_image(photograph)
     (height, width), _ = preprocess.network_size(*rgb.shape[:2], patch=config.patch)
     grid = height // config.patch, width // config.patch
     table = vit.weights["pos_embed"][0]
-    patches = resample_positions(table[1:].reshape(*config.grid, -1), grid, config.pos_embed)
+    patches = resample_abs_pos_embed(table[1:].reshape(*config.grid, -1), grid, config.pos_embed)
     weights = {**vit.weights, "pos_embed": np.concatenate([table[:1], patches])[None]}
     (folder / "network.onnx").write_bytes(onnx_model(config, weights, grid, 1, features=True))
 

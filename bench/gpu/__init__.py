@@ -1,14 +1,16 @@
 """vitnp on an NVIDIA GPU: right first, then how fast, beside what one could run instead.
 
-One command, from the checkout's root, with a plain python3 that has NumPy, numba and CuPy (cupy-cuda12x or cupy-cuda13x), and
-torch, cuML, flash-kmeans, pytest-xdist and compute-sanitizer where they are to take part::
+One command, from the checkout's root, with a python3 that has what vitnp itself needs and CuPy (cupy-cuda12x or cupy-cuda13x),
+and torch, cuML, flash-kmeans, pytest-xdist and compute-sanitizer where they are to take part; vitnp need not be installed::
 
-    python3 -m pip install '.[cuda13,test]' && python3 -m bench gpu --out DIR --photographs FOLDER
+    python3 -m bench gpu --out DIR --photographs FOLDER
 
 FOLDER holds ``images/`` and ``masks/``; without it the checkout's own photographs are taken. DIR gets ``gpu.json`` with every
-figure, ``gpu.txt`` with the table, and ``gpu.log`` with what the tools said. It takes at most eight minutes. The exit status is 0
-when all that was computed is right, whatever the times; 1 when something is wrong or a step crashed, which is named; 2 when there
-is no GPU to use.
+figure, ``gpu.txt`` with the table, and ``gpu.log`` with what the tools said, all anew after each step: whoever stops it, by
+SIGTERM or Ctrl-C too, has what there is by then. It takes at most eight minutes. The exit status is 0 when all that was computed
+is right, whatever the times; 1 when something is wrong or a step crashed, which is named; 2 when there is no GPU to use or
+something else is missing, which is said in one sentence; 130 and 143 when it was stopped. RUN.md beside this has two calls for
+the first minutes on a borrowed machine.
 """
 
 from __future__ import annotations
@@ -17,25 +19,27 @@ import argparse
 import concurrent.futures
 import json
 import os
-import signal
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from bench.gpu import preflight, processes
 from bench.gpu.steps import FIRST, STEPS, Step
 from vitnp.cli import shared
 from vitnp.errors import OutputError, UsageError
 
-ROOT = Path(__file__).parent.parent.parent
 EXIT_WRONG = 1
+EXITS = {"SIGINT": shared.EXIT_INTERRUPTED, "SIGTERM": 143}
 # All in all, with some seconds left of eight minutes.
 MOST_SECONDS = 465.0
 # A step that has less than this isn't begun.
 FEWEST_SECONDS = 8.0
-QUICK = 0.4
+# What a quick run gives a step that measures, and one that checks.
+QUICK, QUICK_CHECK = 0.4, 0.7
+# And what it gives any: a process needs some seconds to load CuPy and cuBLAS.
+LEAST_QUICK = 10.0
 # Beyond its own time a step gets this to come to an end.
 GRACE = 6.0
 
@@ -52,16 +56,14 @@ def main(argv: list[str] | None = None) -> int:
         "--seconds", type=float, default=MOST_SECONDS, metavar="S", help="the most that all may take (465)"
     )
     made.add_argument("--only", nargs="+", metavar="STEP", help=f"of {', '.join(step.name for step in STEPS)} (all)")
+    made.add_argument("--compile", action="store_true", help="torch.compile too, last of all: half a minute a shape")
     args = made.parse_args(argv)
     unknown = [name for name in args.only or () if name not in {step.name for step in STEPS}]
     if unknown:
         made.error(f"there is no step {unknown[0]!r}")
-    from vitnp.kernels.cuda.loader import find_trouble
-
-    trouble = find_trouble()
+    trouble = preflight.find_trouble()
     if trouble:
-        # On the CPU there is nothing to measure here.
-        shared.say_error(trouble.replace("choose --device cpu", "run this on a machine with one"))
+        shared.say_error(trouble)
         return shared.EXIT_USAGE
     if args.photographs and not all((args.photographs / name).is_dir() for name in ("images", "masks")):
         raise UsageError(f"{args.photographs}: there is no images/ and masks/ in it; name the folder that holds both")
@@ -89,47 +91,73 @@ class Run:
         except OSError as error:
             raise OutputError(f"{options.out}: can't be written to ({error.strerror}); name another folder") from None
         self._machine = machine.facts(cupy)
+        self._undone = [FIRST, *filter(self._is_wanted, STEPS)]
+
+    def _is_wanted(self, step: Step) -> bool:
+        only = self._options.only
+        return step.name in only if only else not step.extra or self._options.compile
 
     def all(self) -> int:
         """Every step; the exit status."""
         from bench.gpu import table
 
-        wanted = [step for step in STEPS if not self._options.only or step.name in self._options.only]
-        with tempfile.TemporaryDirectory() as folder:
-            self._run([FIRST], Path(folder))
-            failed = table.wrong(self.records)
-            if failed:
-                shared.say_error(failed[0])
-                return shared.EXIT_USAGE
-            # Checks wait for compilers and for the CPU most of the time: side by side. Who measures has the device alone.
-            self._run([step for step in wanted if not step.timing], Path(folder))
-            for step in wanted:
-                if step.timing:
+        stopped = None
+        with tempfile.TemporaryDirectory() as folder, processes.stoppable():
+            try:
+                self._run([FIRST], Path(folder))
+                failed = table.wrong(self.records)
+                if failed:
+                    shared.say_error(failed[0])
+                    return shared.EXIT_USAGE
+                # Checks wait for compilers and for the CPU most of the time: side by side. Who measures has the device alone.
+                self._run([step for step in self._undone if not step.timing], Path(folder))
+                for step in list(self._undone):
                     self._run([step], Path(folder))
-        text = table.text(self._machine, self.records)
-        (self._options.out / "gpu.txt").write_text(text + "\n", encoding="utf-8")
-        print("\n" + text, flush=True)
+            except processes.Stopped as signal:
+                stopped = str(signal)
+                self._give_up(stopped)
+        print("\n" + table.text(self._machine, self.records), flush=True)
         found = table.wrong(self.records)
         for name in found:
             shared.say_error(f"wrong: {name}")
         print(f"\nwritten to {self._options.out / 'gpu.json'}, {time.monotonic() - self._began:.0f} s", flush=True)
-        return EXIT_WRONG if found else shared.EXIT_OK
+        return EXITS[stopped] if stopped else EXIT_WRONG if found else shared.EXIT_OK
 
     def _run(self, steps: Sequence[Step], folder: Path) -> None:
-        """Some steps at once, all of them to their end."""
+        """Some steps at once, all of them to their end, which comes soon after a signal."""
         if not steps:
             return
         with concurrent.futures.ThreadPoolExecutor(len(steps)) as pool:
-            for found in concurrent.futures.as_completed([pool.submit(self._one, step, folder) for step in steps]):
-                self.records += found.result()
-                self._write()
+            jobs = {pool.submit(self._one, step, folder): step for step in steps}
+            try:
+                for job in concurrent.futures.as_completed(list(jobs)):
+                    self._take(jobs.pop(job), job.result())
+            finally:
+                if jobs:  # a signal
+                    processes.stop_all()
+                for job, step in jobs.items():
+                    self._take(step, job.result())
+
+    def _take(self, step: Step, found: list[dict[str, object]]) -> None:
+        self.records += found
+        self._undone.remove(step)
+        self._write()
+
+    def _give_up(self, signal: str) -> None:
+        """Put on record what a signal has left undone."""
+        self.records += [
+            {"step": step.name, "kind": "skipped", "name": step.name, "why": f"stopped by {signal}"}
+            for step in self._undone
+        ]
+        self._undone = []
+        self._write()
 
     def _one(self, step: Step, folder: Path) -> list[dict[str, object]]:
         """A step's records; one that crashes or hangs has a failed check among them."""
         from bench.gpu.report import Report, read
 
         left = self._options.seconds - (time.monotonic() - self._began) - GRACE
-        seconds = min(step.seconds * (QUICK if self._options.quick and step.timing else 1), left)
+        seconds = min(seconds_of(step, self._options.quick), left)
         path, log = folder / f"{step.name}.jsonl", folder / f"{step.name}.log"
         report = Report(path, seconds, step.name)
         if seconds < FEWEST_SECONDS:
@@ -169,35 +197,35 @@ class Run:
         return command + ["--quick"] * self._options.quick
 
     def _write(self) -> None:
-        """The file as it is by now: whoever is stopped half-way has half of it."""
+        """The files as they are by now: whoever is stopped half-way has half of them."""
+        from bench.gpu import table
         from bench.gpu.bars import bars
 
         judged = [{"what": b.what, "least": b.least, "measured": b.measured, "met": b.met} for b in bars(self.records)]
         content = {**self._machine, "quick": self._options.quick, "bars": judged, "records": self.records}
-        path = self._options.out / "gpu.json"
-        spare = path.with_suffix(".part")
-        spare.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        spare.replace(path)
+        _replace(self._options.out / "gpu.json", json.dumps(content, indent=1))
+        _replace(self._options.out / "gpu.txt", table.text(self._machine, self.records))
+
+
+def seconds_of(step: Step, quick: bool) -> float:
+    """The most that a step may take."""
+    if not quick:
+        return step.seconds
+    return min(step.seconds, max(LEAST_QUICK, step.seconds * (QUICK if step.timing else QUICK_CHECK)))
 
 
 def _watch(command: Sequence[str], log: Path, seconds: float) -> int | None:
-    """Run a program with what it starts; its exit status, or None if it had to be stopped."""
+    """Run a step; its exit status, or None if it had to be stopped."""
     environment = {
         name: value for name, value in os.environ.items() if name not in ("CUPY_TF32", "NVIDIA_TF32_OVERRIDE")
     }
     environment["PYTHONUNBUFFERED"] = "1"
     with log.open("wb") as file:
-        # A group of its own: what the step has started ends with it.
-        process = subprocess.Popen(
-            command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, env=environment,
-            start_new_session=True,
-        )  # fmt: skip
-        try:
-            return process.wait(timeout=seconds)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-            return None
-        except BaseException:
-            os.killpg(process.pid, signal.SIGKILL)
-            raise
+        return processes.run(command, seconds, file, environment)
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write a file at once: nobody ever reads half of it."""
+    spare = path.with_name(path.name + ".part")
+    spare.write_text(text + "\n", encoding="utf-8")
+    spare.replace(path)

@@ -7,6 +7,7 @@ import argparse
 import numpy as np
 from vitnp.kernels.cuda.loader import require_cupy
 
+from bench.gpu.differences import mismatch
 from bench.gpu.measure import Timer, free, gather
 from bench.gpu.report import Report
 
@@ -61,7 +62,7 @@ def torch_call(*arrays: object) -> object:
 
 def _check(report: Report, cupy: object, label: str, dtype: str, query, key, value, found) -> None:
     """Some queries of the first and last head of the first and last image, in float64."""
-    worst = 0.0
+    worst, where = 0.0, ""
     rows = np.unique(np.linspace(0, query.shape[1] - 1, 33).astype(int))
     for image in (0, len(query) - 1):
         for head in (0, HEADS - 1):
@@ -71,7 +72,12 @@ def _check(report: Report, cupy: object, label: str, dtype: str, query, key, val
             weights = np.exp(scores - scores.max(axis=1, keepdims=True))
             expected = weights / weights.sum(axis=1, keepdims=True) @ v
             got = cupy.asnumpy(found[image, :, part]).astype(np.float64)[rows]
-            worst = max(worst, float(np.linalg.norm(got - expected) / np.linalg.norm(expected)))
-            if not np.isfinite(got).all():
-                worst = np.inf
-    report.near(label, worst, TOLERANCE[dtype])
+            error = (
+                float(np.linalg.norm(got - expected) / np.linalg.norm(expected)) if np.isfinite(got).all() else np.inf
+            )
+            if error > worst:
+                worst = error
+                where = f"image {image}, head {head}, queries {rows[0]} to {rows[-1]}: " + mismatch(
+                    got, expected, TOLERANCE[dtype] * np.abs(expected).max()
+                )
+    report.near(label, worst, TOLERANCE[dtype], lambda: where)

@@ -8,7 +8,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from bench.gpu.agreement import SAMPLES, segmented
+from bench.gpu.agreement import SAMPLES, has_baseline, segmented
 from bench.gpu.measure import Missing, Timing
 from bench.gpu.report import Report
 
@@ -26,6 +26,8 @@ def run(report: Report, options: argparse.Namespace) -> None:
             make_photographs(folder / f"{count}", count, options.photographs)
         for device in ("cuda", "cpu"):
             case = {"photographs": many - FEW, "size": list(SIZE), "device": device, "cores": os.cpu_count()}
+            if device == "cpu" and not has_baseline(report):
+                return
             if not report.has_time(f"folder, {device}", 8):
                 return
             try:
@@ -35,6 +37,12 @@ def run(report: Report, options: argparse.Namespace) -> None:
                     raise Missing("its long run took no longer than its short one")
             except Missing as error:
                 report.missing(case, "vitnp", str(error))
+                continue
+            except RuntimeError as error:  # the other device may do
+                report.check(f"folder, {device}", False, str(error))
+                continue
+            except TimeoutError as error:
+                report.skip(f"folder, {device}", str(error))
                 continue
             report.time(case, "vitnp", Timing(each, each, each, 1), rate=1 / each, whole_command=seconds[many])
 

@@ -72,12 +72,12 @@ class Timer:
         -------
         timings : dict of str to Timing
         missing : dict of str to str
-            Those that failed when they were tried, and how.
+            Those that failed, and how; a peer that failed after some samples has them among the timings too.
 
         Raises
         ------
         Exception
-            What our own call raises, unless it's out of memory.
+            What our own call raises before it has been timed once, unless it's out of memory.
         """
         plans, missing = {}, {}
         for index, (name, call) in enumerate(contenders.items()):
@@ -97,8 +97,18 @@ class Timer:
         for turn in range(rounds):
             start = turn % len(names)
             for name in names[start:] + names[:start]:
-                samples[name].append(self._sample(contenders[name], queueing[name]))
-        return {name: summary(found) for name, found in samples.items()}, missing
+                if name in missing:
+                    continue
+                try:
+                    samples[name].append(self._sample(contenders[name], queueing[name]))
+                # Others go on with what they have: a peer's trouble costs nobody else a figure.
+                except Exception as error:
+                    if name == next(iter(contenders)) and not samples[name] and not out_of_memory(error):
+                        raise
+                    missing[name] = gist(error)
+                    free(self._cupy)
+        timings = {name: summary(found) for name, found in samples.items() if found}
+        return timings, {name: why for name, why in missing.items() if name not in timings or name != names[0]}
 
     def _try(self, call: Call) -> tuple[float, float]:
         """Seconds until a warm call is queued, and until it's done."""

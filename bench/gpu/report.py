@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from bench.gpu.measure import Timing
@@ -37,9 +38,11 @@ class Report:
         self._write("check", name=name, passed=bool(passed), detail=detail)
         return bool(passed)
 
-    def near(self, name: str, found: float, most: float) -> bool:
-        """A difference that has to be small; NaN isn't."""
-        return self.check(name, found <= most, f"{found:.3g}, at most {most:g}")
+    def near(self, name: str, found: float, most: float, where: Callable[[], str] | None = None) -> bool:
+        """A difference that has to be small; NaN isn't. `where` says which numbers differ, and is asked only if some do."""
+        right = found <= most
+        places = f"; {where()}" if where and not right else ""
+        return self.check(name, right, f"{found:.3g}, at most {most:g}{places}")
 
     def time(self, case: dict[str, object], contender: str, timing: Timing, **facts: object) -> None:
         """A contender's time for a case; figures of what it amounts to go with it."""
@@ -48,6 +51,10 @@ class Report:
     def missing(self, case: dict[str, object], contender: str, why: str) -> None:
         """A contender that took no part."""
         self._write("missing", case=case, contender=contender, why=why)
+
+    def kernel(self, name: str, **facts: object) -> None:
+        """What one of the kernels takes: registers, shared memory, launches, seconds."""
+        self._write("kernel", name=name, **facts)
 
     def skip(self, name: str, why: str) -> None:
         """Something that wasn't done, and why."""

@@ -9,6 +9,7 @@ from types import ModuleType
 import numpy as np
 from vitnp.kernels.cuda.loader import require_cupy
 
+from bench.gpu.differences import mismatch
 from bench.gpu.kmeans import rows_on_device
 from bench.gpu.measure import Timer, free, gather
 from bench.gpu.report import Report
@@ -97,13 +98,15 @@ def _check(report: Report, cupy: ModuleType, label: str, x, y, count: int, found
     expected = one @ other.T
     if not count:
         got = cupy.asnumpy(found[cupy.asarray(places)])
-        report.near(label, float(np.abs(got - expected).max()), 1e-5)
+        report.near(label, float(np.abs(got - expected).max()), 1e-5, lambda: mismatch(got, expected, 1e-5))
         return
     values, indices = (cupy.asnumpy(part[cupy.asarray(places)]) for part in found)
     largest = -np.sort(-expected, axis=1)[:, :count]
-    report.near(f"{label}: values", float(np.abs(values - largest).max()), 1e-5)
+    report.near(
+        f"{label}: values", float(np.abs(values - largest).max()), 1e-5, lambda: mismatch(values, largest, 1e-5)
+    )
     inside = (indices >= 0) & (indices < len(y))
     there = np.take_along_axis(expected, indices.clip(0, len(y) - 1), axis=1)
     distinct = all(len(set(row)) == count for row in indices.tolist())
     worst = float(np.abs(there - largest).max()) if inside.all() and distinct else np.inf
-    report.near(f"{label}: indices", worst, 1e-5)
+    report.near(f"{label}: indices", worst, 1e-5, lambda: mismatch(there, largest, 1e-5))

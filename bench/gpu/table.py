@@ -12,12 +12,17 @@ from bench.table import duration
 Record = Mapping[str, object]
 
 TITLES = {
+    "stages": "one photograph by itself, from its file to its mask",
     "kmeans": "an iteration of Lloyd's algorithm, rows x 384",
     "similarity": "cosine similarity, rows x 384",
     "attention": "attention, 6 heads of 64",
     "network": "a pass of a network in fp16",
+    "layers": "layers, 57,616 rows",
+    "refinement": "refinement of one map",
     "folder": "files to masks",
 }
+# Kernels that a table names, of each photograph.
+MOST_KERNELS = 12
 
 
 def text(machine: Mapping[str, object], records: Sequence[Record]) -> str:
@@ -35,7 +40,7 @@ def text(machine: Mapping[str, object], records: Sequence[Record]) -> str:
     """
     parts = [_heading(machine), _ceilings(records)]
     parts += [_times(step, title, records) for step, title in TITLES.items()]
-    parts += [_checks(records), _bars(records)]
+    parts += [_kernels(records), _checks(records), _bars(records)]
     return "\n\n".join(part for part in parts if part)
 
 
@@ -99,16 +104,42 @@ def _label(step: str, case: Mapping[str, object]) -> str:
         return f"{case['images']:>3} x {case['tokens']:,} tokens  {case['dtype']}"
     if step == "network":
         return f"{case['model']}  {case['side']} px  batch {case['batch']}  {case['want']}"
+    if step == "layers":
+        return f"{case['layer']}  width {case['width']}  {case['dtype']}"
+    if step == "refinement":
+        return f"{case['refinement']}  {case['size'][0]} x {case['size'][1]} px"
+    if step == "stages":
+        return f"{case['photograph']}  {case['size'][0]} x {case['size'][1]} px  {case['device']} {case['precision']}"
     return f"{case['size'][0]} x {case['size'][1]} px, on {case['device']}, {case['cores']} cores"
 
 
 def _amount(step: str, ours: Record, copy: float | None) -> str:
     rate = ours["rate"]
-    if step == "kmeans":
+    if step == "stages":
+        return "  ".join(f"{stage} {duration(seconds)}" for stage, seconds in ours["stages"].items())
+    if step in ("kmeans", "layers"):
         return f"{rate / 1e9:.0f} GB/s" + (f", {rate / copy:.0%} of copy" if copy else "")
     if step in ("attention", "similarity"):
         return f"{rate / 1e12:.0f} TFLOP/s"
     return f"{rate:.1f} images/s"
+
+
+def _kernels(records: Sequence[Record]) -> str:
+    """The longest of each photograph's kernels, and all those that keep something in local memory."""
+    mine = [record for record in records if record["kind"] == "kernel"]
+    lines = []
+    for within, group in itertools.groupby(mine, key=lambda record: record["within"]):
+        found = list(group)
+        total = sum(record["seconds"] for record in found)
+        lines.append(f"kernels, {within}: {sum(record['launches'] for record in found)} launches, {duration(total)}")
+        for index, record in enumerate(found):
+            if index < MOST_KERNELS or record["local_bytes"]:
+                local = f", {record['local_bytes']} bytes of local memory" if record["local_bytes"] else ""
+                lines.append(
+                    f"  {record['name']:<24}{record['launches']:>5} launches  {duration(record['seconds']):>9}  "
+                    f"{record['registers']} registers, {record['shared_bytes']} bytes of shared memory{local}"
+                )
+    return "\n".join(lines)
 
 
 def _checks(records: Sequence[Record]) -> str:
@@ -131,7 +162,7 @@ def _line(record: Record) -> str:
 def _bars(records: Sequence[Record]) -> str:
     found = bars.bars(records)
     lines = [f"bars: {sum(bar.met is True for bar in found)} of {len(found)} met"]
-    for bar in found:
-        measured = "" if bar.measured is None else f"{bar.measured:.3g}"
-        lines.append(f"  {bar.what:<72} {measured:>7}, at least {bar.least:g}: {bar.verdict}")
+    measured = [bar for bar in found if bar.measured is not None]
+    lines += [f"  {bar.what:<72} {bar.measured:>7.3g}, at least {bar.least:g}: {bar.verdict}" for bar in measured]
+    lines += [f"  {len(found) - len(measured)} not measured"] * (len(found) > len(measured))
     return "\n".join(lines)

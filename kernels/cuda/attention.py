@@ -35,7 +35,9 @@ def attention(query: cupy.ndarray, key: cupy.ndarray, value: cupy.ndarray, heads
     scale = np.float32(math.log2(math.e) / math.sqrt(size))
     if size == _SIZE:
         grid = (-(-rows // _QUERIES[kind]), heads, images)
-        kernel("attention", f"attention_{kind}", *options)(grid, (128,), (*arrays, out, *sizes, *steps, scale))
+        # Two blocks of attention_half take 96 KB of shared memory, more than the driver may set aside of its own accord.
+        launch = kernel("attention", f"attention_{kind}", *options, carveout=100 if kind == "half" else None)
+        launch(grid, (128,), (*arrays, out, *sizes, *steps, scale))
     else:
         shared = 4 * 4 * (2 * size + 32)
         arguments = (*arrays, out, np.int32(size), *sizes, *steps, scale)
@@ -51,9 +53,10 @@ def attention_row(query: cupy.ndarray, key: cupy.ndarray, heads: int) -> cupy.nd
     images, tokens, width = key.shape
     size = width // heads
     # In float32 whatever comes in: scores of ten, rounded to half precision, would be off by half a percent.
-    query = query.astype(np.float32).reshape(images, heads, 1, size) * np.float32(size**-0.5)
-    key = key.astype(np.float32).reshape(images, tokens, heads, size).transpose(0, 2, 3, 1)  # (B, H, D/H, N)
-    scores = cupy.matmul(query, key)[:, :, 0]
+    query = query.astype(np.float32).reshape(images, 1, heads, size) * np.float32(size**-0.5)
+    key = key.astype(np.float32).reshape(images, tokens, heads, size)
+    # One row a head is no work for cuBLAS, whose arithmetic would be the process's; a sum has its own.
+    scores = (key * query).sum(axis=-1).transpose(0, 2, 1)  # (B, H, N)
     weights = cupy.exp(scores - scores.max(axis=-1, keepdims=True))
     return weights / weights.sum(axis=-1, keepdims=True)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+from vitnp.kernels.cuda import gemm
 from vitnp.kernels.cuda.loader import contiguous, kernel, require_cupy
 
 if TYPE_CHECKING:
@@ -42,37 +43,7 @@ def product(x: cupy.ndarray, weight: cupy.ndarray) -> cupy.ndarray:
     -------
     (N, E) float32
     """
-    cupy = require_cupy()
-    (count, depth), width = x.shape, len(weight)
-    out = cupy.empty((count, width), np.float32)
-    if not out.size:
-        return out
-    x, weight = shorten(x), contiguous(weight)
-    # CuPy multiplies no such arrays, cuBLAS does. Its matrices go column by column: to it x and out are transposed.
-    cublas, kinds = cupy.cuda.cublas, cupy.cuda.runtime
-    one, zero = np.ones(1, np.float32), np.zeros(1, np.float32)
-    cublas.gemmEx(
-        cupy.cuda.Device().cublas_handle,
-        cublas.CUBLAS_OP_T,
-        cublas.CUBLAS_OP_N,
-        width,
-        count,
-        depth,
-        one.ctypes.data,
-        weight.data.ptr,
-        kinds.CUDA_R_16BF,
-        depth,
-        x.data.ptr,
-        kinds.CUDA_R_16BF,
-        depth,
-        zero.ctypes.data,
-        out.data.ptr,
-        kinds.CUDA_R_32F,
-        width,
-        cublas.CUBLAS_COMPUTE_32F,
-        cublas.CUBLAS_GEMM_DEFAULT,
-    )
-    return out
+    return gemm.multiply(shorten(x), weight)
 
 
 def _launch(name: str, x: cupy.ndarray, out: cupy.ndarray) -> None:

@@ -55,7 +55,7 @@ class Kernel:
         self._function(grid, block, known, shared_mem=shared_mem)
 
 
-def kernel(file: str, name: str, *options: str, shared: int = 0) -> Kernel:
+def kernel(file: str, name: str, *options: str, shared: int = 0, carveout: int | None = None) -> Kernel:
     """A kernel, compiled for the current device.
 
     Parameters
@@ -68,6 +68,9 @@ def kernel(file: str, name: str, *options: str, shared: int = 0) -> Kernel:
         For the compiler: ``-DNAME=VALUE``.
     shared : int
         Bytes of dynamic shared memory that launches will ask for.
+    carveout : int or None
+        Percent of a multiprocessor's first-level cache that is wanted as shared memory; None leaves it to the driver, which
+        may leave too little for the blocks that registers have room for.
 
     Returns
     -------
@@ -80,11 +83,13 @@ def kernel(file: str, name: str, *options: str, shared: int = 0) -> Kernel:
         Without CuPy, a GPU or what CuPy compiles with.
     """
     cupy = require_cupy()
-    return _compiled(cupy.cuda.Device().id, file, name, options, shared > 0)
+    return _compiled(cupy.cuda.Device().id, file, name, options, shared > 0, carveout)
 
 
 @functools.cache
-def _compiled(device: int, file: str, name: str, options: tuple[str, ...], dynamic: bool) -> Kernel:
+def _compiled(
+    device: int, file: str, name: str, options: tuple[str, ...], dynamic: bool, carveout: int | None
+) -> Kernel:
     cupy = require_cupy()
     try:
         function = _module(device, file, options).get_function(name)
@@ -92,6 +97,8 @@ def _compiled(device: int, file: str, name: str, options: tuple[str, ...], dynam
             # All there is, once and for all: the limit belongs to the machine code, which launches of several sizes
             # share. Without one a kernel has 48 KB, its static arrays included.
             function.max_dynamic_shared_size_bytes = shared_memory(device) - function.shared_size_bytes
+        if carveout is not None:
+            function.preferred_shared_memory_carveout = carveout
     except (cupy.cuda.compiler.CompileException, RuntimeError, OSError) as error:
         raise DeviceError(_compiler_trouble(cupy, file, error)) from error
     return Kernel(function)

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
-from vitnp.kernels.cuda import bfloat16
+from vitnp.kernels.cuda import bfloat16, gemm
 from vitnp.kernels.cuda.loader import contiguous, kernel, require_cupy
 
 from vitnp.errors import UsageError
@@ -26,6 +26,7 @@ _WIDEST = 2048  # numbers that layernorm keeps in registers
 _PIECE = 16  # bytes that a thread reads in one go
 _TYPES = {"fp32": np.float32, "tf32": np.float32, "fp16": np.float16}
 _turn = threading.RLock()
+_here = threading.local()  # `precision`, while a thread is within `products`
 
 
 def precisions() -> tuple[str, ...]:
@@ -36,20 +37,17 @@ def precisions() -> tuple[str, ...]:
 
 @contextlib.contextmanager
 def products(precision: str) -> Iterator[None]:
-    """CuBLAS multiplies float32 arrays as the precision says while the context lasts, in one context at a time.
+    """Have this thread's float32 products made as the precision says while the context lasts, in one context at a time.
 
-    The setting is the process's own; the user's returns in the end.
+    Only :func:`linear` looks at it. Nothing of CuPy's or cuBLAS's own is changed: other threads go on as they were.
     """
-    settings = require_cupy()._core._routines_linalg
-    # The plain type lets cuBLAS choose among kernels of reduced precision too; the pedantic one doesn't.
-    kind = settings.COMPUTE_TYPE_TF32 if precision == "tf32" else settings.COMPUTE_TYPE_PEDANTIC
     with _turn:
-        before = settings.get_compute_type(np.float32)
-        settings.set_compute_type(np.float32, kind)
+        before = getattr(_here, "precision", "fp32")
+        _here.precision = precision
         try:
             yield
         finally:
-            settings.set_compute_type(np.float32, before)
+            _here.precision = before
 
 
 def softmax(x: cupy.ndarray) -> cupy.ndarray:
@@ -76,19 +74,47 @@ def linear(
     residual: cupy.ndarray | None = None,
     out: cupy.ndarray | None = None,
 ) -> cupy.ndarray:
-    cupy = require_cupy()
     rows = x.reshape(-1, x.shape[-1])
-    y = bfloat16.product(rows, weight) if weight.dtype == np.uint16 else cupy.matmul(rows, weight.T)
+    if weight.dtype == np.uint16:
+        y = bfloat16.product(rows, weight)
+    else:
+        y = gemm.multiply(rows, weight, getattr(_here, "precision", "fp32"))
     y = y.reshape(*x.shape[:-1], len(weight))
     if bias is None and activation is None and scale is None and residual is None:
         return _deliver(y, out)
-    return _epilogue(y, bias, activation == "gelu", scale, residual, out)
+    return epilogue(y, bias, activation == "gelu", scale, residual, out)
+
+
+def epilogue(
+    y: cupy.ndarray,
+    bias: cupy.ndarray | None,
+    gelu: bool,
+    scale: cupy.ndarray | None,
+    residual: cupy.ndarray | None,
+    out: cupy.ndarray | None,
+) -> cupy.ndarray:
+    """Do what follows a product: residual + scale f(y + bias), f being GELU or nothing.
+
+    Parameters
+    ----------
+    y : array, shape (..., D)
+    bias, scale : array, shape (D,), or None
+    gelu : bool
+    residual : array of y's shape, or None
+    out : array of y's shape, or None
+        Where the result goes; into y itself without it.
+    """
+    target = out if _fits(out, y) else y
+    bias, scale, residual = (None if v is None else contiguous(v, y.dtype) for v in (bias, scale, residual))
+    sizes = (np.int64(y.size), np.int32(y.shape[-1]))
+    _launch("epilogue", y, y, bias, scale, residual, np.int32(gelu), *sizes, target)
+    return _deliver(target, out)
 
 
 def gelu(x: cupy.ndarray) -> cupy.ndarray:
     cupy = require_cupy()
     x = contiguous(x)
-    return _epilogue(x, None, True, None, None, cupy.empty(x.shape, x.dtype))
+    return epilogue(x, None, True, None, None, cupy.empty(x.shape, x.dtype))
 
 
 def swiglu(x: cupy.ndarray) -> cupy.ndarray:
@@ -140,15 +166,6 @@ def patch_embedding(
 
 def temporary(name: str, *shape: int, dtype: type = np.float32) -> cupy.ndarray:
     return require_cupy().empty(shape, dtype)  # CuPy's pool hands the same memory out again
-
-
-def _epilogue(y, bias, gelu: bool, scale, residual, out) -> cupy.ndarray:
-    """Out = residual + scale f(y + bias); into y itself where no fitting array is given."""
-    target = out if _fits(out, y) else y
-    bias, scale, residual = (None if v is None else contiguous(v, y.dtype) for v in (bias, scale, residual))
-    sizes = (np.int64(y.size), np.int32(y.shape[-1]))
-    _launch("epilogue", y, y, bias, scale, residual, np.int32(gelu), *sizes, target)
-    return _deliver(target, out)
 
 
 def _launch(name: str, like: cupy.ndarray, *arguments: object) -> None:

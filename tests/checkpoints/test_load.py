@@ -1,4 +1,4 @@
-"""Checkpoints in every dialect against one set of canonical weights, and what must be refused."""
+"""Checkpoints in every dialect give the same weights; broken ones are refused."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ import safetensors.numpy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vitnp.checkpoints.load import describe, load_vit, read_checkpoint
+from vitnp.checkpoints.load import describe, load_vit
+from vitnp.checkpoints.read import read_checkpoint
 from vitnp.checkpoints.safetensors_io import read_safetensors, write_safetensors
-from vitnp.checkpoints.state_dict_names import canonical
+from vitnp.checkpoints.state_dict_names import to_canonical
 from vitnp.errors import CheckpointError, OutputError, UsageError
 
 GOLDEN = pathlib.Path(__file__).parent.parent / "golden"
@@ -27,7 +28,7 @@ IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def make(width=64, depth=2, patch=2, grid=(3, 3), registers=0, swiglu=False, layerscale=False, class_position=True):
-    """Canonical weights of a random ViT."""
+    """Random weights of a ViT under canonical names."""
     rng = np.random.default_rng(5)
     weights = {
         "cls_token": (1, 1, width),
@@ -65,7 +66,7 @@ def rename(weights, *rules):
 
 
 def split_qkv(weights):
-    """Query, key and value apart, as transformers has them."""
+    """Separate query, key and value, as transformers does."""
     table = {}
     for name, array in weights.items():
         if ".attn.qkv." in name:
@@ -104,7 +105,7 @@ def transformers_dinov2(weights):
 
 
 def chunked(weights):
-    """Two chunks of blocks as DINOv2's own training code saves them."""
+    """Put the blocks into two chunks, as the training code of DINOv2 saves them."""
     return rename(weights, (r"^blocks\.([01])\.", r"blocks.0.\1."), (r"^blocks\.([23])\.", r"blocks.1.\1."))
 
 
@@ -122,7 +123,7 @@ DINO = {}
 DINOV2 = {"depth": 4, "layerscale": True}
 GIANT = {"layerscale": True, "swiglu": True, "registers": 4}
 CASES = {
-    # name: (how the network is made, what its file looks like, dialect)
+    # name: (arguments of make(), function from canonical weights to the tensors of the file, dialect)
     "DINO": (DINO, lambda w: w, "timm"),
     "timm with a classifier": (DINO, lambda w: w | HEADS, "timm"),
     "DINOv2": (DINOV2, lambda w: w | {"mask_token": np.zeros((1, 64), np.float32)}, "timm"),
@@ -191,8 +192,8 @@ def test_every_dialect_gives_the_same_weights(tmp_path, case):
     path = save(tmp_path / "some.safetensors", disguise(weights))
     vit = load_vit(path)
     assert_weights(vit, weights)
-    assert read_checkpoint(path).dialect == dialect
-    assert canonical(disguise(weights))[1] == dialect
+    assert read_checkpoint(path).dialect.name == dialect
+    assert to_canonical(disguise(weights))[1].name == dialect
     c = vit.config
     assert (c.width, c.heads, c.patch, c.eps, (c.mean, c.std)) == (64, 1, 2, 1e-6, IMAGENET)
     assert c.depth == options.get("depth", 2) and c.grid == options.get("grid", (3, 3))
@@ -235,7 +236,7 @@ def test_a_qkv_without_bias_has_a_bias_of_zero(tmp_path):
     np.testing.assert_array_equal(vit.weights["blocks.1.attn.qkv.bias"], np.zeros(192, np.float32))
 
 
-# Configuration
+# ---- configuration -----------------------------------------------------------------------------------------------
 
 
 def test_heads(tmp_path):
@@ -246,25 +247,25 @@ def test_heads(tmp_path):
         load_vit(path, heads=3)
     with pytest.raises(UsageError):
         load_vit(path, heads=0)
-    noted = save(tmp_path / "b.safetensors", make(width=128), {"heads": "8"})
-    assert load_vit(noted).config.heads == 8
-    assert load_vit(noted, heads=1).config.heads == 1
+    with_metadata = save(tmp_path / "b.safetensors", make(width=128), {"heads": "8"})
+    assert load_vit(with_metadata).config.heads == 8
+    assert load_vit(with_metadata, heads=1).config.heads == 1
     with pytest.raises(CheckpointError, match="give --heads"):
         load_vit(save(tmp_path / "c.safetensors", make(width=48)))
-    known = save(tmp_path / "vit_tiny_patch16_224_augreg.safetensors", make(width=192))
-    assert load_vit(known).config.heads == 3
+    registered = save(tmp_path / "vit_tiny_patch16_224_augreg.safetensors", make(width=192))
+    assert load_vit(registered).config.heads == 3
 
 
-def test_what_lies_beside_a_transformers_file(tmp_path):
+def test_json_files_beside_a_transformers_checkpoint(tmp_path):
     path = save(tmp_path / "model.safetensors", transformers_vit(make(width=48)))
     (tmp_path / "config.json").write_text(json.dumps({"layer_norm_eps": 1e-12, "num_attention_heads": 6}))
     half = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.25]}
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(half))
     config = load_vit(path).config
     assert (config.eps, config.heads, config.mean, config.std) == (1e-12, 6, (0.5,) * 3, (0.5, 0.5, 0.25))
-    assert load_vit(tmp_path).config == config  # the folder as a whole
+    assert load_vit(tmp_path).config == config  # given by its folder
     assert load_vit(path, normalization="imagenet").config.mean == IMAGENET[0]
-    # Fused names are not transformers', whatever lies beside them.
+    # A config.json belongs to tensor names of transformers only.
     assert load_vit(save(tmp_path / "timm.safetensors", make())).config.eps == 1e-6
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(CheckpointError, match="config.json"):
@@ -272,8 +273,8 @@ def test_what_lies_beside_a_transformers_file(tmp_path):
 
 
 def test_metadata_and_arguments(tmp_path):
-    said = {"norm_eps": "1e-5", "pos_embed": "exact", "mean": "0.1,0.2,0.3", "std": "1,2,3", "grid": "2,6"}
-    path = save(tmp_path / "a.safetensors", make(grid=(2, 6)), said)
+    metadata = {"norm_eps": "1e-5", "pos_embed": "exact", "mean": "0.1,0.2,0.3", "std": "1,2,3", "grid": "2,6"}
+    path = save(tmp_path / "a.safetensors", make(grid=(2, 6)), metadata)
     config = load_vit(path).config
     assert (config.eps, config.pos_embed, config.grid) == (1e-5, "exact", (2, 6))
     assert (config.mean, config.std) == ((0.1, 0.2, 0.3), (1, 2, 3))
@@ -284,10 +285,10 @@ def test_metadata_and_arguments(tmp_path):
             load_vit(path, **option)
     for key, value in (("norm_eps", "small"), ("pos_embed", "x"), ("mean", "1,2"), ("std", "0,1,1"), ("grid", "5,5")):
         with pytest.raises(CheckpointError, match="can't be used"):
-            load_vit(save(tmp_path / "b.safetensors", make(), {**said, "grid": "3,3", key: value}))
+            load_vit(save(tmp_path / "b.safetensors", make(), {**metadata, "grid": "3,3", key: value}))
 
 
-def test_a_known_file_name_tells_the_normalization(tmp_path):
+def test_a_known_file_name_determines_the_normalization(tmp_path):
     for name, mean in (("vit_tiny_patch16_224_augreg", 0.5), ("dinov2_vits14_pretrain", 0.485), ("else", 0.485)):
         config = load_vit(save(tmp_path / f"{name}.safetensors", make()), heads=1).config
         assert config.mean[0] == mean
@@ -308,7 +309,7 @@ def test_the_shared_vit(vit_tiny):
     assert (config.pos_embed, config.mean, config.std) == ("offset", (0.5,) * 3, (0.5,) * 3)
 
 
-# What must be refused
+# ---- broken checkpoints -------------------------------------------------------------------------------------------
 
 
 def without(name):
@@ -336,11 +337,14 @@ BROKEN = {
     "oblong patches": (reshaped("patch_embed.proj.weight", (64, 3, 2, 4)), "64 x 3 x 2 x 4"),
     "linear patches": (reshaped("patch_embed.proj.weight", (64, 12)), "should have 4 dimensions"),
     "integers": (lambda w: w | {"norm.bias": np.zeros(64, np.int8)}, "'norm.bias' holds int8"),
-    "not a number": (lambda w: w | {"norm.bias": np.full(64, np.nan, np.float32)}, "infinite or none"),
-    "infinite": (lambda w: w | {"blocks.1.attn.proj.bias": np.full(64, np.inf, np.float32)}, "infinite or none"),
+    "not a number": (lambda w: w | {"norm.bias": np.full(64, np.nan, np.float32)}, "contains NaN or infinity"),
+    "infinite": (
+        lambda w: w | {"blocks.1.attn.proj.bias": np.full(64, np.inf, np.float32)},
+        "contains NaN or infinity",
+    ),
     "one LayerScale": (
         lambda w: w | {"blocks.1.ls1.gamma": np.ones(64, np.float32)},
-        "'blocks.1.ls1.gamma' has no place",
+        "'blocks.1.ls1.gamma' doesn't belong",
     ),
     "query normalization": (
         lambda w: w | {"blocks.0.attn.q_norm.weight": np.ones(64, np.float32)},
@@ -358,7 +362,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_broken_checkpoints_are_refused_by_the_tensor(tmp_path, name):
+def test_broken_checkpoints_are_refused_naming_the_tensor(tmp_path, name):
     breaking, message = BROKEN[name]
     path = save(tmp_path / "broken.safetensors", breaking(make()))
     with pytest.raises(CheckpointError, match=message) as caught:
@@ -366,7 +370,7 @@ def test_broken_checkpoints_are_refused_by_the_tensor(tmp_path, name):
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_what_is_no_checkpoint(tmp_path):
+def test_other_files_are_refused_with_what_they_are(tmp_path):
     cases = {
         "page.pth": (b"<!DOCTYPE html><html>not found</html>", "web page"),
         "lfs.safetensors": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
@@ -388,7 +392,7 @@ def test_what_is_no_checkpoint(tmp_path):
             load_vit(path)
 
 
-def test_flattening_ends_when_a_file_holds_itself(tmp_path):
+def test_flattening_ends_when_a_dict_contains_itself(tmp_path):
     path = tmp_path / "loop.pth"
     begin = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.\x80\x02M\xe9\x03.\x80\x02}."
     path.write_bytes(begin + b"\x80\x02}q\x00(X\x01\x00\x00\x00ah\x00X\x01\x00\x00\x00bh\x00u.\x80\x02].")
@@ -396,7 +400,7 @@ def test_flattening_ends_when_a_file_holds_itself(tmp_path):
         load_vit(path)
 
 
-def test_broadcast_tensors_cannot_claim_memory(tmp_path):
+def test_tensors_that_expand_beyond_the_file_are_refused(tmp_path):
     number = b"(S'storage'\nctorch\nHalfStorage\nS'0'\nS'cpu'\nI1\ntQ"
     tensor = b"ctorch._utils\n_rebuild_tensor\n(" + number + b"I0\n(L1L\nL1000000L\nL100000L\nt(I0\nI0\nI0\nttR"
     path = tmp_path / "broad.pth"
@@ -407,7 +411,7 @@ def test_broadcast_tensors_cannot_claim_memory(tmp_path):
         load_vit(path)
 
 
-# safetensors
+# ---- safetensors --------------------------------------------------------------------------------------------------
 
 
 def header_file(path, header, data=b"\0" * 16):
@@ -447,7 +451,7 @@ BAD_HEADERS = {
 @pytest.mark.parametrize("name", BAD_HEADERS)
 def test_bad_headers_are_refused(tmp_path, name):
     path = header_file(tmp_path / "bad.safetensors", BAD_HEADERS[name])
-    with pytest.raises(CheckpointError, match="no whole safetensors file") as caught:
+    with pytest.raises(CheckpointError, match="not a complete safetensors file") as caught:
         read_safetensors(path)
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
 
@@ -459,7 +463,7 @@ def test_header_longer_than_the_file(tmp_path):
             read_safetensors(tmp_path / "a")
 
 
-def test_written_files_are_read_back_here_and_by_the_package(tmp_path):
+def test_written_files_are_read_back_by_vitnp_and_by_the_package(tmp_path):
     tensors = {
         "b": np.arange(6, dtype=np.float16).reshape(2, 3),
         "a": np.arange(3.0),
@@ -502,12 +506,12 @@ def test_an_interrupted_write_leaves_nothing(tmp_path, monkeypatch):
 
 @settings(derandomize=True, deadline=None, max_examples=400)
 @given(data=st.data())
-def test_fuzz_never_anything_but_a_clean_error_or_a_whole_vit(tmp_path_factory, data):
+def test_fuzzed_files_give_a_clean_error_or_a_complete_vit(tmp_path_factory, data):
     folder = tmp_path_factory.getbasetemp()
     path = folder / "fuzz.safetensors"
-    if not (folder / "whole.safetensors").exists():
-        save(folder / "whole.safetensors", make(width=4, depth=1), {"heads": "2", "grid": "3,3"})
-    content = bytearray((folder / "whole.safetensors").read_bytes())
+    if not (folder / "intact.safetensors").exists():
+        save(folder / "intact.safetensors", make(width=4, depth=1), {"heads": "2", "grid": "3,3"})
+    content = bytearray((folder / "intact.safetensors").read_bytes())
     (length,) = struct.unpack("<Q", content[:8])
     for _ in range(data.draw(st.integers(1, 3))):
         content[data.draw(st.integers(0, length + 40))] = data.draw(st.integers(0, 255))

@@ -1,7 +1,8 @@
-"""The torch reader against files that real torch wrote, and against files that mean harm."""
+"""The torch reader on files that torch wrote, on hostile files and on damaged ones."""
 
 from __future__ import annotations
 
+import contextlib
 import pathlib
 import pickle
 import resource
@@ -14,13 +15,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vitnp.checkpoints.safe_unpickler import Inert
+from vitnp.checkpoints.safe_unpickler import Placeholder
 from vitnp.checkpoints.torch_io import LEGACY_MAGIC, read_torch_file
 from vitnp.errors import CheckpointError
 
 GOLDEN = pathlib.Path(__file__).parent.parent / "golden"
 FILES = GOLDEN / "torch_files"
-MADE = runpy.run_path(str(GOLDEN / "make_torch_files.py"))
+EXPECTED = runpy.run_path(str(GOLDEN / "make_torch_files.py"))
 
 
 @pytest.fixture(params=["zip", "legacy"])
@@ -36,7 +37,7 @@ def same(actual, expected):
 
 def test_state_dict(container):
     read = read_torch_file(FILES / f"plain_{container}.pth")
-    expected = MADE["vit_arrays"](0)
+    expected = EXPECTED["vit_arrays"](0)
     assert list(read) == list(expected)
     for name, array in expected.items():
         same(read[name], array)
@@ -44,7 +45,7 @@ def test_state_dict(container):
 
 def test_every_storage_type_and_every_stride(container):
     read = read_torch_file(FILES / f"odd_{container}.pth")
-    expected = MADE["odd_arrays"]()
+    expected = EXPECTED["odd_arrays"]()
     assert set(read["tensors"]) == set(expected)
     for name, array in expected.items():
         if name == "type_bfloat16":  # keeps 8 of 24 bits, rounded
@@ -62,9 +63,9 @@ def test_training_checkpoint_keeps_data_and_constructs_nothing(container):
     read = read_torch_file(FILES / f"training_{container}.pth")
     assert set(read) == {"student", "teacher", "optimizer", "epoch", "args", "best"}
     assert read["epoch"] == 3
-    assert type(read["args"]) is Inert and read["args"].name == "argparse.Namespace"
-    assert type(read["best"]) is Inert and read["best"].name.endswith("multiarray.scalar")
-    same(read["teacher"]["backbone.cls_token"], MADE["vit_arrays"](2)["cls_token"])
+    assert type(read["args"]) is Placeholder and read["args"].name == "argparse.Namespace"
+    assert type(read["best"]) is Placeholder and read["best"].name.endswith("multiarray.scalar")
+    same(read["teacher"]["backbone.cls_token"], EXPECTED["vit_arrays"](2)["cls_token"])
     assert read["teacher"]["head.mlp.1.num_batches_tracked"] == 7
     assert read["optimizer"]["param_groups"][0]["params"] == [0]
 
@@ -93,15 +94,15 @@ def test_big_endian_archives(tmp_path):
         entries[name] = b"big" if name.endswith("byteorder") else content
     assert any(name.endswith("byteorder") for name in entries)
     read = read_torch_file(archive(tmp_path, entries))
-    for name, array in MADE["vit_arrays"](0).items():
+    for name, array in EXPECTED["vit_arrays"](0).items():
         same(read[name], array)
 
 
-# What means harm
+# ---- hostile files -------------------------------------------------------------------------------------------------
 
 
 def legacy(folder, pickled, tail=b"\x80\x02]."):
-    """A file in the older container around one pickle."""
+    """Write a pickle in the older container."""
     path = folder / "legacy.pth"
     begin = b"".join(pickle.dumps(value, 2) for value in (LEGACY_MAGIC, 1001, {"little_endian": True}))
     path.write_bytes(begin + pickled + tail)
@@ -117,7 +118,7 @@ def archive(folder, entries, compression=zipfile.ZIP_STORED):
 
 
 class Call:
-    """Pickles as a call of any function."""
+    """An object whose pickle calls a function."""
 
     def __init__(self, function, *arguments):
         self.call = function, arguments
@@ -126,7 +127,7 @@ class Call:
         return self.call
 
 
-HARM = {
+HOSTILE = {
     "global": b"cos\nsystem\n(X\x05\x00\x00\x00touchtR.",
     "stack_global": b"\x80\x04\x8c\x02os\x8c\x06system\x93\x8c\x05touch\x85R.",
     "posix": b"cposix\nsystem\n(S'touch'\ntR.",
@@ -146,10 +147,10 @@ HARM = {
 }
 
 
-@pytest.mark.parametrize("name", HARM)
+@pytest.mark.parametrize("name", HOSTILE)
 def test_any_other_global_is_refused_by_name(tmp_path, name, monkeypatch):
     monkeypatch.setattr("os.system", lambda *_: pytest.fail("code was run"))
-    pickled = HARM[name]
+    pickled = HOSTILE[name]
     for path in (legacy(tmp_path, pickled), archive(tmp_path, {"a/data.pkl": pickled})):
         with pytest.raises(
             CheckpointError, match="asks for the Python object '[a-zA-Z_0-9.]+': a checkpoint must never run code"
@@ -165,7 +166,7 @@ def test_real_malicious_pickles_leave_no_trace(tmp_path):
             for path in (legacy(tmp_path, pickled), archive(tmp_path, {"a/data.pkl": pickled})):
                 with pytest.raises(CheckpointError, match="must never run code"):
                     read_torch_file(path)
-    # As the magic number too, the very first thing that is read.
+    # Also in place of the magic number, the first object of the older container.
     path = tmp_path / "first.pth"
     path.write_bytes(pickle.dumps(Call(open, str(target), "w"), 2))
     with pytest.raises(CheckpointError):
@@ -177,7 +178,9 @@ REFUSED = {
     "extension registry": b"\x80\x02\x82\x01.",
     "extension registry, 4 bytes": b"\x80\x02\x84\x01\x00\x00\x00.",
     "text persistent id": b"Pmodule\n.",
-    "module persistent id": b"\x80\x02(X\x06\x00\x00\x00modulecargparse\nNamespace\nX\x01\x00\x00\x00fX\x01\x00\x00\x00stQ.",
+    "module persistent id": (
+        b"\x80\x02(X\x06\x00\x00\x00modulecargparse\nNamespace\nX\x01\x00\x00\x00fX\x01\x00\x00\x00stQ."
+    ),
     "out-of-band buffer": b"\x80\x05\x97.",
     "call of a string": b"\x80\x02X\x01\x00\x00\x00a)R.",
     "call of a storage type": b"\x80\x02ctorch\nFloatStorage\n)R.",
@@ -197,20 +200,20 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_senseless_pickles_are_refused_in_one_sentence(tmp_path, name):
+def test_invalid_pickles_are_refused_in_one_sentence(tmp_path, name):
     for path in (legacy(tmp_path, REFUSED[name]), archive(tmp_path, {"a/data.pkl": REFUSED[name]})):
         with pytest.raises(CheckpointError) as caught:
             read_torch_file(path)
         assert str(path) in str(caught.value) and "\n" not in str(caught.value) and len(str(caught.value)) < 300
 
 
-def test_deep_nesting_is_no_crash(tmp_path):
+def test_deep_nesting_does_not_crash(tmp_path):
     path = archive(tmp_path, {"a/data.pkl": b"\x80\x02" + b"]" * 400_000 + b"a" * 399_999 + b"."})
     assert isinstance(read_torch_file(path), list)
 
 
 def tensor_pickle(offset=0, shape=(2, 3), strides=(3, 1), count=6, kind="FloatStorage", key="0", wrap=b"%s"):
-    """One tensor by hand, so that every number of it can be wrong."""
+    """Write the pickle of one tensor by hand, so that each of its numbers can be wrong."""
 
     def number(value):
         return b"L%dL\n" % value
@@ -229,7 +232,7 @@ def both(folder, pickled):
     return legacy(folder, pickled, tail), archive(folder, {"a/data.pkl": pickled, "a/data/0": content})
 
 
-def test_the_handmade_tensor_is_right_when_nothing_is_wrong(tmp_path):
+def test_the_handwritten_pickle_is_valid_by_default(tmp_path):
     for path in both(tmp_path, tensor_pickle()):
         same(read_torch_file(path), np.arange(6, dtype=np.float32).reshape(2, 3))
 
@@ -252,7 +255,7 @@ OUT_OF_BOUNDS = {
     "parent folder": {"key": "../data.pkl"},
     "more strides than sides": {"strides": (3, 1, 1)},
     "40 dimensions": {"shape": (1,) * 40, "strides": (1,) * 40},
-    # An array has no storage to check against: a view of a broadcast view could reach anywhere.
+    # An array instead of a storage has unknown bounds: a view of a broadcast view could reach anywhere.
     "view of a view": {
         "wrap": b"ctorch._utils\n_rebuild_tensor\n(%sI0\n(L1000000L\nt(I0\nttR",
         "offset": 5000,
@@ -273,7 +276,7 @@ def test_sides_of_one_may_have_any_stride(tmp_path):
 
 
 def test_storages_that_overlap_in_the_archive_are_refused(tmp_path):
-    """A small file whose directory names the same bytes a hundred times, to be expanded a hundred times."""
+    """The directory of a small archive names the same bytes 99 times, each to be expanded."""
     content = np.zeros(20_000, "<u2").tobytes()
     tensors = [
         tensor_pickle(shape=(1,), strides=(1,), count=20_000, kind="BFloat16Storage", key=str(i))[2:-1]
@@ -296,7 +299,7 @@ def test_storages_that_overlap_in_the_archive_are_refused(tmp_path):
         read_torch_file(path)
 
 
-def test_compressed_entries_are_refused_unread(tmp_path):
+def test_compressed_entries_are_refused_without_decompressing(tmp_path):
     bomb = archive(tmp_path, {"a/data.pkl": b"N" * 50_000_000}, zipfile.ZIP_DEFLATED)
     with pytest.raises(CheckpointError, match="compressed"):
         read_torch_file(bomb)
@@ -304,7 +307,7 @@ def test_compressed_entries_are_refused_unread(tmp_path):
 
 def test_a_flipped_bit_in_a_storage_is_noticed(tmp_path):
     content = bytearray((FILES / "plain_zip.pth").read_bytes())
-    weights = MADE["vit_arrays"](0)["blocks.0.attn.qkv.weight"].tobytes()
+    weights = EXPECTED["vit_arrays"](0)["blocks.0.attn.qkv.weight"].tobytes()
     content[content.index(weights) + 100] ^= 1
     path = tmp_path / "flipped.pth"
     path.write_bytes(content)
@@ -312,7 +315,7 @@ def test_a_flipped_bit_in_a_storage_is_noticed(tmp_path):
         read_torch_file(path)
 
 
-def test_what_is_no_torch_file(tmp_path):
+def test_other_files_are_refused(tmp_path):
     cases = {
         "empty": b"",
         "text": b"hello, world" * 10,
@@ -343,19 +346,19 @@ def test_files_cut_off_anywhere(tmp_path, container):
             read_torch_file(path)
 
 
-def touch_every_number(value):
-    """Read each array to the end: a view beyond its storage would crash here."""
+def read_every_element(value):
+    """Read every element of each array, since a view beyond its storage would crash."""
     if isinstance(value, np.ndarray):
         if value.size < 1_000_000:
             value.astype(np.complex128).sum()
     elif isinstance(value, dict):
         for inner in value.values():
-            touch_every_number(inner)
+            read_every_element(inner)
 
 
 @settings(derandomize=True, deadline=None, max_examples=400)
 @given(data=st.data(), name=st.sampled_from(["plain_legacy", "odd_legacy", "odd_zip", "training_zip"]))
-def test_fuzz_never_anything_but_a_clean_error_or_a_readable_file(tmp_path_factory, data, name):
+def test_fuzzed_files_give_a_clean_error_or_readable_arrays(tmp_path_factory, data, name):
     content = bytearray((FILES / f"{name}.pth").read_bytes())
     for _ in range(data.draw(st.integers(1, 4))):
         at = data.draw(st.integers(0, len(content) - 1))
@@ -368,13 +371,13 @@ def test_fuzz_never_anything_but_a_clean_error_or_a_readable_file(tmp_path_facto
         assert "\n" not in str(error)
     else:
         with np.errstate(all="ignore"):
-            touch_every_number(read)
+            read_every_element(read)
 
 
 @settings(derandomize=True, deadline=None, max_examples=300)
 @given(data=st.data())
-def test_fuzz_of_the_pickle_behind_a_right_checksum(tmp_path_factory, data):
-    """Same, but what is wrong gets past the archive's own checks."""
+def test_fuzzed_pickles_behind_a_valid_checksum(tmp_path_factory, data):
+    """The checksums of the archive match the damaged pickle."""
     source = zipfile.ZipFile(FILES / "odd_zip.pth")
     entries = {name: source.read(name) for name in source.namelist()}
     (main,) = (name for name in entries if name.endswith("data.pkl"))
@@ -388,15 +391,15 @@ def test_fuzz_of_the_pickle_behind_a_right_checksum(tmp_path_factory, data):
         assert "\n" not in str(error)
     else:
         with np.errstate(all="ignore"):
-            touch_every_number(read)
+            read_every_element(read)
 
 
-def test_hostile_files_take_no_memory_to_speak_of(tmp_path):
-    """Peak memory grows by less than 300 MB over everything that claims more than it has."""
+def test_hostile_files_take_little_memory(tmp_path):
+    """Peak memory grows by less than 300 MB over files that claim to hold much more than they do."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     claims = [REFUSED[name] for name in ("a string longer than the file", "bytes of 2^63", "a memo of 2^31")]
     claims += [tensor_pickle(**OUT_OF_BOUNDS[name]) for name in ("huge shape", "huge count")]
-    # A memo that multiplies one long list by calls that would each copy it.
+    # One long list in the memo, passed to many calls that would each copy it.
     numbers = (
         b"\x80\x02]("
         + b"K\x01" * 100_000
@@ -409,8 +412,6 @@ def test_hostile_files_take_no_memory_to_speak_of(tmp_path):
     pairs += b"ccollections\nOrderedDict\nq\x01h\x00\x85q\x020(" + b"h\x01h\x02R" * 50_000 + b"l."
     for pickled in (*claims, numbers, pairs):
         for path in both(tmp_path, pickled):
-            try:
+            with contextlib.suppress(CheckpointError):
                 read_torch_file(path)
-            except CheckpointError:
-                pass
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000  # kilobytes

@@ -1,4 +1,4 @@
-"""The registry, the download against a server that misbehaves, and the command line."""
+"""The registry, downloads from servers that fail in many ways, and the weights command."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from vitnp.cli.weights import main
 from vitnp.errors import CheckpointError, VitnpError
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
-UNRECORDED, RECORDED = "dino_vits16", "dino_vits8"  # whether a page records the SHA-256
+UNRECORDED, RECORDED = "dino_vits16", "dino_vits8"  # without and with a SHA-256 in the registry
 
 
 def network(scale=1.0):
-    """A ViT of width 12 as the bytes of a file."""
+    """Return a ViT of width 12 as the bytes of a safetensors file."""
     shapes = {"cls_token": (1, 1, 12), "pos_embed": (1, 5, 12), "patch_embed.proj.weight": (12, 3, 2, 2)}
     shapes |= {"patch_embed.proj.bias": (12,), "norm.weight": (12,), "norm.bias": (12,)}
     block = {"norm1.weight": (12,), "norm1.bias": (12,), "attn.qkv.weight": (36, 12), "attn.qkv.bias": (36,)}
@@ -40,7 +40,7 @@ def network(scale=1.0):
 
 
 class Server:
-    """Answers each request with the next of its answers; the last one stays."""
+    """A server that answers each request with the next of its answers, and repeats the last one."""
 
     def __init__(self):
         self.answers, self.requests = [], []
@@ -67,7 +67,7 @@ class Server:
 def serve(content, length=None, **headers):
     def answer(handler):
         handler.send_response(200)
-        if length != "untold":
+        if length != "none":
             handler.send_header("Content-Length", str(length or len(content)))
         for name, value in headers.items():
             handler.send_header(name.replace("_", "-"), value)
@@ -99,9 +99,9 @@ def redirect(to, **headers):
 
 @pytest.fixture
 def server():
-    made = Server()
-    yield made
-    made.close()
+    server = Server()
+    yield server
+    server.close()
 
 
 @pytest.fixture(autouse=True)
@@ -122,7 +122,7 @@ def mirror(server, monkeypatch):
 
 @pytest.fixture
 def recorded(monkeypatch):
-    """The registry, with the hash of our small network recorded for one name."""
+    """The registry with the SHA-256 of `network()` for one name."""
     known = dict(registry.entries())
     known[RECORDED] = dataclasses.replace(known[RECORDED], sha256=hashlib.sha256(network()).hexdigest())
     monkeypatch.setattr(registry, "entries", lambda: known)
@@ -132,10 +132,10 @@ def names(folder):
     return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
 
 
-# Registry
+# ---- registry ----------------------------------------------------------------------------------------------------
 
 
-def test_facts_are_whole_and_agree():
+def test_registry_entries_are_complete_and_consistent():
     for name, entry in registry.entries().items():
         assert name == entry.name and entry.license == "Apache-2.0"
         assert entry.normalization in registry.NORMALIZATIONS and entry.pos_embed in ("offset", "exact", "antialias")
@@ -149,17 +149,17 @@ def test_facts_are_whole_and_agree():
     assert hashlib.sha256((registry.FOLDER / built_in.file_name).read_bytes()).hexdigest() == built_in.sha256
 
 
-def test_unknown_names_are_answered_with_a_near_one():
+def test_unknown_names_are_answered_with_a_similar_one():
     with pytest.raises(CheckpointError, match="did you mean dinov2_vits14"):
         registry.find("dinov2_vits41")
     with pytest.raises(CheckpointError, match="weights list"):
         registry.find("zzz")
 
 
-# Download
+# ---- download ----------------------------------------------------------------------------------------------------
 
 
-def test_one_download_and_never_a_second(mirror, recorded, cache):
+def test_a_checkpoint_is_downloaded_once(mirror, recorded, cache):
     mirror.answers = [serve(network())]
     for name in (RECORDED, UNRECORDED):
         mirror.requests.clear()
@@ -170,10 +170,10 @@ def test_one_download_and_never_a_second(mirror, recorded, cache):
         assert load_vit(name).sha256 == sha256
         assert len(mirror.requests) == 1
         assert mirror.requests == ["/" + registry.find(name).url.split("/", 3)[3]]
-    # The hash of the one without a record is kept, in the form that sha256sum --check reads.
-    hashed = f"{UNRECORDED}.safetensors.sha256"
-    assert set(names(cache)) == {f"{UNRECORDED}.safetensors", hashed, f"{RECORDED}.safetensors"}
-    assert (cache / f"{UNRECORDED}.safetensors.sha256").read_text() == f"{sha256}  {UNRECORDED}.safetensors\n"
+    # A SHA-256 that the registry lacks is written beside the file, in the format of sha256sum --check.
+    sidecar = f"{UNRECORDED}.safetensors.sha256"
+    assert set(names(cache)) == {f"{UNRECORDED}.safetensors", sidecar, f"{RECORDED}.safetensors"}
+    assert (cache / sidecar).read_text() == f"{sha256}  {UNRECORDED}.safetensors\n"
 
 
 def test_a_registered_name_follows_the_official_code(mirror, recorded):
@@ -202,12 +202,12 @@ def test_a_connection_that_breaks_midway_is_tried_once_more(mirror, recorded, ca
 
 def test_a_wrong_checksum_is_never_kept(mirror, recorded, cache):
     mirror.answers = [serve(network(2.0))]
-    with pytest.raises(CheckpointError, match="hasn't the recorded SHA-256"):
+    with pytest.raises(CheckpointError, match="doesn't have the expected SHA-256"):
         fetch(RECORDED)
     assert names(cache) == [] and len(mirror.requests) == 2
 
 
-def test_the_servers_own_hash_counts_where_none_is_recorded(mirror, server, cache):
+def test_the_sha256_of_the_server_is_checked_if_the_registry_has_none(mirror, server, cache):
     right = f'"{hashlib.sha256(network()).hexdigest()}"'
     wrong = f'"{hashlib.sha256(b"").hexdigest()}"'
     mirror.answers = [redirect(f"{server.address}/file", X_Linked_ETag=right), serve(network())]
@@ -221,7 +221,7 @@ def test_the_servers_own_hash_counts_where_none_is_recorded(mirror, server, cach
     assert names(cache) == []
 
 
-def test_a_404_is_asked_once_and_says_what_to_do(mirror, cache):
+def test_a_404_is_not_tried_again_and_the_message_says_what_to_do(mirror, cache):
     mirror.answers = [fail(404)]
     with pytest.raises(CheckpointError) as caught:
         fetch(UNRECORDED)
@@ -245,7 +245,7 @@ def test_without_network(monkeypatch, cache):
         load_vit(UNRECORDED)
 
 
-def test_a_file_brought_by_hand_is_used_and_a_damaged_one_fetched_again(mirror, recorded, cache):
+def test_a_file_put_into_the_cache_is_used_and_a_damaged_one_downloaded_again(mirror, recorded, cache):
     mirror.answers = [serve(network())]
     for name in (RECORDED, UNRECORDED):
         mirror.requests.clear()
@@ -271,18 +271,18 @@ def test_an_interrupted_download_leaves_nothing(mirror, cache, monkeypatch):
     assert names(cache) == []
 
 
-def test_a_server_that_tells_no_length(mirror, recorded):
-    mirror.answers = [serve(network(), length="untold")]
+def test_a_server_that_sends_no_length(mirror, recorded):
+    mirror.answers = [serve(network(), length="none")]
     assert fetch(RECORDED)[0].read_bytes() == network()
 
 
-def test_a_mirror_that_is_no_address(monkeypatch):
+def test_a_mirror_that_is_not_an_address(monkeypatch):
     monkeypatch.setenv("VITNP_MIRROR", "mirror.example")
-    with pytest.raises(CheckpointError, match="VITNP_MIRROR should be"):
+    with pytest.raises(CheckpointError, match="VITNP_MIRROR must be"):
         fetch(UNRECORDED)
 
 
-def test_a_cache_that_cannot_be_made(mirror, tmp_path, monkeypatch):
+def test_a_cache_folder_that_cannot_be_created(mirror, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("VITNP_CACHE", str(tmp_path / "file"))
     with pytest.raises(CheckpointError, match="can't be written"):
@@ -295,7 +295,7 @@ def test_the_built_in_needs_neither_cache_nor_network(mirror, cache):
     assert mirror.requests == [] and not cache.exists()
 
 
-def test_the_platforms_cache_folder(monkeypatch, tmp_path):
+def test_the_cache_folder_of_the_platform(monkeypatch, tmp_path):
     monkeypatch.delenv("VITNP_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     if sys.platform.startswith("linux"):
@@ -304,10 +304,10 @@ def test_the_platforms_cache_folder(monkeypatch, tmp_path):
     assert cache_folder() == pathlib.Path.home() / "weights"
 
 
-# Command line
+# ---- command line ------------------------------------------------------------------------------------------------
 
 
-def test_list_tells_what_is_here(mirror, recorded, cache, capsys):
+def test_list_shows_which_checkpoints_are_cached(mirror, recorded, cache, capsys):
     mirror.answers = [serve(network())]
     assert main(["fetch", RECORDED]) == 0
     assert capsys.readouterr().out.strip() == str(cache / f"{RECORDED}.safetensors")
@@ -322,7 +322,7 @@ def test_list_tells_what_is_here(mirror, recorded, cache, capsys):
 def test_convert_keeps_weights_and_configuration(tmp_path, capsys, dtype):
     source = pathlib.Path(__file__).parent.parent / "golden" / "torch_files" / "training_legacy.pth"
     out = tmp_path / "out.safetensors"
-    options = ["--heads", "2", "--pos-embed", "exact", "--normalise", "half"]
+    options = ["--heads", "2", "--pos-embed", "exact", "--normalization", "half"]
     assert main(["convert", str(source), str(out), "--dtype", dtype, *options]) == 0
     before = load_vit(source, heads=2, pos_embed="exact", normalization="half")
     after = load_vit(out)
@@ -340,7 +340,7 @@ def test_convert_keeps_weights_and_configuration(tmp_path, capsys, dtype):
     assert out.read_bytes() == content and names(tmp_path) == ["out.safetensors"]
 
 
-def test_convert_refuses_what_float16_cannot_hold(tmp_path):
+def test_convert_refuses_numbers_beyond_float16(tmp_path):
     big = tmp_path / "big.safetensors"
     big.write_bytes(network(1e5))
     with pytest.raises(CheckpointError, match="beyond float16"):

@@ -1,4 +1,4 @@
-"""k-means: hand-computed points, brute-force optima, degenerate inputs, and rows that come in every possible way."""
+"""k-means: hand-computed points, brute-force optima, degenerate inputs, and rows from every kind of source."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ from hypothesis import strategies as st
 from vitnp.clustering import chunks
 from vitnp.clustering.kmeans import KMeans
 from vitnp.clustering.kmeans_plusplus import kmeans_plusplus
-from vitnp.clustering.lloyd import Cosine, Euclidean, move, partial_step, sum_partials
+from vitnp.clustering.lloyd import move_centroids
+from vitnp.clustering.metric import Cosine, Euclidean
 from vitnp.clustering.spherical import spherical_kmeans
+from vitnp.clustering.step import partial_step, sum_partials
 from vitnp.errors import UsageError
 
 
@@ -30,7 +32,7 @@ def unit(seed: int, n: int, d: int) -> np.ndarray:
 
 
 def cost(x: np.ndarray, labels: np.ndarray, clusters: int) -> float:
-    """The least possible sum of 1 - cosine for given labels: the best centroid is the direction of the sum."""
+    """The smallest sum of 1 - cosine for given labels: the best centroid is the direction of the sum."""
     return len(x) - sum(np.linalg.norm(x[labels == j].sum(axis=0)) for j in range(clusters))
 
 
@@ -60,7 +62,7 @@ def test_many_starts_reach_the_optimum_of_all_partitions(seed, n, clusters):
 
 @settings(derandomize=True, deadline=None, max_examples=25)
 @given(seed=st.integers(0, 999), n=st.integers(1, 60), clusters=st.integers(1, 6), iterations=st.integers(1, 20))
-def test_answer_is_consistent(seed, n, clusters, iterations):
+def test_labels_counts_and_inertia_agree_with_the_centroids(seed, n, clusters, iterations):
     clusters = min(clusters, n)
     x = unit(seed, n, 5)
     found = spherical_kmeans(x, clusters, np.random.default_rng(0), max_iterations=iterations)
@@ -85,7 +87,7 @@ def test_best_of_several_starts_is_no_worse():
     assert ten.inertia < one.inertia
 
 
-def test_same_seed_same_answer_to_the_bit():
+def test_same_seed_gives_the_same_result_to_the_bit():
     x = unit(4, 300, 16).astype(np.float32)
     first, second = (spherical_kmeans(x, 6, np.random.default_rng(9), starts=2) for _ in range(2))
     np.testing.assert_array_equal(first.centroids, second.centroids)
@@ -100,14 +102,14 @@ def test_identical_rows_leave_clusters_empty_rather_than_fail():
     np.testing.assert_array_equal(found.labels, 0)  # ties go to the lower cluster
 
 
-def test_every_distinct_row_gets_its_cluster_when_there_are_as_many():
+def test_as_many_clusters_as_distinct_rows_gives_each_row_its_own():
     found = spherical_kmeans(on_circle(0, 90, 180, 270), 4, np.random.default_rng(0))
     assert found.counts.tolist() == [1, 1, 1, 1]
     assert found.inertia == pytest.approx(0)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_values_that_are_not_finite_are_refused(bad):
+def test_values_that_are_not_finite_are_an_error(bad):
     x = unit(0, 5, 3)
     x[2, 1] = bad
     with pytest.raises(ValueError, match="finite"):
@@ -115,7 +117,7 @@ def test_values_that_are_not_finite_are_refused(bad):
 
 
 @pytest.mark.parametrize("clusters", [0, 6])
-def test_impossible_numbers_of_clusters_are_refused(clusters):
+def test_more_clusters_than_rows_are_an_error(clusters):
     with pytest.raises(ValueError, match="clusters"):
         spherical_kmeans(unit(0, 5, 3), clusters, np.random.default_rng(0))
 
@@ -145,7 +147,7 @@ def same_model(a: KMeans, b: KMeans) -> None:
 
 
 class Stream:
-    """Blocks that are made anew each time they are gone through."""
+    """Blocks that are created again in each iteration."""
 
     def __init__(self, x, sizes):
         self.x, self.sizes, self.passes = x, sizes, 0
@@ -161,7 +163,7 @@ class Stream:
 
 
 class Slices:
-    """A store that can only say its shape and give slices of rows."""
+    """An object that has only a shape and slices of rows."""
 
     def __init__(self, x):
         self.x, self.shape, self.largest = x, x.shape, 0
@@ -173,7 +175,7 @@ class Slices:
 
 
 @pytest.mark.parametrize("metric", ["cosine", "euclidean"])
-def test_clusters_are_found_and_everything_agrees_with_the_definition(metric):
+def test_attributes_agree_with_their_definition(metric):
     x = features(0, 500, 6)
     model = KMeans(4, metric=metric, n_init=3, seed=1).fit(x)
     loss = losses(x, model.cluster_centers_, metric)
@@ -208,7 +210,7 @@ def test_euclidean_starts_reach_the_optimum_of_all_partitions(seed, n, clusters)
 
 
 @pytest.mark.parametrize("metric", ["cosine", "euclidean"])
-def test_answer_is_the_same_to_the_bit_however_rows_come(metric, tmp_path, monkeypatch):
+def test_result_is_the_same_to_the_bit_for_every_kind_of_source(metric, tmp_path, monkeypatch):
     monkeypatch.setattr(chunks, "CHUNK_ROWS", 64)
     x = features(1, 1000, 9, clusters=6, noise=2.0)
     reference = KMeans(6, metric=metric, n_init=2, seed=3, n_threads=1).fit(x)
@@ -218,7 +220,7 @@ def test_answer_is_the_same_to_the_bit_however_rows_come(metric, tmp_path, monke
     padded = np.empty((1001, 11), np.float32)  # neither contiguous nor aligned
     padded[1:, 1:-1] = x
     store = Slices(x)
-    ways = {
+    sources = {
         "memory map": mapped,
         "float32": x.astype(np.float32),
         "float64, by columns": np.asfortranarray(x.astype(float)),
@@ -230,23 +232,22 @@ def test_answer_is_the_same_to_the_bit_however_rows_come(metric, tmp_path, monke
         "float32 blocks among float16": [x[:10], x[10:700].astype(np.float32), x[700:]],
         "store": store,
     }
-    for way in ways.values():
+    for source in sources.values():
         for n_threads in (1, 3):
-            model = KMeans(6, metric=metric, n_init=2, seed=3, n_threads=n_threads).fit(way)
+            model = KMeans(6, metric=metric, n_init=2, seed=3, n_threads=n_threads).fit(source)
             same_model(model, reference)
-            np.testing.assert_array_equal(model.predict(way), reference.labels_)
-    assert store.largest == 64  # never the whole
+            np.testing.assert_array_equal(model.predict(source), reference.labels_)
+    assert store.largest == 64  # the whole is never loaded at once
 
 
-def test_real_chunks_and_blas_threads_change_nothing():
+def test_chunks_of_the_real_size_and_blas_threads_change_nothing():
     x = features(2, 3 * chunks.CHUNK_ROWS + 11, 24, clusters=5, noise=4.0)
     reference = KMeans(5, max_iter=4, n_threads=1).fit(x)
     with threadpoolctl.threadpool_limits(limits=2, user_api="blas"):
         same_model(KMeans(5, max_iter=4, n_threads=2).fit(Stream(x, [5000])), reference)
 
 
-def test_chunked_answer_is_that_of_one_plain_pass(monkeypatch):
-    """Chunks must not change the clusters, only the rounding."""
+def test_chunks_change_only_the_rounding(monkeypatch):
     x = features(3, 700, 8, clusters=5, noise=1.0)
     whole = KMeans(5, seed=2).fit(x)
     monkeypatch.setattr(chunks, "CHUNK_ROWS", 50)
@@ -256,26 +257,26 @@ def test_chunked_answer_is_that_of_one_plain_pass(monkeypatch):
     assert parts.inertia_ == pytest.approx(whole.inertia_, rel=1e-6)
 
 
-def test_any_mapper_gives_the_same_answer_and_everything_can_be_pickled(monkeypatch):
+def test_mapper_gives_the_same_result_and_everything_can_be_pickled(monkeypatch):
     monkeypatch.setattr(chunks, "CHUNK_ROWS", 100)
     x = features(4, 950, 7, noise=2.0)
-    calls = []
+    sizes = []
 
-    def elsewhere(function, items):
-        """As on other machines: function, item and result travel as bytes, and the last item is worked on first."""
-        parcels = [pickle.dumps((function, item)) for item in items]
-        calls.append(max(map(len, parcels)))
+    def remote_map(function, items):
+        """Map as on other machines: function, item and result are pickled, and the last item is processed first."""
+        tasks = [pickle.dumps((function, item)) for item in items]
+        sizes.append(max(map(len, tasks)))
         results = []
-        for parcel in reversed(parcels):
-            work, item = pickle.loads(parcel)
-            results.append(pickle.dumps(work(item)))
+        for task in reversed(tasks):
+            unpickled, item = pickle.loads(task)
+            results.append(pickle.dumps(unpickled(item)))
         return map(pickle.loads, reversed(results))
 
     reference = KMeans(4, n_init=2).fit(x)
     model = KMeans(4, n_init=2)
-    same_model(model.fit(x, mapper=elsewhere), reference)
-    np.testing.assert_array_equal(model.predict(x, mapper=elsewhere), reference.labels_)
-    assert max(calls) < 4000  # bytes: 100 rows of float16 and the centroids, not the whole array
+    same_model(model.fit(x, mapper=remote_map), reference)
+    np.testing.assert_array_equal(model.predict(x, mapper=remote_map), reference.labels_)
+    assert max(sizes) < 4000  # bytes: 100 rows of float16 and the centroids, not the whole array
 
 
 @settings(derandomize=True, deadline=None, max_examples=20)
@@ -286,8 +287,8 @@ def test_any_mapper_gives_the_same_answer_and_everything_can_be_pickled(monkeypa
     clusters=st.integers(1, 5),
     levels=st.integers(1, 4),
 )
-def test_partial_steps_add_up_to_a_naive_one(seed, n, size, clusters, levels):
-    """Few distinct values, so that ties and empty clusters are the rule; all sums are exact."""
+def test_partial_steps_add_up_to_a_naive_step(seed, n, size, clusters, levels):
+    """Few distinct values, so that ties and empty clusters are common; all sums are exact."""
     rng = np.random.default_rng(seed)
     rows = rng.integers(0, levels, (n, 3)).astype(float)
     centroids = rng.integers(0, levels, (clusters, 3)).astype(float)
@@ -302,26 +303,26 @@ def test_partial_steps_add_up_to_a_naive_one(seed, n, size, clusters, levels):
         np.testing.assert_array_equal(total.sums[j], sum((rows[i] for i in range(n) if labels[i] == j), np.zeros(3)))
     order = sorted(range(n), key=lambda i: (-loss[i, labels[i]], i))
     if 0 in counts:
-        assert total.farthest.row.tolist() == order[:clusters]
-        np.testing.assert_array_equal(total.farthest.vector, rows[order[:clusters]])
-    # Relocation by the letter: empty clusters in order take the farthest rows that aren't the last of their cluster.
-    left, given_to, queue = list(counts), {}, order
+        assert total.farthest.indices.tolist() == order[:clusters]
+        np.testing.assert_array_equal(total.farthest.rows, rows[order[:clusters]])
+    # Relocation by its definition: empty clusters take the farthest rows that are not the last of theirs.
+    remaining, relocated, queue = list(counts), {}, order
     for cluster in [j for j in range(clusters) if counts[j] == 0]:
-        while queue and left[labels[queue[0]]] == 1:
+        while queue and remaining[labels[queue[0]]] == 1:
             queue.pop(0)
         if queue:
-            given_to[queue[0]] = cluster
-            left[labels[queue.pop(0)]] -= 1
-    final = [given_to.get(i, labels[i]) for i in range(n)]
-    moved = move(total, centroids, plain)
+            relocated[queue[0]] = cluster
+            remaining[labels[queue.pop(0)]] -= 1
+    final = [relocated.get(i, labels[i]) for i in range(n)]
+    moved = move_centroids(total, centroids, plain)
     for j in range(clusters):
         mine = [rows[i] for i in range(n) if final[i] == j]
         np.testing.assert_allclose(moved[j], np.mean(mine, axis=0) if mine else centroids[j], rtol=1e-12)
 
 
 @pytest.mark.parametrize("metric", ["cosine", "euclidean"])
-def test_empty_clusters_take_the_farthest_rows_wherever_they_are(metric):
-    """Two centroids start on the same spot; the farthest row, in the last chunk, becomes the second's. A row of zeros can't."""
+def test_an_empty_cluster_takes_the_farthest_row_of_any_chunk(metric):
+    """Both centroids start at one point; the second takes the farthest row, in the last chunk, but no row of zeros."""
     x = np.array([[10.0, 0.0]] * 6 + [[10.0, 1.0]] * 3 + [[0.0, 7.0]], np.float32)
     geometry, start = Cosine(), np.array([[1.0, 0.0]] * 2, np.float32)
     if metric == "euclidean":
@@ -330,8 +331,8 @@ def test_empty_clusters_take_the_farthest_rows_wherever_they_are(metric):
         x[:2] = 0
     total = sum_partials(partial_step(x[i : i + 4], start, geometry, i) for i in (0, 4, 8))
     assert total.counts.tolist() == [10, 0]
-    assert total.farthest.row.tolist() == [9, 6]
-    second = geometry.centers(move(total, start, geometry))[1]
+    assert total.farthest.indices.tolist() == [9, 6]
+    second = geometry.cluster_centers(move_centroids(total, start, geometry))[1]
     np.testing.assert_allclose(second, [0, 1] if metric == "cosine" else [0, 7], atol=1e-6)
 
 
@@ -339,8 +340,8 @@ def test_rows_of_zeros_are_never_candidates_for_empty_clusters():
     x = np.zeros((30, 2))
     x[[7, 20]] = [[1.0, 0.0], [0.0, 3.0]]
     total = sum_partials([partial_step(x, np.array([[1.0, 0.0]] * 4), Cosine())])
-    assert total.farthest.row.tolist() == [20, 7]
-    np.testing.assert_array_equal(total.farthest.vector, [[0, 1], [1, 0]])
+    assert total.farthest.indices.tolist() == [20, 7]
+    np.testing.assert_array_equal(total.farthest.rows, [[0, 1], [1, 0]])
 
 
 def test_more_clusters_than_distinct_rows_leave_some_empty():
@@ -358,8 +359,8 @@ def test_rows_of_zeros_have_no_direction_and_move_nothing():
     assert model.labels_[1] == model.labels_[4] != model.labels_[3]
     np.testing.assert_array_equal(model.labels_[[0, 2]], 0)
     np.testing.assert_allclose(np.linalg.norm(model.cluster_centers_, axis=1), 1, rtol=1e-6)
-    nothing = KMeans(2).fit(np.zeros((4, 3)))
-    assert nothing.inertia_ == 4 and np.isfinite(nothing.cluster_centers_).all()
+    zeros = KMeans(2).fit(np.zeros((4, 3)))
+    assert zeros.inertia_ == 4 and np.isfinite(zeros.cluster_centers_).all()
 
 
 def test_cosine_ignores_lengths_however_large_or_tiny():
@@ -377,7 +378,7 @@ def test_euclidean_far_from_the_origin():
     assert np.mean(model.labels_ == loss.argmin(axis=1)) == 1
 
 
-def test_history_falls_and_tolerance_ends_it_early():
+def test_inertia_falls_and_tolerance_stops_early():
     x = features(8, 2000, 10, clusters=30, noise=3.0)
     for metric in ("cosine", "euclidean"):
         full = KMeans(12, metric=metric, max_iter=100).fit(x)
@@ -390,7 +391,7 @@ def test_history_falls_and_tolerance_ends_it_early():
     assert KMeans(12, max_iter=2).fit(x).n_iter_ == 2
 
 
-def test_seeds_and_starts():
+def test_seed_and_n_init():
     x = features(9, 400, 5, clusters=9, noise=1.5)
     same_model(KMeans(7, seed=5).fit(x), KMeans(7, seed=5).fit(x))
     assert not np.array_equal(
@@ -399,8 +400,8 @@ def test_seeds_and_starts():
     assert KMeans(7, seed=(1, 2), n_init=10).fit(x).inertia_ <= KMeans(7, seed=(1, 2)).fit(x).inertia_
 
 
-def test_greedy_seeding_spreads_over_planted_clusters():
-    """Twelve tight groups: k-means++ starts must hit them all, which uniformly drawn ones hardly ever do."""
+def test_greedy_seeding_covers_planted_clusters():
+    """Twelve tight groups: k-means++ must choose a row of each, which uniform draws hardly ever do."""
     x = features(10, 1200, 8, clusters=12, noise=0.02)
     hits = [
         len(set(KMeans(12, metric="euclidean", max_iter=1, seed=seed).fit(x).labels_[:600].tolist()))
@@ -412,17 +413,17 @@ def test_greedy_seeding_spreads_over_planted_clusters():
 
 @settings(derandomize=True, deadline=None, max_examples=25)
 @given(seed=st.integers(0, 999), n=st.integers(2, 60), size=st.integers(1, 20), clusters=st.integers(1, 12))
-def test_greedy_seeding_by_the_letter(seed, n, size, clusters):
+def test_greedy_seeding_follows_its_definition(seed, n, size, clusters):
     """Distances are whole numbers, so that no sum depends on how the rows are grouped."""
     x = np.random.default_rng(seed).integers(0, 30, (n, 2)).astype(float)
     clusters = min(clusters, n)
 
-    def closer(candidates, nearest):
+    def min_distances(candidates, nearest):
         for i in range(0, n, size):
             distance = np.square(x[i : i + size, None] - candidates).sum(axis=2)
             yield distance if nearest is None else np.minimum(distance, nearest[i // size][:, None])
 
-    found = kmeans_plusplus(n, clusters, np.random.default_rng(seed), x.__getitem__, closer)
+    found = kmeans_plusplus(n, clusters, np.random.default_rng(seed), x.__getitem__, min_distances)
     rng = np.random.default_rng(seed)
     chosen = [int(rng.integers(n))]
     while len(chosen) < clusters:
@@ -440,25 +441,25 @@ def test_greedy_seeding_by_the_letter(seed, n, size, clusters):
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 1e300])
 @pytest.mark.parametrize("metric", ["cosine", "euclidean"])
-def test_rows_that_are_not_finite_are_refused_by_number(bad, metric, monkeypatch):
+def test_rows_that_are_not_finite_are_named_by_number(bad, metric, monkeypatch):
     monkeypatch.setattr(chunks, "CHUNK_ROWS", 16)
     x = features(11, 50, 3).astype(float)
     x[[37, 41], 1] = bad
-    for way in (x, np.array_split(x, 3)):
+    for rows in (x, np.array_split(x, 3)):
         with pytest.raises(UsageError, match="row 37 of the features is not finite"):
-            KMeans(2, metric=metric).fit(way)
+            KMeans(2, metric=metric).fit(rows)
     model = KMeans(2, metric=metric).fit(x[:30])
     with pytest.raises(UsageError, match="row 37"):
         model.predict(x)
 
 
-def test_what_k_means_cannot_read_is_refused_in_a_sentence():
+def test_unreadable_features_are_an_error():
     x = features(12, 20, 3)
     with pytest.raises(UsageError, match="read only once"):
         KMeans(2).fit(iter([x, x]))
     with pytest.raises(UsageError, match="read only once"):
         KMeans(2).fit(block for block in (x, x))
-    with pytest.raises(UsageError, match="2 numbers in a row of features instead of 3"):
+    with pytest.raises(UsageError, match="must have 3 numbers, got 2"):
         KMeans(2).fit([x, x[:, :2]])
     with pytest.raises(UsageError, match=r"\(N, D\)"):
         KMeans(2).fit(x[0])
@@ -466,34 +467,34 @@ def test_what_k_means_cannot_read_is_refused_in_a_sentence():
         KMeans(2).fit([x[None]])
     with pytest.raises(UsageError, match="real numbers"):
         KMeans(2).fit(x.astype(complex))
-    with pytest.raises(UsageError, match="int"):
+    with pytest.raises(UsageError, match="got int"):
         KMeans(2).fit(5)
-    with pytest.raises(UsageError, match="21 clusters can't be made of 20 rows"):
+    with pytest.raises(UsageError, match="n_clusters must be at most the number of rows, 20, got 21"):
         KMeans(21).fit(np.array_split(x, 3))
     for empty in (x[:0], [], [x[:0]]):
-        with pytest.raises(UsageError, match="of 0 rows"):
+        with pytest.raises(UsageError, match="number of rows, 0, got 1"):
             KMeans(1).fit(empty)
     with pytest.raises(UsageError, match="call fit first"):
         KMeans(2).predict(x)
     for metric in ("cosine", "euclidean"):
         for narrow in (x[:, :2], [x[:, :2]]):
-            with pytest.raises(UsageError, match="2 numbers in a row of features instead of 3"):
+            with pytest.raises(UsageError, match="must have 3 numbers, got 2"):
                 KMeans(2, metric=metric).fit(x).predict(narrow)
 
 
 @pytest.mark.parametrize("change", [-1, 1])
-def test_blocks_that_change_between_passes_are_noticed(change):
+def test_blocks_that_change_between_passes_are_an_error(change):
     class Changing(Stream):
         def __iter__(self):
             for block in super().__iter__():
-                self.whole += len(block)
+                self.yielded += len(block)
                 yield block
-            # The whole has been gone through once more or once less than the first time.
-            if (self.whole == len(self.x)) == (change < 0):
+            # All rows were yielded once more, or once less, than the first time.
+            if (self.yielded == len(self.x)) == (change < 0):
                 yield self.x[:1]
 
     blocks = Changing(features(13, 30, 3), [30])
-    blocks.whole = -30  # one look at the first block tells blocks from rows
+    blocks.yielded = -30  # Chunks looks at the first block once before the first pass
     with pytest.raises(UsageError, match="same rows each time"):
         KMeans(2).fit(blocks)
 
@@ -502,6 +503,6 @@ def test_blocks_that_change_between_passes_are_noticed(change):
     "options",
     [{"n_clusters": 0}, {"n_init": 0}, {"max_iter": 0}, {"metric": "manhattan"}, {"tol": -1.0}, {"tol": np.nan}],
 )
-def test_parameters_that_make_no_sense_are_refused(options):
-    with pytest.raises(UsageError, match=next(iter(options)).removesuffix("s")):
+def test_parameters_out_of_range_are_named(options):
+    with pytest.raises(UsageError, match=f"{next(iter(options))} must be"):
         KMeans(**{"n_clusters": 2, **options})

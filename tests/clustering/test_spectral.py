@@ -1,4 +1,4 @@
-"""Spectral clustering: brute-force neighbors and dense eigenvectors as oracles, shapes that k-means can't separate, degenerate sets."""
+"""Spectral clustering: brute-force neighbors and dense eigenvectors as oracles, non-convex shapes, degenerate data."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.sparse import block_diag, csr_matrix
-from vitnp.kernels import reference as reference_
+from vitnp.kernels import reference as reference_kernels
 
 from vitnp.clustering import neighbors as neighbors_module
 from vitnp.clustering import spectral
@@ -27,8 +27,8 @@ def planted(n: int, clusters: int, width: int = 32, noise: float = 0.8, seed: in
     return rng.standard_normal((clusters, width))[truth] + noise * rng.standard_normal((n, width)), truth
 
 
-def lifted(points: np.ndarray) -> np.ndarray:
-    """Points of the plane as directions: near points have near directions."""
+def as_directions(points: np.ndarray) -> np.ndarray:
+    """Map points of the plane to directions: near points have near directions."""
     return np.concatenate([points, np.full((len(points), 1), 4.0)], axis=1)
 
 
@@ -37,13 +37,13 @@ def moons(n: int, noise: float = 0.05) -> tuple[np.ndarray, np.ndarray]:
     angle, truth = rng.uniform(0, np.pi, n), np.arange(n) % 2
     x = np.where(truth, 1 - np.cos(angle), np.cos(angle))
     y = np.where(truth, 0.5 - np.sin(angle), np.sin(angle))
-    return lifted(np.stack([x, y], axis=1) + noise * rng.standard_normal((n, 2))), truth
+    return as_directions(np.stack([x, y], axis=1) + noise * rng.standard_normal((n, 2))), truth
 
 
 def small_blocks(monkeypatch, queries: int = 5, others: int = 7) -> None:
     monkeypatch.setattr(neighbors_module, "QUERY_ROWS", queries)
-    monkeypatch.setattr(reference_, "QUERY_ROWS", queries)
-    monkeypatch.setattr(reference_, "OTHER_ROWS", others)
+    monkeypatch.setattr(reference_kernels, "QUERY_ROWS", queries)
+    monkeypatch.setattr(reference_kernels, "OTHER_ROWS", others)
 
 
 # Neighbors.
@@ -87,24 +87,24 @@ def test_neighbors_in_general_position(ordered, monkeypatch):
     assert (np.diff(cosine, axis=1) <= 0).all()
 
 
-def test_too_few_rows_for_the_neighbors_wanted():
-    with pytest.raises(UsageError, match="5 neighbors .* 4 other rows"):
+def test_more_neighbors_than_rows_are_an_error():
+    with pytest.raises(UsageError, match="n_neighbors must be between 1 and .* 4, got 5"):
         nearest_neighbors(np.eye(5), np.eye(5), 5, exclude_self=True)
-    with pytest.raises(UsageError, match="0 neighbors"):
+    with pytest.raises(UsageError, match="got 0"):
         nearest_neighbors(np.eye(5), np.eye(5), 0)
 
 
 # Graph and eigenvectors.
 
 
-def test_graph_is_the_mean_of_seeing_and_being_seen():
+def test_graph_is_the_mean_of_the_directed_graph_and_its_transpose():
     x, _ = planted(60, 3)
     unit = x / np.linalg.norm(x, axis=1, keepdims=True)
     full = unit @ unit.T
     np.fill_diagonal(full, -9)
-    seen = np.zeros((60, 60))
-    np.put_along_axis(seen, np.argsort(-full, axis=1)[:, :4], 1.0, axis=1)
-    np.testing.assert_array_equal(neighbor_graph(x, 4).toarray(), (seen + seen.T) / 2)
+    directed = np.zeros((60, 60))
+    np.put_along_axis(directed, np.argsort(-full, axis=1)[:, :4], 1.0, axis=1)
+    np.testing.assert_array_equal(neighbor_graph(x, 4).toarray(), (directed + directed.T) / 2)
 
 
 def test_graph_of_fewer_rows_than_neighbors_is_complete():
@@ -112,31 +112,31 @@ def test_graph_of_fewer_rows_than_neighbors_is_complete():
 
 
 def laplacian(graph: csr_matrix) -> np.ndarray:
-    """I - D^-1/2 A D^-1/2, the textbook's form."""
+    """The normalized Laplacian I - D^-1/2 A D^-1/2."""
     dense = graph.toarray()
     degree = dense.sum(axis=1)
     return np.eye(len(dense)) - dense / np.sqrt(np.outer(degree, degree))
 
 
 @pytest.mark.parametrize("solver", ["dense", "block", "lanczos"])
-@pytest.mark.parametrize("pieces", [1, 3])
-def test_embedding_spans_the_smallest_eigenvectors_of_the_laplacian(solver, pieces, monkeypatch):
+@pytest.mark.parametrize("n_parts", [1, 3])
+def test_embedding_spans_the_smallest_eigenvectors_of_the_laplacian(solver, n_parts, monkeypatch):
     monkeypatch.setattr(spectral, "DENSE_ROWS", 10_000 if solver == "dense" else 10)
     monkeypatch.setattr(spectral, "BLOCK_VECTORS", 0 if solver == "lanczos" else 64)
-    seeds = {1: [0], 3: [1, 3, 4]}[pieces]
-    parts = [neighbor_graph(planted(600 // pieces, 6 // pieces, width=8, noise=0.6, seed=i)[0], 12) for i in seeds]
+    seeds = {1: [0], 3: [1, 3, 4]}[n_parts]
+    parts = [neighbor_graph(planted(600 // n_parts, 6 // n_parts, width=8, noise=0.6, seed=i)[0], 12) for i in seeds]
     graph = block_diag(parts, format="csr")
     values, vectors = np.linalg.eigh(laplacian(graph))
-    assert np.sum(values < 1e-9) == pieces
-    dimensions = 6
-    assert values[dimensions] - values[dimensions - 1] > 0.1  # the span is well defined
-    found = spectral_embedding(graph, dimensions)
-    np.testing.assert_allclose(found.T @ found, np.eye(dimensions), atol=1e-5)
-    assert np.linalg.svd(vectors[:, :dimensions].T @ found, compute_uv=False).min() > 1 - 1e-4
-    np.testing.assert_allclose(np.diag(found.T @ laplacian(graph) @ found), values[:dimensions], atol=1e-4)
+    assert np.sum(values < 1e-9) == n_parts
+    n_components = 6
+    assert values[n_components] - values[n_components - 1] > 0.1  # the span is well defined
+    found = spectral_embedding(graph, n_components)
+    np.testing.assert_allclose(found.T @ found, np.eye(n_components), atol=1e-5)
+    assert np.linalg.svd(vectors[:, :n_components].T @ found, compute_uv=False).min() > 1 - 1e-4
+    np.testing.assert_allclose(np.diag(found.T @ laplacian(graph) @ found), values[:n_components], atol=1e-4)
     for column in found.T:
         assert column[np.argmax(np.abs(column) > 0.999 * np.abs(column).max())] > 0
-    np.testing.assert_array_equal(found, spectral_embedding(graph, dimensions))
+    np.testing.assert_array_equal(found, spectral_embedding(graph, n_components))
 
 
 @pytest.mark.parametrize("dense", [True, False])
@@ -154,7 +154,7 @@ def test_multiple_eigenvalues_are_found_completely(dense, monkeypatch):
 # Clusters.
 
 
-def test_planted_clusters_come_back_by_size():
+def test_planted_clusters_are_found_and_sorted_by_size():
     x, truth = planted(500, 4)
     truth = np.where(np.arange(500) < 150, 0, truth)
     x[:150] += 20 * np.eye(32)[0]
@@ -165,7 +165,7 @@ def test_planted_clusters_come_back_by_size():
     assert same_partition(spectral_clusters(x, 7), truth)
 
 
-def test_two_moons_are_told_apart_where_k_means_fails():
+def test_two_moons_are_separated_where_k_means_fails():
     x, truth = moons(600)
     assert same_partition(spectral_clusters(x, 2, neighbors=10), truth)
     assert not same_partition(KMeans(2, metric="euclidean", n_init=5).fit(x).labels_, truth)
@@ -190,13 +190,13 @@ def test_disconnected_graph(clusters):
         expected = {2: [0, 0, 1, 1], 4: [0, 1, 2, 3]}
         if clusters in expected:
             np.testing.assert_array_equal(labels, np.array(expected[clusters])[group])
-        assert all(len(set(labels[group == g].tolist())) == 1 for g in range(4))  # a piece is never torn
+        assert all(len(set(labels[group == g].tolist())) == 1 for g in range(4))  # a component is never split
     else:
         assert all(len(set(group[labels == label].tolist())) == 1 for label in range(clusters))  # nor two of them mixed
     assert len(set(labels.tolist())) == clusters
 
 
-def test_many_more_pieces_than_clusters():
+def test_many_more_components_than_clusters():
     """Forty tight groups in four regions of the sphere: regions are what four clusters must be."""
     rng = np.random.default_rng(2)
     region = np.repeat(np.arange(4), 10)
@@ -231,7 +231,7 @@ def test_tiny_sets(n):
     n=st.integers(1, 30), clusters=st.integers(1, 6), neighbors=st.integers(1, 8), seed=st.integers(0, 99),
     kind=st.sampled_from(["gaussian", "grid", "zeros"]),
 )  # fmt: skip
-def test_any_input_gives_labels_by_size_and_the_same_ones_again(n, clusters, neighbors, seed, kind):
+def test_labels_are_sorted_by_size_and_reproducible(n, clusters, neighbors, seed, kind):
     rng = np.random.default_rng(seed)
     x = rng.standard_normal((n, 3)) if kind == "gaussian" else rng.integers(-1, 2, (n, 3)).astype(np.float16)
     if kind == "zeros":
@@ -269,19 +269,19 @@ def test_dense_and_iterative_solvers_agree_on_clusters(monkeypatch):
 
 
 @pytest.mark.parametrize("clusters", [0, 6])
-def test_impossible_numbers_of_clusters_are_refused(clusters):
-    with pytest.raises(UsageError, match=f"{clusters} clusters can't be made of 5 rows"):
+def test_more_clusters_than_rows_are_an_error(clusters):
+    with pytest.raises(UsageError, match=f"n_clusters must be between 1 and the number of rows, 5, got {clusters}"):
         spectral_clusters(np.eye(5), clusters)
 
 
-def test_bad_input_is_refused_in_a_sentence():
+def test_bad_input_is_named():
     x = np.eye(5)
     x[3, 0] = np.nan
     with pytest.raises(UsageError, match="row 3"):
         spectral_clusters(x, 2)
     with pytest.raises(UsageError, match=r"\(N, D\)"):
         spectral_clusters(np.ones(4), 2)
-    with pytest.raises(UsageError, match="neighbors is 0"):
+    with pytest.raises(UsageError, match="neighbors must be at least 1, got 0"):
         spectral_clusters(np.eye(5), 2, neighbors=0)
-    with pytest.raises(UsageError, match="starts is 0"):
+    with pytest.raises(UsageError, match="starts must be at least 1, got 0"):
         spectral_clusters(np.eye(5), 2, starts=0)

@@ -55,7 +55,7 @@ def vit() -> ViT:
     return network()
 
 
-def identity_of(vit: ViT, **options) -> FeatureSpec:
+def spec_of(vit: ViT, **options) -> FeatureSpec:
     return FeatureSpec.of(vit, **{"size": 32, **options})
 
 
@@ -81,7 +81,7 @@ def paths(folder) -> list[pathlib.Path]:
 @pytest.fixture(scope="module")
 def unbroken(vit, paths, tmp_path_factory) -> dict[str, dict]:
     """Everything that a store made in one go holds."""
-    store = FeatureStore(tmp_path_factory.mktemp("unbroken"), identity_of(vit))
+    store = FeatureStore(tmp_path_factory.mktemp("unbroken"), spec_of(vit))
     extract_to_store(paths, vit, store, threads=1, batch=1)
     return content(store)
 
@@ -112,7 +112,7 @@ def leftovers(folder: pathlib.Path) -> list[pathlib.Path]:
     "options", [{}, {"facet": "value"}, {"facet": "query"}, {"facet": "token"}, {"layer": 1}, {"stride": 4}]
 )
 def test_a_photograph_has_the_features_that_extract_gives(vit, paths, tmp_path, options):
-    store = FeatureStore(tmp_path, identity_of(vit, **options))
+    store = FeatureStore(tmp_path, spec_of(vit, **options))
     hashes = extract_to_store(paths, vit, store, threads=2).hashes
     assert hashes == [file_hash(path) for path in paths]
     for path, name in zip(paths, hashes):
@@ -128,7 +128,7 @@ def test_a_photograph_has_the_features_that_extract_gives(vit, paths, tmp_path, 
 
 @pytest.mark.parametrize("options", [{}, {"facet": "value"}, {"layer": 0}])
 def test_what_regions_need_is_of_the_last_block(vit, paths, tmp_path, options):
-    store = FeatureStore(tmp_path, identity_of(vit, **options))
+    store = FeatureStore(tmp_path, spec_of(vit, **options))
     extract_to_store(paths[:3], vit, store)
     for path in paths[:3]:
         entry = store.entry(file_hash(path))
@@ -145,7 +145,7 @@ def test_what_regions_need_is_of_the_last_block(vit, paths, tmp_path, options):
 
 
 def test_without_regions_less_is_stored_and_that_is_said(vit, paths, tmp_path):
-    stores = [FeatureStore(tmp_path, identity_of(vit, regions=regions)) for regions in (True, False)]
+    stores = [FeatureStore(tmp_path, spec_of(vit, regions=regions)) for regions in (True, False)]
     for store in stores:
         extract_to_store(paths[:2], vit, store)
     full, small = (store.entry(file_hash(paths[0])) for store in stores)
@@ -157,7 +157,7 @@ def test_without_regions_less_is_stored_and_that_is_said(vit, paths, tmp_path):
 
 
 def test_float32_keeps_every_bit(vit, paths, tmp_path):
-    store = FeatureStore(tmp_path, identity_of(vit, precision="float32"))
+    store = FeatureStore(tmp_path, spec_of(vit, precision="float32"))
     extract_to_store(paths[:2], vit, store)
     alone = extract(read_image(paths[0]), vit, size=32)
     assert np.array_equal(store.entry(file_hash(paths[0])).keys, alone.facet)
@@ -167,30 +167,30 @@ def test_features_too_large_for_float16_are_refused(paths, tmp_path):
     vit = network()
     vit.weights["blocks.2.attn.qkv.bias"][30] = 1e6
     with pytest.raises(UsageError, match="float32"):
-        extract_to_store(paths[:2], vit, FeatureStore(tmp_path, identity_of(vit)))
-    store = FeatureStore(tmp_path, identity_of(vit, precision="float32"))
+        extract_to_store(paths[:2], vit, FeatureStore(tmp_path, spec_of(vit)))
+    store = FeatureStore(tmp_path, spec_of(vit, precision="float32"))
     assert not extract_to_store(paths[:2], vit, store).failures
     vit = network()
     vit.weights["blocks.2.attn.qkv.bias"][30] = np.nan
     with pytest.raises(UsageError, match="damaged"):
-        extract_to_store(paths[:2], vit, FeatureStore(tmp_path / "nan", identity_of(vit, precision="float32")))
+        extract_to_store(paths[:2], vit, FeatureStore(tmp_path / "nan", spec_of(vit, precision="float32")))
 
 
 def test_arrays_pictures_and_photographs_are_taken(vit, paths, tmp_path):
     rgb = picture(3)
-    store = FeatureStore(tmp_path, identity_of(vit))
+    store = FeatureStore(tmp_path, spec_of(vit))
     sources = [rgb, Image.fromarray(rgb), str(paths[3]), Photograph(paths[3], pathlib.Path("x.png"))]
     hashes = extract_to_store(sources, vit, store).hashes
     assert hashes == [content_hash(rgb)] * 2 + [file_hash(paths[3])] * 2
     first, second = store.entry(hashes[0]), store.entry(hashes[2])
     assert all(np.array_equal(getattr(first, name), getattr(second, name)) for name in ARRAYS)
-    alone = stored_features(rgb, vit, store.identity)
+    alone = stored_features(rgb, vit, store.spec)
     assert alone.photograph == hashes[0] and alone == first
     assert all(np.array_equal(getattr(first, name), getattr(alone, name)) for name in ARRAYS)
 
 
 def test_token_cap_is_noted(vit, tmp_path):
-    store = FeatureStore(tmp_path, identity_of(vit, max_tokens=12))
+    store = FeatureStore(tmp_path, spec_of(vit, max_tokens=12))
     hashes = extract_to_store([picture(0), np.zeros((32, 32, 3), np.uint8)], vit, store).hashes
     entries = [store.entry(name) for name in hashes]
     assert all(entry.capped and entry.patches <= 12 for entry in entries)
@@ -206,7 +206,7 @@ def test_token_cap_is_noted(vit, tmp_path):
 def test_neither_batches_nor_threads_nor_order_nor_shards_matter(
     vit, paths, unbroken, tmp_path_factory, order, batch, threads, shard
 ):
-    store = FeatureStore(tmp_path_factory.mktemp("store"), identity_of(vit))
+    store = FeatureStore(tmp_path_factory.mktemp("store"), spec_of(vit))
     done = []
     extraction = extract_to_store(
         [paths[index] for index in order],
@@ -218,7 +218,7 @@ def test_neither_batches_nor_threads_nor_order_nor_shards_matter(
         progress=done.append,
     )
     assert extraction.failures == {} and sum(done) == len(paths)
-    assert content(FeatureStore(store.folder.parent, store.identity)) == unbroken
+    assert content(FeatureStore(store.folder.parent, store.spec)) == unbroken
 
 
 def test_every_setting_has_a_store_of_its_own(vit, tmp_path):
@@ -237,7 +237,7 @@ def test_every_setting_has_a_store_of_its_own(vit, tmp_path):
     others += [FeatureSpec.of(ViT(dataclasses.replace(vit.config, **{name: value}), vit.weights)) for name, value in {
         "pos_embed": "exact", "mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5), "heads": 2, "eps": 1e-5,
     }.items()]  # fmt: skip
-    assert len({identity.name for identity in [plain, *others]}) == 1 + len(others)
+    assert len({spec.name for spec in [plain, *others]}) == 1 + len(others)
     # What means the same has the same store: defaults spelt out, and sides that are rounded alike.
     assert FeatureSpec.of(vit, layer=2, stride=8, size=322) == plain
 
@@ -256,7 +256,7 @@ def test_options_that_the_network_lacks_are_refused(vit, options):
 @pytest.fixture
 def filled(vit, paths, tmp_path) -> FeatureStore:
     """A store of several shards."""
-    store = FeatureStore(tmp_path / "cache", identity_of(vit))
+    store = FeatureStore(tmp_path / "cache", spec_of(vit))
     extract_to_store(paths, vit, store, shard_bytes=12_000)
     assert len(shards(store)) > 4
     return store
@@ -292,7 +292,7 @@ def test_patches_are_counted_without_reading(filled, paths):
 
 
 def test_a_sample_is_the_same_however_the_store_is_laid_out(vit, filled, paths, tmp_path):
-    other = FeatureStore(tmp_path / "other", filled.identity)
+    other = FeatureStore(tmp_path / "other", filled.spec)
     extract_to_store(paths[::-1], vit, other, batch=2)
     names = [file_hash(path) for path in paths]
     taken = filled.sample(names, 100, seed=(3, 1))
@@ -358,7 +358,7 @@ def test_broken_photographs_are_told_and_the_others_go_on(vit, paths, unbroken, 
         tmp_path / "gone.png",
         np.zeros((3, 0, 3), np.uint8),
     ]
-    store = FeatureStore(tmp_path / "cache", identity_of(vit))
+    store = FeatureStore(tmp_path / "cache", spec_of(vit))
     extraction = extract_to_store(sources, vit, store, threads=2)
     assert list(extraction.failures) == [0, 6, 25, 26]
     assert all(isinstance(error, ImageError) for error in extraction.failures.values())
@@ -369,7 +369,7 @@ def test_broken_photographs_are_told_and_the_others_go_on(vit, paths, unbroken, 
 
 
 def test_photographs_above_the_limit_of_pixels_fail(vit, paths, tmp_path):
-    store = FeatureStore(tmp_path, identity_of(vit))
+    store = FeatureStore(tmp_path, spec_of(vit))
     assert list(extract_to_store(paths[:5], vit, store, max_pixels=2_000).failures) == [0, 1, 3, 4]
 
 
@@ -379,13 +379,13 @@ def test_photographs_above_the_limit_of_pixels_fail(vit, paths, tmp_path):
 def test_nothing_is_computed_twice(vit, filled, paths, monkeypatch):
     before = {path: path.stat().st_mtime_ns for path in shards(filled)}
     monkeypatch.setattr(ViT, "__call__", lambda *_, **__: pytest.fail("the network ran"))
-    again = FeatureStore(filled.folder.parent, filled.identity)
+    again = FeatureStore(filled.folder.parent, filled.spec)
     assert len(extract_to_store(paths, vit, again).hashes) == len(paths)
     assert {path: path.stat().st_mtime_ns for path in shards(again)} == before
 
 
 def test_twins_are_computed_once(vit, paths, tmp_path):
-    store = FeatureStore(tmp_path, identity_of(vit))
+    store = FeatureStore(tmp_path, spec_of(vit))
     assert len(extract_to_store([paths[0]] * 7, vit, store, batch=3).hashes) == 7
     assert len(store) == 1
     (shard,) = shards(store)
@@ -415,17 +415,17 @@ def test_damage_is_noticed_told_and_mended(vit, filled, paths, unbroken, how):
     damaged = shards(filled)[1]
     damage(damaged, how)
     told = []
-    store = FeatureStore(filled.folder.parent, filled.identity, notice=told.append)
+    store = FeatureStore(filled.folder.parent, filled.spec, notice=told.append)
     extract_to_store(paths, vit, store)
     assert len(told) == 1 and str(damaged) in told[0] and "damaged" in told[0]
     assert content(store) == unbroken
-    assert content(FeatureStore(filled.folder.parent, filled.identity, notice=pytest.fail)) == unbroken
+    assert content(FeatureStore(filled.folder.parent, filled.spec, notice=pytest.fail)) == unbroken
 
 
 def test_damage_is_never_read(vit, filled, paths):
     damaged = shards(filled)[2]
     damage(damaged, "flip")
-    store = FeatureStore(filled.folder.parent, filled.identity, notice=lambda line: None)
+    store = FeatureStore(filled.folder.parent, filled.spec, notice=lambda line: None)
     entries = [store.entry(name) for name in store]
     lost = 0
     for entry in entries:
@@ -435,12 +435,12 @@ def test_damage_is_never_read(vit, filled, paths):
             assert str(damaged) in str(error) or "no longer in the feature store" in str(error)
             lost += 1
     assert lost >= 1 and not damaged.exists()
-    assert len(store) == len(FeatureStore(filled.folder.parent, filled.identity)) == len(paths) - lost
+    assert len(store) == len(FeatureStore(filled.folder.parent, filled.spec)) == len(paths) - lost
 
 
 def test_damage_goes_to_the_log_by_default(filled, caplog):
     damage(shards(filled)[0], "cut")
-    FeatureStore(filled.folder.parent, filled.identity)
+    FeatureStore(filled.folder.parent, filled.spec)
     (record,) = caplog.records
     assert record.name == "vitnp" and "damaged" in record.message
 
@@ -456,7 +456,7 @@ CHILD = """
     from vitnp.features.stream import extract_to_store
     from vitnp.kernels.threads.blas import one_blas_thread
     vit = test_store.network()
-    store = FeatureStore({cache!r}, test_store.identity_of(vit))
+    store = FeatureStore({cache!r}, test_store.spec_of(vit))
     paths = sorted(pathlib.Path({folder!r}).glob("*.png"))
     {before}
     print("go", flush=True)
@@ -488,7 +488,7 @@ FORKING = """
             os.waitpid(pid, 0)
             print("gone", flush=True)
         else:
-            store = FeatureStore(line.strip(), test_store.identity_of(vit))
+            store = FeatureStore(line.strip(), test_store.spec_of(vit))
             extract_to_store(paths, vit, store, threads=2, batch=2, shard_bytes=9_000,
                              progress=lambda _: __import__("time").sleep(0.01))
             os._exit(0)
@@ -525,7 +525,7 @@ def test_killed_at_any_moment_it_goes_on_where_it_was(vit, folder, paths, unbrok
                 os.kill(pid, signal.SIGKILL)
                 assert forking.stdout.readline() == "gone\n"
                 store = FeatureStore(
-                    cache, identity_of(vit), notice=pytest.fail
+                    cache, spec_of(vit), notice=pytest.fail
                 )  # nothing half-written under its own name
                 store.verify()
                 found = content(store)
@@ -550,24 +550,24 @@ MOMENTS = {
 @pytest.mark.skipif(os.name != "posix", reason="signals as POSIX has them")
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_killed_at_the_worst_moments(vit, folder, paths, unbroken, tmp_path, moment):
-    store = FeatureStore(tmp_path, identity_of(vit))
+    store = FeatureStore(tmp_path, spec_of(vit))
     store.make_writable()
     child = start(folder, tmp_path, before=MOMENTS[moment])
     child.communicate(timeout=60)
     assert child.returncode == -signal.SIGKILL
-    store = FeatureStore(tmp_path, identity_of(vit), notice=pytest.fail)
+    store = FeatureStore(tmp_path, spec_of(vit), notice=pytest.fail)
     assert len(shards(store)) == (moment == "at the second shard")
     extract_to_store(paths, vit, store)
     assert content(store) == unbroken
     # What the dead left is cleared away once it's old enough to be nobody's work.
     for path in leftovers(tmp_path):
         os.utime(path, (time.time() - 7200,) * 2)
-    FeatureStore(tmp_path, identity_of(vit)).make_writable()
+    FeatureStore(tmp_path, spec_of(vit)).make_writable()
     assert leftovers(tmp_path) == []
 
 
 def test_unfinished_files_of_the_living_stay(vit, tmp_path):
-    store = FeatureStore(tmp_path, identity_of(vit))
+    store = FeatureStore(tmp_path, spec_of(vit))
     store.folder.mkdir()
     (store.folder / ".vitnp-0123456789abcdef.part").write_bytes(b"at work")
     store.make_writable()
@@ -583,7 +583,7 @@ def test_interrupted_it_keeps_what_is_done(vit, folder, paths, unbroken, tmp_pat
     child.send_signal(signal.SIGINT)
     _, err = child.communicate(timeout=60)
     assert "KeyboardInterrupt" in err
-    store = FeatureStore(tmp_path, identity_of(vit), notice=pytest.fail)
+    store = FeatureStore(tmp_path, spec_of(vit), notice=pytest.fail)
     assert 0 < len(store) < len(paths) and leftovers(tmp_path) == []
     extract_to_store(paths, vit, store)
     assert content(store) == unbroken
@@ -594,13 +594,13 @@ def test_several_processes_on_one_store(vit, folder, paths, unbroken, tmp_path):
     for child in children:
         out, err = child.communicate(timeout=120)
         assert child.returncode == 0 and out == "done\n" and err == ""
-    store = FeatureStore(tmp_path, identity_of(vit), notice=pytest.fail)
+    store = FeatureStore(tmp_path, spec_of(vit), notice=pytest.fail)
     store.verify()
     assert content(store) == unbroken and leftovers(tmp_path) == []
 
 
 def test_what_others_add_is_seen_after_a_refresh(vit, paths, tmp_path):
-    mine, other = (FeatureStore(tmp_path, identity_of(vit)) for _ in range(2))
+    mine, other = (FeatureStore(tmp_path, spec_of(vit)) for _ in range(2))
     (name,) = extract_to_store(paths[:1], vit, other).hashes
     assert name not in mine
     mine.refresh()
@@ -608,7 +608,7 @@ def test_what_others_add_is_seen_after_a_refresh(vit, paths, tmp_path):
 
 
 def test_what_others_rewrite_is_still_found(filled, paths):
-    reader = FeatureStore(filled.folder.parent, filled.identity)
+    reader = FeatureStore(filled.folder.parent, filled.spec)
     keep = {file_hash(path) for path in paths[::2]}
     entries = {name: reader.entry(name) for name in keep}  # no array read yet
     filled.prune(keep)
@@ -623,7 +623,7 @@ def test_a_folder_that_takes_no_files_is_told_before_any_work(vit, paths, tmp_pa
     (tmp_path / "cache").write_text("a file in the way")
     monkeypatch.setattr("vitnp.features.stream._run", lambda *_, **__: pytest.fail("the network ran"))
     with pytest.raises(OutputError, match="cache"):
-        extract_to_store(paths, vit, FeatureStore(tmp_path / "cache", identity_of(vit)))
+        extract_to_store(paths, vit, FeatureStore(tmp_path / "cache", spec_of(vit)))
 
 
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may write anywhere")
@@ -631,20 +631,20 @@ def test_a_read_only_folder(vit, paths, tmp_path):
     tmp_path.chmod(0o500)
     try:
         with pytest.raises(OutputError, match="permission"):
-            extract_to_store(paths, vit, FeatureStore(tmp_path, identity_of(vit)))
+            extract_to_store(paths, vit, FeatureStore(tmp_path, spec_of(vit)))
     finally:
         tmp_path.chmod(0o700)
 
 
 def test_a_read_only_store_that_has_everything_serves(vit, filled, paths, unbroken, monkeypatch):
     monkeypatch.setattr("vitnp.io.write.make_folder", lambda *_: pytest.fail("something was written"))
-    store = FeatureStore(filled.folder.parent, filled.identity)
+    store = FeatureStore(filled.folder.parent, filled.spec)
     extract_to_store(paths, vit, store)
     assert content(store) == unbroken
 
 
 def test_a_full_disk_ends_the_run_and_keeps_whole_shards(vit, paths, unbroken, tmp_path, monkeypatch):
-    store = FeatureStore(tmp_path, identity_of(vit))
+    store = FeatureStore(tmp_path, spec_of(vit))
     calls, real = [], os.fsync
 
     def fsync(file: int) -> None:
@@ -666,20 +666,20 @@ def test_a_full_disk_ends_the_run_and_keeps_whole_shards(vit, paths, unbroken, t
 
 def test_the_estimate_is_near(vit, paths, tmp_path):
     for options in ({}, {"facet": "query"}, {"regions": False}, {"precision": "float32"}, {"stride": 4}):
-        store = FeatureStore(tmp_path, identity_of(vit, **options))
+        store = FeatureStore(tmp_path, spec_of(vit, **options))
         extract_to_store(paths, vit, store)
         size = sum(path.stat().st_size for path in shards(store))
-        assert estimate_bytes(paths, vit, store.identity) == pytest.approx(size, rel=0.05), options
+        assert estimate_bytes(paths, vit, store.spec) == pytest.approx(size, rel=0.05), options
 
 
 def test_the_estimate_of_many_is_from_some_and_passes_over_what_is_broken(vit, paths, tmp_path):
-    identity = identity_of(vit)
-    once = estimate_bytes(paths, vit, identity)
-    assert estimate_bytes(paths * 200, vit, identity) == pytest.approx(200 * once, rel=0.02)
-    assert estimate_bytes([*paths, tmp_path / "gone.png"], vit, identity) == once
-    assert estimate_bytes([], vit, identity) == 0
-    assert estimate_bytes([picture(0), Image.fromarray(picture(0))], vit, identity) == 2 * estimate_bytes(
-        paths[:1], vit, identity
+    spec = spec_of(vit)
+    once = estimate_bytes(paths, vit, spec)
+    assert estimate_bytes(paths * 200, vit, spec) == pytest.approx(200 * once, rel=0.02)
+    assert estimate_bytes([*paths, tmp_path / "gone.png"], vit, spec) == once
+    assert estimate_bytes([], vit, spec) == 0
+    assert estimate_bytes([picture(0), Image.fromarray(picture(0))], vit, spec) == 2 * estimate_bytes(
+        paths[:1], vit, spec
     )
 
 
@@ -687,30 +687,30 @@ def test_too_little_space_is_told_before_the_start(vit, tmp_path, monkeypatch):
     usage = collections.namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**12, 10**12, 2 * 10**9))
     with pytest.raises(OutputError, match=r"3\.5 GB .* 2\.0 GB are free"):
-        with temporary_store(identity_of(vit), needed=3_500_000_000, folder=tmp_path):
+        with temporary_store(spec_of(vit), needed=3_500_000_000, folder=tmp_path):
             pytest.fail("it began")
     check_space(tmp_path / "not" / "there" / "yet", 2 * 10**9)
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr("tempfile.tempdir", None)
-    identity = identity_of(vit, size=4000, max_tokens=10**6)
-    needed = estimate_bytes([np.zeros((4000, 4000, 3), np.uint8)] * 900, vit, identity)
+    spec = spec_of(vit, size=4000, max_tokens=10**6)
+    needed = estimate_bytes([np.zeros((4000, 4000, 3), np.uint8)] * 900, vit, spec)
     # 250,000 patches with a key and a value of 24 halves, and a weight.
     assert needed == pytest.approx(900 * 250_000 * (2 * 24 * 2 + 4), rel=1e-4)
-    with pytest.raises(OutputError, match="GB"), temporary_store(identity, needed=needed):
+    with pytest.raises(OutputError, match="GB"), temporary_store(spec, needed=needed):
         pytest.fail("it began")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_temporary_store_is_gone_after_success_and_after_errors(vit, paths, tmp_path):
-    with temporary_store(identity_of(vit), folder=tmp_path) as store:
+    with temporary_store(spec_of(vit), folder=tmp_path) as store:
         extract_to_store(paths, vit, store)
         assert tmp_path in store.folder.parents and len(store) == len(paths)
     assert list(tmp_path.iterdir()) == []
-    with pytest.raises(ZeroDivisionError), temporary_store(identity_of(vit), folder=tmp_path) as store:
+    with pytest.raises(ZeroDivisionError), temporary_store(spec_of(vit), folder=tmp_path) as store:
         extract_to_store(paths, vit, store)
         raise ZeroDivisionError
     assert list(tmp_path.iterdir()) == []
-    with pytest.raises(OutputError, match="temporary"), temporary_store(identity_of(vit), folder=tmp_path / "gone"):
+    with pytest.raises(OutputError, match="temporary"), temporary_store(spec_of(vit), folder=tmp_path / "gone"):
         pytest.fail("it began")
 
 
@@ -718,20 +718,20 @@ def test_an_interrupted_temporary_store_stays_and_serves_as_cache(vit, paths, un
     told = []
     with (
         pytest.raises(KeyboardInterrupt),
-        temporary_store(identity_of(vit), folder=tmp_path, notice=told.append) as store,
+        temporary_store(spec_of(vit), folder=tmp_path, notice=told.append) as store,
     ):
         extract_to_store(paths[:9], vit, store)
         raise KeyboardInterrupt
     (kept,) = tmp_path.iterdir()
     assert len(told) == 1 and str(kept) in told[0] and "--cache" in told[0] and "9 photographs" in told[0]
-    store = FeatureStore(kept, identity_of(vit))
+    store = FeatureStore(kept, spec_of(vit))
     assert len(store) == 9
     extract_to_store(paths, vit, store)
     assert content(store) == unbroken
-    with temporary_store(identity_of(vit), folder=tmp_path):
+    with temporary_store(spec_of(vit), folder=tmp_path):
         pass
     assert kept.exists()
-    with pytest.raises(KeyboardInterrupt), temporary_store(identity_of(vit), folder=tmp_path, notice=pytest.fail):
+    with pytest.raises(KeyboardInterrupt), temporary_store(spec_of(vit), folder=tmp_path, notice=pytest.fail):
         raise KeyboardInterrupt  # with nothing in it
     assert list(tmp_path.iterdir()) == [kept]
 
@@ -743,7 +743,7 @@ def test_a_temporary_store_of_a_killed_process_goes_with_the_next(vit, tmp_path)
         sys.path[:0] = {PATHS!r}
         import test_store
         from vitnp.features.temporary import temporary_store
-        with temporary_store(test_store.identity_of(test_store.network()), folder={str(tmp_path)!r}) as store:
+        with temporary_store(test_store.spec_of(test_store.network()), folder={str(tmp_path)!r}) as store:
             store.make_writable()
             print("go", flush=True)
             sys.stdin.read()
@@ -753,11 +753,11 @@ def test_a_temporary_store_of_a_killed_process_goes_with_the_next(vit, tmp_path)
     ) as child:
         assert child.stdout.readline() == "go\n"
         (theirs,) = tmp_path.iterdir()
-        with temporary_store(identity_of(vit), folder=tmp_path):
+        with temporary_store(spec_of(vit), folder=tmp_path):
             assert len(list(tmp_path.iterdir())) == 2  # the living keep theirs
         child.kill()
     assert list(tmp_path.iterdir()) == [theirs]
-    with temporary_store(identity_of(vit), folder=tmp_path) as store:
+    with temporary_store(spec_of(vit), folder=tmp_path) as store:
         assert list(tmp_path.iterdir()) == [store.folder.parent]
 
 
@@ -775,45 +775,45 @@ def test_pruning_keeps_what_is_named_and_nothing_else(filled, paths, unbroken, k
     before = size(cache)
     freed = prune(cache, keep | {"nobody"})
     assert freed == before - size(cache) and (freed > 0) == (len(kept) < 23)
-    store = FeatureStore(cache, filled.identity)
+    store = FeatureStore(cache, filled.spec)
     assert content(store) == {name: unbroken[name] for name in keep}
     assert prune(cache, keep) == 0
 
 
 def test_pruning_reaches_every_setting_and_leaves_strangers_alone(vit, filled, paths):
     cache = filled.folder.parent
-    other = FeatureStore(cache, identity_of(vit, facet="value"))
+    other = FeatureStore(cache, spec_of(vit, facet="value"))
     extract_to_store(paths, vit, other)
     (cache / "notes").mkdir()
     (cache / "notes" / "mine.safetensors").write_text("mine")
     future = cache / ("0" * 32)
     shutil.copytree(other.folder, future)
     prune(cache, {file_hash(paths[0])})
-    for identity in (filled.identity, other.identity):
-        assert list(FeatureStore(cache, identity)) == [file_hash(paths[0])]
+    for spec in (filled.spec, other.spec):
+        assert list(FeatureStore(cache, spec)) == [file_hash(paths[0])]
     assert (cache / "notes" / "mine.safetensors").exists() and len(list(future.iterdir())) == 2
     with pytest.raises(OutputError, match="gone"):
         prune(cache / "gone", set())
 
 
 def test_pruning_removes_what_is_there_twice(vit, paths, unbroken, tmp_path):
-    identity = identity_of(vit)
+    spec = spec_of(vit)
     for part in (paths[:1], paths[:2], paths[:4], paths):
-        single = FeatureStore(tmp_path / str(len(part)), identity)
+        single = FeatureStore(tmp_path / str(len(part)), spec)
         extract_to_store(part, vit, single)
-        shutil.copytree(single.folder, tmp_path / "all" / identity.name, dirs_exist_ok=True)
+        shutil.copytree(single.folder, tmp_path / "all" / spec.name, dirs_exist_ok=True)
     for keep in ({file_hash(path) for path in paths}, {file_hash(path) for path in paths[:2]}, {file_hash(paths[0])}):
         prune(tmp_path / "all", keep)
-        store = FeatureStore(tmp_path / "all", identity)
+        store = FeatureStore(tmp_path / "all", spec)
         assert content(store) == {name: unbroken[name] for name in keep}
         held = [photograph for shard in store._shards.values() for photograph in shard.photographs]
         assert len(held) == len(set(held)) == len(keep)
 
 
 def test_writer_keeps_shards_near_the_size_asked_for(vit, paths, tmp_path):
-    store = FeatureStore(tmp_path, identity_of(vit))
+    store = FeatureStore(tmp_path, spec_of(vit))
     with one_blas_thread(), ShardWriter(store, 12_000) as writer:
         for path in paths:
-            writer.add(stored_features(read_image(path), vit, store.identity))
+            writer.add(stored_features(read_image(path), vit, store.spec))
     largest = max(len(path.read_bytes()) for path in shards(store))
     assert largest < 12_000 + 9_000

@@ -1,9 +1,9 @@
-"""Make tests/golden/torch_files with real torch, in both of its containers.
+"""Make tests/golden/torch_files with torch, in both of its containers.
 
     python tests/golden/make_torch_files.py          # needs torch and numpy; torch 2.13.0 made the stored files
 
-What goes in comes from :func:`training_checkpoint_arrays` and :func:`odd_arrays`, which need NumPy only: the tests call
-them too and compare.
+The contents come from :func:`vit_arrays` and :func:`odd_arrays`, which need NumPy only: the tests compare what they
+read with the results of the same functions.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ FOLDER = pathlib.Path(__file__).parent / "torch_files"
 
 
 def vit_arrays(seed: int) -> dict[str, np.ndarray]:
-    """A ViT of width 8, one block, patch 2, grid 3 x 3, in canonical names."""
+    """Return a ViT of width 8 with one block, patch size 2 and grid 3 x 3, under canonical names."""
     rng = np.random.default_rng(seed)
     shapes = {
         "cls_token": (1, 1, 8),
@@ -44,7 +44,7 @@ def vit_arrays(seed: int) -> dict[str, np.ndarray]:
 
 
 def odd_arrays() -> dict[str, np.ndarray]:
-    """Every type of storage, and every way for a tensor to lie in one."""
+    """Return tensors of every storage type and with every kind of stride and offset."""
     base = np.arange(60, dtype=np.float32)
     table = {
         "transposed": base[:12].reshape(3, 4).T,

@@ -1,11 +1,12 @@
-"""Make the golden files of the vision transformer: features of small random networks as other code computes them.
+"""Make the golden files of the vision transformer: features of small random networks, computed by their own code.
 
     python tests/golden/make_vit.py --dino CHECKOUT --dinov2 CHECKOUT [--out tests/golden/vit] [CASE ...]
 
-needs torch, transformers, timm and safetensors, and checkouts of facebookresearch/dino and facebookresearch/dinov2; the
-tests need none of them. One file for each case: a checkpoint as the peer itself writes it (its names, its container),
-and for several images and blocks what forward hooks saw. Weights and images lie on a coarse binary grid: exact in
-float32, and they compress. Embeddings are small (about 0.03), so that the epsilon of the first LayerNorm shows.
+It needs torch, transformers, timm and safetensors, and checkouts of facebookresearch/dino and facebookresearch/dinov2;
+the tests need none of them. Each file holds one case: a checkpoint as its own code writes it (tensor names, container),
+and the features of some blocks for several images, captured by forward hooks. Weights and images are rounded to a
+coarse binary grid, so that they are exact in float32 and compress well. Embeddings are small (about 0.03), so that the
+epsilon of the first LayerNorm makes a difference.
 """
 
 from __future__ import annotations
@@ -44,17 +45,18 @@ class Run:
 WIDE = Run(5, 7)
 LOW = Run(3, 5)
 PAIR = Run(3, 6, batch=2)
-TRAINED = Run(4, 4, layers=(DEPTH - 1,))  # the position table as it is
+TRAINED = Run(4, 4, layers=(DEPTH - 1,))  # position embeddings without resampling
 SAME_COUNT = Run(2, 8, layers=(0,))  # as many patches as trained, in another shape
 SMALL = Run(3, 2, layers=(0,))  # fewer patches than trained: antialiasing matters
 
 
 @dataclasses.dataclass
 class Peer:
-    """Somebody else's network: how to call it, where its parts are, and what a checkpoint of it looks like.
+    """A network of another code base: how to call it, where its parts are, and what its checkpoint looks like.
 
-    `projections(block)` are the modules that project to q, k, v: one (fused) or three. `attention(block)` is the module
-    whose output is the (B, H, T, T) attention, or a tuple that holds it. `prefix` counts the tokens before the patches.
+    `projections(block)` returns the modules that project to q, k, v: one (fused) or three. `attention(block)` returns
+    the module whose output is the attention (B, H, T, T), or a tuple with it. `prefix` counts the tokens before the
+    patches.
     """
 
     model: nn.Module
@@ -69,20 +71,20 @@ class Peer:
     runs: tuple[Run, ...] = (LOW,)
     checkpoint: dict[str, np.ndarray] | bytes | None = None  # names -> arrays, or the bytes of a .pth file
     config_json: str | None = None
-    load: dict = dataclasses.field(default_factory=dict)  # what load_vit has to be told beyond the file
+    load: dict = dataclasses.field(default_factory=dict)  # arguments of load_vit that the file doesn't determine
 
 
 # ---- filling networks with numbers --------------------
 
 
 def on_grid(values: torch.Tensor, spread: float) -> torch.Tensor:
-    """Values rounded to multiples of a power of two, about a quarter of their spread."""
+    """Round values to multiples of a power of two, about a quarter of their spread."""
     step = 2.0 ** math.floor(math.log2(spread / 3))
     return torch.round(values / step) * step
 
 
 def randomize(model: nn.Module, seed: int) -> None:
-    """Random numbers for every parameter; nothing stays zero or one, so that no part can be forgotten unnoticed."""
+    """Fill every parameter with random numbers; none stays zero or one, so that every part changes the result."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -115,7 +117,7 @@ def pth(content: object, *, legacy: bool = False) -> bytes:
 
 
 def fused(model: nn.Module, blocks: list[nn.Module], seed: int, **fields) -> Peer:
-    """A peer in DINO's own layout: `attn.qkv`, and a dropout (idle here) that the attention passes through."""
+    """A peer in the layout of DINO: a fused `attn.qkv`, and a dropout (inactive here) that receives the attention."""
     randomize(model, seed)
     return Peer(
         model=model,
@@ -170,7 +172,7 @@ def dino(seed: int, paths: argparse.Namespace) -> Peer:
 
 
 def dino_one_head(seed: int, paths: argparse.Namespace) -> Peer:
-    """DINO with heads of 64, so that nobody has to say how many there are."""
+    """DINO with heads of width 64, whose number load_vit infers."""
     runs = (Run(5, 3, layers=(1,)),)
     return official_dino(seed, checkout=paths.dino, width=64, heads=1, depth=2, mlp_ratio=1, runs=runs)
 
@@ -200,7 +202,7 @@ def dinov2(seed: int, paths: argparse.Namespace) -> Peer:
 
 
 def dinov2_registers(seed: int, paths: argparse.Namespace) -> Peer:
-    """DINOv2 with registers, with the two options of its own hub entry."""
+    """DINOv2 with registers, with the two options that its own hub entry sets."""
     runs = (PAIR, TRAINED, SAME_COUNT, SMALL)
     options = {"block_chunks": 0, "interpolate_antialias": True, "interpolate_offset": 0.0}
     peer = official_dinov2(seed, checkout=paths.dinov2, registers=4, runs=runs, **options)
@@ -223,11 +225,11 @@ def timm_vit(seed: int, *, registers: int = 0, runs: tuple[Run, ...] = (LOW,), *
         dynamic_img_size=True, mlp_ratio=2, **options,
     )  # fmt: skip
     for block in model.blocks:
-        block.attn.fused_attn = False  # only then is there an attention matrix to hook
+        block.attn.fused_attn = False  # the fused kernel has no attention matrix to hook
     fields = {"forward": model.forward_features, "patch": 4, "heads": 3, "prefix": 1 + registers, "runs": runs}
     peer = fused(model, list(model.blocks), seed, **fields)
     peer.checkpoint = arrays(model)
-    # Whatever the weights' origin, timm resamples to the exact size with antialiasing.
+    # timm resamples to the exact size with antialiasing, wherever the weights come from.
     peer.load = {"pos_embed": "antialias"}
     return peer
 
@@ -286,12 +288,12 @@ def transformers_model(
 
 
 def hf_vit(seed: int, paths: argparse.Namespace) -> Peer:
-    """transformers' ViTModel, epsilon as the published DINO weights were trained with."""
+    """transformers' ViTModel, with the epsilon that the published DINO weights were trained with."""
     return transformers_model(seed, "ViTModel", intermediate_size=48, runs=(PAIR, TRAINED, SAME_COUNT, SMALL))
 
 
 def hf_vit_classifier(seed: int, paths: argparse.Namespace) -> Peer:
-    """The same inside a classifier (prefix `vit.`), with an epsilon of its own that only config.json tells."""
+    """The same inside a classifier (prefix `vit.`), with another epsilon, which only config.json holds."""
     options = {"intermediate_size": 48, "layer_norm_eps": 1e-3, "depth": 2, "runs": (Run(5, 7, layers=(1,)),)}
     return transformers_model(seed, "ViTForImageClassification", backbone="vit", **options)
 
@@ -322,11 +324,11 @@ CASES = (
 )  # fmt: skip
 
 
-# ---- watching them run --------------------
+# ---- forward hooks ------------------------
 
 
-def strided(peer: Peer, run: Run) -> None:
-    """Set the stride of the patch embedding; positions then are those of an image as large as the grid of patches."""
+def set_stride(peer: Peer, run: Run) -> None:
+    """Set the stride of the patch embedding; positions are those of an image with as many patches without overlap."""
     step = run.stride or peer.patch
     projection = next(module for module in peer.model.modules() if isinstance(module, nn.Conv2d))
     projection.stride = (step, step)
@@ -338,13 +340,13 @@ def strided(peer: Peer, run: Run) -> None:
     peer.model.interpolate_pos_encoding = lambda x, w, h: official(peer.model, x, height, width)
 
 
-def watch(peer: Peer, run: Run, images: torch.Tensor) -> Iterator[tuple[str, np.ndarray]]:
-    """Run the peer once; give (layer/feature, array) for the blocks of the run."""
-    seen: dict[tuple[int, str], torch.Tensor | tuple] = {}
+def record_features(peer: Peer, run: Run, images: torch.Tensor) -> Iterator[tuple[str, np.ndarray]]:
+    """Run the peer once and generate ("layer/feature", array) for the blocks of the run."""
+    outputs: dict[tuple[int, str], torch.Tensor | tuple] = {}
 
     def keep(layer: int, what: str) -> Callable:
         def hook(_module, _inputs, output):
-            seen[layer, what] = output
+            outputs[layer, what] = output
 
         return hook
 
@@ -358,35 +360,39 @@ def watch(peer: Peer, run: Run, images: torch.Tensor) -> Iterator[tuple[str, np.
     for handle in handles:
         handle.remove()
 
-    last = peer.norm(seen[len(peer.blocks) - 1, "out"])
-    assert torch.equal(final, last if final.dim() == 3 else last[:, 0]), "the hooks saw something else than the output"
+    last = peer.norm(outputs[len(peer.blocks) - 1, "out"])
+    assert torch.equal(final, last if final.dim() == 3 else last[:, 0]), (
+        "the hooks captured something else than the output"
+    )
     for layer in run.layers:
         if len(peer.projections(peer.blocks[layer])) == 3:
-            facets = [seen[layer, f"projection{part}"] for part in range(3)]
+            facets = [outputs[layer, f"projection{part}"] for part in range(3)]
         else:
-            facets = seen[layer, "projection0"].chunk(3, dim=-1)
-        attention = seen[layer, "attention"]
+            facets = outputs[layer, "projection0"].chunk(3, dim=-1)
+        attention = outputs[layer, "attention"]
         attention = attention[1] if isinstance(attention, tuple) else attention
-        tokens = peer.norm(seen[layer, "out"])
-        found = {name: facet[:, peer.prefix :] for name, facet in zip(("query", "key", "value"), facets, strict=True)}
-        found |= {"token": tokens[:, peer.prefix :], "cls": tokens[:, 0]}
-        found["attention"] = attention[:, :, 0, peer.prefix :]
+        tokens = peer.norm(outputs[layer, "out"])
+        features = {
+            name: facet[:, peer.prefix :] for name, facet in zip(("query", "key", "value"), facets, strict=True)
+        }
+        features |= {"token": tokens[:, peer.prefix :], "cls": tokens[:, 0]}
+        features["attention"] = attention[:, :, 0, peer.prefix :]
         if peer.prefix > 1:
-            found["register"] = tokens[:, 1 : peer.prefix]
-        for name, value in found.items():
+            features["register"] = tokens[:, 1 : peer.prefix]
+        for name, value in features.items():
             yield f"{layer}/{name}", value.numpy().astype(np.float32)
 
 
 def golden(peer: Peer, seed: int) -> dict[str, np.ndarray]:
-    """Everything that goes into one file."""
+    """Return the arrays of one golden file."""
     content: dict[str, np.ndarray] = {}
     generator = torch.Generator().manual_seed(1000 + seed)
     for index, run in enumerate(peer.runs):
         images = torch.randn(run.batch, 3, run.rows * peer.patch, run.columns * peer.patch, generator=generator)
         images = on_grid(images, 1.0)
-        strided(peer, run)
+        set_stride(peer, run)
         content[f"run{index}/images"] = images.numpy()
-        content |= {f"run{index}/{name}": value for name, value in watch(peer, run, images)}
+        content |= {f"run{index}/{name}": value for name, value in record_features(peer, run, images)}
     if isinstance(peer.checkpoint, bytes):
         content["checkpoint.pth"] = np.frombuffer(peer.checkpoint, np.uint8)
     else:

@@ -1,4 +1,4 @@
-"""Photographs in: every format and depth, every damage, sizes for the network, folders."""
+"""Reading photographs: formats and depths, damaged files, network sizes, folders."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)
 
 
 def gradient(height: int = 24, width: int = 40) -> np.ndarray:
-    """A smooth picture, which lossy formats keep nearly as it is, and which no turning leaves unchanged."""
+    """A smooth image, which lossy formats preserve well and every rotation or flip changes."""
     y, x = np.mgrid[:height, :width]
     return np.stack([5 * x, 9 * y, 255 - 3 * x - 4 * y], axis=-1).astype(np.uint8)
 
@@ -57,7 +57,7 @@ def close(left: np.ndarray, right: np.ndarray, tolerance: int) -> bool:
         ("BMP", {}, 0),
     ],
 )
-def test_color_comes_back_whatever_the_extension(tmp_path, kind, options, tolerance):
+def test_color_round_trip_with_an_unknown_extension(tmp_path, kind, options, tolerance):
     path = tmp_path / "photograph.xyz"
     path.write_bytes(encoded(Image.fromarray(gradient()), kind, **options))
     rgb = decode.read_image(path)
@@ -81,14 +81,14 @@ def test_tiff_gives_its_first_page(tmp_path):
     assert (decode.read_image(tmp_path / "a.tif") == (1, 2, 3)).all()
 
 
-def test_a_camera_raw_file_isnt_taken_for_its_thumbnail(tmp_path):
+def test_camera_raw_files_are_an_error(tmp_path):
     Image.new("RGB", (9, 7)).save(tmp_path / "a.dng", "TIFF", tiffinfo={50706: b"\1\4\0\0"})
     with pytest.raises(ImageError, match="raw"):
         decode.read_image(tmp_path / "a.dng")
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "BMP", "WEBP"])
-def test_gray_is_spread_over_the_channels(tmp_path, kind):
+def test_gray_becomes_three_equal_channels(tmp_path, kind):
     gray = gradient()[..., 0]
     path = tmp_path / "a"
     path.write_bytes(
@@ -98,14 +98,14 @@ def test_gray_is_spread_over_the_channels(tmp_path, kind):
 
 
 def test_cmyk_jpeg(tmp_path):
-    # Without ink of one's own: R = 255 - C, with a fifth of black: four fifths of that.
+    # R = 255 - C, times 4/5 for the black channel of 1/5.
     Image.new("CMYK", (16, 16), (55, 155, 255, 51)).save(tmp_path / "a.jpg", quality=100)
     assert close(decode.read_image(tmp_path / "a.jpg")[:1, :1], np.array([[[160, 80, 0]]]), 2)
 
 
 def test_ycck_jpeg(tmp_path):
-    # The same ink values declared as YCC + K by the Adobe marker's last byte; stored values are inverted, chroma is
-    # neutral (128), so that each channel's ink is Y = 255 - 200, inverted again, and black takes a fifth.
+    # The last byte of the Adobe marker declares the channels as YCC + K. Stored values are inverted and the chroma is
+    # neutral (128), so each channel is 255 - Y = 255 - (255 - 200) = 200, times 4/5 for the black channel of 1/5.
     data = bytearray(encoded(Image.new("CMYK", (16, 16), (200, 127, 127, 51)), "JPEG", quality=100))
     data[data.index(b"Adobe") + 11] = 2
     (tmp_path / "a.jpg").write_bytes(data)
@@ -113,8 +113,7 @@ def test_ycck_jpeg(tmp_path):
 
 
 def turned(upright: np.ndarray, orientation: int) -> np.ndarray:
-    """Pixels as a file with this EXIF orientation stores them, spelt out from the standard: where the 0th row and the
-    0th column of the stored picture are seen."""
+    """Return the pixels as a file with this EXIF orientation stores them, by the definition of the standard."""
     by_rows = {1: upright, 2: upright[:, ::-1], 3: upright[::-1, ::-1], 4: upright[::-1, :]}
     if orientation in by_rows:
         return by_rows[orientation]
@@ -147,19 +146,19 @@ def test_exif_orientation(tmp_path, monkeypatch, kind, orientation):
 @pytest.mark.parametrize(
     "exif", [b"Exif\0\0junk", b"Exif\0\0II*\0\xff\xff\xff\x7f", b"Exif\0\0MM\0*\0\0\0\x08\xff\xff"]
 )
-def test_damaged_exif_is_no_obstacle(tmp_path, exif):
+def test_damaged_exif_is_ignored(tmp_path, exif):
     (tmp_path / "a.jpg").write_bytes(encoded(Image.fromarray(gradient()), "JPEG", quality=98, subsampling=0, exif=exif))
     assert close(decode.read_image(tmp_path / "a.jpg"), gradient(), 6)
 
 
-def test_junk_for_a_color_profile_is_no_obstacle(tmp_path):
+def test_damaged_color_profile_is_ignored(tmp_path):
     for kind in ("JPEG", "PNG", "WEBP", "TIFF"):
         path = tmp_path / kind
         path.write_bytes(encoded(Image.fromarray(gradient()), kind, quality=98, icc_profile=b"\0junk" * 1000))
         assert decode.read_image(path).shape == (24, 40, 3)
 
 
-def test_a_text_chunk_that_explodes_is_an_error(tmp_path):
+def test_a_text_chunk_that_decompresses_to_a_huge_size_is_an_error(tmp_path):
     from PIL.PngImagePlugin import PngInfo
 
     text = PngInfo()
@@ -186,7 +185,7 @@ def test_sixteen_bits_keep_the_high_byte(tmp_path):
 
 
 def png16(channels: np.ndarray, color_type: int, transparent: bytes = b"") -> bytes:
-    """A 16-bit PNG by hand: Pillow writes gray ones only."""
+    """Encode a 16-bit PNG; Pillow can only write gray ones."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -247,7 +246,7 @@ def test_transparency_is_composited_over_white(tmp_path):
 @pytest.mark.parametrize("mode", ["1", "L", "RGB", "P"])
 def test_transparent_colors(tmp_path, mode):
     picture = Image.fromarray(np.array([[0, 255]], np.uint8)).convert("P" if mode == "P" else mode)
-    # Black is the transparent one; a palette says so by opacities of its entries.
+    # Black is transparent; a palette has opacities of its entries.
     clear = {"1": 0, "L": 0, "RGB": (0, 0, 0), "P": b"\0"}[mode]
     picture.save(tmp_path / "a.png", transparency=clear)
     assert decode.read_image(tmp_path / "a.png").tolist() == [[[255] * 3, [255] * 3]]
@@ -310,7 +309,7 @@ def test_arrays():
         (None, "NoneType"),
     ],
 )
-def test_what_isnt_a_picture_is_refused_in_words(array, words):
+def test_unsupported_arrays_are_named(array, words):
     with pytest.raises(ImageError) as error:
         decode.read_image(array)
     assert words in str(error.value)
@@ -325,8 +324,8 @@ def test_small_pictures(tmp_path, size):
     assert decode.read_image(tmp_path / "a.png").shape == (size[1], size[0], 3)
 
 
-def test_pixel_limit_goes_by_the_header(tmp_path):
-    """A 130-megapixel picture, of which there are but a few bytes."""
+def test_pixel_limit_is_checked_in_the_header(tmp_path):
+    """A file with the header of a 130-megapixel image and few pixels."""
     data = bytearray(encoded(Image.new("L", (8, 8)), "BMP"))
     data[18:26] = (13_000).to_bytes(4, "little") + (10_000).to_bytes(4, "little")
     (tmp_path / "a.bmp").write_bytes(data)
@@ -351,7 +350,7 @@ def test_pillows_own_limit_is_neither_used_nor_changed(tmp_path, monkeypatch, ki
     assert Image.MAX_IMAGE_PIXELS == 1000
 
 
-def test_a_tile_bomb_is_refused(tmp_path):
+def test_a_tiff_with_huge_tiles_is_an_error(tmp_path):
     """Eight pixels a side by the header, but in a tile of 65,520: 4 GB to unpack. Written by hand, field by field."""
     fields = {256: 8, 257: 8, 258: 8, 259: 8, 262: 1, 277: 1, 322: 65520, 323: 65520, 324: 8, 325: 100}
     directory = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in fields.items())
@@ -368,8 +367,8 @@ def test_a_tile_bomb_is_refused(tmp_path):
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="ru_maxrss counts kilobytes on Linux only")
-def test_memory_for_a_turned_jpeg(tmp_path):
-    """At most 12 bytes a pixel, which keeps 100 megapixels below 1.2 GB: measured on 25 of them, in its own process."""
+def test_memory_for_a_jpeg_with_exif_orientation(tmp_path):
+    """At most 12 bytes per pixel, or 1.2 GB for 100 megapixels: measured with 25 megapixels, in another process."""
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.new("RGB", (6250, 4000), (10, 200, 30)).save(tmp_path / "a.jpg", exif=exif)
@@ -410,12 +409,12 @@ def samples() -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("kind", sorted(samples()))
-def test_truncated_files_are_errors_wherever_they_break_off(tmp_path, kind):
+def test_files_truncated_anywhere_are_an_error(tmp_path, kind):
     data = samples()[kind]
     path = tmp_path / "holiday.jpg"
     path.write_bytes(data)
     whole = decode.read_image(path)
-    # All pixels are there without a PNG's checksums and empty last chunk, a GIF's end mark, and a BMP's last padding.
+    # All pixels are present without a PNG's last checksum and chunk, a GIF's trailer, and a BMP's last padding.
     tail = {"png": 20, "palette png": 20, "gif": 2, "bmp": 1}.get(kind, 0)
     for length in range(0, len(data), 1 if len(data) < 400 else 3):
         path.write_bytes(data[:length])
@@ -436,10 +435,10 @@ def test_truncated_files_are_errors_wherever_they_break_off(tmp_path, kind):
     keep=st.floats(0.3, 1),
     header_only=st.booleans(),
 )
-def test_corrupted_bytes_never_do_worse_than_an_error(tmp_path_factory, kind, edits, keep, header_only):
+def test_corrupted_bytes_raise_nothing_but_an_image_error(tmp_path_factory, kind, edits, keep, header_only):
     data = bytearray(samples()[kind])
-    for place, value in edits:
-        data[place % (min(len(data), 120) if header_only else len(data))] = value
+    for position, value in edits:
+        data[position % (min(len(data), 120) if header_only else len(data))] = value
     path = tmp_path_factory.getbasetemp() / "fuzzed"
     path.write_bytes(data[: int(len(data) * keep)] if keep < 0.7 else data)
     try:
@@ -472,7 +471,7 @@ def test_corrupted_bytes_never_do_worse_than_an_error(tmp_path_factory, kind, ed
     ),
     rest=st.binary(max_size=300),
 )
-def test_junk_never_does_worse_than_an_error(tmp_path_factory, head, rest):
+def test_random_bytes_are_an_image_error(tmp_path_factory, head, rest):
     path = tmp_path_factory.getbasetemp() / "junk"
     path.write_bytes(head + rest)
     with pytest.raises(ImageError, match="junk"):
@@ -483,7 +482,7 @@ def test_junk_never_does_worse_than_an_error(tmp_path_factory, head, rest):
     "error",
     [SyntaxError("x"), OverflowError(), RecursionError("deep"), MemoryError(), KeyError(3), ValueError("two\nlines")],
 )
-def test_whatever_pillow_raises_becomes_one_sentence(tmp_path, monkeypatch, error):
+def test_any_exception_of_pillow_becomes_an_image_error(tmp_path, monkeypatch, error):
     from PIL.PngImagePlugin import PngImageFile
 
     Image.new("L", (8, 8)).save(tmp_path / "a.png")
@@ -496,15 +495,15 @@ def test_whatever_pillow_raises_becomes_one_sentence(tmp_path, monkeypatch, erro
         assert "\n" not in str(caught.value)
 
 
-# --- What isn't a photograph -----------------------------------------------------------------------------------------
+# --- Files that are not photographs ----------------------------------------------------------------------------------
 
 
-def test_files_that_arent_photographs(tmp_path):
+def test_files_that_are_not_photographs(tmp_path):
     cases = {
-        "text.jpg": (b"no picture at all", "not a picture"),
+        "text.jpg": (b"no image at all", "not an image"),
         "empty.jpg": (b"", "empty"),
-        "film.heic": (b"\0\0\0\x18ftypisom\0\0\0\0isommp41", "not a picture"),
-        "page.pdf": (b"%PDF-1.7 ...", "not a picture"),
+        "film.heic": (b"\0\0\0\x18ftypisom\0\0\0\0isommp41", "not an image"),
+        "page.pdf": (b"%PDF-1.7 ...", "not an image"),
     }
     for name, (data, words) in cases.items():
         (tmp_path / name).write_bytes(data)
@@ -519,7 +518,7 @@ def test_files_that_arent_photographs(tmp_path):
         decode.file_hash(tmp_path / "missing.jpg")
 
 
-def test_pipes_are_refused_rather_than_waited_for(tmp_path):
+def test_pipes_are_an_error(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(ImageError, match="regular file"):
         decode.read_image(tmp_path / "pipe")
@@ -534,14 +533,14 @@ def test_no_permission(tmp_path):
 
 
 @pytest.mark.parametrize("brands", [b"heic\0\0\0\0mif1heic", b"mif1\0\0\0\0mif1heix", b"msf1\0\0\0\0hevc    "])
-def test_heic_without_its_extra_names_it(tmp_path, monkeypatch, brands):
+def test_error_for_heic_names_the_missing_extra(tmp_path, monkeypatch, brands):
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
     (tmp_path / "a.jpg").write_bytes((8 + len(brands)).to_bytes(4, "big") + b"ftyp" + brands + bytes(100))
     with pytest.raises(ImageError, match=r"a\.jpg.*vitnp\[heic\]"):
         decode.read_image(tmp_path / "a.jpg")
 
 
-def test_heic_with_its_extra(tmp_path):
+def test_heic(tmp_path):
     heif = pytest.importorskip("pillow_heif")
     heif.from_pillow(Image.fromarray(gradient(64, 96))).save(tmp_path / "a.heic", quality=100, chroma=444)
     assert close(decode.read_image(tmp_path / "a.heic"), gradient(64, 96), 12)
@@ -579,13 +578,11 @@ def test_network_size(photograph, options, size):
     max_tokens=st.integers(1, 6000),
     short_side=st.integers(1, 900),
 )
-def test_network_size_respects_the_cap_and_makes_the_most_of_it(
-    height, width, patch, stride_share, max_tokens, short_side
-):
+def test_network_size_is_the_largest_within_max_tokens(height, width, patch, stride_share, max_tokens, short_side):
     stride = max(1, patch // stride_share)
 
     def tokens(size):
-        # Counted, not computed: the places where a patch fits.
+        # Count the positions of a patch, instead of using the formula.
         return len(range(0, size[0] - patch + 1, stride)) * len(range(0, size[1] - patch + 1, stride))
 
     options = {"patch": patch, "stride": stride, "short_side": short_side}
@@ -597,7 +594,7 @@ def test_network_size_respects_the_cap_and_makes_the_most_of_it(
     if not capped:
         assert size == free
     elif height == width:
-        # A square has no choice but to grow by a patch each way.
+        # A square can only grow by one patch on both sides.
         assert tokens((size[0] + patch, size[1] + patch)) > max_tokens
     mirrored, _ = preprocess.network_size(width, height, **options, max_tokens=max_tokens)
     assert mirrored == size[::-1]
@@ -612,7 +609,7 @@ def test_network_size_of_extreme_shapes():
 
 
 @pytest.mark.parametrize("options", [{"patch": 0}, {"stride": 17}, {"stride": 0}, {"max_tokens": 0}, {"short_side": 0}])
-def test_network_size_refuses_nonsense(options):
+def test_network_size_out_of_range(options):
     with pytest.raises(UsageError):
         preprocess.network_size(100, 100, **options)
 
@@ -634,7 +631,7 @@ def test_normalize():
     np.testing.assert_allclose(unit, expected, atol=1e-6)
 
 
-def test_content_hash_tells_pixels_and_shape_apart(tmp_path):
+def test_content_hash_depends_on_pixels_and_shape(tmp_path):
     rgb = gradient()
     assert len(content_hash(rgb)) == 32
     assert content_hash(rgb) == content_hash(np.asfortranarray(rgb))
@@ -656,7 +653,7 @@ def test_content_hash_tells_pixels_and_shape_apart(tmp_path):
 
 @pytest.fixture
 def album(tmp_path):
-    """A folder with some of everything."""
+    """A folder with photographs, other files, hidden files and subfolders."""
     folder = tmp_path / "album"
     (folder / "sub" / "deep").mkdir(parents=True)
     (folder / ".hidden").mkdir()
@@ -671,20 +668,20 @@ def relatives(found):
     return [photograph.relative.as_posix() for photograph in found]
 
 
-def test_folders_are_walked_in_order(album):
+def test_folders_are_searched_in_order(album):
     expected = ["a.JPG", "b.jpg", "own.png", "sub/c.webp", "sub/deep/d.TIFF"]
     found = find.find_photographs([album])
     assert relatives(found) == expected
     assert [photograph.path for photograph in found] == [album / name for name in expected]
 
 
-def test_files_are_taken_as_they_are_and_once(album, monkeypatch):
+def test_files_are_listed_once_whatever_their_extension(album, monkeypatch):
     monkeypatch.chdir(album)
     found = find.find_photographs(["notes.txt", album / "b.jpg", "./b.jpg", album / "sub" / ".." / "b.jpg", album])
     assert relatives(found) == ["notes.txt", "b.jpg", "a.JPG", "own.png", "sub/c.webp", "sub/deep/d.TIFF"]
 
 
-def test_several_folders_lead_with_their_names(album, tmp_path):
+def test_several_folders_prefix_their_names(album, tmp_path):
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "b.jpg").write_bytes(b"x")
     assert relatives(find.find_photographs([album / "sub", tmp_path / "other"])) == [
@@ -694,7 +691,7 @@ def test_several_folders_lead_with_their_names(album, tmp_path):
     ]
 
 
-def test_links_that_go_in_circles(album):
+def test_cyclic_links(album):
     (album / "sub" / "deep" / "up").symlink_to(album)
     (album / "again").symlink_to(album / "sub")
     (album / "broken.jpg").symlink_to(album / "nowhere.jpg")
@@ -709,7 +706,7 @@ def test_links_that_go_in_circles(album):
     ]
 
 
-def test_what_gives_no_photograph_is_told(album, tmp_path):
+def test_paths_without_photographs_are_an_error(album, tmp_path):
     (tmp_path / "none").mkdir()
     cases = [
         (album / "a_mask.png", "vitnp wrote this"),
@@ -727,5 +724,5 @@ def test_what_gives_no_photograph_is_told(album, tmp_path):
     assert len(failures) == len(cases)
 
 
-def test_a_folder_named_twice_is_no_empty_folder(album):
+def test_a_folder_given_twice_is_not_an_error(album):
     assert len(find.find_photographs([album, album])) == 5

@@ -1,4 +1,4 @@
-"""Label images: VOC's colors, and PNGs whose pixels are the classes."""
+"""Label images: the colors of VOC, and PNG files whose pixel values are the classes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from vitnp.io import stamp
 from vitnp.io.label_png import write_labels
 from vitnp.masks.palette import bright_colors, voc_colors
 
-# The 20 classes of PASCAL VOC as its label images have them, and the border between objects.
+# Colors of the 20 classes of PASCAL VOC and of the border between objects, as in its label images.
 VOC = {
     0: (0, 0, 0),
     1: (128, 0, 0),
@@ -39,7 +39,7 @@ VOC = {
 
 
 def loop_colors():
-    """The rule as the VOC development kit states it, bit by bit."""
+    """Compute the colors with the loop over bits of the VOC development kit."""
     colors = []
     for number in range(256):
         red = green = blue = 0
@@ -67,7 +67,7 @@ def test_fewer_colors_are_the_first_ones(n):
 
 
 @pytest.mark.parametrize("n", [-1, 257])
-def test_there_are_256_colors(n):
+def test_more_than_256_colors_are_an_error(n):
     with pytest.raises(ValueError, match="256"):
         voc_colors(n)
 
@@ -86,10 +86,10 @@ def test_bright_colors_are_brighter_and_differ():
         np.arange(35, dtype=np.uint8).reshape(5, 7)[:, ::2] % 3,
     ],
 )
-def test_pixels_are_classes_and_show_in_color(tmp_path, labels):
+def test_pixel_values_are_classes_with_the_voc_palette(tmp_path, labels):
     path = tmp_path / "a_labels.png"
     write_labels(path, labels)
-    # Byte 24 of a PNG is its bit depth, byte 25 its kind: 3 is a palette.
+    # Byte 24 of a PNG is the bit depth, byte 25 the color type: 3 is a palette.
     assert list(path.read_bytes()[24:26]) == [8, 3]
     with Image.open(path) as image:
         assert image.mode == "P"
@@ -107,12 +107,12 @@ def test_stamp_is_kept(tmp_path):
     "labels",
     [np.zeros((2, 2), np.int64), np.zeros((2, 2, 3), np.uint8), np.zeros((0, 2), np.uint8), np.zeros((2, 2), bool)],
 )
-def test_what_isnt_labels_is_refused(tmp_path, labels):
+def test_other_arrays_are_an_error(tmp_path, labels):
     with pytest.raises(ValueError, match="uint8"):
         write_labels(tmp_path / "a.png", labels)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_missing_folder_is_one_clear_sentence(tmp_path):
+def test_missing_folder_is_an_error(tmp_path):
     with pytest.raises(OutputError, match="folder doesn't exist"):
         write_labels(tmp_path / "missing" / "a.png", np.zeros((2, 2), np.uint8))

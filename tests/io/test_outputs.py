@@ -1,4 +1,4 @@
-"""What goes out: files whole or not at all, stamps, names that never collide, and the pictures of a result."""
+"""Writing files: atomic replacement, stamps, unique names, and the pictures of a result."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ WRITERS = {
 every_writer = pytest.mark.parametrize("name", WRITERS)
 
 
-# --- Files, whole or not at all --------------------------------------------------------------------------------------
+# --- Atomic replacement ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -124,7 +124,7 @@ def test_json(tmp_path):
 
 
 @every_writer
-def test_same_content_same_bytes(tmp_path, name):
+def test_equal_content_gives_equal_bytes(tmp_path, name):
     (tmp_path / "other").mkdir()
     WRITERS[name](tmp_path / name)
     WRITERS[name](tmp_path / "other" / name)
@@ -132,7 +132,7 @@ def test_same_content_same_bytes(tmp_path, name):
 
 
 @every_writer
-def test_umask_rules_the_permissions(tmp_path, name):
+def test_permissions_follow_the_umask(tmp_path, name):
     before = os.umask(0o027)
     try:
         WRITERS[name](tmp_path / name)
@@ -148,14 +148,14 @@ def test_umask_rules_the_permissions(tmp_path, name):
     ids=["interrupted", "memory", "full disk"],
 )
 @pytest.mark.parametrize("moment", ["write", "replace"])
-def test_a_failure_midway_leaves_everything_as_it_was(tmp_path, monkeypatch, name, error, moment):
+def test_a_failure_while_writing_leaves_the_old_file(tmp_path, monkeypatch, name, error, moment):
     (tmp_path / name).write_bytes(b"precious")
 
     class Failing:
-        """A file whose second write fails, or its only one halfway."""
+        """A file whose second write fails, or the first one if it is long."""
 
         def __init__(self, path, mode):
-            self.file = open(path, mode)  # noqa: SIM115 - it closes as this does
+            self.file = open(path, mode)  # noqa: SIM115 - closed by __exit__
             self.writes = 0
 
         def __enter__(self):
@@ -199,8 +199,8 @@ def test_a_failure_midway_leaves_everything_as_it_was(tmp_path, monkeypatch, nam
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no such limits there")
-def test_a_limit_of_the_system_leaves_nothing_behind(tmp_path):
-    """Large files against a real limit, as on a full disk: the kernel refuses a write in the middle."""
+def test_a_file_size_limit_leaves_no_file(tmp_path):
+    """Write more than a resource limit allows: as on a full disk, a write fails in the middle."""
     script = textwrap.dedent("""
         import resource, sys
         import numpy as np
@@ -232,7 +232,7 @@ def test_a_limit_of_the_system_leaves_nothing_behind(tmp_path):
 
 
 @every_writer
-def test_hopeless_places(tmp_path, name):
+def test_paths_that_cannot_be_written(tmp_path, name):
     (tmp_path / "file").write_bytes(b"")
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / name).mkdir()
@@ -251,7 +251,7 @@ def test_hopeless_places(tmp_path, name):
     assert os.listdir(tmp_path / "folder") == [name]
 
 
-def test_long_names_are_fine(tmp_path):
+def test_long_names(tmp_path):
     write_text(tmp_path / ("x" * 255), "a")
     assert os.listdir(tmp_path) == ["x" * 255]
 
@@ -288,7 +288,7 @@ def test_stamp_round_trip(tmp_path, name):
     assert stamp.stamp(tmp_path / "renamed.jpg") == STAMP
 
 
-def test_files_of_others_carry_no_stamp(tmp_path):
+def test_files_of_other_programs_have_no_stamp(tmp_path):
     from PIL.PngImagePlugin import PngInfo
 
     text = PngInfo()
@@ -317,10 +317,10 @@ def test_stamp_never_raises(tmp_path_factory, name, edits, keep):
     folder = tmp_path_factory.getbasetemp()
     WRITERS[name](folder / name)
     data = bytearray((folder / name).read_bytes())
-    for place, value in edits:
-        # Half of the edits hit the first or the last bytes, where the stamps are.
-        place = place % len(data) if place % 2 else -(place % 300) if place % 4 else place % 100
-        data[place] = value
+    for position, value in edits:
+        # Half of the edits change the first or the last bytes, where the stamps are.
+        position = position % len(data) if position % 2 else -(position % 300) if position % 4 else position % 100
+        data[position] = value
     (folder / name).write_bytes(data[: keep % (2 * len(data))])
     found = stamp.stamp(folder / name)
     assert found is None or all(isinstance(value, str) for value in found.values())
@@ -329,7 +329,7 @@ def test_stamp_never_raises(tmp_path_factory, name, edits, keep):
 @pytest.mark.parametrize(
     "tail", [b'{"Software":"vitnp ' + b"[" * 3000, b'{"Software":"vitnp 1"', b'{"Software":"vitnp 1"}x']
 )
-def test_stamp_takes_nested_junk(tmp_path, tail):
+def test_stamp_ignores_damaged_json(tmp_path, tail):
     (tmp_path / "a").write_bytes(b"\x93NUMPY" + tail)
     assert stamp.stamp(tmp_path / "a") is None
 
@@ -339,11 +339,11 @@ def test_parameters_hash():
     assert len(one) == 32
     assert one == stamp.parameters_hash({"nested": {"a": True, "b": None}, "mean": [0.1, 0.2], "size": np.int64(320)})
     assert one != stamp.parameters_hash({"size": 321, "mean": (0.1, 0.2), "nested": {"b": None, "a": True}})
-    # Computed with the standard library alone: blake2b, 16 bytes, of {"seed":0}.
+    # Computed with the standard library: blake2b, 16 bytes, of {"seed":0}.
     assert stamp.parameters_hash({"seed": 0}) == "cae4c3f6d166bc33c44b075faeb33168"
 
 
-def test_what_vitnp_didnt_write_is_spared(tmp_path):
+def test_files_of_other_programs_are_not_overwritten(tmp_path):
     for name, write in WRITERS.items():
         write(tmp_path / name)
     own = [tmp_path / name for name in ("a.png", "a.npy", "a.npz")]
@@ -360,7 +360,7 @@ def test_what_vitnp_didnt_write_is_spared(tmp_path):
 
 def stems(names, out=None, relative=None):
     relative = relative or [os.path.basename(name) for name in names]
-    photographs = [Photograph(Path(name), Path(place)) for name, place in zip(names, relative, strict=True)]
+    photographs = [Photograph(Path(name), Path(path)) for name, path in zip(names, relative, strict=True)]
     return [stem.as_posix() for stem in naming.output_stems(photographs, out)]
 
 
@@ -384,17 +384,17 @@ def test_no_output_has_the_name_of_an_input():
     assert stems(["a.jpg", "a_mask.jpg"]) == ["a", "a_mask"]
     assert stems(["a.jpg", "a_mask.png"], "out") == ["out/a", "out/a_mask"]
     assert stems(["p/a.jpg", "p/a_mask.png"], "p") == ["p/a.jpg", "p/a_mask"]
-    # With its extension it would hit another input: a number.
+    # The name with its extension is the name of another input, so a number is added.
     assert stems(["a.jpg", "a_mask.png", "a.jpg_mask.png"]) == ["a.jpg-1", "a_mask", "a.jpg_mask"]
 
 
-def test_namesakes_of_several_folders_lead_with_the_folders(tmp_path, monkeypatch):
+def test_equal_names_in_several_folders_are_prefixed_by_the_folders(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert stems(["p/a.jpg", "q/a.jpg", "q/b.jpg"], "out") == ["out/p/a.jpg", "out/q/a.jpg", "out/b"]
     assert stems(["p/x/a.jpg", "q/x/a.jpg"], "out") == ["out/p/x/a.jpg", "out/q/x/a.jpg"]
 
 
-def test_upper_and_lower_case_of_one_name_get_numbers():
+def test_names_that_differ_in_case_get_numbers():
     assert stems(["a.jpg", "A.jpg"]) == ["a.jpg-1", "A.jpg-2"]
 
 
@@ -405,7 +405,7 @@ def test_upper_and_lower_case_of_one_name_get_numbers():
     ),
     out=st.sampled_from([None, "out", "p"]),
 )
-def test_outputs_never_meet_each_other_or_an_input(names, out):
+def test_outputs_never_collide_with_each_other_or_an_input(names, out):
     taken = {os.path.abspath(name).casefold() for name in names}
     for stem in stems(names, out):
         for suffix in outputs.SUFFIXES.values():
@@ -426,20 +426,20 @@ def disc(height: int, width: int, radius: float) -> np.ndarray:
     "color", [(0, 0, 0), (255, 255, 255), (128, 128, 128), (0, 190, 255), (250, 20, 20), (20, 120, 20)]
 )
 def test_overlay_shows_the_edge_on_any_background(color):
-    """Object and background of one color: the mask is what one sees."""
+    """Object and background have the same color, so only the outline of the mask is visible."""
     mask = disc(300, 400, 90)
     rgb = np.broadcast_to(np.array(color, np.uint8), (300, 400, 3))
     before = rgb.copy()
     shown = overlay.overlay(rgb, mask).astype(int)
     assert (rgb == before).all()
     assert shown.shape == rgb.shape
-    # From outside to inside along a row: the strongest contrast of neighbors lies at the edge, and it is strong.
+    # Along a row, the strongest contrast between neighbors is at the edge.
     row = shown[150]
     contrast = np.abs(np.diff(row, axis=0)).max(axis=1)
     assert contrast.max() > 60
     edges = [int(np.argmax(contrast[:200])), 200 + int(np.argmax(contrast[200:]))]
     assert all(min(abs(edge - 110), abs(edge - 290)) <= 4 for edge in edges)
-    # Far from it the picture is flat.
+    # Far from the edge the picture is uniform.
     assert (shown[150, 120:280] == shown[150, 200]).all()
     assert (shown[0] == shown[0, 0]).all()
     assert shown[0, 0].max() <= rgb[0, 0].max()
@@ -456,7 +456,7 @@ def test_overlay_tints_inside_and_dims_and_grays_outside():
 
 
 @pytest.mark.parametrize("side", [100, 1000, 3000])
-def test_the_outline_grows_with_the_picture(side):
+def test_outline_width_scales_with_the_image(side):
     mask = np.zeros((side, side), bool)
     mask[:, side // 2 :] = True
     shown = overlay.overlay(np.full((side, side, 3), 120, np.uint8), mask).astype(int)[side // 2]
@@ -467,7 +467,7 @@ def test_the_outline_grows_with_the_picture(side):
     assert max(2, 0.004 * side) <= width <= max(5, 0.012 * side)
 
 
-def test_overlay_is_the_same_in_any_bands(monkeypatch):
+def test_overlay_does_not_depend_on_the_bands(monkeypatch):
     rng = np.random.default_rng(1)
     rgb = rng.integers(0, 256, (230, 90, 3), dtype=np.uint8)
     mask = ndimage.gaussian_filter(rng.standard_normal((230, 90)), 4) > 0
@@ -507,7 +507,7 @@ def test_cutout(monkeypatch):
 
 
 def boxes_by_labels(mask, min_area):
-    """The textbook way: a label image."""
+    """Compute the boxes from a label image."""
     labels, count = ndimage.label(mask, np.ones((3, 3)))
     areas = np.bincount(labels.ravel(), minlength=count + 1)[1:]
     boxes = []

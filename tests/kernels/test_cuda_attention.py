@@ -60,10 +60,11 @@ def test_a_fused_product_is_read_where_it_lies(cupy, dtype, size):
     fused = cupy.asarray(random(4, 2, 70, 3 * 2 * size, dtype=dtype))
     width = 2 * size
     parts = [fused[:, :, i * width : (i + 1) * width] for i in range(3)]
-    from vitnp.kernels.cuda import attention as module
+    from vitnp.kernels.cuda import attention as module_
+    from vitnp.kernels.cuda.attention import _readable
 
-    assert size != 64 or all(module._readable(part) is part for part in parts)
-    found = cupy.asnumpy(module.attention(*parts, 2))
+    assert size != 64 or all(_readable(part) is part for part in parts)
+    found = cupy.asnumpy(module_.attention(*parts, 2))
     np.testing.assert_allclose(found, expected(*(cupy.asnumpy(p) for p in parts), 2), atol=TOLERANCE[dtype], rtol=0)
 
 
@@ -115,10 +116,10 @@ def from_bfloat16(x: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("size, tolerance", [(64, 1.2e-2), (8, 1.2e-2)])
 def test_bfloat16(cupy, size, tolerance):
     """NumPy has no such type, so the arrays hold bits."""
-    from vitnp.kernels.cuda import attention as module
+    from vitnp.kernels.cuda import attention as module_
 
     bits = [to_bfloat16(random(seed, 1, n, 2 * size)) for seed, n in ((9, 40), (10, 70), (11, 70))]
-    found = module.attention(*map(cupy.asarray, bits), 2)
+    found = module_.attention(*map(cupy.asarray, bits), 2)
     wanted = expected(*map(from_bfloat16, bits), 2)
     np.testing.assert_allclose(from_bfloat16(cupy.asnumpy(found)), wanted, atol=tolerance, rtol=0)
 
@@ -171,3 +172,21 @@ def test_the_same_bits_whatever_the_schedule(cupy):
     arrays = random(17, 3, 1, 70, 64, dtype=np.float16)
     first = attention(cupy, *arrays, 1)
     np.testing.assert_array_equal(attention(cupy, *arrays, 1), first)
+
+
+def test_two_blocks_of_half_precision_have_room(cupy, monkeypatch):
+    """They take more shared memory than a driver may set aside of its own accord."""
+    import importlib
+
+    module, asked = importlib.import_module("vitnp.kernels.cuda.attention"), {}
+    compile_kernel = module.kernel
+
+    def noted(file, name, *options, **further):
+        asked[name] = further.get("carveout")
+        return compile_kernel(file, name, *options, **further)
+
+    monkeypatch.setattr(module, "kernel", noted)
+    for dtype in (np.float16, np.float32):
+        x = random(0, 1, 70, 64, dtype=dtype)
+        attention(cupy, x, x, x, 1)
+    assert asked == {"attention_half": 100, "attention_float": None}

@@ -3,6 +3,7 @@ on a GPU under ``pytest -m gpu``."""
 
 from __future__ import annotations
 
+import concurrent.futures
 import math
 import types
 
@@ -245,6 +246,13 @@ def test_similarity(cupy, operations, device, n, others, width, dtype, count, mo
     np.testing.assert_allclose(values, np.take_along_axis(expected, order, axis=1), atol=1e-6)
 
 
+def test_long_sums_are_not_cut_off(cupy, operations):
+    """Of positive products: what a tensor core cuts off at each step is never made up for by a later one."""
+    x, y = (np.abs(rows(seed, 40, 768)) for seed in (5, 6))
+    found = operations.similarity(*on_device(cupy, x, y))
+    np.testing.assert_allclose(host(found), unit(x) @ unit(y).T, atol=1e-6)
+
+
 def test_rows_are_not_compared_with_themselves(cupy, operations):
     y = rows(4, 70, 64)
     expected = unit(y) @ unit(y).T
@@ -274,7 +282,7 @@ def near(found: np.ndarray, expected: np.ndarray, dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
-@pytest.mark.parametrize("width", [1, 33, 384, 1536])
+@pytest.mark.parametrize("width", [1, 33, 384, 1536, 2048])
 def test_layernorm(cupy, operations, dtype, width):
     rng = np.random.default_rng(width)
     x = (rng.standard_normal((3, 7, width)) * 3 + 2).astype(dtype)
@@ -369,11 +377,31 @@ def test_products_are_as_exact_as_the_precision_says(cupy, operations, environme
         for precision in ("fp32", "tf32"):
             with operations.products(precision):
                 found = operations.linear(*on_device(cupy, x), operations.pack_linear(cupy.asarray(weight), precision))
+                assert settings.get_compute_type(np.float32) == users  # other threads' products stay what they were
             error[precision] = np.abs(host(found) - expected).max() / np.abs(expected).max()
-            assert settings.get_compute_type(np.float32) == users
         assert error["fp32"] < 2e-6 and 1e-5 < error["tf32"] < 1e-3
     finally:
         settings.set_compute_type(np.float32, before)
+
+
+def test_another_thread_s_products_keep_their_own_arithmetic(cupy, operations):
+    if "tf32" not in operations.precisions():
+        pytest.skip("this GPU has no tf32")
+    rng = np.random.default_rng(0)
+    x, weight = on_device(cupy, *(rng.standard_normal((64, 384)).astype(np.float32) for _ in range(2)))
+    exact = host(operations.linear(x, weight))
+    with operations.products("tf32"), concurrent.futures.ThreadPoolExecutor(1) as pool:
+        theirs = host(pool.submit(operations.linear, x, weight).result(60))
+        mine = host(operations.linear(x, weight))
+    np.testing.assert_array_equal(theirs, exact)
+    assert (mine != exact).any()
+
+
+def test_products_of_other_types_are_refused(cupy):
+    from vitnp.kernels.cuda import gemm
+
+    with pytest.raises(TypeError, match="float32 and float16; cast both"):
+        gemm.multiply(*on_device(cupy, np.ones((2, 3), np.float32), np.ones((4, 3), np.float16)))
 
 
 def test_odd_widths_are_refused(cupy, operations):

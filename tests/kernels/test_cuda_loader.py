@@ -170,6 +170,8 @@ def test_kernels_are_compiled_once_for_each_set_of_options(surroundings):
     larger = loader.kernel("gelu", "epilogue", shared=50_000)
     assert loader.kernel("gelu", "epilogue", shared=100) is larger is not first
     assert [getattr(found, "max_dynamic_shared_size_bytes", None) for found in there.compiled] == [None, None, 64536]
+    loader.kernel("attention", "attention_half", carveout=100)
+    assert [getattr(found, "preferred_shared_memory_carveout", None) for found in there.compiled] == [None] * 3 + [100]
 
 
 def test_nothing_reaches_a_kernel_as_a_null_pointer():

@@ -40,6 +40,10 @@ def similarity(cupy, operations):
     test_cuda_kernels.test_similarity(cupy, operations, as_it_is, 110, 130, 64, np.float32, 5, None)
 
 
+def long_sums(cupy, operations):
+    test_cuda_kernels.test_long_sums_are_not_cut_off(cupy, operations)
+
+
 def layernorm(cupy, operations):
     test_cuda_kernels.test_layernorm(cupy, operations, np.float32, 384)
 
@@ -119,6 +123,7 @@ DEFECTS = [
     (closer, "kmeans", "if (!row.exists) continue;", ""),
     (similarity, "similarity", "!(value > least)", "!(value >= least)"),
     (similarity, "similarity", "length = 0;", ""),
+    (long_sums, "similarity", "multiply(part_of_sum, left[i], right);", "multiply(sums[i][j], left[i], right);"),
     (similarity, "similarity", "head += more && own == column;", "head += more;"),
     (similarity, "similarity", "out[row.number * columns + column] =", "out[row.number * columns + column + 1] ="),
     # Layers

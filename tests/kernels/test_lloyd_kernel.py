@@ -181,17 +181,14 @@ def test_own_centroids_are_where_it_starts():
 @pytest.mark.parametrize(
     "options, sentence",
     [
-        ({"init": "random"}, "there is no init 'random'; choose k-means"),
-        (
-            {"init": np.ones((2, 4))},
-            r"init must be 3 centroids, an array of real numbers \(3, D\), not float64 \(2, 4\)",
-        ),
-        ({"init": np.ones(3)}, "init must be 3 centroids"),
-        ({"init": np.full((3, 4), "a")}, "init must be 3 centroids"),
-        ({"init": np.ones((3, 4)), "n_init": 2}, "n_init is 2, but from given centroids there is one start"),
-        ({"init": np.ones((3, 5))}, "the centroids to start from have 5 numbers each, the rows 4"),
-        ({"init": np.full((3, 4), np.nan)}, "the centroids to start from hold NaN"),
-        ({"init": np.full((3, 4), 1e300)}, "the centroids to start from hold NaN, infinity, or values too large"),
+        ({"init": "random"}, "init must be 'k-means\\+\\+' or an array of centroids, got 'random'"),
+        ({"init": np.ones((2, 4))}, r"\(n_clusters, D\) = \(3, D\), got float64 of shape \(2, 4\)"),
+        ({"init": np.ones(3)}, r"init must be .* \(n_clusters, D\) = \(3, D\)"),
+        ({"init": np.full((3, 4), "a")}, r"init must be .* \(n_clusters, D\) = \(3, D\)"),
+        ({"init": np.ones((3, 4)), "n_init": 2}, "n_init must be 1 if init is an array of centroids, got 2"),
+        ({"init": np.ones((3, 5))}, "init must have 4 numbers per centroid as the rows have, got 5"),
+        ({"init": np.full((3, 4), np.nan)}, "init must be finite, but contains NaN"),
+        ({"init": np.full((3, 4), 1e300)}, "init must be finite, but contains NaN, infinity, or values too large"),
     ],
 )
 def test_starts_that_make_no_sense_are_refused(options, sentence):

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from vitnp.weights.train import fit_collection as fitting
 from vitnp.weights.train.data.dedup import Deduplication
-from vitnp.weights.train.data.packs import pictures_of, write_pack
+from vitnp.weights.train.data.packs import list_pictures, write_pack
 
 from vitnp.checkpoints.registry import BUILT_IN, collection_path, collection_temperature, entries
 from vitnp.cli import evaluate, segment
@@ -263,20 +263,20 @@ def test_what_is_excluded_is_never_drawn(folder, tmp_path, capsys):
     exclusion = Deduplication([tmp_path / "unseen"])
     allowed = {0, 3, 4, 5}
 
-    drawn = {path.stem for path in fitting.sample(pictures_of([folder]), exclusion)}
+    drawn = {path.stem for path in fitting.sample(list_pictures([folder]), exclusion)}
     assert drawn == {f"p{seed}" for seed in allowed}
-    pictures = pictures_of([tmp_path / "pack.npz"])
+    pictures = list_pictures([tmp_path / "pack.npz"])
     drawn = [rgb.tobytes() for rgb in fitting.sample(pictures, exclusion)]
     assert sorted(drawn) == sorted(pictures[seed].read().tobytes() for seed in allowed)
 
     argv = [str(folder), "--exclude", str(tmp_path / "unseen"), "--out", str(tmp_path / "c"), "--quiet"]
-    with pytest.raises(UsageError, match="4 photographs that aren't excluded"):
+    with pytest.raises(UsageError, match="only 4 photographs are not excluded"):
         fitting.main([*argv, "--photographs", "5"])
     assert not (tmp_path / "c").exists()
 
 
 def test_a_larger_sample_begins_with_the_smaller(folder):
-    pictures, nothing = pictures_of([folder]), Deduplication([])
+    pictures, nothing = list_pictures([folder]), Deduplication([])
     draw = [list(fitting.sample(pictures, nothing, count, seed=7)) for count in (None, 2, 4)]
     assert draw[0][:4] == draw[2] and draw[2][:2] == draw[1] and len(draw[0]) == len(set(draw[0])) == 6
     assert list(fitting.sample(pictures, nothing, seed=8)) != draw[0]
@@ -285,7 +285,7 @@ def test_a_larger_sample_begins_with_the_smaller(folder):
 def test_photographs_that_measure_it_are_not_what_it_learns_from(shared):
     exclusion = Deduplication([shared / "data" / "duts-dev" / "images"])
     measured = {path.name for path in (shared / "data" / "duts-dev" / "images").iterdir()}
-    pictures = pictures_of(sorted((shared / "train").glob("pack_*.npz")))
+    pictures = list_pictures(sorted((shared / "train").glob("pack_*.npz")))
     common = [picture for picture in pictures if picture.name.rpartition("/")[2] in measured]
     assert len(common) == 126
     assert not list(fitting.sample(common, exclusion))

@@ -23,6 +23,8 @@ import cuda_emulator
 import numpy as np
 
 TF32 = 7  # CuPy's number for it
+R_32F, R_16F, R_16BF = 0, 2, 14  # CUDA's numbers for types
+COMPUTE_32F, COMPUTE_32F_PEDANTIC, COMPUTE_FAST_TF32 = 68, 69, 77  # cuBLAS's for arithmetic
 compute_types: dict[type, int] = {}  # of products, as CuPy keeps them: one setting for all
 _CREATING = ("arange", "array", "asarray", "full", "ones", "zeros")
 
@@ -77,27 +79,39 @@ def _by_numpy(function, args, options):
     args, options = _plain(list(args)), {name: _plain(value) for name, value in options.items()}
     product = function in (np.matmul, np.matmul.__call__)
     if product and compute_types.get(np.float32) == TF32 and all(x.dtype == np.float32 for x in args):
-        args = [(np.ascontiguousarray(x).view(np.uint32) & 0xFFFFE000).view(np.float32) for x in args]
+        args = [_eleven_bits(x) for x in args]
     if product and all(x.dtype == np.float16 for x in args) and "out" not in options:
         return np.matmul(*(x.astype(np.float32) for x in args)).astype(np.float16).view(ndarray)
     found = function(*args, **options)
     return found.view(ndarray) if isinstance(found, np.ndarray) else found
 
 
+def _eleven_bits(x: np.ndarray) -> np.ndarray:
+    """What TF32 takes of float32 numbers."""
+    return (np.ascontiguousarray(x).view(np.uint32) & 0xFFFFE000).view(np.float32)
+
+
 def _product_of_bits(
     _, op_a, op_b, m, n, k, alpha, a, kind_a, lda, b, kind_b, ldb, beta, c, kind_c, ldc, compute, algorithm
 ):
-    """cublasGemmEx of bfloat16 to float32: c = op(a) op(b), matrices stored column by column."""
-    assert (kind_a, kind_b, kind_c, compute) == (14, 14, 0, 68)
+    """cublasGemmEx, summed in float32: c = op(a) op(b), matrices stored column by column."""
+    assert kind_a == kind_b and kind_c == (kind_a if kind_a in (R_32F, R_16F) else R_32F)
+    assert compute == COMPUTE_32F or kind_a == R_32F
 
     def stored(address: int, kind: type, rows: int, columns: int, step: int) -> np.ndarray:
         bits = (ctypes.c_char * (columns * step * np.dtype(kind).itemsize)).from_address(address)
         return np.frombuffer(bits, kind).reshape(columns, step)[:, :rows].T
 
-    left = stored(a, np.uint16, k, m, lda).T if op_a else stored(a, np.uint16, m, k, lda)
-    right = stored(b, np.uint16, n, k, ldb).T if op_b else stored(b, np.uint16, k, n, ldb)
-    left, right = ((x.astype(np.uint32) << 16).view(np.float32) for x in (left, right))
-    stored(c, np.float32, m, n, ldc)[...] = left @ right
+    kind = {R_32F: np.float32, R_16F: np.float16, R_16BF: np.uint16}[kind_a]
+    left = stored(a, kind, k, m, lda).T if op_a else stored(a, kind, m, k, lda)
+    right = stored(b, kind, n, k, ldb).T if op_b else stored(b, kind, k, n, ldb)
+    if kind_a == R_16BF:
+        left, right = ((x.astype(np.uint32) << 16).view(np.float32) for x in (left, right))
+    if compute == COMPUTE_FAST_TF32:
+        left, right = map(_eleven_bits, (left, right))
+    stored(c, np.float16 if kind_c == R_16F else np.float32, m, n, ldc)[...] = left.astype(np.float32) @ right.astype(
+        np.float32
+    )
     _given_to_cublas.add(c)
 
 
@@ -144,6 +158,11 @@ class RawKernel:
         self._kernel = kernel
 
     shared_size_bytes = 0  # static: nobody knows before the kernel has run
+    num_regs = local_size_bytes = 0  # what machine code takes, of which there is none
+
+    @property
+    def name(self) -> str:
+        return self._kernel.name
 
     @property
     def max_dynamic_shared_size_bytes(self) -> int:
@@ -218,7 +237,13 @@ def module(mode: str = "fast") -> types.ModuleType:
     )
     fake.cuda = types.SimpleNamespace(
         cublas=types.SimpleNamespace(
-            gemmEx=_product_of_bits, CUBLAS_OP_N=0, CUBLAS_OP_T=1, CUBLAS_COMPUTE_32F=68, CUBLAS_GEMM_DEFAULT=-1
+            gemmEx=_product_of_bits,
+            CUBLAS_OP_N=0,
+            CUBLAS_OP_T=1,
+            CUBLAS_COMPUTE_32F=COMPUTE_32F,
+            CUBLAS_COMPUTE_32F_PEDANTIC=COMPUTE_32F_PEDANTIC,
+            CUBLAS_COMPUTE_32F_FAST_TF32=COMPUTE_FAST_TF32,
+            CUBLAS_GEMM_DEFAULT=-1,
         ),
         get_current_stream=lambda: types.SimpleNamespace(synchronize=lambda: None),
         Device=lambda *_: types.SimpleNamespace(
@@ -229,8 +254,9 @@ def module(mode: str = "fast") -> types.ModuleType:
         ),
         runtime=types.SimpleNamespace(
             getDeviceCount=lambda: 1,
-            CUDA_R_32F=0,
-            CUDA_R_16BF=14,
+            CUDA_R_32F=R_32F,
+            CUDA_R_16F=R_16F,
+            CUDA_R_16BF=R_16BF,
             memGetInfo=lambda: (2**30, 2**31),
             CUDARuntimeError=type("CUDARuntimeError", (RuntimeError,), {}),
         ),

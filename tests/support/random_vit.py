@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
+
+from vitnp import ViTConfig
 
 
-def random_weights(config, *, seed: int, hidden: int, class_position: bool, dtype=np.float64) -> dict[str, np.ndarray]:
-    """Weights for a configuration in which every number matters."""
+def random_weights(
+    config: ViTConfig, *, seed: int, hidden: int, class_position: bool, dtype: npt.DTypeLike = np.float64
+) -> dict[str, np.ndarray]:
+    """Return weights in which no number is zero or one, so that leaving one out changes the features.
+
+    `hidden` is the width of the MLP; with `class_position` CLS has a position embedding.
+    """
     rng = np.random.default_rng(seed)
     width, patch = config.width, config.patch
     w: dict[str, np.ndarray] = {}

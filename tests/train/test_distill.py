@@ -1,7 +1,8 @@
-"""Distillation as a whole, at toy scale: it learns, goes on when interrupted, and leaves a file that vitnp reads."""
+"""Distillation at toy scale: it learns, resumes when interrupted, and writes a checkpoint that vitnp reads."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -15,9 +16,11 @@ torch = pytest.importorskip("torch")
 from PIL import Image
 from vitnp.weights.train import distill as module
 from vitnp.weights.train import torch_vit
-from vitnp.weights.train.__main__ import main
-from vitnp.weights.train.data.packs import pictures_of
-from vitnp.weights.train.distill import Origin, Recipe, Surroundings, distill
+from vitnp.weights.train.cli import build_parser, main
+from vitnp.weights.train.data.packs import list_pictures
+from vitnp.weights.train.distill import distill
+from vitnp.weights.train.log import RunLog
+from vitnp.weights.train.recipe import Recipe, RunEnvironment, StudentInfo
 
 from vitnp.checkpoints.load import load_vit
 from vitnp.checkpoints.safetensors_io import read_safetensors
@@ -26,7 +29,8 @@ from vitnp.io.decode import read_image
 from vitnp.io.preprocess import normalize
 from vitnp.io.resample import downscale
 
-TOY = Recipe(steps=120, depth=2, batch=4, held_out=4, bfloat16=False, kept=3)
+TOY = Recipe(steps=120, depth=2, batch_size=4, n_held_out=4, bfloat16=False, pool_size=3)
+INFO = StudentInfo("toy_student", "CC0-1.0", previous_crops=1000)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -39,19 +43,18 @@ def one_thread():
 
 @pytest.fixture(scope="module")
 def pictures(photographs):
-    return pictures_of([photographs])
+    return list_pictures([photographs])
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, teacher, pictures):
-    """The folder of a run from beginning to end."""
+    """The folder of an uninterrupted run."""
     folder = tmp_path_factory.mktemp("runs") / "finished"
-    origin = Origin("toy_student", "CC0-1.0", crops=1000)
-    distill(teacher, pictures, folder, TOY, origin=origin, around=Surroundings(log_steps=20))
+    distill(teacher, pictures, folder, TOY, info=INFO, environment=RunEnvironment(log_steps=20))
     return folder
 
 
-def log_of(folder):
+def read_log(folder):
     return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
@@ -61,19 +64,12 @@ def run(arguments):
 
 def toy_arguments(photographs, teacher_file, out, **options):
     options = {"depth": 2, "steps": 4, "batch": 4, "held-out": 4, "log-steps": 2, **options}
-    return [
-        photographs,
-        "--teacher",
-        teacher_file,
-        "--out",
-        out,
-        "--quiet",
-        *(x for k, v in options.items() for x in (f"--{k}", v)),
-    ]
+    named = [argument for name, value in options.items() for argument in (f"--{name}", value)]
+    return [photographs, "--teacher", teacher_file, "--out", out, "--quiet", *named]
 
 
-def test_it_learns(finished):
-    *log, last = log_of(finished)
+def test_losses_decrease(finished):
+    *log, last = read_log(finished)
     assert [entry["step"] for entry in log] == [20, 40, 60, 80, 100, 120]
     assert log[-1]["loss"] < 0.7 * log[0]["loss"]
     assert log[-1]["cosine"] > log[0]["cosine"] + 0.1
@@ -82,7 +78,7 @@ def test_it_learns(finished):
 
 
 def test_held_out_cosine_is_of_the_saved_student(finished, teacher, pictures):
-    """vitnp's own networks agree about photographs, whole ones, about as well as the log says of crops."""
+    """Student and teacher, run by vitnp on whole photographs, agree about as well as logged for crops."""
     student = load_vit(finished / "student.safetensors")
     untrained = type(student)(student.config, torch_vit.to_numpy(torch_vit.initial_weights(student.config, 0)))
 
@@ -94,16 +90,16 @@ def test_held_out_cosine_is_of_the_saved_student(finished, teacher, pictures):
             cosines.append((a * b).sum(-1) / np.linalg.norm(a, axis=-1) / np.linalg.norm(b, axis=-1))
         return np.mean(cosines)
 
-    said = log_of(finished)[-1]["held_out_cosine"]
-    assert agreement(student) == pytest.approx(said, abs=0.1)
+    logged = read_log(finished)[-1]["held_out_cosine"]
+    assert agreement(student) == pytest.approx(logged, abs=0.1)
     assert agreement(student) > agreement(untrained) + 0.2
 
 
-def test_the_file(finished, teacher):
+def test_metadata_and_dtype_of_the_file(finished, teacher):
     tensors, metadata = read_safetensors(finished / "student.safetensors")
     assert {tensor.dtype for tensor in tensors.values()} == {np.dtype(np.float16)}
     crops = metadata.pop("crops")
-    assert int(crops) == 1000 + log_of(finished)[-1]["crops"]
+    assert int(crops) == 1000 + read_log(finished)[-1]["crops"]
     assert metadata == {
         "name": "toy_student", "license": "CC0-1.0", "distilled_from": "toy_teacher",
         "img": "224", "patch": "32", "dim": "32", "depth": "2", "heads": "2", "norm_eps": "1e-06", "pos_embed": "exact",
@@ -113,64 +109,63 @@ def test_the_file(finished, teacher):
     assert student.config == torch_vit.student_config(teacher.config, 2)
 
 
-def test_the_file_computes_what_was_trained(finished):
+def test_vitnp_computes_the_features_that_were_trained(finished):
     student = load_vit(finished / "student.safetensors")
     images = np.random.default_rng(0).standard_normal((1, 3, 256, 320)).astype(np.float32)
     with torch.no_grad():
         weights = torch_vit.to_torch(student)
-        states, key = torch_vit.stream(weights, student.config, torch.from_numpy(images))
-        token = torch_vit.norm(weights, student.config, states[-1])
-    got = student(images, ("key", "token"))
-    assert np.abs(got["key"] - key[:, 1:].numpy()).max() < 1e-5
-    assert np.abs(got["token"] - token[:, 1:].numpy()).max() < 1e-5
+        states, key = torch_vit.forward(weights, student.config, torch.from_numpy(images))
+        token = torch_vit.layer_norm(weights, student.config, states[-1])
+    features = student(images, ("key", "token"))
+    assert np.abs(features["key"] - key[:, 1:].numpy()).max() < 1e-5
+    assert np.abs(features["token"] - token[:, 1:].numpy()).max() < 1e-5
 
 
 @pytest.mark.parametrize("parts", [(50,), (1, 79)])
 def test_interruptions_change_nothing(finished, tmp_path, teacher, pictures, parts):
     for steps in (*parts, None):
-        left = iter(range(steps or 1000))
-        around = Surroundings(log_steps=20, workers=2, stop=lambda left=left: next(left, None) is None)
-        result = distill(
-            teacher, pictures, tmp_path, TOY, origin=Origin("toy_student", "CC0-1.0", crops=1000), around=around
+        remaining = iter(range(steps or 1000))
+        environment = RunEnvironment(
+            log_steps=20, n_threads=2, should_stop=lambda remaining=remaining: next(remaining, None) is None
         )
+        result = distill(teacher, pictures, tmp_path, TOY, info=INFO, environment=environment)
         assert (result is None) == (steps is not None) == (tmp_path / "state.pt").exists()
-    one, other = (folder / "student.safetensors" for folder in (finished, tmp_path))
-    assert one.read_bytes() == other.read_bytes()
-    assert [entry["step"] for entry in log_of(tmp_path)] == [entry["step"] for entry in log_of(finished)]
+    expected, resumed = (folder / "student.safetensors" for folder in (finished, tmp_path))
+    assert resumed.read_bytes() == expected.read_bytes()
+    assert [entry["step"] for entry in read_log(tmp_path)] == [entry["step"] for entry in read_log(finished)]
 
 
-def test_minutes_end_a_run(tmp_path, teacher, pictures):
-    recipe = Recipe(minutes=0.01, depth=2, batch=4, held_out=0, optimizer="adamw")
+def test_a_run_ends_after_its_minutes(tmp_path, teacher, pictures):
+    recipe = Recipe(minutes=0.01, depth=2, batch_size=4, n_held_out=0, optimizer="adamw")
     folder = tmp_path / "run"
-    assert (
-        distill(teacher, pictures, folder, recipe, around=Surroundings(log_steps=1)) == folder / "student.safetensors"
-    )
-    *log, last = log_of(folder)
-    assert 0 < log[-1]["minutes"] < 0.2 and 0 <= log[0]["share"] < 1 and last["held_out_cosine"] is None
+    student = distill(teacher, pictures, folder, recipe, environment=RunEnvironment(log_steps=1))
+    assert student == folder / "student.safetensors"
+    *log, last = read_log(folder)
+    assert 0 < log[-1]["minutes"] < 0.2 and 0 <= log[0]["progress"] < 1 and last["held_out_cosine"] is None
 
 
-def test_on_from_a_student(finished, tmp_path, photographs, teacher_file, capsys):
+def test_starting_from_a_student(finished, tmp_path, photographs, teacher_file, capsys):
     init = finished / "student.safetensors"
     assert run([*toy_arguments(photographs, teacher_file, tmp_path, init=init, pool=2), "--float32"]) == 0
     assert capsys.readouterr().out.strip() == str(tmp_path / "student.safetensors")
-    entry = log_of(tmp_path)[0]
-    assert entry["cosine"] > 0.5 and entry["own"] > 0.5
+    entry = read_log(tmp_path)[0]
+    assert entry["cosine"] > 0.5 and entry["free_running"] > 0.5
     assert int(read_safetensors(tmp_path / "student.safetensors")[1]["crops"]) > int(read_safetensors(init)[1]["crops"])
 
 
-def test_excluded_photographs_are_not_learnt_from(tmp_path, photographs, teacher_file, monkeypatch):
+def test_excluded_photographs_are_not_trained_on(tmp_path, photographs, teacher_file, monkeypatch):
     known = tmp_path / "known"
     known.mkdir()
     for index in (2, 5):
         with Image.open(photographs / f"{index:02}.jpg") as picture:
             picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(known / f"x{index}.png")
-    seen = []
-    monkeypatch.setattr(module, "distill", lambda teacher, pictures, *rest, **options: seen.extend(pictures))
+    used = []
+    monkeypatch.setattr(module, "distill", lambda teacher, pictures, *rest, **options: used.extend(pictures))
     run([*toy_arguments(photographs, teacher_file, tmp_path / "run"), "--exclude", known])
-    assert [picture.name for picture in seen] == [f"{index:02}.jpg" for index in range(20) if index not in (2, 5)]
+    assert [picture.name for picture in used] == [f"{index:02}.jpg" for index in range(20) if index not in (2, 5)]
 
 
-def test_score_is_that_of_the_evaluation(tmp_path, photographs, teacher_file, capsys):
+def test_score_equals_that_of_the_evaluation(tmp_path, photographs, teacher_file, capsys):
     from vitnp.evaluate.data.pairs import match_pairs
     from vitnp.evaluate.saliency import mean_scores, score_pairs
 
@@ -183,38 +178,36 @@ def test_score_is_that_of_the_evaluation(tmp_path, photographs, teacher_file, ca
         Image.fromarray((rgb[..., 0] > 127).astype(np.uint8) * 255).save(masks / f"{index}.png")
     assert run([*toy_arguments(photographs, teacher_file, tmp_path / "run"), "--score", images, masks]) == 0
     pairs, _ = match_pairs(images, masks)
-    want = mean_scores(score_pairs(pairs, load_vit(tmp_path / "run" / "student.safetensors")))
-    assert log_of(tmp_path / "run")[-1]["iou"] == pytest.approx(want.iou, rel=1e-4)
-    assert f"{want.iou:.4f}" in capsys.readouterr().out
+    expected = mean_scores(score_pairs(pairs, load_vit(tmp_path / "run" / "student.safetensors")))
+    assert read_log(tmp_path / "run")[-1]["iou"] == pytest.approx(expected.iou, rel=1e-4)
+    assert f"{expected.iou:.4f}" in capsys.readouterr().out
 
 
-def test_ctrl_c_saves_and_leaves(tmp_path, photographs, teacher_file, monkeypatch):
-    learn = module._Run._learn
+def test_ctrl_c_saves_the_run(tmp_path, photographs, teacher_file, monkeypatch):
+    train_step = module._Run._train_step
 
-    def interrupted(self, lesson, share):
+    def interrupted(self, batch, progress):
         if self.step == 2:
             os.kill(os.getpid(), signal.SIGINT)
-        return learn(self, lesson, share)
+        return train_step(self, batch, progress)
 
     before = signal.getsignal(signal.SIGINT)
     arguments = toy_arguments(photographs, teacher_file, tmp_path, steps=5)
     with monkeypatch.context() as patch:
-        patch.setattr(module._Run, "_learn", interrupted)
+        patch.setattr(module._Run, "_train_step", interrupted)
         assert run(arguments) == 130
     assert signal.getsignal(signal.SIGINT) == before
     assert torch.load(tmp_path / "state.pt", weights_only=True)["step"] == 3
     assert run(arguments) == 0
-    assert log_of(tmp_path)[-1]["step"] == 5
+    assert read_log(tmp_path)[-1]["step"] == 5
 
 
-def test_another_recipe_is_refused(tmp_path, teacher, pictures):
-    distill(teacher, pictures, tmp_path, TOY, around=Surroundings(stop=lambda: True))
+def test_resuming_with_another_recipe_is_an_error(tmp_path, teacher, pictures):
+    distill(teacher, pictures, tmp_path, TOY, environment=RunEnvironment(should_stop=lambda: True))
     content = (tmp_path / "state.pt").read_bytes()
-    with pytest.raises(UsageError, match="began with another batch, seed"):
-        distill(
-            teacher, pictures, tmp_path, Recipe(steps=120, depth=2, batch=5, held_out=4, bfloat16=False, kept=3, seed=1)
-        )
-    with pytest.raises(UsageError, match="began with another photographs"):
+    with pytest.raises(UsageError, match="different values of batch_size, seed"):
+        distill(teacher, pictures, tmp_path, dataclasses.replace(TOY, batch_size=5, seed=1))
+    with pytest.raises(UsageError, match="different values of photographs"):
         distill(teacher, pictures[1:], tmp_path, TOY)
     assert (tmp_path / "state.pt").read_bytes() == content
     (tmp_path / "state.pt").write_bytes(content[: len(content) // 2])
@@ -222,41 +215,75 @@ def test_another_recipe_is_refused(tmp_path, teacher, pictures):
         distill(teacher, pictures, tmp_path, TOY)
 
 
-def test_a_finished_run_is_left_alone(finished, teacher, pictures):
-    with pytest.raises(OutputError, match="is there already"):
+def test_a_finished_run_is_not_overwritten(finished, teacher, pictures):
+    with pytest.raises(OutputError, match="exists and is finished"):
         distill(teacher, pictures, finished, TOY)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"depth": 3}, "3 blocks don't divide the 4"),
-        ({"batch": 17}, "20 photographs are too few for a batch of 17 beside 4"),
-        ({"steps": None}, "give one of them"),
-        ({"minutes": 1.0}, "give one of them"),
+        ({"depth": 3}, "depth must be a divisor of the 4 blocks .*, got 3"),
+        ({"batch_size": 17}, "20 photographs are too few for a batch of 17 and 4"),
+        ({"steps": None}, "give exactly one of them"),
+        ({"minutes": 1.0}, "give exactly one of them"),
     ],
 )
-def test_what_cannot_work(tmp_path, teacher, pictures, change, message):
-    from dataclasses import replace
-
+def test_invalid_recipes(tmp_path, teacher, pictures, change, message):
     with pytest.raises(UsageError, match=message):
-        distill(teacher, pictures, tmp_path / "run", replace(TOY, **change))
+        distill(teacher, pictures, tmp_path / "run", dataclasses.replace(TOY, **change))
     assert not (tmp_path / "run").exists()
 
 
-def test_a_teacher_is_no_student(tmp_path, teacher, pictures):
-    with pytest.raises(UsageError, match="is no student of 2 blocks"):
+def test_initial_weights_must_be_those_of_a_student(tmp_path, teacher, pictures):
+    with pytest.raises(UsageError, match="is not a student of 2 blocks"):
         distill(teacher, pictures, tmp_path / "run", TOY, init=teacher)
 
 
-def test_a_loss_that_explodes_is_no_student(tmp_path, teacher, pictures):
-    recipe = Recipe(steps=60, depth=2, batch=4, held_out=4, rate=1e30, optimizer="adamw")
-    with pytest.raises(VitnpError, match="no number"):
-        distill(teacher, pictures, tmp_path, recipe, around=Surroundings(log_steps=10))
+def test_a_diverging_run_writes_no_student(tmp_path, teacher, pictures):
+    recipe = Recipe(steps=60, depth=2, batch_size=4, n_held_out=4, lr=1e30, optimizer="adamw")
+    with pytest.raises(VitnpError, match="infinite or NaN"):
+        distill(teacher, pictures, tmp_path, recipe, environment=RunEnvironment(log_steps=10))
     assert not (tmp_path / "student.safetensors").exists()
 
 
-def test_without_torch_one_sentence(tmp_path, photographs, teacher_file, monkeypatch):
+def test_without_torch_the_error_says_how_to_install_it(tmp_path, photographs, teacher_file, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
-    with pytest.raises(UsageError, match=r"training needs torch: `pip install '\.\[train\]'`"):
+    with pytest.raises(UsageError, match=r"training needs torch; install it with `pip install '\.\[train\]'`"):
         run(toy_arguments(photographs, teacher_file, tmp_path / "run"))
+
+
+def test_the_former_spelling_of_an_option_is_accepted(photographs, teacher_file, tmp_path):
+    arguments = toy_arguments(photographs, teacher_file, tmp_path, optimiser="adamw")
+    assert build_parser().parse_args(["distill", *map(str, arguments)]).optimizer == "adamw"
+
+
+def test_a_state_with_the_names_of_earlier_versions_is_resumed(finished, tmp_path, teacher, pictures):
+    remaining = iter(range(50))
+    environment = RunEnvironment(log_steps=20, should_stop=lambda: next(remaining, None) is None)
+    distill(teacher, pictures, tmp_path, TOY, info=INFO, environment=environment)
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    former = {
+        "batch_size": "batch", "pool_size": "kept", "optimizer": "optimiser", "lr": "rate", "muon_lr": "muon_rate",
+        "n_held_out": "held_out",
+    }  # fmt: skip
+    inputs = {former.get(name, name): value for name, value in state.pop("inputs").items()}
+    muon = {"means": state["student"]["muon"]["averages"]}
+    state |= {
+        "identity": json.dumps(inputs),
+        "spent": state.pop("seconds"),
+        "learner": {**state.pop("student"), "muon": muon},
+    }
+    targets = state.pop("targets")
+    state["lessons"] = {"given": targets["next_batch"], "kept": targets["pool"]}
+    torch.save(state, tmp_path / "state.pt")
+    distill(teacher, pictures, tmp_path, TOY, info=INFO, environment=RunEnvironment(log_steps=20))
+    expected, resumed = (folder / "student.safetensors" for folder in (finished, tmp_path))
+    assert resumed.read_bytes() == expected.read_bytes()
+
+
+def test_rewinding_a_log_removes_scores_and_incomplete_lines(tmp_path):
+    entries = [{"step": 2, "loss": 1.0}, {"step": 4, "loss": 0.5}, {"images": 3, "iou": 0.8}]
+    (tmp_path / "log.jsonl").write_text("".join(f"{json.dumps(entry)}\n" for entry in entries) + '{"step": 6, "lo')
+    RunLog(tmp_path / "log.jsonl").rewind(2)
+    assert read_log(tmp_path) == entries[:1]

@@ -1,4 +1,4 @@
-"""Packs: what goes in comes out, and what is no pack is refused in one sentence."""
+"""Packs: round trip, and errors for files that are no packs."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from PIL import Image
 from toy import picture
-from vitnp.weights.train.__main__ import main
-from vitnp.weights.train.data.packs import photographs_of, pictures_of, read_pack, write_pack
+from vitnp.weights.train.cli import main
+from vitnp.weights.train.data.packs import list_pictures, read_pack, read_pictures, write_pack
 
 from vitnp.errors import ImageError, OutputError, UsageError
 
 
-@pytest.mark.parametrize("name", ["packs", "exclusion", "plans", "schedule", "journal"])
+@pytest.mark.parametrize("name", ["data.packs", "data.dedup", "data.sampler", "schedule", "log"])
 def test_examples_in_docstrings(name):
     module = importlib.import_module(f"vitnp.weights.train.{name}")
     failed, tried = doctest.testmod(module, extraglobs={"np": np})
@@ -33,7 +33,7 @@ def test_round_trip(tmp_path):
         assert np.abs(np.asarray(small, float) - after).mean() < 3
 
 
-def test_long_pictures_keep_their_middle(tmp_path):
+def test_long_pictures_are_cropped_around_their_center(tmp_path):
     rgb = np.zeros((100, 400, 3), np.uint8)
     rgb[:, 120:280] = 200
     write_pack(tmp_path / "p.npz", [("long", rgb)])
@@ -46,14 +46,14 @@ def test_folders_files_and_packs_together(tmp_path):
     Image.fromarray(picture(0)).save(tmp_path / "folder" / "below" / "a.png")
     write_pack(tmp_path / "folder" / "z.npz", [("packed", picture(1))])
     Image.fromarray(picture(2)).save(tmp_path / "alone.png")
-    found = list(photographs_of([tmp_path / "folder", tmp_path / "alone.png", tmp_path / "folder" / "z.npz"]))
+    found = list(read_pictures([tmp_path / "folder", tmp_path / "alone.png", tmp_path / "folder" / "z.npz"]))
     assert [name for name, _ in found] == ["packed", "below/a.png", "alone.png", "packed"]
     assert np.array_equal(found[1][1], picture(0))
 
 
-def test_large_files_are_read_at_a_fraction(tmp_path):
+def test_large_jpegs_are_decoded_at_a_fraction_of_their_size(tmp_path):
     Image.fromarray(picture(3, 800, 1200)).save(tmp_path / "a.jpg")
-    (found,) = pictures_of([tmp_path])
+    (found,) = list_pictures([tmp_path])
     assert found.read(360).shape == (400, 600, 3)
     assert found.read().shape == (800, 1200, 3)
     Image.fromarray(picture(3, 80, 120)).save(tmp_path / "a.jpg", "PNG")
@@ -71,33 +71,33 @@ def test_large_files_are_read_at_a_fraction(tmp_path):
         {"bytes": np.zeros(3, np.uint8), "offsets": np.array(0), "name": np.array([b"a"])},
     ],
 )
-def test_what_is_no_pack(tmp_path, arrays):
+def test_malformed_packs(tmp_path, arrays):
     np.savez(tmp_path / "p.npz", **arrays)
-    with pytest.raises(ImageError, match=r"p\.npz: this is no pack"):
+    with pytest.raises(ImageError, match=r"p\.npz: not a pack"):
         list(read_pack(tmp_path / "p.npz"))
 
 
 @pytest.mark.parametrize("content", [b"", b"nonsense", b"PK\x03\x04 and then nothing"])
-def test_what_is_no_archive(tmp_path, content):
+def test_files_that_are_no_archives(tmp_path, content):
     (tmp_path / "p.npz").write_bytes(content)
-    with pytest.raises(ImageError, match=r"p\.npz: this is no pack"):
-        pictures_of([tmp_path / "p.npz"])
+    with pytest.raises(ImageError, match=r"p\.npz: not a pack"):
+        list_pictures([tmp_path / "p.npz"])
 
 
 def test_missing_pack_and_empty_folder(tmp_path):
     with pytest.raises(ImageError, match="no such file"):
-        pictures_of([tmp_path / "p.npz"])
+        list_pictures([tmp_path / "p.npz"])
     with pytest.raises(ImageError, match="no photographs"):
-        pictures_of([tmp_path])
+        list_pictures([tmp_path])
 
 
-def test_damaged_picture_is_named(tmp_path):
+def test_errors_name_the_damaged_picture(tmp_path):
     np.savez(tmp_path / "p.npz", bytes=np.zeros(30, np.uint8), offsets=np.array([0, 30]), name=np.array([b"x.jpg"]))
-    with pytest.raises(ImageError, match=r"x\.jpg: this picture can't be read"):
+    with pytest.raises(ImageError, match=r"x\.jpg: cannot read this image"):
         list(read_pack(tmp_path / "p.npz"))
 
 
-def test_command(tmp_path, photographs, capsys):
+def test_pack_command(tmp_path, photographs, capsys):
     (tmp_path / "damaged.jpg").write_bytes(b"\xff\xd8\xff nothing")
     out = tmp_path / "p.npz"
     assert main(["pack", str(photographs), str(tmp_path / "damaged.jpg"), "--out", str(out)]) == 3
@@ -110,7 +110,7 @@ def test_command(tmp_path, photographs, capsys):
     assert out.read_bytes() == content
 
 
-def test_nothing_to_pack(tmp_path, photographs):
-    with pytest.raises(UsageError, match="no photograph left to pack"):
+def test_packing_nothing(tmp_path, photographs):
+    with pytest.raises(UsageError, match="no photographs left to pack"):
         main(["pack", str(photographs), "--exclude", str(photographs), "--out", str(tmp_path / "p.npz")])
     assert not list(tmp_path.iterdir())

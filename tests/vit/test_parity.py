@@ -1,4 +1,4 @@
-"""The vision transformer against other people's (DINO, DINOv2, transformers, timm) and against a float64 reference."""
+"""The vision transformer against DINO, DINOv2, transformers, timm and vit/plain.py in float64."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from vitnp import ViT, ViTConfig, kernels, load_vit
 from vitnp.errors import UsageError
 from vitnp.options import FEATURES as ALL_FEATURES
 from vitnp.vit import plain
-from vitnp.vit.pos_embed import resample_positions
+from vitnp.vit.pos_embed import resample_abs_pos_embed
 
-# What others compute too; "cls_state" is an intermediate of ours, checked through region_cls.
+# Features that other implementations have too; "cls_state" is checked through region_cls.
 FEATURES = tuple(name for name in ALL_FEATURES if name != "cls_state")
 
 FOLDER = pathlib.Path(__file__).parent.parent / "golden" / "vit"  # made by golden/make_vit.py
@@ -29,7 +29,7 @@ NAMES = sorted(file.stem for file in FOLDER.glob("*.npz"))
 
 
 class Golden:
-    """One golden file: a small network loaded from its own checkpoint, and what its own code made of some images."""
+    """A golden file: a small network loaded from its own checkpoint, and the features that its own code computed."""
 
     def __init__(self, file: pathlib.Path, folder: pathlib.Path):
         with np.load(file) as content:
@@ -59,13 +59,13 @@ class Golden:
 
 @pytest.fixture(scope="module")
 def open_golden(tmp_path_factory):
-    """A golden file by its name, loaded once."""
+    """Load a golden file by its name, once."""
     return functools.cache(lambda name: Golden(FOLDER / f"{name}.npz", tmp_path_factory.mktemp(name)))
 
 
 @pytest.fixture(scope="module")
 def small() -> ViT:
-    """A network with every part there is."""
+    """A network with registers, SwiGLU and LayerScale."""
     config = ViTConfig(width=24, depth=3, heads=3, patch=4, grid=(4, 5), registers=2, swiglu=True, layerscale=True)
     weights = random_vit.random_weights(config, seed=1, hidden=32, class_position=True, dtype=np.float32)
     return ViT(config, weights)
@@ -78,7 +78,7 @@ def noise(*shape: int, seed: int = 0) -> np.ndarray:
 # ---- other implementations -----------------------------------------------------------------------------------------
 
 
-def test_golden_files_are_all_there_and_small():
+def test_golden_files_are_complete_and_small():
     assert len(NAMES) == 14
     assert sum(file.stat().st_size for file in FOLDER.iterdir()) <= 1_000_000
 
@@ -92,15 +92,19 @@ def test_every_feature_agrees_with_the_peer(open_golden, name):
         wanted = set(FEATURES) - (set() if golden.facts["registers"] else {"register"})
         assert set(expected) == wanted
         found = golden.vit(images, expected, layer=layer, stride=stride)
+        plain_found = plain.features(
+            golden.vit.weights, golden.vit.config, images[0], layer, stride or golden.vit.config.patch
+        )
         for feature, value in expected.items():
             label = f"{feature} of block {layer} at {images.shape}, stride {stride}"
             assert found[feature].dtype == np.float32, label
             np.testing.assert_allclose(found[feature], value, rtol=0, atol=1e-5, err_msg=label)
+            np.testing.assert_allclose(plain_found[feature], value[0], rtol=0, atol=1e-5, err_msg=f"plain {label}")
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_each_feature_alone_agrees_with_the_peer(open_golden, name):
-    # Alone, most of a block is left out: other paths through the code than for all features together.
+    # For a single feature most of the last block is skipped, so other code runs than for all features together.
     golden = open_golden(name)
     images, stride, layer, expected = next(golden.runs())
     for feature, value in expected.items():
@@ -132,9 +136,9 @@ def test_position_convention_follows_the_dialect_and_matters(open_golden, name, 
 
 
 def test_official_code_on_trained_weights(shared, vit_tiny):
-    # Float32 runs of twelve trained blocks part by rounding alone: at one token the stored run is 2e-3 away from exact
-    # arithmetic, and official code on another machine 7e-4 away from the stored run. So beside 1e-4 a token is allowed
-    # twice what the stored run itself strays there, and that is little nearly everywhere.
+    # Rounding alone separates float32 runs of twelve trained blocks: at one token the stored run is 2e-3 away from
+    # float64, and the official code on another machine 7e-4 away from the stored run. So a token may differ by 1e-4
+    # plus twice the error of the stored run at that token, which is small nearly everywhere.
     exact_vit = ViT(vit_tiny.config, {name: array.astype(np.float64) for name, array in vit_tiny.weights.items()})
     files = sorted((shared / "golden").glob("*.npz"))
     assert files
@@ -150,15 +154,15 @@ def test_official_code_on_trained_weights(shared, vit_tiny):
             stored = golden[facet[0]]  # (heads, 1 + N, 64)
             expected[facet] = stored.transpose(1, 0, 2).reshape(stored.shape[1], -1)[1:]
         for facet in facets:
-            stray = np.abs(expected[facet] - exact[facet][0]).max(axis=1)
-            apart = np.abs(expected[facet] - found[facet][0]).max(axis=1)
-            assert np.median(stray) < 4e-5 and (stray < 1e-4).mean() > 0.99, f"{facet} of {file.name}"
-            assert (apart <= 1e-4 + 2 * stray).all(), f"{facet} of {file.name}"
-            assert (apart <= 1e-4).mean() > 0.95, f"{facet} of {file.name}"
+            stored_error = np.abs(expected[facet] - exact[facet][0]).max(axis=1)
+            difference = np.abs(expected[facet] - found[facet][0]).max(axis=1)
+            assert np.median(stored_error) < 4e-5 and (stored_error < 1e-4).mean() > 0.99, f"{facet} of {file.name}"
+            assert (difference <= 1e-4 + 2 * stored_error).all(), f"{facet} of {file.name}"
+            assert (difference <= 1e-4).mean() > 0.95, f"{facet} of {file.name}"
 
         config, table = vit_tiny.config, vit_tiny.weights["pos_embed"][0]
         grid = tuple(side // config.patch for side in golden["input"].shape[2:])
-        positions = resample_positions(table[1:].reshape(*config.grid, -1), grid, config.pos_embed)
+        positions = resample_abs_pos_embed(table[1:].reshape(*config.grid, -1), grid, config.pos_embed)
         for what, value, reference in (
             ("class row", found["cls"][0], golden["tokens"][0]),
             ("cls", found["cls"][0], golden["cls"]),
@@ -168,12 +172,12 @@ def test_official_code_on_trained_weights(shared, vit_tiny):
             np.testing.assert_allclose(value, reference, rtol=0, atol=1e-4, err_msg=f"{what} of {file.name}")
 
 
-# ---- the float64 reference -----------------------------------------------------------------------------------------
+# ---- vit/plain.py in float64 ---------------------------------------------------------------------------------------
 
 
 @st.composite
-def situations(draw):
-    """A small configuration, images for it, and what to ask."""
+def requests(draw):
+    """Draw a small configuration, an image shape for it, a stride, a layer, features, weights' form and seed."""
     heads = draw(st.integers(1, 3))
     patch, stride = draw(st.sampled_from([(1, 1), (2, 2), (2, 1), (3, 1), (4, 4), (4, 2), (4, 1)]))
     config = ViTConfig(
@@ -190,54 +194,69 @@ def situations(draw):
     )
     images = (draw(st.integers(1, 2)), 3, patch * draw(st.integers(1, 5)), patch * draw(st.integers(1, 5)))
     layer = draw(st.integers(0, config.depth - 1))
-    want = draw(st.lists(st.sampled_from(FEATURES), min_size=1, unique=True))
-    return config, images, stride, layer, want, draw(st.booleans()), draw(st.integers(0, 2**32 - 1))
+    features = draw(st.lists(st.sampled_from(FEATURES), min_size=1, unique=True))
+    return config, images, stride, layer, features, draw(st.booleans()), draw(st.integers(0, 2**32 - 1))
 
 
 @hypothesis.settings(derandomize=True, deadline=None, max_examples=120)
-@hypothesis.given(situations())
-def test_agrees_with_a_float64_reference(situation):
-    config, shape, stride, layer, want, class_position, seed = situation
+@hypothesis.given(requests())
+def test_agrees_with_the_plain_vit_in_float64(request):
+    config, shape, stride, layer, features, class_position, seed = request
     weights = random_vit.random_weights(config, seed=seed, hidden=10, class_position=class_position)
     images = np.random.default_rng(seed).standard_normal(shape)
     expected = [plain.features(weights, config, image, layer, stride) for image in images]
 
-    exact = ViT(config, weights)(images, want, layer=layer, stride=stride)
-    for feature in want:
+    exact = ViT(config, weights)(images, features, layer=layer, stride=stride)
+    for feature in features:
         reference = np.stack([one[feature] for one in expected])
         assert exact[feature].shape == reference.shape and exact[feature].dtype == np.float64
         np.testing.assert_allclose(exact[feature], reference, rtol=1e-9, atol=1e-9, err_msg=feature)
 
     single = {name: value.astype(np.float32) for name, value in weights.items()}
-    found = ViT(config, single)(images.astype(np.float32), want, layer=layer, stride=stride)
-    for feature in want:
+    found = ViT(config, single)(images.astype(np.float32), features, layer=layer, stride=stride)
+    for feature in features:
         assert found[feature].dtype == np.float32
-        # A tiny network may have a token whose features are all but equal, and LayerNorm then enlarges rounding.
+        # In a tiny network the numbers of a token may be nearly equal; LayerNorm then amplifies rounding errors.
         np.testing.assert_allclose(found[feature], exact[feature], rtol=1e-3, atol=1e-3, err_msg=feature)
 
 
-# ---- behavior -----------------------------------------------------------------------------------------------------
+def test_agrees_with_the_plain_vit_on_the_built_in_checkpoint(builtin):
+    config, image = builtin.config, noise(3, 64, 96)
+    features = [name for name in FEATURES if name != "register"]
+    exact_vit = ViT(config, {name: array.astype(np.float64) for name, array in builtin.weights.items()})
+    exact_plain = plain.features(exact_vit.weights, config, image.astype(np.float64), layer=5, stride=8)
+    exact = exact_vit(image[None].astype(np.float64), features, stride=8)
+    single_plain = plain.features(builtin.weights, config, image, layer=5, stride=8)
+    single = builtin(image[None], features, stride=8)
+    for feature in features:
+        assert single_plain[feature].dtype == np.float32
+        np.testing.assert_allclose(exact[feature][0], exact_plain[feature], rtol=1e-9, atol=1e-9, err_msg=feature)
+        for found in (single[feature][0], single_plain[feature]):
+            np.testing.assert_allclose(found, exact_plain[feature], rtol=0, atol=1e-3, err_msg=feature)
+
+
+# ---- behavior ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("stride", [None, 2])
-@pytest.mark.parametrize("want", [FEATURES, ("key",), ("cls",), ("attention", "register")])
-def test_an_image_gets_the_same_bits_in_any_batch(small, want, stride):
+@pytest.mark.parametrize("features", [FEATURES, ("key",), ("cls",), ("attention", "register")])
+def test_an_image_gets_the_same_bits_in_any_batch(small, features, stride):
     images = noise(5, 3, 20, 28)
-    together = small(images, want, stride=stride)
+    together = small(images, features, stride=stride)
     for index in range(len(images)):
         for part in (slice(index, index + 1), slice(max(0, index - 1), index + 1)):
-            alone = small(images[part], want, stride=stride)
-            for feature in want:
+            alone = small(images[part], features, stride=stride)
+            for feature in features:
                 assert np.array_equal(alone[feature][-1], together[feature][index]), feature
 
 
 def test_an_image_gets_the_same_bits_in_any_batch_at_full_width(vit_tiny):
     images = noise(3, 3, 160, 224)
-    wanted = [name for name in FEATURES if name != "register"]
-    together = vit_tiny(images, wanted)
+    features = [name for name in FEATURES if name != "register"]
+    together = vit_tiny(images, features)
     for index in range(3):
-        alone = vit_tiny(images[index : index + 1].copy(), wanted)
-        for feature in wanted:
+        alone = vit_tiny(images[index : index + 1].copy(), features)
+        for feature in features:
             assert np.array_equal(alone[feature][0], together[feature][index]), feature
 
 
@@ -252,7 +271,7 @@ def test_memory_layout_and_repetition_do_not_matter(small):
         assert np.array_equal(first[feature], other[feature]), feature
 
 
-def test_only_what_is_asked_for_comes_back_in_the_shapes_promised(small):
+def test_only_the_requested_features_are_returned_in_the_documented_shapes(small):
     images = noise(2, 3, 20, 28)
     shapes = dict.fromkeys(("key", "query", "value", "token"), (2, 35, 24))
     shapes |= {"cls": (2, 24), "register": (2, 2, 24), "attention": (2, 3, 35)}
@@ -268,7 +287,7 @@ def test_only_what_is_asked_for_comes_back_in_the_shapes_promised(small):
 
 
 def test_keys_of_the_last_block_need_no_weights_of_its_attention_or_mlp(small):
-    # The promise to compute only what is asked for, seen from outside: the rest of the block may be absent.
+    # Shows that nothing else of the block is computed: its other weights may be missing.
     last = f"blocks.{small.config.depth - 1}."
     without = {
         name: value
@@ -304,16 +323,16 @@ def test_attention_to_patches_sums_to_less_than_one(small):
 
 
 @pytest.mark.parametrize(
-    "shape, options, words",
+    "shape, options, message",
     [
         ((1, 3, 20, 28), {"features": ["keys"]}, "keys"),
-        ((1, 3, 20, 28), {"features": []}, "choose among"),
-        ((1, 3, 20, 28), {"layer": 3}, "layer 3"),
-        ((1, 3, 20, 28), {"layer": -4}, "layer -4"),
-        ((1, 3, 20, 28), {"stride": 0}, "stride 0"),
-        ((1, 3, 20, 28), {"stride": -4}, "stride -4"),
-        ((1, 3, 20, 28), {"stride": 3}, "stride 3"),
-        ((1, 3, 20, 28), {"stride": 8}, "stride 8"),
+        ((1, 3, 20, 28), {"features": []}, "must be among .* got none"),
+        ((1, 3, 20, 28), {"layer": 3}, "layer .* got 3"),
+        ((1, 3, 20, 28), {"layer": -4}, "layer .* got -4"),
+        ((1, 3, 20, 28), {"stride": 0}, "stride .* got 0"),
+        ((1, 3, 20, 28), {"stride": -4}, "stride .* got -4"),
+        ((1, 3, 20, 28), {"stride": 3}, "stride .* got 3"),
+        ((1, 3, 20, 28), {"stride": 8}, "stride .* got 8"),
         ((1, 3, 20, 27), {}, "multiples of 4"),
         ((1, 3, 21, 28), {"stride": 2}, "multiples of 4"),
         ((1, 3, 0, 28), {}, "multiples of 4"),
@@ -323,8 +342,8 @@ def test_attention_to_patches_sums_to_less_than_one(small):
         ((1, 20, 28, 3), {}, "shape"),
     ],
 )
-def test_senseless_requests_are_refused_in_one_sentence(small, shape, options, words):
-    with pytest.raises(UsageError, match=words) as caught:
+def test_invalid_arguments_are_refused_in_one_sentence(small, shape, options, message):
+    with pytest.raises(UsageError, match=message) as caught:
         small(np.zeros(shape, np.float32), **options)
     assert "\n" not in str(caught.value)
 
@@ -344,43 +363,45 @@ def test_region_cls_is_the_last_block_with_attention_restricted_to_the_region(bu
         return w[f"{name}.weight"] @ x + w[f"{name}.bias"]
 
     last = f"blocks.{c.depth - 1}"
-    entering, query, own_key, own_value = found["cls_state"][0].astype(np.float64)
+    cls, query, cls_key, cls_value = found["cls_state"][0].astype(np.float64)
     expected = []
     for region in regions:
-        keys = np.vstack([own_key, found["key"][0][region]]).astype(np.float64)
-        values = np.vstack([own_value, found["value"][0][region]]).astype(np.float64)
-        gathered = []
+        keys = np.vstack([cls_key, found["key"][0][region]]).astype(np.float64)
+        values = np.vstack([cls_value, found["value"][0][region]]).astype(np.float64)
+        attn_out = []
         for head in np.split(np.arange(c.width), c.heads):
             weight = np.exp(keys[:, head] @ query[head] / np.sqrt(len(head)))
-            gathered.append(weight @ values[:, head] / weight.sum())
-        x = entering + linear(np.concatenate(gathered), f"{last}.attn.proj")
+            attn_out.append(weight @ values[:, head] / weight.sum())
+        x = cls + linear(np.concatenate(attn_out), f"{last}.attn.proj")
         hidden = linear(norm(x, f"{last}.norm2"), f"{last}.mlp.fc1")
         hidden *= 0.5 * (1 + np.vectorize(math.erf)(hidden / math.sqrt(2)))
         expected.append(norm(x + linear(hidden, f"{last}.mlp.fc2"), "norm"))
-    cls = builtin.region_cls(found["cls_state"][0], found["key"][0], found["value"][0], regions)
-    np.testing.assert_allclose(cls, expected, atol=2e-4)
-    # The whole image as one region is the image's own CLS token.
-    np.testing.assert_allclose(cls[2], found["cls"][0], atol=1e-5)
+    result = builtin.region_cls(found["cls_state"][0], found["key"][0], found["value"][0], regions)
+    np.testing.assert_allclose(result, expected, atol=2e-4)
+    # A region that is the whole image has the CLS token of the image.
+    np.testing.assert_allclose(result[2], found["cls"][0], atol=1e-5)
 
 
-@pytest.mark.skipif(not pathlib.Path("/proc/self/smaps").exists(), reason="the system doesn't tell what is in memory")
-@pytest.mark.skipif(kernels.for_device("cpu").BLOCK is None, reason="the plain kernels read the file itself")
+@pytest.mark.skipif(
+    not pathlib.Path("/proc/self/smaps").exists(), reason="this system doesn't show which pages are in memory"
+)
+@pytest.mark.skipif(kernels.for_device("cpu").BLOCK is None, reason="the reference kernels read the mapped file")
 def test_weights_that_are_packed_are_not_in_memory_twice(tmp_path):
-    """The file is mapped; once its matrices are packed, nothing brings it back."""
+    """The pages of the mapped file stay out of memory once its matrices are packed."""
     config = ViTConfig(width=192, depth=6, heads=3, patch=16, grid=(4, 4))
     weights = random_vit.random_weights(config, seed=2, hidden=768, class_position=True, dtype=np.float32)
     path = tmp_path / "network.safetensors"
     save_file(weights, path)
 
     def mapped() -> int:
-        """KiB of the file that are in this process's memory."""
-        found, here = 0, False
+        """Return how many KiB of the file are in the memory of this process."""
+        total, here = 0, False
         for line in pathlib.Path("/proc/self/smaps").read_text().splitlines():
             if not line.split()[0].endswith(":"):
                 here = line.endswith(str(path))
             elif here and line.startswith("Rss:"):
-                found += int(line.split()[1])
-        return found
+                total += int(line.split()[1])
+        return total
 
     vit = load_vit(path)
     for _ in range(3):

@@ -1,1 +1,1 @@
-"""Load checkpoints of many origins, without torch."""
+"""Read checkpoints of DINO, DINOv2, timm and transformers, without torch."""

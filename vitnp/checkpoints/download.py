@@ -1,7 +1,7 @@
-"""Bring a known checkpoint into the cache folder: once, whole, and only when its name is asked for.
+"""Download a registered checkpoint into the cache folder, once, when its name is used.
 
-Environment: ``VITNP_CACHE`` is the cache folder (otherwise the platform's), ``VITNP_MIRROR`` takes the place of the
-server in every address (``https://mirror.example/path``), ``HTTPS_PROXY`` and its kin are respected.
+Environment variables: ``VITNP_CACHE`` is the cache folder (by default that of the platform), ``VITNP_MIRROR`` replaces
+the server in every address (``https://mirror.example``), and the usual ones for proxies such as ``HTTPS_PROXY``.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from vitnp.checkpoints.registry import FOLDER, Entry, find
 from vitnp.errors import CheckpointError
 
 _ATTEMPTS = 2
-_TIMEOUT = (10, 60)  # seconds to connect, and between two pieces
-_PIECE = 2**20  # bytes
+_TIMEOUT = (10, 60)  # seconds to connect, and to wait for more bytes
+_CHUNK_BYTES = 2**20
 
 
 def cache_folder() -> pathlib.Path:
-    """Where fetched checkpoints lie; the folder may not exist yet."""
+    """Return the folder of downloaded checkpoints; it may not exist yet."""
     chosen = os.environ.get("VITNP_CACHE")
     if chosen:
         return pathlib.Path(chosen).expanduser().absolute()
@@ -33,109 +33,122 @@ def cache_folder() -> pathlib.Path:
 
 
 def place_of(entry: Entry) -> pathlib.Path:
-    """Where the file of an entry is, or goes once fetched."""
+    """Return the path of an entry's file, whether it has been downloaded or not."""
     return (cache_folder() if entry.url else FOLDER) / entry.file_name
 
 
 def address_of(entry: Entry) -> str:
-    """The URL that an entry is fetched from, VITNP_MIRROR considered."""
-    mirror = os.environ.get("VITNP_MIRROR")
-    if not mirror:
-        return str(entry.url)
-    if not mirror.startswith(("http://", "https://")):
-        raise CheckpointError(f"VITNP_MIRROR should be an http:// or https:// address, not {mirror!r}")
-    return mirror.rstrip("/") + urllib.parse.urlsplit(entry.url).path
-
-
-def file_sha256(path: str | os.PathLike[str]) -> str:
-    """SHA-256 of a file, in hexadecimal.
+    """Return the URL to download an entry from, on the server that VITNP_MIRROR names if it is set.
 
     Raises
     ------
     CheckpointError
-        The file can't be read.
+        If VITNP_MIRROR isn't an address.
+    """
+    url, mirror = str(entry.url), os.environ.get("VITNP_MIRROR")
+    if not mirror:
+        return url
+    if not mirror.startswith(("http://", "https://")):
+        raise CheckpointError(f"VITNP_MIRROR must be an http:// or https:// address, got {mirror!r}")
+    return mirror.rstrip("/") + urllib.parse.urlsplit(url).path
+
+
+def file_sha256(path: str | os.PathLike[str]) -> str:
+    """Compute the SHA-256 of a file, in hexadecimal.
+
+    Raises
+    ------
+    CheckpointError
+        If the file can't be read.
     """
     digest = hashlib.sha256()
     try:
         with open(path, "rb") as file:
-            while piece := file.read(_PIECE):
-                digest.update(piece)
+            while chunk := file.read(_CHUNK_BYTES):
+                digest.update(chunk)
     except OSError as error:
         raise CheckpointError(f"{path} can't be read: {error.strerror or error}") from None
     return digest.hexdigest()
 
 
 def fetch(name: str) -> tuple[pathlib.Path, str]:
-    """The file of a known checkpoint, downloaded unless it is there already.
+    """Return the file of a registered checkpoint, downloaded unless it is in the cache.
 
-    What arrives is checked against the recorded SHA-256, else against what the server says of it, and the hash is kept
-    beside the file. So a file that changed on disk is noticed, and fetched again.
+    A download is checked against the SHA-256 of the registry, or against the one that the server sends. A SHA-256 that
+    the registry lacks is written beside the file. A file that has changed on disk is therefore noticed, and downloaded
+    again.
 
     Parameters
     ----------
     name : str
-        A name of the registry.
+        Name in the registry, or "auto".
 
     Returns
     -------
     path : pathlib.Path
     sha256 : str
-        Of the file as it lies there now.
+        SHA-256 of the file as it is now.
 
     Raises
     ------
     CheckpointError
-        Unknown name, no network, a wrong file: the sentence says where to put the file by hand.
+        If the name is unknown, or the download fails; the message says where to put the file by hand.
+
+    Examples
+    --------
+    >>> fetch("vitnp_tiny")[0].name
+    'vitnp_tiny.safetensors'
     """
     entry = find(name)
     path = place_of(entry)
     if path.is_file():
         sha256 = file_sha256(path)
-        expected = entry.sha256 or _remembered(path)
+        expected = entry.sha256 or _read_sidecar(path)
         if expected in (None, sha256):
             if not entry.sha256 and expected is None:
-                _remember(path, sha256)
+                _write_sidecar(path, sha256)
             return path, sha256
     if entry.url is None:
         raise CheckpointError(f"the built-in checkpoint {path} is missing or changed: install vitnp again")
     _download(entry, path)
     sha256 = file_sha256(path)
     if not entry.sha256:
-        _remember(path, sha256)
+        _write_sidecar(path, sha256)
     return path, sha256
 
 
 def _download(entry: Entry, path: pathlib.Path) -> None:
-    """Fetch into place, with one more try after a failure that may pass."""
+    """Download a file to its path, with a second attempt after a failure that may be temporary."""
     import pooch
     import requests
 
     url = address_of(entry)
-    by_hand = f"bring {url} by hand to {path}, or give your own file as the model"
+    by_hand = f"download {url} by hand to {path}, or give the path of another checkpoint as the model"
     pooch.get_logger().setLevel("ERROR")
-    for attempt in range(1, _ATTEMPTS + 1):
+    for _ in range(_ATTEMPTS):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.unlink(missing_ok=True)  # only a damaged file gets here; pooch would take it as it is
+            path.unlink(missing_ok=True)  # only a damaged file gets here, which pooch would accept
             known = f"sha256:{entry.sha256}" if entry.sha256 else None
             pooch.retrieve(url, known, fname=path.name, path=path.parent, downloader=_stream)
             os.chmod(path, 0o644)
             return
         except requests.HTTPError as error:
+            assert error.response is not None  # raise_for_status sets it
             reason = f"the server answers {error.response.status_code} {error.response.reason}".rstrip()
-            if error.response.status_code < 500:  # asking again won't help
+            if error.response.status_code < 500:  # a second attempt would fail too
                 break
         except requests.RequestException as error:
             reason = _network_reason(error)
         except ValueError:
-            reason = "what arrives hasn't the recorded SHA-256"
+            reason = "the file doesn't have the expected SHA-256"
         except OSError as error:
             raise CheckpointError(f"{path} can't be written: {error.strerror or error}") from None
     raise CheckpointError(f"{entry.name} can't be fetched ({reason}): {by_hand}")
 
 
 def _stream(url: str, output_file: str, _: object) -> None:
-    """Pooch's downloader interface; checks length and, where the server tells, SHA-256."""
+    """Download a file as pooch's `downloader`; check its length and SHA-256 where the server sends them."""
     import requests
     from tqdm import tqdm
 
@@ -143,26 +156,26 @@ def _stream(url: str, output_file: str, _: object) -> None:
         response.raise_for_status()
         length = response.headers.get("Content-Length", "")
         total = int(length) if length.isdigit() else None
-        digest, count = hashlib.sha256(), 0
+        digest, received = hashlib.sha256(), 0
         title = pathlib.PurePath(output_file).parent.name
         bar = tqdm(total=total, unit="B", unit_scale=True, desc=title, disable=not sys.stderr.isatty(), leave=False)
         with bar, open(output_file, "wb") as file:
-            for piece in response.iter_content(_PIECE):
-                file.write(piece)
-                digest.update(piece)
-                count += len(piece)
-                bar.update(len(piece))
-        if total is not None and count != total:
-            raise requests.ConnectionError(f"the connection broke after {count:,} of {total:,} bytes")
-        # The hub sends the hash of a large file with the redirection to where it lies.
+            for chunk in response.iter_content(_CHUNK_BYTES):
+                file.write(chunk)
+                digest.update(chunk)
+                received += len(chunk)
+                bar.update(len(chunk))
+        if total is not None and received != total:
+            raise requests.ConnectionError(f"the connection broke after {received:,} of {total:,} bytes")
+        # Model hubs send the SHA-256 of a large file with the redirection to its address.
         for hop in (*response.history, response):
             linked = re.fullmatch(r'"?([0-9a-f]{64})"?', hop.headers.get("X-Linked-ETag", ""))
             if linked and linked[1] != digest.hexdigest():
-                raise ValueError("hash")
+                raise ValueError("wrong SHA-256")
 
 
 def _network_reason(error: Exception) -> str:
-    """The gist of an exception of requests, whose own text is a page long."""
+    """Return the reason of an exception of requests in a few words; its own text fills a page."""
     import requests
 
     if isinstance(error, requests.exceptions.ProxyError):
@@ -181,8 +194,8 @@ def _sidecar(path: pathlib.Path) -> pathlib.Path:
     return path.with_name(path.name + ".sha256")
 
 
-def _remembered(path: pathlib.Path) -> str | None:
-    """The hash noted when the file came, or None."""
+def _read_sidecar(path: pathlib.Path) -> str | None:
+    """Return the SHA-256 that was written beside a file, or None."""
     try:
         words = _sidecar(path).read_text(encoding="ascii").split()
     except (OSError, ValueError):
@@ -190,8 +203,8 @@ def _remembered(path: pathlib.Path) -> str | None:
     return words[0] if words and re.fullmatch("[0-9a-f]{64}", words[0]) else None
 
 
-def _remember(path: pathlib.Path, sha256: str) -> None:
-    """Note a hash beside the file, as ``sha256sum --check`` reads it. A cache that can't be written to is no error."""
+def _write_sidecar(path: pathlib.Path, sha256: str) -> None:
+    """Write a SHA-256 beside a file, in the format of ``sha256sum --check``; a read-only cache is no error."""
     temporary = None
     try:
         with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="ascii") as file:

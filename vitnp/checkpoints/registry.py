@@ -1,6 +1,6 @@
-"""What is known of each checkpoint that has a name: where it is, what it should hash to, how its input is normalized.
+"""The registry of checkpoints that have a name: where they are, their SHA-256, their preprocessing.
 
-The facts are in ``weights/registry.json``; ``null`` stands for what no page records.
+Its content is ``weights/registry.json``, where ``null`` stands for what isn't published.
 """
 
 from __future__ import annotations
@@ -15,12 +15,14 @@ import urllib.parse
 
 from vitnp.errors import CheckpointError
 
-# The data folder of the package: registry.json and the files that come with vitnp.
+# Data folder of the package: registry.json and the files that come with vitnp.
 FOLDER = pathlib.Path(str(importlib.resources.files("vitnp.weights")))
 BUILT_IN = "vitnp_tiny"
 
+MeanAndStd = tuple[tuple[float, float, float], tuple[float, float, float]]
+
 # Mean and standard deviation of RGB in 0..1.
-NORMALIZATIONS = {
+NORMALIZATIONS: dict[str, MeanAndStd] = {
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
 }
@@ -28,28 +30,37 @@ NORMALIZATIONS = {
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """One checkpoint.
+    """One checkpoint of the registry.
 
-    Parameters
+    Attributes
     ----------
-    name, title : str
-        What users type; what it is.
-    url, revision : str
-        Of a safetensors file; url is None for the one that comes with vitnp.
+    name : str
+        Name to load it by.
+    title : str
+        Architecture and training in a few words.
+    url : str or None
+        Address of a safetensors file; None for the one that comes with vitnp.
+    revision : str
+        Revision of the file at `url`.
     megabytes : float
-        Approximate size of the file, 10^6 bytes.
+        Approximate size of the file in 10^6 bytes.
     sha256 : str or None
-        Of the file at url, where a page records it.
-    license, note : str
-    collection_temperature : float, optional
-        By which a patch belongs to several clusters of a fitted collection, where another one than vitnp's 0.05 suits these
-        features better.
+        SHA-256 of the file at `url`, where it is published.
+    license : str
+        SPDX identifier of its license.
     normalization : {"imagenet", "half"}
+        Mean and standard deviation of its input, a key of :data:`NORMALIZATIONS`.
     heads : int
+        Number of attention heads.
     pos_embed : {"offset", "exact", "antialias"}
-        How its authors' code resamples position embeddings.
+        Interpolation of position embeddings in the official code.
     original, original_sha256 : str or None
-        The authors' own ``.pth`` of the same weights.
+        Address and SHA-256 of the ``.pth`` file in which the authors published the same weights.
+    note : str
+        Advice for its use; may be empty.
+    collection_temperature : float, optional
+        Temperature at which a patch belongs to several clusters of a fitted collection, if these features need another
+        one than the default of 0.05.
     """
 
     name: str
@@ -69,54 +80,48 @@ class Entry:
 
     @property
     def file_name(self) -> str:
-        """What the file is called in the cache."""
+        """Name of the file in the cache."""
         return f"{self.name}.safetensors"
 
 
 @functools.cache
 def entries() -> dict[str, Entry]:
-    """All known checkpoints by name, the built-in one first.
+    """Return all entries by name, the built-in checkpoint first.
 
     Examples
     --------
     >>> entries()["dino_vits8"].heads
     6
     """
-    facts = json.loads((FOLDER / "registry.json").read_text(encoding="utf-8"))
-    return {fact["name"]: Entry(**fact) for fact in facts}
+    content = json.loads((FOLDER / "registry.json").read_text(encoding="utf-8"))
+    return {fields["name"]: Entry(**fields) for fields in content}
 
 
 def find(name: str) -> Entry:
-    """The entry of a name; "auto" is the built-in one.
+    """Return the entry of a name; "auto" is the built-in checkpoint.
 
     Raises
     ------
     CheckpointError
-        Nothing has that name; the sentence suggests one that is close.
+        If there is no such name; the message suggests a similar one.
+
+    Examples
+    --------
+    >>> find("auto").name
+    'vitnp_tiny'
     """
     known = entries()
     if name == "auto":
         name = BUILT_IN
     if name not in known:
-        close = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean {close[0]}?" if close else "`python -m vitnp.weights list` shows the names"
+        similar = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {similar[0]}?" if similar else "`python -m vitnp.weights list` shows the names"
         raise CheckpointError(f"{name} is neither a file nor the name of a known checkpoint: {hint}")
     return known[name]
 
 
-def collection_path(name: str) -> pathlib.Path:
-    """File of the fitted collection that comes with vitnp for a checkpoint; only the built-in one has any."""
-    return FOLDER / f"{name}.segmenter.safetensors"
-
-
-def collection_temperature(sha256: str) -> float | None:
-    """What the entry of a checkpoint says of it; None where it says nothing, or there is no entry."""
-    entry = identify("", sha256)
-    return None if entry is None else entry.collection_temperature
-
-
 def identify(stem: str, sha256: str) -> Entry | None:
-    """The entry that a local file belongs to, by its content or else by its name without extension.
+    """Return the entry that a local file belongs to, by its SHA-256 or else by its name without extension.
 
     Examples
     --------
@@ -127,10 +132,21 @@ def identify(stem: str, sha256: str) -> Entry | None:
         if sha256 and sha256 in (entry.sha256, entry.original_sha256):
             return entry
     for entry in entries().values():
-        if stem == entry.name or (entry.original and stem == pathlib.PurePosixPath(_path_of(entry.original)).stem):
+        if stem == entry.name or (entry.original and stem == _stem_of_url(entry.original)):
             return entry
     return None
 
 
-def _path_of(url: str) -> str:
-    return urllib.parse.urlsplit(url).path
+def collection_path(name: str) -> pathlib.Path:
+    """Return the path of the fitted collection that comes with a checkpoint; only the built-in one has such a file."""
+    return FOLDER / f"{name}.segmenter.safetensors"
+
+
+def collection_temperature(sha256: str) -> float | None:
+    """Return the collection temperature of the checkpoint with this SHA-256; None if it is unknown or has none."""
+    entry = identify("", sha256)
+    return None if entry is None else entry.collection_temperature
+
+
+def _stem_of_url(url: str) -> str:
+    return pathlib.PurePosixPath(urllib.parse.urlsplit(url).path).stem

@@ -1,24 +1,28 @@
-"""A pickle interpreter that runs nothing: data comes out, whatever a hostile file asks for.
+"""An unpickler that runs no code from the file.
 
-Python's own unpickler imports and calls what a file names. This one reads the same instructions (:mod:`pickletools`
-decodes them) but keeps a table of the few names a checkpoint needs, each with a function of ours that builds plain data;
-any other name is refused. No class of the file is ever constructed, no attribute is ever set.
+The unpickler of Python imports and calls what a file names. This one interprets the same instructions, decoded by
+:mod:`pickletools`, but knows only the few names that checkpoints need. Each stands for a function of vitnp that builds
+plain data; any other name is refused. No class that the file names is instantiated, and no attribute is set.
 """
 
 from __future__ import annotations
 
+import mmap
 import pickletools
 import struct
 from collections.abc import Callable, Mapping
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
-# Training checkpoints take a few ten thousand, the largest some 400,000. Bounds the memory that a small hostile file can claim.
-MAX_OPCODES = 1_000_000
+# Bounds the memory that a small hostile file can claim. Training checkpoints have some 10,000 instructions, the largest
+# 400,000.
+_MAX_OPCODES = 1_000_000
 
 _PUSH_ARGUMENT = frozenset(
-    ("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT")
-    + ("STRING", "BINSTRING", "SHORT_BINSTRING", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8")
-    + ("UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8")
+    (
+        *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),
+        *("STRING", "BINSTRING", "SHORT_BINSTRING", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8"),
+        *("UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"),
+    )
 )
 _PUSH_NEW: dict[str, Callable[[], object]] = {
     "NONE": lambda: None,
@@ -29,24 +33,33 @@ _PUSH_NEW: dict[str, Callable[[], object]] = {
     "EMPTY_DICT": dict,
     "EMPTY_SET": list,
 }
-_NOTHING = frozenset(("PROTO", "FRAME"))
-_REMEMBER = frozenset(("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"))
-_RECALL = frozenset(("GET", "BINGET", "LONG_BINGET"))
+_IGNORE = frozenset(("PROTO", "FRAME"))
+_PUT = frozenset(("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"))
+_GET = frozenset(("GET", "BINGET", "LONG_BINGET"))
 _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 _DAMAGED = (
     *(ArithmeticError, AssertionError, AttributeError, EOFError, LookupError, RuntimeError, TypeError, ValueError),
-    *(struct.error, Warning),  # a warning where the caller turns them into errors: of a senseless escape in a string
+    *(struct.error, Warning),  # a warning about an invalid escape, where the caller turns warnings into errors
 )
 _MAX_ARGUMENTS = 16
 _KEY_TYPES = (str, int, float, bool, bytes, type(None))
 
 
-class PickleRefused(ValueError):
-    """A pickle that is damaged or asks for what a checkpoint never needs; the message is half a sentence."""
+class UnpicklingError(ValueError):
+    """A pickle that is damaged or asks for something that no checkpoint needs.
+
+    The message is a clause about the file, such as "its pickle has no end".
+    """
 
 
-class Inert:
-    """Stands for an object that a file names and that is never constructed."""
+class Placeholder:
+    """An object of the file that isn't constructed.
+
+    Parameters
+    ----------
+    name : str
+        Module and name of its class or function.
+    """
 
     __slots__ = ("name",)
 
@@ -57,8 +70,16 @@ class Inert:
         return f"<{self.name}, not constructed>"
 
 
-class Named:
-    """A name that the file took from the table, with our function behind it."""
+class Global:
+    """A known name that the file asked for.
+
+    Parameters
+    ----------
+    name : str
+        Module and name.
+    build : callable
+        Function to call in its place.
+    """
 
     __slots__ = ("build", "name")
 
@@ -67,85 +88,93 @@ class Named:
 
 
 def load_pickle(
-    stream: BinaryIO, names: Mapping[str, Callable[..., object]], persistent: Callable[[Any], object]
+    stream: BinaryIO | mmap.mmap, known: Mapping[str, Callable[..., object]], load_persistent: Callable[[Any], object]
 ) -> object:
-    """Interpret one pickle from a stream, which is left just behind it.
+    r"""Interpret one pickle of a stream and leave the stream at the byte after it.
 
     Parameters
     ----------
     stream : binary file or mmap
-        With ``read`` and ``readline`` that never give more than the file holds.
-    names : mapping of str to callable
-        ``"module.name"`` that the file may ask for: our function that takes the arguments of the call. It gets data
-        of the file, so it must check every one.
-    persistent : callable
-        Turns a persistent id (data of the file as well) into an object.
+        Its ``read`` and ``readline`` must never return more than the file holds.
+    known : mapping of str to callable
+        For each ``"module.name"`` that the file may ask for, the function to call in its place. Its arguments come from
+        the file, so it must check them.
+    load_persistent : callable
+        Function that turns a persistent id, which comes from the file too, into an object.
 
     Returns
     -------
     object
-        Dicts, lists, tuples, scalars, strings, :class:`Inert`, and what ``names`` and ``persistent`` made. Sets
-        come as lists.
+        Dicts, lists, tuples, scalars, strings, :class:`Placeholder`, and results of `known` and `load_persistent`. Sets
+        become lists.
 
     Raises
     ------
-    PickleRefused
-        Damaged, or not allowed. Nothing else is raised, whatever the bytes.
+    UnpicklingError
+        If the pickle is damaged or not allowed. Nothing else is raised, whatever the bytes.
 
     Examples
     --------
     >>> import io, pickle
     >>> load_pickle(io.BytesIO(pickle.dumps({"epoch": [3, 0.5]})), {}, lambda key: None)
     {'epoch': [3, 0.5]}
-    >>> load_pickle(io.BytesIO(b"cos\\nsystem\\n(S'echo'\\ntR."), {}, lambda key: None)
-    Traceback (most recent call last):
-    vitnp.checkpoints.safe_unpickler.PickleRefused: it asks for the Python object 'os.system': a checkpoint must never run code
+    >>> try:
+    ...     load_pickle(io.BytesIO(b"cos\nsystem\n(S'echo'\ntR."), {}, lambda key: None)
+    ... except UnpicklingError as error:
+    ...     print(error)
+    it asks for the Python object 'os.system': a checkpoint must never run code
     """
     try:
-        return _Machine(names, persistent).run(stream)
-    except PickleRefused:
+        return _Machine(known, load_persistent).run(stream)
+    except UnpicklingError:
         raise
     except MemoryError:
-        raise PickleRefused("its pickle claims more memory than there is") from None
-    except _DAMAGED as error:  # many ways for bytes to be wrong; all mean the same to the reader
-        raise PickleRefused(f"its pickle is damaged ({type(error).__name__})") from None
+        raise UnpicklingError("its pickle claims more memory than there is") from None
+    except _DAMAGED as error:
+        raise UnpicklingError(f"its pickle is damaged ({type(error).__name__})") from None
 
 
 class _Machine:
-    """The pickle stack machine: a stack, the stacks below the open marks, a memo."""
+    """The stack machine of pickle: a stack, the stacks below the open marks, and a memo.
 
-    def __init__(self, names: Mapping[str, Callable[..., object]], persistent: Callable[[Any], object]):
-        self.names, self.persistent = names, persistent
+    The method ``_name`` executes the instruction ``NAME``; its argument is that of the instruction.
+    """
+
+    def __init__(self, known: Mapping[str, Callable[..., object]], load_persistent: Callable[[Any], object]):
+        self.known, self.load_persistent = known, load_persistent
         self.stack: list[Any] = []
         self.below: list[list[Any]] = []
-        self.memo: dict[int, Any] = {}
+        self.memo: dict[object, Any] = {}
 
-    def run(self, stream: BinaryIO) -> object:
-        for count, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
-            if count >= MAX_OPCODES:
-                raise PickleRefused(f"its pickle has more than {MAX_OPCODES:,} instructions, too many for a checkpoint")
+    def run(self, stream: BinaryIO | mmap.mmap) -> object:
+        opcodes = pickletools.genops(cast(BinaryIO, stream))  # needs read, readline and tell only
+        for count, (opcode, argument, _) in enumerate(opcodes):
+            if count >= _MAX_OPCODES:
+                raise UnpicklingError(
+                    f"its pickle has more than {_MAX_OPCODES:,} instructions, too many for a checkpoint"
+                )
             name = opcode.name
             if name in _PUSH_ARGUMENT:
                 self.stack.append(argument)
             elif name in _PUSH_NEW:
                 self.stack.append(_PUSH_NEW[name]())
-            elif name in _REMEMBER:
+            elif name in _PUT:
                 self.memo[len(self.memo) if name == "MEMOIZE" else argument] = self.stack[-1]
-            elif name in _RECALL:
+            elif name in _GET:
                 self.stack.append(self.memo[argument])
             elif name in _TUPLES:
                 size = _TUPLES[name]
                 if len(self.stack) < size:
-                    raise PickleRefused("its pickle is damaged (a tuple of more than there is)")
+                    raise UnpicklingError("its pickle is damaged (a tuple of more items than there are)")
                 self.stack[-size:] = [tuple(self.stack[-size:])]
             elif name == "STOP":
                 return self._take()
-            elif name not in _NOTHING:
+            elif name not in _IGNORE:
                 handler = getattr(self, f"_{name.lower()}", None)
                 if handler is None:
-                    raise PickleRefused(f"its pickle uses {name}, which no checkpoint needs")
+                    raise UnpicklingError(f"its pickle uses {name}, which no checkpoint needs")
                 handler(argument)
-        raise PickleRefused("its pickle has no end")
+        raise UnpicklingError("its pickle has no end")
 
     def _take(self) -> Any:
         return self.stack.pop()
@@ -161,7 +190,7 @@ class _Machine:
     def _pop(self, _: object) -> None:
         if self.stack:
             self._take()
-        else:  # nothing above the mark: the mark itself goes
+        else:  # above the mark is nothing, so the mark itself is removed
             self._pop_to_mark()
 
     def _pop_mark(self, _: object) -> None:
@@ -170,7 +199,7 @@ class _Machine:
     def _dup(self, _: object) -> None:
         self.stack.append(self.stack[-1])
 
-    # Containers
+    # ---- containers
 
     def _list(self, _: object) -> None:
         items = self._pop_to_mark()
@@ -197,7 +226,7 @@ class _Machine:
     def _fill(self, items: list[Any]) -> None:
         target = self.stack[-1]
         if type(target) is not dict or len(items) % 2:
-            raise PickleRefused("its pickle is damaged (items for what is no dict)")
+            raise UnpicklingError("its pickle is damaged (items for an object that isn't a dict)")
         for key, value in zip(items[::2], items[1::2]):
             target[check_key(key)] = value
 
@@ -211,10 +240,10 @@ class _Machine:
 
     def _extend(self, items: list[Any]) -> None:
         if type(self.stack[-1]) is not list:
-            raise PickleRefused("its pickle is damaged (items for what is no list)")
+            raise UnpicklingError("its pickle is damaged (items for an object that isn't a list)")
         self.stack[-1].extend(items)
 
-    # Names and calls
+    # ---- names and calls
 
     def _global(self, argument: str) -> None:
         self.stack.append(self._find(*argument.split(" ", 1)))
@@ -222,20 +251,20 @@ class _Machine:
     def _stack_global(self, _: object) -> None:
         name, module = self._take(), self._take()
         if type(name) is not str or type(module) is not str:
-            raise PickleRefused("its pickle is damaged (a name that is no string)")
+            raise UnpicklingError("its pickle is damaged (a name that isn't a string)")
         self.stack.append(self._find(module, name))
 
-    def _find(self, module: str, name: str) -> Named:
+    def _find(self, module: str, name: str) -> Global:
         path = f"{module}.{name}"
-        if path not in self.names:
-            raise PickleRefused(f"it asks for the Python object {path[:100]!r}: a checkpoint must never run code")
-        return Named(path, self.names[path])
+        if path not in self.known:
+            raise UnpicklingError(f"it asks for the Python object {path[:100]!r}: a checkpoint must never run code")
+        return Global(path, self.known[path])
 
     def _call(self, target: object, arguments: object) -> None:
-        if not isinstance(target, Named) or type(arguments) is not tuple:
-            raise PickleRefused("its pickle is damaged (a call of what is no function)")
+        if not isinstance(target, Global) or type(arguments) is not tuple:
+            raise UnpicklingError("its pickle is damaged (a call of an object that isn't a function)")
         if len(arguments) > _MAX_ARGUMENTS:
-            raise PickleRefused("its pickle is damaged (a call with too many arguments)")
+            raise UnpicklingError("its pickle is damaged (a call with too many arguments)")
         self.stack.append(target.build(*arguments))
 
     def _reduce(self, _: object) -> None:
@@ -245,9 +274,9 @@ class _Machine:
     _newobj = _reduce
 
     def _newobj_ex(self, _: object) -> None:
-        options, arguments, target = self._take(), self._take(), self._take()
-        if options:
-            raise PickleRefused("its pickle is damaged (a call with options)")
+        keywords, arguments, target = self._take(), self._take(), self._take()
+        if keywords:
+            raise UnpicklingError("its pickle is damaged (a call with keyword arguments)")
         self._call(target, arguments)
 
     def _inst(self, argument: str) -> None:
@@ -259,16 +288,16 @@ class _Machine:
         self._call(target, tuple(arguments))
 
     def _build(self, _: object) -> None:
-        self._take()  # the state: options of a run, a state dict's version numbers; nothing that weights need
-        if not isinstance(self.stack[-1], (dict, Inert)):
-            raise PickleRefused("its pickle is damaged (a state for what has none)")
+        self._take()  # the state is ignored: options of a training run, version numbers of a state dict
+        if not isinstance(self.stack[-1], (dict, Placeholder)):
+            raise UnpicklingError("its pickle is damaged (a state for an object that has none)")
 
     def _binpersid(self, _: object) -> None:
-        self.stack.append(self.persistent(self._take()))
+        self.stack.append(self.load_persistent(self._take()))
 
 
 def check_key(key: object) -> Any:
-    """A key for a dict: scalars only, since hashing a deep enough tuple would overflow the interpreter's stack."""
+    """Return a key of a dict if it is a scalar; hashing a deeply nested tuple would overflow the stack of Python."""
     if not isinstance(key, _KEY_TYPES):
-        raise PickleRefused(f"its pickle has a dict key of type {type(key).__name__}, which no checkpoint needs")
+        raise UnpicklingError(f"its pickle has a dict key of type {type(key).__name__}, which no checkpoint needs")
     return key

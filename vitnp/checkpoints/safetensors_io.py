@@ -1,8 +1,8 @@
-"""Read and write ``.safetensors``: a length, a JSON header, then raw little-endian numbers.
+"""Read and write ``.safetensors`` files: a length, a JSON header, then raw little-endian numbers.
 
-The safetensors package vouches for a file: no offset is used that it hasn't checked. The tensors then are views of the mapped
-file, which its NumPy side doesn't offer, nor does it know bfloat16. Writing is done here because the package puts metadata in an
-order of chance, and the same weights should give the same bytes, hence the same sha256.
+Reading uses the safetensors package to validate the header and every offset, and then maps the file: the NumPy side of
+the package offers neither memory mapping nor bfloat16. Writing doesn't use the package, because it writes metadata in
+random order, whereas equal weights should give equal bytes, hence an equal SHA-256.
 
 Format: https://github.com/huggingface/safetensors#format
 """
@@ -14,10 +14,11 @@ import mmap
 import os
 import struct
 from collections.abc import Iterator, Mapping
+from typing import TypedDict
 
 import numpy as np
 
-from vitnp.checkpoints.torch_io import bfloat16_to_float32
+from vitnp.checkpoints.bfloat16 import bfloat16_to_float32
 from vitnp.errors import CheckpointError
 from vitnp.io.write import replacing
 
@@ -39,8 +40,14 @@ _DTYPES = {
 _NAMES = {np.dtype(code): name for name, code in _DTYPES.items() if name != "BF16"}
 
 
+class _HeaderEntry(TypedDict):
+    dtype: str
+    shape: list[int]
+    data_offsets: list[int]
+
+
 def read_safetensors(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """Tensors and metadata of a file.
+    """Read the tensors and the metadata of a file.
 
     Parameters
     ----------
@@ -49,13 +56,13 @@ def read_safetensors(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray
     Returns
     -------
     tensors : dict of str to array
-        Read-only views of the mapped file; bfloat16 as float32.
+        Read-only views of the mapped file; bfloat16 is converted to float32.
     metadata : dict of str to str
 
     Raises
     ------
     CheckpointError
-        Can't be read, or is no whole safetensors file.
+        If the file can't be read, or isn't a complete safetensors file.
 
     Examples
     --------
@@ -66,59 +73,61 @@ def read_safetensors(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(os.fspath(path), framework="numpy") as checked, open(path, "rb") as file:
-            names = set(checked.keys())
-            metadata = checked.metadata() or {}
+        with safe_open(os.fspath(path), framework="numpy") as validated, open(path, "rb") as file:
+            names = set(validated.keys())
+            metadata = validated.metadata() or {}
             content = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
     except OSError as error:
         if os.path.isdir(path):
-            raise CheckpointError(f"{path} is a folder; name the file in it") from None
+            raise CheckpointError(f"{path} is a folder: give the file in it") from None
         if isinstance(error, FileNotFoundError):
-            raise CheckpointError(f"{path}: there is no such file; check the spelling") from None
+            raise CheckpointError(f"{path} doesn't exist: check the spelling") from None
         raise CheckpointError(f"{path} can't be read: {error.strerror or error}") from None
     except SafetensorError as error:
-        raise CheckpointError(f"{path} is no whole safetensors file: {' '.join(str(error).split())[:200]}") from None
+        detail = " ".join(str(error).split())[:200]
+        raise CheckpointError(f"{path} is not a complete safetensors file: {detail}") from None
     (length,) = struct.unpack("<Q", content[:8])
     header = json.loads(bytes(content[8 : 8 + length]))
     data = content[8 + length :]
-    return {name: _array(path, name, data, header[name]) for name in sorted(names)}, metadata
+    return {name: _read_tensor(path, name, data, header[name]) for name in sorted(names)}, metadata
 
 
-def _array(path: str | os.PathLike[str], name: str, data: memoryview, entry: dict) -> np.ndarray:
+def _read_tensor(path: str | os.PathLike[str], name: str, data: memoryview, entry: _HeaderEntry) -> np.ndarray:
     if entry["dtype"] not in _DTYPES:
         raise CheckpointError(
-            f"{path}: the tensor {name[:100]!r} is of type {entry['dtype']}, which vitnp can't read; convert it to float16 or float32"
+            f"{path}: the tensor {name[:100]!r} is of type {entry['dtype']}, which vitnp can't read: "
+            "convert it to float16 or float32"
         )
     dtype, (start, end) = np.dtype(_DTYPES[entry["dtype"]]), entry["data_offsets"]
-    # frombuffer has no word for nothing.
-    array = (np.frombuffer(data[start:end], dtype) if end > start else np.empty(0, dtype)).reshape(entry["shape"])
+    flat = np.frombuffer(data[start:end], dtype) if end > start else np.empty(0, dtype)  # frombuffer refuses no bytes
+    array = flat.reshape(entry["shape"])
     return bfloat16_to_float32(array) if entry["dtype"] == "BF16" else array
 
 
 def write_safetensors(
     path: str | os.PathLike[str], tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]
 ) -> None:
-    """Write a file, whole or not at all; equal tensors and metadata give equal bytes.
+    """Write a complete file or nothing; equal tensors and metadata give equal bytes.
 
     Parameters
     ----------
     path : path
-        Replaced when it exists.
+        Replaced if it exists.
     tensors : mapping of str to array
-        Any of NumPy's float, integer and bool types.
+        Of any float, integer or bool type of NumPy that the format has.
     metadata : mapping of str to str
 
     Raises
     ------
     OutputError
-        Can't be written; nothing is left behind.
+        If the file can't be written; no part of it is left.
     """
     with replacing(path) as file:
         file.writelines(serialized(tensors, metadata))
 
 
 def serialized(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> Iterator[bytes | memoryview]:
-    """The bytes of a file, piece by piece: what :func:`write_safetensors` writes.
+    """Generate the bytes of a file in parts: the header, then one tensor at a time.
 
     Examples
     --------

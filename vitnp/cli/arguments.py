@@ -41,7 +41,11 @@ def add_model_options(to: argparse.ArgumentParser) -> None:
         help="offset, exact or antialias (as the file says)",
     )
     group.add_argument(
-        "--normalization", "--normalise", choices=("imagenet", "half"), metavar="HOW", help="imagenet or half (as the file says)"
+        "--normalization",
+        "--normalise",
+        choices=("imagenet", "half"),
+        metavar="HOW",
+        help="imagenet or half (as the file says)",
     )
     group.add_argument(
         "--device", choices=DEVICES, metavar="D", default="auto", help="cpu, cuda, or auto: cuda where it works (auto)"

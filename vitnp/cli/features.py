@@ -106,13 +106,13 @@ def _outcomes(args: argparse.Namespace, found: list, count: int):
     stems = naming.output_stems(found, args.out)
     vit = arguments.load_model(args)
     args.ran_on = kernels.name_of(vit.device)
-    identity = FeatureSpec.of(
+    spec = FeatureSpec.of(
         vit, size=args.size, facet=args.facet, layer=args.layer, stride=args.stride, max_tokens=args.max_tokens,
         precision=args.dtype, regions=False,
     )  # fmt: skip
-    store = None if args.cache is None else FeatureStore(args.cache, identity, notice=shared.say)
+    store = None if args.cache is None else FeatureStore(args.cache, spec, notice=shared.say)
     outcomes = write_features(
-        found, stems, vit, identity, form=args.format, store=store, overwrite=args.overwrite,
+        found, stems, vit, spec, form=args.format, store=store, overwrite=args.overwrite,
         n_threads=count, batch=args.batch, max_pixels=args.max_pixels,
     )  # fmt: skip
     with contextlib.closing(outcomes):

@@ -57,7 +57,12 @@ def _add_overrides(to: argparse.ArgumentParser) -> None:
     to.add_argument(
         "--pos-embed", choices=("offset", "exact", "antialias"), help="resampling of positions (file's own)"
     )
-    to.add_argument("--normalization", "--normalise", choices=tuple(registry.NORMALIZATIONS), help="input normalization (file's own)")
+    to.add_argument(
+        "--normalization",
+        "--normalise",
+        choices=tuple(registry.NORMALIZATIONS),
+        help="input normalization (file's own)",
+    )
 
 
 def _list(_: argparse.Namespace) -> int:

@@ -1,1 +1,1 @@
-"""Cluster rows of features: k-means of any number of rows, spectral clustering, nearest neighbors."""
+"""Cluster feature rows: k-means of any number of rows, spectral clustering, exact nearest neighbors."""

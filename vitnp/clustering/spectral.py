@@ -1,7 +1,8 @@
-"""Spectral clustering of features: groups that hang together through near neighbors, whatever their shape.
+"""Spectral clustering of features: groups connected through near neighbors, whatever their shape.
 
-Exact graph of the nearest neighbors by cosine, leading eigenvectors of its normalized adjacency matrix, k-means on their rows
-(Ng, Jordan and Weiss 2001; von Luxburg 2007). Memory grows with the number of rows, never with its square.
+The exact graph of nearest neighbors by cosine, the leading eigenvectors of its normalized adjacency matrix, and k-means
+on the rows of these (Ng, Jordan and Weiss 2001; von Luxburg 2007). Memory grows with the number of rows, not with its
+square.
 """
 
 from __future__ import annotations
@@ -20,21 +21,23 @@ from vitnp.kernels.threads import blas
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
 
-# Up to here all eigenvectors of the full matrix are found at once: under a second, 32 MB, and no iteration that may end early.
+# Up to this many rows all eigenvectors of the dense matrix are computed: under a second, 32 MB, and no iteration to
+# converge.
 DENSE_ROWS = 1500
-# Up to so many vectors are iterated together. A block finds all vectors of a multiple eigenvalue and uses no random numbers but
-# ours; its cost grows with the square of the vectors, so for more Lanczos takes over, which goes one vector at a time.
+# Up to this many eigenvectors are iterated as a block (LOBPCG), which finds all vectors of a multiple eigenvalue and
+# takes its random numbers from us. Its cost grows with the square of their number; beyond, Lanczos iterates one vector
+# at a time.
 BLOCK_VECTORS = 64
-# Vectors beyond those wanted, which let the last of those converge, and where the iterations end: what they haven't told
-# apart by then are directions that no clustering should hang on.
-SPARE_VECTORS = 8
+# Additional vectors, with which the last of the requested ones converge faster, and the limits of the iterations:
+# directions that are not separated by then should not decide a clustering.
+EXTRA_VECTORS = 8
 MAX_ITERATIONS = 200
 TOLERANCE = 1e-4
 
 
 def spectral_clusters(
     x: np.ndarray,
-    clusters: int,
+    n_clusters: int,
     *,
     neighbors: int = 30,
     starts: int = 10,
@@ -43,34 +46,34 @@ def spectral_clusters(
 ) -> np.ndarray:
     """Cluster rows by the graph of their nearest neighbors.
 
-    Rows alike to the bit are one node of the graph and get one label. Where the graph falls into more pieces than clusters,
-    whole pieces are clustered instead, by their mean directions, in the same way.
+    Identical rows are one node of the graph and get one label. If the graph has more connected components than
+    clusters, whole components are clustered instead, by their mean directions, in the same way.
 
     Parameters
     ----------
     x : (N, D) float
-        CLS tokens, of any length: only directions count.
-    clusters : int
+        Features, such as CLS tokens; only their directions count.
+    n_clusters : int
         1 to N.
     neighbors : int
-        Of each row; all the others where there are fewer.
+        Number of neighbors of each row; all other rows if there are fewer.
     starts : int
-        Of k-means on the eigenvectors.
+        Number of k-means++ starts on the eigenvectors.
     seed : int
-        Decides where the iterations begin, hence the answer.
+        Seed of the initial vectors and of k-means.
     n_threads : int, optional
-        As in :func:`vitnp.kernels.threads.pool.resolve_n_threads`; the answer doesn't depend on it.
+        As in :func:`vitnp.kernels.threads.pool.resolve_n_threads`; the result does not depend on it.
 
     Returns
     -------
     (N,) int64
-        Labels by falling size of the clusters, the one that appears first among equals; fewer labels than clusters when fewer
-        rows differ.
+        Labels by falling cluster size, in order of first appearance if equal. There are fewer labels than clusters if
+        there are fewer distinct rows.
 
     Raises
     ------
     UsageError
-        For more clusters than rows, or rows that are not finite.
+        If there are more clusters than rows, or a row is not finite.
 
     Examples
     --------
@@ -80,37 +83,38 @@ def spectral_clusters(
     """
     x = np.asarray(x)
     if x.ndim != 2:
-        raise UsageError(f"spectral clustering needs rows of numbers, (N, D), but the shape is {x.shape}")
-    if not 1 <= clusters <= len(x):
-        raise UsageError(f"{clusters} clusters can't be made of {len(x)} rows; ask for 1 to {len(x)}")
+        raise UsageError(f"features must be rows of numbers, (N, D), got the shape {x.shape}")
+    if not 1 <= n_clusters <= len(x):
+        raise UsageError(f"n_clusters must be between 1 and the number of rows, {len(x)}, got {n_clusters}")
     for name, value in ("neighbors", neighbors), ("starts", starts):
         if value < 1:
-            raise UsageError(f"the number of {name} is {value}; choose 1 or more")
+            raise UsageError(f"{name} must be at least 1, got {value}")
     finite = np.isfinite(x).all(axis=1)
     if not finite.all():
-        raise UsageError(f"row {int(finite.argmin())} of the features is not finite; leave it out or repair it")
+        raise UsageError(f"row {int(finite.argmin())} of the features is not finite; remove or repair it")
     unit = kernels.for_device().normalize_rows(x.astype(np.float32))
-    first, node = _distinct(unit)
-    labels = _cluster(unit[first], clusters, neighbors, starts, seed, n_threads)[node]
-    return _by_size(labels)
+    first, node = _distinct_rows(unit)
+    labels = _cluster(unit[first], n_clusters, neighbors, starts, seed, n_threads)[node]
+    return _sort_by_size(labels)
 
 
 def neighbor_graph(x: np.ndarray, neighbors: int, *, n_threads: int | None = None) -> csr_matrix:
-    """Symmetric graph of the nearest neighbors by cosine.
+    """Build the symmetric graph of nearest neighbors by cosine.
 
     Parameters
     ----------
     x : (N, D) float
         N >= 2.
     neighbors : int
-        Of each row; all the others where there are fewer.
+        Number of neighbors of each row; all other rows if there are fewer.
     n_threads : int, optional
 
     Returns
     -------
     (N, N) scipy.sparse.csr_matrix, float64
-        1 where two rows are among each other's neighbors, 1/2 where one alone sees the other, as in the mean of the graph and
-        its transpose. Cosines as weights cluster no better, and say little where all rows are alike.
+        1 where two rows are neighbors of each other, 1/2 where only one is a neighbor of the other: the mean of the
+        directed graph and its transpose. Cosines as weights cluster no better, and differ little where all rows are
+        similar.
 
     Examples
     --------
@@ -121,33 +125,34 @@ def neighbor_graph(x: np.ndarray, neighbors: int, *, n_threads: int | None = Non
     """
     from scipy.sparse import csr_matrix
 
-    rows, count = len(x), min(neighbors, len(x) - 1)
-    index, _ = nearest_neighbors(x, x, count, exclude_self=True, n_threads=n_threads)
-    seen = csr_matrix(
-        (np.full(rows * count, 0.5), index.ravel(), np.arange(0, rows * count + 1, count)), shape=(rows, rows)
-    )
-    return (seen + seen.T).tocsr()
+    n_rows, degree = len(x), min(neighbors, len(x) - 1)
+    indices, _ = nearest_neighbors(x, x, degree, exclude_self=True, n_threads=n_threads)
+    indptr = np.arange(0, n_rows * degree + 1, degree)
+    directed = csr_matrix((np.full(n_rows * degree, 0.5), indices.ravel(), indptr), shape=(n_rows, n_rows))
+    return (directed + directed.T).tocsr()
 
 
-def spectral_embedding(graph: csr_matrix, dimensions: int, *, seed: int = 0) -> np.ndarray:
-    """Leading eigenvectors of the normalized adjacency matrix, those of the normalized Laplacian's smallest eigenvalues.
+def spectral_embedding(graph: csr_matrix, n_components: int, *, seed: int = 0) -> np.ndarray:
+    """Compute the leading eigenvectors of the normalized adjacency matrix D^-1/2 A D^-1/2 of a graph.
 
-    The eigenvectors to the eigenvalue 1 are known beforehand: one for each connected piece of the graph. The others are
-    found beside them, so pieces can't hide one another and a multiple eigenvalue is no trouble.
+    They are the eigenvectors of the smallest eigenvalues of the normalized Laplacian. Those of eigenvalue 1 are known
+    in closed form, one per connected component of the graph, and the others are computed orthogonal to them: so a graph
+    in several components, where this eigenvalue is multiple, needs no special care.
 
     Parameters
     ----------
     graph : (N, N) scipy.sparse matrix, float
-        Symmetric, non-negative, every row with an entry.
-    dimensions : int
-        Number of vectors, at least the number of connected pieces, at most N.
+        Symmetric, non-negative, with an entry in every row.
+    n_components : int
+        Number of eigenvectors: at least the number of connected components, at most N.
     seed : int
-        Of the vectors that the iterations begin with.
+        Seed of the initial vectors.
 
     Returns
     -------
-    (N, dimensions) float64
-        Orthonormal columns by falling eigenvalue; in each the entry largest in size, the first of equal ones, is positive.
+    (N, n_components) float64
+        Orthonormal columns by falling eigenvalue. In each column the entry of largest magnitude (the first one if
+        equal) is positive.
 
     Examples
     --------
@@ -161,77 +166,80 @@ def spectral_embedding(graph: csr_matrix, dimensions: int, *, seed: int = 0) -> 
     from scipy.sparse import diags
     from scipy.sparse.csgraph import connected_components
 
-    pieces, piece = connected_components(graph, directed=False)
+    n_parts, part = connected_components(graph, directed=False)
     degree = np.asarray(graph.sum(axis=1)).ravel()
     scale = diags(1 / np.sqrt(degree))
     adjacency = (scale @ graph @ scale).tocsr()
-    known = np.sqrt(degree)[:, None] * (piece[:, None] == np.arange(pieces))  # (N, pieces)
+    known = np.sqrt(degree)[:, None] * (part[:, None] == np.arange(n_parts))  # (N, n_parts)
     known /= np.sqrt(np.square(known).sum(axis=0))
-    vectors = np.concatenate([known, _eigenvectors(adjacency, known, dimensions - pieces, seed)], axis=1)
-    # Where two entries are equally large but for rounding, the first one decides.
-    size = np.abs(vectors)
-    peak = (size > 0.999 * size.max(axis=0)).argmax(axis=0)
-    return vectors * np.where(vectors[peak, np.arange(dimensions)] < 0, -1.0, 1.0)
+    vectors = np.concatenate([known, _eigenvectors(adjacency, known, n_components - n_parts, seed)], axis=1)
+    # Entries that are equal except for rounding count as equal.
+    magnitude = np.abs(vectors)
+    peak = (magnitude > 0.999 * magnitude.max(axis=0)).argmax(axis=0)
+    return vectors * np.where(vectors[peak, np.arange(n_components)] < 0, -1.0, 1.0)
 
 
-def _eigenvectors(adjacency: csr_matrix, known: np.ndarray, wanted: int, seed: int) -> np.ndarray:
-    """Eigenvectors (N, wanted) to the largest eigenvalues beside the known ones, by falling eigenvalue.
+def _eigenvectors(adjacency: csr_matrix, known: np.ndarray, n_vectors: int, seed: int) -> np.ndarray:
+    """Compute the leading eigenvectors orthogonal to the known ones, (N, n_vectors), by falling eigenvalue.
 
-    The largest of the adjacency matrix are the smallest of the Laplacian, and there products alone reach them: no factorisation.
+    The largest eigenvalues of the adjacency matrix are the smallest of the Laplacian, but iterations reach them with
+    products alone, without a factorization.
     """
     from scipy.sparse.linalg import LinearOperator, eigsh, lobpcg
 
     rows = adjacency.shape[0]
-    if wanted == 0:
+    if n_vectors == 0:
         return np.empty((rows, 0))
     rng = np.random.default_rng(seed)
-    with blas.one_blas_thread():  # entered after the import: SciPy brings a BLAS of its own
+    with blas.one_blas_thread():  # entered after the import, because SciPy brings a BLAS of its own
         if rows <= DENSE_ROWS:
-            # The spectrum lies within [-1, 1]; the known vectors are moved from its top to below its end.
+            # The spectrum lies within [-1, 1]; this moves the known vectors from its upper end to below its lower one.
             values, vectors = np.linalg.eigh(adjacency.toarray() - 3 * known @ known.T)
-        elif wanted <= BLOCK_VECTORS:
-            begin = rng.standard_normal((rows, wanted + SPARE_VECTORS))
+        elif n_vectors <= BLOCK_VECTORS:
+            start = rng.standard_normal((rows, n_vectors + EXTRA_VECTORS))
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore", UserWarning)  # an early end is accepted, see above
-                values, vectors = lobpcg(adjacency, begin, Y=known, largest=True, tol=TOLERANCE, maxiter=MAX_ITERATIONS)
+                warnings.simplefilter("ignore", UserWarning)  # not converged: accepted, see TOLERANCE
+                values, vectors = lobpcg(adjacency, start, Y=known, largest=True, tol=TOLERANCE, maxiter=MAX_ITERATIONS)
         else:
-            moved = LinearOperator(
+            shifted = LinearOperator(
                 adjacency.shape, lambda vector: adjacency @ vector - 3 * (known @ (known.T @ vector)), dtype=np.float64
             )
-            values, vectors = eigsh(moved, wanted, which="LA", v0=rng.standard_normal(rows), tol=TOLERANCE)
-    return vectors[:, np.argsort(-values, kind="stable")[:wanted]]
+            values, vectors = eigsh(shifted, n_vectors, which="LA", v0=rng.standard_normal(rows), tol=TOLERANCE)
+    return vectors[:, np.argsort(-values, kind="stable")[:n_vectors]]
 
 
-def _cluster(x: np.ndarray, clusters: int, neighbors: int, starts: int, seed: int, n_threads: int | None) -> np.ndarray:
-    """Labels of distinct unit rows, (N,)."""
+def _cluster(
+    x: np.ndarray, n_clusters: int, neighbors: int, starts: int, seed: int, n_threads: int | None
+) -> np.ndarray:
+    """Return labels (N,) of distinct unit rows."""
     from scipy.sparse.csgraph import connected_components
 
-    if len(x) <= clusters:
+    if len(x) <= n_clusters:
         return np.arange(len(x))
-    if clusters == 1:
+    if n_clusters == 1:
         return np.zeros(len(x), np.int64)
     graph = neighbor_graph(x, neighbors, n_threads=n_threads)
-    pieces, piece = connected_components(graph, directed=False)
-    if pieces >= clusters:
-        sums = np.stack([np.bincount(piece, weights=column, minlength=pieces) for column in x.T], axis=1)
+    n_parts, part = connected_components(graph, directed=False)
+    if n_parts >= n_clusters:
+        sums = np.stack([np.bincount(part, weights=column, minlength=n_parts) for column in x.T], axis=1)
         means = kernels.for_device().normalize_rows(sums).astype(np.float32)
-        return _cluster(means, clusters, neighbors, starts, seed, n_threads)[piece]
-    vectors = spectral_embedding(graph, clusters, seed=seed)
-    model = KMeans(clusters, n_init=starts, max_iter=100, seed=seed, n_threads=n_threads)
-    return model.fit(vectors).labels_.astype(np.int64)  # by cosine: rows count by their direction, as in Ng et al.
+        return _cluster(means, n_clusters, neighbors, starts, seed, n_threads)[part]
+    vectors = spectral_embedding(graph, n_clusters, seed=seed)
+    # Spherical k-means uses the rows of the eigenvectors by their direction, as Ng et al. do.
+    model = KMeans(n_clusters, n_init=starts, max_iter=100, seed=seed, n_threads=n_threads)
+    return model.fit(vectors).labels_.astype(np.int64)
 
 
-def _distinct(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """First row of each kind in order, and every row's kind."""
-    kinds: dict[bytes, int] = {}
-    kind = np.array(
-        [kinds.setdefault(row.tobytes(), len(kinds)) for row in x + 0.0]
-    )  # + 0.0 makes -0.0 and 0.0 the same
-    return np.unique(kind, return_index=True)[1], kind
+def _distinct_rows(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the index of the first of each set of identical rows, in order, and for each row the number of its set."""
+    numbers: dict[bytes, int] = {}
+    # Adding 0.0 turns -0.0 into 0.0, which is the same number with other bytes.
+    number = np.array([numbers.setdefault(row.tobytes(), len(numbers)) for row in x + 0.0])
+    return np.unique(number, return_index=True)[1], number
 
 
-def _by_size(labels: np.ndarray) -> np.ndarray:
-    """Labels renumbered by falling size, first appearance among equals."""
+def _sort_by_size(labels: np.ndarray) -> np.ndarray:
+    """Renumber labels by falling cluster size, in order of first appearance if equal."""
     _, first, inverse, counts = np.unique(labels, return_index=True, return_inverse=True, return_counts=True)
     rank = np.empty(len(counts), np.int64)
     rank[np.lexsort((first, -counts))] = np.arange(len(counts))

@@ -1,4 +1,4 @@
-"""Spherical k-means for one image."""
+"""Spherical k-means of the patches of one image."""
 
 from __future__ import annotations
 
@@ -8,25 +8,28 @@ from collections.abc import Sequence
 import numpy as np
 
 from vitnp import kernels
-from vitnp.clustering.chunks import rows_summed_together
+from vitnp.clustering.chunks import rows_per_block
 from vitnp.clustering.kmeans_plusplus import kmeans_plusplus
-from vitnp.clustering.lloyd import Cosine, Total, lloyd, partial_step, sum_partials
+from vitnp.clustering.lloyd import LloydResult, lloyd
+from vitnp.clustering.metric import Cosine
+from vitnp.clustering.step import TotalStep, partial_step, sum_partials
 
 
 @dataclasses.dataclass(frozen=True)
 class Clustering:
-    """What k-means found.
+    """Result of spherical k-means.
 
     Attributes
     ----------
     centroids : (K, D) float
         Unit rows.
     labels : (N,) int64
-        Cluster of each row; of equally near ones the lower. Where the rows are; all else is in the host's memory.
+        Nearest centroid of each row, ties to the lower one. On the device of the rows; everything else is in host
+        memory.
     counts : (K,) int64
-        Rows of each cluster; 0 where there are fewer distinct rows than clusters.
+        Number of rows of each cluster; 0 is possible if there are fewer distinct rows than clusters.
     inertia : float
-        Sum over rows of 1 - cosine to the row's centroid; what the iterations lower.
+        Sum over rows of 1 - cosine to the row's centroid; the quantity that k-means minimizes.
     """
 
     centroids: np.ndarray
@@ -37,29 +40,29 @@ class Clustering:
 
 def spherical_kmeans(
     x: np.ndarray,
-    clusters: int,
+    n_clusters: int,
     rng: np.random.Generator,
     *,
     starts: int = 1,
     max_iterations: int = 30,
     tolerance: float = 0.0,
 ) -> Clustering:
-    """Cluster unit vectors by cosine; the best of several starts.
+    """Cluster unit vectors by cosine (Dhillon and Modha 2001), and keep the best of several starts.
 
     Parameters
     ----------
     x : (N, D) float
-        Unit rows, N >= `clusters`; on whatever device.
-    clusters : int
+        Unit rows, at least `n_clusters` of them, on any device.
+    n_clusters : int
         K.
     rng : numpy.random.Generator
-        Decides the starts, hence the answer.
+        Source of the random numbers of k-means++.
     starts : int
-        Independent k-means++ starts; the lowest inertia wins, the earlier start among equals.
+        Number of independent k-means++ starts. The result with the lowest inertia is kept, the earlier one if equal.
     max_iterations : int
-        Of Lloyd's algorithm, for each start.
+        Largest number of Lloyd iterations of each start.
     tolerance : float
-        Stop when the inertia falls by no more than this share of itself. With 0 until the labels stay.
+        Stop when the inertia falls by no more than this fraction of itself; 0 stops when the labels no longer change.
 
     Returns
     -------
@@ -73,30 +76,29 @@ def spherical_kmeans(
     Examples
     --------
     >>> x = np.array([[1.0, 0.0], [0.96, 0.28], [0.0, 1.0]])
-    >>> found = spherical_kmeans(x, 2, np.random.default_rng(0))
-    >>> bool(found.labels[0] == found.labels[1] != found.labels[2])
+    >>> result = spherical_kmeans(x, 2, np.random.default_rng(0))
+    >>> bool(result.labels[0] == result.labels[1] != result.labels[2])
     True
     """
-    if not 1 <= clusters <= len(x):
-        raise ValueError(f"{clusters} clusters can't be made of {len(x)} rows")
+    if not 1 <= n_clusters <= len(x):
+        raise ValueError(f"n_clusters must be between 1 and the number of rows, {len(x)}, got {n_clusters}")
     k, xp, device = kernels.for_array(x), kernels.array_module(x), kernels.device_of(x)
     if not xp.isfinite(x).all():
-        raise ValueError("the features hold values that are not finite")
-    geometry, block = Cosine(), rows_summed_together(len(x)) if device == "cpu" else None
+        raise ValueError("features must be finite, but contain NaN or infinity")
+    metric, block = Cosine(), rows_per_block(len(x)) if device == "cpu" else None
 
-    def pick(rows: Sequence[int]) -> np.ndarray:
-        return kernels.to_host(x[xp.asarray(rows)])
+    def rows_at(indices: Sequence[int]) -> np.ndarray:
+        return kernels.to_host(x[xp.asarray(indices)])
 
-    def closer(candidates: np.ndarray, nearest: list[np.ndarray] | None) -> list[np.ndarray]:
+    def min_distances(candidates: np.ndarray, nearest: list[np.ndarray] | None) -> list[np.ndarray]:
         return [k.kmeans_closer(x, kernels.to_device(candidates, device), None if nearest is None else nearest[0])]
 
-    def step(centroids: np.ndarray) -> Total:
-        return sum_partials([partial_step(x, centroids, geometry, block=block)])
+    def step(centroids: np.ndarray) -> TotalStep:
+        return sum_partials([partial_step(x, centroids, metric, block=block)])
 
-    best = None
-    for _ in range(starts):
-        seeds = kmeans_plusplus(len(x), clusters, rng, pick, closer)
-        found = lloyd(step, seeds, max_iterations, tolerance, geometry, x if device == "cpu" else None, block)
-        if best is None or found.total.inertia < best.total.inertia:
-            best = found
+    def run() -> LloydResult:
+        centroids = kmeans_plusplus(len(x), n_clusters, rng, rows_at, min_distances)
+        return lloyd(step, centroids, max_iterations, tolerance, metric, x if device == "cpu" else None, block)
+
+    best = min((run() for _ in range(starts)), key=lambda result: result.total.inertia)
     return Clustering(best.centroids, best.total.labels.astype(np.int64), best.total.counts, best.total.inertia)

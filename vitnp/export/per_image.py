@@ -1,4 +1,4 @@
-"""Many photographs, each by itself: several in flight, one outcome each, nothing done twice."""
+"""Segment many photographs one by one: several in flight, one outcome each, finished work is skipped."""
 
 from __future__ import annotations
 
@@ -9,21 +9,24 @@ from pathlib import Path
 
 import numpy as np
 
+from vitnp import options
 from vitnp.errors import ImageError, OutputError, UsageError
-from vitnp.features.batching import BatchSizer, group_by_shape
-from vitnp.features.stream import Decoded
-from vitnp.io import decode, find, stamp
-from vitnp.io.outputs import labels_path, output_paths
+from vitnp.features.batching import Job, through_network
+from vitnp.features.record import FeatureRecord
+from vitnp.io import decode, headers, stamp
+from vitnp.io.find import Photograph
 from vitnp.kernels.stopwatch import Stopwatch
 from vitnp.kernels.threads import blas, pool
-from vitnp.pipeline import DEVICE_STAGES, ImagePipeline, refused_beyond_memory
+from vitnp.method.collection import Collection
+from vitnp.outputs import output_paths
+from vitnp.pipeline import DEVICE_STAGES, ImagePipeline, image_memory_error
 from vitnp.result import Segmentation
 from vitnp.vit.model import ViT
 
-# Classes that an 8-bit label image tells apart beside the background.
-MOST_LABELS = 255
-# Pixels of decoded photographs that wait for others of their grid: 3 bytes each.
-WAITING = 250_000_000
+# Limit of the classes that an 8-bit label image can hold besides the background.
+MAX_LABELS = 255
+# Limit of the pixels of decoded photographs that wait for others of their size: 3 bytes each.
+_WAITING_PIXELS = 250_000_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,292 +37,298 @@ class Outcome:
     ----------
     photograph : Path
     outputs : mapping of str to Path
-        Files that are there now, by kind.
+        Files that exist now, by kind.
     error : ImageError or OutputError, optional
         Why there are none.
-    facts : mapping, optional
-        What there is to say of a result (see :func:`result_facts`); None for one that was there already.
+    facts : Facts, optional
+        The result in numbers; None for one that existed already.
     capped : bool
-        Whether the patch grid was made coarser to stay within the tokens allowed.
+        Whether the patch grid was made coarser to stay within ``max_tokens``.
     """
 
     photograph: Path
     outputs: Mapping[str, Path]
     error: ImageError | OutputError | None = None
-    facts: Mapping[str, object] | None = None
+    facts: Facts | None = None
     capped: bool = False
 
     @property
     def status(self) -> str:
-        """ "done", "skipped" (the result was there already) or "failed"."""
+        """Either "done", "skipped" (the result existed already) or "failed"."""
         return "failed" if self.error else "skipped" if self.facts is None else "done"
 
 
+@dataclasses.dataclass
+class Facts:
+    """A result in numbers.
+
+    Attributes
+    ----------
+    width, height : int
+        Size of the photograph in pixels.
+    share : float
+        Share of the photograph that is foreground, 0 to 1.
+    boxes : list of (x, y, width, height)
+        Bounding boxes of the mask's components in pixels.
+    confidence : float
+        How certain it is that the photograph shows an object, 0 to 1.
+    seconds : dict of str to float
+        Time spent per stage, writing included.
+    device : dict of str to str
+        Where each stage ran.
+    category : int, optional
+        Category of similar photographs.
+    classes : list of int, optional
+        Classes in the photograph, from 1.
+    """
+
+    width: int
+    height: int
+    share: float
+    boxes: list[tuple[int, int, int, int]]
+    confidence: float
+    seconds: dict[str, float]
+    device: dict[str, str]
+    category: int | None = None
+    classes: list[int] | None = None
+
+    @classmethod
+    def of(cls, result: Segmentation, more_seconds: Mapping[str, float]) -> Facts:
+        """Describe a result, with the time of later stages added."""
+        height, width = result.mask.shape
+        seconds = {**result.seconds, **more_seconds}
+        labels = None if result.labels is None else [int(label) for label in np.unique(result.labels) if label]
+        return cls(
+            width=width,
+            height=height,
+            share=round(result.share, 6),
+            boxes=result.boxes(),
+            confidence=round(result.confidence, 6),
+            seconds=seconds,
+            device={stage: result.device if stage in DEVICE_STAGES else "cpu" for stage in seconds},
+            category=result.category,
+            classes=labels,
+        )
+
+    def as_dict(self) -> dict[str, object]:
+        """Return the fields that are known, for JSON."""
+        return {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
+
+
 def segment_files(
-    photographs: Sequence[find.Photograph],
+    photographs: Sequence[Photograph],
     stems: Sequence[Path],
     vit: ViT,
     which: Sequence[str],
     *,
+    settings: options.Settings = options.Settings(),
+    collection: Collection | str | Path | None = "auto",
     overwrite: bool = False,
-    count: int = 1,
+    n_threads: int = 1,
     batch: int | None = None,
-    max_pixels: int = decode.MAX_PIXELS,
-    **options,
 ) -> Iterator[Outcome]:
-    """Segment photographs and write what is asked for, in the order given.
+    """Segment photographs and write their outputs, in the order given.
 
-    A photograph whose files are all there, written by this version from the same pixels with the same parameters, is skipped.
-
-    On the CPU each goes all its way in one thread. On a GPU photographs of one grid go through the network together, while others
-    are decoded and written.
+    A photograph whose files all exist, written by this version from the same pixels with the same parameters, is
+    skipped. On the CPU each photograph is processed by one thread. On a GPU photographs of one size go through the
+    network together while others are decoded and written.
 
     Parameters
     ----------
     photographs : sequence of Photograph
     stems : sequence of Path
-        What each photograph's files begin with, see :func:`vitnp.export.naming.output_stems`.
+        What the names of each photograph's files begin with, see :func:`vitnp.export.naming.output_stems`.
     vit : ViT
     which : sequence of str
-        Kinds of output, see :meth:`Segmentation.save`.
+        Kinds of output, see :meth:`vitnp.result.Segmentation.save`.
+    settings : Settings
+    collection : "auto", None or "none", path or Collection
+        As for :func:`vitnp.segment_image`.
     overwrite : bool
-        Do everything anew, and replace files that vitnp did not write.
-    count : int
+        Redo finished work, and replace files that vitnp did not write.
+    n_threads : int
         Photographs in flight.
     batch : int, optional
-        Most photographs in a GPU's network at once; by default what fits into half of its free memory. A batch that doesn't fit is
-        halved, and tried again.
-    max_pixels : int
-        Larger photographs are failures.
-    **options
-        Further ones of :func:`vitnp.segment_image`, `collection` among them.
+        Maximum number of photographs in a GPU's network at once, see
+        :func:`vitnp.features.batching.through_network`.
 
     Yields
     ------
     Outcome
-        One a photograph; what goes wrong with one of them is in its outcome.
+        One per photograph; its error is in its outcome.
 
     Raises
     ------
     UsageError
-        For an option out of range.
+        If a value is not allowed.
     DeviceError
-        When a GPU's memory doesn't hold a single photograph.
+        If a GPU's memory does not hold a single photograph.
     """
-    method = ImagePipeline.of(vit, **options)  # once for all of them
-    prototypes = getattr(method.collection, "prototypes", None)
-    if prototypes is not None and prototypes.classes.max(initial=0) >= MOST_LABELS:
+    pipeline = ImagePipeline.create(vit, settings, collection)
+    prototypes = pipeline.collection and pipeline.collection.prototypes
+    if prototypes is not None and prototypes.classes.max(initial=0) >= MAX_LABELS:
         raise UsageError(
-            f"the collection has more than {MOST_LABELS} classes, which label images can't hold; fit one with fewer"
+            f"label images hold at most {MAX_LABELS} classes, and the collection has more; fit one with fewer"
         )
-    run = _Run(method, tuple(which), overwrite, max_pixels)
-    items = [_Item(place, photograph.path, stem) for place, (photograph, stem) in enumerate(zip(photographs, stems))]
-    # One limit around all of them, or BLAS would change hands with every photograph.
+    run = _Run(pipeline, tuple(which), overwrite)
+    jobs = [
+        _ImageJob(index, path=photograph.path, stem=stem)
+        for index, (photograph, stem) in enumerate(zip(photographs, stems))
+    ]
+    # One limit around all photographs, or BLAS would change its setting with every one.
     with blas.one_blas_thread():
         if vit.device == "cpu":
-            yield from pool.map_ordered(run.whole, items, count)
+            yield from pool.map_ordered(run.whole, jobs, n_threads)
         else:
-            with contextlib.closing(run.through_the_network(items, count, BatchSizer(vit, batch))) as outcomes:
-                yield from _by_place(outcomes)
+            with contextlib.closing(run.batched(jobs, n_threads, batch)) as finished:
+                yield from _in_given_order(finished)
 
 
-def result_facts(result: Segmentation, further_seconds: Mapping[str, float]) -> dict[str, object]:
-    """A result in numbers: width and height in pixels, foreground's share, boxes as (x, y, width, height), confidence, and
-    by stage, those after the result was there included, seconds and where it ran.
-    """
-    height, width = result.mask.shape
-    seconds = {**result.seconds, **further_seconds}
-    facts = {
-        "width": width,
-        "height": height,
-        "share": round(result.share, 6),
-        "boxes": result.boxes(),
-        "confidence": round(result.confidence, 6),
-        "seconds": seconds,
-        "device": {stage: result.device if stage in DEVICE_STAGES else "cpu" for stage in seconds},
-    }
-    if result.category is not None:
-        facts["category"] = result.category
-    if result.labels is not None:
-        facts["classes"] = [int(label) for label in np.unique(result.labels) if label]
-    return facts
+@dataclasses.dataclass
+class _ImageJob(Job):
+    """A photograph on its way from its file to its outputs."""
 
-
-@dataclasses.dataclass(frozen=True)
-class _Item:
-    """A photograph: its place among those given, its file, what its results' names begin with."""
-
-    place: int
-    path: Path
-    stem: Path
-
-
-@dataclasses.dataclass(frozen=True)
-class _Opened:
-    """A photograph that waits for the network: itself and what the network reads of it."""
-
-    item: _Item
-    rgb: np.ndarray
-    decoded: Decoded
-    seconds: float
-
-
-@dataclasses.dataclass(frozen=True)
-class _Judged:
-    """A result that waits to be written."""
-
-    item: _Item
-    result: Segmentation
-
-
-@dataclasses.dataclass(frozen=True)
-class _Ended:
-    """What became of a photograph."""
-
-    item: _Item
-    outcome: Outcome
+    path: Path = Path()
+    stem: Path = Path()
+    rgb: np.ndarray | None = None
+    result: Segmentation | None = None
+    outcome: Outcome | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class _Run:
-    """What is the same for all photographs, and what is done to each of them."""
+    """What is the same for all photographs, and the stages that each of them passes."""
 
-    method: ImagePipeline
+    pipeline: ImagePipeline
     which: tuple[str, ...]
     overwrite: bool
-    max_pixels: int
 
-    def whole(self, item: _Item) -> Outcome:
-        """All of a photograph, from its file to its results'."""
-        vit = self.method.vit
+    def whole(self, job: _ImageJob) -> Outcome:
+        """Take a photograph through all stages."""
+        pipeline = self.pipeline
         try:
-            done = self.done_before(item)
-            if done:
-                return done
+            finished = self.finished_before(job)
+            if finished:
+                return finished
             with (
                 blas.one_blas_thread(),
-                pool.large_image_lock(decode.pixels_of(item.path)),
-                refused_beyond_memory(vit.device),
+                pool.large_image_lock(headers.pixels_of(job.path)),
+                image_memory_error(pipeline.vit.device),
             ):
-                opened = self.opened(item)
-                clock = Stopwatch(vit.device)
-                (features,) = self.method.features([opened.decoded])
+                self.decode(job)
+                clock = Stopwatch(pipeline.vit.device)
+                (features,) = pipeline.extract([job.input])
                 clock.lap("network")
-                clock.seconds = {"decode": opened.seconds, **clock.seconds}
-                return self.written(
-                    _Judged(item, self.method.segment(opened.rgb, features, opened.decoded.photograph, clock))
-                )
+                job.seconds |= clock.seconds
+                self.segment(job, features)
+            return self.write(job)
         except (ImageError, OutputError) as error:
-            return Outcome(item.path, {}, error)
+            return Outcome(job.path, {}, error)
 
-    def through_the_network(self, items: Sequence[_Item], count: int, at_once: BatchSizer) -> Iterator[_Ended]:
-        """Photographs in the order in which they are done: decoded side by side, in the network together, written side by side."""
+    def batched(self, jobs: Sequence[_ImageJob], n_threads: int, batch: int | None) -> Iterator[_ImageJob]:
+        """Yield jobs in the order in which they finish: decoded and written side by side, in the network together."""
+        vit = self.pipeline.vit
         with (
-            contextlib.closing(pool.map_ordered(self.begun, items, count)) as begun,
+            contextlib.closing(pool.map_ordered(self.begin, jobs, n_threads)) as begun,
             contextlib.closing(
-                group_by_shape(begun, _grid, at_once.most, weight=lambda one: one.rgb[..., 0].size, room=WAITING)
-            ) as groups,
-            contextlib.closing(self.judged(groups, at_once)) as judged,
+                through_network(
+                    begun,
+                    vit,
+                    self.pipeline.extract,
+                    batch=batch,
+                    stride=self.pipeline.spec.stride,
+                    weight=lambda job: job.rgb[..., 0].size,
+                    room=_WAITING_PIXELS,
+                )
+            ) as extracted,
+            contextlib.closing(self.segmented(extracted)) as segmented,
         ):
-            yield from pool.map_ordered(self.ended, judged, count)
+            yield from pool.map_ordered(self.end, segmented, n_threads)
 
-    def begun(self, item: _Item) -> _Opened | _Ended:
-        """As far as the network. What is done before needs none, and a large photograph goes all its way by itself."""
+    def begin(self, job: _ImageJob) -> _ImageJob:
+        """Decode a photograph, unless it is finished; a large one passes all stages by itself."""
         try:
-            done = self.done_before(item)
-            if done:
-                return _Ended(item, done)
-            if decode.pixels_of(item.path) > pool.LARGE_IMAGE_PIXELS:
-                return _Ended(item, self.whole(item))
-            with blas.one_blas_thread():
-                return self.opened(item)
+            job.outcome = self.finished_before(job)
+            if job.outcome is None and headers.pixels_of(job.path) > pool.LARGE_IMAGE_PIXELS:
+                job.outcome = self.whole(job)
+                job.input = None
+            elif job.outcome is None:
+                with blas.one_blas_thread():
+                    self.decode(job)
         except (ImageError, OutputError) as error:
-            return _Ended(item, Outcome(item.path, {}, error))
+            job.outcome = Outcome(job.path, {}, error)
+        return job
 
-    def judged(self, groups: Iterator[list[_Opened] | list[_Ended]], at_once: BatchSizer) -> Iterator[_Judged | _Ended]:
-        """What the network and all after it say of photographs of one grid each."""
-        method, vit = self.method, self.method.vit
-        for group in groups:
-            if isinstance(group[0], _Ended):
-                yield from group
-                continue
-            clock = Stopwatch(vit.device)
+    def segmented(self, jobs: Iterator[_ImageJob]) -> Iterator[_ImageJob]:
+        """Segment the photographs that have come out of the network."""
+        for job in jobs:
+            if job.features is not None:
+                with image_memory_error(self.pipeline.vit.device):
+                    self.segment(job, job.features)
+            yield job
 
-            def run(batch: Sequence[_Opened]) -> list:
-                return method.features([one.decoded for one in batch])
+    def end(self, job: _ImageJob) -> _ImageJob:
+        """Write a photograph's outputs, if there is a result."""
+        if job.result is not None and job.outcome is None:
+            try:
+                job.outcome = self.write(job)
+            except OutputError as error:
+                job.outcome = Outcome(job.path, {}, error)
+        return job
 
-            rows, columns = vit.grid(*group[0].decoded.prepared.pixels.shape[:2], method.parameters["stride"])
-            for batch, found in at_once.through(group, rows * columns, run):
-                clock.lap("network")
-                share = clock.seconds["network"] / len(batch)
-                for one, features in zip(batch, found):
-                    laps = Stopwatch(vit.device)
-                    laps.seconds |= {"decode": one.seconds, "network": round(share, 4)}
-                    with refused_beyond_memory(vit.device):
-                        result = method.segment(one.rgb, features, one.decoded.photograph, laps)
-                    yield _Judged(one.item, result)
-                clock = Stopwatch(vit.device)
-
-    def ended(self, one: _Judged | _Ended) -> _Ended:
-        """What became of a photograph, its results written if there are any."""
-        if isinstance(one, _Ended):
-            return one
-        try:
-            return _Ended(one.item, self.written(one))
-        except OutputError as error:
-            return _Ended(one.item, Outcome(one.item.path, {}, error))
-
-    def done_before(self, item: _Item) -> Outcome | None:
-        """The outcome if the results are there already.
+    def finished_before(self, job: _ImageJob) -> Outcome | None:
+        """Return the outcome if the outputs exist already.
 
         Raises
         ------
         ImageError
-            When the photograph can't be read.
+            If the photograph cannot be read.
         OutputError
-            When files are there that aren't vitnp's.
+            If there are files that vitnp did not write.
         """
         if self.overwrite:
             return None
-        collection, files = self.method.collection, output_paths(item.stem, self.which)
-        if collection is not None and collection.prototypes is not None:
-            files["labels"] = labels_path(item.stem)
-        wanted = {
-            "vitnp:parameters": stamp.parameters_hash(self.method.parameters),
-            "vitnp:photograph": decode.file_hash(item.path),
+        collection = self.pipeline.collection
+        labels = collection is not None and collection.prototypes is not None
+        files = output_paths(job.stem, self.which, labels=labels)
+        expected = {
+            "vitnp:parameters": stamp.parameters_hash(self.pipeline.parameters),
+            "vitnp:photograph": headers.file_hash(job.path),
         }
-        if all(stamp.stamp(file) == wanted for file in files.values()):
-            return Outcome(item.path, files)
+        if all(stamp.stamp(file) == expected for file in files.values()):
+            return Outcome(job.path, files)
         stamp.refuse_foreign(files.values())
         return None
 
-    def opened(self, item: _Item) -> _Opened:
-        """A photograph decoded."""
+    def decode(self, job: _ImageJob) -> None:
+        """Decode a photograph and scale it for the network."""
         clock = Stopwatch()
-        rgb = decode.read_image(item.path, max_pixels=self.max_pixels)
+        job.rgb = decode.read_image(job.path, max_pixels=self.pipeline.settings.max_pixels)
         clock.lap("decode")
-        decoded = self.method.preprocess(rgb, decode.file_hash(item.path))
-        return _Opened(item, rgb, decoded, clock.seconds["decode"])
+        job.seconds |= clock.seconds
+        job.input = self.pipeline.preprocess(job.rgb, headers.file_hash(job.path))
 
-    def written(self, one: _Judged) -> Outcome:
-        """The results of a photograph as files."""
+    def segment(self, job: _ImageJob, features: FeatureRecord) -> None:
+        """Make the mask from the features."""
+        clock = Stopwatch(self.pipeline.vit.device)
+        clock.seconds |= job.seconds
+        job.result = self.pipeline.segment(job.rgb, features, clock)
+        job.features = None
+
+    def write(self, job: _ImageJob) -> Outcome:
+        """Write the outputs of a photograph."""
         clock = Stopwatch()
-        files = one.result.save(one.item.stem, self.which)
+        files = job.result.save(job.stem, self.which)
         clock.lap("write")
-        return Outcome(one.item.path, files, facts=result_facts(one.result, clock.seconds), capped=one.result.capped)
+        return Outcome(job.path, files, facts=Facts.of(job.result, clock.seconds), capped=job.result.capped)
 
 
-def _grid(one: _Opened | _Ended) -> tuple[int, ...] | None:
-    """Of photographs that can go together; None for those that need no network any more."""
-    return None if isinstance(one, _Ended) else one.decoded.prepared.pixels.shape
-
-
-def _by_place(ended: Iterator[_Ended]) -> Iterator[Outcome]:
-    """Outcomes in the order in which their photographs were given."""
+def _in_given_order(jobs: Iterator[_ImageJob]) -> Iterator[Outcome]:
+    """Yield outcomes in the order in which their photographs were given."""
     waiting: dict[int, Outcome] = {}
-    place = 0
-    for one in ended:
-        waiting[one.item.place] = one.outcome
-        while place in waiting:
-            yield waiting.pop(place)
-            place += 1
+    index = 0
+    for job in jobs:
+        waiting[job.index] = job.outcome
+        while index in waiting:
+            yield waiting.pop(index)
+            index += 1

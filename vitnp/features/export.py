@@ -53,7 +53,7 @@ def write_features(
     photographs: Sequence[find.Photograph],
     stems: Sequence[Path],
     vit: ViT,
-    identity: FeatureSpec,
+    spec: FeatureSpec,
     *,
     form: str = "npz",
     store: FeatureStore | None = None,
@@ -72,7 +72,7 @@ def write_features(
     stems : sequence of Path
         Each file's name but for its ending, see :func:`vitnp.export.naming.output_stems`.
     vit : ViT
-    identity : FeatureSpec
+    spec : FeatureSpec
         Of this network: it holds the options.
     form : {"npz", "safetensors"}
     store : FeatureStore, optional
@@ -94,7 +94,7 @@ def write_features(
     UsageError
         When the features don't fit the precision.
     """
-    facts = metadata_of(vit, identity)
+    facts = metadata_of(vit, spec)
     parameters = parameters_hash(facts)
     paths = [Path(f"{stem}.{form}") for stem in stems]
 
@@ -109,7 +109,7 @@ def write_features(
     with contextlib.ExitStack() as stack:
         results = stack.enter_context(
             contextlib.closing(
-                stream(photographs, vit, identity, skip=skip, n_threads=n_threads, batch=batch, max_pixels=max_pixels)
+                stream(photographs, vit, spec, skip=skip, n_threads=n_threads, batch=batch, max_pixels=max_pixels)
             )
         )
         writer = None if store is None else stack.enter_context(ShardWriter(store))
@@ -138,9 +138,9 @@ def write_features(
                 yield Outcome(source, "done", path, features=features)
 
 
-def metadata_of(vit: ViT, identity: FeatureSpec) -> dict[str, object]:
+def metadata_of(vit: ViT, spec: FeatureSpec) -> dict[str, object]:
     """What a file tells of its making, the same for all photographs of a run."""
-    facts = {"model": vit.name, "patch": vit.config.patch, **dataclasses.asdict(identity), "version": __version__}
+    facts = {"model": vit.name, "patch": vit.config.patch, **spec.as_stored(), "version": __version__}
     # The file holds the same with and without.
     del facts["regions"]
     return facts

@@ -1,152 +1,177 @@
-"""One photograph through the ViT."""
+"""Features of photographs of one size, in one forward pass of the ViT."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
-from vitnp import kernels
+from vitnp import kernels, options
+from vitnp.errors import UsageError
+from vitnp.features.record import FeatureRecord
+from vitnp.features.spec import FeatureSpec
 from vitnp.io import preprocess, resample, source
 from vitnp.vit.model import ViT
 
-MAX_TOKENS = 4096
-
 
 @dataclasses.dataclass(frozen=True)
-class Features:
-    """What the clustering needs to know of a photograph; its arrays are on the network's device.
-
-    Attributes
-    ----------
-    facet : (N, D) float32
-        Keys (or another facet) of the patches as the network gives them, row by row of the grid.
-    attention : (N,) float32
-        CLS attention to the patches, mean over heads.
-    grid : (int, int)
-        Rows and columns of patches.
-    pixels : (int, int)
-        Height and width in pixels at which the network saw the photograph.
-    digest : int
-        Of those pixels: the photograph's own seed, whatever its name or its neighbors.
-    capped : bool
-        Whether the grid had to be made coarser to stay within the tokens allowed.
-    """
-
-    facet: np.ndarray
-    attention: np.ndarray
-    grid: tuple[int, int]
-    pixels: tuple[int, int]
-    digest: int
-    capped: bool
-
-    @property
-    def keys(self) -> np.ndarray:
-        """The facet, by the name that stored features have for it."""
-        return self.facet
-
-    @property
-    def unit(self) -> np.ndarray:
-        """The facet with rows of unit length, (N, D) float32: what k-means reads."""
-        return kernels.for_array(self.facet).normalize_rows(self.facet)
-
-
-@dataclasses.dataclass(frozen=True)
-class Prepared:
+class NetworkInput:
     """A photograph at the size at which the network sees it, on the network's device.
 
     Attributes
     ----------
+    photograph : str
+        Fingerprint of the file, or of the pixels if there is no file.
+    size : (int, int)
+        Height and width of the photograph itself in pixels, upright.
     pixels : (height, width, 3) uint8
     capped : bool
-        As in :class:`Features`.
+        Whether the patch grid was made coarser to stay within ``max_tokens``.
     """
 
+    photograph: str
+    size: tuple[int, int]
     pixels: np.ndarray
     capped: bool
 
     @property
     def digest(self) -> int:
-        """As in :class:`Features`."""
+        """Hash of the pixels: the seed of the photograph, whatever its name or its neighbors."""
         return int(source.content_hash(kernels.to_host(self.pixels)), 16)
 
 
-def prepare(
-    rgb: np.ndarray, vit: ViT, *, size: int | None = None, stride: int | None = None, max_tokens: int = MAX_TOKENS
-) -> Prepared:
-    """Scale a photograph (height, width, 3) uint8 to what the network takes; options as for :func:`extract`."""
-    short_side = preprocess.SHORT_SIDE if size is None else size
+def prepare(rgb: np.ndarray, vit: ViT, spec: FeatureSpec, photograph: str = "") -> NetworkInput:
+    """Scale a photograph (height, width, 3) uint8 to what the network takes."""
     scaled, capped = preprocess.network_size(
-        *rgb.shape[:2], short_side=short_side, patch=vit.config.patch, stride=stride, max_tokens=max_tokens
+        *rgb.shape[:2],
+        short_side=spec.short_side,
+        patch=vit.config.patch,
+        stride=spec.stride,
+        max_tokens=spec.max_tokens,
     )
-    return Prepared(resample.downscale(kernels.to_device(rgb, vit.device), scaled), capped)
+    pixels = resample.downscale(kernels.to_device(rgb, vit.device), scaled)
+    return NetworkInput(photograph, rgb.shape[:2], pixels, capped)
 
 
-def extract(
-    rgb: np.ndarray,
-    vit: ViT,
-    *,
-    size: int | None = None,
-    facet: str = "key",
-    layer: int = -1,
-    stride: int | None = None,
-    max_tokens: int = MAX_TOKENS,
-) -> Features:
-    """Features of one photograph.
+def extract(rgb: np.ndarray, vit: ViT, spec: FeatureSpec | None = None, **settings: Any) -> FeatureRecord:
+    """Return the features of one photograph; its arrays stay on the network's device.
 
     Parameters
     ----------
     rgb : (height, width, 3) uint8
     vit : ViT
-    size : int, optional
-        Short side in pixels at which the network sees the photograph, as a multiple of the patch; by default 320.
-    facet : {"key", "query", "value", "token"}
-    layer : int
-        Block to read; negative numbers count from the last.
-    stride : int, optional
-        Pixels between patches, a divisor of the patch. By default the patch.
-    max_tokens : int
-        Most patches; a larger grid is made coarser.
+    spec : FeatureSpec, optional
+        What to extract; by default float32 features of the settings below, without what regions need.
+    **settings
+        `short_side`, `facet`, `layer`, `stride` and `max_tokens`, see :class:`vitnp.options.Settings`.
 
     Returns
     -------
-    Features
+    FeatureRecord
 
     Raises
     ------
     UsageError
-        For a facet, layer or stride that the network doesn't have.
+        If the network does not have the layer or the stride, or a value is not allowed.
 
     Examples
     --------
     >>> features = extract(read_image("photograph.jpg"), load_vit("auto"))     # doctest: +SKIP
-    >>> features.facet.shape, features.grid                                     # doctest: +SKIP
+    >>> features.keys.shape, features.grid                                     # doctest: +SKIP
     ((540, 192), (20, 27))
     """
-    prepared = prepare(rgb, vit, size=size, stride=stride, max_tokens=max_tokens)
-    return extract_batch([prepared], vit, facet=facet, layer=layer, stride=stride)[0]
+    if spec is None:
+        spec = FeatureSpec.of(vit, **settings, precision="float32", regions=False)
+    return extract_batch([prepare(rgb, vit, spec, source.content_hash(rgb))], vit, spec)[0]
 
 
 def extract_batch(
-    group: Sequence[Prepared], vit: ViT, *, facet: str = "key", layer: int = -1, stride: int | None = None
-) -> list[Features]:
-    """Features of photographs of one size, in one pass; options as for :func:`extract`."""
-    found = vit(as_batch(group, vit), (facet, "attention"), layer=layer, stride=stride)
-    return [
-        Features(
-            facet=rows,
-            attention=attention.mean(axis=0),
-            grid=vit.grid(*one.pixels.shape[:2], stride),
-            pixels=one.pixels.shape[:2],
-            digest=one.digest,
-            capped=one.capped,
+    inputs: Sequence[NetworkInput],
+    vit: ViT,
+    spec: FeatureSpec,
+    *,
+    with_cls: bool = True,
+    place: Callable[[np.ndarray], np.ndarray] = lambda array: array,
+) -> list[FeatureRecord]:
+    """Return the features of photographs of one size, in one forward pass.
+
+    Parameters
+    ----------
+    inputs : sequence of NetworkInput
+    vit : ViT
+    spec : FeatureSpec
+        Made from this network.
+    with_cls : bool
+        Whether to compute the CLS token, which the image level alone does not need.
+    place : callable
+        Moves arrays to where they are kept, such as :func:`vitnp.kernels.to_host`.
+
+    Raises
+    ------
+    UsageError
+        If the features exceed the range of ``spec.precision``.
+    """
+    batch = [preprocess.normalize(one.pixels, vit.config.mean, vit.config.std) for one in inputs]
+    stacked = kernels.array_module(batch[0]).stack(batch)
+    found = {name: place(array) for name, array in _forward(stacked, vit, spec, with_cls).items()}
+    _refuse_overflow(found, spec)
+    records = []
+    for index, one in enumerate(inputs):
+        arrays = {name: kernels.array_module(array).ascontiguousarray(array[index]) for name, array in found.items()}
+        records.append(
+            FeatureRecord(
+                photograph=one.photograph,
+                grid=vit.grid(*one.pixels.shape[:2], spec.stride),
+                pixels=one.pixels.shape[:2],
+                size=one.size,
+                digest=one.digest,
+                capped=one.capped,
+                arrays=arrays.copy,
+            )
         )
-        for one, rows, attention in zip(group, found[facet], found["attention"])
-    ]
+    return records
 
 
-def as_batch(group: Sequence[Prepared], vit: ViT) -> np.ndarray:
-    """What the network reads, (B, 3, height, width) float32, of photographs of one size."""
-    pixels = [preprocess.normalize(one.pixels, vit.config.mean, vit.config.std) for one in group]
-    return kernels.array_module(pixels[0]).stack(pixels)
+def _forward(batch: np.ndarray, vit: ViT, spec: FeatureSpec, with_cls: bool) -> dict[str, np.ndarray]:
+    """Return the arrays of a store, with the images of the batch along the first axis."""
+    of_last = (*(("cls",) if with_cls else ()), *(("key", "value", "cls_state") if spec.regions else ()))
+    if spec.layer == vit.config.depth - 1:
+        found = last = vit(batch, dict.fromkeys((spec.facet, "attention", *of_last)), stride=spec.stride)
+    else:
+        found = vit(batch, (spec.facet, "attention"), layer=spec.layer, stride=spec.stride)
+        last = vit(batch, of_last, stride=spec.stride) if of_last else {}
+    arrays = {
+        "keys": _as_stored(found[spec.facet], spec),
+        "attention": found["attention"].mean(axis=1, dtype=np.float32),
+    }
+    if with_cls:
+        arrays["cls"] = last["cls"].astype(np.float32, copy=False)
+    if spec.regions:
+        arrays["cls_state"] = last["cls_state"].astype(np.float32, copy=False)
+        arrays["value"] = _as_stored(last["value"], spec)
+        if not spec.keys_are_last(vit):
+            arrays["last_key"] = _as_stored(last["key"], spec)
+    return arrays
+
+
+def _as_stored(rows: np.ndarray, spec: FeatureSpec) -> np.ndarray:
+    with np.errstate(over="ignore"):  # reported by _refuse_overflow
+        return rows.astype(spec.precision, copy=False)
+
+
+def _refuse_overflow(arrays: dict[str, np.ndarray], spec: FeatureSpec) -> None:
+    rows = [arrays[name] for name in ("keys", "value", "last_key") if name in arrays]
+    if all(kernels.array_module(array).isfinite(array).all() for array in rows):
+        return
+    if spec.precision == "float16":
+        advice = "use another facet or layer, or --dtype float32 of `vitnp features`"
+    else:
+        advice = "the checkpoint is damaged; fetch it again"
+    raise UsageError(f"the network gives features beyond the range of {spec.precision}; {advice}")
+
+
+def default_spec(vit: ViT, settings: options.Settings) -> FeatureSpec:
+    """Return the spec of float32 features without CLS tokens of regions: what a photograph by itself needs."""
+    return FeatureSpec.of(vit, **settings.of_features, precision="float32", regions=False)

@@ -18,9 +18,9 @@ _SEEN_AFTER = 90.0
 
 
 @functools.lru_cache(maxsize=4)
-def open_shared(folder: str, identity: FeatureSpec) -> FeatureStore:
-    """The store of an identity in a cache folder, one object for a whole process."""
-    return FeatureStore(folder, identity)
+def open_shared(folder: str, spec: FeatureSpec) -> FeatureStore:
+    """The store of an spec in a cache folder, one object for a whole process."""
+    return FeatureStore(folder, spec)
 
 
 def await_photographs(store: FeatureStore, photographs: Collection[str], seconds: float = _SEEN_AFTER) -> None:
@@ -103,10 +103,10 @@ class StoredKeys:
 
     def __reduce__(self) -> tuple:
         folder = os.path.abspath(self._store.folder.parent)
-        return _stored_keys, (folder, self._store.identity, self.photographs, slice(self._first, self._stop))
+        return _stored_keys, (folder, self._store.spec, self.photographs, slice(self._first, self._stop))
 
 
-def _stored_keys(folder: str, identity: FeatureSpec, photographs: tuple[str, ...], rows: slice) -> StoredKeys:
-    store = open_shared(folder, identity)
+def _stored_keys(folder: str, spec: FeatureSpec, photographs: tuple[str, ...], rows: slice) -> StoredKeys:
+    store = open_shared(folder, spec)
     await_photographs(store, photographs)
     return StoredKeys(store, photographs, rows)

@@ -27,7 +27,7 @@ from vitnp.features.shards import DamagedShard, Shard, write_shard
 from vitnp.features.spec import FeatureSpec
 from vitnp.io.write import make_folder, write_json
 
-IDENTITY_FILE = "identity.json"
+SPEC_FILE = "identity.json"
 
 # Pages of a mapped file count as this process's memory until the file is let go: eight shards are half a gigabyte.
 _MAPPED_SHARDS = 8
@@ -37,7 +37,7 @@ _LEFTOVER_AGE = 3600
 
 
 class FeatureStore:
-    """The features of photographs under one identity.
+    """The features of photographs under one spec.
 
     Reading is safe from several threads. Photographs are named by :func:`vitnp.io.decode.file_hash`, arrays by
     :func:`vitnp.io.source.content_hash`.
@@ -46,7 +46,7 @@ class FeatureStore:
     ----------
     folder : path
         The cache folder; the store is a subfolder of it. Nothing is made before something is written.
-    identity : FeatureSpec
+    spec : FeatureSpec
     notice : callable, optional
         Is told, in a line each, of damaged files that were thrown away. By default the log.
 
@@ -64,11 +64,9 @@ class FeatureStore:
     (540, 192)
     """
 
-    def __init__(
-        self, folder: Path | str, identity: FeatureSpec, *, notice: Callable[[str], None] | None = None
-    ) -> None:
-        self.folder = Path(folder) / identity.name
-        self.identity = identity
+    def __init__(self, folder: Path | str, spec: FeatureSpec, *, notice: Callable[[str], None] | None = None) -> None:
+        self.folder = Path(folder) / spec.name
+        self.spec = spec
         self.notice = notice or logging.getLogger("vitnp").warning
         self._lock = threading.RLock()
         self._shards: dict[str, Shard] = {}
@@ -202,7 +200,7 @@ class FeatureStore:
                 return
             make_folder(self.folder)
             # For people who wonder what is in here; and the first sign of a folder that refuses files.
-            write_json(self.folder / IDENTITY_FILE, dataclasses.asdict(self.identity))
+            write_json(self.folder / SPEC_FILE, self.spec.as_stored())
             _remove_leftovers(self.folder)
             self._writable = True
 
@@ -341,7 +339,7 @@ class Blocks:
         self._ends = np.cumsum([0, *store.patches(photographs)])
         width = store.entry(photographs[0]).keys.shape[1] if photographs else 0
         self.shape = int(self._ends[-1]), width
-        self.dtype = np.dtype(store.identity.precision)
+        self.dtype = np.dtype(store.spec.precision)
 
     def __iter__(self) -> Iterator[np.ndarray]:
         return (self._store.entry(photograph).keys for photograph in self._photographs)
@@ -387,22 +385,20 @@ def prune(folder: Path | str, keep: Collection[str], *, notice: Callable[[str], 
     except OSError as error:
         raise OutputError(f"can't read the cache folder {folder}: {error.strerror}; check its path") from None
     for subfolder in subfolders:
-        identity = _identity_in(subfolder)
-        if identity is not None:
-            freed += FeatureStore(folder, identity, notice=notice).prune(keep)
+        spec = _read_spec(subfolder)
+        if spec is not None:
+            freed += FeatureStore(folder, spec, notice=notice).prune(keep)
     return freed
 
 
-def _identity_in(folder: Path) -> FeatureSpec | None:
-    """Whose store a folder is; None for anything else, stores of other versions too."""
+def _read_spec(folder: Path) -> FeatureSpec | None:
+    """Return the spec of the store in a folder; None for anything else, stores of other versions included."""
     try:
-        fields = json.loads((folder / IDENTITY_FILE).read_bytes())
-        identity = FeatureSpec(
-            **{name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
-        )
-    except (OSError, ValueError, TypeError):
+        fields = json.loads((folder / SPEC_FILE).read_bytes())
+        spec = FeatureSpec.from_stored(fields)
+    except (OSError, ValueError, TypeError, AttributeError):
         return None
-    return identity if identity.name == folder.name else None
+    return spec if spec.name == folder.name else None
 
 
 def _remove_leftovers(folder: Path) -> None:

@@ -31,7 +31,7 @@ _ESTIMATED_FROM = 1000
 
 @contextlib.contextmanager
 def temporary_store(
-    identity: FeatureSpec,
+    spec: FeatureSpec,
     *,
     needed: int = 0,
     folder: Path | str | None = None,
@@ -44,7 +44,7 @@ def temporary_store(
 
     Parameters
     ----------
-    identity : FeatureSpec
+    spec : FeatureSpec
     needed : int
         Bytes that it'll take, see :func:`estimate_bytes`.
     folder : path, optional
@@ -69,7 +69,7 @@ def temporary_store(
     kept = False
     try:
         with _marked_in_use(made):
-            store = FeatureStore(made, identity, notice=notice)
+            store = FeatureStore(made, spec, notice=notice)
             try:
                 yield store
             except KeyboardInterrupt:
@@ -144,7 +144,7 @@ def check_space(folder: Path | str, needed: int) -> None:
         )
 
 
-def estimate_bytes(photographs: Sequence[Source], vit: ViT, identity: FeatureSpec) -> int:
+def estimate_bytes(photographs: Sequence[Source], vit: ViT, spec: FeatureSpec) -> int:
     """Bytes that the features of photographs will take on disk, within a few per cent.
 
     Of many photographs the headers of a thousand are read, evenly spread. What can't be read counts nothing.
@@ -153,15 +153,15 @@ def estimate_bytes(photographs: Sequence[Source], vit: ViT, identity: FeatureSpe
     ----------
     photographs : sequence of Photograph, path, PIL image or array
     vit : ViT
-    identity : FeatureSpec
+    spec : FeatureSpec
     """
     step = max(1, len(photographs) // _ESTIMATED_FROM)
     looked_at = photographs[::step]
-    total = sum(_bytes_of(photograph, vit, identity) for photograph in looked_at)
+    total = sum(_bytes_of(photograph, vit, spec) for photograph in looked_at)
     return int(total * len(photographs) / max(1, len(looked_at)))
 
 
-def _bytes_of(photograph: Source, vit: ViT, identity: FeatureSpec) -> int:
+def _bytes_of(photograph: Source, vit: ViT, spec: FeatureSpec) -> int:
     try:
         height, width = size_of(photograph)
     except ImageError:
@@ -169,14 +169,14 @@ def _bytes_of(photograph: Source, vit: ViT, identity: FeatureSpec) -> int:
     (height, width), _ = preprocess.network_size(
         height,
         width,
-        short_side=identity.size,
+        short_side=spec.short_side,
         patch=vit.config.patch,
-        stride=identity.stride,
-        max_tokens=identity.max_tokens,
+        stride=spec.stride,
+        max_tokens=spec.max_tokens,
     )
-    rows, columns = vit.grid(height, width, identity.stride)
-    width, item = vit.config.width, np.dtype(identity.precision).itemsize
-    facets = 1 if not identity.regions else 2 if identity.keys_are_last(vit) else 3
-    tokens = 5 if identity.regions else 1
+    rows, columns = vit.grid(height, width, spec.stride)
+    width, item = vit.config.width, np.dtype(spec.precision).itemsize
+    facets = 1 if not spec.regions else 2 if spec.keys_are_last(vit) else 3
+    tokens = 5 if spec.regions else 1
     # Attention stands beside the facets; some 150 bytes tell what it's all about.
     return rows * columns * (facets * width * item + 4) + tokens * width * 4 + 150

@@ -1,1 +1,1 @@
-"""Read photographs and write files."""
+"""Find, decode and resize photographs; write files."""

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from vitnp.errors import ImageError
-from vitnp.io.decode import FORMATS, unopened
+from vitnp.io.headers import FORMATS, unopened
 from vitnp.io.stamp import is_own_output
 
 # fmt: off
@@ -17,14 +17,20 @@ EXTENSIONS = frozenset({
     ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".webp", ".tif", ".tiff", ".bmp", ".dib", ".gif",
     ".heic", ".heif", ".hif", ".avif",
 })
-
-
-# --- Finding photographs ---------------------------------------------------------------------------------------------
+# fmt: on
 
 
 @dataclasses.dataclass(frozen=True)
 class Photograph:
-    """A photograph to be read, and its place below the folder in which it was found."""
+    """Path of a photograph.
+
+    Attributes
+    ----------
+    path : Path
+        Path of the file.
+    relative : Path
+        Path below the folder in which it was found; see :func:`find_photographs`.
+    """
 
     path: Path
     relative: Path
@@ -33,38 +39,38 @@ class Photograph:
 def find_photographs(
     paths: Iterable[str | os.PathLike[str]], *, failures: list[ImageError] | None = None
 ) -> list[Photograph]:
-    """List the photographs that files and folders stand for.
+    """List the photographs in files and folders.
 
-    A file is taken whatever its extension. A folder is walked with its subfolders, each sorted by name: files with a
-    known extension are taken, hidden ones (a leading dot) and pictures that vitnp itself wrote are skipped, symbolic
-    links are followed, and each folder is visited once. What is named twice counts once.
+    A file is accepted whatever its extension. Folders are searched with their subfolders, sorted by name: files with a
+    known extension are accepted, hidden files (a leading dot) and images that vitnp itself wrote are skipped, symbolic
+    links are followed, and each folder is visited once. A file given twice is listed once.
 
     Parameters
     ----------
     paths : iterable of paths
     failures : list of ImageError, optional
-        Collects one error for each entry that gives no photograph: a missing file, a file that vitnp wrote, a folder
-        that can't be listed or holds no photograph. Without it the first such error is raised.
+        List to which one error is appended for each path without a photograph: a missing file, a file that vitnp wrote,
+        a folder that cannot be listed or contains no photograph. If not given, the first such error is raised.
 
     Returns
     -------
     list of Photograph
-        `relative` is the path below its folder, led by the folder's own name when several folders are given, and the
-        bare file name for a file.
+        `relative` is the path below the given folder, preceded by the name of the folder if several folders are given;
+        for a file it is the file name.
 
     Raises
     ------
     ImageError
-        See `failures`.
+        If a path has no photograph and `failures` is not given.
     """
-    paths = [Path(path) for path in paths]
-    lead = sum(os.path.isdir(path) for path in paths) > 1
+    given = [Path(path) for path in paths]
+    with_folder_name = sum(os.path.isdir(path) for path in given) > 1
     found: dict[str, Photograph] = {}
     visited: set[tuple[int, int]] = set()
-    for path in paths:
+    for path in given:
         try:
-            for photograph in _expand(path, lead, visited):
-                found.setdefault(_place(photograph.path), photograph)
+            for photograph in _expand(path, with_folder_name, visited):
+                found.setdefault(_directory_entry(photograph.path), photograph)
         except ImageError as error:
             if failures is None:
                 raise
@@ -72,36 +78,37 @@ def find_photographs(
     return list(found.values())
 
 
-def _place(path: Path) -> str:
-    """One spelling for each directory entry; a link to a photograph is a photograph of its own."""
+def _directory_entry(path: Path) -> str:
+    """Return a unique path of a directory entry. A link to a photograph is an entry of its own."""
     return os.path.join(os.path.realpath(path.parent), path.name)
 
 
-def _expand(path: Path, lead: bool, visited: set[tuple[int, int]]) -> Iterator[Photograph]:
+def _expand(path: Path, with_folder_name: bool, visited: set[tuple[int, int]]) -> Iterator[Photograph]:
+    """List the photographs of one path."""
     try:
         information = path.stat()
     except (OSError, ValueError) as error:
         raise unopened(path, error) from None
     if not stat.S_ISDIR(information.st_mode):
         if is_own_output(path):
-            raise ImageError(f"{path}: vitnp wrote this picture itself; name the photograph it was made from")
+            raise ImageError(f"{path}: vitnp wrote this image itself; name the photograph it was made from")
         yield Photograph(path, Path(path.name))
         return
-    again = (information.st_dev, information.st_ino) in visited
-    prefix = Path(os.path.basename(os.path.abspath(path))) if lead else Path()
-    any_found = False
+    visited_before = (information.st_dev, information.st_ino) in visited
+    prefix = Path(os.path.basename(os.path.abspath(path))) if with_folder_name else Path()
+    empty = True
     for file in _walk(path, visited):
-        any_found = True
+        empty = False
         yield Photograph(file, prefix / file.relative_to(path))
-    if not any_found and not again:
+    if empty and not visited_before:
         raise ImageError(f"{path}: this folder holds no photographs ({FORMATS}); name another one")
 
 
 def _walk(folder: Path, visited: set[tuple[int, int]]) -> Iterator[Path]:
-    """Photographs of a folder and its subfolders, depth first, in the order of their names."""
-    waiting = [folder]
-    while waiting:
-        entry = waiting.pop()
+    """List the photographs of a folder and its subfolders, depth first, in the order of their names."""
+    stack = [folder]
+    while stack:
+        entry = stack.pop()
         try:
             if not os.path.isdir(entry):
                 if entry.suffix.lower() in EXTENSIONS and os.path.isfile(entry) and not is_own_output(entry):
@@ -112,6 +119,6 @@ def _walk(folder: Path, visited: set[tuple[int, int]]) -> Iterator[Path]:
             if identity not in visited:
                 visited.add(identity)
                 names = sorted((name for name in os.listdir(entry) if not name.startswith(".")), reverse=True)
-                waiting.extend(entry / name for name in names)
+                stack.extend(entry / name for name in names)
         except OSError as error:
             raise unopened(entry, error) from None

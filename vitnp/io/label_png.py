@@ -12,7 +12,7 @@ from vitnp.masks.palette import voc_colors
 
 
 def write_labels(path: str | os.PathLike[str], labels: np.ndarray, text: Mapping[str, str] | None = None) -> None:
-    """Write labels as an 8-bit palette PNG: pixel values are the classes, and any viewer shows them in color.
+    """Write labels as an 8-bit palette PNG: pixel values are the classes, and image viewers show them in color.
 
     Parameters
     ----------
@@ -20,14 +20,14 @@ def write_labels(path: str | os.PathLike[str], labels: np.ndarray, text: Mapping
     labels : array, shape (H, W), uint8
         0 is background.
     text : mapping of str to str
-        Text chunks beside vitnp's own stamp, see :func:`vitnp.io.write.write_png`.
+        Text chunks in addition to the stamp, see :func:`vitnp.io.write.write_png`.
 
     Raises
     ------
     ValueError
-        When `labels` isn't an image of class numbers.
+        If `labels` is not a uint8 image.
     OutputError
-        When the file can't be written.
+        If the file cannot be written.
 
     Examples
     --------
@@ -42,8 +42,8 @@ def write_labels(path: str | os.PathLike[str], labels: np.ndarray, text: Mapping
     from PIL import Image
 
     if labels.ndim != 2 or labels.dtype != np.uint8 or labels.size == 0:
-        raise ValueError(f"labels must be a uint8 array of shape (H, W), not {labels.dtype} of {labels.shape}")
-    picture = Image.fromarray(np.ascontiguousarray(labels))
-    # The whole palette always: with 16 colors or fewer Pillow would pack several pixels into a byte.
-    picture.putpalette(voc_colors().tobytes())
-    write_png(path, picture, text)
+        raise ValueError(f"labels must be a uint8 array of shape (H, W), got {labels.dtype} of shape {labels.shape}")
+    image = Image.fromarray(np.ascontiguousarray(labels))
+    # All 256 colors, because with 16 or fewer Pillow would pack several pixels into a byte.
+    image.putpalette(voc_colors().tobytes())
+    write_png(path, image, text)

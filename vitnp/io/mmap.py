@@ -1,4 +1,4 @@
-"""Arrays that lie in files mapped into memory."""
+"""Arrays in memory-mapped files."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ import numpy as np
 
 
 def forget_pages(array: np.ndarray) -> None:
-    """Let the system take back the memory of a mapped file that an array lies in; it reads the file again when need be.
+    """Release the memory pages of the mapped file that an array is part of; they are read again when needed.
 
-    Nothing happens to arrays that lie elsewhere, or on systems that can't be told.
+    Does nothing for other arrays, and on systems without ``madvise``.
 
     Examples
     --------
     >>> forget_pages(np.zeros(3))
     """
-    held = array
-    while isinstance(held, np.ndarray):
-        held = held.base
-    if isinstance(held, memoryview):
-        held = held.obj
-    if isinstance(held, mmap.mmap) and hasattr(held, "madvise") and not held.closed:
-        held.madvise(mmap.MADV_DONTNEED)
+    owner: object = array
+    while isinstance(owner, np.ndarray):
+        owner = owner.base
+    if isinstance(owner, memoryview):
+        owner = owner.obj
+    if isinstance(owner, mmap.mmap) and hasattr(owner, "madvise") and not owner.closed:
+        owner.madvise(mmap.MADV_DONTNEED)

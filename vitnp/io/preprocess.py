@@ -1,4 +1,4 @@
-"""What comes in: photographs found, read, and brought to the size and scale that the network wants."""
+"""Resize and normalize photographs for the network."""
 
 from __future__ import annotations
 
@@ -19,35 +19,37 @@ def network_size(
     stride: int | None = None,
     max_tokens: int = 4096,
 ) -> tuple[tuple[int, int], bool]:
-    """Size at which a photograph enters the network.
+    """Compute the size at which a photograph enters the network.
 
-    The short side becomes the multiple of the patch nearest to `short_side` (320 gives 322 for a patch of 14), the long
-    side the multiple nearest to what keeps the aspect, each at least one patch. When that makes too many tokens, both
-    sides shrink by the largest common factor that doesn't.
+    The short side becomes the multiple of the patch size nearest to `short_side` (320 gives 322 for patches of 14
+    pixels), the long side the multiple nearest to that of the same aspect, each at least one patch. If this gives too
+    many tokens, both sides are reduced by a common factor, as little as possible.
 
     Parameters
     ----------
     height, width : int
-        The photograph's size in pixels.
-    short_side, patch : int
-        In pixels.
+        Size of the photograph in pixels.
+    short_side : int
+        Requested short side in pixels.
+    patch : int
+        Patch size in pixels.
     stride : int, optional
-        Step between patches, at most the patch and by default equal to it: a side then holds
+        Distance between patches, at most the patch size, which is the default. A side has
         ``(side - patch) // stride + 1`` tokens.
     max_tokens : int
-        The cap on patch tokens.
+        Largest number of patch tokens.
 
     Returns
     -------
     (height, width) : (int, int)
-        Multiples of the patch.
+        Multiples of the patch size.
     capped : bool
-        Whether `max_tokens` made it smaller.
+        Whether the size was reduced because of `max_tokens`.
 
     Raises
     ------
     UsageError
-        For a number below 1, or a stride that exceeds the patch.
+        If a number is less than 1, or the stride is larger than the patch.
 
     Examples
     --------
@@ -60,62 +62,64 @@ def network_size(
     for name, value in (
         ("height", height),
         ("width", width),
-        ("short side", short_side),
+        ("short_side", short_side),
         ("patch", patch),
         ("stride", stride),
-        ("token limit", max_tokens),
+        ("max_tokens", max_tokens),
     ):
         if value < 1:
-            raise UsageError(f"the {name} is {value}; choose 1 or more")
+            raise UsageError(f"{name} must be at least 1, got {value}")
     if stride > patch:
         raise UsageError(
-            f"the stride {stride} exceeds the patch size {patch} and would leave gaps; choose 1 to {patch}"
+            f"stride must be at most the patch size, {patch}, because a larger one leaves gaps, got {stride}"
         )
 
-    def at(scale: float) -> tuple[int, int]:
+    def size_at(scale: float) -> tuple[int, int]:
         return _snap(height * scale, patch), _snap(width * scale, patch)
 
     def fits(size: tuple[int, int]) -> bool:
         return ((size[0] - patch) // stride + 1) * ((size[1] - patch) // stride + 1) <= max_tokens
 
-    enough = _snap(short_side, patch) / min(height, width)
-    if fits(size := at(enough)):
+    full = _snap(short_side, patch) / min(height, width)
+    if fits(size := size_at(full)):
         return size, False
-    # The tokens grow with the scale in steps, so bisection finds the last step that fits, to the last bit of a float.
-    small, large = 0.0, enough
+    # The number of tokens is a step function of the scale; bisection finds the largest scale that fits, to the last
+    # bit.
+    small, large = 0.0, full
     while small < (middle := (small + large) / 2) < large:
-        small, large = (middle, large) if fits(at(middle)) else (small, middle)
-    return at(small), True
+        small, large = (middle, large) if fits(size_at(middle)) else (small, middle)
+    return size_at(small), True
 
 
-def short_side_of(asked: int | None, patch: int) -> int:
-    """The short side in pixels at which the network sees photographs: the multiple of the patch nearest to what is asked
-    for, by default to 320.
+def short_side_of(short_side: int | None, patch: int) -> int:
+    """Return the short side in pixels at which photographs enter the network.
+
+    This is the multiple of the patch size nearest to the requested short side, by default 320.
 
     Examples
     --------
     >>> short_side_of(None, 14), short_side_of(250, 16)
     (322, 256)
     """
-    asked = SHORT_SIDE if asked is None else asked
-    if asked < 1:
-        raise UsageError(f"the short side is {asked}; choose 1 or more")
-    return _snap(asked, patch)
+    short_side = SHORT_SIDE if short_side is None else short_side
+    if short_side < 1:
+        raise UsageError(f"short_side must be at least 1, got {short_side}")
+    return _snap(short_side, patch)
 
 
 def _snap(side: float, patch: int) -> int:
-    """The multiple of the patch nearest to a side, halves upwards, never zero."""
+    """Return the multiple of the patch size nearest to a side, half rounded up, at least one patch."""
     return max(1, int(side / patch + 0.5)) * patch
 
 
 def normalize(rgb: np.ndarray, mean: tuple[float, float, float], std: tuple[float, float, float]) -> np.ndarray:
-    """Scale a picture to 0..1, subtract the mean, divide by the standard deviation, channels first.
+    """Scale an image to 0..1, subtract the mean, divide by the standard deviation, and put channels first.
 
     Parameters
     ----------
     rgb : array, shape (h, w, 3), uint8
     mean, std : three floats
-        On the scale 0..1.
+        For R, G and B, on the scale 0..1.
 
     Returns
     -------

@@ -1,37 +1,39 @@
-"""Photographs as files or in memory: their names in a store, their sizes, their pixels."""
+"""Photographs as files, PIL images or arrays: their fingerprints, sizes and pixels."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Union
+from typing import TYPE_CHECKING, Union, cast
 
 import numpy as np
 
 from vitnp.errors import ImageError
-from vitnp.io import decode, find
-from vitnp.io.decode import stored_size
+from vitnp.io.decode import read_image
+from vitnp.io.find import Photograph
+from vitnp.io.headers import file_hash, pixels_of, stored_size
 from vitnp.kernels.threads import pool
 
 if TYPE_CHECKING:
     from PIL import Image
 
-Source = Union[find.Photograph, str, os.PathLike, "Image.Image", np.ndarray]
+Source = Union[Photograph, str, os.PathLike[str], "Image.Image", np.ndarray]
 
 
 def path_of(source: Source) -> Path | None:
-    """The file of a photograph; None where it's in memory."""
-    if isinstance(source, find.Photograph):
+    """Return the path of a photograph; None if it is in memory."""
+    if isinstance(source, Photograph):
         return source.path
     return Path(source) if isinstance(source, (str, os.PathLike)) else None
 
 
 def content_hash(rgb: np.ndarray) -> str:
-    """Fingerprint of a picture's shape and pixels: 32 hexadecimal digits of BLAKE2b.
+    """Return the fingerprint of an image: the BLAKE2b hash of its shape and pixels as 32 hexadecimal digits.
 
-    Two files that decode to the same pixels share it, whatever their names and formats.
+    Two files that decode to the same pixels have the same hash, whatever their names and formats.
 
     Examples
     --------
@@ -40,18 +42,18 @@ def content_hash(rgb: np.ndarray) -> str:
     '3034a84a7690e6cd97747e2c803230b8'
     """
     digest = hashlib.blake2b(repr(rgb.shape).encode(), digest_size=16)
-    digest.update(np.ascontiguousarray(rgb))
+    digest.update(np.ascontiguousarray(rgb).reshape(-1).data)
     return digest.hexdigest()
 
 
 def fingerprint(source: Source, rgb: np.ndarray | None = None) -> str:
-    """Identify a photograph by its content: by the bytes of a file, else by its pixels.
+    """Return the fingerprint of a photograph: :func:`file_hash` of a file, else :func:`content_hash` of the pixels.
 
     Parameters
     ----------
     source : Photograph, path, PIL image or array
     rgb : (height, width, 3) uint8, optional
-        The decoded pixels, where they are at hand.
+        The decoded pixels, if available.
 
     Returns
     -------
@@ -65,39 +67,47 @@ def fingerprint(source: Source, rgb: np.ndarray | None = None) -> str:
     """
     path = path_of(source)
     if path is not None:
-        return decode.file_hash(path)
-    return content_hash(decode.read_image(source) if rgb is None else rgb)
+        return file_hash(path)
+    return content_hash(_read(source) if rgb is None else rgb)
 
 
 def size_of(source: Source) -> tuple[int, int]:
-    """Height and width, not turned upright yet; of a file only the header is read.
+    """Return height and width as stored, before the EXIF orientation is applied. Only the header of a file is read.
 
     Raises
     ------
     ImageError
-        When there are none.
+        If the photograph cannot be read or has no pixels.
     """
     path = path_of(source)
     if path is not None:
         height, width = stored_size(path)
     elif hasattr(source, "getexif"):
-        height, width = source.height, source.width
+        image = cast("Image.Image", source)
+        height, width = image.height, image.width
     else:
-        height, width = decode.read_image(source).shape[:2]
+        height, width = _read(source).shape[:2]
     if height < 1 or width < 1:
-        raise ImageError(f"{path or 'the picture'}: it has no pixels; use a picture of at least 1 x 1")
+        raise ImageError(f"{path or 'the image'}: it has no pixels; use an image of at least 1 x 1")
     return height, width
 
 
 @contextlib.contextmanager
-def opened(source: Source, max_pixels: int):
-    """The pixels of a photograph, (height, width, 3) uint8, to be let go of soon: large ones come one at a time.
+def opened(source: Source, max_pixels: int) -> Iterator[np.ndarray]:
+    """Yield the pixels of a photograph, (height, width, 3) uint8.
+
+    Large files are opened one at a time (:func:`vitnp.kernels.threads.pool.large_image_lock`), so do not keep them open
+    for longer than needed.
 
     Raises
     ------
     ImageError
-        When it can't be read.
+        If the photograph cannot be read.
     """
     path = path_of(source)
-    with contextlib.nullcontext() if path is None else pool.large_image_lock(decode.pixels_of(path)):
-        yield decode.read_image(source if path is None else path, max_pixels=max_pixels)
+    with contextlib.nullcontext() if path is None else pool.large_image_lock(pixels_of(path)):
+        yield _read(source, max_pixels=max_pixels)
+
+
+def _read(source: Source, **options: int) -> np.ndarray:
+    return read_image(source.path if isinstance(source, Photograph) else source, **options)

@@ -1,4 +1,4 @@
-"""Buffers of a long run that live on disk instead of in memory: text for a file to come, and packed masks."""
+"""Temporary files for data that grows during a long run: text of an output file, and packed masks."""
 
 from __future__ import annotations
 
@@ -8,27 +8,29 @@ import tempfile
 import threading
 import zlib
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from types import TracebackType
+from typing import BinaryIO
 
 import numpy as np
 
 from vitnp.errors import OutputError
 
-if TYPE_CHECKING:
-    from typing import Self
+# Smaller buffers stay in memory.
+_TEXT_BYTES = 1 << 20
+_MASK_BYTES = 1 << 22
 
 
-# Short texts never touch the disk.
-_MEMORY_BYTES = 1 << 20
+def _cannot_buffer(what: str, error: OSError, advice: str) -> OutputError:
+    return OutputError(f"cannot buffer {what}: {error.strerror or error}; {advice}")
 
 
 class Spool:
-    """A place to append text to; a nameless temporary file, so that whatever happens, nothing of it is left behind.
+    """Append-only text in an unnamed temporary file, which the system removes however the process ends.
 
     Parameters
     ----------
     path : path
-        The file that the text is for: the disk is the same, and errors name it.
+        Output file that the text is for. The temporary file is in the same folder, and errors name `path`.
 
     Examples
     --------
@@ -44,41 +46,44 @@ class Spool:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self._path = Path(path)
-        self._file = tempfile.SpooledTemporaryFile(_MEMORY_BYTES, dir=self._path.parent)  # noqa: SIM115
+        folder = os.fspath(self._path.parent)
+        self._file = tempfile.SpooledTemporaryFile(_TEXT_BYTES, dir=folder)  # noqa: SIM115 - closed by close()
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> Spool:
         return self
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
         self.close()
 
     def write(self, text: str) -> None:
-        """Append text. What UTF-8 can't express, parts of undecodable file names, becomes question marks.
+        """Append text. Characters that UTF-8 cannot encode (of undecodable file names) become question marks.
 
         Raises
         ------
         OutputError
-            When the system refuses.
+            If the temporary file cannot be written.
         """
         try:
             self._file.write(text.encode("utf-8", "replace"))
         except OSError as error:
-            raise OutputError(
-                f"can't gather what belongs into {self._path}: {error.strerror or error}; write to another folder"
-            ) from None
+            raise _cannot_buffer(f"output for {self._path}", error, "write to another folder") from None
 
     def copy_to(self, file: BinaryIO) -> None:
-        """Copy the whole text, as UTF-8, into an open file."""
+        """Copy the whole text, encoded as UTF-8, to an open file."""
         self._file.seek(0)
-        shutil.copyfileobj(self._file, file, _MEMORY_BYTES)
+        shutil.copyfileobj(self._file, file, _TEXT_BYTES)
 
     def close(self) -> None:
-        """Throw the text away."""
+        """Discard the text."""
         self._file.close()
 
 
 class MaskSpool:
-    """A place for masks that takes a dozen bytes of memory for each. Usable from several threads.
+    """Masks by number, compressed in an unnamed temporary file; safe to use from several threads.
+
+    Only a few bytes per mask are kept in memory.
 
     Examples
     --------
@@ -89,45 +94,46 @@ class MaskSpool:
     """
 
     def __init__(self) -> None:
-        # Whatever happens, the system removes it with the process; small runs never touch the disk.
-        self._file = tempfile.SpooledTemporaryFile(1 << 22)  # noqa: SIM115
+        self._file = tempfile.SpooledTemporaryFile(_MASK_BYTES)  # noqa: SIM115 - closed by __del__
         self._lock = threading.Lock()
-        self._places: dict[int, tuple[int, int, tuple[int, int]]] = {}
+        # Offset and length in the file, and the shape of the mask.
+        self._index: dict[int, tuple[int, int, tuple[int, ...]]] = {}
         self._end = 0
 
     def put(self, index: int, mask: np.ndarray) -> None:
-        """Keep a mask (height, width) bool under a number.
+        """Store a mask, (height, width) bool, under a number.
 
         Raises
         ------
         OutputError
-            When the disk of temporary files is full.
+            If the temporary file cannot be written.
         """
         packed = zlib.compress(np.packbits(mask).tobytes(), 1)
         with self._lock:
             try:
                 self._file.seek(self._end)
                 self._file.write(packed)
-                self._file.flush()  # a full disk is found here, not by whoever reads
+                self._file.flush()  # so that a full disk is an error of this call, not of a later one
             except OSError as error:
-                raise OutputError(
-                    f"can't keep masks in the folder for temporary files {tempfile.gettempdir()} ({error.strerror or error}); "
-                    "free some space there, or set TMPDIR to another folder"
+                raise _cannot_buffer(
+                    f"masks in the temporary folder {tempfile.gettempdir()}",
+                    error,
+                    "free some space there, or set TMPDIR to another folder",
                 ) from None
-            self._places[index] = (self._end, len(packed), mask.shape)
+            self._index[index] = (self._end, len(packed), mask.shape)
             self._end += len(packed)
 
     def get(self, index: int) -> np.ndarray:
-        """The mask kept under a number; KeyError when there is none."""
-        start, length, shape = self._places[index]
+        """Return the mask stored under a number; raise KeyError if there is none."""
+        offset, length, shape = self._index[index]
         with self._lock:
-            self._file.seek(start)
+            self._file.seek(offset)
             packed = self._file.read(length)
         bits = np.unpackbits(np.frombuffer(zlib.decompress(packed), np.uint8), count=shape[0] * shape[1])
         return bits.reshape(shape).view(bool)
 
     def __contains__(self, index: int) -> bool:
-        return index in self._places
+        return index in self._index
 
     def __del__(self) -> None:
         self._file.close()

@@ -1,4 +1,4 @@
-"""What goes out: files written whole or not at all, their names, and the stamp by which vitnp knows its own."""
+"""Write files atomically, with the stamp by which vitnp recognizes its own files."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ import secrets
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import IO, TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
 from vitnp.errors import OutputError
+from vitnp.io.stamp import canonical_json, json_default, with_software
 
 if TYPE_CHECKING:
     from PIL import Image
 
-from vitnp.io.stamp import canonical_json, json_default, with_software
-
+# Bytes per write call.
 _WRITE_BYTES = 1 << 24
 
 _ADVICE = {
@@ -30,7 +30,7 @@ _ADVICE = {
     errno.EACCES: "no permission to write there; choose another folder",
     errno.EPERM: "no permission to write there; choose another folder",
     errno.EROFS: "the file system is read-only; choose another folder",
-    errno.ENOENT: "the folder doesn't exist; make it first",
+    errno.ENOENT: "the folder doesn't exist; create it first",
     errno.ENOTDIR: "a part of the path is a file, not a folder; choose another one",
     errno.EISDIR: "a folder of this name is in the way; remove it or choose another name",
     errno.EEXIST: "a file of this name is in the way; remove it or choose another name",
@@ -38,21 +38,18 @@ _ADVICE = {
 }
 
 
-# --- Files, whole or not at all --------------------------------------------------------------------------------------
-
-
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
-    """Open a file for writing that takes its place at the end, and only when all went well.
+    """Open a file for writing that replaces `path` when the block ends without an exception.
 
-    The bytes go to a hidden temporary file in the same folder, which replaces `path` in one step when the block ends.
-    After any exception, an interruption from the keyboard too, it is removed and what stood at `path` is untouched. The
-    new file has the permissions that any new file gets (umask).
+    The bytes are written to a hidden temporary file in the same folder, which then replaces `path` atomically. After an
+    exception, including KeyboardInterrupt, it is removed and the file at `path` is unchanged. The new file has the
+    default permissions (umask).
 
     Raises
     ------
     OutputError
-        When the system refuses: full disk, no permission, no such folder and so on.
+        If the file cannot be written: disk full, no permission, no such folder and so on.
 
     Examples
     --------
@@ -79,17 +76,18 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 
 
 def _refused(path: Path, error: OSError | ValueError) -> OutputError:
-    advice = _ADVICE.get(getattr(error, "errno", None))
+    """Return the error for a file that cannot be written."""
+    advice = _ADVICE.get(getattr(error, "errno", None) or 0)
     return OutputError(f"can't write {path}: {advice or f'{error}; choose another place'}")
 
 
 def make_folder(path: str | os.PathLike[str]) -> None:
-    """Make a folder, and those above it, unless it is there.
+    """Create a folder and its parents, unless it exists.
 
     Raises
     ------
     OutputError
-        When the system refuses, or a file is in the way.
+        If it cannot be created, or a file of this name exists.
     """
     try:
         os.makedirs(path, exist_ok=True)
@@ -98,46 +96,46 @@ def make_folder(path: str | os.PathLike[str]) -> None:
 
 
 def write_png(
-    path: str | os.PathLike[str], picture: np.ndarray | Image.Image, text: Mapping[str, str] | None = None
+    path: str | os.PathLike[str], image: np.ndarray | Image.Image, text: Mapping[str, str] | None = None
 ) -> None:
-    """Write a PNG with vitnp's stamp.
+    """Write a PNG with the stamp of vitnp.
 
     Parameters
     ----------
     path : path
-    picture : PIL image or array
+    image : PIL image or array
         (H, W) uint8 or uint16 gray, (H, W, 3) uint8 RGB or (H, W, 4) uint8 RGBA; bool becomes 0 and 255.
     text : mapping of str to str
-        Further text chunks, such as "vitnp:parameters" and "vitnp:photograph"; see :func:`stamp`.
+        Additional text chunks, such as "vitnp:parameters" and "vitnp:photograph"; see :func:`vitnp.io.stamp.stamp`.
 
     Raises
     ------
     OutputError
-        When the file can't be written.
+        If the file cannot be written.
     """
     from PIL import Image
     from PIL.PngImagePlugin import PngInfo
 
-    if isinstance(picture, np.ndarray):
-        if picture.dtype == bool:
-            picture = picture.view(np.uint8) * np.uint8(255)
-        picture = Image.fromarray(np.ascontiguousarray(picture))
+    if isinstance(image, np.ndarray):
+        if image.dtype == bool:
+            image = image.view(np.uint8) * np.uint8(255)
+        image = Image.fromarray(np.ascontiguousarray(image))
     chunks = PngInfo()
     for key, value in with_software(text).items():
         chunks.add_text(key, value)
-    # Level 6 takes two to three times as long as 3 on photographs, to save a tenth of the space.
-    level = 3 if picture.mode in ("RGB", "RGBA") else 6
+    # On photographs, level 6 takes two to three times as long as level 3 and saves a tenth of the space.
+    level = 3 if image.mode in ("RGB", "RGBA") else 6
     with replacing(path) as file:
-        picture.save(file, "PNG", pnginfo=chunks, compress_level=level)
+        image.save(file, "PNG", pnginfo=chunks, compress_level=level)
 
 
 def write_npy(path: str | os.PathLike[str], array: np.ndarray, text: Mapping[str, str] | None = None) -> None:
-    """Write an array for ``np.load``, with vitnp's stamp behind the data, where ``np.load`` doesn't look.
+    """Write an array for ``np.load``, with the stamp of vitnp after the data, where ``np.load`` ignores it.
 
     Raises
     ------
     OutputError
-        When the file can't be written.
+        If the file cannot be written.
     """
     with replacing(path) as file:
         _write_array(file, array)
@@ -151,29 +149,29 @@ def write_npz(
     *,
     compressed: bool = True,
 ) -> None:
-    """Write several arrays for ``np.load``, and metadata; the same content gives the same bytes.
+    """Write several arrays and metadata for ``np.load``; equal content gives equal bytes.
 
     Parameters
     ----------
     path : path
     arrays : mapping of str to array
     metadata : mapping
-        Anything JSON knows. It is stored as one more array, "metadata": a string to be read by
-        ``json.loads(str(np.load(path)["metadata"]))``. Entries that begin with "vitnp:" are the file's stamp too.
+        Values that JSON can represent. They are stored as one more array, "metadata": a string to be read by
+        ``json.loads(str(np.load(path)["metadata"]))``. Entries that begin with "vitnp:" also are the stamp of the file.
     compressed : bool
-        Whether to deflate.
+        Whether to compress the arrays (deflate).
 
     Raises
     ------
     OutputError
-        When the file can't be written.
+        If the file cannot be written.
     """
     metadata = dict(metadata or {})
     method = zipfile.ZIP_DEFLATED if compressed else zipfile.ZIP_STORED
     own = {key: str(value) for key, value in metadata.items() if key.startswith("vitnp:")}
     with replacing(path) as file, zipfile.ZipFile(file, "w", method, allowZip64=True) as archive:
         for name, array in {**arrays, "metadata": np.array(canonical_json(metadata))}.items():
-            # ZipInfo's own date is the constant 1980-01-01, whereas ZipFile.write would store the clock's.
+            # The date of a ZipInfo is the constant 1980-01-01, while ZipFile.write would store the current time.
             member = zipfile.ZipInfo(f"{name}.npy")
             member.compress_type = method
             with archive.open(member, "w", force_zip64=True) as entry:
@@ -181,14 +179,14 @@ def write_npz(
         archive.comment = canonical_json(with_software(own)).encode()
 
 
-def _write_array(file: BinaryIO, array: np.ndarray) -> None:
-    """An array in NumPy's format 1.0; unlike ``np.save`` it reports a full disk as such."""
+def _write_array(file: IO[bytes], array: np.ndarray) -> None:
+    """Write an array in NumPy's format 1.0. Unlike ``np.save``, this reports a full disk as such."""
     array = np.asanyarray(array, order="C")
     if array.dtype.hasobject:
-        raise TypeError("arrays of Python objects can't be stored")
+        raise TypeError(f"arrays of Python objects can't be stored, got dtype {array.dtype}")
     np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
     if array.size:
-        data = memoryview(array.reshape(-1).view(np.uint8))
+        data = array.reshape(-1).view(np.uint8).data
         file.writelines(data[start : start + _WRITE_BYTES] for start in range(0, len(data), _WRITE_BYTES))
 
 
@@ -198,7 +196,7 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
     Raises
     ------
     OutputError
-        When the file can't be written.
+        If the file cannot be written.
     """
     with replacing(path) as file:
         file.write(text.encode())
@@ -210,6 +208,6 @@ def write_json(path: str | os.PathLike[str], value: object) -> None:
     Raises
     ------
     OutputError
-        When the file can't be written.
+        If the file cannot be written.
     """
     write_text(path, json.dumps(value, indent=2, default=json_default) + "\n")

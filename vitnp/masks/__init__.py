@@ -1,1 +1,1 @@
-"""Operations on binary masks: components, contours, polygons, run lengths, boxes."""
+"""Operations on binary masks: components, contours, polygons, run lengths, boxes, colors and overlays."""

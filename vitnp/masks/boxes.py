@@ -1,4 +1,4 @@
-"""Bounding boxes of the connected parts of a mask."""
+"""Bounding boxes of the connected components of a mask."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vitnp.masks.components import runs_of
+from vitnp.masks.components import find_runs
 
 
 class Box(NamedTuple):
-    """Bounding box of one part of a mask, and the part's area, all in pixels."""
+    """Bounding box and area of a component of a mask, in pixels."""
 
     x: int
     y: int
@@ -20,18 +20,18 @@ class Box(NamedTuple):
 
 
 def bounding_boxes(mask: np.ndarray, *, min_area_share: float = 1e-3) -> list[Box]:
-    """Boxes around a mask's 8-connected parts, the largest part first.
+    """Compute the bounding boxes of the 8-connected components of a mask, the largest component first.
 
     Parameters
     ----------
     mask : array, shape (H, W), bool
     min_area_share : float
-        Parts of less than this share of the picture's area are left out, but never the largest one.
+        Components smaller than this fraction of the image are omitted, except the largest one.
 
     Returns
     -------
     list of Box
-        Parts of one size from top to bottom, then from left to right.
+        By falling area; if equal, from top to bottom, then from left to right.
 
     Examples
     --------
@@ -39,18 +39,18 @@ def bounding_boxes(mask: np.ndarray, *, min_area_share: float = 1e-3) -> list[Bo
     >>> bounding_boxes(mask)
     [Box(x=0, y=0, width=3, height=2, area=3), Box(x=0, y=3, width=1, height=1, area=1)]
     """
-    starts, ends, labels, pitch = runs_of(mask)
+    starts, ends, components, pitch = find_runs(mask)
     if starts.size == 0:
         return []
-    order = np.argsort(labels, kind="stable")
-    heads = np.flatnonzero(np.diff(labels[order], prepend=-1))
+    order = np.argsort(components, kind="stable")
+    first = np.flatnonzero(np.diff(components[order], prepend=-1))
     starts, ends = starts[order], ends[order]
     rows = starts // pitch
-    left = np.minimum.reduceat(starts - rows * pitch, heads)
-    right = np.maximum.reduceat(ends - rows * pitch, heads)
-    top = np.minimum.reduceat(rows, heads)
-    bottom = np.maximum.reduceat(rows, heads) + 1
-    area = np.add.reduceat(ends - starts, heads)
+    left = np.minimum.reduceat(starts - rows * pitch, first)
+    right = np.maximum.reduceat(ends - rows * pitch, first)
+    top = np.minimum.reduceat(rows, first)
+    bottom = np.maximum.reduceat(rows, first) + 1
+    area = np.add.reduceat(ends - starts, first)
     ranking = np.lexsort((left, top, -area))
     keep = ranking[area[ranking] >= min(min_area_share * mask.size, area.max())]
     return [

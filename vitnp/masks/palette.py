@@ -1,4 +1,4 @@
-"""Label images: a class number at each pixel, in a PNG whose palette is that of PASCAL VOC."""
+"""Colors of classes: the palette of PASCAL VOC, and a brighter one for drawing."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import numpy as np
 
 
 def voc_colors(n: int = 256) -> np.ndarray:
-    """Colors of the first `n` classes as PASCAL VOC and its many descendants paint them; 0, the background, is black.
+    """Return the colors of the first `n` classes in PASCAL VOC and similar data sets; 0, the background, is black.
 
-    A class number's bits go round among red, green and blue, the lowest three into the channels' highest bits (VOC
-    development kit, ``VOClabelcolormap``).
+    The bits of the class number are distributed to red, green and blue in turn, the lowest three to the highest bits of
+    the channels (``VOClabelcolormap`` of the VOC development kit).
 
     Parameters
     ----------
     n : int
-        At most 256.
+        Number of colors, at most 256.
 
     Returns
     -------
@@ -26,19 +26,19 @@ def voc_colors(n: int = 256) -> np.ndarray:
     [[0, 0, 0], [128, 0, 0], [0, 128, 0], [128, 128, 0]]
     """
     if not 0 <= n <= 256:
-        raise ValueError(f"the color map has 256 entries, not {n}")
-    rest = np.arange(n)[:, None] >> np.arange(3)
+        raise ValueError(f"n must be between 0 and 256, the number of colors, got {n}")
+    bits = np.arange(n)[:, None] >> np.arange(3)
     colors = np.zeros((n, 3), np.uint8)
     for bit in range(7, 4, -1):
-        colors |= ((rest & 1) << bit).astype(np.uint8)
-        rest >>= 3
+        colors |= ((bits & 1) << bit).astype(np.uint8)
+        bits >>= 3
     return colors
 
 
 def bright_colors(n: int = 256) -> np.ndarray:
-    """The colors of :func:`voc_colors`, lighter, to draw on photographs, where half-bright lines hardly show.
+    """Return brighter versions of :func:`voc_colors`, for lines on photographs, where dark colors are hard to see.
 
-    A square root lifts each channel: the hues stay recognizable, and colors that differ still do.
+    Each channel is replaced by its square root, which keeps hues recognizable and different colors different.
 
     Returns
     -------

@@ -7,12 +7,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from vitnp import kernels
-from vitnp.errors import UsageError
+from vitnp import kernels, options
 from vitnp.method.collection_level import CollectionLevelConfig
 from vitnp.method.image_level import ImageLevelConfig
-
-CONSISTENCY = ("mean", "majority", "intersection")
 
 
 def combine_levels(levels: Sequence[np.ndarray], consistency: str = "mean") -> np.ndarray:
@@ -37,8 +34,7 @@ def combine_levels(levels: Sequence[np.ndarray], consistency: str = "mean") -> n
     mean = kernels.array_module(levels[0]).stack(levels).mean(axis=0, dtype=np.float64)
     if consistency == "mean":
         return mean.astype(np.float32)
-    if consistency not in CONSISTENCY:
-        raise UsageError(f"there is no consistency {consistency!r}; choose among {', '.join(CONSISTENCY)}")
+    options.check("consistency", consistency)
     return (mean > 0.5 if consistency == "majority" else mean == 1).astype(np.float32)
 
 

@@ -20,7 +20,7 @@ from vitnp.errors import CheckpointError, UsageError
 from vitnp.features.record import FeatureRecord
 from vitnp.io.stamp import canonical_json
 from vitnp.kernels.threads import blas
-from vitnp.method.agreement import CONSISTENCY
+from vitnp.options import CONSISTENCIES
 from vitnp.method.cleaning import CleaningConfig
 from vitnp.method.collection_level import FittedLevel
 from vitnp.method.image_level import ImageLevelConfig
@@ -83,9 +83,14 @@ class Collection:
         """
         soft, hard = image_level
         with blas.one_blas_thread():
-            if self.parameters["consistency"] == "mean":
+            if self.consistency == "mean":
                 return soft, self.dataset.soft_foreground(keys), self.categories[category].soft_foreground(keys)
             return hard, self.dataset.hard_foreground(keys), self.categories[category].hard_foreground(keys)
+
+    @property
+    def consistency(self) -> str:
+        """How the levels agree, see :func:`vitnp.method.agreement.combine_levels`."""
+        return str(self.parameters["consistency"])
 
     @property
     def image_level(self) -> ImageLevelConfig:
@@ -218,7 +223,7 @@ class Collection:
             ]
             if missing:
                 raise KeyError(missing[0])
-            if parameters["consistency"] not in CONSISTENCY:
+            if parameters["consistency"] not in CONSISTENCIES:
                 raise ValueError(f"unknown consistency {parameters['consistency']!r}"[:80])
             collection = cls(parameters, levels[0], tuple(levels[1:]), centers, prototypes)
             collection.image_level, collection.cleaning, collection.rule  # noqa: B018  (reading them checks them)

@@ -14,15 +14,13 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from vitnp import kernels
+from vitnp import kernels, options
 from vitnp.clustering.spherical import spherical_kmeans
-from vitnp.errors import UsageError
 from vitnp.kernels.threads import blas
 
 # Masks of more pixels than this are parted at a whole fraction of their size: on a hundred megapixels the tables of components
 # and distances would take gigabytes, and parts a few pixels away from each other are hardly two objects there.
 PARTED_PIXELS = 4_000_000
-REGIONS = ("image", "components", "split")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,8 +49,7 @@ class RegionRule:
     certainty: float = 0.5
 
     def __post_init__(self) -> None:
-        if self.how not in REGIONS:
-            raise UsageError(f"there is no way {self.how!r} to part regions; choose among {', '.join(REGIONS)}")
+        options.check("regions", self.how)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

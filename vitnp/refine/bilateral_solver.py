@@ -17,22 +17,22 @@ if TYPE_CHECKING:
 
 
 class BilateralGrid:
-    """The simplified bilateral grid: every pixel belongs to the one vertex nearest to it in (y, x, luma, U, V).
-
-    Attributes
-    ----------
-    vertex : int array, shape (h * w,)
-        The vertex of each pixel: the splatting matrix S of the paper, which has a single 1 in each column.
-    count : int
-        Number of occupied vertices.
-    neighbors : scipy.sparse.csr_array, shape (count, count)
-        1 where two vertices are one bin apart along one of the five axes.
+    """Simplified bilateral grid: each pixel belongs to one vertex, the nearest in (y, x, luma, U, V).
 
     Parameters
     ----------
     rgb : uint8 array, shape (h, w, 3)
     sigma_xy, sigma_luma, sigma_chroma : float
-        Sides of a bin, in pixels and in 8-bit gray levels.
+        Sides of a bin, in pixels and in 8-bit levels.
+
+    Attributes
+    ----------
+    vertex : int array, shape (h * w,)
+        Vertex of each pixel. This is the splatting matrix S of the paper, which has a single 1 in each column.
+    count : int
+        Number of occupied vertices.
+    neighbors : scipy.sparse.csr_array, shape (count, count)
+        1 where two vertices are one bin apart along one of the five axes, else 0.
 
     References
     ----------
@@ -56,22 +56,22 @@ class BilateralGrid:
         self.neighbors = _adjacency(occupied, strides)
 
     def splat(self, pixels: np.ndarray) -> np.ndarray:
-        """S x: sum the pixels (h * w,) of each vertex."""
+        """Compute S x: sum the pixels (h * w,) of each vertex."""
         return np.bincount(self.vertex, weights=pixels, minlength=self.count)
 
     def slice(self, vertices: np.ndarray) -> np.ndarray:
-        """S^T y: give each pixel the value of its vertex."""
+        """Compute S^T y: assign to each pixel the value of its vertex, (h, w)."""
         return vertices[self.vertex].reshape(self.shape)
 
     def blur(self, vertices: np.ndarray) -> np.ndarray:
-        """B y: the sum of the filters [1 2 1] along each of the five axes."""
+        """Compute B y: the sum of the filters [1 2 1] along each of the five axes."""
         return 2 * self.dimensions * vertices + self.neighbors @ vertices
 
     def bistochastize(self) -> tuple[np.ndarray, np.ndarray]:
-        """Diagonals n, m (count,) for which diag(n) B diag(n) has the row sums m, close to the pixel counts.
+        """Compute vectors n, m (count,) for which diag(n) B diag(n) has the row sums m, close to the pixel counts.
 
-        Algorithm 1 of the paper's supplement, a symmetric Sinkhorn iteration. m is taken from n at the end, so that
-        the row sums agree exactly however far the iteration went: a constant map then costs nothing.
+        This is algorithm 1 of the paper's supplement, a symmetric Sinkhorn iteration. m is computed from n at the end,
+        so the row sums are exact even if the iteration has not converged, and a constant map has no smoothness cost.
         """
         mass = np.bincount(self.vertex, minlength=self.count).astype(float)
         n = np.ones(self.count)
@@ -92,48 +92,49 @@ def bilateral_solver(
     max_iterations: int = 25,
     tolerance: float = 1e-5,
 ) -> np.ndarray:
-    r"""Smooth a map so that it stays near its values yet changes only where the photograph does.
+    r"""Smooth a map, keeping it near its values and letting it change only where the photograph changes.
 
-    Minimizes, over maps x (equation 1 of the paper),
+    It minimizes, over maps x (equation 1 of the paper),
 
     .. math:: \frac{\lambda}{2} \sum_{i,j} \hat W_{ij} (x_i - x_j)^2 + \sum_i c_i (x_i - t_i)^2
 
-    with :math:`\hat W` the bistochastic bilateral affinity of the photograph in position and YUV color. On the
-    bilateral grid, x = S^T y, this is the sparse linear system A y = b,
+    where :math:`\hat W` is the bistochastic bilateral affinity of the photograph in position and YUV color. On the
+    bilateral grid, with x = S^T y, this is the sparse linear system A y = b,
 
     .. math:: A = \lambda (D_m - D_n B D_n) + \mathrm{diag}(S c), \qquad b = S (c \circ t)
 
-    solved by conjugate gradients under Jacobi's preconditioner diag(A), from the confident mean of each vertex.
+    which is solved by conjugate gradients with the Jacobi preconditioner diag(A), starting from the mean of the target
+    at each vertex, weighted by confidence.
 
     Parameters
     ----------
     target : array, shape (h, w), values in 0..1
-        The map t to refine.
+        Map t to refine.
     rgb : uint8 array, shape (h, w, 3)
-        The photograph.
+        Photograph.
     sigma_xy : float, optional
-        Spatial side of a grid bin in pixels; 3 % of the long side, and at least 1, unless given. A fixed number of
-        pixels would lose accuracy as photographs grow.
+        Spatial side of a grid bin in pixels; by default 3 % of the long side, and at least 1. A fixed number of pixels
+        would be less accurate on larger photographs.
     sigma_luma, sigma_chroma : float
-        Sides of a grid bin in 8-bit levels of luma and of either chroma channel.
+        Sides of a grid bin in 8-bit levels of luma and of each chroma channel.
     smoothness : float
-        The weight lambda of the smoothness term.
+        Weight lambda of the smoothness term.
     confidence : float or array, shape (h, w)
-        The weights c >= 0 of the target's pixels, positive somewhere.
+        Weights c >= 0 of the target's pixels, positive for at least one.
     max_iterations : int
-        At most so many steps of conjugate gradients.
+        Largest number of conjugate gradient steps.
     tolerance : float
-        Stop earlier once the residual's norm falls below this fraction of the norm of b.
+        Stop when the norm of the residual falls below this fraction of the norm of b.
 
     Returns
     -------
     array, shape (h, w), float32
-        The refined map, clipped to 0..1. The same bits on every run, whatever the number of threads.
+        Refined map, clipped to 0..1; the same to the bit for any number of threads.
 
     Raises
     ------
     ValueError
-        If shapes disagree, values aren't finite, or a parameter is out of its range.
+        If shapes differ, values are not finite, or a parameter is out of its range.
 
     References
     ----------
@@ -159,9 +160,9 @@ def bilateral_solver(
         sigma_xy = max(1.0, 0.03 * max(height, width))
     for name, value in (("sigma_xy", sigma_xy), ("sigma_luma", sigma_luma), ("sigma_chroma", sigma_chroma)):
         if not 0 < value < math.inf:
-            raise ValueError(f"{name} must be positive, not {value}")
+            raise ValueError(f"{name} must be positive and finite, got {value}")
     if not 0 <= smoothness < math.inf:
-        raise ValueError(f"smoothness must not be negative, but is {smoothness}")
+        raise ValueError(f"smoothness must be at least 0 and finite, got {smoothness}")
     confidence = _check_confidence(confidence, target.shape)
 
     grid = BilateralGrid(rgb, sigma_xy, sigma_luma, sigma_chroma)
@@ -171,15 +172,16 @@ def bilateral_solver(
     data = grid.splat(c)
     b = grid.splat(c * t)
 
-    around = grid.neighbors @ n
+    neighbor_sum = grid.neighbors @ n
 
-    # D_m is n times the blur of n, in which a vertex's own share is as large as in the blur of n y: left out of both, nothing
-    # is left of it. Subtracted, rounding would be, and a vertex without neighbors and confidence would have nothing else.
+    # A vertex contributes to its own blur, in D_m and in D_n B D_n alike, and both contributions cancel. They are
+    # omitted here: computed and subtracted they would leave a rounding error, and a vertex with neither neighbors nor
+    # confidence would consist of nothing else.
     def system(y: np.ndarray) -> np.ndarray:
-        return smoothness * n * (around * y - grid.neighbors @ (n * y)) + data * y
+        return smoothness * n * (neighbor_sum * y - grid.neighbors @ (n * y)) + data * y
 
-    diagonal = smoothness * n * around + data
-    # Keeps the quotients finite: a vertex without any confidence starts from the plain mean of its pixels.
+    diagonal = smoothness * n * neighbor_sum + data
+    # Keep the quotients finite: a vertex without confidence starts from the unweighted mean of its pixels.
     tiny = 1e-12
     start = grid.splat((c + tiny) * t) / grid.splat(c + tiny)
     y = conjugate_gradients(system, b, start, np.maximum(diagonal, tiny), max_iterations, tolerance)
@@ -194,10 +196,10 @@ def conjugate_gradients(
     max_iterations: int,
     tolerance: float,
 ) -> np.ndarray:
-    """Solve A y = b for a positive definite A given as a function, preconditioned by its diagonal.
+    """Solve A y = b for a positive definite A, given as a function, with its diagonal as the preconditioner.
 
-    Inner products are sums of elementwise products on purpose: BLAS splits its dot products among threads, and the
-    bits of the result would then depend on how many there are.
+    Inner products are sums of elementwise products on purpose: BLAS splits dot products among threads, so the last bits
+    of the result would depend on the number of threads.
 
     References
     ----------
@@ -208,9 +210,9 @@ def conjugate_gradients(
     z = residual / diagonal
     direction = z
     rho = (residual * z).sum()
-    goal = (tolerance * tolerance) * (b * b).sum()
+    target = (tolerance * tolerance) * (b * b).sum()
     for _ in range(max_iterations):
-        if (residual * residual).sum() <= goal:
+        if (residual * residual).sum() <= target:
             break
         image = system(direction)
         alpha = rho / (direction * image).sum()
@@ -225,14 +227,17 @@ def conjugate_gradients(
 def _check_confidence(confidence: float | np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     confidence = np.asarray(confidence, float)
     if confidence.shape not in ((), shape):
-        raise ValueError(f"the confidence must be a number or have the map's shape {shape}, not {confidence.shape}")
+        raise ValueError(f"confidence must be a number or have the shape of the map {shape}, got {confidence.shape}")
     if not (np.isfinite(confidence).all() and (confidence >= 0).all() and (confidence > 0).any()):
-        raise ValueError("the confidence must be finite, nowhere negative and somewhere positive")
+        raise ValueError("confidence must be finite, at least 0 everywhere and positive somewhere")
     return np.broadcast_to(confidence, shape)
 
 
 def _position_bins(length: int, sigma: float) -> np.ndarray:
-    """Bins counted from the picture's center; rint rounds symmetrically, so a flipped picture has flipped bins."""
+    """Return the bin of each row or column, counted from the center of the image.
+
+    rint rounds symmetrically, so a flipped image has flipped bins.
+    """
     return np.rint((np.arange(length) - (length - 1) / 2) / sigma).astype(np.int64)
 
 
@@ -244,29 +249,29 @@ def _color_bins(rgb: np.ndarray, weights: tuple[float, float, float], sigma: flo
 
 
 def _hash(bins: tuple[np.ndarray, ...]) -> tuple[np.ndarray, list[int]]:
-    """Five bin numbers as one integer in mixed radix, and the integer's step for one bin along each axis.
+    """Combine five bin numbers into one integer in mixed radix; return it with its stride along each axis.
 
-    Each axis is widened by an empty bin, so that one step never leads into another row of bins.
+    Each axis is extended by an empty bin, so that a stride never leads to another row of bins.
     """
     extents = [int(axis.max()) - int(axis.min()) + 2 for axis in bins]
     if math.prod(extents) >= 2**63:
-        raise ValueError("the bilateral grid is too fine: raise sigma_xy, sigma_luma or sigma_chroma")
-    keys = np.int64(0)
+        raise ValueError("the bilateral grid has too many bins; increase sigma_xy, sigma_luma or sigma_chroma")
+    keys = np.zeros((), np.int64)
     for axis, extent in zip(bins, extents):
         keys = keys * extent + (axis - axis.min())
     return keys, [math.prod(extents[d + 1 :]) for d in range(len(extents))]
 
 
 def _adjacency(occupied: np.ndarray, strides: list[int]) -> csr_array:
-    """Sparse symmetric 0/1 matrix of the sorted keys that lie one stride apart."""
+    """Return the sparse symmetric matrix with 1 where two of the sorted keys are one stride apart."""
     from scipy.sparse import coo_array
 
     lower, upper = [], []
     for stride in strides:
-        place = np.searchsorted(occupied, occupied + stride).clip(max=len(occupied) - 1)
-        found = np.flatnonzero(occupied[place] == occupied + stride)
-        lower.append(found)
-        upper.append(place[found])
+        candidate = np.searchsorted(occupied, occupied + stride).clip(max=len(occupied) - 1)
+        matched = np.flatnonzero(occupied[candidate] == occupied + stride)
+        lower.append(matched)
+        upper.append(candidate[matched])
     i, j = np.concatenate(lower), np.concatenate(upper)
     row, column = np.concatenate((i, j)), np.concatenate((j, i))
     return coo_array((np.ones(len(row)), (row, column)), shape=(len(occupied),) * 2).tocsr()

@@ -1,4 +1,4 @@
-"""The color guided filter of He, Sun and Tang, and its use to enlarge a map along the edges of a photograph."""
+"""The color guided filter of He, Sun and Tang, and guided upsampling of a map along the edges of a photograph."""
 
 from __future__ import annotations
 
@@ -10,32 +10,34 @@ import numpy as np
 from vitnp import kernels
 from vitnp.io.resample import bilinear, check_map, check_photograph
 
-# Pixels of a tile: many enough to hide NumPy's cost per call, few enough that a tile's temporaries stay near 20 MB.
+# Pixels per tile: enough to hide the overhead of NumPy calls, few enough that the temporaries of a tile take about 20
+# MB.
 _TILE = 1 << 19
 
 
 def guided_filter(target: np.ndarray, rgb: np.ndarray, *, radius: int, eps: float) -> np.ndarray:
-    r"""Filter a map so that within any small window it is a linear function of the photograph's color.
+    r"""Filter a map so that it is locally a linear function of the photograph's color.
 
-    The color form of the filter; for the window k of side 2 `radius` + 1 around each pixel,
+    This is the filter with a color guide (equations 14 to 16 of the ECCV 2010 paper). In the window k of side
+    2 `radius` + 1 around each pixel,
 
     .. math::
         a_k = (\Sigma_k + \epsilon U)^{-1} \Big( \frac{1}{|\omega|} \sum_{i \in \omega_k} I_i t_i - \mu_k \bar t_k
         \Big), \qquad b_k = \bar t_k - a_k^T \mu_k, \qquad x_i = \bar a_i^T I_i + \bar b_i
 
-    with mean color mu, color covariance Sigma, mean target t-bar, U the 3 x 3 identity, and the bars over a and b
-    their averages over the windows that cover pixel i. At the border a window is what of it lies in the picture.
+    with the mean color mu, the color covariance Sigma, the mean target t-bar, the 3 x 3 identity U, and bars over a and
+    b for their means over the windows that cover pixel i. Windows are clipped at the border of the image.
 
     Parameters
     ----------
     target : array, shape (h, w)
-        The map t.
+        Map t.
     rgb : uint8 array, shape (h, w, 3)
-        The photograph; I is its color scaled to 0..1.
+        Photograph; I is its color scaled to 0..1.
     radius : int
-        Pixels from a window's center to its side, at least 0.
+        Distance from the center of a window to its side in pixels, at least 0.
     eps : float
-        Variance of color below which a window counts as flat, in squared units of I; positive.
+        Color variance below which a window counts as flat, in squared units of I; positive.
 
     Returns
     -------
@@ -44,11 +46,11 @@ def guided_filter(target: np.ndarray, rgb: np.ndarray, *, radius: int, eps: floa
     Raises
     ------
     ValueError
-        If shapes disagree, values aren't finite, or a parameter is out of its range.
+        If shapes differ, values are not finite, or a parameter is out of its range.
 
     References
     ----------
-    K. He, J. Sun and X. Tang, "Guided Image Filtering", IEEE TPAMI 35(6), 2013.
+    K. He, J. Sun and X. Tang, "Guided Image Filtering", ECCV 2010, and IEEE TPAMI 35(6), 2013.
 
     Examples
     --------
@@ -60,24 +62,26 @@ def guided_filter(target: np.ndarray, rgb: np.ndarray, *, radius: int, eps: floa
     """
     if kernels.device_of(target) == "cuda":
         return kernels.for_array(target).guided_filter(target, rgb, radius=radius, eps=eps)
+    rgb = check_photograph(rgb)
+    target = check_map(target, rgb.shape[:2])
     *a, b = guided_coefficients(target, rgb, radius=radius, eps=eps)
     return _apply(a, b, rgb).astype(np.float32)
 
 
 def guided_coefficients(target: np.ndarray, rgb: np.ndarray, *, radius: int, eps: float) -> list[np.ndarray]:
-    """The averaged coefficients of `guided_filter`: a for red, green and blue, then b; four (h, w) float64 arrays.
+    """Compute the averaged coefficients of `guided_filter`.
 
-    a refers to 8-bit color, so that ``a[0] R + a[1] G + a[2] B + b`` is the filtered map. Parameters and errors
-    are those of `guided_filter`.
+    These are a for red, green and blue, then b: four (h, w) float64 arrays. They refer to 8-bit color:
+    ``a[0] R + a[1] G + a[2] B + b`` is the filtered map. Parameters are those of `guided_filter`; the arrays are not
+    checked again.
     """
-    rgb = check_photograph(rgb)
-    target = check_map(target, rgb.shape[:2]).astype(float)
     if radius != int(radius) or radius < 0:
-        raise ValueError(f"the radius must be a whole number of pixels, at least 0, not {radius}")
+        raise ValueError(f"radius must be a whole number of pixels of at least 0, got {radius}")
     if not 0 < eps < math.inf:
-        raise ValueError(f"eps must be positive, not {eps}")
+        raise ValueError(f"eps must be positive and finite, got {eps}")
 
-    # float64 throughout: the covariances are small differences of large moments.
+    # float64 throughout, because the covariances are small differences of large moments.
+    target = target.astype(float)
     image = [rgb[..., channel] / 255.0 for channel in range(3)]
     mean = _box_mean(target.shape, int(radius))
     mu = [mean(channel) for channel in image]
@@ -100,35 +104,34 @@ def guided_upsample(
     eps: float = 1e-4,
     tile: int = _TILE,
 ) -> np.ndarray:
-    """Enlarge a map to the size of its photograph, with edges that follow the photograph's.
+    """Enlarge a map to the size of its photograph, with edges that follow those of the photograph.
 
-    The guided filter's coefficients are fitted where the map was made, on the reduced photograph, enlarged
-    bilinearly, and applied to the colors of the full photograph: they vary slowly, the colors carry the edges.
-    This goes tile by tile, so that beyond the result only a few tiles are ever held; no pixel depends on the tile
-    that it falls in.
+    The coefficients of the guided filter are computed at the size of the map, on the reduced photograph, then enlarged
+    bilinearly and applied to the colors of the full photograph: the coefficients vary slowly, the colors carry the
+    edges. The result is computed in tiles to save memory, and does not depend on the tiles.
 
     Parameters
     ----------
     soft : array, shape (h, w), values in 0..1
-        The map at working size.
+        Map at working size.
     small : uint8 array, shape (h, w, 3)
-        The photograph reduced to that size.
+        Photograph reduced to that size.
     rgb : uint8 array, shape (H, W, 3)
-        The photograph.
+        Photograph.
     radius, eps : int, float
-        As for `guided_filter`, in pixels of `small`.
+        As in `guided_filter`, in pixels of `small`.
     tile : int
-        Pixels in a tile; changes speed and memory only.
+        Number of pixels per tile; affects speed and memory only.
 
     Returns
     -------
     uint16 array, shape (H, W)
-        The map in 16-bit fixed point, 65535 standing for 1.
+        Map in 16-bit fixed point: 65535 represents 1.
 
     Raises
     ------
     ValueError
-        If shapes disagree, values aren't finite, or a parameter is out of its range.
+        If shapes differ, values are not finite, or a parameter is out of its range.
 
     References
     ----------
@@ -136,8 +139,9 @@ def guided_upsample(
     """
     if kernels.device_of(soft) == "cuda":
         return kernels.for_array(soft).guided_upsample(soft, small, rgb, radius=radius, eps=eps)
-    rgb = check_photograph(rgb)
-    size = rgb.shape[:2]
+    rgb, small = check_photograph(rgb), check_photograph(small)
+    soft = check_map(soft, small.shape[:2])
+    size = rgb.shape[0], rgb.shape[1]
     coefficients = [plane.astype(np.float32) for plane in guided_coefficients(soft, small, radius=radius, eps=eps)]
 
     def window(rows: slice, columns: slice) -> np.ndarray:
@@ -148,23 +152,23 @@ def guided_upsample(
 
 
 def fixed_point(size: tuple[int, int], window: Callable[[slice, slice], np.ndarray], tile: int = _TILE) -> np.ndarray:
-    """Fill a uint16 map (H, W) tile by tile from ``window(rows, columns)``, clipped to 0..1; 65535 stands for 1.
+    """Fill a uint16 map (H, W) tile by tile from ``window(rows, columns)``, clipped to 0..1; 65535 represents 1.
 
-    Tiles are bands of whole rows unless a single row has more pixels than the tile may.
+    Tiles are bands of whole rows, unless a single row has more than `tile` pixels.
     """
     height, width = size
-    across = min(width, tile)
-    down = tile // across
+    tile_width = min(width, tile)
+    tile_height = tile // tile_width
     result = np.empty(size, np.uint16)
-    for top in range(0, height, down):
-        for left in range(0, width, across):
-            rows, columns = slice(top, top + down), slice(left, left + across)
+    for top in range(0, height, tile_height):
+        for left in range(0, width, tile_width):
+            rows, columns = slice(top, top + tile_height), slice(left, left + tile_width)
             result[rows, columns] = np.rint(window(rows, columns).clip(0, 1) * np.float32(65535))
     return result
 
 
 def _apply(a: list[np.ndarray], b: np.ndarray, rgb: np.ndarray) -> np.ndarray:
-    """A . rgb + b, accumulated in the memory of a and b."""
+    """Compute a . rgb + b, accumulated in the memory of a and b."""
     for channel, slope in enumerate(a):
         slope *= rgb[..., channel]
         b += slope
@@ -172,7 +176,7 @@ def _apply(a: list[np.ndarray], b: np.ndarray, rgb: np.ndarray) -> np.ndarray:
 
 
 def _box_mean(shape: tuple[int, int], radius: int) -> Callable[[np.ndarray], np.ndarray]:
-    """A function that averages an array of this shape over the windows, each clipped to the picture."""
+    """Return a function that averages an array of this shape over the window of each pixel, clipped to the image."""
     windows = []
     for length in shape:
         center = np.arange(length)
@@ -181,7 +185,7 @@ def _box_mean(shape: tuple[int, int], radius: int) -> Callable[[np.ndarray], np.
     area = (bottom - top)[:, None] * (right - left)
 
     def mean(values: np.ndarray) -> np.ndarray:
-        # Differences of running sums, down and then across: the cost doesn't depend on the radius.
+        # Differences of cumulative sums, vertically and then horizontally: the cost does not depend on the radius.
         sums = np.zeros((shape[0] + 1, shape[1]))
         values.cumsum(axis=0, out=sums[1:])
         strips = sums[bottom] - sums[top]
@@ -193,10 +197,9 @@ def _box_mean(shape: tuple[int, int], radius: int) -> Callable[[np.ndarray], np.
 
 
 def _solve(s: dict[tuple[int, int], np.ndarray], r: list[np.ndarray]) -> list[np.ndarray]:
-    """Solve the 3 x 3 symmetric system S x = r of every pixel by S = L D L^T.
+    """Solve the symmetric 3 x 3 system S x = r of each pixel, given the lower triangle of S, by S = L D L^T.
 
-    S comes as its lower triangle. Unlike Cramer's rule this stays accurate where a window holds one hue only and S
-    is nearly singular.
+    Unlike Cramer's rule this is accurate where a window contains a single hue and S is nearly singular.
     """
     d0 = s[0, 0]
     l10, l20 = s[1, 0] / d0, s[2, 0] / d0

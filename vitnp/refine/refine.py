@@ -1,4 +1,4 @@
-"""From patch scores to a map as large as the photograph, whose edges follow the photograph's."""
+"""Refine patch scores to a map of the photograph's size, with edges that follow those of the photograph."""
 
 from __future__ import annotations
 
@@ -6,16 +6,15 @@ from collections.abc import Callable
 
 import numpy as np
 
-from vitnp import kernels
-from vitnp.errors import UsageError
+from vitnp import kernels, options
 from vitnp.io.resample import bilinear, check_map, check_photograph, downscale, working_size
 from vitnp.refine.bilateral_solver import bilateral_solver
 from vitnp.refine.dense_crf import dense_crf
 from vitnp.refine.guided_filter import fixed_point, guided_filter, guided_upsample
 
-METHODS = ("solver", "crf", "guided", "none")
 
-# As a share of the long side. The filter has to reach beyond the blur of the scores, a patch or two.
+# As a fraction of the long side: the filter has to reach beyond the blur of the scores, which is one or two patches
+# wide.
 _GUIDED_RADIUS = 0.08
 _GUIDED_EPS = 1e-4
 
@@ -23,53 +22,52 @@ _GUIDED_EPS = 1e-4
 def refine(score: np.ndarray, rgb: np.ndarray, *, method: str = "solver", working_side: int = 640) -> np.ndarray:
     """Enlarge patch scores to a soft map of the photograph's size.
 
-    The scores are enlarged bilinearly to the working size, the photograph's own or its reduction to a long side of
-    `working_side` pixels, and refined there; from there `guided_upsample` goes on to the full size. A photograph of
-    100 megapixels takes about 100 MB beside itself and the result.
+    The scores are enlarged bilinearly to the working size (that of the photograph, or reduced to a long side of
+    `working_side` pixels) and refined there. If this is not the full size, `guided_upsample` enlarges the result to it.
+    A photograph of 100 megapixels needs about 100 MB in addition to itself and the result.
 
     Parameters
     ----------
     score : array, shape (gh, gw), values in 0..1
-        Foreground score of each patch. Where it lives decides where all is computed.
+        Foreground score of each patch. Everything is computed on its device.
     rgb : uint8 array, shape (H, W, 3)
-        The photograph, there or in the host's memory.
+        Photograph, on the same device or in host memory.
     method : "solver", "crf", "guided" or "none"
-        `bilateral_solver`, `dense_crf` at half the working size, `guided_filter`, or plain bilinear interpolation up to
-        the full size.
+        `bilateral_solver`, `dense_crf` at half the working size, `guided_filter`, or only bilinear interpolation to the
+        full size.
     working_side : int
-        Longest side, in pixels, at which to refine.
+        Long side of the working size in pixels.
 
     Returns
     -------
     uint16 array, shape (H, W)
-        The soft map in 16-bit fixed point: 65535 stands for 1, and the mask is where it is at least 32768. Lives where the
-        score does.
+        Soft map in 16-bit fixed point, on the device of the score: 65535 represents 1, and the mask is where the map is
+        at least 32768.
 
     Raises
     ------
     UsageError
-        If there is no such method.
+        If the method is unknown.
     ValueError
-        If scores or photograph aren't of the stated form, or the scores aren't finite.
+        If the score or the photograph has another shape or dtype, or the score is not finite.
 
     Examples
     --------
     >>> refine(np.array([[0.0, 1.0]]), np.zeros((1, 4, 3), np.uint8), method="none").tolist()
     [[0, 16384, 49151, 65535]]
     """
-    if method not in METHODS:
-        raise UsageError(f"there is no refinement {method!r}; choose one of {', '.join(METHODS)}")
+    options.check("refine", method)
     if working_side < 1:
-        raise ValueError(f"the working side must be at least one pixel, not {working_side}")
+        raise ValueError(f"working_side must be at least 1 pixel, got {working_side}")
     score = check_map(score)
     rgb = check_photograph(kernels.to_device(rgb, kernels.device_of(score)))
-    full = rgb.shape[:2]
+    full = rgb.shape[0], rgb.shape[1]
     if method == "none":
         return _fixed_point(full, lambda rows, columns: bilinear(score, full, rows=rows, columns=columns), score)
 
     size = working_size(*full, working_side)
     if method == "crf":
-        # A pixel in four says as much about colors and places, and the guided filter finds the way back.
+        # A quarter of the pixels carries as much color and position, and guided upsampling restores the full size.
         size = working_size(*size, max(1, round(max(size) / 2)))
     small = downscale(rgb, size)
     soft = bilinear(score, size)
@@ -85,7 +83,7 @@ def refine(score: np.ndarray, rgb: np.ndarray, *, method: str = "solver", workin
 
 
 def _fixed_point(size: tuple[int, int], window: Callable[[slice, slice], np.ndarray], like: np.ndarray) -> np.ndarray:
-    """A uint16 map, tile by tile in the host's memory; a GPU makes it at once."""
+    """Compute a uint16 map: tile by tile in host memory, or the whole at once on a GPU."""
     if kernels.device_of(like) == "cpu":
         return fixed_point(size, window)
     return kernels.for_array(like).fixed_point(window(slice(None), slice(None)))

@@ -1,1 +1,1 @@
-"""The vision transformer."""
+"""The vision transformer: architecture, weights and forward pass."""

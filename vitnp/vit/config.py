@@ -3,28 +3,44 @@
 from __future__ import annotations
 
 import dataclasses
+import numbers
+
+from vitnp.errors import UsageError
 
 
 @dataclasses.dataclass(frozen=True)
 class ViTConfig:
-    """What the weights alone don't say, and what they do, at one glance.
+    """Architecture and preprocessing of a ViT.
 
-    Parameters
+    Attributes
     ----------
-    width, depth, heads, patch : int
-        D, number of blocks, H, P.
+    width : int
+        Length of a token, D.
+    depth : int
+        Number of transformer blocks.
+    heads : int
+        Number of attention heads, H; a divisor of the width.
+    patch : int
+        Height and width of a patch in pixels, P.
     grid : (int, int)
-        Rows and columns of patches that the position embeddings were trained on.
+        Rows and columns of the patch grid that the position embeddings were trained on.
     registers : int
-        Register tokens, R.
-    swiglu, layerscale : bool
-        Whether the MLP is gated; whether residual branches are scaled.
+        Number of register tokens, R.
+    swiglu : bool
+        Whether the MLP is a SwiGLU instead of two layers with GELU.
+    layerscale : bool
+        Whether each residual branch is multiplied by learned factors.
     eps : float
-        Of every LayerNorm.
+        Epsilon of every LayerNorm.
     pos_embed : {"offset", "exact", "antialias"}
-        How position embeddings are resampled, see :mod:`vitnp.vit.pos_embed`.
+        Interpolation of the position embeddings, see :mod:`vitnp.vit.pos_embed`.
     mean, std : (float, float, float)
-        Normalization of RGB in 0..1 that the network was trained with.
+        Mean and standard deviation that normalize RGB values in 0..1.
+
+    Examples
+    --------
+    >>> ViTConfig(width=384, depth=12, heads=6, patch=14, grid=(37, 37), registers=4).num_prefix_tokens
+    5
     """
 
     width: int
@@ -39,3 +55,48 @@ class ViTConfig:
     pos_embed: str = "offset"
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+
+    @property
+    def num_prefix_tokens(self) -> int:
+        """Number of tokens before the patches: CLS and the registers."""
+        return 1 + self.registers
+
+    def patch_grid(self, height: int, width: int, stride: int | None = None) -> tuple[int, int]:
+        """Return the rows and columns of patches of an image of this size in pixels; by default patches don't overlap.
+
+        Examples
+        --------
+        >>> ViTConfig(width=384, depth=12, heads=6, patch=8, grid=(28, 28)).patch_grid(320, 480, stride=4)
+        (79, 119)
+        """
+        stride = stride or self.patch
+        return (height - self.patch) // stride + 1, (width - self.patch) // stride + 1
+
+    def resolve_layer(self, layer: int) -> int:
+        """Return a block's index counted from 0; negative numbers count from the last block.
+
+        Raises
+        ------
+        UsageError
+            If there is no such block.
+        """
+        if not isinstance(layer, numbers.Integral) or not -self.depth <= layer < self.depth:
+            raise UsageError(
+                f"layer must be between -{self.depth} and {self.depth - 1} for this network of {self.depth} blocks, "
+                f"got {layer!r}"
+            )
+        return int(layer) % self.depth
+
+    def resolve_stride(self, stride: int | None) -> int:
+        """Return the pixels between patches; by default the patch size.
+
+        Raises
+        ------
+        UsageError
+            If the stride does not divide the patch size.
+        """
+        if stride is None:
+            return self.patch
+        if not isinstance(stride, numbers.Integral) or not 0 < stride <= self.patch or self.patch % stride:
+            raise UsageError(f"stride must be a divisor of the patch size {self.patch}, got {stride!r}")
+        return int(stride)

@@ -1,326 +1,252 @@
-"""A vision transformer on one page: images in, features of any block out.
+"""One forward pass of a vision transformer on several threads, or on a GPU: images in, features of one block out.
 
-Runs DINO (Caron et al. 2021, arXiv 2104.14294), DINOv2 with and without registers (Oquab et al. 2023, arXiv 2304.07193;
-Darcet et al. 2023, arXiv 2309.16588) and any other ViT of the same shapes (Dosovitskiy et al. 2021, arXiv 2010.11929).
+:mod:`vitnp.vit.plain` is the same computation written to be read. This module computes only what the requested features
+need, and spreads it over threads. Tokens interact in attention alone, so each thread takes its own chunks of rows
+through the whole network and waits for the others once per block, until all keys and values are there.
 
-Letters: B images, N patches, R registers, T = 1 + R + N tokens in the order CLS, registers, patches; D width, H heads, P patch;
-b images and n rows of a block of tokens. Weights are a plain mapping with the key names of DINO's own files.
-
-Tokens meet only in attention. So each thread takes its own blocks of rows through the whole network, and waits for the others
-once a layer, until all keys and values are there.
+Letters in shapes: B images, N patches, R register tokens, T = 1 + R + N tokens in the order CLS, registers, patches;
+D width, H heads, b images and n rows of a chunk.
 """
 
 from __future__ import annotations
 
-import contextlib
-import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
-from vitnp import kernels
-from vitnp.io.mmap import forget_pages
 from vitnp.kernels.threads import blas, team
 from vitnp.options import FACETS
-from vitnp.vit.config import ViTConfig
-from vitnp.vit.pos_embed import resample_positions
+from vitnp.vit.weights import PackedWeights
 
-# Of all images together, from which on one set of keys and values does.
-SHARED_KV_TOKENS = 2048
+# From this many tokens per batch on, use one K/V buffer instead of two.
+SINGLE_KV_BUFFER_TOKENS = 2048
 
+# Smallest share of tokens that is worth a thread.
+MIN_TOKENS_PER_THREAD = 32
 
-class PackedWeights:
-    """Weights as the kernels want them: matrices packed when they are first used, all else as it is.
-
-    Attributes
-    ----------
-    kernels : module
-        The operations.
-    precision : str
-        Of products' operands.
-    device : {"cpu", "cuda"}
-        Where they lie.
-    xp : module
-        NumPy's functions for arrays there.
-    dtype : numpy.dtype
-        Of what a layer takes and gives.
-    """
-
-    def __init__(self, weights: Mapping[str, np.ndarray], precision: str, device: str = "cpu"):
-        single = weights["cls_token"].dtype == np.float32
-        self.kernels, self.precision = (
-            kernels.for_device("reference" if device == "cpu" and not single else device),
-            precision,
-        )
-        self.device, self.xp = device, kernels.array_module(kernels.to_device(np.empty(0), device))
-        on_gpu = np.dtype(np.float16 if precision == "fp16" else np.float32)
-        self.dtype = on_gpu if device == "cuda" else weights["cls_token"].dtype
-        self._weights, self._packed, self._lock = weights, {}, threading.Lock()
-        self.places: tuple[tuple[int, ...], tuple[np.ndarray, np.ndarray]] | None = (
-            None  # of the last grid, see places()
-        )
-
-    def __getitem__(self, name: str) -> Any:
-        """An entry by its name in the file; "NAME:query", ":key" and ":value" are thirds of the fused projection."""
-        found = self._packed.get(name)
-        return self._pack(name) if found is None else found
-
-    def get(self, name: str) -> Any:
-        """An entry, or None where the network has none of the name."""
-        return self[name] if name.partition(":")[0] in self._weights else None
-
-    def original(self, name: str) -> np.ndarray:
-        """An entry as the file has it, in the host's memory."""
-        return self._weights[name]
-
-    def exclusive(self) -> contextlib.AbstractContextManager:
-        """What to hold during a forward pass: on a GPU they go one after the other, each with its own arithmetic of products; where
-        BLAS computes it has one thread; compiled kernels need nothing.
-        """
-        if self.device != "cpu":
-            return self.kernels.products(self.precision)
-        return blas.one_blas_thread() if self.kernels.BLOCK is None else contextlib.nullcontext()
-
-    def _pack(self, name: str) -> Any:
-        with self._lock:
-            if name not in self._packed:
-                whole, _, part = name.partition(":")
-                weight = self._weights[whole]
-                if part:
-                    weight = np.split(weight, 3)[("query", "key", "value").index(part)]
-                if self.device != "cpu":
-                    weight = kernels.to_device(np.ascontiguousarray(weight, self.dtype), self.device)
-                if whole.endswith(".weight") and weight.ndim in (2, 4):
-                    weight = self.kernels.pack_linear(weight.reshape(len(weight), -1), self.precision)
-                    # From here on nobody reads the matrix itself.
-                    forget_pages(self._weights[whole])
-                elif self.device == "cpu":
-                    # To read a few numbers of a mapped file brings whole stretches of it back into memory.
-                    weight = np.array(weight)
-                self._packed[name] = weight
-            return self._packed[name]
-
-    def temporary(self, name: str, *shape: int) -> np.ndarray:
-        """Memory for what is used up before the same thread asks by the same name again."""
-        return self.kernels.temporary(name, *shape, dtype=self.dtype)
+# Images and rows of a chunk of tokens.
+Chunk = tuple[slice, slice]
 
 
 class ForwardPass:
-    """One forward pass: what its threads share, and what each of them does.
+    """State that the threads of one forward pass share, and the work of each of them.
 
     Parameters
     ----------
-    weights : Packed
-    config : ViTConfig
+    weights : PackedWeights
     images : (B, 3, height, width) float
-    stride, layer : int
-    want : sequence of str
-        As :meth:`ViT.__call__` takes them, checked.
+        On the device of the weights.
+    stride : int
+        Pixels between patches.
+    layer : int
+        Block to read, from 0.
+    features : tuple of str
+        Names among :data:`vitnp.options.FEATURES`.
+
+    Attributes
+    ----------
+    x : (B, T, D) float
+        Tokens, overwritten block by block.
+    kv : list of KVCache
+        Keys and values of the current block, and of the next one if there are two.
+    out : dict of str to (B, T, D) float
+        Query, key, value and output of the last block as far as the features need them.
+    max_threads : int
+        More threads than this would have too little work.
     """
 
-    def __init__(
-        self,
-        weights: PackedWeights,
-        config: ViTConfig,
-        images: np.ndarray,
-        stride: int,
-        layer: int,
-        features: tuple[str, ...],
-    ):
-        c, k = config, weights.kernels
-        self.weights, self.config, self.images, self.stride, self.layer, self.features = (
-            weights,
-            c,
-            images,
-            stride,
-            layer,
-            features,
-        )
-        self.prefix_tokens, self.positions = prefix_and_pos_embed(
-            weights, c, tuple((side - c.patch) // stride + 1 for side in images.shape[2:])
-        )
-        self.first = 1 + c.registers  # the first patch among the tokens
-        batch, tokens = len(images), self.first + len(self.positions)
+    def __init__(self, weights: PackedWeights, images: np.ndarray, stride: int, layer: int, features: tuple[str, ...]):
+        self.weights, self.config, self.images = weights, weights.config, images
+        self.stride, self.layer, self.features = stride, layer, features
+        height, width = images.shape[2:]
+        self.prefix_tokens, self.pos_embed = weights.prefix_and_pos_embed(self.config.patch_grid(height, width, stride))
+        self.n_prefix = self.config.num_prefix_tokens
+        batch, n_tokens = len(images), self.n_prefix + len(self.pos_embed)
         self.x, self.queries = (
-            weights.temporary(name, batch, tokens, c.width) for name in ("tokens", "queries")
-        )  # (B, T, D)
-        # With two a thread may begin the next layer while others still read this one; for many tokens waiting is cheaper.
-        slots = 2 if weights.device == "cpu" and batch * tokens < SHARED_KV_TOKENS else 1
-        self.kv = [
-            k.KVCache(batch, tokens, c.width, c.heads, weights.dtype, slot=slot, precision=weights.precision)
-            for slot in range(slots)
-        ]
-        # Rows of the last block's output that somebody asks for: all of them, the leading ones, CLS, or none.
-        self.rows = (
-            tokens if "token" in features else self.first if "register" in features else 1 if "cls" in features else 0
+            weights.temporary(name, batch, n_tokens, self.config.width) for name in ("tokens", "queries")
         )
-        by_cls = "attention" in features or "cls_state" in features
-        self.query_rows = tokens if "query" in features else max(self.rows, int(by_cls))
-        wanted = {
-            "query": self.query_rows > 0,
-            "key": "key" in features or by_cls or self.rows > 0,
-            "value": "value" in features or "cls_state" in features or self.rows > 0,
+        self.kv = self._kv_buffers(batch, n_tokens)
+        self._allocate_outputs(batch, n_tokens)
+        if weights.device == "cuda":
+            self.max_threads = 1
+        elif weights.kernels.BLOCK is None:
+            self.max_threads = batch
+        else:
+            self.max_threads = -(-batch * n_tokens // MIN_TOKENS_PER_THREAD)
+
+    def _kv_buffers(self, batch: int, n_tokens: int) -> list[Any]:
+        """Return two K/V buffers, so that a thread may begin a block while others still read the last, or one.
+
+        For many tokens waiting is cheaper than the memory.
+        """
+        w, c = self.weights, self.config
+        count = 2 if w.device == "cpu" and batch * n_tokens < SINGLE_KV_BUFFER_TOKENS else 1
+        return [
+            w.kernels.KVCache(batch, n_tokens, c.width, c.heads, w.dtype, slot=slot, precision=w.precision)
+            for slot in range(count)
+        ]
+
+    def _allocate_outputs(self, batch: int, n_tokens: int) -> None:
+        """Work out which rows of the last block the features need, and allocate memory for them."""
+        features, shape, xp = self.features, self.x.shape, self.weights.xp
+        # Rows of the block's output, from the first token: all, the prefix tokens, CLS, or none.
+        self.n_output_rows = 0
+        if "token" in features:
+            self.n_output_rows = n_tokens
+        elif "register" in features:
+            self.n_output_rows = self.n_prefix
+        elif "cls" in features:
+            self.n_output_rows = 1
+        needs_cls_row = "attention" in features or "cls_state" in features
+        self.n_query_rows = n_tokens if "query" in features else max(self.n_output_rows, int(needs_cls_row))
+        needed = {
+            "query": self.n_query_rows > 0,
+            "key": "key" in features or needs_cls_row or self.n_output_rows > 0,
+            "value": "value" in features or "cls_state" in features or self.n_output_rows > 0,
         }
-        self.out = {facet: weights.xp.empty(self.x.shape, self.x.dtype) for facet, there in wanted.items() if there}
-        if self.rows:
-            self.out["token"] = weights.xp.empty((batch, self.rows, c.width), self.x.dtype)
-        # More threads than this have nothing worth their while; without blocks a thread takes whole images, for a GPU one takes all.
-        self.most = 1 if weights.device == "cuda" else batch if k.BLOCK is None else -(-batch * tokens // 32)
+        self.out = {facet: xp.empty(shape, self.x.dtype) for facet in needed if needed[facet]}
+        if self.n_output_rows:
+            self.out["token"] = xp.empty((batch, self.n_output_rows, self.config.width), self.x.dtype)
 
     def run(self, worker: team.Worker) -> None:
-        """The pass as one thread sees it."""
-        weights, c, x = self.weights, self.config, self.x
-        mine = list(self.blocks(worker))
-        for images, rows in mine:
-            self.embed(images, rows)
+        """Take one thread's chunks through the network."""
+        chunks = list(self.chunks(worker))
+        for chunk in chunks:
+            self.prepare_tokens(*chunk)
         for index in range(self.layer):
             kv = self.kv[index % len(self.kv)]
-            for images, rows in mine:
-                y = norm(weights, c, x[images, rows], f"blocks.{index}.norm1")  # (b, n, D)
-                key, value = (
-                    project(weights, y, index, part, weights.temporary(part, *y.shape)) for part in ("key", "value")
-                )
-                kv.write(images, rows.start, key, value)
-                project(weights, y, index, "query", self.queries[images, rows])
-            worker.wait()
-            for images, rows in mine:
-                here = x[images, rows]
-                attn_out = kv.attend(self.queries[images, rows], images, weights.temporary("gathered", *here.shape))
-                block_tail(weights, c, here, attn_out, index, out=here)
+            for chunk in chunks:
+                self.project_qkv(chunk, index, kv)
+            worker.wait()  # until all keys and values of this block are written
+            for chunk in chunks:
+                attn_out = self.weights.temporary("attn_out", *self.x[chunk].shape)
+                attn_out = kv.attend(self.queries[chunk], chunk[0], attn_out)
+                block_tail(self.weights, self.x[chunk], attn_out, index, out=self.x[chunk])
             if len(self.kv) == 1:
-                worker.wait()
-        self.read(worker, mine)
+                worker.wait()  # until all threads have read the only buffer
+        self.read_last_block(worker, chunks)
 
-    def read(self, worker: team.Worker, mine: Sequence[tuple[slice, slice]]) -> None:
-        """What is wanted of the last block, and nothing else of it."""
-        weights, c, index, out = self.weights, self.config, self.layer, self.out
-        kv = self.kv[index % len(self.kv)]
-        for images, rows in mine:
-            y = norm(weights, c, self.x[images, rows], f"blocks.{index}.norm1")
-            for facet in [name for name in ("query", "key", "value") if name in out]:
-                here = slice(rows.start, min(rows.stop, self.query_rows)) if facet == "query" else rows
-                if here.start < here.stop:
-                    out[facet][images, here] = project(weights, y[:, : here.stop - here.start], index, facet)
-            if self.rows:
-                kv.write(images, rows.start, out["key"][images, rows], out["value"][images, rows])
-        if not self.rows:
-            return
-        worker.wait()
-        for images, rows in mine:
-            rows = slice(rows.start, min(rows.stop, self.rows))
-            if rows.start < rows.stop:
-                attn_out = kv.attend(out["query"][images, rows], images)
-                y = block_tail(weights, c, self.x[images, rows], attn_out, index)
-                out["token"][images, rows] = norm(weights, c, y, "norm")
-
-    def found(self) -> dict[str, np.ndarray]:
-        """The features that were asked for, once all threads are through."""
-        first, got, xp = self.first, dict(self.out), self.weights.xp
-        if "attention" in self.features:
-            with blas.one_blas_thread():
-                row = self.weights.kernels.attention_row(
-                    got["query"][:, :1], got["key"], self.config.heads
-                )  # (B, H, T)
-            got["attention"] = row[:, :, first:]
-        if "cls_state" in self.features:
-            got["cls_state"] = xp.stack(
-                [part[:, 0] for part in (self.x, got["query"], got["key"], got["value"])], axis=1
-            )
-        if self.rows:
-            got |= {"cls": got["token"][:, 0], "register": got["token"][:, 1:first]}
-        got |= {facet: got[facet][:, first:] for facet in FACETS if facet in got}
-        return {name: xp.ascontiguousarray(got[name], self.images.dtype) for name in self.features}
-
-    def blocks(self, worker: team.Worker) -> Iterator[tuple[slice, slice]]:
-        """A thread's blocks of tokens: images and rows, a slice each."""
-        batch, tokens, _ = self.x.shape
+    def chunks(self, worker: team.Worker) -> Iterator[Chunk]:
+        """Split off one thread's share of the tokens, in chunks of a length that suits the kernels."""
+        batch, n_tokens, _ = self.x.shape
         longest = self.weights.kernels.BLOCK
         if self.weights.device == "cuda":
-            yield slice(0, batch), slice(0, tokens)
+            yield slice(0, batch), slice(0, n_tokens)
             return
         if longest is None:
             for image in range(*worker.share(batch)):
-                yield slice(image, image + 1), slice(0, tokens)
+                yield slice(image, image + 1), slice(0, n_tokens)
             return
-        start, stop = worker.share(batch * tokens, 8)
+        start, stop = worker.share(batch * n_tokens, 8)
         while start < stop:
-            image, row = divmod(start, tokens)
-            left = min(stop - start, tokens - row)
-            # Of about equal lengths, in multiples of 8: 200 rows are 104 and 96.
-            rows = min(left, -(-left // -(-left // longest) // 8) * 8)
-            yield slice(image, image + 1), slice(row, row + rows)
-            start += rows
+            image, row = divmod(start, n_tokens)
+            left = min(stop - start, n_tokens - row)
+            # Lengths are about equal and multiples of 8: with BLOCK = 128, 200 rows become 104 and 96.
+            n_rows = min(left, -(-left // -(-left // longest) // 8) * 8)
+            yield slice(image, image + 1), slice(row, row + n_rows)
+            start += n_rows
 
-    def embed(self, images: slice, rows: slice) -> None:
-        """Tokens of a block as they enter the network: CLS and registers, and patches with their positions."""
-        w, first = self.weights, self.first
-        if rows.start < first:
-            self.x[images, rows.start : min(first, rows.stop)] = self.prefix_tokens[rows.start : rows.stop]
-        start, stop = max(rows.start, first) - first, rows.stop - first
+    def prepare_tokens(self, images: slice, rows: slice) -> None:
+        """Write the tokens of a chunk as they enter the first block: prefix tokens, and patches with positions."""
+        w, n_prefix = self.weights, self.n_prefix
+        if rows.start < n_prefix:
+            self.x[images, rows.start : min(n_prefix, rows.stop)] = self.prefix_tokens[rows.start : rows.stop]
+        start, stop = max(rows.start, n_prefix) - n_prefix, rows.stop - n_prefix
         if start < stop:
             weight, bias = w["patch_embed.proj.weight"], w["patch_embed.proj.bias"]
             patches = w.kernels.patch_embedding(
                 self.images[images], weight, bias, self.stride, patch=self.config.patch, start=start, stop=stop
             )
-            w.xp.add(patches, self.positions[start:stop], out=self.x[images, first + start : first + stop])
+            w.xp.add(patches, self.pos_embed[start:stop], out=self.x[images, n_prefix + start : n_prefix + stop])
+
+    def project_qkv(self, chunk: Chunk, index: int, kv: Any) -> None:
+        """Compute query, key and value of a chunk in a block that isn't the last."""
+        w, (images, rows) = self.weights, chunk
+        y = norm(w, self.x[chunk], f"blocks.{index}.norm1")  # (b, n, D)
+        key, value = (project(w, y, index, facet, w.temporary(facet, *y.shape)) for facet in ("key", "value"))
+        kv.write(images, rows.start, key, value)
+        project(w, y, index, "query", self.queries[chunk])
+
+    def read_last_block(self, worker: team.Worker, chunks: list[Chunk]) -> None:
+        """Compute those rows of the last block that the features need, and nothing else of it."""
+        w, index, out = self.weights, self.layer, self.out
+        kv = self.kv[index % len(self.kv)]
+        for images, rows in chunks:
+            y = norm(w, self.x[images, rows], f"blocks.{index}.norm1")
+            for facet in [name for name in ("query", "key", "value") if name in out]:
+                needed = slice(rows.start, min(rows.stop, self.n_query_rows)) if facet == "query" else rows
+                if needed.start < needed.stop:
+                    out[facet][images, needed] = project(w, y[:, : needed.stop - needed.start], index, facet)
+            if self.n_output_rows:
+                kv.write(images, rows.start, out["key"][images, rows], out["value"][images, rows])
+        if not self.n_output_rows:
+            return
+        worker.wait()  # until all keys and values are written
+        for images, rows in chunks:
+            needed = slice(rows.start, min(rows.stop, self.n_output_rows))
+            if needed.start < needed.stop:
+                attn_out = kv.attend(out["query"][images, needed], images)
+                y = block_tail(w, self.x[images, needed], attn_out, index)
+                out["token"][images, needed] = norm(w, y, "norm")
+
+    def result(self) -> dict[str, np.ndarray]:
+        """Return the features by name, after every thread has finished."""
+        n_prefix, out, xp = self.n_prefix, self.out, self.weights.xp
+        result = {facet: out[facet][:, n_prefix:] for facet in FACETS if facet in out}
+        if self.n_output_rows:
+            result |= {"cls": out["token"][:, 0], "register": out["token"][:, 1:n_prefix]}
+        if "attention" in self.features:
+            with blas.one_blas_thread():
+                attention = self.weights.kernels.attention_row(out["query"][:, :1], out["key"], self.config.heads)
+            result["attention"] = attention[:, :, n_prefix:]  # of (B, H, T)
+        if "cls_state" in self.features:
+            parts = (self.x, out["query"], out["key"], out["value"])
+            result["cls_state"] = xp.stack([part[:, 0] for part in parts], axis=1)
+        return {name: xp.ascontiguousarray(result[name], self.images.dtype) for name in self.features}
 
 
-def prefix_and_pos_embed(
-    weights: PackedWeights, config: ViTConfig, grid: tuple[int, ...]
-) -> tuple[np.ndarray, np.ndarray]:
-    """The leading tokens (1 + R, D), CLS with its position and registers without; the positions of the patches (N, D).
-
-    Those of the last grid are kept: the images of a collection are often of one size.
-    """
-    kept = weights.places
-    if kept is not None and kept[0] == grid:
-        return kept[1]
-    table = weights.original("pos_embed")[0]  # (1 + N0, D), or (N0, D) where CLS has no position
-    first = len(table) - config.grid[0] * config.grid[1]
-    with blas.one_blas_thread():
-        positions = resample_positions(table[first:].reshape(*config.grid, config.width), grid, config.pos_embed)
-    prefix_tokens = weights.original("cls_token")[0] + table[:first].sum(axis=0)  # (1, D)
-    if config.registers:
-        prefix_tokens = np.concatenate([prefix_tokens, weights.original("register_tokens")[0]])  # (1 + R, D)
-    found = prefix_tokens, positions.reshape(-1, config.width)
-    if weights.device != "cpu":
-        found = tuple(kernels.to_device(part.astype(weights.dtype), weights.device) for part in found)
-    weights.places = grid, found
-    return found
-
-
-def project(weights: PackedWeights, y: np.ndarray, index: int, part: str, out: np.ndarray | None = None) -> np.ndarray:
-    """Query, key or value (b, n, D) of normed tokens: a third of the fused projection."""
+def project(weights: PackedWeights, y: np.ndarray, index: int, facet: str, out: np.ndarray | None = None) -> np.ndarray:
+    """Compute "query", "key" or "value" (b, n, D) of normalized tokens: one third of the fused projection."""
     name = f"blocks.{index}.attn.qkv"
-    return weights.kernels.linear(y, weights[f"{name}.weight:{part}"], weights.get(f"{name}.bias:{part}"), out=out)
+    return weights.kernels.linear(y, weights[f"{name}.weight:{facet}"], weights.get(f"{name}.bias:{facet}"), out=out)
 
 
 def block_tail(
-    weights: PackedWeights,
-    config: ViTConfig,
-    x: np.ndarray,
-    attn_out: np.ndarray,
-    index: int,
-    out: np.ndarray | None = None,
+    weights: PackedWeights, x: np.ndarray, attn_out: np.ndarray, index: int, out: np.ndarray | None = None
 ) -> np.ndarray:
-    """What a block does once its tokens (b, n, D) have gathered from all others: projection and MLP, each on a residual branch."""
-    k, name = weights.kernels, f"blocks.{index}"
+    """Apply the second half of a block: output projection, MLP, residuals.
 
-    def layer(y: np.ndarray, which: str, **further: Any) -> np.ndarray:
-        return k.linear(y, weights[f"{name}.{which}.weight"], weights.get(f"{name}.{which}.bias"), **further)
+    Parameters
+    ----------
+    weights : PackedWeights
+    x, attn_out : (b, n, D) float
+        Tokens as they enter the block, and the output of its attention.
+    index : int
+        Block, from 0.
+    out : (b, n, D) float, optional
+        Memory for the result; may be `x`.
 
-    x = layer(attn_out, "attn.proj", scale=weights.get(f"{name}.ls1.gamma"), residual=x, out=out)
-    y = norm(weights, config, x, f"{name}.norm2")
-    if config.swiglu:
-        y, last = k.swiglu(layer(y, "mlp.w12")), "mlp.w3"  # (b, n, 2 E) -> (b, n, E)
+    Returns
+    -------
+    (b, n, D) float
+    """
+    kernels, name = weights.kernels, f"blocks.{index}"
+
+    def linear(y: np.ndarray, layer: str, **options: Any) -> np.ndarray:
+        return kernels.linear(y, weights[f"{name}.{layer}.weight"], weights.get(f"{name}.{layer}.bias"), **options)
+
+    x = linear(attn_out, "attn.proj", scale=weights.get(f"{name}.ls1.gamma"), residual=x, out=out)
+    y = norm(weights, x, f"{name}.norm2")
+    if weights.config.swiglu:
+        y, last_layer = kernels.swiglu(linear(y, "mlp.w12")), "mlp.w3"
     else:
         hidden = weights.temporary("hidden", *y.shape[:-1], len(weights[f"{name}.mlp.fc1.bias"]))
-        y, last = layer(y, "mlp.fc1", activation="gelu", out=hidden), "mlp.fc2"  # (b, n, 4 D)
-    return layer(y, last, scale=weights.get(f"{name}.ls2.gamma"), residual=x, out=out)
+        y, last_layer = linear(y, "mlp.fc1", activation="gelu", out=hidden), "mlp.fc2"
+    return linear(y, last_layer, scale=weights.get(f"{name}.ls2.gamma"), residual=x, out=out)
 
 
-def norm(weights: PackedWeights, config: ViTConfig, x: np.ndarray, name: str) -> np.ndarray:
-    """LayerNorm of the last axis, in memory that the next one takes again."""
+def norm(weights: PackedWeights, x: np.ndarray, name: str) -> np.ndarray:
+    """Apply LayerNorm over the last axis; the next call of the same thread overwrites the result."""
     out = weights.temporary("normed", *x.shape)
-    return weights.kernels.layernorm(x, weights[f"{name}.weight"], weights[f"{name}.bias"], config.eps, out)
+    return weights.kernels.layernorm(x, weights[f"{name}.weight"], weights[f"{name}.bias"], weights.config.eps, out)

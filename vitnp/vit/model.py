@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import numbers
 import threading
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -13,28 +13,30 @@ from vitnp.errors import UsageError
 from vitnp.kernels.threads import team
 from vitnp.options import FEATURES
 from vitnp.vit.config import ViTConfig
-from vitnp.vit.forward import ForwardPass, PackedWeights, block_tail, norm
+from vitnp.vit.forward import ForwardPass, block_tail, norm
+from vitnp.vit.weights import PackedWeights
 
 
 class ViT:
-    """A vision transformer: its configuration and its weights.
+    """A vision transformer that returns the features of any block.
 
     Parameters
     ----------
     config : ViTConfig
+        Architecture and preprocessing.
     weights : mapping of str to float array
-        Names as in DINO's files; linear weights are (outputs, inputs). float32 in use, float64 works.
+        Under the names of DINO's files; linear weights are (outputs, inputs). float32, or float64 to check results.
     name, source, sha256 : str
-        Where the weights came from, kept for the record.
+        Name, file and SHA-256 of the checkpoint, kept for records of what was computed.
     precision : {"auto", "fp32", "tf32", "bf16", "fp16"}
-        Of the operands of products, see :meth:`to`.
+        Precision of linear layers and attention, see :meth:`to`.
     device : {"auto", "cpu", "cuda"}
-        Where it computes, see :meth:`to`.
+        Device to compute on, see :meth:`to`.
 
     Examples
     --------
     >>> vit = vitnp.load_vit("auto")                                    # doctest: +SKIP
-    >>> features = vit(images, features=("key", "cls"))                     # doctest: +SKIP
+    >>> features = vit(images, features=("key", "cls"))                 # doctest: +SKIP
     >>> features["key"].shape                                           # doctest: +SKIP
     (1, 540, 192)
     """
@@ -62,9 +64,8 @@ class ViT:
         return f"ViT({self.name or 'unnamed'}: depth {c.depth}, width {c.width}, heads {c.heads}, patch {c.patch})"
 
     def grid(self, height: int, width: int, stride: int | None = None) -> tuple[int, int]:
-        """Rows and columns of patches of an image of this size in pixels."""
-        patch, stride = self.config.patch, stride or self.config.patch
-        return (height - patch) // stride + 1, (width - patch) // stride + 1
+        """Return the rows and columns of patches of an image of this size in pixels."""
+        return self.config.patch_grid(height, width, stride)
 
     def __call__(
         self,
@@ -74,90 +75,97 @@ class ViT:
         layer: int = -1,
         stride: int | None = None,
     ) -> dict[str, np.ndarray]:
-        """Features of one block, and nothing that isn't asked for.
+        """Compute features of one block.
 
-        Keys of a block need neither its attention nor its MLP; CLS needs one query row.
+        Only what the features need is computed: the keys of a block need neither its attention nor its MLP, and CLS
+        needs one row of queries.
 
         Parameters
         ----------
         images : (B, 3, height, width) float
-            Taken in the weights' type. Normalized with ``config.mean`` and ``config.std``; sides are multiples of the patch.
-            Of NumPy or CuPy.
-        want : str or iterable of str
-            Among "key", "query", "value" and "token" (after the final norm), each (B, N, D) for the patches with heads
-            side by side; "cls" (B, D) and "register" (B, R, D), after the final norm; "attention" (B, H, N), the CLS
-            row of the attention to the patches (a softmax over all T tokens, so it sums to less than 1); "cls_state"
-            (B, 4, D), CLS as it enters the block and its query, key and value, for :meth:`region_cls`.
+            NumPy or CuPy array, normalized with ``config.mean`` and ``config.std``, converted to the dtype of the
+            weights. Height and width are multiples of the patch size.
+        features : str or iterable of str
+            Names of the features:
+
+            - "query", "key", "value": (B, N, D), of the patches, heads side by side;
+            - "token": (B, N, D), of the patches, after the final norm;
+            - "cls": (B, D), "register": (B, R, D), after the final norm;
+            - "attention": (B, H, N), from CLS to the patches; the softmax is over all T tokens, so a row sums to less
+              than 1;
+            - "cls_state": (B, 4, D), CLS as it enters the block and its query, key and value, for :meth:`region_cls`.
         layer : int
-            Block to read, from 0; negative numbers count from the last.
+            Block to read, from 0; negative numbers count from the last block.
         stride : int, optional
-            Pixels between patches, a divisor of the patch; smaller than the patch for overlapping patches. By default the patch.
+            Pixels between patches, a divisor of the patch size; by default the patch size. Smaller strides give
+            overlapping patches.
 
         Returns
         -------
         dict of str to float array
-            One entry for each name in `want`, of the weights' type, on the network's device.
+            One entry per feature, in the dtype of the weights, on the device of the ViT.
 
         Raises
         ------
         UsageError
-            For unknown features, a layer or stride out of range, or images of the wrong shape.
+            If a feature is unknown, the layer or stride out of range, or the images have the wrong shape.
         """
         features = (features,) if isinstance(features, str) else tuple(features)
-        layer, stride = self._checked(images, features, layer, stride)
+        layer, stride = self._check_request(images, features, layer, stride)
         images = kernels.to_device(images, self.device).astype(self.dtype, copy=False)
-        weights = self._ready()
-        with weights.exclusive():
-            forward = ForwardPass(weights, self.config, images, stride, layer, features)
-            team.run_team(forward.run, most=forward.most)
-            return forward.found()
+        weights = self._packed_weights()
+        with weights.compute_context():
+            forward = ForwardPass(weights, images, stride, layer, features)
+            team.run_team(forward.run, forward.max_threads)
+            return forward.result()
 
     def region_cls(self, state: np.ndarray, key: np.ndarray, value: np.ndarray, regions: np.ndarray) -> np.ndarray:
-        """CLS of parts of an image: the last block run for the CLS row alone, its attention restricted to CLS and a region's patches.
+        """Compute CLS tokens of regions of an image.
 
-        As good as another pass over the cropped region, and hundreds of times cheaper. Registers, which speak of the whole
-        image, are left out.
+        The last block runs for the CLS row alone, and its attention is restricted to CLS and the patches of one region.
+        This describes a region as well as a forward pass over the cropped image, at a small fraction of its cost.
+        Register tokens are left out because they describe the whole image.
 
         Parameters
         ----------
         state : (4, D) float
-            One image's "cls_state" of the last block.
+            "cls_state" of the image in the last block.
         key, value : (N, D) float
-            The same image's keys and values of the last block.
+            Keys and values of the image in the last block.
         regions : (G, N) bool
-            The patches of each region; one without any gives CLS that attends to itself.
+            Patches of each region. In an empty region CLS attends to itself alone.
 
         Returns
         -------
         (G, D) float
-            After the final norm; in the host's memory, wherever the network computes.
+            CLS tokens after the final norm, in host memory.
         """
-        c, weights = self.config, self._ready()
+        config, weights = self.config, self._packed_weights()
         xp = weights.xp
         state, key, value = (xp.asarray(kernels.to_device(x, self.device), weights.dtype) for x in (state, key, value))
-        entering, query, own_key, own_value = (row[None, None] for row in state)  # (1, 1, D) each
-        found = xp.empty((len(regions), c.width), self.dtype)
-        with weights.exclusive():
+        x, query, cls_key, cls_value = (row[None, None] for row in state)  # (1, 1, D) each
+        result = xp.empty((len(regions), config.width), self.dtype)
+        with weights.compute_context():
             for index, region in enumerate(regions):
                 patches = xp.asarray(np.flatnonzero(region))
-                keys = xp.concatenate([own_key, key[None, patches]], axis=1)  # (1, 1 + patches of the region, D)
-                values = xp.concatenate([own_value, value[None, patches]], axis=1)
-                attn_out = weights.kernels.attention(query, keys, values, c.heads)
-                out = block_tail(weights, c, entering, attn_out, c.depth - 1)
-                found[index] = norm(weights, c, out, "norm")[0, 0]
-        return kernels.to_host(found)
+                keys = xp.concatenate([cls_key, key[None, patches]], axis=1)  # (1, 1 + patches of the region, D)
+                values = xp.concatenate([cls_value, value[None, patches]], axis=1)
+                attn_out = weights.kernels.attention(query, keys, values, config.heads)
+                out = block_tail(weights, x, attn_out, config.depth - 1)
+                result[index] = norm(weights, out, "norm")[0, 0]
+        return kernels.to_host(result)
 
     @property
-    def dtype(self) -> np.dtype:
-        """Of the weights, and so of everything computed; float32 on a GPU."""
+    def dtype(self) -> np.dtype[Any]:
+        """Dtype of the weights and features; float32 on a GPU."""
         return np.dtype(np.float32) if self.device == "cuda" else self.weights["cls_token"].dtype
 
     @property
     def numerics(self) -> str:
-        """What the last bits of its features depend on beside the weights: the precision, and "cuda" where that's the device.
+        """Device and precision as far as they change the last bits of features, such as "fp32" or "cuda fp16".
 
-        On one device the same photograph gives the same bits every time. Keys from a GPU are within 1e-5 of the CPU's in fp32, 2e-3
-        in fp16, relative to the longest key.
+        One device computes the same bits for the same image every time. Keys from a GPU differ from those of the CPU by
+        at most 1e-5 in fp32 and 2e-3 in fp16, relative to the longest key.
         """
         return self.precision if self.device == "cpu" else f"{self.device} {self.precision}"
 
@@ -169,8 +177,8 @@ class ViT:
         device : {"auto", "cpu", "cuda"}, optional
             Where the network computes and leaves its results; "auto" is "cuda" where that works, else "cpu".
         precision : {"auto", "fp32", "tf32", "bf16", "fp16"}, optional
-            Precision of the operands of linear layers and attention; sums are always float32. "auto" is fp32 on the CPU and fp16
-            on a GPU, where fp16 applies to all values between layers too.
+            Precision of the operands of linear layers and attention; sums are always float32. "auto" is fp32 on the CPU
+            and fp16 on a GPU, where fp16 applies to all values between layers too.
 
         Raises
         ------
@@ -193,62 +201,58 @@ class ViT:
             precision=self._requested_precision if precision is None else precision,
         )
 
-    def _ready(self) -> PackedWeights:
-        """The weights as the kernels want them, made so at the first call."""
+    def _packed_weights(self) -> PackedWeights:
         with self._lock:
             if self._packed is None:
-                self._packed = PackedWeights(self.weights, self.precision, self.device)
+                self._packed = PackedWeights(self.weights, self.config, self.precision, self.device)
             return self._packed
 
     def __getstate__(self) -> dict[str, object]:
-        # Packed weights and locks stay behind: whoever gets the network packs for its own machine.
+        # Packed weights depend on the machine, and locks can't be pickled.
         return {name: value for name, value in self.__dict__.items() if name not in ("_packed", "_lock")}
 
     def __setstate__(self, state: dict[str, object]) -> None:
         self.__dict__.update(state, _packed=None, _lock=threading.Lock())
 
-    def _checked(
+    def _check_request(
         self, images: np.ndarray, features: tuple[str, ...], layer: int, stride: int | None
     ) -> tuple[int, int]:
-        """Layer counted from 0 and stride in pixels, once everything is known to make sense."""
-        c = self.config
+        """Check the arguments of a call; return the layer counted from 0 and the stride in pixels."""
+        patch = self.config.patch
         unknown = [name for name in features if name not in FEATURES]
         if unknown or not features:
-            raise UsageError(f"unknown features {unknown}; choose among {', '.join(FEATURES)}")
-        if not isinstance(layer, numbers.Integral) or not -c.depth <= layer < c.depth:
-            raise UsageError(
-                f"layer {layer} is out of range; this network has blocks 0 to {c.depth - 1} (or -{c.depth} to -1)"
-            )
-        stride = c.patch if stride is None else stride
-        if not isinstance(stride, numbers.Integral) or not 0 < stride <= c.patch or c.patch % stride:
-            raise UsageError(f"stride {stride} doesn't fit; choose a divisor of the patch, {c.patch}")
+            raise UsageError(f"features must be among {', '.join(FEATURES)}, got {unknown or 'none'}")
         if not isinstance(images, np.ndarray) and kernels.device_of(images) == "cpu":
+            raise UsageError(f"images must be an array of shape (B, 3, height, width), got a {type(images).__name__}")
+        if images.ndim != 4 or images.shape[1] != 3 or any(side % patch or not side for side in images.shape[2:]):
             raise UsageError(
-                f"images are a {type(images).__name__}; expected an array of the shape (B, 3, height, width)"
+                f"images must have the shape (B, 3, height, width) with sides that are multiples of {patch}, "
+                f"got {images.shape}"
             )
-        if images.ndim != 4 or images.shape[1] != 3 or any(side % c.patch or not side for side in images.shape[2:]):
-            raise UsageError(
-                f"images have the shape {images.shape}; expected (B, 3, height, width) with sides that are multiples of {c.patch}"
-            )
-        return layer % c.depth, stride
+        return self.config.resolve_layer(layer), self.config.resolve_stride(stride)
 
 
-def resolve_precision(wish: str, device: str = "cpu") -> str:
-    """The precision that is meant: "auto" is fp32 on the CPU, fp16 on a GPU.
+def resolve_precision(precision: str, device: str = "cpu") -> str:
+    """Resolve "auto", which is fp32 on the CPU and fp16 on a GPU, and check that the device has the precision.
 
     Raises
     ------
     UsageError
-        For one that the device lacks; it names those that there are.
+        If the device lacks the precision; the message lists those it has.
+
+    Examples
+    --------
+    >>> resolve_precision("auto", "cpu")
+    'fp32'
     """
-    if wish == "auto":
+    if precision == "auto":
         return "fp16" if device == "cuda" else "fp32"
-    if wish == "fp32":
-        return wish
-    there = kernels.for_device(device).precisions()
-    if wish not in there:
-        where = "GPU" if device == "cuda" else "CPU"
+    if precision == "fp32":
+        return precision
+    available = kernels.for_device(device).precisions()
+    if precision not in available:
         raise UsageError(
-            f"there is no precision {wish!r} on this machine's {where}; choose among auto, {', '.join(there)}"
+            f"there is no precision {precision!r} on this machine's {'GPU' if device == 'cuda' else 'CPU'}; "
+            f"choose among auto, {', '.join(available)}"
         )
-    return wish
+    return precision

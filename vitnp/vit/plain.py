@@ -1,117 +1,197 @@
-"""A vision transformer in plain float64 NumPy, written for reading: what vitnp's answers are held against.
+"""The vision transformer to read: the whole forward pass in plain NumPy, for one image at a time.
 
-It shares no code with vitnp. One image at a time, one head at a time, everything computed, nothing saved.
+It computes what DINO (Caron et al. 2021, arXiv 2104.14294), DINOv2 (Oquab et al. 2023, arXiv 2304.07193), DINOv2 with
+registers (Darcet et al. 2023, arXiv 2309.16588) and any other plain ViT (Dosovitskiy et al. 2021, arXiv 2010.11929)
+compute. :mod:`vitnp.vit.forward` gives the same numbers many times faster. The tests compare the two, so they share no
+code: this module is the specification.
+
+Letters in shapes: N patches, R register tokens, T = 1 + R + N tokens in the order CLS, registers, patches; D width,
+H heads, d = D / H, P patch size in pixels. Everything is computed in the dtype of the weights and of the image.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
+from vitnp.vit.config import ViTConfig
 
-def features(weights: dict, config, image: np.ndarray, layer: int, stride: int) -> dict[str, np.ndarray]:
-    """Every feature of block `layer` for one image (3, height, width)."""
-    w = {name: np.asarray(value, np.float64) for name, value in weights.items()}
-    first = 1 + config.registers
-    x = embed(w, config, np.asarray(image, np.float64), stride)
-    for index in range(layer + 1):
-        x, facets, attention = block(w, config, x, f"blocks.{index}.")
-    normed = layernorm(x, w["norm.weight"], w["norm.bias"], config.eps)
+
+def features(
+    weights: Mapping[str, np.ndarray], config: ViTConfig, image: np.ndarray, layer: int, stride: int
+) -> dict[str, np.ndarray]:
+    """Return every feature of one block for one image.
+
+    Parameters
+    ----------
+    weights : mapping of str to float array
+        As in DINO's files: ``"blocks.0.attn.qkv.weight"`` and so on. Linear weights are (outputs, inputs).
+    config : ViTConfig
+    image : (3, height, width) float
+        Normalized with ``config.mean`` and ``config.std``.
+    layer : int
+        Block to read, from 0.
+    stride : int
+        Pixels between patches; ``config.patch``, or less for overlapping patches.
+
+    Returns
+    -------
+    dict of str to float array
+        "query", "key", "value" and "token" (N, D), "cls" (D,) and "register" (R, D), "attention" (H, N) from CLS to the
+        patches. Tokens are those after the final norm.
+
+    Examples
+    --------
+    >>> from vitnp import load_vit
+    >>> vit = load_vit("auto")
+    >>> image = np.zeros((3, 32, 48), np.float32)
+    >>> features(vit.weights, vit.config, image, layer=5, stride=16)["key"].shape
+    (6, 192)
+    """
+    w = nest(weights)
+    x = prepare_tokens(image, w, config, stride)  # (T, D)
+    for index in range(layer):
+        x = block(x, w["blocks"][str(index)], config)
+
+    last = w["blocks"][str(layer)]
+    query, key, value = qkv(norm(x, **last["norm1"], eps=config.eps), last["attn"])
+    attention = attention_weights(query, key, config.heads)
+    x = norm(block(x, last, config), **w["norm"], eps=config.eps)
+
+    patches = slice(config.num_prefix_tokens, None)
     return {
-        "query": facets[0][first:],
-        "key": facets[1][first:],
-        "value": facets[2][first:],
-        "token": normed[first:],
-        "cls": normed[0],
-        "register": normed[1:first],
-        "attention": np.stack([matrix[0, first:] for matrix in attention]),
+        "query": query[patches],
+        "key": key[patches],
+        "value": value[patches],
+        "token": x[patches],
+        "cls": x[0],
+        "register": x[1 : config.num_prefix_tokens],
+        "attention": attention[:, 0, patches],
     }
 
 
-def embed(w: dict, config, image: np.ndarray, stride: int) -> np.ndarray:
-    patch = config.patch
-    rows = range(0, image.shape[1] - patch + 1, stride)
-    columns = range(0, image.shape[2] - patch + 1, stride)
-    patches = [image[:, top : top + patch, left : left + patch] for top in rows for left in columns]
-    x = [(w["patch_embed.proj.weight"] * p).sum(axis=(1, 2, 3)) + w["patch_embed.proj.bias"] for p in patches]
-
-    table = w["pos_embed"][0]
-    cls = w["cls_token"][0]
-    if len(table) == config.grid[0] * config.grid[1] + 1:
-        cls, table = cls + table[:1], table[1:]
-    table = table.reshape(*config.grid, -1)
-    x = np.array(x) + resize(table, len(rows), len(columns), config.pos_embed).reshape(len(x), -1)
-    return np.concatenate([cls, *([w["register_tokens"][0]] if config.registers else []), x])
+def block(x: np.ndarray, w: dict[str, Any], config: ViTConfig) -> np.ndarray:
+    """Apply one pre-norm transformer block to tokens (T, D), with LayerScale (Touvron et al. 2021) where it has one."""
+    scale1, scale2 = (w["ls1"]["gamma"], w["ls2"]["gamma"]) if config.layerscale else (1.0, 1.0)
+    x = x + scale1 * attn(norm(x, **w["norm1"], eps=config.eps), w["attn"], config.heads)
+    x = x + scale2 * mlp(norm(x, **w["norm2"], eps=config.eps), w["mlp"])
+    return x
 
 
-def resize(table: np.ndarray, rows: int, columns: int, convention: str) -> np.ndarray:
-    if table.shape[:2] == (rows, columns):
-        return table
-    down = [bicubic_taps(row, rows, table.shape[0], convention) for row in range(rows)]
-    across = [bicubic_taps(column, columns, table.shape[1], convention) for column in range(columns)]
-    out = np.zeros((rows, columns, table.shape[2]))
-    for row in range(rows):
-        for column in range(columns):
-            for y, weight_y in down[row]:
-                for x, weight_x in across[column]:
-                    out[row, column] += weight_y * weight_x * table[y, x]
-    return out
+def attn(x: np.ndarray, w: dict[str, Any], heads: int) -> np.ndarray:
+    """Apply multi-head self-attention to tokens (T, D) (Vaswani et al. 2017, section 3.2)."""
+    query, key, value = qkv(x, w)
+    x = attention_weights(query, key, heads) @ split_heads(value, heads)  # (H, T, d)
+    return linear(np.concatenate(list(x), axis=-1), **w["proj"])  # heads side by side again, (T, D)
 
 
-def bicubic_taps(index: int, new: int, old: int, convention: str) -> list[tuple[int, float]]:
-    """Which of the `old` samples make up sample `index` of `new`, and with what weight."""
-    if convention == "antialias":
-        center = (index + 0.5) * old / new
-        widening = max(1.0, old / new)
-        weights = [(i, cubic((i + 0.5 - center) / widening, -0.5)) for i in range(old)]
-        total = sum(weight for _, weight in weights)
-        return [(i, weight / total) for i, weight in weights]
-    scale = old / (new + 0.1) if convention == "offset" else old / new
-    position = (index + 0.5) * scale - 0.5
-    nearby = range(math.floor(position) - 1, math.floor(position) + 3)
-    return [(min(max(i, 0), old - 1), cubic(position - i, -0.75)) for i in nearby]
+def qkv(x: np.ndarray, w: dict[str, Any]) -> list[np.ndarray]:
+    """Project tokens to query, key and value, (T, D) each, with the heads side by side."""
+    return np.split(linear(x, **w["qkv"]), 3, axis=-1)
+
+
+def attention_weights(query: np.ndarray, key: np.ndarray, heads: int) -> np.ndarray:
+    """Return softmax(q k^T / sqrt(d)) for each head, (H, T, T): row i says how much token i attends to each token."""
+    query, key = split_heads(query, heads), split_heads(key, heads)  # (H, T, d)
+    return softmax(query @ key.transpose(0, 2, 1) / math.sqrt(query.shape[-1]))
+
+
+def split_heads(x: np.ndarray, heads: int) -> np.ndarray:
+    """Turn (T, D) into (H, T, d)."""
+    return np.stack(np.split(x, heads, axis=-1))
+
+
+def mlp(x: np.ndarray, w: dict[str, Any]) -> np.ndarray:
+    """Apply the two-layer perceptron to each token (T, D): with GELU, or gated with SiLU as in DINOv2 giant."""
+    if "w12" in w:  # SwiGLU (Shazeer 2020, arXiv 2002.05202)
+        gate, x = np.split(linear(x, **w["w12"]), 2, axis=-1)
+        return linear(gate / (1 + np.exp(-gate)) * x, **w["w3"])
+    return linear(gelu(linear(x, **w["fc1"])), **w["fc2"])
+
+
+def linear(x: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
+    """Apply a linear layer: (T, inputs) to (T, outputs)."""
+    return x @ weight.T + bias
+
+
+def norm(x: np.ndarray, weight: np.ndarray, bias: np.ndarray, eps: float) -> np.ndarray:
+    """Apply LayerNorm over the last axis (Ba et al. 2016)."""
+    mean, variance = x.mean(axis=-1, keepdims=True), x.var(axis=-1, keepdims=True)
+    return (x - mean) / np.sqrt(variance + eps) * weight + bias
+
+
+def gelu(x: np.ndarray) -> np.ndarray:
+    """Apply the exact GELU, x Phi(x) (Hendrycks and Gimpel 2016)."""
+    erf = np.vectorize(math.erf, otypes=[x.dtype])
+    return 0.5 * x * (1 + erf(x / math.sqrt(2)))
+
+
+def softmax(x: np.ndarray) -> np.ndarray:
+    """Apply softmax over the last axis."""
+    x = np.exp(x - x.max(axis=-1, keepdims=True))
+    return x / x.sum(axis=-1, keepdims=True)
+
+
+def prepare_tokens(image: np.ndarray, w: dict[str, Any], config: ViTConfig, stride: int) -> np.ndarray:
+    """Turn an image (3, height, width) into tokens (T, D): CLS, registers, and patches with position embeddings."""
+    x = patch_embed(image, **w["patch_embed"]["proj"], stride=stride)  # (rows, columns, D)
+    cls_token, pos_embed = w["cls_token"][0], w["pos_embed"][0]
+    if len(pos_embed) > math.prod(config.grid):  # the first position belongs to CLS
+        cls_token, pos_embed = cls_token + pos_embed[:1], pos_embed[1:]
+    x = x + resample_abs_pos_embed(pos_embed.reshape(*config.grid, -1), x.shape[:2], config.pos_embed)
+    registers = w["register_tokens"][0] if config.registers else x[0, :0]
+    return np.concatenate([cls_token, registers, x.reshape(-1, config.width)])
+
+
+def patch_embed(image: np.ndarray, weight: np.ndarray, bias: np.ndarray, stride: int) -> np.ndarray:
+    """Project each patch to D numbers, a convolution without padding: (3, height, width) to (rows, columns, D)."""
+    patches = np.lib.stride_tricks.sliding_window_view(image, weight.shape[2:], axis=(1, 2))[:, ::stride, ::stride]
+    return np.einsum("crkyx,dcyx->rkd", patches, weight) + bias
+
+
+def resample_abs_pos_embed(pos_embed: np.ndarray, grid: tuple[int, ...], convention: str) -> np.ndarray:
+    """Resample position embeddings from the trained grid to another: (M, M', D) to (m, m', D)."""
+    if pos_embed.shape[:2] == grid:
+        return pos_embed
+    vertical = bicubic_weights(pos_embed.shape[0], grid[0], convention)
+    horizontal = bicubic_weights(pos_embed.shape[1], grid[1], convention)
+    return np.einsum("rM,kN,MNd->rkd", vertical, horizontal, pos_embed).astype(pos_embed.dtype)
+
+
+def bicubic_weights(old: int, new: int, convention: str) -> np.ndarray:
+    """Return the weights (new, old) of bicubic interpolation along one axis, see :mod:`vitnp.vit.pos_embed`."""
+    weights = np.zeros((new, old))
+    for i in range(new):
+        if convention == "antialias":
+            center, stretch = (i + 0.5) * old / new, max(1.0, old / new)
+            weights[i] = [cubic((j + 0.5 - center) / stretch, a=-0.5) for j in range(old)]
+            weights[i] /= weights[i].sum()
+        else:
+            scale = old / (new + 0.1) if convention == "offset" else old / new
+            position = (i + 0.5) * scale - 0.5
+            for j in range(math.floor(position) - 1, math.floor(position) + 3):
+                weights[i, min(max(j, 0), old - 1)] += cubic(position - j, a=-0.75)  # the edge repeats outside the grid
+    return weights
 
 
 def cubic(t: float, a: float) -> float:
+    """Evaluate the cubic convolution kernel at distance t (Keys 1981), whose free parameter is a."""
     t = abs(t)
     if t < 1:
         return (a + 2) * t**3 - (a + 3) * t**2 + 1
     return a * (t**3 - 5 * t**2 + 8 * t - 4) if t < 2 else 0.0
 
 
-def block(w: dict, config, x: np.ndarray, name: str) -> tuple[np.ndarray, list[np.ndarray], list[np.ndarray]]:
-    """Tokens after the block; its query, key and value; its attention matrix for each head."""
-    y = layernorm(x, w[name + "norm1.weight"], w[name + "norm1.bias"], config.eps)
-    query, key, value = np.split(linear(w, y, name + "attn.qkv"), 3, axis=1)
-    size = config.width // config.heads
-    attention, attn_out = [], []
-    for head in range(config.heads):
-        part = slice(head * size, (head + 1) * size)
-        weights = np.exp(query[:, part] @ key[:, part].T / math.sqrt(size))
-        weights /= weights.sum(axis=1, keepdims=True)
-        attention.append(weights)
-        attn_out.append(weights @ value[:, part])
-    y = linear(w, np.concatenate(attn_out, axis=1), name + "attn.proj")
-    x = x + (y * w[name + "ls1.gamma"] if config.layerscale else y)
-
-    y = layernorm(x, w[name + "norm2.weight"], w[name + "norm2.bias"], config.eps)
-    if config.swiglu:
-        gate, y = np.split(linear(w, y, name + "mlp.w12"), 2, axis=1)
-        y = linear(w, gate / (1 + np.exp(-gate)) * y, name + "mlp.w3")
-    else:
-        y = linear(w, y, name + "mlp.fc1")
-        y = y * 0.5 * (1 + np.vectorize(math.erf)(y / math.sqrt(2)))
-        y = linear(w, y, name + "mlp.fc2")
-    x = x + (y * w[name + "ls2.gamma"] if config.layerscale else y)
-    return x, [query, key, value], attention
-
-
-def linear(w: dict, x: np.ndarray, name: str) -> np.ndarray:
-    return x @ w[name + ".weight"].T + w[name + ".bias"]
-
-
-def layernorm(x: np.ndarray, weight: np.ndarray, bias: np.ndarray, eps: float) -> np.ndarray:
-    mean = x.mean(axis=1, keepdims=True)
-    variance = ((x - mean) ** 2).mean(axis=1, keepdims=True)
-    return (x - mean) / np.sqrt(variance + eps) * weight + bias
+def nest(weights: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Turn dotted names into nested dicts: ``w["blocks"]["0"]["attn"]["qkv"]`` is ``{"weight": ..., "bias": ...}``."""
+    nested: dict[str, Any] = {}
+    for name, array in weights.items():
+        *path, leaf = name.split(".")
+        inner = nested
+        for part in path:
+            inner = inner.setdefault(part, {})
+        inner[leaf] = array
+    return nested

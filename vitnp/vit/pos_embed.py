@@ -1,12 +1,14 @@
-"""Position embeddings at another size: three conventions, because the world's ViT code has three.
+"""Resampling of position embeddings to another grid, in the three conventions that published ViT code has.
 
-Each is bicubic interpolation of the trained grid (M x M') at the centers of a new grid (m x m'), and they differ in the scale of
-the sampling and in the kernel:
+A ViT is trained on a grid of M x M' patches and has one position embedding per patch. For an image with m x m' patches
+they are interpolated bicubically at the centers of the new grid. The conventions differ in the scale of the sampling
+positions and in the cubic kernel:
 
-- ``offset``: DINO, and DINOv2 without registers. Sampled at the scale M / (m + 0.1), a workaround for rounding that the
-  weights have been used with ever since; cubic kernel with a = -0.75.
-- ``exact``: transformers' ViT and DINOv2. Scale M / m, a = -0.75.
-- ``antialias``: DINOv2 with registers, and timm. Scale M / m; the kernel widens when shrinking, and has a = -0.5.
+- ``offset``: DINO, and DINOv2 without registers. The scale is M / (m + 0.1), a workaround for rounding errors that
+  became part of how these weights are used; cubic kernel with a = -0.75.
+- ``exact``: ViT and DINOv2 in transformers. The scale is M / m; a = -0.75.
+- ``antialias``: DINOv2 with registers, and timm. The scale is M / m; a = -0.5, and the kernel widens where the grid
+  shrinks.
 """
 
 from __future__ import annotations
@@ -15,45 +17,49 @@ import functools
 
 import numpy as np
 
-CONVENTIONS = ("offset", "exact", "antialias")
+from vitnp.options import POS_EMBED_INTERPS
 
 
-def resample_positions(table: np.ndarray, grid: tuple[int, int], convention: str) -> np.ndarray:
-    """Position embeddings for a grid of patches.
+def resample_abs_pos_embed(pos_embed: np.ndarray, grid: tuple[int, int], convention: str) -> np.ndarray:
+    """Resample position embeddings to a grid of patches.
 
     Parameters
     ----------
-    table : (M, M', D) float
-        Trained embeddings.
+    pos_embed : (M, M', D) float
+        Position embeddings of the trained grid, without those of prefix tokens.
     grid : (int, int)
-        Rows m and columns m' wanted.
+        Rows m and columns m' of the new grid.
     convention : {"offset", "exact", "antialias"}
 
     Returns
     -------
     (m * m', D) float
-        Row by row. The table itself when the grid is the trained one.
+        Row by row. A view of `pos_embed` if the grid is the trained one, whatever the convention.
+
+    Raises
+    ------
+    ValueError
+        If there is no such convention.
 
     Examples
     --------
-    >>> resample_positions(np.ones((2, 2, 3), np.float32), (3, 4), "exact").shape
+    >>> resample_abs_pos_embed(np.ones((2, 2, 3), np.float32), (3, 4), "exact").shape
     (12, 3)
     """
-    rows, columns, width = table.shape
+    rows, columns, width = pos_embed.shape
     if grid == (rows, columns):
-        return table.reshape(-1, width)
-    vertical = _weights(rows, grid[0], convention)  # (m, M)
-    horizontal = _weights(columns, grid[1], convention)  # (m', M')
-    resampled = np.einsum("aM,bN,MND->abD", vertical, horizontal, table.astype(np.float64), optimize=True)
-    return resampled.reshape(-1, width).astype(table.dtype)
+        return pos_embed.reshape(-1, width)
+    vertical = _interpolation_matrix(rows, grid[0], convention)  # (m, M)
+    horizontal = _interpolation_matrix(columns, grid[1], convention)  # (m', M')
+    resampled = np.einsum("aM,bN,MND->abD", vertical, horizontal, pos_embed.astype(np.float64), optimize=True)
+    return resampled.reshape(-1, width).astype(pos_embed.dtype)
 
 
 @functools.lru_cache(maxsize=64)
-def _weights(old: int, new: int, convention: str) -> np.ndarray:
-    """Interpolation matrix (new, old) in float64 along one axis; the output's centers at (i + 1/2) scale - 1/2."""
-    if convention not in CONVENTIONS:
-        raise ValueError(f"unknown position convention {convention!r}; choose among {', '.join(CONVENTIONS)}")
-    matrix = np.zeros((new, old))
+def _interpolation_matrix(old: int, new: int, convention: str) -> np.ndarray:
+    """Return the weights (new, old) of interpolation along one axis; sample i lies at (i + 1/2) scale - 1/2."""
+    if convention not in POS_EMBED_INTERPS:
+        raise ValueError(f"convention must be one of {', '.join(POS_EMBED_INTERPS)}, got {convention!r}")
     if convention == "antialias":
         scale = old / new
         stretch = max(scale, 1.0)
@@ -61,6 +67,7 @@ def _weights(old: int, new: int, convention: str) -> np.ndarray:
         distance = (np.arange(old) + 0.5 - centers[:, None]) / stretch
         matrix = _cubic(distance, a=-0.5)
         return matrix / matrix.sum(axis=1, keepdims=True)
+    matrix = np.zeros((new, old))
     scale = old / (new + 0.1) if convention == "offset" else old / new
     position = (np.arange(new) + 0.5) * scale - 0.5
     left = np.floor(position).astype(int)
@@ -72,7 +79,7 @@ def _weights(old: int, new: int, convention: str) -> np.ndarray:
 
 
 def _cubic(distance: np.ndarray, a: float) -> np.ndarray:
-    """Keys' cubic convolution kernel (Keys 1981, equation 15, with its free parameter a)."""
+    """Evaluate the cubic convolution kernel (Keys 1981), whose free parameter is a."""
     t = np.abs(distance)
     near = ((a + 2) * t - (a + 3)) * t * t + 1
     far = ((a * t - 5 * a) * t + 8 * a) * t - 4 * a

@@ -1,4 +1,4 @@
-"""How the built-in checkpoint was made, to be run by anybody: packs of photographs, and distillation.
+"""Training of the built-in checkpoint: image packs, distillation, and fitting of the built-in collection.
 
-Only this package knows torch, and only two of its commands need it. Nothing that segments imports it.
+Only this package uses torch, and only its ``distill`` command needs it. Nothing in the segmentation code imports it.
 """

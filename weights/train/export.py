@@ -1,4 +1,4 @@
-"""A student as a checkpoint that vitnp reads."""
+"""Export of a student as a checkpoint that vitnp reads."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 
 import numpy as np
-from vitnp.weights.train.data.sampler import TRAINED, snapped
+from vitnp.weights.train.data.sampler import BASE_SIZE, round_to_patch
 
 from vitnp.checkpoints.safetensors_io import write_safetensors
 from vitnp.vit.config import ViTConfig
@@ -22,30 +22,32 @@ def write_student(
     distilled_from: str,
     crops: int,
 ) -> None:
-    """Write weights as float16, whole or not at all, with all that a reader has to know as metadata.
+    """Write weights as float16, with everything needed to load them as metadata; atomic.
 
     Parameters
     ----------
     path : path
-        A ``.safetensors`` file; replaced when it exists.
+        A ``.safetensors`` file; replaced if it exists.
     weights : mapping of str to float array
+        Weights by name.
     config : ViTConfig
+        Architecture and preprocessing.
     name, license, distilled_from : str
-        For people.
+        Informational metadata.
     crops : int
-        How many it has seen.
+        Number of crops that the student was trained on.
 
     Raises
     ------
     OutputError
-        When it can't be written.
+        If the file cannot be written.
     """
     metadata = {
         "name": name,
         "license": license,
         "distilled_from": distilled_from,
         "crops": str(crops),
-        "img": str(snapped((TRAINED, TRAINED), config.patch)[0]),
+        "img": str(round_to_patch((BASE_SIZE, BASE_SIZE), config.patch)[0]),
         "patch": str(config.patch),
         "dim": str(config.width),
         "depth": str(config.depth),

@@ -1,7 +1,7 @@
-"""``python -m vitnp.weights.train.fit_collection PHOTOS … --out FILE``: a collection for single photographs to be judged by.
+"""``python -m vitnp.weights.train.fit_collection PHOTOS ... --out FILE``: fit a collection for single photographs.
 
-Reads photographs, folders of them, and packs, leaves out what a measurement needs to be unseen, draws a sample, and fits the data set's
-level and those of its categories with :class:`vitnp.Segmenter`, as it fits any set. Needs no torch.
+Reads files, folders and packs, leaves out the photographs of evaluation sets, draws a random sample, and fits the
+data set's level and those of its categories with :class:`vitnp.Segmenter`. Does not need torch.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 from vitnp.weights.train.data.dedup import Deduplication
-from vitnp.weights.train.data.packs import Picture, pictures_of
+from vitnp.weights.train.data.packs import Picture, list_pictures
 
 from vitnp.checkpoints.registry import collection_temperature
 from vitnp.cli import arguments, shared
@@ -31,36 +31,39 @@ __all__ = ["fit_collection", "main", "sample"]
 
 
 def sample(
-    pictures: Sequence[Picture], exclusion: Deduplication, photographs: int | None = None, seed: int = 0
+    pictures: Sequence[Picture], excluded: Deduplication, n_photographs: int | None = None, seed: int = 0
 ) -> Iterator[Path | np.ndarray]:
-    """Draw photographs in an order of chance, without those excluded; more of them begin with the same ones.
+    """Draw photographs in random order, without those excluded; a smaller sample is the beginning of a larger one.
 
     Parameters
     ----------
     pictures : sequence of Picture
-    exclusion : Exclusion
-    photographs : int, optional
-        How many; by default all.
+        Photographs to draw from.
+    excluded : Deduplication
+        Photographs to leave out.
+    n_photographs : int, optional
+        Size of the sample; by default all.
     seed : int
+        Seed of the random order.
 
     Yields
     ------
-    Path or (height, width, 3) uint8
-        Files by their path, pictures of packs by their pixels.
+    path or (height, width, 3) uint8 array
+        The path of a file, or the pixels of a picture in a pack.
 
     Raises
     ------
     ImageError
-        When one can't be read.
+        If a photograph cannot be read.
     """
-    left = len(pictures) if photographs is None else photographs
+    remaining = len(pictures) if n_photographs is None else n_photographs
     for index in np.random.default_rng(seed).permutation(len(pictures)):
-        if not left:
+        if not remaining:
             return
         picture = pictures[index]
         rgb = picture.read()
-        if exclusion.why(picture.name, rgb) is None:
-            left -= 1
+        if excluded.reason(picture.name, rgb) is None:
+            remaining -= 1
             yield picture.source if isinstance(picture.source, Path) else rgb
 
 
@@ -68,132 +71,143 @@ def fit_collection(
     photographs: Sequence[Path | np.ndarray],
     vit: ViT | None = None,
     *,
-    categories: int = 20,
+    n_categories: int = 20,
     temperature: float | None = None,
     seed: int = 0,
     cache: str | os.PathLike[str] | None = None,
-    threads: int | None = None,
+    n_threads: int | None = None,
     progress: Progress = silent,
 ) -> Collection:
-    """Fit the levels that single photographs are to be judged by.
+    """Fit a collection that is to be applied to single photographs.
 
     Parameters
     ----------
-    photographs : sequence of path or (height, width, 3) uint8
-        Of any size: they are brought to the short side at which the network sees every photograph.
+    photographs : sequence of path or (height, width, 3) uint8 array
+        Photographs of any size.
     vit : ViT, optional
-        By default the built-in checkpoint.
-    categories : int
-        Of similar photographs.
+        Network; by default the built-in checkpoint.
+    n_categories : int
+        Number of groups of similar photographs.
     temperature : float, optional
-        By which a patch belongs to several clusters, at both levels; by default what the registry says of the checkpoint, else 0.05.
+        Softmax temperature of the assignment of a patch to clusters, at both levels; by default the registry's value
+        for the checkpoint, else 0.05.
     seed : int
+        Seed of the clustering.
     cache : path, optional
-        Folder that keeps the features.
-    threads : int, optional
+        Folder that keeps the features for later runs.
+    n_threads : int, optional
+        Number of photographs processed at the same time; by default one per core.
     progress : callable, optional
-        As for :class:`vitnp.Segmenter`.
+        See :class:`vitnp.Segmenter`.
 
     Returns
     -------
     Collection
+        The fitted collection, for masks refined with the bilateral solver.
 
     Raises
     ------
     UsageError
-        When there is nothing to fit.
+        If there is nothing to fit.
     ImageError
-        When no photograph could be read.
+        If no photograph could be read.
     """
-    options = {"categories": categories, "seed": seed, "cache": cache, "n_threads": threads, "progress": progress}
-    # Nobody wants the masks of these photographs, so their edges stay rough; those to come are refined as usual.
-    segmenter = Segmenter(vit, refine="none", **options)
+    # The masks of these photographs are discarded, so they are not refined.
+    segmenter = Segmenter(
+        vit, categories=n_categories, refine="none", seed=seed, cache=cache, n_threads=n_threads, progress=progress
+    )
     if temperature is None:
         temperature = collection_temperature(segmenter.vit.sha256)
     if temperature is not None:
-        soften = functools.partial(dataclasses.replace, temperature=temperature)
-        segmenter.dataset_level, segmenter.category_level = map(
-            soften, (collection_level.DATASET, collection_level.CATEGORY)
-        )
+        dataset, category = collection_level.DATASET, collection_level.CATEGORY
+        segmenter.dataset_level = dataclasses.replace(dataset, temperature=temperature)
+        segmenter.category_level = dataclasses.replace(category, temperature=temperature)
     collection = segmenter.fit(photographs).collection
+    assert collection is not None, "fit() sets it"
     return dataclasses.replace(collection, parameters={**collection.parameters, "refine": "solver"})
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The command's options."""
-    made = shared.parser(
+    """Return the parser of the command."""
+    parser = shared.parser(
         "python -m vitnp.weights.train.fit_collection",
-        "Fit a collection, without classes, that single photographs can be judged by: `python -m vitnp.segment --collection FILE`.",
+        "Fit a collection, without classes, to be applied to single photographs with "
+        "`python -m vitnp.segment --collection FILE`.",
         usage="python -m vitnp.weights.train.fit_collection PHOTOS [PHOTOS ...] --out FILE [options]",
     )
-    made.add_argument(
-        "photographs", nargs="+", type=Path, metavar="PHOTOS", help="photographs, folders of them, or packs (.npz)"
-    )
-    made.add_argument("--out", type=Path, required=True, metavar="FILE", help="safetensors file to write")
-    made.add_argument(
-        "--exclude",
-        type=Path,
-        nargs="+",
-        default=[],
-        metavar="DIR",
-        help="leave out what also occurs there, by name or looks",
-    )
-    made.add_argument(
-        "--photographs", dest="count", type=arguments.positive, metavar="N", help="a sample of so many (all)"
-    )
-    made.add_argument(
-        "--categories", type=arguments.positive, default=20, metavar="N", help="groups of similar photographs (20)"
-    )
-    made.add_argument("--temperature", type=float, metavar="T", help="of both levels (the registry's, else 0.05)")
-    made.add_argument("--seed", type=arguments.natural, default=0, metavar="N", help="same seed, same file (0)")
-    made.add_argument("--cache", metavar="DIR", help="folder that keeps features for the next run")
-    arguments.add_model_options(made)
-    arguments.add_run_options(made)
-    return made
+    add = parser.add_argument
+    add("photographs", nargs="+", type=Path, metavar="PHOTOS", help="photographs, folders of them, or packs (.npz)")
+    add("--out", type=Path, required=True, metavar="FILE", help="safetensors file to write")
+    add(
+        "--exclude", type=Path, nargs="+", default=[], metavar="DIR",
+        help="leave out photographs that also occur in DIR, by file name or by looks",
+    )  # fmt: skip
+    add("--photographs", dest="n_photographs", type=arguments.positive, metavar="N", help="size of the sample (all)")
+    add(
+        "--categories", dest="n_categories", type=arguments.positive, default=20, metavar="N",
+        help="groups of similar photographs (20)",
+    )  # fmt: skip
+    add("--temperature", type=float, metavar="T", help="temperature of both levels (the registry's, else 0.05)")
+    add("--seed", type=arguments.natural, default=0, metavar="N", help="same seed, same file (0)")
+    add("--cache", metavar="DIR", help="folder that keeps features for later runs")
+    arguments.add_model_options(parser)
+    arguments.add_run_options(parser)
+    return parser
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command.
+    """Run the command, and return its exit status.
 
     Parameters
     ----------
     argv : list of str, optional
-        Arguments; by default the process's own.
-
-    Returns
-    -------
-    int
-        Exit status.
+        Arguments; by default those of the process.
     """
     args = build_parser().parse_args(argv)
     if args.temperature is not None and not 0 < args.temperature <= 10:
-        raise UsageError(f"a temperature of {args.temperature} can't be; choose one above 0, such as 0.05")
-    make_folder(args.out.parent)  # what can't be written is known before the long work
-    pictures = pictures_of(args.photographs)
-    exclusion = Deduplication(args.exclude)
-    with shared.stage_progress("photographs", args.count or len(pictures), quiet=args.quiet) as advance:
-        photographs = []
-        for photograph in sample(pictures, exclusion, args.count, args.seed):
-            photographs.append(photograph)
-            advance(1)
-    if len(photographs) < (args.count or 1):
-        raise UsageError(f"there are {len(photographs)} photographs that aren't excluded; ask for fewer, or name more")
+        raise UsageError(f"temperature must be above 0 and at most 10, got {args.temperature}; 0.05 is usual")
+    make_folder(args.out.parent)  # fails before the long computation if it cannot be written
+    photographs = _sample(args)
     collection = fit_collection(
-        photographs, arguments.load_model(args), categories=args.categories, temperature=args.temperature, seed=args.seed,
-        cache=args.cache, threads=args.threads, progress=functools.partial(shared.stage_progress, quiet=args.quiet),
-    )  # fmt: skip
+        photographs,
+        arguments.load_model(args),
+        n_categories=args.n_categories,
+        temperature=args.temperature,
+        seed=args.seed,
+        cache=args.cache,
+        n_threads=args.threads,
+        progress=functools.partial(shared.stage_progress, quiet=args.quiet),
+    )
     collection.save(args.out)
-    facts = {
+    summary = {
         "file": str(args.out),
         "photographs": len(photographs),
         "categories": len(collection.categories),
         "digest": collection.digest,
     }
     if args.json:
-        shared.print_json(facts)
+        shared.print_json(summary)
     else:
-        print("{photographs} photographs in {categories} categories -> {file}".format(**facts))
+        print("{photographs} photographs in {categories} categories -> {file}".format(**summary))
     return shared.EXIT_OK
+
+
+def _sample(args: argparse.Namespace) -> list[Path | np.ndarray]:
+    """Return the sample of photographs that the options ask for."""
+    pictures = list_pictures(args.photographs)
+    excluded = Deduplication(args.exclude)
+    n_wanted = args.n_photographs or len(pictures)
+    photographs: list[Path | np.ndarray] = []
+    with shared.stage_progress("photographs", n_wanted, quiet=args.quiet) as advance:
+        for photograph in sample(pictures, excluded, args.n_photographs, args.seed):
+            photographs.append(photograph)
+            advance(1)
+    if len(photographs) < (args.n_photographs or 1):
+        raise UsageError(
+            f"only {len(photographs)} photographs are not excluded, too few for --photographs {n_wanted}; "
+            "ask for fewer, or give more"
+        )
+    return photographs
 
 
 if __name__ == "__main__":

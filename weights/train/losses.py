@@ -1,4 +1,4 @@
-"""What distillation asks of the student."""
+"""Distillation losses."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from vitnp.weights.train import torch_vit
-from vitnp.weights.train.targets import Batch
+from vitnp.weights.train.targets import TargetBatch
 
 from vitnp.vit.config import ViTConfig
 
-_TOO_LITTLE = 1e-4  # spread of a channel that says nothing
+_MIN_STD = 1e-4  # keeps constant channels from dividing by zero
 
 
-class Scales(NamedTuple):
-    """How much the teacher's features vary, so that errors in all of them count alike.
+class FeatureScales(NamedTuple):
+    """Spread of the teacher's features, by which errors are divided so that all of them count alike.
 
     ``states``, each (1, 1, D), and ``key`` (1, 1, D) are standard deviations of channels over crops and tokens;
     ``token`` () is the variance of all final tokens.
@@ -27,49 +27,60 @@ class Scales(NamedTuple):
     token: Tensor
 
     @classmethod
-    def of(cls, lesson: Batch, final: Tensor) -> Scales:
-        """Measured on one lesson and the teacher's final tokens (B, T, D)."""
+    def measure(cls, batch: TargetBatch, final_tokens: Tensor) -> FeatureScales:
+        """Measure the scales on one batch and the teacher's final tokens (B, T, D)."""
 
-        def spread(x: Tensor) -> Tensor:
-            return x.std((0, 1), keepdim=True) + _TOO_LITTLE
+        def channel_std(x: Tensor) -> Tensor:
+            return x.std((0, 1), keepdim=True) + _MIN_STD
 
-        return cls([spread(state) for state in lesson.states], spread(lesson.key), final.var())
+        return cls([channel_std(state) for state in batch.states], channel_std(batch.key), final_tokens.var())
 
 
-def errors(
-    student: torch_vit.Weights, config: ViTConfig, states: list[Tensor], key: Tensor,
-    lesson: Batch, final: Tensor, scales: Scales,
-) -> dict[str, Tensor]:  # fmt: skip
-    """Mean squared errors of the student, each () and relative to the teacher's spread, and their sum.
+def distillation_losses(
+    student: torch_vit.Weights,
+    config: ViTConfig,
+    states: list[Tensor],
+    key: Tensor,
+    batch: TargetBatch,
+    final_tokens: Tensor,
+    scales: FeatureScales,
+) -> dict[str, Tensor]:
+    """Compute the mean squared errors of the student, relative to the teacher's spread, and their weighted sum.
 
     Parameters
     ----------
     student : mapping of str to Tensor
+        Weights of the student, for its final norm.
     config : ViTConfig
-        The student's.
-    states, key
-        Of the student, as in :class:`Batch`.
-    lesson : Lesson
-    final : (B, T, D) Tensor
+        Configuration of the student.
+    states : list of (B, T, D) Tensor
+        Hidden states of the student, matching ``batch.states``.
+    key : (B, T, D) Tensor
+        Keys of the student's last block.
+    batch : TargetBatch
+        Targets.
+    final_tokens : (B, T, D) Tensor
         The teacher's tokens after its final norm.
-    scales : Scales
+    scales : FeatureScales
+        Spread of the teacher's features.
 
     Returns
     -------
-    dict of str to Tensor
-        "hidden", over all states; "key"; "token", after the final norm; "cls", of those the first; "loss"; and
-        "cosine", the mean cosine between the keys of both, CLS left out, which is no part of the loss.
+    dict of str to () Tensor
+        "hidden", the mean over all states; "key"; "token", all tokens after the final norm; "cls", the CLS token after
+        the final norm; "loss", the weighted sum; and "cosine", the mean cosine similarity between the keys of student
+        and teacher without CLS, which is not part of the loss.
     """
-    own = torch_vit.norm(student, config, states[-1])
-    parts = [
-        ((a - b) / scale).square().mean() for a, b, scale in zip(states, lesson.states, scales.states, strict=True)
+    student_tokens = torch_vit.layer_norm(student, config, states[-1])
+    hidden = [
+        ((a - b) / scale).square().mean() for a, b, scale in zip(states, batch.states, scales.states, strict=True)
     ]
-    found = {
-        "hidden": torch.stack(parts).mean(),
-        "key": ((key - lesson.key) / scales.key).square().mean(),
-        "token": (own - final).square().mean() / scales.token,
-        "cls": (own[:, 0] - final[:, 0]).square().mean() / scales.token,
+    losses = {
+        "hidden": torch.stack(hidden).mean(),
+        "key": ((key - batch.key) / scales.key).square().mean(),
+        "token": (student_tokens - final_tokens).square().mean() / scales.token,
+        "cls": (student_tokens[:, 0] - final_tokens[:, 0]).square().mean() / scales.token,
     }
-    found["loss"] = found["hidden"] + found["key"] + 0.5 * found["token"] + 0.5 * found["cls"]
-    found["cosine"] = F.cosine_similarity(key[:, 1:].detach(), lesson.key[:, 1:], dim=-1).mean()
-    return found
+    losses["loss"] = losses["hidden"] + losses["key"] + 0.5 * losses["token"] + 0.5 * losses["cls"]
+    losses["cosine"] = F.cosine_similarity(key[:, 1:].detach(), batch.key[:, 1:], dim=-1).mean()
+    return losses

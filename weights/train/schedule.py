@@ -1,56 +1,73 @@
-"""How a run proceeds, by the share of it that is done, so that it ends well whenever it has to end."""
+"""Schedules over the progress of a run, so that a run limited by time also reaches their end."""
 
 from __future__ import annotations
 
 import math
 
-_FULL_RATE_UNTIL = 0.3
-_LAST_RATE = 0.003
-_WARM_UP = 200  # steps
+_CONSTANT_UNTIL = 0.3
+_FINAL_LR_FACTOR = 0.003
+_WARMUP_STEPS = 200
 
 
-def rate(share: float, step: int, steps: int | None = None) -> float:
-    """Learning rate over its peak: up in 200 steps, constant for 30 % of the run, then down along a cosine.
+def lr_factor(progress: float, step: int, n_steps: int | None = None) -> float:
+    """Return the learning rate relative to its peak: linear warmup over 200 steps, constant for 30 %, cosine decay.
 
     Parameters
     ----------
-    share : float
-        Of the run that is done, 0 to 1.
+    progress : float
+        Completed fraction of the run, 0 to 1.
     step : int
-        From 0 on.
-    steps : int, optional
-        All there will be, where that is known; the way up takes a tenth of them at most.
+        Step number, from 0.
+    n_steps : int, optional
+        Total number of steps, if known; the warmup takes at most a tenth of them.
+
+    Returns
+    -------
+    float
+        Factor of the peak learning rate.
 
     Examples
     --------
-    >>> [round(rate(share, 1000), 3) for share in (0, 0.65, 1)]
+    >>> [round(lr_factor(progress, 1000), 3) for progress in (0, 0.65, 1)]
     [1.0, 0.503, 0.003]
-    >>> rate(0, 0), rate(0, 1, steps=40)
+    >>> lr_factor(0, 0), lr_factor(0, 1, n_steps=40)
     (0.005, 0.5)
     """
-    warm_up = _WARM_UP if steps is None else max(1, min(_WARM_UP, steps // 10))
-    up = min(1.0, (step + 1) / warm_up)
-    if share < _FULL_RATE_UNTIL:
-        return up
-    return up * (0.5 * (1 + math.cos(math.pi * (share - _FULL_RATE_UNTIL) / (1 - _FULL_RATE_UNTIL))) + _LAST_RATE)
+    warmup_steps = _WARMUP_STEPS if n_steps is None else max(1, min(_WARMUP_STEPS, n_steps // 10))
+    warmup = min(1.0, (step + 1) / warmup_steps)
+    if progress < _CONSTANT_UNTIL:
+        return warmup
+    decay = 0.5 * (1 + math.cos(math.pi * (progress - _CONSTANT_UNTIL) / (1 - _CONSTANT_UNTIL)))
+    return warmup * (decay + _FINAL_LR_FACTOR)
 
 
-def own_stream(share: float, fresh: bool) -> float:
-    """Probability that the student's blocks get what the blocks before made, rather than what the teacher's made.
+def free_running_probability(progress: float, from_scratch: bool) -> float:
+    """Return the probability that each block of the student reads the student's own hidden state in a step.
 
-    With the teacher's, each block learns by itself, which is fast; with its own, the student learns not to add up
-    errors.
+    Otherwise each block reads the teacher's hidden state (teacher forcing) and learns independently of the blocks
+    before it, which is fast. Free running teaches the student not to accumulate errors.
 
     Parameters
     ----------
-    share : float
-        Of the run that is done, 0 to 1.
-    fresh : bool
-        Whether the student began from nothing.
+    progress : float
+        Completed fraction of the run, 0 to 1.
+    from_scratch : bool
+        Whether the student started from random weights.
+
+    Returns
+    -------
+    float
+        Probability, 0 to 1.
+
+    References
+    ----------
+    Bengio et al. 2015, Scheduled sampling for sequence prediction with recurrent neural networks, arXiv 1506.03099.
 
     Examples
     --------
-    >>> own_stream(0, True), own_stream(0.25, True), own_stream(0, False), own_stream(1, False)
-    (0.0, 0.4, 0.5, 1.0)
+    >>> [free_running_probability(progress, from_scratch=True) for progress in (0, 0.25)]
+    [0.0, 0.4]
+    >>> [free_running_probability(progress, from_scratch=False) for progress in (0, 1)]
+    [0.5, 1.0]
     """
-    return min(1.0, 1.6 * share if fresh else 0.5 + 1.2 * share)
+    return min(1.0, 1.6 * progress if from_scratch else 0.5 + 1.2 * progress)

@@ -1,8 +1,9 @@
-"""The student as it learns: its weights, their running average, and what moves them."""
+"""The student during training: its weights, their moving average, and its optimizers."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,63 +11,76 @@ from vitnp.weights.train.muon import Muon
 
 OPTIMIZERS = ("muon", "adamw")
 
-_MATRICES = ("attn.qkv.weight", "attn.proj.weight", "mlp.fc1.weight", "mlp.fc2.weight")
-_DECAY = 0.02
+_MUON_WEIGHTS = ("attn.qkv.weight", "attn.proj.weight", "mlp.fc1.weight", "mlp.fc2.weight")
+_WEIGHT_DECAY = 0.02
 _BETAS = (0.9, 0.98)
-_LONGEST_GRADIENT = 1.0
+_MAX_GRAD_NORM = 1.0
 
 
 class Student:
-    """Weights that learn.
+    """Trainable weights with their optimizers and exponential moving average.
 
-    AdamW (Loshchilov and Hutter 2019, arXiv 1711.05101) moves everything, or everything but the blocks' matrices, which
-    Muon moves. Vectors, such as biases and norms, don't decay.
+    AdamW updates all weights, or all but the matrices of the blocks, which Muon updates. Vectors, such as biases and
+    norms, have no weight decay.
 
     Parameters
     ----------
     weights : mapping of str to Tensor
-        Where to begin; copied.
+        Initial weights; copied.
     optimizer : {"muon", "adamw"}
-    rate, muon_rate : float
-        Peak learning rates of AdamW and of Muon.
+        Optimizer of the matrices of the blocks.
+    lr, muon_lr : float
+        Peak learning rates of AdamW and Muon.
+
+    Attributes
+    ----------
+    weights : dict of str to Tensor
+        Current weights.
+    average : dict of str to Tensor
+        Exponential moving average of the weights.
+
+    References
+    ----------
+    Loshchilov and Hutter 2019, Decoupled weight decay regularization, arXiv 1711.05101.
     """
 
-    def __init__(self, weights: Mapping[str, Tensor], optimizer: str, rate: float, muon_rate: float):
+    def __init__(self, weights: Mapping[str, Tensor], optimizer: str, lr: float, muon_lr: float) -> None:
         self.weights = {name: weight.detach().clone().requires_grad_() for name, weight in weights.items()}
         self.average = {name: weight.detach().clone() for name, weight in weights.items()}
-        self._rate, self._muon_rate, self._steps = rate, muon_rate, 0
-        matrices = [w for name, w in self.weights.items() if optimizer == "muon" and name.endswith(_MATRICES)]
-        others = [w for w in self.weights.values() if not any(w is matrix for matrix in matrices)]
+        self._lr, self._muon_lr, self._steps = lr, muon_lr, 0
+        muon = {name for name in self.weights if optimizer == "muon" and name.endswith(_MUON_WEIGHTS)}
+        others = [weight for name, weight in self.weights.items() if name not in muon]
         self._adamw = torch.optim.AdamW(
             [
-                {"params": [w for w in others if w.ndim > 1], "weight_decay": _DECAY},
-                {"params": [w for w in others if w.ndim <= 1], "weight_decay": 0.0},
+                {"params": [weight for weight in others if weight.ndim > 1], "weight_decay": _WEIGHT_DECAY},
+                {"params": [weight for weight in others if weight.ndim <= 1], "weight_decay": 0.0},
             ],
-            lr=rate,
+            lr=lr,
             betas=_BETAS,
         )
+        matrices = [weight for name, weight in self.weights.items() if name in muon]
         self._muon = Muon(matrices, self.weights["cls_token"].shape[-1]) if matrices else None
 
-    def learn(self, loss: Tensor, rate: float) -> None:
-        """One step down the gradient of a loss, `rate` of the peak learning rate long."""
+    def step(self, loss: Tensor, lr_factor: float) -> None:
+        """Backpropagate a loss and update all weights, at learning rates relative to their peaks."""
         weights = list(self.weights.values())
         for weight in weights:
             weight.grad = None
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(weights, _LONGEST_GRADIENT)
+        torch.nn.utils.clip_grad_norm_(weights, _MAX_GRAD_NORM)
         for group in self._adamw.param_groups:
-            group["lr"] = self._rate * rate
+            group["lr"] = self._lr * lr_factor
         self._adamw.step()
         if self._muon:
-            self._muon.step(self._muon_rate * rate)
+            self._muon.step(self._muon_lr * lr_factor)
         self._steps += 1
-        # The average forgets where it began, and spans a thousand steps in the end.
-        memory = min(0.999, (1 + self._steps) / (10 + self._steps))
+        # A short memory at first, to forget the initial weights; a thousand steps in the end.
+        decay = min(0.999, (1 + self._steps) / (10 + self._steps))
         with torch.no_grad():
-            torch._foreach_lerp_(list(self.average.values()), weights, 1 - memory)
+            torch._foreach_lerp_(list(self.average.values()), weights, 1 - decay)
 
-    def state_dict(self) -> dict:
-        """Everything that the next step depends on."""
+    def state_dict(self) -> dict[str, Any]:
+        """Return weights, average and state of the optimizers."""
         return {
             "weights": {name: weight.detach() for name, weight in self.weights.items()},
             "average": self.average,
@@ -75,12 +89,12 @@ class Student:
             "muon": self._muon.state_dict() if self._muon else None,
         }
 
-    def load_state_dict(self, state: dict) -> None:
-        """Go on from there."""
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore a state."""
         with torch.no_grad():
-            for mine, kept in ((self.weights, state["weights"]), (self.average, state["average"])):
-                for name, weight in mine.items():
-                    weight.copy_(kept[name])
+            for tensors, saved in ((self.weights, state["weights"]), (self.average, state["average"])):
+                for name, tensor in tensors.items():
+                    tensor.copy_(saved[name])
         self._steps = state["steps"]
         self._adamw.load_state_dict(state["adamw"])
         if self._muon:

@@ -433,7 +433,14 @@ __device__ __forceinline__ void outer_product(float (&sum)[8][4], const float* e
     }
 }
 
-extern "C" __global__ void __launch_bounds__(128)
+// The compiler stays at 128 registers for four blocks a multiprocessor, which from sm_100 on spills; three have room.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+#define FLOAT_BOUNDS __launch_bounds__(128, 3)
+#else
+#define FLOAT_BOUNDS __launch_bounds__(128)
+#endif
+
+extern "C" __global__ void FLOAT_BOUNDS
 attention_float(const float* __restrict__ query, const float* __restrict__ key, const float* __restrict__ value,
                 float* __restrict__ out, int queries, int keys, long long query_row, long long query_image,
                 long long key_row, long long key_image, long long value_row, long long value_image, float scale) {

@@ -38,8 +38,15 @@ __device__ __forceinline__ float sum_over_warp(float v) {
     return v;
 }
 
-// At most 128 registers, which the widest rows need.
-extern "C" __global__ void __launch_bounds__(WARPS * 32, 4)
+// Blocks a multiprocessor: four, so at most 128 registers a thread. The widest rows of floats take 64 of them for the row
+// alone, and would spill; three blocks allow 168.
+#if defined(WIDTH) && WIDTH > 1920
+#define BLOCKS 3
+#else
+#define BLOCKS 4
+#endif
+
+extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS)
     layernorm(const real* __restrict__ x, const real* __restrict__ weight, const real* __restrict__ bias, float eps,
               long long rows, int width, real* __restrict__ y) {
     const long long row = (long long)blockIdx.x * WARPS + threadIdx.x / 32;

@@ -14,6 +14,8 @@
 //   2. Tensor cores without loss of accuracy (tiles.cuh): 0.7 ms in float32, 0.25 in float16. y is read from the
 //      second-level cache once a tile of x, 5 GB in all: about 1 ms, now the longest part; a tile of 64 rows in float16
 //      halves it.
+//   3. Each chunk's sum leaves the tensor cores, which cut it off where a float would be rounded: four additions for four
+//      to six products of a warp, and the largest error of a cosine falls from 1.5e-6 to 0.7e-6 at D = 64 (emulated).
 
 #include "tiles.cuh"
 

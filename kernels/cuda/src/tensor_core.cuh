@@ -33,17 +33,35 @@ __device__ inline float half_bits(unsigned word, int i) {
     return __half2float(__ushort_as_half((unsigned short)(word >> 16 * i)));
 }
 
+// What a tensor core makes of c plus exact products. It doesn't round: all terms are shifted to the exponent of the
+// largest and cut off one bit below a float's last there, and so is what they add up to, towards zero (Fasi et al. 2021,
+// on sm_80; later ones keep more bits and take more products at once). A long sum that stays in a tensor core therefore
+// loses up to one last bit a step, always in the same direction.
+__device__ inline float truncated_sum(float c, const double* products, int count) {
+    double largest = fabs((double)c), plain = c;
+    for (int i = 0; i < count; i++) {
+        largest = fmax(largest, fabs(products[i]));
+        plain += products[i];
+    }
+    if (!(largest > 0.0 && fabs(plain) < 1e300)) return (float)plain;  // zero, or infinite, or not a number
+    const double unit = ldexp(1.0, ilogb(largest) - 24);
+    double sum = trunc(c / unit);
+    for (int i = 0; i < count; i++) sum += trunc(products[i] / unit);
+    const float nearest = (float)(sum * unit);
+    return fabs((double)nearest) > fabs(sum * unit) ? nextafterf(nearest, 0.f) : nearest;
+}
+
 __device__ inline void multiply_half(float c[4], const unsigned a[4], const unsigned b[2]) {
     const Operands all = gather_operands(a, b);
     for (int row = 0; row < 2; row++)
-        for (int column = 0; column < 2; column++) {
-            float sum = 0.f;
-            for (int i = 0; i < 4; i++)
-                for (int half = 0; half < 2; half++)
-                    for (int j = 0; j < 2; j++)
-                        sum += half_bits(all.a[row][i][half], j) * half_bits(all.b[column][i][half], j);
-            c[row * 2 + column] += sum;
-        }
+        for (int column = 0; column < 2; column++)
+            for (int half = 0; half < 2; half++) {
+                double products[8];
+                for (int i = 0; i < 8; i++)
+                    products[i] = (double)half_bits(all.a[row][i / 2][half], i % 2) *
+                                  half_bits(all.b[column][i / 2][half], i % 2);
+                c[row * 2 + column] = truncated_sum(c[row * 2 + column], products, 8);
+            }
 }
 // The GPU ignores the last 13 bits of each operand; so does this.
 __device__ inline float tf32_bits(unsigned word) { return __uint_as_float(word & 0xffffe000u); }
@@ -51,13 +69,13 @@ __device__ inline float tf32_bits(unsigned word) { return __uint_as_float(word &
 __device__ inline void multiply_tf32(float c[4], const unsigned a[4], const unsigned b[2]) {
     const Operands all = gather_operands(a, b);
     for (int row = 0; row < 2; row++)
-        for (int column = 0; column < 2; column++) {
-            float sum = 0.f;
-            for (int i = 0; i < 4; i++)
-                for (int half = 0; half < 2; half++)
-                    sum += tf32_bits(all.a[row][i][half]) * tf32_bits(all.b[column][i][half]);
-            c[row * 2 + column] += sum;
-        }
+        for (int column = 0; column < 2; column++)
+            for (int half = 0; half < 2; half++) {
+                double products[4];
+                for (int i = 0; i < 4; i++)
+                    products[i] = (double)tf32_bits(all.a[row][i][half]) * tf32_bits(all.b[column][i][half]);
+                c[row * 2 + column] = truncated_sum(c[row * 2 + column], products, 4);
+            }
 }
 // The emulator lets copies arrive only when they're waited for.
 __device__ inline void copy_16_bytes(void* shared, const void* global) { emu_copy_later(shared, global, 16); }

@@ -15,7 +15,8 @@
 // transposed copies. Rows stand 64 bytes past a multiple of 128 apart, so that the eight lanes of a quarter warp meet
 // all banks once. Nothing is lost to the short formats: x and y in float32 are each split into two parts of 11 bits,
 // and three of the four products kept (Markidis et al. 2018); y against float16 x is split into two halves, whose
-// products with x are exact.
+// products with x are exact. Tensor cores cut sums off where a float would be rounded, always towards zero, which adds up
+// over a row; so each chunk's sum begins at zero and is added to the others in plain arithmetic.
 //
 // Eight warps share a tile: M along its rows, N along the columns, S along the depth; the S partial sums meet in shared
 // memory.
@@ -246,7 +247,12 @@ __device__ __forceinline__ void multiply_tile(Products& products, const Problem&
             Right right;
             right.load(y + (size_t)(column + first_column + j * 8 + g) * Y_PITCH + from, part);
 #pragma unroll
-            for (int i = 0; i < TILES_M; i++) multiply(sums[i][j], left[i], right);
+            for (int i = 0; i < TILES_M; i++) {
+                float part_of_sum[4] = {};  // the chunk's; see above
+                multiply(part_of_sum, left[i], right);
+#pragma unroll
+                for (int k = 0; k < 4; k++) sums[i][j][k] += part_of_sum[k];
+            }
         }
     }
 #pragma unroll

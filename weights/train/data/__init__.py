@@ -1,1 +1,1 @@
-"""Photographs for training: packs, duplicates, sampling, crops."""
+"""Training data: packs of small images, removal of duplicates, sampling and cropping."""

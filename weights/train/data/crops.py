@@ -1,8 +1,9 @@
-"""Plans become crops: by Pillow, photograph by photograph, or on the device, all at once."""
+"""Cropping of photographs: one by one with Pillow on the host, or whole batches on a GPU."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import logging
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -11,141 +12,141 @@ from PIL import Image
 from torch import Tensor
 from vitnp.kernels.threads import pool
 from vitnp.weights.train.data.packs import Picture
-from vitnp.weights.train.data.sampler import Plan, boxes
+from vitnp.weights.train.data.sampler import CropParams, crop_boxes
 
 from vitnp.errors import ImageError
 from vitnp.vit.config import ViTConfig
 
-# Pixels of a photograph's short side that suffice for every crop, and of the square that one is squeezed into on the
-# device.
-_ENOUGH = 360
-_CANVAS = 256
+logger = logging.getLogger(__name__)
+
+_DECODED_SHORT_SIDE = 360  # pixels; enough for every shape of crops
+_CANVAS = 256  # side in pixels of the squares that are kept on a GPU
 
 
-class Normalize:
-    """uint8 or float crops (B, 3, h, w) in 0..255 to what a network takes, float32, on a device."""
+class Normalizer:
+    """Convert crops (B, 3, h, w) in 0..255, uint8 or float, to the float32 input of a network on a device.
 
-    def __init__(self, config: ViTConfig, device: torch.device):
+    Parameters
+    ----------
+    config : ViTConfig
+        Mean and standard deviation of the network's training images.
+    device : torch.device
+        Device of the result.
+    """
+
+    def __init__(self, config: ViTConfig, device: torch.device) -> None:
         mean, std = (torch.tensor(values, device=device)[:, None, None] for values in (config.mean, config.std))
         self._scale, self._shift, self._device = 1 / (255 * std), -mean / std, device
 
     def __call__(self, crops: Tensor) -> Tensor:
+        """Return the normalized crops."""
         return crops.to(self._device, torch.float32) * self._scale + self._shift
 
 
-class HostCrops:
-    """Cuts crops with Pillow, out of files as large as they are; for a CPU.
+class HostCropper:
+    """Crop photographs with Pillow, at the full resolution of their files; for training on a CPU.
+
+    A photograph that cannot be read is left out of its batches; the first time, a warning is logged.
 
     Parameters
     ----------
     pictures : sequence of Picture
-    notice : callable
-        Is told, once each, of pictures that can't be read. Batches do without them.
+        All photographs.
     """
 
-    def __init__(self, pictures: Sequence[Picture], notice: Callable[[str], object]):
-        self._pictures, self._notice, self._told = pictures, notice, set()
+    def __init__(self, pictures: Sequence[Picture]) -> None:
+        self._pictures = pictures
+        self._reported: set[int] = set()  # indices of unreadable photographs
 
-    def __call__(self, plan: Plan) -> Tensor:
-        """Crops (n, 3, h, w), uint8.
+    def __call__(self, params: CropParams) -> Tensor:
+        """Return crops (n, 3, h, w), uint8.
 
         Raises
         ------
         ImageError
-            When not one of the batch's photographs can be read.
+            If none of the photographs of the batch can be read.
         """
-        read, kept = [], []
-        for place, index in enumerate(plan.pictures):
+        images, rows = [], []
+        for row, index in enumerate(params.indices):
             try:
-                read.append(Image.fromarray(self._pictures[index].read(_ENOUGH)))
-                kept.append(place)
+                images.append(Image.fromarray(self._pictures[index].read(_DECODED_SHORT_SIDE)))
+                rows.append(row)
             except ImageError as error:
-                if index not in self._told:
-                    self._told.add(index)
-                    self._notice(str(error))
-        plan = _only(plan, kept)
-        cut = boxes(plan, np.array([picture.size[::-1] for picture in read]))
-        crops = np.empty((len(read), *plan.shape, 3), np.uint8)
-        for crop, picture, box, mirrored in zip(crops, read, cut, plan.mirrored):
-            # reducing_gap: far too large photographs are halved first, without a loss that shows.
-            resized = picture.resize(plan.shape[::-1], Image.Resampling.BILINEAR, box=tuple(box), reducing_gap=2)
-            crop[:] = np.asarray(resized)[:, ::-1] if mirrored else np.asarray(resized)
+                if index not in self._reported:
+                    self._reported.add(index)
+                    logger.warning("%s", error)
+        params = _select_readable(params, np.array(rows, np.int64))
+        boxes = crop_boxes(params, np.array([image.size[::-1] for image in images]))
+        height, width = params.shape
+        crops = np.empty((len(images), height, width, 3), np.uint8)
+        for crop, image, box, flipped in zip(crops, images, boxes, params.flipped):
+            # reducing_gap=2: shrink by an integer factor first, which is faster and not visible.
+            resized = image.resize((width, height), Image.Resampling.BILINEAR, box=tuple(box), reducing_gap=2)
+            crop[:] = np.asarray(resized)[:, ::-1] if flipped else np.asarray(resized)
         return torch.from_numpy(crops).permute(0, 3, 1, 2)
 
 
-class DeviceCrops:
-    """Keeps all photographs in the device's memory, 0.2 MB each, and cuts crops there; for a GPU.
+class DeviceCropper:
+    """Keep all photographs in the memory of a device, 0.2 MB each, and crop them there; for training on a GPU.
 
-    Each is squeezed into a square, whatever its aspect, and gets it back when a crop is cut.
+    Each is stored as a square, whatever its aspect ratio, which is restored when it is cropped. Photographs that cannot
+    be read are left out as by :class:`HostCropper`.
 
     Parameters
     ----------
     pictures : sequence of Picture
+        All photographs.
     device : torch.device
-    workers : int
-        Threads that decode.
-    notice : callable
-        As for :class:`HostCrops`.
+        Where to keep them.
+    n_threads : int
+        Number of threads that decode.
     """
 
-    def __init__(
-        self, pictures: Sequence[Picture], device: torch.device, workers: int, notice: Callable[[str], object]
-    ):
+    def __init__(self, pictures: Sequence[Picture], device: torch.device, n_threads: int) -> None:
         self._canvases = torch.empty((len(pictures), 3, _CANVAS, _CANVAS), dtype=torch.uint8, device=device)
-        self._sizes = np.zeros((len(pictures), 2), np.int64)
-        for index, squeezed in enumerate(pool.map_ordered(_squeezed, pictures, workers)):
-            if isinstance(squeezed, ImageError):
-                notice(str(squeezed))
+        self._sizes = np.zeros((len(pictures), 2), np.int64)  # height and width; 0 if unreadable
+        for index, result in enumerate(pool.map_ordered(_read_canvas, pictures, n_threads)):
+            if isinstance(result, ImageError):
+                logger.warning("%s", result)
                 continue
-            self._sizes[index], canvas = squeezed
+            self._sizes[index], canvas = result
             self._canvases[index] = torch.from_numpy(canvas).to(device).permute(2, 0, 1)
 
-    def __call__(self, plan: Plan) -> Tensor:
-        """Crops (n, 3, h, w), float32 in 0..255.
+    def __call__(self, params: CropParams) -> Tensor:
+        """Return crops (n, 3, h, w), float32 in 0..255.
 
         Raises
         ------
         ImageError
-            When not one of the batch's photographs can be read.
+            If none of the photographs of the batch can be read.
         """
-        plan = _only(plan, np.flatnonzero(self._sizes[plan.pictures, 0]))
-        sizes = self._sizes[plan.pictures]
+        params = _select_readable(params, np.flatnonzero(self._sizes[params.indices, 0]))
+        sizes = self._sizes[params.indices]
         device = self._canvases.device
-        # Of the whole, from -1 to 1, as grid_sample counts.
-        cut = boxes(plan, sizes) / np.tile(sizes[:, ::-1], 2) * 2 - 1
-        cut[plan.mirrored] = cut[plan.mirrored][:, [2, 1, 0, 3]]
-        left, top, right, bottom = torch.from_numpy(cut.T.astype(np.float32)).to(device)[:, :, None]
-        down, across = ((torch.arange(side, device=device) + 0.5) / side for side in plan.shape)
-        xs, ys = left + across * (right - left), top + down * (bottom - top)  # (n, w), (n, h)
+        # grid_sample counts coordinates from -1 to 1.
+        boxes = crop_boxes(params, sizes) / np.tile(sizes[:, ::-1], 2) * 2 - 1
+        boxes[params.flipped] = boxes[params.flipped][:, [2, 1, 0, 3]]
+        left, top, right, bottom = torch.from_numpy(boxes.T.astype(np.float32)).to(device)[:, :, None]
+        rows, columns = ((torch.arange(side, device=device) + 0.5) / side for side in params.shape)
+        xs, ys = left + columns * (right - left), top + rows * (bottom - top)  # (n, w), (n, h)
         grid = torch.stack(torch.broadcast_tensors(xs[:, None, :], ys[:, :, None]), -1)  # (n, h, w, 2)
-        canvases = self._canvases[torch.from_numpy(plan.pictures).to(device)].float()
+        canvases = self._canvases[torch.from_numpy(params.indices).to(device)].float()
         return F.grid_sample(canvases, grid, mode="bilinear", padding_mode="border", align_corners=False)
 
 
-class Ahead:
-    """Batches in the order of their numbers, cut in other threads before they are asked for."""
-
-    def __init__(self, cut: Callable[[int], Tensor], numbers: Iterable[int], workers: int):
-        self._batches = pool.map_ordered(cut, numbers, workers)
-
-    def __call__(self) -> Tensor:
-        return next(self._batches)
-
-    def close(self) -> None:
-        self._batches.close()
+def _select_readable(params: CropParams, rows: np.ndarray) -> CropParams:
+    """Return the parameters of the crops whose photographs could be read; raise an ImageError if there are none."""
+    if not len(rows):
+        raise ImageError(f"none of the {len(params.indices)} photographs of a batch can be read; give others")
+    return params.select(rows)
 
 
-def _only(plan: Plan, kept: Sequence[int]) -> Plan:
-    """The plan for some of its photographs."""
-    if not len(kept):
-        raise ImageError(f"none of {len(plan.pictures)} photographs can be read; give others")
-    return plan._replace(**{name: getattr(plan, name)[kept] for name in plan._fields if name != "shape"})
-
-
-def _squeezed(picture: Picture) -> tuple[tuple[int, int], np.ndarray] | ImageError:
+def _read_canvas(picture: Picture) -> tuple[tuple[int, int], np.ndarray] | ImageError:
+    """Return the height and width of a photograph and its square version, or why it cannot be read."""
     try:
         rgb = picture.read(_CANVAS)
     except ImageError as error:
         return error
     canvas = Image.fromarray(rgb).resize((_CANVAS, _CANVAS), Image.Resampling.BICUBIC)
-    return rgb.shape[:2], np.array(canvas)
+    height, width = rgb.shape[:2]
+    return (height, width), np.array(canvas)

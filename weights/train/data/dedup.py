@@ -1,4 +1,4 @@
-"""Keep evaluation honest: leave out of a training set what also occurs among other photographs."""
+"""Removal of duplicates: keep photographs that also occur in an evaluation set out of a training set."""
 
 from __future__ import annotations
 
@@ -7,72 +7,83 @@ from collections.abc import Iterable, Iterator
 from pathlib import PurePosixPath
 
 import numpy as np
-from vitnp.weights.train.data.packs import Picture, middle, photographs_of
+from vitnp.weights.train.data.packs import Picture, center_crop, read_pictures
 
 from vitnp.errors import ImageError
 
-SIDE = 32  # pixels of a thumbnail
-MOST_ALIKE = 0.97  # correlation above which two thumbnails show the same photograph
+THUMBNAIL_SIZE = 32  # pixels
+MAX_CORRELATION = 0.97  # thumbnails that correlate more than this show the same photograph
 
 
 class Deduplication:
-    """Recognizes photographs that occur in given folders, files or packs.
+    """Recognize photographs that occur in given folders, files or packs.
 
-    By file name whatever its extension, or by looks: the gray thumbnails of both, one of them also mirrored, correlate
-    above 0.97. So copies of another size, compression or file format are found, and crops are not. Different
-    photographs may share a file name such as ``0001.jpg``; leaving out too many does no harm.
+    Two photographs are duplicates if their file names are equal except for the extension, or if their gray thumbnails,
+    one of them optionally mirrored, correlate above 0.97. This finds copies of another size, compression or file
+    format, but not crops. Different photographs may share a name such as ``0001.jpg``; removing too many does no harm.
 
     Parameters
     ----------
     paths : iterable of paths
-        What to leave out, as for :func:`vitnp.weights.train.data.packs.photographs_of`. None at all excludes nothing.
+        Known photographs, see :func:`vitnp.weights.train.data.packs.list_pictures`. May be empty.
 
     Raises
     ------
     ImageError
-        When one can't be read.
+        If one of them cannot be read.
 
     Examples
     --------
-    >>> Deduplication([]).why("a.jpg", np.zeros((8, 8, 3), np.uint8))
+    >>> known = Deduplication([])
+    >>> known.reason("a.jpg", np.zeros((8, 8, 3), np.uint8)) is None
+    True
     """
 
-    def __init__(self, paths: Iterable[str | os.PathLike[str]]):
+    def __init__(self, paths: Iterable[str | os.PathLike[str]]) -> None:
         self._names: set[str] = set()
-        thumbnails = []
-        for name, rgb in photographs_of(paths):
+        thumbnails: list[np.ndarray] = []
+        for name, rgb in read_pictures(paths):
             self._names.add(_stem(name))
             thumbnails += [thumbnail(rgb), thumbnail(rgb[:, ::-1])]
-        self._thumbnails = np.array(thumbnails, np.float32).reshape(-1, SIDE * SIDE)
+        self._thumbnails = np.array(thumbnails, np.float32).reshape(-1, THUMBNAIL_SIZE * THUMBNAIL_SIZE)
 
     def __len__(self) -> int:
         return len(self._thumbnails) // 2
 
-    def why(self, name: str, rgb: np.ndarray) -> str | None:
-        """Why a photograph is left out: "name" or "looks"; None when it isn't.
+    def reason(self, name: str, rgb: np.ndarray) -> str | None:
+        """Return why a photograph is a duplicate, "name" or "looks"; None if it is not.
 
         Parameters
         ----------
         name : str
-            Its last part counts, without extension and regard to case.
-        rgb : uint8 array, shape (height, width, 3)
+            File name or path; only its last component is compared, without extension and ignoring case.
+        rgb : (height, width, 3) uint8 array
+            The photograph.
         """
         if _stem(name) in self._names:
             return "name"
-        if len(self) and (self._thumbnails @ thumbnail(rgb)).max() > MOST_ALIKE:
+        if len(self) and (self._thumbnails @ thumbnail(rgb)).max() > MAX_CORRELATION:
             return "looks"
         return None
 
-    def sort_out(
+    def check(
         self, pictures: Iterable[Picture], short_side: int | None = None
     ) -> Iterator[tuple[Picture, np.ndarray | ImageError | str]]:
-        """Each picture with what it is: its pixels, why it is left out (as by :meth:`why`), or why it can't be read.
+        """Read pictures, and yield each with its outcome.
 
         Parameters
         ----------
         pictures : iterable of Picture
+            Pictures to check.
         short_side : int, optional
-            Enough pixels, as for :meth:`vitnp.weights.train.data.packs.Picture.read`.
+            Sufficient resolution, see :meth:`vitnp.weights.train.data.packs.Picture.read`.
+
+        Yields
+        ------
+        picture : Picture
+            The picture.
+        outcome : (height, width, 3) uint8 array, str or ImageError
+            Its pixels; or why it is a duplicate, as :meth:`reason`; or why it cannot be read.
         """
         for picture in pictures:
             try:
@@ -80,18 +91,19 @@ class Deduplication:
             except ImageError as error:
                 yield picture, error
                 continue
-            yield picture, self.why(picture.name, rgb) or rgb
+            yield picture, self.reason(picture.name, rgb) or rgb
 
 
 def thumbnail(rgb: np.ndarray) -> np.ndarray:
-    """A gray thumbnail with mean 0 and norm 1, float32 (1024,), so that the product of two is their correlation.
+    """Return a gray thumbnail (1024,), float32, with mean 0 and norm 1; the product of two is their correlation.
 
-    Zero for a picture of one color, which then resembles nothing.
+    It is zero for an image of one color, which thus correlates with no other.
     """
     from PIL import Image
 
-    # Packs keep the middle of a long picture; it should still resemble the whole one.
-    gray = Image.fromarray(middle(rgb)).convert("L").resize((SIDE, SIDE), Image.Resampling.BOX)
+    size = (THUMBNAIL_SIZE, THUMBNAIL_SIZE)
+    # Packs contain the center of a long picture, which should still match the whole one.
+    gray = Image.fromarray(center_crop(rgb)).convert("L").resize(size, Image.Resampling.BOX)
     values = np.asarray(gray, np.float32).reshape(-1)
     values -= values.mean()
     norm = np.linalg.norm(values)

@@ -1,15 +1,14 @@
-"""Packs: many small photographs in one file, so that a training set travels and opens as one.
+"""Packs: many small photographs in one file, which is faster to copy and to open than many files.
 
 A pack is an uncompressed NumPy ``.npz`` without pickled objects:
 
 ==========  ================  =======================================================================
-bytes       uint8 (total,)    the encoded pictures, one after another
+bytes       uint8 (total,)    concatenated encoded pictures
 offsets     int64 (n + 1,)    picture i is ``bytes[offsets[i]:offsets[i + 1]]``
-name        bytes (n,)        UTF-8, where each came from, such as ``b"birds/0001.jpg"``
+name        bytes (n,)        original path of each picture in UTF-8, such as ``b"birds/0001.jpg"``
 ==========  ================  =======================================================================
 
-More arrays may be there; they are ignored. Pictures are encoded as WebP, which at the same fidelity takes two thirds of
-what JPEG takes.
+Further arrays are ignored. Pictures are encoded as WebP, which needs two thirds of the space of JPEG at equal quality.
 """
 
 from __future__ import annotations
@@ -28,41 +27,46 @@ from vitnp.io.decode import read_image, unopened
 from vitnp.io.find import find_photographs
 from vitnp.io.write import write_npz
 
-__all__ = ["Picture", "encode", "middle", "photographs_of", "pictures_of", "read_pack", "write_pack"]
+__all__ = ["Picture", "center_crop", "encode", "list_pictures", "read_pack", "read_pictures", "write_pack"]
 
 QUALITY = 72
 SHORT_SIDE = 176  # pixels
-_MOST_ASPECT = 1.6  # what is longer loses its ends
+_MAX_ASPECT = 1.6  # longer pictures are cropped
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A photograph that is read when asked for.
+    """A photograph that is not decoded yet.
 
     Parameters
     ----------
     name : str
-        Its path below the folder in which it was found, or its name in the pack.
+        Path relative to the folder that was searched, or name in a pack.
     source : path or bytes
-        The file, or what such a file would hold.
+        Image file, or its contents.
     """
 
     name: str
     source: Path | bytes
 
     def read(self, short_side: int | None = None) -> np.ndarray:
-        """The photograph, uint8 (height, width, 3).
+        """Decode the photograph.
 
         Parameters
         ----------
         short_side : int, optional
-            Enough pixels. A JPEG of twice as many and more is decoded at a half, a quarter or an eighth, which is
-            several times faster.
+            Sufficient length of the short side in pixels. A JPEG of at least twice this size is decoded at a half, a
+            quarter or an eighth of its size, which is several times faster.
+
+        Returns
+        -------
+        (height, width, 3) uint8 array
+            RGB.
 
         Raises
         ------
         ImageError
-            When it can't be read.
+            If it cannot be read.
         """
         if isinstance(self.source, Path) and (short_side is None or not _is_jpeg(self.source)):
             return read_image(self.source)
@@ -74,20 +78,28 @@ class Picture:
                     picture.draft("RGB", (short_side, short_side))
                 return read_image(picture)
         except Exception:
-            raise ImageError(f"{self.name}: this picture can't be read; leave it out") from None
+            raise ImageError(f"{self.name}: cannot read this image; leave it out") from None
 
 
 def read_pack(path: str | os.PathLike[str]) -> Iterator[tuple[str, np.ndarray]]:
-    """Names and pictures, uint8 (height, width, 3), of a pack, one by one.
+    """Read a pack.
 
     Parameters
     ----------
     path : path
+        An ``.npz`` file written by :func:`write_pack`.
+
+    Yields
+    ------
+    name : str
+        Name of a picture.
+    rgb : (height, width, 3) uint8 array
+        The decoded picture.
 
     Raises
     ------
     ImageError
-        When the file is no pack, or a picture in it is damaged.
+        If the file is not a pack, or a picture in it is damaged.
 
     Examples
     --------
@@ -103,80 +115,89 @@ def read_pack(path: str | os.PathLike[str]) -> Iterator[tuple[str, np.ndarray]]:
         yield picture.name, picture.read()
 
 
-def photographs_of(paths: Iterable[str | os.PathLike[str]]) -> Iterator[tuple[str, np.ndarray]]:
-    """Names and pictures, uint8 (height, width, 3), of folders, files and packs, one by one; see :func:`pictures_of`.
+def read_pictures(paths: Iterable[str | os.PathLike[str]]) -> Iterator[tuple[str, np.ndarray]]:
+    """Read the pictures of folders, files and packs, see :func:`list_pictures`.
+
+    Yields
+    ------
+    name : str
+        Name of a picture.
+    rgb : (height, width, 3) uint8 array
+        The decoded picture.
 
     Raises
     ------
     ImageError
-        When one can't be read.
+        If one cannot be read.
     """
-    for picture in pictures_of(paths):
+    for picture in list_pictures(paths):
         yield picture.name, picture.read()
 
 
-def pictures_of(paths: Iterable[str | os.PathLike[str]]) -> list[Picture]:
-    """The pictures that folders, files and packs stand for, not decoded yet.
+def list_pictures(paths: Iterable[str | os.PathLike[str]]) -> list[Picture]:
+    """List the pictures in folders, files and packs, without decoding them.
 
     Parameters
     ----------
     paths : iterable of paths
-        A pack ends in ``.npz``. A folder stands for the packs in it, and for the photographs in it and its subfolders.
+        Image files, packs (``.npz``), and folders. A folder is searched for packs, and with its subfolders for
+        photographs.
 
     Returns
     -------
     list of Picture
-        In the order of the paths, each sorted by name; packs come in the order within.
+        In the order of the paths. The contents of a folder are sorted by name, packs first; pictures of a pack keep
+        their order.
 
     Raises
     ------
     ImageError
-        When a path is missing or holds neither a photograph nor a pack.
+        If a path does not exist, or contains neither a photograph nor a pack.
     """
-    found: list[Picture] = []
+    pictures: list[Picture] = []
     for path in map(Path, paths):
         if path.suffix == ".npz":
-            found += _open_pack(path)
+            pictures += _open_pack(path)
             continue
         packs = sorted(path.glob("*.npz")) if path.is_dir() else []
         for pack in packs:
-            found += _open_pack(pack)
+            pictures += _open_pack(pack)
         failures: list[ImageError] = []
         photographs = find_photographs([path], failures=failures)
         if failures and not packs:
             raise failures[0]
-        found += [Picture(photograph.relative.as_posix(), photograph.path) for photograph in photographs]
-    return found
+        pictures += [Picture(photograph.relative.as_posix(), photograph.path) for photograph in photographs]
+    return pictures
 
 
 def write_pack(path: str | os.PathLike[str], photographs: Iterable[tuple[str, np.ndarray]]) -> int:
-    """Write a pack, whole or not at all.
+    """Write a pack; atomic.
 
     Parameters
     ----------
     path : path
-        Replaced when it exists.
-    photographs : iterable of (str, uint8 array (height, width, 3))
-        Names and pictures.
+        An ``.npz`` file; replaced if it exists.
+    photographs : iterable of (str, (height, width, 3) uint8 array)
+        Name and RGB of each picture.
 
     Returns
     -------
     int
-        How many pictures it holds.
+        Number of pictures written.
 
     Raises
     ------
     UsageError
-        When there are no photographs.
+        If there are no photographs.
     OutputError
-        When it can't be written.
+        If the file cannot be written.
     """
     names, contents = [], []
     for name, rgb in photographs:
         names.append(name.encode())
         contents.append(encode(rgb))
     if not names:
-        raise UsageError(f"{path}: there is no photograph left to pack; give others")
+        raise UsageError(f"{path}: no photographs left to pack; give others")
     offsets = np.zeros(len(contents) + 1, np.int64)
     np.cumsum([len(content) for content in contents], out=offsets[1:])
     write_npz(
@@ -192,15 +213,21 @@ def write_pack(path: str | os.PathLike[str], photographs: Iterable[tuple[str, np
 
 
 def encode(rgb: np.ndarray, *, short_side: int = SHORT_SIDE, quality: int = QUALITY) -> bytes:
-    """A picture as a pack keeps it: its :func:`middle`, scaled down, in WebP.
+    """Encode a picture for a pack: its :func:`center_crop`, downscaled, as WebP.
 
     Parameters
     ----------
-    rgb : uint8 array, shape (height, width, 3)
+    rgb : (height, width, 3) uint8 array
+        The picture.
     short_side : int
-        In pixels; smaller pictures stay as they are.
+        Length of the short side in pixels; smaller pictures are not resized.
     quality : int
-        Of WebP, 0 to 100.
+        WebP quality, 0 to 100.
+
+    Returns
+    -------
+    bytes
+        Contents of a WebP file.
 
     Examples
     --------
@@ -210,47 +237,54 @@ def encode(rgb: np.ndarray, *, short_side: int = SHORT_SIDE, quality: int = QUAL
     """
     from PIL import Image
 
-    picture = Image.fromarray(middle(rgb))
+    picture = Image.fromarray(center_crop(rgb))
     scale = short_side / min(picture.size)
     if scale < 1:
-        picture = picture.resize(tuple(round(side * scale) for side in picture.size), Image.Resampling.LANCZOS)
+        width, height = (round(side * scale) for side in picture.size)
+        picture = picture.resize((width, height), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
     picture.save(buffer, "WEBP", quality=quality, method=4)
     return buffer.getvalue()
 
 
-def middle(rgb: np.ndarray) -> np.ndarray:
-    """The picture without its ends where it is longer than 1.6 times its short side.
+def center_crop(rgb: np.ndarray) -> np.ndarray:
+    """Crop the long side of a picture to at most 1.6 times its short side, around the center.
+
+    Parameters
+    ----------
+    rgb : (height, width, 3) uint8 array
+        The picture.
+
+    Returns
+    -------
+    (height, width, 3) uint8 array
+        A contiguous copy, or the picture itself.
 
     Examples
     --------
-    >>> middle(np.zeros((10, 40, 3), np.uint8)).shape, middle(np.zeros((10, 12, 3), np.uint8)).shape
+    >>> center_crop(np.zeros((10, 40, 3), np.uint8)).shape, center_crop(np.zeros((10, 12, 3), np.uint8)).shape
     ((10, 16, 3), (10, 12, 3))
     """
-    longest = round(min(rgb.shape[:2]) * _MOST_ASPECT)
-    top, left = (max(0, (side - longest) // 2) for side in rgb.shape[:2])
-    return np.ascontiguousarray(rgb[top : top + longest, left : left + longest])
+    max_side = round(min(rgb.shape[:2]) * _MAX_ASPECT)
+    top, left = (max(0, (side - max_side) // 2) for side in rgb.shape[:2])
+    return np.ascontiguousarray(rgb[top : top + max_side, left : left + max_side])
 
 
 def _open_pack(path: Path) -> list[Picture]:
     try:
         with open(path, "rb") as file, np.load(file) as arrays:
             content, offsets, names = (arrays[key] for key in ("bytes", "offsets", "name"))
-        if (
-            len(names) != len(offsets) - 1
-            or offsets[0] < 0
-            or offsets[-1] > len(content)
-            or (np.diff(offsets) < 0).any()
-        ):
+        ascending = (np.diff(offsets) >= 0).all() and offsets[0] >= 0 and offsets[-1] <= len(content)
+        if len(names) != len(offsets) - 1 or not ascending:
             raise ValueError("offsets")
         return [
             Picture(name.decode(), content[start:end].tobytes())
             for name, start, end in zip(names, offsets[:-1], offsets[1:])
         ]
     except OSError as error:
-        raise (unopened(path, error) if error.errno else _no_pack(path)) from None
+        raise (unopened(path, error) if error.errno else _not_a_pack(path)) from None
     except (ValueError, KeyError, AttributeError, TypeError, IndexError, EOFError, zipfile.BadZipFile):
-        raise _no_pack(path) from None
+        raise _not_a_pack(path) from None
 
 
 def _is_jpeg(path: Path) -> bool:
@@ -261,5 +295,5 @@ def _is_jpeg(path: Path) -> bool:
         raise unopened(path, error) from None
 
 
-def _no_pack(path: Path) -> ImageError:
-    return ImageError(f"{path}: this is no pack of photographs; make one with `python -m vitnp.weights.train pack`")
+def _not_a_pack(path: Path) -> ImageError:
+    return ImageError(f"{path}: not a pack of photographs; make one with `python -m vitnp.weights.train pack`")

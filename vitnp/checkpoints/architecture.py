@@ -1,0 +1,144 @@
+"""Derive the architecture of a ViT from the shapes of its tensors, and check that all of them agree."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+
+from vitnp.errors import CheckpointError
+from vitnp.vit.config import ViTConfig
+
+
+def infer_architecture(weights: Mapping[str, np.ndarray], grid: tuple[int, int] | None = None) -> ViTConfig:
+    """Derive width, depth, patch size, grid, registers and the form of the MLP from shapes alone.
+
+    Parameters
+    ----------
+    weights : mapping of str to array
+        Canonical names, with at least one block.
+    grid : (int, int), optional
+        Rows and columns of the trained grid; by default it is assumed to be square.
+
+    Returns
+    -------
+    ViTConfig
+        With ``heads=1`` and default conventions, which no shape determines.
+
+    Raises
+    ------
+    CheckpointError
+        If a tensor that determines one of these is missing or has an impossible shape.
+
+    Examples
+    --------
+    >>> from vitnp import load_vit
+    >>> infer_architecture(load_vit("auto").weights).grid
+    (14, 14)
+    """
+    projection = _require(weights, "patch_embed.proj.weight", 4)
+    width, channels, patch, patch_width = projection.shape
+    if channels != 3 or patch != patch_width or patch < 1 or width < 1:
+        raise CheckpointError(
+            f"tensor 'patch_embed.proj.weight' is {_sides(projection)}, not width x 3 x patch x patch as for RGB images"
+        )
+    n_positions = _require(weights, "pos_embed", 3).shape[1]
+    return ViTConfig(
+        width=width,
+        depth=1 + max(int(name.split(".")[1]) for name in weights if name.startswith("blocks.")),
+        heads=1,
+        patch=patch,
+        grid=_trained_grid(n_positions, grid),
+        registers=_require(weights, "register_tokens", 3).shape[1] if "register_tokens" in weights else 0,
+        swiglu="blocks.0.mlp.w12.weight" in weights,
+        layerscale="blocks.0.ls1.gamma" in weights,
+    )
+
+
+def check_tensors(weights: Mapping[str, np.ndarray], config: ViTConfig) -> None:
+    """Check that exactly the tensors of an architecture are there, in their shapes, without NaN or infinity.
+
+    Raises
+    ------
+    CheckpointError
+        If not; the message names the tensor.
+    """
+    expected = _expected_shapes(weights, config)
+    for name, shape in expected.items():
+        if name not in weights:
+            raise CheckpointError(f"tensor {name!r} is missing")
+        if weights[name].shape != shape:
+            sides = " x ".join(map(str, shape))
+            raise CheckpointError(
+                f"tensor {name!r} is {_sides(weights[name])}, but a ViT of width {config.width} needs {sides}"
+            )
+    for name, tensor in weights.items():
+        if name not in expected:
+            raise CheckpointError(f"tensor {name!r} doesn't belong to a ViT of {config.depth} blocks like the first")
+        # The sum takes no memory. It is finite unless a number isn't, or the sum itself overflows.
+        with np.errstate(over="ignore", invalid="ignore"):
+            suspicious = not np.isfinite(tensor.sum())
+        if suspicious and not np.isfinite(tensor).all():
+            raise CheckpointError(f"tensor {name!r} contains NaN or infinity: the file is damaged")
+
+
+def _trained_grid(n_positions: int, grid: tuple[int, int] | None) -> tuple[int, int]:
+    """Return the grid, checked or square; `n_positions` may count CLS."""
+    if grid is not None:
+        if min(grid) >= 1 and math.prod(grid) in (n_positions, n_positions - 1):
+            return grid
+        raise CheckpointError(
+            f"its metadata says grid {grid[0]} x {grid[1]}, but pos_embed has {n_positions} positions"
+        )
+    for n_patches in (n_positions - 1, n_positions):
+        side = math.isqrt(max(n_patches, 0))
+        if side >= 1 and side * side == n_patches:
+            return side, side
+    raise CheckpointError(f"tensor 'pos_embed' has {n_positions} positions, which are no square grid of patches")
+
+
+def _expected_shapes(weights: Mapping[str, np.ndarray], config: ViTConfig) -> dict[str, tuple[int, ...]]:
+    """Return the shape of every tensor; the width of the MLP is that of the first block."""
+    d, n_patches = config.width, math.prod(config.grid)
+    first_linear, last_linear = ("mlp.w12", "mlp.w3") if config.swiglu else ("mlp.fc1", "mlp.fc2")
+    hidden = len(_require(weights, f"blocks.0.{first_linear}.weight", 2))
+    modules: dict[str, tuple[int, ...]] = {
+        "norm1": (d,),
+        "attn.qkv": (3 * d, d),
+        "attn.proj": (d, d),
+        "norm2": (d,),
+        first_linear: (hidden, d),
+        last_linear: (d, hidden // 2 if config.swiglu else hidden),
+    }
+    block: dict[str, tuple[int, ...]] = {}
+    for name, shape in modules.items():
+        block |= {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
+    if config.layerscale:
+        block |= {"ls1.gamma": (d,), "ls2.gamma": (d,)}
+    n_positions = weights["pos_embed"].shape[1]
+    expected: dict[str, tuple[int, ...]] = {
+        "cls_token": (1, 1, d),
+        "pos_embed": (1, n_positions if n_positions == n_patches else 1 + n_patches, d),
+        "patch_embed.proj.weight": (d, 3, config.patch, config.patch),
+        "patch_embed.proj.bias": (d,),
+        "norm.weight": (d,),
+        "norm.bias": (d,),
+    }
+    if config.registers or "register_tokens" in weights:
+        expected["register_tokens"] = (1, config.registers, d)
+    for index in range(config.depth):
+        expected |= {f"blocks.{index}.{name}": shape for name, shape in block.items()}
+    return expected
+
+
+def _require(weights: Mapping[str, np.ndarray], name: str, n_dimensions: int) -> np.ndarray:
+    if name not in weights:
+        raise CheckpointError(f"tensor {name!r} is missing")
+    if weights[name].ndim != n_dimensions:
+        raise CheckpointError(f"tensor {name!r} is {_sides(weights[name])}, but should have {n_dimensions} dimensions")
+    return weights[name]
+
+
+def _sides(array: np.ndarray) -> str:
+    return " x ".join(map(str, array.shape)) or "a single number"

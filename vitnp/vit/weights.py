@@ -1,0 +1,126 @@
+"""Weights of a ViT in the form that the kernels of one device take."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from vitnp import kernels
+from vitnp.io.mmap import forget_pages
+from vitnp.kernels.threads import blas
+from vitnp.vit.config import ViTConfig
+from vitnp.vit.pos_embed import resample_abs_pos_embed
+
+
+class PackedWeights:
+    """Weights in the form that the kernels of one device take, each converted when it is first used.
+
+    Parameters
+    ----------
+    weights : mapping of str to float array
+        In host memory, under the names of DINO's files.
+    config : ViTConfig
+    precision : str
+        Precision of the operands of linear layers and attention.
+    device : {"cpu", "cuda"}
+        Device that the converted weights live on.
+
+    Attributes
+    ----------
+    kernels : module
+        Operations of the device; those of :mod:`vitnp.kernels.reference` for weights that aren't float32.
+    xp : module
+        NumPy, or CuPy for arrays on a GPU.
+    dtype : numpy.dtype
+        Dtype of the inputs and outputs of every layer.
+    """
+
+    def __init__(
+        self, weights: Mapping[str, np.ndarray], config: ViTConfig, precision: str = "fp32", device: str = "cpu"
+    ):
+        self.config, self.precision, self.device = config, precision, device
+        dtype = weights["cls_token"].dtype
+        self.kernels = kernels.for_device("reference" if device == "cpu" and dtype != np.float32 else device)
+        self.xp = kernels.array_module(kernels.to_device(np.empty(0), device))
+        self.dtype = np.dtype(np.float16 if precision == "fp16" else np.float32) if device == "cuda" else dtype
+        self._weights = weights
+        self._packed: dict[str, Any] = {}
+        self._lock = threading.Lock()
+        # Grid of the last image, with its prefix tokens and position embeddings.
+        self._embeddings: tuple[tuple[int, int], tuple[np.ndarray, np.ndarray]] | None = None
+
+    def __getitem__(self, name: str) -> Any:
+        """Return a tensor by name; the suffix ":query", ":key" or ":value" selects a third of the fused projection."""
+        packed = self._packed.get(name)
+        return self._pack(name) if packed is None else packed
+
+    def get(self, name: str) -> Any:
+        """Return a tensor by its name, or None if the network has none of that name."""
+        return self[name] if name.partition(":")[0] in self._weights else None
+
+    def prefix_and_pos_embed(self, grid: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+        """Return the prefix tokens (1 + R, D) and the position embeddings (N, D) of the patches.
+
+        The prefix tokens are CLS with its position embedding and the registers, which have none. The arrays of the last
+        grid are kept, since consecutive images often have the same size.
+
+        Parameters
+        ----------
+        grid : (int, int)
+            Rows and columns of patches.
+        """
+        if self._embeddings is not None and self._embeddings[0] == grid:
+            return self._embeddings[1]
+        config = self.config
+        table = self._weights["pos_embed"][0]  # (1 + N0, D), or (N0, D) if CLS has no position embedding
+        n_cls = len(table) - config.grid[0] * config.grid[1]
+        trained = table[n_cls:].reshape(*config.grid, config.width)
+        with blas.one_blas_thread():
+            pos_embed = resample_abs_pos_embed(trained, grid, config.pos_embed)
+        prefix_tokens = self._weights["cls_token"][0] + table[:n_cls].sum(axis=0)  # (1, D)
+        if config.registers:
+            prefix_tokens = np.concatenate([prefix_tokens, self._weights["register_tokens"][0]])
+        if self.device != "cpu":
+            prefix_tokens, pos_embed = (
+                kernels.to_device(part.astype(self.dtype), self.device) for part in (prefix_tokens, pos_embed)
+            )
+        self._embeddings = grid, (prefix_tokens, pos_embed)
+        return prefix_tokens, pos_embed
+
+    def compute_context(self) -> contextlib.AbstractContextManager[Any]:
+        """Return the context manager to run a forward pass in.
+
+        On a GPU, passes run one at a time, because the precision of matrix products is a setting of the whole process.
+        The reference kernels run on one BLAS thread, since the forward pass spreads the work itself.
+        """
+        if self.device != "cpu":
+            return self.kernels.products(self.precision)
+        return blas.one_blas_thread() if self.kernels.BLOCK is None else contextlib.nullcontext()
+
+    def temporary(self, name: str, *shape: int) -> np.ndarray:
+        """Return uninitialized memory, valid until the same thread asks for the same name again."""
+        return self.kernels.temporary(name, *shape, dtype=self.dtype)
+
+    def _pack(self, name: str) -> Any:
+        with self._lock:
+            if name not in self._packed:
+                whole, _, part = name.partition(":")
+                self._packed[name] = self._convert(whole, part)
+            return self._packed[name]
+
+    def _convert(self, name: str, part: str) -> Any:
+        tensor = original = self._weights[name]
+        if part:
+            tensor = np.split(tensor, 3)[("query", "key", "value").index(part)]
+        if self.device != "cpu":
+            tensor = kernels.to_device(np.ascontiguousarray(tensor, self.dtype), self.device)
+        if name.endswith(".weight") and tensor.ndim in (2, 4):
+            packed = self.kernels.pack_linear(tensor.reshape(len(tensor), -1), self.precision)
+            forget_pages(original)  # only the packed copy is read from here on
+            return packed
+        # A copy, because reading a few numbers of a mapped file brings many pages of it back into memory.
+        return np.array(tensor) if self.device == "cpu" else tensor
