@@ -1,4 +1,4 @@
-"""Shared fixtures (test data, two networks, a CuPy without a GPU and with one), and how tests are spread over processes."""
+"""Shared fixtures (test data, two networks, an emulated and a real CuPy), and how tests run in several processes."""
 
 from __future__ import annotations
 
@@ -68,11 +68,11 @@ def cupy(request):
     yield loader.require_cupy()
 
 
-# --- several processes (pytest-xdist) -----------------------------------------------------------------------------------------
+# --- several processes (pytest-xdist) ---------------------------------------------------------------------------------
 
 
 def pytest_configure(config) -> None:
-    """Let Ctrl-C through: what a shell runs in the background ignores it, and so would the commands that tests interrupt."""
+    """Restore SIGINT: a shell's background job ignores it, and so would the commands that the tests interrupt."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -92,7 +92,7 @@ def pytest_xdist_auto_num_workers(config) -> int | None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_setupnodes(config, specs) -> None:
-    """Compile the CPU kernels before the workers start, a module per process: or else every worker compiles all of them."""
+    """Compile the CPU kernels before the workers start, so that not every worker compiles all of them."""
     try:
         from vitnp.kernels.cpu import dispatch
         from vitnp.kernels.cpu.codegen.jit import cache_folder
@@ -113,7 +113,7 @@ def pytest_xdist_setupnodes(config, specs) -> None:
 
 
 def pytest_collection_modifyitems(items) -> None:
-    """Mark what only runs when asked for as slow too, and put slow tests first, so that no process is left alone with one."""
+    """Mark GPU and training tests as slow too, and run slow tests first, so that the run doesn't end with one of them."""
     for item in items:
         if item.get_closest_marker("gpu") or item.get_closest_marker("train"):
             item.add_marker("slow")

@@ -45,8 +45,11 @@ def test_import_loads_nothing_heavy():
 
 
 def test_segmenting_loads_no_torch_numba_or_cupy():
-    code = "import sys, vitnp.segment, vitnp.export.per_image, vitnp.checkpoints.load; print([m for m in ('numba', 'cupy', 'torch') if m in sys.modules])"
-    assert python(code) == "[]"
+    heavy = python(
+        "import sys, vitnp.segment, vitnp.export.per_image, vitnp.checkpoints.load;"
+        "print([m for m in ('numba', 'cupy', 'torch') if m in sys.modules])"
+    )
+    assert heavy == "[]"
 
 
 def test_public_names_resolve():
@@ -54,7 +57,7 @@ def test_public_names_resolve():
         assert getattr(vitnp, name) is not None
     assert set(vitnp.__all__) <= set(dir(vitnp))
     with pytest.raises(AttributeError, match="nonsense"):
-        vitnp.nonsense
+        _ = vitnp.nonsense
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -91,7 +94,7 @@ def test_help_of_segment_fits_a_screen():
     assert len(lines) <= 48 and max(map(len, lines)) <= 80
 
 
-# --- what is distributed ------------------------------------------------------------------------------------------------------
+# --- what is distributed ----------------------------------------------------------------------------------------------
 
 
 def checkout_files(folder: str) -> set[str]:

@@ -214,6 +214,7 @@ def photographs(request, shared):
     return request.param, vit, np.array(found)
 
 
+@pytest.mark.slow(reason="segments dozens of pictures")
 def test_pictures_without_an_object_have_less_confidence_than_photographs(photographs):
     _, vit, found = photographs
     limit = np.quantile(found[:, 0], 0.05)

@@ -476,6 +476,7 @@ def test_wrong_usage_is_one_sentence(collection, tmp_path, arguments, told):
     assert not RUN_FILES & files(tmp_path)
 
 
+@pytest.mark.slow(reason="runs a collection")
 def test_a_full_disk_is_a_sentence_and_leaves_whole_files(collection, tmp_path):
     command = [
         sys.executable,
@@ -497,6 +498,7 @@ def test_a_full_disk_is_a_sentence_and_leaves_whole_files(collection, tmp_path):
     assert "run.json" not in files(tmp_path / "o") or run.returncode == 3
 
 
+@pytest.mark.slow(reason="interrupts a running command")
 @pytest.mark.skipif(os.name != "posix", reason="signals as POSIX has them")
 @pytest.mark.parametrize("cache", [False, True])
 def test_interrupt_says_what_is_kept_and_a_rerun_goes_on(tmp_path, cache):

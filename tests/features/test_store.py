@@ -496,6 +496,7 @@ FORKING = """
 """
 
 
+@pytest.mark.slow(reason="kills a process again and again")
 @pytest.mark.skipif(os.name != "posix", reason="signals as POSIX has them")
 def test_killed_at_any_moment_it_goes_on_where_it_was(vit, folder, paths, unbroken, tmp_path):
     rng = np.random.default_rng(0)
@@ -524,9 +525,7 @@ def test_killed_at_any_moment_it_goes_on_where_it_was(vit, folder, paths, unbrok
                 time.sleep(rng.uniform(0, 0.2))
                 os.kill(pid, signal.SIGKILL)
                 assert forking.stdout.readline() == "gone\n"
-                store = FeatureStore(
-                    cache, spec_of(vit), notice=pytest.fail
-                )  # nothing half-written under its own name
+                store = FeatureStore(cache, spec_of(vit), notice=pytest.fail)  # nothing half-written under its own name
                 store.verify()
                 found = content(store)
                 assert before <= found.keys() and all(found[name] == unbroken[name] for name in found)
@@ -574,6 +573,7 @@ def test_unfinished_files_of_the_living_stay(vit, tmp_path):
     assert len(leftovers(tmp_path)) == 1
 
 
+@pytest.mark.slow(reason="interrupts a process")
 @pytest.mark.skipif(os.name != "posix", reason="signals as POSIX has them")
 def test_interrupted_it_keeps_what_is_done(vit, folder, paths, unbroken, tmp_path):
     child = start(folder, tmp_path, more=", progress=lambda _: __import__('time').sleep(0.05)", threads=1)
@@ -589,6 +589,7 @@ def test_interrupted_it_keeps_what_is_done(vit, folder, paths, unbroken, tmp_pat
     assert content(store) == unbroken
 
 
+@pytest.mark.slow(reason="several processes")
 def test_several_processes_on_one_store(vit, folder, paths, unbroken, tmp_path):
     children = [start(folder, tmp_path, threads=threads) for threads in (1, 2, 2)]
     for child in children:

@@ -294,6 +294,7 @@ def test_nothing_to_do():
     assert k.similarity_top(nothing, centroids, 2)[1].shape == (0, 2)
 
 
+@pytest.mark.slow(reason="compiles the kernels for other processors")
 @pytest.mark.parametrize("lanes", [8, 4])
 def test_narrower_vectors(lanes):
     """The code for smaller processors, on this one."""

@@ -12,6 +12,8 @@ import pytest
 from cuda_emulator import nvrtc
 from vitnp.kernels.cuda import loader, tiles, transformer
 
+pytestmark = pytest.mark.slow(reason="compiles every CUDA file for four generations of GPUs")
+
 ARCHITECTURES = (75, 80, 90, 100)
 SHARED = {75: 64 * 1024, 80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}  # bytes that a block may have
 NEWEST = 100

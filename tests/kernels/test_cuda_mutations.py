@@ -17,6 +17,8 @@ import pytest
 
 from tests.kernels import test_cuda_attention, test_cuda_image, test_cuda_kernels, test_cuda_refine
 
+pytestmark = pytest.mark.slow(reason="compiles every planted defect")
+
 
 def as_it_is(model: tuple[str, int]) -> None:
     """Stands for the fixture that changes the GPU: here it stays."""

@@ -460,6 +460,7 @@ def told(capsys) -> list[dict]:
     return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
 
 
+@pytest.mark.slow(reason="collections on the emulator")
 @pytest.mark.parametrize("levels", ["each", "all"])
 def test_segment_command_says_where_each_stage_ran(cupy, model, folder, tmp_path, capsys, levels):
     options = ["--model", str(model), "--size", "32", "--refine", "none", "--levels", levels, "--json", "--quiet"]
@@ -482,6 +483,7 @@ def test_segment_command_says_where_each_stage_ran(cupy, model, folder, tmp_path
     assert np.mean([(mine == theirs).mean() for mine, theirs in zip(masks["cuda"], masks["cpu"])]) > 0.998
 
 
+@pytest.mark.slow(reason="a collection on the emulator")
 @pytest.mark.parametrize("batch", [None, 2])
 def test_photographs_one_by_one_go_through_the_network_together(cupy, vit, photographs, tmp_path, monkeypatch, batch):
     """Of two sizes in turn, a broken one among them: outcomes in order, the same as alone."""

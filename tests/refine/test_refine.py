@@ -456,6 +456,7 @@ def iou(soft: np.ndarray, truth: np.ndarray) -> float:
     return (mask & truth).sum() / max((mask | truth).sum(), 1)
 
 
+@pytest.mark.slow(reason="segments many photographs")
 def test_refinement_improves_masks_of_photographs(shared):
     pairs = list(photographs_with_masks(shared / "data" / "duts-dev", every=8))
     scored = [(patch_scores(truth, seed), rgb, truth) for seed, (rgb, truth) in enumerate(pairs)]
@@ -465,6 +466,7 @@ def test_refinement_improves_masks_of_photographs(shared):
     assert mean["crf"] > mean["none"] + 0.03
 
 
+@pytest.mark.slow(reason="a large image")
 def test_large_photographs_are_refined_as_well_as_small_ones(shared):
     original, enlarged = [], []
     for seed, (rgb, truth) in enumerate(photographs_with_masks(shared / "data" / "duts-dev", every=32)):

@@ -17,8 +17,8 @@ from .translate import INCLUDE, Translation
 RUNTIME = pathlib.Path(__file__).parent / "runtime"
 COMPILER = ["g++", "-std=gnu++17", "-fPIC", "-w", "-march=native", f"-I{INCLUDE}"]
 # -g1: line tables, so that a fault can be named by its source line. tsan's own entry and exit calls are of no use here.
-# -Og where everything is watched: it compiles a third faster than -O1 and runs little slower; with -O0 some stores would
-# escape. -fno-tree-sra: keeps a float4 one access of 16 bytes, so that its alignment is checked.
+# -Og where everything is watched: it compiles a third faster than -O1 and runs little slower; with -O0 some stores
+# would escape. -fno-tree-sra: keeps a float4 one access of 16 bytes, so that its alignment is checked.
 KERNEL_FLAGS = {
     "fast": ["-O1", "-g1", "-fno-threadsafe-statics"],
     "check": [
@@ -106,7 +106,7 @@ def _object(path: pathlib.Path, text: str, flags: list[str], mode: str) -> pathl
 
 @contextlib.contextmanager
 def _missing(path: pathlib.Path) -> Iterator[bool]:
-    """Tell whether a file has to be compiled, and lock it if so: other processes wait instead of doing the same work."""
+    """Yield whether a file has to be compiled, under a lock: other processes wait instead of doing the same work."""
     if path.exists():
         yield False
         return
