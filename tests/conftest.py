@@ -113,7 +113,7 @@ def pytest_xdist_setupnodes(config, specs) -> None:
 
 
 def pytest_collection_modifyitems(items) -> None:
-    """Mark GPU and training tests as slow too, and run slow tests first, so that the run doesn't end with one of them."""
+    """Mark GPU and training tests as slow too, and run slow tests first, so that none of them ends the run."""
     for item in items:
         if item.get_closest_marker("gpu") or item.get_closest_marker("train"):
             item.add_marker("slow")
