@@ -1,55 +1,58 @@
-"""``python -m bench``: which measurements there are; ``python -m bench NAME …`` runs one."""
+"""List the benchmarks (``python -m bench``), or run one of them (``python -m bench NAME [options]``)."""
 
 from __future__ import annotations
 
 import importlib
 import sys
+from typing import NamedTuple
 
+from bench.process import exit_on_sigterm
 from vitnp.cli import shared
 
-# Where each benchmark lives.
-MODULES = {
-    "photograph": "bench.scale.photograph",
-    "quality": "bench.quality.image_level",
-    "alone": "bench.quality.alone",
-    "pictures": "bench.pictures",
-    "peers": "bench.quality.peers",
-    "composites": "bench.quality.composites",
-    "spectral": "bench.scale.spectral",
-    "collection": "bench.scale.collection",
-    "large": "bench.scale.large",
-    "cpu": "bench.cpu.run",
-    "gpu": "bench.gpu",
-    "plots": "bench.cpu.plots",
-}
+
+class Benchmark(NamedTuple):
+    """A module with a ``main(argv)``, and what it measures."""
+
+    module: str
+    description: str
+
+
 BENCHMARKS = {
-    "photograph": "seconds from a photograph to its mask, by stage, warm and from a cold start",
-    "quality": "mean IoU of the image level over seeds on photographs with true masks",
-    "alone": "mean IoU of photographs each by itself, without and with a fitted collection, beside the whole set's",
-    "pictures": "the pictures of the README, made anew",
-    "peers": "LOST, TokenCut, DeepSpectral and FOUND on the same features, beside vitnp, on your own data",
-    "composites": "side-by-side pictures of two categories, for measuring --regions split",
-    "spectral": "memory and time of spectral clustering alone",
-    "collection": "memory and time of a collection of thousands, whole, with synthetic features",
-    "large": "a photograph enlarged to 100 megapixels: memory, time, and agreement with the original",
-    "cpu": "forward passes, k-means, CRF and whole photographs against torch, onnxruntime, OpenVINO, scikit-learn, …",
-    "gpu": "vitnp on a GPU: checked, then timed against CuPy's own operations, torch, cuML and flash-kmeans; --out DIR",
-    "plots": "a picture of each result of the former",
+    "photograph": Benchmark("bench.scale.photograph", "seconds per photograph, by stage, warm and from a cold start"),
+    "quality": Benchmark("bench.quality.image_level", "mean IoU of the image level over seeds, on your own data"),
+    "alone": Benchmark("bench.quality.alone", "mean IoU with the image level, with a fitted collection, and of a set"),
+    "pictures": Benchmark("bench.pictures", "draw the pictures of the README"),
+    "peers": Benchmark("bench.quality.peers", "LOST, TokenCut, DeepSpectral, FOUND and vitnp on the same features"),
+    "composites": Benchmark("bench.quality.composites", "make a set of pictures with two categories in each"),
+    "spectral": Benchmark("bench.scale.spectral", "memory and time of spectral clustering"),
+    "collection": Benchmark("bench.scale.collection", "memory and time of large collections, with synthetic features"),
+    "large": Benchmark("bench.scale.large", "memory, time and agreement on a photograph of 100 megapixels"),
+    "cpu": Benchmark("bench.cpu.run", "ViT, k-means, CRF and photographs against torch, OpenVINO, scikit-learn ..."),
+    "gpu": Benchmark("bench.gpu", "correctness and time on a GPU, against CuPy, torch, cuML and flash-kmeans"),
+    "plots": Benchmark("bench.cpu.plots", "draw the results of cpu"),
+    "journey": Benchmark("bench.journey", "files and functions of the project that one call enters"),
 }
 
 
 def main(argv: list[str] | None = None) -> int:
-    """List the benchmarks, or hand over to one of them."""
+    """List the benchmarks, or run the one that is named first.
+
+    Returns
+    -------
+    int
+        Exit status.
+    """
     argv = sys.argv[1:] if argv is None else argv
     if argv and argv[0] in BENCHMARKS:
-        return importlib.import_module(MODULES[argv[0]]).main(argv[1:])
+        with exit_on_sigterm():
+            return importlib.import_module(BENCHMARKS[argv[0]].module).main(argv[1:])
     if argv and argv[0] not in ("-h", "--help"):
-        shared.say_error(f"there is no benchmark {argv[0]!r}; choose among {', '.join(BENCHMARKS)}")
+        shared.say_error(f"NAME must be one of {', '.join(BENCHMARKS)}, got {argv[0]!r}")
         return shared.EXIT_USAGE
     print("usage: python -m bench NAME [options]\n")
-    for name, what in BENCHMARKS.items():
-        print(f"  {name:<12}{what}")
-    print("\nEach takes --help and writes what it measured to bench/results/NAME.json.")
+    for name, benchmark in BENCHMARKS.items():
+        print(f"  {name:<12}{benchmark.description}")
+    print("\nEach has --help. Measurements are written to bench/results/.")
     return shared.EXIT_OK
 
 

@@ -1,4 +1,4 @@
-"""The pictures of the README: what the commands it names write, as JPEG so that the checkout stays small."""
+"""Draw the pictures of the README, with the commands that it shows; as JPEG files, to keep the checkout small."""
 
 from __future__ import annotations
 
@@ -17,62 +17,69 @@ FOLDER = Path(__file__).parent / "pictures"
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Make them anew."""
+    """Write them to bench/pictures/."""
     argparse.ArgumentParser(prog="python -m bench pictures", description=__doc__).parse_args(argv)
     FOLDER.mkdir(exist_ok=True)
-    result = segment_image(SAMPLE)
-    cutout = result.cutout()
-    panels = [Image.fromarray(result.image), result.overlay(), _on_checks(cutout)]
-    path = FOLDER / f"{SAMPLE.stem}.jpg"
-    _side_by_side(panels, height=300).save(path, quality=88, optimize=True)
-    print(f"written to {path}")
-    path = FOLDER / "chelsea.jpg"
-    _side_by_side(_with_and_without(SAMPLE.with_name("chelsea.jpg")), height=250).save(path, quality=88, optimize=True)
-    print(f"written to {path}")
-    path = FOLDER / "contact-sheet.jpg"
-    _contact_sheet().save(path, quality=85, optimize=True)
-    print(f"written to {path}")
+    _save(_side_by_side(_mask_and_cutout(SAMPLE), height=300), SAMPLE.name, quality=88)
+    cat = SAMPLE.with_name("chelsea.jpg")
+    _save(_side_by_side(_without_and_with_collection(cat), height=250), cat.name, quality=88)
+    _save(_contact_sheet(), "contact-sheet.jpg", quality=85)
     return shared.EXIT_OK
 
 
-def _with_and_without(photograph: Path) -> list[Image.Image]:
-    """A photograph, what its own patches alone tell (`--levels image`), and what the built-in collection adds."""
-    plain, judged = (segment_image(photograph, collection=how) for how in (None, "auto"))
-    return [Image.fromarray(plain.image), plain.overlay(), judged.overlay()]
+def _save(picture: Image.Image, name: str, quality: int) -> None:
+    path = FOLDER / name
+    picture.save(path, quality=quality, optimize=True)
+    print(f"written to {path}")
+
+
+def _mask_and_cutout(photograph: Path) -> list[Image.Image]:
+    result = segment_image(photograph)
+    return [Image.fromarray(result.image), result.overlay(), _on_checkerboard(result.cutout())]
+
+
+def _without_and_with_collection(photograph: Path) -> list[Image.Image]:
+    """Return the photograph, its result with ``--levels image``, and its result with the built-in collection."""
+    image_level, with_collection = (segment_image(photograph, collection=name) for name in (None, "auto"))
+    return [Image.fromarray(image_level.image), image_level.overlay(), with_collection.overlay()]
 
 
 def _contact_sheet() -> Image.Image:
-    """That of `python -m vitnp.segment CROPS/ --levels all --classes 5`, on five views of each sample photograph."""
+    """Run ``python -m vitnp.segment CROPS/ --levels all --classes 5`` on five crops of each sample photograph."""
     with tempfile.TemporaryDirectory() as folder:
         rng = np.random.default_rng(0)
         for path in sorted(SAMPLE.parent.glob("*.jpg")):
             picture = Image.open(path).convert("RGB")
-            for view in range(5):
-                scale = rng.uniform(0.7, 1)
-                width, height = round(picture.width * scale), round(picture.height * scale)
-                left, top = (
-                    int(rng.integers(0, room + 1)) for room in (picture.width - width, picture.height - height)
-                )
-                crop = picture.crop((left, top, left + width, top + height))
-                crop = crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if view % 2 else crop
-                crop.save(Path(folder) / f"{path.stem}_{view}.png")
+            for index in range(5):
+                crop = _random_crop(picture, rng)
+                crop = crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if index % 2 else crop
+                crop.save(Path(folder) / f"{path.stem}_{index}.png")
         out = Path(folder) / "out"
         segment.main([folder, "--levels", "all", "--classes", "5", "--out", str(out), "--quiet"])
         with Image.open(out / "contact-sheet.png") as sheet:
             return sheet.convert("RGB")
 
 
-def _on_checks(cutout: Image.Image, size: int = 12) -> Image.Image:
-    """A cutout over the chequered ground by which picture editors show transparency."""
+def _random_crop(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """Crop a rectangle of the picture's proportions, at least 0.7 times its size."""
+    scale = rng.uniform(0.7, 1)
+    width, height = round(picture.width * scale), round(picture.height * scale)
+    left = int(rng.integers(0, picture.width - width + 1))
+    top = int(rng.integers(0, picture.height - height + 1))
+    return picture.crop((left, top, left + width, top + height))
+
+
+def _on_checkerboard(cutout: Image.Image, size: int = 12) -> Image.Image:
+    """Put a cutout on the checkerboard by which image editors show transparency."""
     tile = Image.new("RGB", (2 * size, 2 * size), (238, 238, 238))
     for corner in ((0, 0), (size, size)):
         tile.paste((205, 205, 205), (*corner, corner[0] + size, corner[1] + size))
-    ground = Image.new("RGB", cutout.size)
+    board = Image.new("RGB", cutout.size)
     for left in range(0, cutout.width, 2 * size):
         for top in range(0, cutout.height, 2 * size):
-            ground.paste(tile, (left, top))
-    ground.paste(cutout, mask=cutout.getchannel("A"))
-    return ground
+            board.paste(tile, (left, top))
+    board.paste(cutout, mask=cutout.getchannel("A"))
+    return board
 
 
 def _side_by_side(panels: list[Image.Image], height: int, gap: int = 6) -> Image.Image:

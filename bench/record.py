@@ -1,4 +1,4 @@
-"""Where and with what a measurement was made, and the file that keeps it."""
+"""Record a measurement in a file, together with the machine and the versions of the packages that computed it."""
 
 from __future__ import annotations
 
@@ -6,14 +6,16 @@ import datetime
 import json
 import os
 import platform
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
 
 
-def machine() -> dict[str, object]:
-    """Processor, cores this process may use, memory in GiB, operating system, versions of what computes."""
+def machine() -> dict[str, Any]:
+    """Describe the machine: processor, usable cores, memory in GiB, operating system, versions of packages."""
     return {
         "processor": _processor(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
@@ -24,8 +26,8 @@ def machine() -> dict[str, object]:
     }
 
 
-def write(name: str, measured: dict[str, object]) -> Path:
-    """Keep a measurement as bench/results/NAME.json, machine and date included."""
+def write(name: str, measured: Mapping[str, Any]) -> Path:
+    """Write a measurement to bench/results/NAME.json with date and machine, and return the path."""
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
     content = {"date": datetime.date.today().isoformat(), "machine": machine(), **measured}

@@ -1,29 +1,30 @@
-"""The table that ``python -m bench cpu`` prints: cases, their contenders, who beats whom by how much."""
+"""The table that ``python -m bench cpu`` prints: the time of each contender, and its ratio to vitnp's."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 WIDTHS = (32, 18, 11, 9)
 
 
-def heading(machine: Mapping[str, object], threads: int, limits: Mapping[str, float | None]) -> str:
-    """Machine, limits and the columns' titles."""
+def heading(machine: Mapping[str, Any], n_threads: int, limits: Mapping[str, float | None]) -> str:
+    """Return machine, limits and column titles."""
     bf16 = limits["bf16_flops"]
     limit = f"at most {limits['fp32_flops'] / 1e9:.0f} GFLOP/s in fp32, "
     limit += f"{bf16 / 1e9:.0f} in bf16" if bf16 else "no AVX512-BF16"
     copies = f"copies {limits['copied_bytes'] / 1e9:.1f} GB/s"
     titles = _row("case", "contender", "time", "of peak", "how many times vitnp's")
-    return f"{machine['processor']}, {threads} threads; {limit}; {copies}\n\n{titles}"
+    return f"{machine['processor']}, {n_threads} threads; {limit}; {copies}\n\n{titles}"
 
 
-def lines(case: Mapping[str, object]) -> list[str]:
-    """The lines of one case.
+def lines(case: Mapping[str, Any]) -> list[str]:
+    """Return the lines of one case.
 
     Parameters
     ----------
-    case : dict
-        From :func:`bench.comparison.compare`.
+    case : mapping
+        From :func:`bench.cpu.comparison.compare`.
 
     Returns
     -------
@@ -42,18 +43,16 @@ def lines(case: Mapping[str, object]) -> list[str]:
     return [_row(case["label"] if not index else "", *row) for index, row in enumerate(rows)]
 
 
-def mean_lines(means: Iterable[Mapping[str, object]]) -> list[str]:
-    """A line for each summary over cases."""
+def mean_lines(means: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Return one line per mean over cases."""
     return [f"{mean['what']} of {mean['cases']} cases: {verdict(mean)}" for mean in means]
 
 
-def ending(cases: Sequence[Mapping[str, object]]) -> str:
-    """How many bars were met, and what was missing or couldn't be measured."""
-    judged = [
-        comparison["met"] for case in cases for comparison in case["comparisons"] if comparison["bar"] is not None
-    ]
-    counted = [met for met in judged if met is not None]
-    text = f"\n{sum(counted)} of {len(counted)} bars met"
+def ending(cases: Sequence[Mapping[str, Any]]) -> str:
+    """Return how many bars were met, and what was missing or could not be measured."""
+    comparisons = [comparison for case in cases for comparison in case["comparisons"]]
+    met = [each["met"] for each in comparisons if each["bar"] is not None and each["met"] is not None]
+    text = f"\n{sum(met)} of {len(met)} bars met"
     missing = sorted({name for case in cases for name in case["missing"]})
     if missing:
         text += f"; missing: {', '.join(missing)}"
@@ -65,7 +64,7 @@ def ending(cases: Sequence[Mapping[str, object]]) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Three digits and a unit.
+    """Format a duration with three digits and a unit.
 
     Examples
     --------
@@ -76,8 +75,8 @@ def duration(seconds: float) -> str:
     return f"{value:.{0 if value >= 100 else 1 if value >= 10 else 2 if value >= 1 else 3}f} {unit}"
 
 
-def verdict(comparison: Mapping[str, object]) -> str:
-    """A ratio, its bar, and whether it's met.
+def verdict(comparison: Mapping[str, Any]) -> str:
+    """Format a ratio, its bar, and whether it is met.
 
     Examples
     --------
@@ -94,17 +93,17 @@ def verdict(comparison: Mapping[str, object]) -> str:
     return text
 
 
-def _verdicts(comparisons: Iterable[Mapping[str, object]]) -> dict[str, str]:
-    """What stands in each contender's line: how many times as long it takes, and against what if not against ours."""
-    found = {}
+def _verdicts(comparisons: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    """Return the verdicts of each contender; in parentheses what it is compared with, unless that is "vitnp"."""
+    texts: dict[str, str] = {}
     for comparison in comparisons:
         ours, theirs = comparison["ours"], comparison["theirs"]
         if theirs == "vitnp":
-            found[ours] = f"{verdict(comparison)} (vitnp's whole pass)"
+            texts[ours] = f"{verdict(comparison)} (vitnp's whole pass)"
         else:
             text = verdict(comparison) if ours == "vitnp" else f"{verdict(comparison)} ({ours})"
-            found[theirs] = f"{found[theirs]}; {text}" if theirs in found else text
-    return found
+            texts[theirs] = f"{texts[theirs]}; {text}" if theirs in texts else text
+    return texts
 
 
 def _row(*cells: str) -> str:

@@ -21,7 +21,8 @@ from PIL import Image
 
 import vitnp
 from vitnp.clustering.spherical import spherical_kmeans
-from vitnp.features.extract import Features, extract
+from vitnp.features.extract import extract
+from vitnp.features.record import FeatureRecord
 from vitnp.method.agreement import combine_levels
 from vitnp.method.cleaning import clean
 from vitnp.method.collection_level import DATASET, fit_level
@@ -81,7 +82,7 @@ def finish(score: np.ndarray, grid: tuple[int, int], rgb: np.ndarray) -> np.ndar
     return refine(clean(score.reshape(grid)), rgb) >= HALF
 
 
-def show_clusters(features: Features, n_clusters: int, seed: int) -> np.ndarray:
+def show_clusters(features: FeatureRecord, n_clusters: int, seed: int) -> np.ndarray:
     """Return a gray picture (rows, columns) of one clustering: background dark, each foreground cluster brighter.
 
     The image level has two halves: how patches are clustered, and which clusters are foreground. A foreground rule of

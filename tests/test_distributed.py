@@ -141,10 +141,10 @@ def content(store: FeatureStore) -> dict[str, dict]:
 @pytest.mark.slow(reason="kills workers")
 def test_features_are_the_same_when_a_worker_is_killed(cluster, monkeypatch, vit, paths, tmp_path):
     monkeypatch.setattr(cluster_module, "PHOTOGRAPHS_A_TASK", 3)
-    spec = FeatureSpec.of(vit, size=48)
+    spec = FeatureSpec.of(vit, short_side=48)
     here, there = FeatureStore(tmp_path / "here", spec), FeatureStore(tmp_path / "there", spec)
     photographs = [*paths, tmp_path / "missing.jpg", picture(99)]
-    expected = extract_to_store(photographs, vit, here, threads=1)
+    expected = extract_to_store(photographs, vit, here, n_threads=1)
     kill, steps = Kill(cluster.client), []
 
     def progress(count: int) -> None:
@@ -163,7 +163,7 @@ def test_features_are_the_same_when_a_worker_is_killed(cluster, monkeypatch, vit
 
 
 def test_what_the_store_has_is_not_computed_again(cluster, vit, paths, tmp_path):
-    store = FeatureStore(tmp_path, FeatureSpec.of(vit, size=48))
+    store = FeatureStore(tmp_path, FeatureSpec.of(vit, short_side=48))
     expected = extract_to_store(paths, vit, store)
     shards = sorted(store.folder.iterdir())
     assert cluster.extract_to_store(paths, vit, store).hashes == expected.hashes
@@ -282,7 +282,7 @@ def idle(cluster) -> bool:
 
 def test_an_interruption_cancels_and_keeps_what_is_finished(cluster, monkeypatch, vit, paths, tmp_path):
     monkeypatch.setattr(cluster_module, "PHOTOGRAPHS_A_TASK", 2)
-    store = FeatureStore(tmp_path, FeatureSpec.of(vit, size=48))
+    store = FeatureStore(tmp_path, FeatureSpec.of(vit, short_side=48))
 
     def interrupt(count: int) -> None:
         raise KeyboardInterrupt
@@ -349,7 +349,7 @@ def test_a_checkpoint_that_is_another_on_the_workers_is_refused(cluster, checkpo
     config = ViTConfig(width=64, depth=2, heads=1, patch=8, grid=(4, 4))
     weights = random_vit.random_weights(config, seed=2, hidden=64, class_position=True, dtype=np.float32)
     write_safetensors(path, weights, {})
-    store = FeatureStore(tmp_path, FeatureSpec.of(vit, size=48))
+    store = FeatureStore(tmp_path, FeatureSpec.of(vit, short_side=48))
     with pytest.raises(CheckpointError, match="other.safetensors is another checkpoint; put the same one"):
         cluster.extract_to_store(paths, vit, store)
     path.unlink()
@@ -360,11 +360,11 @@ def test_a_checkpoint_that_is_another_on_the_workers_is_refused(cluster, checkpo
 def test_a_network_without_a_file_is_refused(cluster, vit, paths, tmp_path):
     unnamed = type(vit)(vit.config, vit.weights)
     with pytest.raises(UsageError, match="made in memory; save it"):
-        cluster.extract_to_store(paths, unnamed, FeatureStore(tmp_path, FeatureSpec.of(unnamed, size=48)))
+        cluster.extract_to_store(paths, unnamed, FeatureStore(tmp_path, FeatureSpec.of(unnamed, short_side=48)))
 
 
 def test_a_store_that_workers_cannot_see_is_refused(cluster, monkeypatch, vit, paths, tmp_path):
-    store = FeatureStore(tmp_path / "here alone", FeatureSpec.of(vit, size=48))
+    store = FeatureStore(tmp_path / "here alone", FeatureSpec.of(vit, short_side=48))
     monkeypatch.setattr(store, "make_writable", lambda: None)  # so it isn't there for the workers
     with pytest.raises(ClusterError, match="here alone can't be seen from a worker; give --cache"):
         cluster.extract_to_store(paths, vit, store)
@@ -403,7 +403,7 @@ def test_other_machines_need_a_cache():
 
 
 def test_stored_keys_are_rows_of_the_store(vit, paths, tmp_path):
-    store = FeatureStore(tmp_path, FeatureSpec.of(vit, size=48))
+    store = FeatureStore(tmp_path, FeatureSpec.of(vit, short_side=48))
     hashes = extract_to_store(paths[:9], vit, store).hashes
     keys = StoredKeys(store, hashes)
     whole = np.concatenate([store.entry(name).keys for name in hashes])

@@ -59,7 +59,7 @@ def scenes() -> list[np.ndarray]:
 
 @pytest.fixture(scope="module")
 def fitted(builtin, scenes) -> Segmenter:
-    return Segmenter(builtin, 3, size=96, categories=2, n_threads=2).fit(scenes)
+    return Segmenter(builtin, 3, short_side=96, n_categories=2, n_threads=2).fit(scenes)
 
 
 # --- What is found ----------------------------------------------------------------------------------------------------
@@ -105,7 +105,7 @@ def test_new_photographs_join_the_class_of_their_like(fitted):
 
 
 def test_without_classes_labels_are_the_masks(builtin, scenes):
-    fitted = Segmenter(builtin, size=96).fit(scenes[:3])
+    fitted = Segmenter(builtin, short_side=96).fit(scenes[:3])
     assert fitted.regions == [None] * 3 and fitted.collection.prototypes is None
     for labels, mask in zip(fitted.labels, fitted.masks):
         np.testing.assert_array_equal(labels, mask)
@@ -120,7 +120,7 @@ def test_what_observers_see_is_what_is_kept(builtin, scenes):
         with lock:
             seen[index] = result.mask.copy(), result.category, result.confidence
 
-    fitted = Segmenter(builtin, size=96, categories=2, n_threads=2).fit(scenes[:6], observe=observe)
+    fitted = Segmenter(builtin, short_side=96, n_categories=2, n_threads=2).fit(scenes[:6], observe=observe)
     assert sorted(seen) == list(range(6))
     for index, (mask, category, confidence) in seen.items():
         np.testing.assert_array_equal(mask, fitted.masks[index])
@@ -131,7 +131,7 @@ def test_components_and_split(builtin):
     pair = [np.concatenate([scene(seed, seed % 3), scene(seed + 50, (seed + 1) % 3)], axis=1) for seed in range(6)]
     for how in ("components", "split"):
         rule = RegionRule(how, certainty=0.5, half=0.1)
-        fitted = Segmenter(builtin, 3, size=96, regions=rule).fit([*map(scene, range(6)), *pair])
+        fitted = Segmenter(builtin, 3, short_side=96, regions=rule).fit([*map(scene, range(6)), *pair])
         for index, regions in enumerate(fitted.regions):
             numbers, labels = fitted.region_map(index), fitted.labels[index]
             np.testing.assert_array_equal(numbers > 0, fitted.masks[index])
@@ -147,17 +147,17 @@ def test_components_and_split(builtin):
 
 
 def test_threads_cache_and_runs_change_nothing(builtin, scenes, fitted, tmp_path):
-    again = Segmenter(builtin, 3, size=96, categories=2, n_threads=1).fit(scenes)
+    again = Segmenter(builtin, 3, short_side=96, n_categories=2, n_threads=1).fit(scenes)
     assert_same(fitted, again)
     for _ in range(2):  # filled, then read
         assert_same(
-            fitted, Segmenter(builtin, 3, size=96, categories=2, n_threads=3, cache=tmp_path / "cache").fit(scenes)
+            fitted, Segmenter(builtin, 3, short_side=96, n_categories=2, n_threads=3, cache=tmp_path / "cache").fit(scenes)
         )
 
 
 def test_order_leaves_the_image_level_alone(builtin, scenes, fitted):
     order = np.random.default_rng(0).permutation(15)
-    shuffled = Segmenter(builtin, 3, size=96, categories=2).fit([scenes[index] for index in order])
+    shuffled = Segmenter(builtin, 3, short_side=96, n_categories=2).fit([scenes[index] for index in order])
     np.testing.assert_array_equal(shuffled.confidences, fitted.confidences[order])
     for place, index in enumerate(order):
         assert iou(shuffled.masks[place], fitted.masks[index]) > 0.9
@@ -167,13 +167,13 @@ def test_files_arrays_and_pictures_give_the_same_masks(builtin, scenes, tmp_path
     for index, image in enumerate(scenes[:4]):
         Image.fromarray(image).save(tmp_path / f"{index}.png")
     mixed = [str(tmp_path / "0.png"), scenes[1], Image.fromarray(scenes[2]), tmp_path / "3.png"]
-    one, other = (Segmenter(builtin, 2, size=96).fit(photographs) for photographs in (mixed, scenes[:4]))
+    one, other = (Segmenter(builtin, 2, short_side=96).fit(photographs) for photographs in (mixed, scenes[:4]))
     assert_same(one, other)
 
 
 def test_seed_matters(builtin):
     noisy = [np.random.default_rng(seed).integers(0, 255, (96, 96, 3), np.uint8) for seed in range(4)]
-    one, other = (Segmenter(builtin, size=96, seed=seed).fit(noisy) for seed in (0, 1))
+    one, other = (Segmenter(builtin, short_side=96, seed=seed).fit(noisy) for seed in (0, 1))
     assert one.collection.digest != other.collection.digest
     assert not np.array_equal(one.confidences, other.confidences)
 
@@ -183,29 +183,29 @@ def test_seed_matters(builtin):
 
 @pytest.mark.parametrize("count", [1, 5])
 def test_few_photographs(builtin, scenes, count):
-    fitted = Segmenter(builtin, 1, size=96).fit(scenes[:count])
+    fitted = Segmenter(builtin, 1, short_side=96).fit(scenes[:count])
     assert fitted.categories.tolist() == [0] * count
     assert all(set(np.unique(labels)) == {0, 1} for labels in fitted.labels)
     assert iou(fitted.predict(scenes[0]).mask, fitted.masks[0]) > 0.95
 
 
 def test_more_categories_than_photographs(builtin, scenes):
-    fitted = Segmenter(builtin, size=96, categories=50).fit(scenes[:3])
+    fitted = Segmenter(builtin, short_side=96, n_categories=50).fit(scenes[:3])
     assert sorted(fitted.categories) == [0, 1, 2] and len(fitted.collection.categories) == 3
 
 
 def test_more_classes_than_regions_is_said_clearly(builtin, scenes):
     with pytest.raises(UsageError, match=r"4 classes can't be made of 3 regions in 3 photographs"):
-        Segmenter(builtin, 4, size=96).fit(scenes[:3])
+        Segmenter(builtin, 4, short_side=96).fit(scenes[:3])
 
 
 def test_as_many_classes_as_photographs(builtin, scenes):
-    fitted = Segmenter(builtin, 3, size=96).fit(scenes[:3])
+    fitted = Segmenter(builtin, 3, short_side=96).fit(scenes[:3])
     assert sorted(int(regions.classes[0]) for regions in fitted.regions) == [0, 1, 2]
 
 
 def test_identical_photographs(builtin, scenes, tmp_path):
-    fitted = Segmenter(builtin, 2, size=96, categories=3).fit([scenes[0]] * 5)
+    fitted = Segmenter(builtin, 2, short_side=96, n_categories=3).fit([scenes[0]] * 5)
     assert set(fitted.categories) == {0} and {int(regions.classes[0]) for regions in fitted.regions} == {0}
     for mask in fitted.masks:
         np.testing.assert_array_equal(mask, fitted.masks[0])
@@ -223,7 +223,7 @@ def test_different_sizes_down_to_one_patch(builtin, scenes):
         np.zeros((1, 1, 3), np.uint8),
         *scenes[:2],
     ]
-    fitted = Segmenter(builtin, 2, size=96).fit(odd)
+    fitted = Segmenter(builtin, 2, short_side=96).fit(odd)
     for image, mask, labels in zip(odd, fitted.masks, fitted.labels):
         assert mask.shape == labels.shape == image.shape[:2]
 
@@ -231,12 +231,12 @@ def test_different_sizes_down_to_one_patch(builtin, scenes):
 def test_empty_masks_have_no_regions(builtin, scenes, fitted):
     plain = [np.full((96, 96, 3), value, np.uint8) for value in (20, 90)]
     least = float(fitted.confidences[:4].min()) - 1e-3
-    fitted = Segmenter(builtin, 2, size=96, min_confidence=least).fit([plain[0], *scenes[:4], plain[1]])
+    fitted = Segmenter(builtin, 2, short_side=96, min_confidence=least).fit([plain[0], *scenes[:4], plain[1]])
     assert [len(regions.classes) for regions in fitted.regions] == [0, 1, 1, 1, 1, 0]
     assert not fitted.labels[0].any() and not fitted.masks[5].any()
     assert not fitted.predict(plain[0]).labels.any()
     with pytest.raises(UsageError, match="0 regions"):
-        Segmenter(builtin, 1, size=96, min_confidence=1.0).fit(scenes[:2])
+        Segmenter(builtin, 1, short_side=96, min_confidence=1.0).fit(scenes[:2])
 
 
 # --- Failures ---------------------------------------------------------------------------------------------------------
@@ -244,7 +244,7 @@ def test_empty_masks_have_no_regions(builtin, scenes, fitted):
 
 def test_broken_photographs_are_told_and_the_others_fitted(builtin, scenes, tmp_path):
     (tmp_path / "prose.jpg").write_text("no picture")
-    fitted = Segmenter(builtin, 2, size=96).fit(
+    fitted = Segmenter(builtin, 2, short_side=96).fit(
         [scenes[0], tmp_path / "prose.jpg", scenes[1], tmp_path / "missing.png"]
     )
     assert sorted(fitted.failures) == [1, 3] and "prose.jpg" in str(fitted.failures[1])
@@ -252,7 +252,7 @@ def test_broken_photographs_are_told_and_the_others_fitted(builtin, scenes, tmp_
         assert fitted.masks[index] is None and fitted.labels[index] is None and fitted.regions[index] is None
         assert fitted.categories[index] == -1 and fitted.fingerprints[index] is None
     assert fitted.masks[0].shape == fitted.masks[2].shape == (96, 128)
-    assert_same_without_failures(fitted, Segmenter(builtin, 2, size=96).fit([scenes[0], scenes[1]]))
+    assert_same_without_failures(fitted, Segmenter(builtin, 2, short_side=96).fit([scenes[0], scenes[1]]))
 
 
 def assert_same_without_failures(one: Segmenter, other: Segmenter) -> None:
@@ -263,9 +263,9 @@ def assert_same_without_failures(one: Segmenter, other: Segmenter) -> None:
 def test_nothing_readable(builtin, tmp_path):
     (tmp_path / "a.jpg").write_text("no picture")
     with pytest.raises(ImageError, match="a.jpg"):
-        Segmenter(builtin, size=96).fit([tmp_path / "a.jpg", tmp_path / "b.jpg"])
+        Segmenter(builtin, short_side=96).fit([tmp_path / "a.jpg", tmp_path / "b.jpg"])
     with pytest.raises(UsageError, match="no photographs"):
-        Segmenter(builtin, size=96).fit([])
+        Segmenter(builtin, short_side=96).fit([])
 
 
 class Between:
@@ -301,7 +301,7 @@ def test_a_photograph_that_changes_between_the_passes_is_a_failure(builtin, scen
         else:
             Image.fromarray(scene(77, size=(50, 60))).save(paths[2])
 
-    fitted = Segmenter(builtin, 2, size=96, progress=Between("masks", act)).fit(paths)
+    fitted = Segmenter(builtin, 2, short_side=96, progress=Between("masks", act)).fit(paths)
     assert list(fitted.failures) == [2] and "2.png" in str(fitted.failures[2])
     assert (
         fitted.masks[2] is None
@@ -314,7 +314,7 @@ def test_a_photograph_that_changes_between_the_passes_is_a_failure(builtin, scen
 
 def test_all_photographs_gone_between_the_passes(builtin, scenes, tmp_path):
     Image.fromarray(scenes[0]).save(tmp_path / "a.png")
-    segmenter = Segmenter(builtin, 1, size=96, progress=Between("masks", (tmp_path / "a.png").unlink))
+    segmenter = Segmenter(builtin, 1, short_side=96, progress=Between("masks", (tmp_path / "a.png").unlink))
     with pytest.raises(ImageError, match="a.png"):
         segmenter.fit([tmp_path / "a.png"])
 
@@ -328,14 +328,14 @@ def test_what_an_observer_raises_comes_out_and_nothing_stays(builtin, scenes, tm
         raise error
 
     notices = []
-    segmenter = Segmenter(builtin, size=96, n_threads=2, notice=notices.append)
+    segmenter = Segmenter(builtin, short_side=96, n_threads=2, notice=notices.append)
     with pytest.raises(type(error)):
         segmenter.fit(scenes[:4], observe=observe)
     if isinstance(error, KeyboardInterrupt):  # the features are kept, and it's said where
         (folder,) = tmp_path.iterdir()
         assert any(str(folder) in notice for notice in notices)
         assert_same(
-            Segmenter(builtin, size=96, cache=folder).fit(scenes[:4]), Segmenter(builtin, size=96).fit(scenes[:4])
+            Segmenter(builtin, short_side=96, cache=folder).fit(scenes[:4]), Segmenter(builtin, short_side=96).fit(scenes[:4])
         )
     else:
         assert not list(tmp_path.iterdir())
@@ -343,7 +343,7 @@ def test_what_an_observer_raises_comes_out_and_nothing_stays(builtin, scenes, tm
 
 def test_progress_counts_every_step_of_every_stage(builtin, scenes):
     watch = Between("", None)
-    Segmenter(builtin, 2, size=96, categories=2, progress=watch).fit(scenes[:5])
+    Segmenter(builtin, 2, short_side=96, n_categories=2, progress=watch).fit(scenes[:5])
     assert watch.totals == {"features": 5, "image level": 5, "levels": 3, "masks": 5, "classes": 5}
     assert watch.steps == watch.totals
 
@@ -373,7 +373,7 @@ def test_wrong_options_are_refused_at_once(builtin, options, told):
 @pytest.mark.parametrize("consistency", ["majority", "intersection"])
 def test_literal_consistency_is_made_of_votes(builtin, scenes, consistency):
     scores = {}
-    segmenter = Segmenter(builtin, size=96, consistency=consistency, refine="none", n_threads=1)
+    segmenter = Segmenter(builtin, short_side=96, consistency=consistency, refine="none", n_threads=1)
     fitted = segmenter.fit(scenes[:6], observe=lambda index, result: scores.update({index: result.score}))
     assert all(set(np.unique(score)) <= {0.0, 0.25, 1.0} for score in scores.values())  # a quarter: cleaned away
     assert fitted.collection.image_level.clusters == (2,)
@@ -386,7 +386,7 @@ def test_literal_consistency_is_made_of_votes(builtin, scenes, consistency):
 def test_intersection_is_within_majority(builtin, scenes):
     found = {}
     for consistency in ("majority", "intersection"):
-        segmenter = Segmenter(builtin, size=96, consistency=consistency, refine="none", n_threads=1)
+        segmenter = Segmenter(builtin, short_side=96, consistency=consistency, refine="none", n_threads=1)
         segmenter.fit(
             scenes[:6], observe=lambda index, result, key=consistency: found.update({(key, index): result.score})
         )
@@ -396,7 +396,7 @@ def test_intersection_is_within_majority(builtin, scenes):
 
 @pytest.mark.parametrize("fit_patches", [1, 40, "all"])
 def test_fit_patches(builtin, scenes, fitted, fit_patches):
-    other = Segmenter(builtin, 3, size=96, categories=2, fit_patches=fit_patches).fit(scenes)
+    other = Segmenter(builtin, 3, short_side=96, n_categories=2, fit_patches=fit_patches).fit(scenes)
     assert [len(shares) for shares in other.collection.dataset.shares] == ([1, 1] if fit_patches == 1 else [2, 5])
     if fit_patches == "all":  # so few patches are all of them anyway
         assert_same_without_failures(other, fitted)
@@ -407,7 +407,7 @@ def test_constants_are_parameters(builtin, scenes):
     from vitnp.method.collection_level import CATEGORY, DATASET
 
     fitted = Segmenter(
-        builtin, size=96, image_level=ImageLevelConfig(clusters=(2, 5)), dataset_level=dataclasses.replace(DATASET, clusters=(4,)),
+        builtin, short_side=96, image_level=ImageLevelConfig(clusters=(2, 5)), dataset_level=dataclasses.replace(DATASET, clusters=(4,)),
         category_level=dataclasses.replace(CATEGORY, clusters=(2, 3, 4), temperature=0.2),
     ).fit(scenes[:4])  # fmt: skip
     assert [len(c) for c in fitted.collection.dataset.centroids] == [4]

@@ -198,7 +198,7 @@ class Cluster:
                 [photographs[index] for index in in_memory],
                 vit,
                 store,
-                threads=threads,
+                n_threads=threads,
                 max_pixels=max_pixels,
                 progress=progress,
             )
@@ -361,7 +361,7 @@ def _extract(
         )
     with _loading:  # several threads want it at once
         vit = _load_once(network)
-    found = extract_to_store(paths, vit, store, threads=1, max_pixels=max_pixels)
+    found = extract_to_store(paths, vit, store, n_threads=1, max_pixels=max_pixels)
     return found, [place for place in found.failures if not os.path.exists(paths[place])]
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import numbers
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from vitnp.errors import UsageError
@@ -52,7 +53,7 @@ class Option:
     help : str
         One line for ``--help``.
     type : type
-        ``int``, ``float``, ``str`` or ``bool`` (a switch).
+        ``int``, ``float``, ``str``, ``Path`` or ``bool`` (a switch).
     default : object
         Value when nothing is given. None is always accepted where it is the default.
     choices : tuple of str
@@ -240,9 +241,11 @@ _TABLE = (
     Option("fit_patches", "patches to fit on, or all (60000)", int, minimum=1, words=("all",), metavar="N"),
     Option("cache", "folder that keeps features for the next run", metavar="DIR"),
     Option("scheduler", "fit on dask workers: tcp://HOST:PORT, or local", metavar="URL"),
-    Option("save_collection", "save what was fitted; implies --levels all", metavar="FILE", old_flags=("--fit-to",)),
+    Option(
+        "save_collection", "save what was fitted; implies --levels all", Path, metavar="FILE", old_flags=("--fit-to",)
+    ),
     # The outputs.
-    Option("out", "folder to write to (that of each photograph)", metavar="DIR"),
+    Option("out", "folder to write to (that of each photograph)", Path, metavar="DIR"),
     Option("save", "of mask,overlay,cutout,soft,score,keys,npz", default="mask,overlay", metavar="LIST"),
     Option("overwrite", "redo finished work, replace existing files", bool, default=False),
     Option("polygons", "polygons in annotations.json, not run lengths", bool, default=False),
@@ -259,14 +262,14 @@ _TABLE = (
     Option("layout", "auto, voc, coco, coseg or folder (auto)", choices=LAYOUTS, metavar="NAME"),
     Option("split", "list of a VOC set (val; discovery: trainval)", metavar="NAME"),
     Option("labels", "SegmentationClass or SegmentationClassAug", choices=VOC_LABELS, metavar="DIR"),
-    Option("names", "file of class names, one per line", metavar="FILE"),
-    Option("merge", "file with two columns: class, coarser class", metavar="FILE"),
+    Option("names", "file of class names, one per line", Path, metavar="FILE"),
+    Option("merge", "file with two columns: class, coarser class", Path, metavar="FILE"),
     Option("clusters", "over-cluster: N, matched many-to-one", int, minimum=1, metavar="N"),
     Option("matching", "hungarian or many-to-one (hungarian)", choices=MATCHINGS, metavar="NAME"),
     Option("seeds", "mean and deviation over N seeds", int, minimum=1, metavar="N"),
     Option("ablate", "score the method without each of its parts", bool, default=False),
-    Option("csv", "write the table in full precision", metavar="FILE"),
-    Option("report", "write pictures: best, median and worst", metavar="DIR"),
+    Option("csv", "write the table in full precision", Path, metavar="FILE"),
+    Option("report", "write pictures: best, median and worst", Path, metavar="DIR"),
 )
 
 OPTIONS: dict[str, Option] = {option.name: option for option in _TABLE}

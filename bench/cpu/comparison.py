@@ -1,4 +1,4 @@
-"""One case, several contenders: who was there, by how much ours is faster, and whether that reaches the bar."""
+"""Compare the contenders of one case: who takes part, the ratios of their times, and whether these reach the bar."""
 
 from __future__ import annotations
 
@@ -6,38 +6,39 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import metadata
+from typing import Any
 
-from bench.cpu.interleave import Clock, Disturbed, Plan, Timing, interleave, ratio
+from bench.cpu.interleave import SYSTEM_CLOCK, Clock, Disturbed, Plan, Timing, interleave, ratio
 from vitnp.errors import VitnpError
 
-# A bar counts as met when the ratio is within this share of it: two runs differ by as much.
+# A bar counts as met if the ratio falls short of it by at most this share, as much as two runs differ.
 TOLERANCE = 0.03
 EXTRA = "pip install '.[bench]'"
 
-# Runs the case once; what it returns is compared with the others' before anything is timed.
-Call = Callable[[], object]
+# Runs a case once; the results are compared with each other before anything is timed.
+Call = Callable[[], Any]
 
 
 class WrongAnswer(VitnpError):
-    """Contenders that don't compute the same: their times say nothing."""
+    """Contenders don't compute the same, so their times can't be compared."""
 
 
 class Missing(VitnpError):
-    """A contender that can't take part here, and why: half a sentence."""
+    """A contender can't take part on this machine; the message says why."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Bar:
-    """By how much one contender is to beat another.
+    """Required ratio between the times of two contenders.
 
     Attributes
     ----------
     ours, theirs : str
         Names of contenders.
-    least : float or None
-        Ratio of their time to ours; None where it's reported only.
+    least : float, optional
+        Smallest ratio of their time to ours; None if the ratio is only reported.
     stretch : float, optional
-        What would be better still.
+        A larger ratio to aim at.
     """
 
     ours: str
@@ -47,7 +48,7 @@ class Bar:
 
 
 def met(measured: float, least: float) -> bool:
-    """Whether a ratio reaches the bar, give or take what two runs differ by.
+    """Return whether a ratio reaches the bar, within ``TOLERANCE``.
 
     Examples
     --------
@@ -58,17 +59,19 @@ def met(measured: float, least: float) -> bool:
 
 
 def gather(builders: Mapping[str, Callable[[], Call]]) -> tuple[dict[str, Call], dict[str, str]]:
-    """Those who can take part, and why the others can't.
+    """Build the contenders that can take part.
 
     Parameters
     ----------
     builders : mapping of str to callable
-        Each imports what it needs, and gives what is to be timed.
+        Each imports what it needs, and returns the call to be timed.
 
     Returns
     -------
     contenders : dict of str to callable
+        The calls by name.
     missing : dict of str to str
+        Reasons why the other contenders can't take part.
     """
     contenders, missing = {}, {}
     for name, build in builders.items():
@@ -83,88 +86,91 @@ def gather(builders: Mapping[str, Callable[[], Call]]) -> tuple[dict[str, Call],
 
 def compare(
     label: str,
-    case: Mapping[str, object],
+    case: Mapping[str, Any],
     builders: Mapping[str, Callable[[], Call]],
     bars: Sequence[Bar],
     plan: Plan,
     *,
-    check: Callable[[str, object], None],
-    work: Mapping[str, Mapping[str, float]] | None = None,
+    check: Callable[[str, Any], None],
+    work: Mapping[str, Mapping[str, float | None]] | None = None,
     steps: int = 1,
-    clock: Clock = Clock(),
-) -> dict[str, object]:
-    """Build contenders, see that they agree, time them in turn.
+    clock: Clock = SYSTEM_CLOCK,
+) -> dict[str, Any]:
+    """Build the contenders, check that they agree, and time them in turn.
 
     Parameters
     ----------
     label : str
-        The case in words.
+        Description of the case, for tables.
     case : mapping
-        The same for programs.
+        Facts about the case, for the record.
     builders : mapping of str to callable
         As for :func:`gather`.
     bars : sequence of Bar
+        Ratios to report.
     plan : Plan
+        How much to measure.
     check : callable
-        Gets a name and what the contender returned; raises WrongAnswer.
+        ``check(name, result)`` raises WrongAnswer if a contender's result is wrong.
     work : mapping, optional
-        Facts for the record by contender, such as the share of a peak: ``{"flops": …, "peak": …}`` becomes
-        ``peak_fraction``.
+        ``{"flops": ..., "peak": ...}`` by contender: operations per call, and the most per second on this machine.
     steps : int
-        Of which a call consists, and one of which is what times are given of.
+        Number of equal steps in a call; times are given per step.
     clock : Clock
 
     Returns
     -------
     dict
-        What the result file keeps of this case. With "unmeasured" and no times when the machine was too busy.
+        The record of the case for the result file. If the machine was too busy it has "unmeasured" and no times.
 
     Raises
     ------
     WrongAnswer
+        When contenders don't agree.
     """
     contenders, missing = gather(builders)
     for name, contender in contenders.items():
         check(name, contender())
-    record: dict[str, object] = {"label": label, **case, "contenders": {}, "missing": missing, "comparisons": []}
+    record: dict[str, Any] = {"label": label, **case, "contenders": {}, "missing": missing, "comparisons": []}
     try:
-        timings = {name: timing.shared_by(steps) for name, timing in interleave(contenders, plan, clock).items()}
+        timings = {name: timing.per_step(steps) for name, timing in interleave(contenders, plan, clock).items()}
     except Disturbed as error:
         return {**record, "unmeasured": str(error)}
     for name, timing in timings.items():
         record["contenders"][name] = _facts(timing) | _fraction(timing, (work or {}).get(name))
-    record["comparisons"] = [_compared(bar, timings, missing) for bar in bars]
+    record["comparisons"] = [_compare_pair(bar, timings, missing) for bar in bars]
     return record
 
 
-def geometric_mean(records: Iterable[Mapping[str, object]], bar: Bar, what: str) -> dict[str, object]:
-    """The geometric mean of a comparison over cases, against its bar.
+def geometric_mean(records: Iterable[Mapping[str, Any]], bar: Bar, what: str) -> dict[str, Any]:
+    """Compute the geometric mean of a ratio over cases, and compare it with a bar.
 
     Parameters
     ----------
     records : iterable of dict
         From :func:`compare`.
     bar : Bar
+        The two contenders, and the required mean.
     what : str
-        Name of the summary.
+        Name of the mean, for tables.
 
     Returns
     -------
     dict
+        The same fields as a comparison of :func:`compare`, with "what" and the number of "cases".
     """
-    wanted = [
-        comparison
+    ratios = [
+        comparison["ratio"]
         for record in records
         for comparison in record["comparisons"]
-        if (comparison["ours"], comparison["theirs"]) == (bar.ours, bar.theirs)
+        if (comparison["ours"], comparison["theirs"]) == (bar.ours, bar.theirs) and comparison["ratio"] is not None
     ]
-    found = [comparison["ratio"] for comparison in wanted if comparison["ratio"] is not None]
-    mean = math.exp(math.fsum(map(math.log, found)) / len(found)) if found else None
-    return {"what": what, "cases": len(found), **_judged(bar, mean)}
+    mean = math.exp(math.fsum(map(math.log, ratios)) / len(ratios)) if ratios else None
+    return {"what": what, "cases": len(ratios), **_rate(bar, mean)}
 
 
 def versions(names: Iterable[str]) -> dict[str, str | None]:
-    """Versions of installed packages; None for those that are missing.
+    """Return the versions of installed packages; None for missing ones.
 
     Examples
     --------
@@ -180,7 +186,7 @@ def versions(names: Iterable[str]) -> dict[str, str | None]:
     return found
 
 
-def _facts(timing: Timing) -> dict[str, object]:
+def _facts(timing: Timing) -> dict[str, Any]:
     clean = timing.clean
     return {
         "seconds": float(f"{timing.seconds:.5g}"),
@@ -193,22 +199,22 @@ def _facts(timing: Timing) -> dict[str, object]:
     }
 
 
-def _fraction(timing: Timing, work: Mapping[str, float] | None) -> dict[str, float]:
+def _fraction(timing: Timing, work: Mapping[str, Any] | None) -> dict[str, float]:
     if not work:
         return {}
     rate = work["flops"] / timing.seconds
     return {"gflops": round(rate / 1e9, 1), "peak_fraction": round(rate / work["peak"], 3)}
 
 
-def _compared(bar: Bar, timings: Mapping[str, Timing], missing: Mapping[str, str]) -> dict[str, object]:
+def _compare_pair(bar: Bar, timings: Mapping[str, Timing], missing: Mapping[str, str]) -> dict[str, Any]:
     if bar.ours in missing or bar.theirs in missing:
-        return _judged(bar, None)
-    return _judged(bar, ratio(timings[bar.ours], timings[bar.theirs]))
+        return _rate(bar, None)
+    return _rate(bar, ratio(timings[bar.ours], timings[bar.theirs]))
 
 
-def _judged(bar: Bar, measured: float | None) -> dict[str, object]:
-    """A ratio beside its bars; `met` is None where there is nothing to judge."""
-    judged: dict[str, object] = {
+def _rate(bar: Bar, measured: float | None) -> dict[str, Any]:
+    """Return a ratio with its bar and whether it is met; "met" is None without a ratio or a bar."""
+    rating: dict[str, Any] = {
         "ours": bar.ours,
         "theirs": bar.theirs,
         "ratio": None if measured is None else round(measured, 3),
@@ -216,5 +222,5 @@ def _judged(bar: Bar, measured: float | None) -> dict[str, object]:
         "met": None if measured is None or bar.least is None else met(measured, bar.least),
     }
     if bar.stretch is not None:
-        judged |= {"stretch": bar.stretch, "stretch_met": None if measured is None else met(measured, bar.stretch)}
-    return judged
+        rating |= {"stretch": bar.stretch, "stretch_met": None if measured is None else met(measured, bar.stretch)}
+    return rating

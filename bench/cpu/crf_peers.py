@@ -1,4 +1,4 @@
-"""A fully connected CRF by pydensecrf2 and by vitnp: the same photograph, the same unary, the same kernels."""
+"""The fully connected CRF of pydensecrf2 and of vitnp, on the same photograph, unary energies and kernels."""
 
 from __future__ import annotations
 
@@ -10,31 +10,31 @@ import numpy as np
 from bench.cpu.comparison import WrongAnswer
 from vitnp.io.resample import bilinear
 
-# Labels that have to agree, as a share of the pixels.
+# Smallest share of pixels with equal labels.
 AGREEMENT = 0.999
 
-# Of the two kernels: smoothness, and appearance. Standard deviations in pixels and in gray levels of 255.
+# Smoothness kernel, then appearance kernel: standard deviations in pixels and in gray levels (0..255), and weights.
 SMOOTH_XY, SMOOTH_WEIGHT = 3.0, 3.0
 XY, RGB, WEIGHT = 50.0, 5.0, 5.0
 STEPS = 10
-# Below this a probability has an energy too large for neighbors to outweigh.
-LEAST = np.float32(1e-6)
+# Smaller probabilities would have an energy too large for neighbors to outweigh.
+MIN_PROBABILITY = np.float32(1e-6)
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """So many classes on a photograph of the usual size."""
+    """Number of classes, on a photograph of 500 x 375 pixels."""
 
     classes: int
 
     @property
     def label(self) -> str:
-        """In words."""
+        """Description for tables."""
         return f"CRF, 500 x 375, {self.classes} classes"
 
 
 def probabilities(classes: int, height: int, width: int) -> np.ndarray:
-    """What a coarse classifier might say, (height, width, classes) float32: smooth, and undecided in places."""
+    """Return probabilities as of a coarse classifier, smooth and ambiguous, (height, width, classes) float32."""
     coarse = 1.5 * np.random.default_rng(0).standard_normal((classes, 21, 28))
     scores = np.stack([bilinear(score, (height, width)) for score in coarse], axis=-1)
     scores = np.exp(scores - scores.max(axis=-1, keepdims=True))
@@ -42,16 +42,16 @@ def probabilities(classes: int, height: int, width: int) -> np.ndarray:
 
 
 def pydensecrf(probability: np.ndarray, rgb: np.ndarray) -> Callable[[], np.ndarray]:
-    """The usual binding, which runs on one thread; gives probabilities (classes, height, width)."""
+    """Return the CRF of pydensecrf2, on its single thread; its result is probabilities (classes, height, width)."""
     from pydensecrf.densecrf import DenseCRF2D
 
     height, width, classes = probability.shape
-    # Class by class is its own order, and it wants a photograph that it could write to.
+    # It takes the classes first, and a writable photograph.
     flat, rgb = np.ascontiguousarray(probability.reshape(-1, classes).T), rgb.copy()
 
     def run() -> np.ndarray:
         model = DenseCRF2D(width, height, classes)
-        model.setUnaryEnergy(-np.log(np.maximum(flat, LEAST)))
+        model.setUnaryEnergy(-np.log(np.maximum(flat, MIN_PROBABILITY)))
         model.addPairwiseGaussian(sxy=SMOOTH_XY, compat=SMOOTH_WEIGHT)
         model.addPairwiseBilateral(sxy=XY, srgb=RGB, rgbim=rgb, compat=WEIGHT)
         return np.array(model.inference(STEPS)).reshape(classes, height, width)
@@ -60,7 +60,7 @@ def pydensecrf(probability: np.ndarray, rgb: np.ndarray) -> Callable[[], np.ndar
 
 
 def ours(probability: np.ndarray, rgb: np.ndarray) -> Callable[[], np.ndarray]:
-    """vitnp's, with the same kernels; gives probabilities (classes, height, width)."""
+    """Return vitnp's CRF with the same kernels; its result is probabilities (classes, height, width)."""
     from vitnp.refine.dense_crf import dense_crf
 
     kernels = {
@@ -71,13 +71,7 @@ def ours(probability: np.ndarray, rgb: np.ndarray) -> Callable[[], np.ndarray]:
 
 
 def checker() -> Callable[[str, np.ndarray], None]:
-    """A check that everybody labels the pixels as the first one does.
-
-    Raises
-    ------
-    WrongAnswer
-        From the check.
-    """
+    """Return a check that labels agree with those of the first contender; it raises WrongAnswer."""
     first: list[np.ndarray] = []
 
     def check(name: str, found: np.ndarray) -> None:

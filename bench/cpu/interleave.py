@@ -1,9 +1,8 @@
-"""Contenders timed in turn, with an eye on what else the machine is doing.
+"""Time contenders in turn, and detect samples that other programs have disturbed.
 
-A processor runs slower when it's hot, when another program wants it, when its neighbors in the cloud are busy. So
-contenders are never timed one after the other but in rounds, each of them once a round, and a ratio is taken between
-times of the same round. What other programs have used meanwhile is read from the kernel's own account; a time that was
-disturbed is taken anew.
+A processor slows down when it is hot, when other programs run, and when virtual machines on the same host are busy. So
+contenders are timed in rounds, once per round each, and ratios are taken between times of the same round. The processor
+time of other programs is read from /proc/stat; disturbed samples are repeated.
 """
 
 from __future__ import annotations
@@ -16,25 +15,25 @@ from collections.abc import Callable, Mapping
 
 from vitnp.errors import VitnpError
 
-# Seconds of others' computing that a sample may contain: so many, for the kernel counts in steps of 10 ms a core, and
-# such a share of the sample.
+# Processor time of other programs allowed in a sample: seconds (the kernel counts in steps of 10 ms per core) plus a
+# share of the sample.
 SLACK, SLACK_SHARE = 0.03, 0.06
-# How long to wait before each further attempt at a disturbed sample, in seconds.
+# Seconds to wait before each repetition of a disturbed sample.
 WAITS = (0.3, 1.0, 3.0)
-# Before every sample, so that the threads of whoever came before have stopped spinning.
+# Seconds to wait before every sample, so that the threads of the previous contender have stopped spinning.
 PAUSE = 0.06
-# Fewer clean rounds than this make no median.
-FEWEST = 3
+# Smallest number of undisturbed rounds for a median.
+MIN_ROUNDS = 3
 
 
 class Disturbed(VitnpError):
-    """The machine was too busy for figures that mean something."""
+    """The machine was too busy for a valid measurement."""
 
 
 def used_by_others() -> float | None:
-    """Seconds of computing that this machine has spent on others than this process and its finished children.
+    """Return the processor time in seconds used by all but this process and its finished children since boot.
 
-    Time that the hypervisor gave to other machines counts too. None where there is no /proc/stat.
+    Time that the hypervisor gave to other machines is included. None if there is no /proc/stat.
     """
     try:
         with open("/proc/stat", encoding="ascii") as account:
@@ -50,21 +49,24 @@ def used_by_others() -> float | None:
 
 @dataclasses.dataclass(frozen=True)
 class Clock:
-    """Where the time comes from.
+    """Source of time, replaced in tests.
 
     Attributes
     ----------
     now : callable
-        Seconds, from whenever.
+        Returns the time in seconds, from any origin.
     sleep : callable
-        Waits for so many seconds.
+        Waits for a number of seconds.
     others : callable
-        Seconds of computing by all other programs since whenever, or None where the system doesn't tell.
+        Returns the processor time of other programs in seconds, from any origin; None if the system doesn't report it.
     """
 
     now: Callable[[], float] = time.perf_counter
     sleep: Callable[[float], object] = time.sleep
     others: Callable[[], float | None] = used_by_others
+
+
+SYSTEM_CLOCK = Clock()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,38 +76,38 @@ class Plan:
     Attributes
     ----------
     rounds : int
-        At most.
-    least : float
-        Seconds of a sample, at least: what is faster is repeated within it.
+        Largest number of rounds.
+    min_seconds : float
+        Shortest sample in seconds; faster calls are repeated within a sample.
     budget : float
-        Seconds after which no further round begins, once there are enough.
-    anyway : bool
-        Keep disturbed samples too.
+        Seconds per case after which no further round begins, once there are ``MIN_ROUNDS``.
+    keep_disturbed : bool
+        Keep disturbed samples instead of repeating them.
     largest : int, optional
-        Leave out cases of more rows or tokens.
+        Largest number of rows or tokens of a case; larger cases are skipped.
     """
 
     rounds: int = 9
-    least: float = 0.3
+    min_seconds: float = 0.3
     budget: float = 60.0
-    anyway: bool = False
+    keep_disturbed: bool = False
     largest: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Timing:
-    """What one contender took.
+    """Times of one contender.
 
     Attributes
     ----------
     samples : tuple of (float or None)
-        Seconds of one call, a sample a round; None where every attempt was disturbed.
+        Seconds per call in each round; None if every attempt was disturbed.
     calls : int
-        Calls in a sample.
+        Calls per sample.
     disturbed : int
-        Attempts thrown away, or kept in spite of it.
-    foreign : float or None
-        The most that others used during a sample that counts, in cores; None where the system doesn't tell.
+        Number of disturbed attempts, discarded or kept.
+    foreign : float, optional
+        Most cores used by other programs during a valid sample; None if the system doesn't report it.
     """
 
     samples: tuple[float | None, ...]
@@ -115,35 +117,37 @@ class Timing:
 
     @property
     def clean(self) -> list[float]:
-        """The samples that count."""
+        """The valid samples."""
         return [sample for sample in self.samples if sample is not None]
 
     @property
     def seconds(self) -> float:
-        """Median of one call."""
+        """Median of the valid samples."""
         return statistics.median(self.clean)
 
-    def shared_by(self, steps: int) -> Timing:
-        """Of one of the `steps` of which a call consists.
+    def per_step(self, steps: int) -> Timing:
+        """Return the times per step, for calls that consist of several.
 
         Examples
         --------
-        >>> Timing((3.0, None)).shared_by(2).samples
+        >>> Timing((3.0, None)).per_step(2).samples
         (1.5, None)
         """
         samples = tuple(None if sample is None else sample / steps for sample in self.samples)
         return dataclasses.replace(self, samples=samples)
 
 
-def interleave(contenders: Mapping[str, Callable[[], object]], plan: Plan, clock: Clock = Clock()) -> dict[str, Timing]:
-    """Time several things in turn.
+def interleave(
+    contenders: Mapping[str, Callable[[], object]], plan: Plan, clock: Clock = SYSTEM_CLOCK
+) -> dict[str, Timing]:
+    """Time several calls in turn.
 
-    Every round begins with another contender, so that nobody always follows the one who heats the processor most.
+    Each round begins with another contender, so that none always follows the one that heats the processor most.
 
     Parameters
     ----------
     contenders : mapping of str to callable
-        What is timed, by name: warm already, since one call tells how often to repeat it in a sample.
+        Calls by name. They should be warm: the first call determines how often to repeat it within a sample.
     plan : Plan
     clock : Clock
 
@@ -155,82 +159,81 @@ def interleave(contenders: Mapping[str, Callable[[], object]], plan: Plan, clock
     Raises
     ------
     Disturbed
-        When others left fewer than three rounds in which nobody was disturbed.
+        When fewer than ``MIN_ROUNDS`` rounds were undisturbed for all contenders.
     """
     names = list(contenders)
-    calls = {name: _calls(contenders[name], plan.least, clock) for name in names}
-    taken: dict[str, list[_Sample]] = {name: [] for name in names}
-    enough, clean = min(FEWEST, plan.rounds), 0
+    calls = {name: _calls_per_sample(contenders[name], plan.min_seconds, clock) for name in names}
+    samples: dict[str, list[_Sample]] = {name: [] for name in names}
+    enough, clean = min(MIN_ROUNDS, plan.rounds), 0
     began = clock.now()
     for turn in range(plan.rounds):
         if clean >= enough and clock.now() - began > plan.budget:
             break
         first = turn % len(names)
         for name in names[first:] + names[:first]:
-            taken[name].append(_sample(contenders[name], calls[name], plan, clock))
-        clean += all(samples[-1].seconds is not None for samples in taken.values())
-    timings = {name: _timing(calls[name], samples) for name, samples in taken.items()}
+            samples[name].append(_sample(contenders[name], calls[name], plan, clock))
+        clean += all(of_name[-1].seconds is not None for of_name in samples.values())
+    timings = {name: _timing(calls[name], of_name) for name, of_name in samples.items()}
     if clean < enough:
         name, timing = max(timings.items(), key=lambda item: item[1].disturbed)
         raise Disturbed(
-            f"other programs disturbed {timing.disturbed} samples of {name}, and only {clean} rounds are left of "
-            f"{plan.rounds}; stop them and measure again, or take the figures as they are with --anyway"
+            f"other programs disturbed {timing.disturbed} samples of {name}, which leaves {clean} of {plan.rounds} "
+            "rounds; stop them and measure again, or keep disturbed samples with --anyway"
         )
     return timings
 
 
 def ratio(ours: Timing, theirs: Timing) -> float | None:
-    """How many times as long the other takes: the median over rounds in which both were undisturbed.
+    """Return the median ratio of their time to ours, over rounds in which both were undisturbed.
 
-    None where there are fewer than three such rounds, and there were more than that to choose from.
+    None if there are fewer than ``MIN_ROUNDS`` such rounds, unless fewer were measured.
 
     Examples
     --------
     >>> ratio(Timing((1.0, 2.0, 1.0)), Timing((2.0, 4.0, 3.0)))
     2.0
     """
-    both = [their / our for our, their in zip(ours.samples, theirs.samples) if our is not None and their is not None]
-    return statistics.median(both) if len(both) >= min(FEWEST, len(ours.samples)) else None
+    ratios = [their / our for our, their in zip(ours.samples, theirs.samples) if our is not None and their is not None]
+    return statistics.median(ratios) if len(ratios) >= min(MIN_ROUNDS, len(ours.samples)) else None
 
 
 @dataclasses.dataclass(frozen=True)
 class _Sample:
-    """One sample: seconds of a call (None where disturbed), cores that others used, attempts thrown away."""
+    """One sample: seconds per call (None if disturbed), cores used by other programs, number of disturbed attempts."""
 
     seconds: float | None
     foreign: float | None
     disturbed: int
 
 
-def _calls(call: Callable[[], object], least: float, clock: Clock) -> int:
-    """How often to call within a sample."""
+def _calls_per_sample(call: Callable[[], object], min_seconds: float, clock: Clock) -> int:
     began = clock.now()
     call()
-    taken = clock.now() - began
-    return max(1, -int(-least // taken)) if taken > 0 else 1
+    seconds = clock.now() - began
+    return max(1, -int(-min_seconds // seconds)) if seconds > 0 else 1
 
 
 def _sample(call: Callable[[], object], calls: int, plan: Plan, clock: Clock) -> _Sample:
-    waits = (0.0,) if plan.anyway else (0.0, *WAITS)
+    waits = (0.0,) if plan.keep_disturbed else (0.0, *WAITS)
     for attempt, wait in enumerate(waits):
         clock.sleep(PAUSE + wait)
         before, began = clock.others(), clock.now()
         for _ in range(calls):
             call()
-        taken = clock.now() - began
+        seconds = clock.now() - began
         after = clock.others()
         if before is None or after is None:
-            return _Sample(taken / calls, None, attempt)
+            return _Sample(seconds / calls, None, attempt)
         foreign = max(after - before, 0.0)
-        quiet = foreign <= SLACK + SLACK_SHARE * taken
-        if quiet or plan.anyway:
-            return _Sample(taken / calls, foreign / taken if taken > 0 else 0.0, attempt + (not quiet))
+        quiet = foreign <= SLACK + SLACK_SHARE * seconds
+        if quiet or plan.keep_disturbed:
+            return _Sample(seconds / calls, foreign / seconds if seconds > 0 else 0.0, attempt + (not quiet))
     return _Sample(None, None, len(waits))
 
 
 def _timing(calls: int, samples: list[_Sample]) -> Timing:
-    told = [sample.foreign for sample in samples if sample.foreign is not None]
-    foreign = round(max(told), 3) if told else None
+    known = [sample.foreign for sample in samples if sample.foreign is not None]
+    foreign = round(max(known), 3) if known else None
     return Timing(
         tuple(sample.seconds for sample in samples), calls, sum(sample.disturbed for sample in samples), foreign
     )

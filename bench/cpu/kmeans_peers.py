@@ -1,8 +1,8 @@
-"""Lloyd's k-means by scikit-learn, faiss and vitnp: whole fits from the same centroids, of the same number of iterations.
+"""Lloyd's k-means in scikit-learn, faiss and vitnp: fits from the same centroids with the same number of iterations.
 
-An iteration's time is the fit's, divided by their number: whatever a library does before, in between and after is part of
-what its users wait for. (Differences between fits of few and of many iterations, tried at first, are more noise than signal:
-what a library does besides takes it as long as several iterations, and each time another time.)
+The time of an iteration is that of the fit divided by their number, since users also wait for whatever a library does
+before, between and after them. (Differences between fits of few and of many iterations are dominated by noise: the
+overhead of a fit takes as long as several iterations, and varies.)
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ import numpy as np
 from bench.cpu.comparison import WrongAnswer
 from vitnp.clustering.kmeans import KMeans
 
-# Largest relative difference of inertia after the same number of iterations, from scikit-learn's.
+# Largest relative difference from the first contender's inertia after the same number of iterations.
 INERTIA_TOLERANCE = 1e-4
 
-# Iterations of a fit: faiss' own number.
-MOVES = 25
+# Iterations per fit, the default of faiss.
+ITERATIONS = 25
 
-# Gives the centroids after so many moves.
+# Returns the centroids after a number of iterations.
 Run = Callable[[int], np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """So many rows of such a width, into so many clusters."""
+    """Numbers of rows, columns and clusters."""
 
     rows: int
     width: int
@@ -36,15 +36,15 @@ class Case:
 
     @property
     def label(self) -> str:
-        """In words."""
+        """Description for tables."""
         return f"{self.rows:,} x {self.width}, K = {self.clusters}"
 
 
 @functools.lru_cache(maxsize=1)
 def rows_of(count: int, width: int) -> np.ndarray:
-    """Rows without clear clusters, (count, width) float32: on them k-means goes on for dozens of iterations.
+    """Return rows without clear clusters, (count, width) float32, on which k-means takes dozens of iterations.
 
-    They are like keys of patches in that most of their variance lies in few directions.
+    As in keys of patches, most of the variance lies in few directions.
     """
     rng = np.random.default_rng(0)
     directions = rng.standard_normal((12, width), np.float32) / np.float32(12**0.5)
@@ -57,12 +57,12 @@ def rows_of(count: int, width: int) -> np.ndarray:
 
 
 def chosen_rows(count: int, clusters: int) -> np.ndarray:
-    """Numbers of the rows that everybody starts from, (clusters,) int64."""
+    """Return the indices of the rows that serve as initial centroids, (clusters,) int64."""
     return np.random.default_rng(1).choice(count, clusters, replace=False)
 
 
 def inertia(rows: np.ndarray, centroids: np.ndarray) -> float:
-    """Sum of squared distances to the nearest centroid."""
+    """Compute the sum of squared distances to the nearest centroid."""
     total = 0.0
     squares = np.square(centroids, dtype=np.float64).sum(axis=1)
     for first in range(0, len(rows), 50_000):
@@ -73,13 +73,7 @@ def inertia(rows: np.ndarray, centroids: np.ndarray) -> float:
 
 
 def checker(rows: np.ndarray) -> Callable[[str, np.ndarray], None]:
-    """A check that everybody's centroids are as good as the first one's.
-
-    Raises
-    ------
-    WrongAnswer
-        From the check.
-    """
+    """Return a check that centroids are as good as those of the first contender; it raises WrongAnswer."""
     first: list[tuple[str, float]] = []
 
     def check(name: str, centroids: np.ndarray) -> None:
@@ -88,38 +82,40 @@ def checker(rows: np.ndarray) -> Callable[[str, np.ndarray], None]:
         other, expected = first[0]
         if not abs(found - expected) <= INERTIA_TOLERANCE * expected:
             raise WrongAnswer(
-                f"{name} ends at an inertia of {found:.7g}, {other} at {expected:.7g}: not the same iterations"
+                f"{name} ends at an inertia of {found:.7g}, {other} at {expected:.7g}; they must do the same iterations"
             )
 
     return check
 
 
 def scikit_learn(rows: np.ndarray, start: np.ndarray) -> Run:
-    """scikit-learn's own Lloyd, from the centroids `start`, on a copy that it may shift and shift back: that's its fastest way."""
-    from sklearn.cluster import KMeans as Theirs
+    """Return scikit-learn's k-means from the centroids `start`.
+
+    It gets its own copy of the rows and works in place (``copy_x=False``), its fastest way.
+    """
+    from sklearn.cluster import KMeans as SklearnKMeans
 
     rows = rows.copy()
+    options = {"init": start, "n_init": 1, "tol": 0, "algorithm": "lloyd", "copy_x": False}
 
-    def run(moves: int) -> np.ndarray:
-        model = Theirs(len(start), init=start, n_init=1, max_iter=moves, tol=0, algorithm="lloyd", copy_x=False).fit(
-            rows
-        )
-        if model.n_iter_ != moves:
-            raise WrongAnswer(f"scikit-learn stopped after {model.n_iter_} iterations of {moves}")
+    def run(iterations: int) -> np.ndarray:
+        model = SklearnKMeans(len(start), max_iter=iterations, **options).fit(rows)
+        if model.n_iter_ != iterations:
+            raise WrongAnswer(f"scikit-learn stopped after {model.n_iter_} iterations of {iterations}")
         return model.cluster_centers_
 
     return run
 
 
 def faiss(rows: np.ndarray, start: np.ndarray, n_threads: int) -> Run:
-    """Faiss from the centroids `start`, on all rows: by default it takes 256 for each centroid, and no others."""
+    """Return faiss' k-means from the centroids `start`, on all rows (by default it samples 256 per centroid)."""
     import faiss as library
 
     library.omp_set_num_threads(n_threads)
 
-    def run(moves: int) -> np.ndarray:
+    def run(iterations: int) -> np.ndarray:
         model = library.Kmeans(
-            rows.shape[1], len(start), niter=moves, max_points_per_centroid=len(rows), min_points_per_centroid=1
+            rows.shape[1], len(start), niter=iterations, max_points_per_centroid=len(rows), min_points_per_centroid=1
         )
         model.train(rows, init_centroids=start)
         return model.centroids
@@ -128,12 +124,12 @@ def faiss(rows: np.ndarray, start: np.ndarray, n_threads: int) -> Run:
 
 
 def ours(rows: np.ndarray, start: np.ndarray, n_threads: int) -> Run:
-    """Vitnp's Euclidean k-means, from the centroids `start`."""
+    """Return vitnp's Euclidean k-means from the centroids `start`."""
 
-    def run(moves: int) -> np.ndarray:
-        model = KMeans(len(start), metric="euclidean", init=start, max_iter=moves, n_threads=n_threads).fit(rows)
-        if model.n_iter_ != moves:
-            raise WrongAnswer(f"vitnp stopped after {model.n_iter_} iterations of {moves}")
+    def run(iterations: int) -> np.ndarray:
+        model = KMeans(len(start), metric="euclidean", init=start, max_iter=iterations, n_threads=n_threads).fit(rows)
+        if model.n_iter_ != iterations:
+            raise WrongAnswer(f"vitnp stopped after {model.n_iter_} iterations of {iterations}")
         return model.cluster_centers_
 
     return run

@@ -1,7 +1,7 @@
-"""What the machine could do at most: fused multiply-adds a second, and bytes copied a second.
+"""Measure the peak of the machine: fused multiply-adds per second, and bytes copied per second.
 
-The fraction of this peak that a forward pass reaches says more about a kernel than its time does: it's the same
-question on every machine. The loops are written as LLVM's intermediate code, for no compiler may shorten them.
+The fraction of this peak that a forward pass reaches can be compared between machines, unlike its time. The loops are
+written in LLVM's intermediate representation, so that no compiler can simplify them.
 """
 
 from __future__ import annotations
@@ -16,14 +16,13 @@ import numpy as np
 
 from bench.cpu.interleave import Plan, interleave
 
-# Independent sums in flight. A multiply-add takes four or five cycles, and two begin in each: eight to ten keep the
-# units busy.
+# Independent sums. A multiply-add takes four or five cycles and two can start per cycle, so eight to ten are enough to
+# keep the units busy.
 SUMS = 16
 STEPS = 5_000_000
-COPIED = 256 << 20
+COPIED_BYTES = 256 << 20
 
-# Every sum is multiplied and added to `steps` times; what comes out is the sum of all, or nobody would have to compute
-# them.
+# Each sum gets `steps` multiply-adds. The total is returned so that none of them can be optimized away.
 LOOP = """
 declare {vector} @{operation}({operands})
 declare float @llvm.vector.reduce.fadd.v{lanes}f32(float, {vector})
@@ -46,22 +45,22 @@ end:
 
 
 def lanes() -> int:
-    """Floats in a vector register of this processor: 16, 8 or 4."""
+    """Return the number of floats in a vector register of this processor: 16, 8 or 4."""
     features = _features()
     return 16 if features.get("avx512f") else 8 if features.get("fma") else 4
 
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """What no program can do faster on this machine.
+    """Limits of this machine.
 
     Attributes
     ----------
-    fp32_flops, bf16_flops : float or None
-        Floating-point operations a second of all threads together, a multiply-add counted as two. bf16: pairs of
-        products added to float32, as ``vdpbf16ps`` does it; None on a processor without AVX512-BF16.
+    fp32_flops, bf16_flops : float
+        Floating-point operations per second of all threads together; a multiply-add counts as two. For bf16, pairs of
+        products added to float32 by ``vdpbf16ps``; None on processors without AVX512-BF16.
     copied_bytes : float
-        Bytes a second that are read, and as many that are written, in a copy of more than caches hold.
+        Bytes per second that a copy larger than the caches reads, and as many that it writes.
     """
 
     fp32_flops: float
@@ -69,8 +68,8 @@ class Limits:
     copied_bytes: float
 
 
-def measure(threads: int, plan: Plan) -> Limits:
-    """Measure the limits; of all rounds the best counts, for nobody is faster than the machine.
+def measure(n_threads: int, plan: Plan) -> Limits:
+    """Measure the limits, as the best of all rounds.
 
     Raises
     ------
@@ -79,7 +78,7 @@ def measure(threads: int, plan: Plan) -> Limits:
     """
     work: dict[str, float] = {}
     contenders: dict[str, Callable[[], object]] = {}
-    with ThreadPoolExecutor(threads) as pool:
+    with ThreadPoolExecutor(n_threads) as pool:
 
         def add(name: str, amount: float, calls: Sequence[Callable[[], object]]) -> None:
             def run() -> None:
@@ -90,10 +89,11 @@ def measure(threads: int, plan: Plan) -> Limits:
 
         for precision in ("fp32", "bf16") if _features().get("avx512bf16") else ("fp32",):
             run, operations, _engine = loop(precision)
-            add(f"{precision}_flops", float(threads * STEPS * operations), [functools.partial(run, STEPS)] * threads)
-        source = np.ones(COPIED // 4, np.float32)
+            calls = [functools.partial(run, STEPS)] * n_threads
+            add(f"{precision}_flops", float(n_threads * STEPS * operations), calls)
+        source = np.ones(COPIED_BYTES // 4, np.float32)
         target = np.zeros_like(source)
-        parts = _parts(len(source), threads)
+        parts = _split(len(source), n_threads)
         add("copied_bytes", source.nbytes, [functools.partial(np.copyto, target[part], source[part]) for part in parts])
         timings = interleave(contenders, plan)
     best = {name: float(f"{work[name] / min(timing.clean):.4g}") for name, timing in timings.items()}
@@ -102,7 +102,7 @@ def measure(threads: int, plan: Plan) -> Limits:
 
 @functools.cache
 def loop(precision: str) -> tuple[Callable[[int], float], int, object]:
-    """The loop of multiply-adds as machine code.
+    """Compile the loop of multiply-adds.
 
     Parameters
     ----------
@@ -111,12 +111,12 @@ def loop(precision: str) -> tuple[Callable[[int], float], int, object]:
     Returns
     -------
     run : callable
-        Takes a number of steps; gives the total of SUMS * lanes() sums, each of which was 0 at first and became 0.999
-        of itself plus 0.001 in every step (in bf16 all stay 0).
+        Takes a number of steps, and returns the total of SUMS * lanes() sums. Each starts at 0 and becomes
+        ``0.999 * sum + 0.001`` in every step (in bf16 all stay 0).
     operations : int
-        In one step.
+        Floating-point operations per step.
     engine : object
-        Keeps the machine code alive.
+        Owner of the machine code; keep a reference to it.
     """
     import llvmlite.binding as llvm
 
@@ -124,7 +124,7 @@ def loop(precision: str) -> tuple[Callable[[int], float], int, object]:
     llvm.initialize_native_asmprinter()
     vector, pairs = f"<{lanes()} x float>", "<32 x bfloat>"
     if precision == "fp32":
-        # Sums that approach 1 and stay there, so that no step takes longer for its numbers.
+        # The sums approach 1: no overflow and no denormal numbers, which would be slow.
         operation, operands, operations = f"llvm.fma.v{lanes()}f32", [vector] * 3, 2
         rest = f"{vector} {_splat(0.999)}, {vector} {_splat(0.001)}"
     else:
@@ -144,13 +144,13 @@ def loop(precision: str) -> tuple[Callable[[int], float], int, object]:
     module.triple = llvm.get_process_triple()
     engine = llvm.create_mcjit_compiler(module, machine)
     engine.finalize_object()
-    # Called through ctypes it leaves the interpreter's lock to the other threads.
+    # ctypes releases the GIL during the call.
     run = ctypes.CFUNCTYPE(ctypes.c_float, ctypes.c_int64)(engine.get_function_address("loop"))
     return run, operations * lanes() * SUMS, engine
 
 
-def _parts(count: int, threads: int) -> list[slice]:
-    return [slice(count * index // threads, count * (index + 1) // threads) for index in range(threads)]
+def _split(count: int, n_parts: int) -> list[slice]:
+    return [slice(count * index // n_parts, count * (index + 1) // n_parts) for index in range(n_parts)]
 
 
 @functools.cache
@@ -161,6 +161,6 @@ def _features() -> dict[str, bool]:
 
 
 def _splat(value: float) -> str:
-    """A vector with the same float in every lane; the code wants floats as the bits of a double."""
+    """Write a vector with the same float in every lane; LLVM takes a float as the bits of a double."""
     bits = np.float64(np.float32(value)).view(np.uint64)
     return "<" + ", ".join([f"float 0x{bits:016X}"] * lanes()) + ">"

@@ -1,10 +1,10 @@
-"""What vitnp does to a photograph, assembled from onnxruntime, scikit-learn, SciPy and pydensecrf2.
+"""The whole method on one page, assembled from onnxruntime, scikit-learn, SciPy and pydensecrf2.
 
-Step for step the same: decoding, the network's size, keys and CLS of the last block, clusters of the photograph's own
-patches, the collection's levels, cleaning, a CRF, a mask and an overlay written. It imports nothing of vitnp and runs
-as a command of its own, so that a cold start can be timed too; it reads a folder that :func:`write_bundle` has filled.
+:meth:`Pipeline.__call__` does to a photograph what ``vitnp.segment_image`` does, step by step, in a dozen lines. This
+module imports nothing of vitnp and runs as a command, so that its cold start can be timed too. Network and collection
+come from a folder that :func:`bench.cpu.pipeline_bundle.write_bundle` fills::
 
-    python -m bench.pipeline_peer PHOTOGRAPH BUNDLE OUT THREADS
+    python -m bench.cpu.pipeline_peer PHOTOGRAPH BUNDLE OUT THREADS
 """
 
 from __future__ import annotations
@@ -12,105 +12,131 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
-# The method's constants, as vitnp has them.
-CLUSTERS, STARTS, ITERATIONS = (2, 3, 4, 6), 2, 15
-THRESHOLD, TEMPERATURE, PERCENTILE = 0.4, 0.05, 95.0
-SMALL, TINY, CAP = 0.2, 0.01, 0.25
-XY, RGB, WEIGHT, STEPS, LEAST = 50.0, 5.0, 5.0, 5, 1e-6
+# Image level: numbers of clusters, restarts and iterations of k-means; cut of attention; threshold and softness.
+N_CLUSTERS, RESTARTS, ITERATIONS = (2, 3, 4, 6), 2, 15
+PERCENTILE, THRESHOLD, TEMPERATURE = 95.0, 0.4, 0.05
+# Cleaning: components smaller than these shares of the largest one and of the image are capped at a score below 0.5.
+MIN_SHARE_OF_LARGEST, MIN_SHARE_OF_IMAGE, CAP = 0.2, 0.01, 0.25
+# CRF: standard deviations in pixels and gray levels, weight, steps, smallest probability.
+XY, RGB, WEIGHT, STEPS, MIN_PROBABILITY = 50.0, 5.0, 5.0, 5, 1e-6
+
+
+class FittedLevel(NamedTuple):
+    """A level that was fitted on a collection: k-means for several numbers of clusters.
+
+    Attributes
+    ----------
+    temperature : float
+        Softness of the assignment to clusters.
+    centroids : list of (K, D) float32
+        Unit centroids of each k-means.
+    shares : list of (K,) float32
+        Share of foreground in each cluster.
+    """
+
+    temperature: np.ndarray
+    centroids: list[np.ndarray]
+    shares: list[np.ndarray]
 
 
 class Pipeline:
-    """The pipeline, warm: network and collection are in memory.
+    """Network and collection in memory; calling it segments a photograph.
 
     Parameters
     ----------
     bundle : path
         Folder with ``network.onnx`` and ``collection.npz``.
-    threads : int
+    n_threads : int
+        Threads of the network.
     """
 
-    def __init__(self, bundle: str | os.PathLike[str], threads: int):
+    def __init__(self, bundle: str | os.PathLike[str], n_threads: int):
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
+        options.intra_op_num_threads = n_threads
         options.log_severity_level = 3
         network = str(Path(bundle) / "network.onnx")
-        self._session = onnxruntime.InferenceSession(network, options, providers=["CPUExecutionProvider"])
-        self._pixels = tuple(self._session.get_inputs()[0].shape[2:])  # height, width
+        self.session = onnxruntime.InferenceSession(network, options, providers=["CPUExecutionProvider"])
+        self.height, self.width = self.session.get_inputs()[0].shape[2:]
         with np.load(Path(bundle) / "collection.npz") as arrays:
-            self._collection = dict(arrays)
+            stored = dict(arrays)
+        self.mean, self.std, self.centers = stored["mean"], stored["std"], stored["centers"]
+        self.grid = self.height // int(stored["patch"]), self.width // int(stored["patch"])
+        self.dataset = read_level(stored, "dataset")
+        self.categories = [read_level(stored, f"category.{index}") for index in range(len(self.centers))]
 
     def __call__(self, photograph: str | os.PathLike[str]) -> tuple[np.ndarray, np.ndarray]:
-        """The photograph (height, width, 3) uint8 and its mask, bool."""
+        """Segment a photograph; returns it, (height, width, 3) uint8, and its mask, bool."""
         with Image.open(photograph) as picture:
             rgb = np.asarray(picture.convert("RGB"))
-        keys, attention, cls = self._features(rgb)
+        keys, attention, cls = self.extract(rgb)
         keys /= np.linalg.norm(keys, axis=1, keepdims=True)
-        grid = self._grid
-        levels = [image_level(keys, attention, grid), self._level(keys, "dataset")]
-        category = int((self._collection["centres"] @ cls).argmax())
-        levels.append(self._level(keys, f"category.{category}"))
-        score = clean(np.mean(levels, axis=0).reshape(grid))
+        category = self.categories[int((self.centers @ cls).argmax())]
+        levels = [
+            image_level(keys, attention, self.grid),
+            fitted_level(keys, self.dataset),
+            fitted_level(keys, category),
+        ]
+        score = clean(np.mean(levels, axis=0).reshape(self.grid))
         return rgb, refine(score, rgb)
 
-    @property
-    def _grid(self) -> tuple[int, int]:
-        patch = int(self._collection["patch"])
-        return self._pixels[0] // patch, self._pixels[1] // patch
-
-    def _features(self, rgb: np.ndarray) -> list[np.ndarray]:
-        """Keys (N, D), CLS attention (N,) and CLS (D,)."""
-        height, width = self._pixels
-        small = np.asarray(Image.fromarray(rgb).resize((width, height), Image.Resampling.BICUBIC), np.float32)
-        images = (small / np.float32(255) - self._collection["mean"]) / self._collection["std"]
-        found = self._session.run(None, {"images": np.ascontiguousarray(images.transpose(2, 0, 1)[None])})
-        return [array[0] for array in found]
-
-    def _level(self, keys: np.ndarray, name: str) -> np.ndarray:
-        """What a fitted level says of the patches, (N,)."""
-        from scipy.special import softmax
-
-        answers, stored = [], self._collection
-        for index in range(sum(key.startswith(f"{name}.") and key.endswith(".shares") for key in stored)):
-            cosine = keys @ stored[f"{name}.{index}.centroids"].T
-            answers.append(softmax(cosine / stored[f"{name}.temperature"], axis=1) @ stored[f"{name}.{index}.shares"])
-        return np.mean(answers, axis=0)
+    def extract(self, rgb: np.ndarray) -> list[np.ndarray]:
+        """Run the network; returns keys (N, D), CLS attention (N,) and CLS (D,) of the last block."""
+        resized = Image.fromarray(rgb).resize((self.width, self.height), Image.Resampling.BICUBIC)
+        images = (np.asarray(resized, np.float32) / np.float32(255) - self.mean) / self.std
+        outputs = self.session.run(None, {"images": np.ascontiguousarray(images.transpose(2, 0, 1)[None])})
+        return [output[0] for output in outputs]
 
 
 def image_level(keys: np.ndarray, attention: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
-    """Soft foreground by the photograph's own patches, (N,): clusters of unit keys, by attention and border."""
+    """Score patches by clusters of the photograph's own unit keys, (N,).
+
+    A cluster is foreground if CLS attends to it and it seldom touches the border.
+    """
     from scipy.special import expit
     from sklearn.cluster import KMeans
 
     attention = np.minimum(attention, np.percentile(attention, PERCENTILE))
     border = np.ones(grid, bool)
     border[1:-1, 1:-1] = False
-    answers = []
-    for clusters in CLUSTERS:
-        model = KMeans(clusters, n_init=STARTS, max_iter=ITERATIONS, tol=0, random_state=0).fit(keys)
-        size = np.bincount(model.labels_, minlength=clusters)
-        attended = np.bincount(model.labels_, attention, clusters) / size / attention.mean()
-        bordering = np.bincount(model.labels_, border.ravel(), clusters) / size / border.mean()
-        score = np.log(attended + 1e-3) - np.log(bordering + 0.1)
-        foreground = score > THRESHOLD
+    scores = []
+    for n_clusters in N_CLUSTERS:
+        model = KMeans(n_clusters, n_init=RESTARTS, max_iter=ITERATIONS, tol=0, random_state=0).fit(keys)
+        size = np.bincount(model.labels_, minlength=n_clusters)
+        attended = np.bincount(model.labels_, attention, n_clusters) / size / attention.mean()
+        bordering = np.bincount(model.labels_, border.ravel(), n_clusters) / size / border.mean()
+        objectness = np.log(attended + 1e-3) - np.log(bordering + 0.1)
+        foreground = objectness > THRESHOLD
         if not foreground.any():
-            foreground[score.argmax()] = True
+            foreground[objectness.argmax()] = True
         elif foreground.all():
-            foreground[score.argmin()] = False
+            foreground[objectness.argmin()] = False
         centers = model.cluster_centers_ / np.linalg.norm(model.cluster_centers_, axis=1, keepdims=True)
         cosine = keys @ centers.T
         margin = cosine[:, foreground].max(axis=1) - cosine[:, ~foreground].max(axis=1)
-        answers.append(expit(margin / TEMPERATURE))
-    return np.mean(answers, axis=0)
+        scores.append(expit(margin / TEMPERATURE))
+    return np.mean(scores, axis=0)
+
+
+def fitted_level(keys: np.ndarray, level: FittedLevel) -> np.ndarray:
+    """Score patches by the share of foreground in the fitted clusters that they belong to, (N,)."""
+    from scipy.special import softmax
+
+    scores = [
+        softmax(keys @ centroids.T / level.temperature, axis=1) @ shares
+        for centroids, shares in zip(level.centroids, level.shares)
+    ]
+    return np.mean(scores, axis=0)
 
 
 def clean(score: np.ndarray) -> np.ndarray:
-    """Small islands of foreground capped below a half, (rows, columns)."""
+    """Cap the score of small foreground components below 0.5, (rows, columns)."""
     from scipy import ndimage
 
     labels, count = ndimage.label(score > 0.5, np.ones((3, 3)))
@@ -118,77 +144,53 @@ def clean(score: np.ndarray) -> np.ndarray:
         return score
     sizes = np.bincount(labels.ravel())
     sizes[0] = 0
-    small = sizes < max(SMALL * sizes.max(), TINY * score.size)
+    small = sizes < max(MIN_SHARE_OF_LARGEST * sizes.max(), MIN_SHARE_OF_IMAGE * score.size)
     small[0] = False
     return np.where(small[labels], np.minimum(score, CAP), score)
 
 
 def refine(score: np.ndarray, rgb: np.ndarray) -> np.ndarray:
-    """The mask at full size, bool: a CRF of two classes at half the photograph's size, enlarged bilinearly.
+    """Refine a score with a CRF at half the photograph's size, and enlarge the result bilinearly; returns a bool mask.
 
-    That's a step less than vitnp takes, whose map follows the photograph's edges on the way up.
+    vitnp does one step more: it enlarges along the photograph's edges.
     """
     from pydensecrf.densecrf import DenseCRF2D
 
     full = rgb.shape[1], rgb.shape[0]
     width, height = (max(1, round(side / 2)) for side in full)
-    small = np.array(Image.fromarray(rgb).resize((width, height), Image.Resampling.BICUBIC))  # it wants to write there
-    soft = Image.fromarray(score.astype(np.float32)).resize((width, height), Image.Resampling.BILINEAR)
-    foreground = np.clip(np.asarray(soft), 0, 1)
-    unary = -np.log(np.maximum(np.stack([1 - foreground, foreground]), LEAST)).reshape(2, -1)
-    model = DenseCRF2D(width, height, 2)
-    model.setUnaryEnergy(unary)
-    model.addPairwiseBilateral(sxy=XY, srgb=RGB, rgbim=small, compat=WEIGHT)
-    found = np.array(model.inference(STEPS))[1].reshape(height, width)
-    return np.asarray(Image.fromarray(found).resize(full, Image.Resampling.BILINEAR)) >= 0.5
+    half = np.array(Image.fromarray(rgb).resize((width, height), Image.Resampling.BICUBIC))  # must be writable
+    enlarged = Image.fromarray(score.astype(np.float32)).resize((width, height), Image.Resampling.BILINEAR)
+    foreground = np.clip(np.asarray(enlarged), 0, 1)
+    unary = -np.log(np.maximum(np.stack([1 - foreground, foreground]), MIN_PROBABILITY)).reshape(2, -1)
+    crf = DenseCRF2D(width, height, 2)
+    crf.setUnaryEnergy(unary)
+    crf.addPairwiseBilateral(sxy=XY, srgb=RGB, rgbim=half, compat=WEIGHT)
+    soft = np.array(crf.inference(STEPS))[1].reshape(height, width)
+    return np.asarray(Image.fromarray(soft).resize(full, Image.Resampling.BILINEAR)) >= 0.5
 
 
 def overlay(rgb: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """The photograph with everything but the mask dimmed, and an outline around it."""
+    """Dim everything but the mask, and draw an outline around it."""
     from scipy import ndimage
 
-    shown = np.where(mask[:, :, None], rgb, rgb // 2)
-    shown[ndimage.binary_dilation(mask, iterations=2) & ~mask] = 255, 200, 0
-    return shown
+    dimmed = np.where(mask[:, :, None], rgb, rgb // 2)
+    dimmed[ndimage.binary_dilation(mask, iterations=2) & ~mask] = 255, 200, 0
+    return dimmed
 
 
-def write_bundle(folder: Path, vit, collection, photograph: Path) -> None:
-    """Fill a folder with the network and the collection of vitnp, in the peers' own formats.
-
-    Parameters
-    ----------
-    folder : path
-    vit : vitnp.vit.model.ViT
-    collection : vitnp.method.collection.Collection
-    photograph : path
-        The network is made for the size of this one.
-    """
-    from bench.cpu.vit_peers import onnx_model
-    from vitnp.io import decode, preprocess
-    from vitnp.vit.pos_embed import resample_abs_pos_embed
-
-    config, rgb = vit.config, decode.read_image(photograph)
-    (height, width), _ = preprocess.network_size(*rgb.shape[:2], patch=config.patch)
-    grid = height // config.patch, width // config.patch
-    table = vit.weights["pos_embed"][0]
-    patches = resample_abs_pos_embed(table[1:].reshape(*config.grid, -1), grid, config.pos_embed)
-    weights = {**vit.weights, "pos_embed": np.concatenate([table[:1], patches])[None]}
-    (folder / "network.onnx").write_bytes(onnx_model(config, weights, grid, 1, features=True))
-
-    fitted = {"dataset": collection.dataset}
-    fitted |= {f"category.{index}": level for index, level in enumerate(collection.categories)}
-    arrays = {"patch": config.patch, "centres": collection.centers}
-    arrays |= {name: np.array(getattr(config, name), np.float32) for name in ("mean", "std")}
-    for name, level in fitted.items():
-        arrays[f"{name}.temperature"] = np.float32(level.temperature)
-        for index, (centroids, shares) in enumerate(zip(level.centroids, level.shares)):
-            arrays[f"{name}.{index}.centroids"], arrays[f"{name}.{index}.shares"] = centroids, shares
-    np.savez(folder / "collection.npz", **arrays)
+def read_level(stored: dict[str, np.ndarray], name: str) -> FittedLevel:
+    """Read a level from the arrays of ``collection.npz``, where its arrays are called ``NAME.INDEX.centroids``."""
+    count = sum(key.startswith(f"{name}.") and key.endswith(".shares") for key in stored)
+    return FittedLevel(
+        stored[f"{name}.temperature"],
+        [stored[f"{name}.{index}.centroids"] for index in range(count)],
+        [stored[f"{name}.{index}.shares"] for index in range(count)],
+    )
 
 
-def main(photograph: str, bundle: str, out: str, threads: str) -> None:
+def main(photograph: str, bundle: str, out: str, n_threads: str) -> None:
     """Write the photograph's mask and overlay, as ``python -m vitnp.segment`` does."""
-    rgb, mask = Pipeline(bundle, int(threads))(photograph)
+    rgb, mask = Pipeline(bundle, int(n_threads))(photograph)
     stem = Path(out) / Path(photograph).stem
     Image.fromarray(mask.view(np.uint8) * np.uint8(255)).save(f"{stem}_mask.png", compress_level=6)
     Image.fromarray(overlay(rgb, mask)).save(f"{stem}_overlay.png", compress_level=3)

@@ -1,4 +1,4 @@
-"""``python -m bench plots``: a picture of each result file that has one, from the file alone."""
+"""Plot the result files of ``python -m bench cpu``."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bench import record
 from bench.cpu.comparison import EXTRA
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 PICTURES = Path(__file__).parent.parent / "pictures"
 
-# A contender has the same color in every picture; ours stand out.
+# Each contender has the same color in all plots; vitnp is red.
 COLORS = {
     "vitnp": "#c8102e",
     "vitnp, bf16": "#e8869a",
@@ -34,7 +34,7 @@ COLORS = {
     "assembled": "#3b6ea8",
 }
 OTHERS = "#777777"
-# What a name says isn't always enough for a reader who sees the picture alone.
+# Longer labels for names that don't explain themselves outside the table.
 LABELS = {
     "assembled": "onnxruntime + scikit-learn\n+ pydensecrf2",
     "vitnp, solver": "vitnp with its default\nrefinement",
@@ -43,55 +43,55 @@ STYLE = {
     "font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": "#e4e4e4",
     "axes.axisbelow": True, "axes.titlesize": 9, "legend.frameon": False, "lines.linewidth": 1.6, "lines.markersize": 4,
 }  # fmt: skip
-# Pictures for a README: sharp enough on a dense screen, a few dozen kilobytes.
-DPI, SHADES = 110, 64
+# Resolution and number of colors: sharp on dense screens, in a few dozen kilobytes.
+DPI, N_COLORS = 110, 64
 
-Case = Mapping[str, object]
+Case = Mapping[str, Any]
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Draw them into bench/pictures/."""
-    made = argparse.ArgumentParser(prog="python -m bench plots", description=__doc__)
-    made.add_argument("results", nargs="*", type=Path, help="result files (all that have a picture)")
-    made.add_argument("--out", type=Path, default=PICTURES, metavar="DIR", help="folder to draw into (bench/pictures)")
-    args = made.parse_args(argv)
-    chosen = args.results or [
+    """Write the plots to bench/pictures/."""
+    parser = argparse.ArgumentParser(prog="python -m bench plots", description=__doc__)
+    parser.add_argument("results", nargs="*", type=Path, help="result files (all that can be plotted)")
+    parser.add_argument("--out", type=Path, default=PICTURES, metavar="DIR", help="folder to write to (bench/pictures)")
+    args = parser.parse_args(argv)
+    results = args.results or [
         path for path in sorted(record.RESULTS.glob("*.json")) if _read(path).get("section") in PLOTS
     ]
-    if not chosen:
-        raise UsageError(f"no result in {record.RESULTS} has a picture; run python -m bench cpu first")
-    for path in chosen:
-        print(f"drawn {draw(path, args.out)}")
+    if not results:
+        raise UsageError(f"no result in {record.RESULTS} can be plotted; run python -m bench cpu first")
+    for path in results:
+        print(f"written to {draw(path, args.out)}")
     return shared.EXIT_OK
 
 
 def draw(path: Path, folder: Path) -> Path:
-    """Draw one result file.
+    """Plot one result file.
 
     Parameters
     ----------
     path : path
-        What :func:`bench.record.write` wrote.
+        A file written by :func:`bench.record.write`.
     folder : path
-        Gets NAME.png.
+        Folder for NAME.png.
 
     Returns
     -------
     path
-        Of the picture.
+        The picture.
 
     Raises
     ------
     UsageError
-        For a file that has no picture, or without matplotlib.
+        When the file can't be plotted, or matplotlib is not installed.
     """
     result = _read(path)
     if result.get("section") not in PLOTS:
-        raise UsageError(f"{path} has no picture; those have one: {', '.join(PLOTS)}")
+        raise UsageError(f"{path} can't be plotted; plot a result of {', '.join(PLOTS)}")
     try:
         import matplotlib
     except ImportError:
-        raise UsageError(f"pictures need matplotlib; {EXTRA}") from None
+        raise UsageError(f"plots need matplotlib; {EXTRA}") from None
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -104,7 +104,7 @@ def draw(path: Path, folder: Path) -> Path:
 
 
 def vit(figure: Figure, cases: Sequence[Case]) -> None:
-    """Time against tokens and fraction of the peak, for ViT-S on one image at a time."""
+    """Plot time and fraction of the peak against tokens, for ViT-S on one image at a time."""
     figure.set_size_inches(7.6, 3.3)
     time, peak = figure.subplots(1, 2)
     shown = sorted(
@@ -118,7 +118,7 @@ def vit(figure: Figure, cases: Sequence[Case]) -> None:
     peak.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     tokens = sorted({case["tokens"] for case in shown})
     for axes in (time, peak):
-        # Two of the sizes are so close that their labels would touch.
+        # Skip labels that would touch: two sizes are close to each other.
         ticks = [count for index, count in enumerate(tokens) if not index or count > 1.3 * tokens[index - 1]]
         axes.set_xticks(ticks, [f"{count:,}" for count in ticks])
         axes.minorticks_off()
@@ -126,7 +126,7 @@ def vit(figure: Figure, cases: Sequence[Case]) -> None:
 
 
 def kmeans(figure: Figure, cases: Sequence[Case]) -> None:
-    """Time of an iteration against rows, a panel for each number of clusters."""
+    """Plot the time of an iteration against rows, with one panel per number of clusters."""
     width = 384
     shown = [case for case in cases if case["width"] == width]
     clusters = sorted({case["clusters"] for case in shown})
@@ -136,17 +136,17 @@ def kmeans(figure: Figure, cases: Sequence[Case]) -> None:
         of_count = sorted((case for case in shown if case["clusters"] == count), key=lambda case: case["rows"])
         _curves(axes, of_count, "rows", lambda facts: facts["seconds"])
         axes.set(xscale="log", yscale="log", xlabel=f"rows of {width}", title=f"K = {count}")
-    panels[0].set_ylabel("seconds of an iteration")
+    panels[0].set_ylabel("seconds per iteration")
     _legend(figure, panels[0])
 
 
 def crf(figure: Figure, cases: Sequence[Case]) -> None:
-    """Seconds by number of classes."""
+    """Plot seconds by number of classes."""
     _bars(figure, cases, lambda case: f"{case['classes']} classes")
 
 
 def photograph(figure: Figure, cases: Sequence[Case]) -> None:
-    """Seconds in a warm process and from a cold start."""
+    """Plot seconds in a warm process and from a cold start."""
     titles = {"warm": "warm process", "cold": "cold start, files written"}
     _bars(figure, cases, lambda case: titles[str(case["process"])])
 
@@ -160,19 +160,16 @@ PLOTS: dict[str, Callable[[Figure, Sequence[Case]], None]] = {
 
 
 def _curves(axes: Axes, cases: Sequence[Case], over: str, value: Callable[[Mapping], float | None]) -> None:
-    """A curve for each contender, through the cases in which it has a value."""
+    """Draw one curve per contender, through the cases in which it has a value."""
     for name in _names(cases):
         points: dict[float, float] = {}
         for case in cases:
-            found = value(case["contenders"][name]) if name in case["contenders"] else None
-            if found is not None:
-                points.setdefault(case[over], found)  # whoever meets one peer after the other is drawn once
+            y = value(case["contenders"][name]) if name in case["contenders"] else None
+            if y is not None:
+                points.setdefault(case[over], y)  # vitnp occurs once per peer, but is drawn once
         if points:
-            # What is drawn last lies on top.
-            above = 3 if name == "vitnp" else 2
-            axes.plot(
-                *zip(*points.items()), "o-", color=COLORS.get(name, OTHERS), label=LABELS.get(name, name), zorder=above
-            )
+            color, label = COLORS.get(name, OTHERS), LABELS.get(name, name)
+            axes.plot(*zip(*points.items()), "o-", color=color, label=label, zorder=3 if name == "vitnp" else 2)
 
 
 def _bars(figure: Figure, cases: Sequence[Case], title: Callable[[Case], str]) -> None:
@@ -181,10 +178,9 @@ def _bars(figure: Figure, cases: Sequence[Case], title: Callable[[Case], str]) -
     names = _names(cases)[::-1]
     for axes, case in zip(panels, cases):
         seconds = [case["contenders"].get(name, {"seconds": 0.0})["seconds"] for name in names]
-        drawn = axes.barh(
-            [LABELS.get(name, name) for name in names], seconds, color=[COLORS.get(name, OTHERS) for name in names]
-        )
-        axes.bar_label(drawn, [f"{value:.3g} s" if value else "missing" for value in seconds], padding=3, fontsize=8)
+        labels, colors = [LABELS.get(name, name) for name in names], [COLORS.get(name, OTHERS) for name in names]
+        bars = axes.barh(labels, seconds, color=colors)
+        axes.bar_label(bars, [f"{value:.3g} s" if value else "missing" for value in seconds], padding=3, fontsize=8)
         axes.set(title=title(case), xlim=(0, 1.2 * max(seconds, default=1.0) or 1.0), xticks=[])
         axes.spines["bottom"].set_visible(False)
         axes.grid(False)
@@ -194,9 +190,9 @@ def _bars(figure: Figure, cases: Sequence[Case], title: Callable[[Case], str]) -
 
 
 def _names(cases: Iterable[Case]) -> list[str]:
-    """Contenders of some cases, ours first; the keys alone are no competitor of a whole pass."""
-    found = dict.fromkeys(name for case in cases for name in case["contenders"] if name != "vitnp, keys only")
-    return sorted(found, key=lambda name: not name.startswith("vitnp"))
+    """Return the contenders, vitnp first, without "keys only", which can't be compared with a whole pass."""
+    names = dict.fromkeys(name for case in cases for name in case["contenders"] if name != "vitnp, keys only")
+    return sorted(names, key=lambda name: not name.startswith("vitnp"))
 
 
 def _legend(figure: Figure, axes: Axes) -> None:
@@ -209,18 +205,18 @@ def _caption(result: Mapping) -> str:
 
 
 def _save(figure: Figure, path: Path) -> Path:
-    """As a PNG with few colors: drawings need no more, and it's a third of the size."""
+    """Write a PNG with few colors, a third of the size of one in full color."""
     import io
 
     from PIL import Image
 
     from vitnp.io.write import make_folder
 
-    drawn = io.BytesIO()
-    figure.savefig(drawn, format="png", dpi=DPI)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=DPI)
     make_folder(path.parent)
-    with Image.open(drawn) as picture:
-        picture.convert("RGB").quantize(SHADES, dither=Image.Dither.NONE).save(path, optimize=True)
+    with Image.open(buffer) as picture:
+        picture.convert("RGB").quantize(N_COLORS, dither=Image.Dither.NONE).save(path, optimize=True)
     return path
 
 

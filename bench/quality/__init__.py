@@ -1,1 +1,1 @@
-"""Benchmarks of mask quality on photographs with true masks."""
+"""Quality of masks on photographs with true masks."""

@@ -1,7 +1,7 @@
-"""Mean IoU of photographs each by itself, without and with a fitted collection, beside that of the whole set fitted together.
+"""Compare photographs segmented with the image level, with a fitted collection, and as a set: mean IoU of each.
 
-The features are computed once and shared; what each photograph gets is what `python -m vitnp.segment` gives it with `--levels image`,
-`--levels each` and `--levels all`.
+These are the results of ``python -m vitnp.segment`` with ``--levels image``, with ``--collection``, and with ``--levels
+all``. Features are computed once.
 """
 
 from __future__ import annotations
@@ -30,59 +30,64 @@ from vitnp.result import HALF, Segmentation
 from vitnp.segmenter import Segmenter
 from vitnp.vit.model import ViT
 
-WAYS = ("image level", "with the collection", "whole set")
+METHODS = ("image level", "with the collection", "whole set")
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Print the three means and how much of the whole set's gain the collection has; keep them in bench/results/alone-NAME.json."""
-    made = argparse.ArgumentParser(prog="python -m bench alone", description=__doc__.splitlines()[0])
-    made.add_argument("images", type=Path)
-    made.add_argument("masks", type=Path)
-    made.add_argument("--model", default="auto")
-    made.add_argument("--collection", default="auto", help="a file of --fit-to or of fit_collection (the built-in one)")
-    made.add_argument("--seeds", type=arguments.positive, default=3, help="how many, from 0 (3)")
-    made.add_argument("--name", help="of the set, for the record (the folder's own)")
-    made.add_argument("--cache", type=Path, help="folder that keeps features for the next run")
-    args = made.parse_args(argv)
-
+    """Print the means and the collection's share of the whole set's gain; write bench/results/alone-NAME.json."""
+    args = _parse(argv)
     pairs, _ = match_pairs(args.images, args.masks)
     vit = load_vit(args.model)
     collection, reason = resolve_collection(args.collection, vit)
     if collection is None:
         raise UsageError(
-            f"there is no collection to compare: {reason or 'none is asked for'}; name one with --collection FILE"
+            f"a collection is needed, but there is none: {reason or 'none was requested'}; name one with --collection "
+            "FILE"
         )
     name = args.name or args.images.resolve().parent.name
     with tempfile.TemporaryDirectory() as folder:
         scores = np.array(
             [_scores(pairs, vit, collection, seed, args.cache or Path(folder)) for seed in range(args.seeds)]
         )
-    means = dict(zip(WAYS, scores.mean(axis=(0, 2)).tolist()))
+    means = dict(zip(METHODS, scores.mean(axis=(0, 2)).tolist()))
     image, with_collection, whole = means.values()
     share = (with_collection - image) / (whole - image)
-    by_seed = dict(zip(WAYS, scores.mean(axis=2).T.tolist()))
+    by_seed = dict(zip(METHODS, scores.mean(axis=2).T.tolist()))
+    deviations = {method: statistics.stdev(values) if len(values) > 1 else 0.0 for method, values in by_seed.items()}
     print(f"{name}, {len(pairs)} photographs, {vit.name}, {args.seeds} seeds")
-    for way, mean in means.items():
-        print(f"  {way:<20}{mean:.4f}  (seeds {', '.join(f'{value:.4f}' for value in by_seed[way])})")
+    for method, mean in means.items():
+        print(f"  {method:<20}{mean:.4f}  (seeds {', '.join(f'{value:.4f}' for value in by_seed[method])})")
     print(f"  the collection has {share:.0%} of the whole set's gain")
     path = record.write(
         f"alone-{name}-{vit.name}",
         {"images": len(pairs), "model": vit.name, "sha256": vit.sha256, "collection": collection.digest,
-         "fitted_on": collection.parameters["photographs"], "iou": means, "iou_by_seed": by_seed, "share_of_gain": share,
-         "deviation": {way: statistics.stdev(values) if len(values) > 1 else 0.0 for way, values in by_seed.items()}},
+         "fitted_on": collection.parameters["photographs"], "iou": means, "iou_by_seed": by_seed,
+         "share_of_gain": share, "deviation": deviations},
     )  # fmt: skip
     print(f"written to {path}")
     return shared.EXIT_OK
 
 
+def _parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m bench alone", description=__doc__.partition("\n\n")[0])
+    parser.add_argument("images", type=Path, help="folder of photographs")
+    parser.add_argument("masks", type=Path, help="folder of their masks")
+    parser.add_argument("--model", default="auto", help="checkpoint (the built-in one)")
+    parser.add_argument("--collection", default="auto", help="file of a fitted collection (the built-in one)")
+    parser.add_argument("--seeds", type=arguments.positive, default=3, help="number of seeds, from 0 (3)")
+    parser.add_argument("--name", help="name of the data set in the result file (the folder's)")
+    parser.add_argument("--cache", type=Path, help="folder that keeps features for the next run")
+    return parser.parse_args(argv)
+
+
 def _scores(pairs: list[Pair], vit: ViT, collection: Collection, seed: int, cache: Path) -> np.ndarray:
-    """IoU by way and photograph, (3, n); a photograph that fails, fails the benchmark."""
+    """Return the IoU by method and photograph, (3, n); raise the first error of a photograph."""
     photographs = [pair.image for pair in pairs]
     store = FeatureStore(cache, FeatureSpec.of(vit, regions=False))
     extraction = extract_to_store(photographs, vit, store)
     for error in extraction.failures.values():
         raise error
-    found = np.zeros((len(WAYS), len(pairs)))
+    scores = np.zeros((len(METHODS), len(pairs)))
 
     def observe(index: int, whole: Segmentation) -> None:
         entry = store.entry(extraction.hashes[index])
@@ -90,15 +95,15 @@ def _scores(pairs: list[Pair], vit: ViT, collection: Collection, seed: int, cach
         own = whole.levels[0]
         score = agreement.combine_levels(collection.levels(entry.unit, (own, own), collection.category_of(entry.cls)))
         masks = [_mask(own, whole, cleaning.CleaningConfig()), _mask(score, whole, collection.cleaning), whole.mask]
-        found[:, index] = [iou(mask, truth) for mask in masks]
+        scores[:, index] = [iou(mask, truth) for mask in masks]
 
     Segmenter(vit, seed=seed, cache=cache).fit(photographs, observe=observe)
-    return found
+    return scores
 
 
-def _mask(score: np.ndarray, result: Segmentation, rule: cleaning.CleaningConfig) -> np.ndarray:
-    """What :func:`vitnp.segment_image` makes of a score of the patches."""
-    return refine.refine(cleaning.clean(score.reshape(result.score.shape), rule), result.image) >= HALF
+def _mask(score: np.ndarray, result: Segmentation, config: cleaning.CleaningConfig) -> np.ndarray:
+    """Return the mask that :func:`vitnp.segment_image` makes of a patch score."""
+    return refine.refine(cleaning.clean(score.reshape(result.score.shape), config), result.image) >= HALF
 
 
 if __name__ == "__main__":

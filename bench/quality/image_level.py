@@ -1,29 +1,32 @@
-"""Mean IoU of the image level's masks over several seeds, on photographs with true masks."""
+"""Evaluate the image level on photographs with true masks: mean IoU over several seeds."""
 
 from __future__ import annotations
 
 import argparse
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from bench import record
-from vitnp import load_vit
+from vitnp import ViT, load_vit
 from vitnp.cli import arguments, shared
 from vitnp.errors import ImageError
-from vitnp.evaluate.data.pairs import match_pairs
+from vitnp.evaluate.data.pairs import Pair, match_pairs
+from vitnp.evaluate.metrics.saliency import SaliencyScores
 from vitnp.evaluate.saliency import mean_scores, score_pairs
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Print scores by seed with mean and deviation, and keep them in bench/results/quality-NAME.json."""
-    made = argparse.ArgumentParser(prog="python -m bench quality", description=__doc__)
-    made.add_argument("images", type=Path)
-    made.add_argument("masks", type=Path)
-    made.add_argument("--model", nargs="+", default=["auto"], help="one or more checkpoints")
-    made.add_argument("--seeds", type=arguments.positive, default=3, help="how many, from 0 (3)")
-    made.add_argument("--refine", nargs="+", default=["solver"], help="one or more of solver, guided, none")
-    made.add_argument("--name", help="of the set, for the record (the folder's own)")
-    args = made.parse_args(argv)
+    """Print scores by seed, and write them to bench/results/quality-NAME.json."""
+    parser = argparse.ArgumentParser(prog="python -m bench quality", description=__doc__)
+    parser.add_argument("images", type=Path, help="folder of photographs")
+    parser.add_argument("masks", type=Path, help="folder of their masks")
+    parser.add_argument("--model", nargs="+", default=["auto"], help="one or more checkpoints")
+    parser.add_argument("--seeds", type=arguments.positive, default=3, help="number of seeds, from 0 (3)")
+    parser.add_argument("--refine", nargs="+", default=["solver"], help="one or more of solver, guided, none")
+    parser.add_argument("--name", help="name of the data set in the result file (the folder's)")
+    args = parser.parse_args(argv)
 
     pairs, _ = match_pairs(args.images, args.masks)
     name = args.name or args.images.resolve().parent.name
@@ -32,7 +35,7 @@ def main(argv: list[str] | None = None) -> int:
         vit = load_vit(model)
         for refine in args.refine:
             means = [_mean(pairs, vit, seed=seed, refine=refine) for seed in range(args.seeds)]
-            by_metric = {field: [getattr(mean, field) for mean in means] for field in means[0]._fields}
+            by_metric = {field: [getattr(mean, field) for mean in means] for field in SaliencyScores._fields}
             rows.append({"model": vit.name, "sha256": vit.sha256, "refine": refine, **by_metric})
             iou = by_metric["iou"]
             print(
@@ -45,10 +48,11 @@ def main(argv: list[str] | None = None) -> int:
     return shared.EXIT_OK
 
 
-def _mean(pairs, vit, **options):
-    """Mean scores over a set; a photograph that fails, fails the benchmark."""
-    outcomes = list(score_pairs(pairs, vit, **options, collection=None))
-    for outcome in outcomes:
+def _mean(pairs: Sequence[Pair], vit: ViT, **options: Any) -> SaliencyScores:
+    """Return the mean scores of a data set; raise the first error of a photograph."""
+    scores = []
+    for outcome in score_pairs(pairs, vit, **options, collection=None):
         if isinstance(outcome, ImageError):
             raise outcome
-    return mean_scores(outcomes)
+        scores.append(outcome)
+    return mean_scores(scores)

@@ -1,4 +1,4 @@
-"""Large photographs: memory and time of the whole command at 100 megapixels, and how well enlarged photographs score."""
+"""Measure memory and time of the command at 100 megapixels, and the IoU of enlarged photographs."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -21,44 +22,46 @@ from vitnp.cli import arguments, shared
 from vitnp.evaluate.data.pairs import match_pairs, read_truth
 from vitnp.evaluate.metrics.saliency import iou
 
-# Decoders and the operating system see the whole command's children; the largest of them is this one.
+# Pillow refuses pictures of this size by default.
 Image.MAX_IMAGE_PIXELS = None
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Print the figures and keep them in bench/results/large.json."""
-    made = argparse.ArgumentParser(prog="python -m bench large", description=__doc__)
-    made.add_argument("--photograph", type=Path, default=SAMPLE)
-    made.add_argument("--megapixels", type=float, default=100.0)
-    made.add_argument("--set", nargs=2, type=Path, metavar=("IMAGES", "MASKS"), help="score these at 12 megapixels too")
-    made.add_argument("--every", type=arguments.positive, default=1, help="take every Nth photograph of the set (1)")
-    args = made.parse_args(argv)
+    """Print the figures, and write them to bench/results/large.json."""
+    parser = argparse.ArgumentParser(prog="python -m bench large", description=__doc__)
+    parser.add_argument("--photograph", type=Path, default=SAMPLE, help="photograph to enlarge (coffee.jpg)")
+    parser.add_argument("--megapixels", type=float, default=100.0, help="size to enlarge it to (100)")
+    parser.add_argument(
+        "--set", nargs=2, type=Path, metavar=("IMAGES", "MASKS"), help="also score a data set at 12 megapixels"
+    )
+    parser.add_argument("--every", type=arguments.positive, default=1, help="use every Nth photograph of the set (1)")
+    args = parser.parse_args(argv)
 
-    measured = {"command": _command(args.photograph, args.megapixels)}
+    measured = {"command": _measure_command(args.photograph, args.megapixels)}
     line = (
         "{megapixels:.0f} megapixels: {seconds} s, peak memory {peak_mib} MiB, IoU with the small mask {agreement:.4f}"
     )
     print(line.format(**measured["command"]))
     if args.set:
-        measured["set"] = _set(*args.set, args.every)
+        measured["set"] = _score_set(*args.set, args.every)
         print("{photographs} photographs: IoU {native:.4f}, at 12 megapixels {enlarged:.4f}".format(**measured["set"]))
     print(f"written to {record.write('large', measured)}")
     return shared.EXIT_OK
 
 
-def _enlarged(picture: Image.Image, megapixels: float) -> Image.Image:
+def _enlarge(picture: Image.Image, megapixels: float) -> Image.Image:
     factor = (megapixels * 1e6 / (picture.width * picture.height)) ** 0.5
     return picture.resize((round(picture.width * factor), round(picture.height * factor)), Image.Resampling.BICUBIC)
 
 
-def _command(photograph: Path, megapixels: float) -> dict[str, object]:
-    """The command in a process of its own, on an enlarged JPEG with an EXIF turn, the costliest kind to decode."""
+def _measure_command(photograph: Path, megapixels: float) -> dict[str, Any]:
+    """Run the command on an enlarged JPEG that is rotated by its EXIF orientation, the most expensive to decode."""
     with tempfile.TemporaryDirectory() as folder:
         big = Path(folder) / "big.jpg"
         exif = Image.Exif()
         exif[0x0112] = 6
         picture = Image.open(photograph).convert("RGB")
-        _enlarged(picture.transpose(Image.Transpose.ROTATE_90), megapixels).save(big, quality=90, exif=exif)
+        _enlarge(picture.transpose(Image.Transpose.ROTATE_90), megapixels).save(big, quality=90, exif=exif)
         command = [sys.executable, "-m", "vitnp.segment", str(big), "--out", folder, "--json", "--quiet"]
         answer = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
         peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
@@ -73,14 +76,14 @@ def _command(photograph: Path, megapixels: float) -> dict[str, object]:
     }
 
 
-def _set(images: Path, masks: Path, every: int) -> dict[str, object]:
+def _score_set(images: Path, masks: Path, every: int) -> dict[str, Any]:
     vit = load_vit("auto")
     native, enlarged = [], []
     for pair in match_pairs(images, masks)[0][::every]:
         picture = Image.open(pair.image).convert("RGB")
         truth = read_truth(pair.mask, (picture.height, picture.width))
         native.append(iou(segment_image(picture, vit).mask, truth))
-        big = _enlarged(picture, 12)
+        big = _enlarge(picture, 12)
         large_truth = np.asarray(Image.fromarray(truth).resize(big.size, Image.Resampling.NEAREST))
         enlarged.append(iou(segment_image(big, vit).mask, large_truth))
     return {"photographs": len(native), "native": statistics.mean(native), "enlarged": statistics.mean(enlarged)}

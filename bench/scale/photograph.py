@@ -1,4 +1,4 @@
-"""Seconds from one photograph to its mask: warm, by stage, and the whole command from a cold start."""
+"""Measure the seconds from one photograph to its mask: warm, by stage, and with the command from a cold start."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ from bench import record
 from vitnp import load_vit, segment_image
 from vitnp.cli import arguments, shared
 
-# What the command may take from a cold start, on two cores and a photograph of the usual size.
-MOST_SECONDS = 3.0
+# Allowed time of the command from a cold start, on two cores and a photograph of this size.
+MAX_SECONDS = 3.0
 USUAL_SIZE = 500, 375
 
 SAMPLE = Path(__file__).parent.parent.parent / "tests" / "photographs" / "coffee.jpg"
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Print medians over several runs and keep them in bench/results/photograph.json."""
-    made = argparse.ArgumentParser(prog="python -m bench photograph", description=__doc__)
-    made.add_argument("photograph", nargs="?", type=Path, help="by default the sample photograph at 500 x 375")
-    made.add_argument("--model", default="auto")
-    made.add_argument("--runs", type=arguments.positive, default=7)
-    args = made.parse_args(argv)
-    with contextlib.nullcontext(args.photograph) if args.photograph else usual_photograph() as args.photograph:
-        return _measure(args)
+    """Print medians over several runs, and write them to bench/results/photograph.json."""
+    parser = argparse.ArgumentParser(prog="python -m bench photograph", description=__doc__)
+    parser.add_argument("photograph", nargs="?", type=Path, help="by default the sample photograph at 500 x 375")
+    parser.add_argument("--model", default="auto", help="checkpoint (the built-in one)")
+    parser.add_argument("--runs", type=arguments.positive, default=7, metavar="N", help="number of runs (7)")
+    args = parser.parse_args(argv)
+    with contextlib.nullcontext(args.photograph) if args.photograph else usual_photograph() as photograph:
+        return _measure(photograph, args.model, args.runs)
 
 
 @contextlib.contextmanager
 def usual_photograph() -> Iterator[Path]:
-    """The sample photograph at the usual size, as a JPEG file that lasts as long as the context."""
+    """Provide the sample photograph at 500 x 375 as a temporary JPEG file."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / SAMPLE.name
         with Image.open(SAMPLE) as picture:
@@ -46,26 +46,24 @@ def usual_photograph() -> Iterator[Path]:
         yield path
 
 
-def _measure(args: argparse.Namespace) -> int:
-    vit = load_vit(args.model)
-    segment_image(args.photograph, vit)
-    runs = [segment_image(args.photograph, vit) for _ in range(args.runs)]
+def _measure(photograph: Path, model: str, n_runs: int) -> int:
+    vit = load_vit(model)
+    segment_image(photograph, vit)
+    runs = [segment_image(photograph, vit) for _ in range(n_runs)]
     stages = {stage: statistics.median(run.seconds[stage] for run in runs) for stage in runs[0].seconds}
     warm = statistics.median(sum(run.seconds.values()) for run in runs)
-    cold = statistics.median(_cold(args.photograph, args.model) for _ in range(max(3, args.runs // 2)))
+    cold = statistics.median(_time_command(photograph, model) for _ in range(max(3, n_runs // 2)))
 
     height, width = runs[0].mask.shape
-    print(f"{args.photograph.name}, {width} x {height}, {vit}")
+    print(f"{photograph.name}, {width} x {height}, {vit}")
     for stage, seconds in stages.items():
         print(f"  {stage:<10}{seconds:8.3f} s")
     print(f"  {'warm':<10}{warm:8.3f} s")
-    print(
-        f"  {'cold':<10}{cold:8.3f} s, the whole command with both pictures written (at most {MOST_SECONDS:g} on 2 cores)"
-    )
-    print(f"  judged by {'its own patches alone' if runs[0].levels is None else 'the built-in collection too'}")
+    print(f"  {'cold':<10}{cold:8.3f} s, the command, both pictures written (at most {MAX_SECONDS:g} on 2 cores)")
+    print(f"  levels: {'image only' if runs[0].levels is None else 'image and built-in collection'}")
     path = record.write(
         "photograph",
-        {"photograph": args.photograph.name, "size": [width, height], "model": vit.name, "runs": args.runs,
+        {"photograph": photograph.name, "size": [width, height], "model": vit.name, "runs": n_runs,
          "collection": runs[0].parameters.get("collection"),
          "seconds_by_stage": stages, "seconds_warm": warm, "seconds_cold_command": cold},
     )  # fmt: skip
@@ -73,8 +71,8 @@ def _measure(args: argparse.Namespace) -> int:
     return shared.EXIT_OK
 
 
-def _cold(photograph: Path, model: str) -> float:
-    """Seconds of the whole command in a process of its own; a failure of it fails the benchmark."""
+def _time_command(photograph: Path, model: str) -> float:
+    """Run the command in a new process, and return its seconds."""
     with tempfile.TemporaryDirectory() as folder:
         began = time.perf_counter()
         command = [sys.executable, "-m", "vitnp.segment", str(photograph), "--model", model, "--out", folder, "--quiet"]

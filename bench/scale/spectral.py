@@ -1,60 +1,59 @@
-"""Spectral clustering of CLS tokens: time, peak memory, and agreement with planted clusters, by number of images."""
+"""Measure spectral clustering of CLS tokens: time, peak memory, and agreement with planted clusters."""
 
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 import resource
 import sys
 import time
-from concurrent.futures import ProcessPoolExecutor
+from typing import Any
 
 import numpy as np
 
 from bench import record
+from bench.process import run_isolated
 from vitnp.cli import arguments, shared
 from vitnp.clustering.spectral import spectral_clusters
 
-# What the whole method may use, in bytes: so much, and so much more an image.
+# Allowed memory of the whole method in bytes: a constant, and more per image.
 ALLOWED, ALLOWED_PER_IMAGE = 2e9, 4e3
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Print the figures and keep them in bench/results/spectral.json."""
-    made = argparse.ArgumentParser(prog="python -m bench spectral", description=__doc__)
-    made.add_argument(
-        "--images", type=arguments.positive, action="append", metavar="N", help="repeatable (1000, 20000, 100000)"
+    """Print the figures, and write them to bench/results/spectral.json."""
+    parser = argparse.ArgumentParser(prog="python -m bench spectral", description=__doc__)
+    parser.add_argument(
+        "--images", type=arguments.positive, action="append", metavar="N",
+        help="number of images; can be repeated (1000, 20000, 100000)",
+    )  # fmt: skip
+    parser.add_argument("--width", type=arguments.positive, default=192, help="width of a CLS token (192)")
+    parser.add_argument("--clusters", type=arguments.positive, default=20, help="number of planted clusters (20)")
+    parser.add_argument(
+        "--noise", type=float, default=2.5, help="noise of the tokens, in standard deviations of the centers (2.5)"
     )
-    made.add_argument("--width", type=arguments.positive, default=192, help="numbers of a CLS token (192)")
-    made.add_argument("--clusters", type=arguments.positive, default=20, help="(20)")
-    made.add_argument(
-        "--noise", type=float, default=2.5, help="of the tokens, in standard deviations of the clusters (2.5)"
-    )
-    made.add_argument("--threads", type=arguments.positive, default=None, help="(all cores)")
-    args = made.parse_args(argv)
+    parser.add_argument("--threads", type=arguments.positive, help="number of threads (all cores)")
+    args = parser.parse_args(argv)
 
     runs = []
     for images in args.images or [1_000, 20_000, 100_000]:
-        # A process of its own for each, or the peak of one would hide that of the next.
-        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
-            run = process.submit(_measure, images, args.width, args.clusters, args.noise, args.threads).result()
+        run = run_isolated(_measure, images, args.width, args.clusters, args.noise, args.threads)
         runs.append(run)
-        line = "{images:>7} images of {width}: {seconds} s, peak memory {peak_mib} MiB of {allowed_mib} allowed, agreement {agreement:.4f}"
-        print(line.format(**run))
+        line = "{images:>7} images of {width}: {seconds} s, peak memory {peak_mib} MiB of {allowed_mib} allowed, "
+        print(line.format(**run) + f"agreement {run['agreement']:.4f}")
     parameters = {"clusters": args.clusters, "noise": args.noise, "threads": args.threads}
     print(f"written to {record.write('spectral', {**parameters, 'runs': runs})}")
     return shared.EXIT_OK
 
 
-def _measure(images: int, width: int, clusters: int, noise: float, threads: int | None) -> dict[str, object]:
-    """One run on Gaussian clusters, made in float32 so that making them needs no more memory than they do."""
+def _measure(images: int, width: int, clusters: int, noise: float, n_threads: int | None) -> dict[str, Any]:
+    """Cluster tokens around Gaussian centers, drawn in float32 to keep the peak memory low."""
     rng = np.random.default_rng(0)
     truth = rng.integers(clusters, size=images)
     tokens = rng.standard_normal((images, width), np.float32)
     tokens *= noise
     tokens += rng.standard_normal((clusters, width), np.float32)[truth]
     begin = time.perf_counter()
-    labels = spectral_clusters(tokens, clusters, n_threads=threads)
+    labels = spectral_clusters(tokens, clusters, n_threads=n_threads)
     seconds = time.perf_counter() - begin
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     return {
@@ -68,7 +67,7 @@ def _measure(images: int, width: int, clusters: int, noise: float, threads: int 
 
 
 def _agreement(labels: np.ndarray, truth: np.ndarray, clusters: int) -> float:
-    """Share of images in the planted cluster that is matched one to one with theirs."""
+    """Return the share of images that agree after matching the clusters one to one."""
     from scipy.optimize import linear_sum_assignment
 
     table = np.bincount(labels * clusters + truth, minlength=clusters**2).reshape(clusters, clusters)

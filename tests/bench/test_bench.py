@@ -1,22 +1,25 @@
-"""The harness of the benchmarks on a machine that is made up: turns, medians, disturbances, bars, tables, pictures."""
+"""The benchmark harness, with a simulated clock: rounds, medians, disturbed samples, bars, tables, plots."""
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import pathlib
 import sys
+import threading
 import time
 
 import numpy as np
 import pytest
 
-# bench/ is no part of the installed package. At the end of the path, so that an installed vitnp stays the one tested.
+# bench/ is not installed. It is appended, so that an installed vitnp stays the one that is tested.
 sys.path.append(str(pathlib.Path(__file__).resolve().parent.parent.parent))
 
 from vitnp.kernels import reference as k
 
-from bench import record, table
+from bench import journey, record, table
+from bench.__main__ import BENCHMARKS, main
 from bench.cpu import comparison, crf_peers, interleave, kmeans_peers, peak, pipeline_peer, plots, vit_peers
 from bench.cpu.comparison import Bar, Missing, WrongAnswer, compare
 from bench.cpu.interleave import Clock, Disturbed, Plan, Timing
@@ -26,7 +29,7 @@ from vitnp.vit.config import ViTConfig
 
 
 class Machine:
-    """Time passes when somebody works or sleeps; a neighbor may work on the other core meanwhile."""
+    """A simulated machine: time passes in calls and sleeps, while another program may use the other core."""
 
     def __init__(self, busy=lambda machine: 0.0):
         self.time, self.theirs, self.log, self._busy = 0.0, 0.0, [], busy
@@ -37,7 +40,7 @@ class Machine:
         self.time += seconds
 
     def work(self, name, seconds, *, returns=None):
-        """A callable that takes so long; `seconds` may be a function of how often it was called."""
+        """Return a call that takes a number of seconds, which may be a function of the number of earlier calls."""
         calls = []
 
         def call():
@@ -53,18 +56,18 @@ def agree(name, answer):
     pass
 
 
-# --- Turns, medians ---------------------------------------------------------------------------------------------------
+# --- Rounds and medians ----------------------------------------------------------------------------------------------
 
 
-def test_contenders_take_turns_and_nobody_always_begins():
+def test_contenders_take_turns_and_rounds_rotate():
     machine = Machine()
     contenders = {name: machine.work(name, 1.0) for name in "abc"}
-    interleave.interleave(contenders, Plan(rounds=4, least=0.5), machine.clock)
+    interleave.interleave(contenders, Plan(rounds=4, min_seconds=0.5), machine.clock)
     rounds = machine.log[3:]  # after the call each that tells how long it takes
     assert "".join(rounds) == "abcbcacababc"
 
 
-def test_what_is_fast_is_repeated_until_the_clock_can_tell():
+def test_fast_calls_are_repeated_within_a_sample():
     machine = Machine()
     timings = interleave.interleave(
         {"a": machine.work("a", 0.03), "b": machine.work("b", 2.0)}, Plan(3, 0.3), machine.clock
@@ -74,7 +77,7 @@ def test_what_is_fast_is_repeated_until_the_clock_can_tell():
     assert machine.log.count("a") == 1 + 3 * 10
 
 
-def test_the_median_is_what_counts():
+def test_seconds_are_the_median_of_the_samples():
     machine = Machine()
     slow_once = machine.work("a", lambda call: 9.0 if call == 2 else 1.0 + 0.1 * call)
     timing = interleave.interleave({"a": slow_once}, Plan(5, 0.5), machine.clock)["a"]
@@ -82,7 +85,7 @@ def test_the_median_is_what_counts():
     assert timing.seconds == pytest.approx(1.4)
 
 
-def test_no_further_round_begins_once_the_budget_is_spent_and_three_are_there():
+def test_the_budget_ends_the_rounds_after_three():
     machine = Machine()
     timing = interleave.interleave({"a": machine.work("a", 10.0)}, Plan(rounds=9, budget=5.0), machine.clock)["a"]
     assert len(timing.samples) == 3
@@ -95,7 +98,7 @@ def test_a_ratio_is_taken_within_rounds():
     assert interleave.ratio(Timing((1.0, None, None, 1.0)), Timing((2.0, 2.0, 2.0, None))) is None
 
 
-def test_a_call_of_many_steps_is_told_by_the_step():
+def test_times_are_given_per_step():
     machine = Machine()
     contenders = {"a": lambda: machine.work("a", 5.0), "b": lambda: machine.work("b", 10.0)}
     found = compare("c", {}, contenders, [Bar("a", "b")], Plan(3, 0.5), check=agree, steps=20, clock=machine.clock)
@@ -103,31 +106,31 @@ def test_a_call_of_many_steps_is_told_by_the_step():
     assert found["comparisons"][0]["ratio"] == pytest.approx(2.0)
 
 
-# --- Others on the machine --------------------------------------------------------------------------------------------
+# --- Disturbed samples -----------------------------------------------------------------------------------------------
 
 
-def test_a_disturbed_sample_is_taken_anew():
+def test_a_disturbed_sample_is_repeated():
     machine = Machine(lambda machine: 1.0 if 2.9 < machine.time < 4.0 else 0.0)
-    timing = interleave.interleave({"a": machine.work("a", 1.0)}, Plan(rounds=5, least=0.5), machine.clock)["a"]
+    timing = interleave.interleave({"a": machine.work("a", 1.0)}, Plan(rounds=5, min_seconds=0.5), machine.clock)["a"]
     assert timing.disturbed == 1 and len(timing.clean) == 5
     assert timing.foreign <= interleave.SLACK + interleave.SLACK_SHARE
 
 
-def test_a_little_of_others_is_borne():
+def test_a_small_disturbance_is_accepted():
     machine = Machine(lambda machine: 0.05)
     timing = interleave.interleave({"a": machine.work("a", 1.0)}, Plan(3), machine.clock)["a"]
     assert timing.disturbed == 0 and timing.foreign == pytest.approx(0.05)
 
 
-def test_a_busy_machine_is_an_error_and_never_a_figure():
+def test_a_busy_machine_raises():
     machine = Machine(lambda machine: 0.5)
     with pytest.raises(
-        Disturbed, match="other programs disturbed 12 samples of slow, and only 0 rounds are left of 3; .*--anyway"
+        Disturbed, match="other programs disturbed 12 samples of slow, which leaves 0 of 3 rounds; .*--anyway"
     ):
         interleave.interleave({"slow": machine.work("slow", 1.0)}, Plan(3), machine.clock)
 
 
-def test_a_busy_machine_costs_a_case_its_times_and_not_the_run():
+def test_a_busy_machine_leaves_a_case_unmeasured():
     machine = Machine(lambda machine: 0.5)
     builders = {"vitnp": lambda: machine.work("a", 1.0), "peer": lambda: machine.work("b", 1.0)}
     found = compare("the case", {}, builders, [Bar("vitnp", "peer", 1.0)], Plan(3), check=agree, clock=machine.clock)
@@ -136,24 +139,24 @@ def test_a_busy_machine_costs_a_case_its_times_and_not_the_run():
     assert "1 of 1 cases not measured" in table.ending([found])
 
 
-def test_a_round_that_others_spoilt_for_one_counts_for_nobody():
+def test_a_round_disturbed_for_one_contender_counts_for_none():
     # Others compute for as long as b is tried in the first round: all of its four attempts are in vain.
     machine = Machine(lambda machine: float(len(machine.log) in range(4, 8)))
-    plan = Plan(rounds=5, least=0.5, budget=0.0)
+    plan = Plan(rounds=5, min_seconds=0.5, budget=0.0)
     timings = interleave.interleave({name: machine.work(name, 1.0) for name in "ab"}, plan, machine.clock)
     assert timings["b"].samples[0] is None and timings["a"].samples[0] == pytest.approx(1.0)
     assert len(timings["a"].samples) == 4  # three clean rounds are needed, however little time there is
     assert interleave.ratio(timings["a"], timings["b"]) == pytest.approx(1.0)
 
 
-def test_disturbed_figures_can_be_had_and_say_so():
+def test_disturbed_samples_can_be_kept_and_are_counted():
     machine = Machine(lambda machine: 0.5)
-    plan = Plan(3, anyway=True)
+    plan = Plan(3, keep_disturbed=True)
     timing = interleave.interleave({"a": machine.work("a", 1.0)}, plan, machine.clock)["a"]
     assert timing.disturbed == 3 and timing.foreign == pytest.approx(0.5) and timing.seconds == pytest.approx(1.0)
 
 
-def test_where_the_system_tells_nothing_of_others_the_record_says_so():
+def test_without_proc_stat_the_record_has_no_foreign_cores():
     machine = Machine()
     clock = Clock(machine.clock.now, machine.clock.sleep, lambda: None)
     found = compare("c", {}, {"a": lambda: machine.work("a", 1.0)}, [], Plan(3), check=agree, clock=clock)
@@ -161,7 +164,7 @@ def test_where_the_system_tells_nothing_of_others_the_record_says_so():
 
 
 @pytest.mark.skipif(not pathlib.Path("/proc/stat").exists(), reason="this system has no /proc/stat")
-def test_own_work_isnt_taken_for_others():
+def test_own_processor_time_is_not_foreign():
     before, began, own = interleave.used_by_others(), time.perf_counter(), time.process_time()
     while time.process_time() - own < 0.3:
         pass
@@ -171,7 +174,7 @@ def test_own_work_isnt_taken_for_others():
     assert -0.1 < others < os.cpu_count() * wall - 0.3 + 0.1
 
 
-# --- Comparisons ------------------------------------------------------------------------------------------------------
+# --- Comparisons -----------------------------------------------------------------------------------------------------
 
 
 def two(ours, theirs, bars, **options):
@@ -221,7 +224,7 @@ def test_a_missing_peer_is_reported_in_record_and_table():
     assert table.ending([found]) == "\n0 of 0 bars met; missing: peer, vitnp, bf16"
 
 
-def test_a_wrong_answer_fails_before_anything_is_timed():
+def test_a_wrong_answer_raises_before_anything_is_timed():
     machine = Machine()
     builders = {
         "right": lambda: machine.work("right", 1.0, returns=1),
@@ -246,10 +249,10 @@ def test_the_geometric_mean_is_over_the_cases_that_have_the_ratio():
     assert comparison.geometric_mean([], bar, "of none")["met"] is None
 
 
-# --- What the contenders are checked by -------------------------------------------------------------------------------
+# --- Checks of the contenders ----------------------------------------------------------------------------------------
 
 
-def test_tokens_that_differ_are_wrong():
+def test_different_tokens_raise():
     tokens = np.random.default_rng(0).standard_normal((2, 5, 8)).astype(np.float32)
     vit_peers.check_tokens("peer", tokens * np.float32(1 + 1e-6), tokens)
     vit_peers.check_tokens("peer", tokens * np.float32(1.01), tokens, precision="bf16")
@@ -258,7 +261,7 @@ def test_tokens_that_differ_are_wrong():
             vit_peers.check_tokens("peer", wrong, tokens)
 
 
-def test_ours_is_the_network_that_the_peers_get():
+def test_vitnp_computes_the_network_of_the_peers():
     # A hand-written pass in float64 from the same weights, by the definition of a pre-norm block.
     config = ViTConfig(width=24, depth=2, heads=3, patch=4, grid=(2, 3))
     weights = vit_peers.random_weights(config)
@@ -281,7 +284,7 @@ def test_ours_is_the_network_that_the_peers_get():
     vit_peers.check_tokens("vitnp", vit_peers.ours(config, weights)(images), x[:, 1:].astype(np.float32))
 
 
-def test_operations_of_a_pass_are_counted():
+def test_flops_of_a_forward_pass():
     # Two blocks on 1 + 4 tokens of width 8 with an MLP of 32: by hand.
     class Tiny(vit_peers.Case):
         config = ViTConfig(width=8, depth=2, heads=2, patch=2, grid=(2, 2))
@@ -291,14 +294,14 @@ def test_operations_of_a_pass_are_counted():
     assert Tiny("S", 2, 4, batch=3).flops == 3 * 2 * (4 * 12 * 8 + 2 * (linear + attention))
 
 
-def test_the_loop_that_tells_the_peak_does_its_multiplications():
+def test_the_peak_loop_does_its_multiply_adds():
     run, operations, _engine = peak.loop("fp32")
     sums = peak.SUMS * peak.lanes()
     assert run(1000) == pytest.approx(sums * (1 - 0.999**1000), rel=1e-4)
     assert operations == 2 * sums
 
 
-def test_centroids_that_are_worse_are_wrong():
+def test_worse_centroids_raise():
     rows = kmeans_peers.rows_of(300, 16)
     start = rows[kmeans_peers.chosen_rows(300, 3)]
     moved = np.stack(
@@ -314,7 +317,7 @@ def test_centroids_that_are_worse_are_wrong():
     )
 
 
-def test_our_iterations_are_lloyds():
+def test_vitnp_does_lloyds_iterations():
     rows = kmeans_peers.rows_of(500, 12)
     start = expected = rows[kmeans_peers.chosen_rows(500, 4)]
     for _ in range(3):
@@ -327,7 +330,7 @@ def nearest(rows, centroids):
     return np.square(rows[:, None].astype(np.float64) - centroids).sum(axis=2).argmin(axis=1)
 
 
-def test_labels_that_differ_are_wrong():
+def test_different_labels_raise():
     marginals = np.moveaxis(crf_peers.probabilities(3, 40, 60), -1, 0)
     check = crf_peers.checker()
     check("first", marginals)
@@ -343,7 +346,7 @@ def test_the_assembled_pipeline_cleans_as_vitnp_does():
         np.testing.assert_array_equal(pipeline_peer.clean(score), clean(score))
 
 
-# --- What people see --------------------------------------------------------------------------------------------------
+# --- Tables and plots ------------------------------------------------------------------------------------------------
 
 
 def stored(tmp_path, section, cases):
@@ -388,7 +391,7 @@ PICTURED = {
 
 
 @pytest.mark.parametrize("section", PICTURED)
-def test_a_result_is_drawn_from_its_file_alone(tmp_path, section):
+def test_a_result_file_is_plotted(tmp_path, section):
     pytest.importorskip("matplotlib", reason="matplotlib is in the extra for benchmarks")
     from PIL import Image
 
@@ -400,15 +403,43 @@ def test_a_result_is_drawn_from_its_file_alone(tmp_path, section):
     assert shown.shape[1] > 600 and (np.abs(shown.astype(int) - ours).max(axis=2) < 30).sum() > 100
 
 
-def test_a_result_without_a_picture_is_refused(tmp_path):
-    with pytest.raises(UsageError, match="has no picture; those have one: vit, kmeans, crf, photograph"):
+def test_a_result_that_cannot_be_plotted_raises(tmp_path):
+    with pytest.raises(UsageError, match="can't be plotted; plot a result of vit, kmeans, crf, photograph"):
         plots.draw(stored(tmp_path, "quality", []), tmp_path)
     (tmp_path / "broken.json").write_text("{")
     with pytest.raises(UsageError, match="can't be read as a result"):
         plots.draw(tmp_path / "broken.json", tmp_path)
 
 
-def test_the_table_fits_a_line_to_each_contender():
+def test_the_table_has_one_line_per_contender():
     lines = table.lines(two(0.0123, 0.0246, [Bar("vitnp", "peer", 1.9)]))
     assert [" ".join(line.split()) for line in lines] == ["the case vitnp 12.3 ms", "peer 24.6 ms 2.00 x, bar 1.9: met"]
     assert len({line.index("ms") for line in lines}) == 1
+
+
+# --- Command line and the count of functions --------------------------------------------------------------------------
+
+
+def test_every_benchmark_is_listed_and_exists(capsys):
+    assert main([]) == 0
+    listed = capsys.readouterr().out
+    for name, benchmark in BENCHMARKS.items():
+        assert f"  {name} " in listed and importlib.util.find_spec(benchmark.module)
+    assert main(["no-such-benchmark"]) == 2
+    assert "NAME must be one of photograph" in capsys.readouterr().err
+
+
+def test_functions_are_counted_by_file_and_name_in_all_threads():
+    def call():
+        thread = threading.Thread(target=table.duration, args=(1.0,))
+        thread.start()
+        thread.join()
+        if not earlier:
+            table.verdict({"ratio": None})
+        earlier.append(True)
+
+    earlier = []
+    root = pathlib.Path(table.__file__).parent.parent
+    first, second = (journey.project_functions(codes, root, rooms=("bench",)) for codes in journey.trace(call))
+    assert list(first["bench/table.py"]) == ["duration", "verdict"] and list(second["bench/table.py"]) == ["duration"]
+    assert journey.count(second) == "1 / 1"

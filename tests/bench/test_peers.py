@@ -5,20 +5,20 @@ from __future__ import annotations
 import json
 import pathlib
 import sys
-import types
+from typing import ClassVar
 
 import numpy as np
 import pytest
 from PIL import Image
 
-# bench/ is no part of the installed package. At the end of the path, so that an installed vitnp stays the one tested.
+# bench/ is not installed. It is appended, so that an installed vitnp stays the one that is tested.
 sys.path.append(str(pathlib.Path(__file__).resolve().parent.parent.parent))
 
 from bench import record
 from bench.quality import composites, peers
 from vitnp.errors import ImageError, UsageError
-from vitnp.evaluate.data.labeled import read_label_folder
-from vitnp.features.extract import Features
+from vitnp.evaluate.data.label_images import read_label_folder
+from vitnp.features.record import FeatureRecord
 from vitnp.io.find import find_photographs
 
 GRID = (12, 16)
@@ -58,12 +58,12 @@ def test_every_peer_finds_the_planted_object(name, seed):
 
 
 @pytest.mark.parametrize("name", ["lost", "tokencut", "found", "deep spectral"])
-def test_every_peer_ignores_how_long_all_keys_are(name):
+def test_every_peer_is_invariant_to_the_scale_of_keys(name):
     keys, attention, _ = planted(noise=0.4)
     np.testing.assert_array_equal(everyone(keys, attention)[name], everyone(4 * keys, attention)[name])
 
 
-def test_lost_and_tokencut_keep_the_part_around_their_seed():
+def test_lost_and_tokencut_keep_the_component_around_their_seed():
     keys, attention, truth = planted(noise=0.02)
     keys = keys.reshape(*GRID, -1)
     # A second object of the same kind, apart from the first and touching it at a corner only.
@@ -85,7 +85,7 @@ def test_deep_spectral_takes_the_smaller_side():
     np.testing.assert_array_equal(peers.deep_spectral(swapped, GRID), truth)
 
 
-def test_found_follows_the_head_that_looks_at_least():
+def test_found_weights_heads_that_attend_to_few_patches():
     keys, _, truth = planted(noise=0.05)
     # The patch with the least attention, heads weighted, lies on what we called the object: so all else is foreground.
     attention = np.full((3, truth.size), 1.0)
@@ -101,7 +101,7 @@ def test_second_eigenvector_by_hand():
     np.testing.assert_allclose(vector / vector[0], [1, 0, -1], atol=1e-12)
 
 
-def test_second_eigenvector_of_a_graph_in_two_parts_tells_them_apart():
+def test_second_eigenvector_separates_the_components_of_a_graph():
     parts = np.kron(np.eye(2), np.ones((3, 3)))
     vector = peers.second_eigenvector(parts)
     np.testing.assert_allclose(vector / vector[0], [1, 1, 1, -1, -1, -1], atol=1e-12)
@@ -118,34 +118,34 @@ def test_second_eigenvector_solves_its_equation():
     assert np.abs(vector).max() > 1e-3
 
 
-def test_outliers_are_mended_from_sound_neighbors():
+def test_outliers_are_repaired_from_valid_neighbors():
     keys, _, _ = planted()
     damaged = keys.reshape(*GRID, -1).copy()
     damaged[0, 0] *= 1e-3  # a corner, whose sound neighbors are two: the third is damaged too
     damaged[1, 1] *= 1e-3
-    mended = peers.repair_outliers(damaged.reshape(keys.shape), GRID).reshape(damaged.shape)
-    np.testing.assert_allclose(mended[0, 0], damaged[[0, 1], [1, 0]].mean(axis=0), rtol=1e-5)
+    repaired = peers.repair_outliers(damaged.reshape(keys.shape), GRID).reshape(damaged.shape)
+    np.testing.assert_allclose(repaired[0, 0], damaged[[0, 1], [1, 0]].mean(axis=0), rtol=1e-5)
     around = [damaged[i, j] for i in range(3) for j in range(3) if (i, j) not in ((0, 0), (1, 1))]
-    np.testing.assert_allclose(mended[1, 1], np.mean(around, axis=0), rtol=1e-5)
+    np.testing.assert_allclose(repaired[1, 1], np.mean(around, axis=0), rtol=1e-5)
     others = np.ones(GRID, bool)
     others[[0, 1], [0, 1]] = False
-    np.testing.assert_array_equal(mended[others], damaged[others])
+    np.testing.assert_array_equal(repaired[others], damaged[others])
     assert peers.repair_outliers(keys, GRID) is keys
 
 
-def test_outliers_lead_astray_until_they_are_mended():
+def test_peers_fail_on_outliers_without_the_repair():
     keys, attention, truth = planted(noise=0.05)
     damaged = keys.copy()
     damaged[5] = -0.01 * keys.mean(axis=0)  # small, and unlike everything
     assert np.array_equal(np.flatnonzero(peers.lost(damaged, GRID)), [5])
-    mended = peers.repair_outliers(damaged, GRID)
-    for name, mask in everyone(mended, attention).items():
+    repaired = peers.repair_outliers(damaged, GRID)
+    for name, mask in everyone(repaired, attention).items():
         np.testing.assert_array_equal(mask, truth, err_msg=name)
 
 
 @pytest.mark.parametrize("grid", [(1, 1), (1, 2), (3, 4)])
 @pytest.mark.parametrize("value", [0.0, 1.0])
-def test_flat_features_are_no_accident(grid, value):
+def test_constant_features_are_handled(grid, value):
     keys = np.full((grid[0] * grid[1], 6), value, np.float32)
     attention = np.full((3, len(keys)), 1 / len(keys))
     with np.errstate(all="raise"):
@@ -156,14 +156,15 @@ def test_flat_features_are_no_accident(grid, value):
         assert found["lost"].all() and not found["found"].any()
 
 
-def test_a_single_head_weighs_itself():
+def test_a_single_head_has_weight_one():
     keys, attention, truth = planted()
     np.testing.assert_array_equal(peers.found(keys, attention[:1], GRID), truth)
 
 
-def test_contenders_side_by_side():
+def test_scores_of_all_methods():
     keys, attention, truth = planted()
-    features = Features(keys, attention.mean(axis=0).astype(np.float32), GRID, (192, 256), digest=1, capped=False)
+    arrays = {"keys": keys, "attention": attention.mean(axis=0).astype(np.float32)}
+    features = FeatureRecord("", GRID, (192, 256), (192, 256), 1, False, arrays.copy)
     scores = peers.scores_of(features, attention)
     assert len(scores) == 3 + len(peers.TOKENCUT_THRESHOLDS) + len(peers.FOUND_THRESHOLDS)
     for score in scores.values():
@@ -206,32 +207,36 @@ def run(scene, monkeypatch, *options):
     return peers.main([str(scene / "images"), str(scene / "masks"), "--quiet", "--size", "96", *options])
 
 
+class TrueMasks:
+    """A Segmenter whose masks are the true ones; it expects the options of the command."""
+
+    options: ClassVar = {"short_side": 96, "seed": 0, "refine": "solver"}
+
+    def __init__(self, vit, *, n_threads, **options):
+        assert options == self.options
+
+    def fit(self, photographs):
+        masks = [photograph.parents[1] / "masks" / f"{photograph.stem}.png" for photograph in photographs]
+        self.masks = [np.asarray(Image.open(mask)) for mask in masks]
+        return self
+
+
 def test_the_command(scene, monkeypatch, capsys):
-    monkeypatch.setitem(sys.modules, "vitnp.segmenter", None)
+    monkeypatch.setattr(peers, "Segmenter", TrueMasks)
     assert run(scene, monkeypatch) == 0
     printed = capsys.readouterr().out
     assert "2 photographs" in printed and "solver" in printed
-    assert next(line for line in printed.splitlines() if "three levels" in line).endswith("not available")
-    kept = json.loads((scene.parent / "results" / "peers-set.json").read_text())
-    assert {"machine", "vitnp", "model", "sha256", "iou"} <= set(kept)
-    assert kept["refine"] == "solver" and kept["iou"]["vitnp, three levels"] is None
-    means = [value for value in kept["iou"].values() if value is not None]
+    assert next(line for line in printed.splitlines() if "three levels" in line).endswith("1.000")
+    stored = json.loads((scene.parent / "results" / "peers-set.json").read_text())
+    assert {"machine", "vitnp", "model", "sha256", "iou"} <= set(stored)
+    assert stored["refine"] == "solver" and stored["iou"].pop("vitnp, three levels") == 1.0
+    means = list(stored["iou"].values())
     assert means == sorted(means) and all(0 <= value <= 1 for value in means)
 
 
 def test_the_command_in_json_with_a_broken_photograph(scene, monkeypatch, capsys):
-    class Segmenter:
-        """What the table asks of the whole method: masks of all photographs, in their order."""
-
-        def __init__(self, vit, *, size, seed, refine, n_threads):
-            assert (size, seed, refine) == (96, 3, "none")
-
-        def fit(self, photographs):
-            masks = [photograph.parents[1] / "masks" / f"{photograph.stem}.png" for photograph in photographs]
-            self.masks = [np.asarray(Image.open(mask)) for mask in masks]
-            return self
-
-    monkeypatch.setitem(sys.modules, "vitnp.segmenter", types.SimpleNamespace(Segmenter=Segmenter))
+    monkeypatch.setattr(TrueMasks, "options", {"short_side": 96, "seed": 3, "refine": "none"})
+    monkeypatch.setattr(peers, "Segmenter", TrueMasks)
     (scene / "images" / "broken.png").write_bytes(b"no picture")
     Image.new("1", (8, 8)).save(scene / "masks" / "broken.png")
     assert run(scene, monkeypatch, "--json", "--refine", "none", "--seed", "3", "--name", "discs") == 3
@@ -264,7 +269,7 @@ def test_pairs_mix_categories_and_use_each_photograph_once(seed):
     assert len(composites.choose_pairs(categories, 2, seed)) == 2
 
 
-def test_pairs_that_cannot_be():
+def test_impossible_numbers_of_pairs_raise():
     with pytest.raises(UsageError, match="1 pairs.*not 2"):
         composites.choose_pairs(["a", "b", "a"], 2, 0)
     for categories in (["a", "a"], []):

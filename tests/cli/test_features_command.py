@@ -83,7 +83,7 @@ def test_files_hold_what_extract_gives(run, model, tmp_path, form, options):
     vit = load_vit(model)
     for name in ("x/a", "b"):
         rgb = read_image(tmp_path / "in" / f"{name}.png")
-        expected = extract(rgb, vit, size=32, **options)
+        expected = extract(rgb, vit, short_side=32, **options)
         arrays, metadata = read(tmp_path / "out" / f"{name}.{form}")
         assert set(arrays) == {"keys", "attention", "cls"}
         assert np.array_equal(arrays["keys"], expected.facet.reshape(*expected.grid, 64).astype(precision))

@@ -26,7 +26,7 @@ def folders(tmp_path_factory):
 def table(folders, tmp_path_factory, builtin):
     cache = tmp_path_factory.mktemp("cache")
     pairs, _ = match_pairs(*folders)
-    rows, images, failures = ablate(pairs, lambda **variant: Segmenter(builtin, size=96, cache=cache, **variant))
+    rows, images, failures = ablate(pairs, lambda **variant: Segmenter(builtin, short_side=96, cache=cache, **variant))
     assert images == 6 and not failures
     return {row[:2]: (row.coarse, row.refined) for row in rows}
 
@@ -53,18 +53,18 @@ def test_rows_and_their_order(table):
         (("facet", "token"), {"facet": "token"}),
     ],
 )
-def test_whole_methods_score_as_by_themselves(table, folders, builtin, row, options):
+def test_full_methods_score_as_in_an_evaluation(table, folders, builtin, row, options):
     pairs, _ = match_pairs(*folders)
     for place, method in enumerate(("none", "solver")):
-        alone = score_set(pairs, Segmenter(builtin, size=96, refine=method, **options))
+        alone = score_set(pairs, Segmenter(builtin, short_side=96, refine=method, **options))
         assert table[row][place] == pytest.approx(alone.scores["iou"], abs=1e-12)
 
 
-def test_parts_of_the_levels(table, folders, builtin):
+def test_subsets_of_levels(table, folders, builtin):
     """Their means taken here, from what each level said."""
     pairs, _ = match_pairs(*folders)
     found = {}
-    Segmenter(builtin, size=96).fit([pair.image for pair in pairs], observe=found.__setitem__)
+    Segmenter(builtin, short_side=96).fit([pair.image for pair in pairs], observe=found.__setitem__)
     parts = {"image": [0], "category": [2], "image + data set": [0, 1], "data set + category": [1, 2]}
     for name, taken in parts.items():
         scores = []
@@ -95,7 +95,7 @@ def test_the_command(table, folders, builtin, capsys, tmp_path):
 
 
 @pytest.mark.slow(reason="evaluates every variant")
-def test_photographs_that_fail_count_in_no_row(folders, builtin, tmp_path, capsys):
+def test_failed_photographs_count_in_no_row(folders, builtin, tmp_path, capsys):
     import shutil
 
     for part in ("images", "masks"):

@@ -12,7 +12,7 @@ from PIL import Image
 from vitnp.cli import arguments, evaluate, shared
 from vitnp.evaluate import discovery
 from vitnp.evaluate.data.voc_boxes import read_voc_boxes
-from vitnp.evaluate.discovery import Located, box_of, score_box_set
+from vitnp.evaluate.discovery import Localization, largest_box, score_box_set
 from vitnp.io.decode import read_image
 from vitnp.segmenter import Segmenter
 
@@ -43,7 +43,7 @@ def test_box_of_the_largest_part():
     random = np.random.default_rng(0)
     for _ in range(40):
         mask = random.random((9, 12)) < random.choice([0.0, 0.2, 0.35])
-        found, expected = box_of(mask), brute_force_box(mask)
+        found, expected = largest_box(mask), brute_force_box(mask)
         if expected is None:
             assert found is None
         else:
@@ -86,7 +86,7 @@ def red(monkeypatch):
 
     monkeypatch.setattr(discovery, "segment_image", by_red_channel)
     monkeypatch.setattr(arguments, "load_model", lambda args: types.SimpleNamespace(device="cpu"))
-    monkeypatch.setattr(arguments, "chosen_collection", lambda *args, **options: None)
+    monkeypatch.setattr(arguments, "load_collection", lambda *args, **options: None)
 
 
 def test_corloc_worked_by_hand(tmp_path, red, capsys):
@@ -107,10 +107,10 @@ def test_corloc_worked_by_hand(tmp_path, red, capsys):
     assert [line.split()[-1] for line in capsys.readouterr().out.splitlines()] == ["1", "1.0000", "1.0000"]
 
 
-def test_nothing_to_be_found_is_an_error(tmp_path, red, capsys):
+def test_a_set_without_boxes_is_an_error(tmp_path, red, capsys):
     root = make_voc(tmp_path / "VOC2007", [(0, 0, 9, 9)], [[]])
     for argv, words in (
-        ([str(root)], "no photograph has a true box"),
+        ([str(root)], "none of the photographs has a true box"),
         ([str(root), str(root)], "needs ROOT"),
         ([str(tmp_path / "nowhere")], "no folder JPEGImages"),
         ([str(root), "--merge", "x"], "--merge is for --task semantic"),
@@ -136,10 +136,10 @@ def test_a_set_fitted_as_a_whole(tmp_path, builtin):
     rectangles = [(10 + 5 * n, 20, 50 + 5 * n, 60) for n in range(6)]
     root = make_voc(tmp_path / "VOC2007", rectangles, [[rectangle] for rectangle in rectangles])
     samples = read_voc_boxes(root)
-    segmenter = Segmenter(builtin, size=96)
+    segmenter = Segmenter(builtin, short_side=96)
     scored = score_box_set(samples, segmenter)
     for place, sample in enumerate(samples):
-        own = Located(box_of(segmenter.masks[place]), sample.load_boxes())
+        own = Localization(largest_box(segmenter.masks[place]), sample.load_boxes())
         assert scored.ranking[place] == own.iou
     assert scored.scores["corloc"] == np.mean([iou > 0.5 for iou in scored.ranking.values()])
     assert scored.scores["corloc"] >= 0.5

@@ -45,7 +45,7 @@ def red(monkeypatch):
     """Replace network and method by the red channel, so that scores can be worked out by hand."""
     monkeypatch.setattr(saliency, "segment_image", by_red_channel)
     monkeypatch.setattr(arguments, "load_model", lambda args: types.SimpleNamespace(device="cpu"))
-    monkeypatch.setattr(arguments, "chosen_collection", lambda *args, **options: None)
+    monkeypatch.setattr(arguments, "load_collection", lambda *args, **options: None)
 
 
 def save_pair(folder, name, soft, truth):
@@ -67,9 +67,10 @@ def two(tmp_path, red):
     return [str(tmp_path / "images"), str(tmp_path / "masks")]
 
 
-# S-measure of the second photograph. Object: foreground 1; background's complements 0.4, 1, 1, mean 0.8, sample deviation
-# sqrt(0.24 / 2) = 0.346410, so 1.6 / (0.64 + 1 + 0.346410) = 0.805468; 1/4 + 3/4 * 0.805468 = 0.854101. Region: the centroid
-# is the first pixel; its block and the two below are constant: 1; upper right: one pixel, 1. So (0.854101 + 1) / 2.
+# S-measure of the second photograph. Object: foreground 1; background's complements 0.4, 1, 1, mean 0.8, sample
+# deviation sqrt(0.24 / 2) = 0.346410, so 1.6 / (0.64 + 1 + 0.346410) = 0.805468; 1/4 + 3/4 * 0.805468 = 0.854101.
+# Region: the centroid is the first pixel; its block and the two below are constant: 1; upper right: one pixel, 1. So
+# (0.854101 + 1) / 2.
 S_HALF = (0.25 + 0.75 * 1.6 / (1.64 + 0.12**0.5) + 1) / 2
 
 
@@ -87,7 +88,7 @@ def test_means_worked_by_hand(two, capsys):
     assert result["s_measure"] == pytest.approx((1 + S_HALF) / 2, abs=1e-7)
 
 
-def test_table_for_people(two, capsys):
+def test_the_printed_table(two, capsys):
     assert evaluate.main(two) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[-1] for line in lines] == [
@@ -102,7 +103,7 @@ def test_table_for_people(two, capsys):
     assert "IoU" in lines[1] and "S-measure" in lines[-1]
 
 
-def test_quiet_run_says_nothing_but_the_result(two, capsys):
+def test_a_quiet_run_prints_only_the_result(two, capsys):
     assert evaluate.main([*two, "--quiet", "--json"]) == 0
     assert capsys.readouterr().err == ""
 
@@ -156,8 +157,8 @@ def run_face(argv, capsys):
         ([], "IMAGES, MASKS"),
         (["only_one"], "MASKS"),
         (["nowhere", "."], "nowhere: there is no such folder; name the one that holds the photographs"),
-        (["--task", "everything", ".", "."], "invalid choice: 'everything'"),
-        (["--threads", "0", ".", "."], "whole number from 1"),
+        (["--task", "everything", ".", "."], "must be one of saliency, semantic or discovery, got 'everything'"),
+        (["--threads", "0", ".", "."], "must be a whole number of at least 1, got '0'"),
     ],
 )
 def test_wrong_usage_is_one_sentence_and_status_2(argv, words, capsys, monkeypatch, tmp_path):
@@ -169,7 +170,7 @@ def test_wrong_usage_is_one_sentence_and_status_2(argv, words, capsys, monkeypat
     assert captured.out == ""
 
 
-def test_an_option_that_fails_for_all_is_an_error_not_a_list(two, monkeypatch, capsys):
+def test_an_error_of_all_photographs_is_reported_once(two, monkeypatch, capsys):
     def refuse(image, vit=None, **options):
         raise UsageError("the stride 99 is too large; choose less")
 
@@ -202,7 +203,7 @@ def test_options_reach_the_method(two, monkeypatch):
     )
     assert len(seen) == 2
     for options in seen:
-        assert options.items() >= {"size": 160, "facet": "value", "refine": "none", "seed": 7, "stride": 8}.items()
+        assert options.items() >= {"short_side": 160, "facet": "value", "refine": "none", "seed": 7, "stride": 8}.items()
 
 
 # The loop.
@@ -218,7 +219,7 @@ def random_pairs(folder, count):
 
 def test_scores_are_those_of_the_metrics(tmp_path, red):
     pairs = random_pairs(tmp_path, 4)
-    for pair, scores in zip(pairs, score_pairs(pairs, threads=1)):
+    for pair, scores in zip(pairs, score_pairs(pairs, n_threads=1)):
         result = by_red_channel(pair.image)
         truth = read_truth(pair.mask, result.mask.shape)
         soft = result.soft.astype(np.float64) / 65535
@@ -235,7 +236,7 @@ def test_scores_are_those_of_the_metrics(tmp_path, red):
 
 def test_threads_change_neither_order_nor_bits(tmp_path, red, monkeypatch):
     pairs = random_pairs(tmp_path, 12)
-    alone = list(score_pairs(pairs, threads=1))
+    alone = list(score_pairs(pairs, n_threads=1))
     assert len(alone) == 12
     # Each odd photograph waits until a later one is done, so that completion order differs from input order.
     done = {pair.name: threading.Event() for pair in pairs}
@@ -250,21 +251,21 @@ def test_threads_change_neither_order_nor_bits(tmp_path, red, monkeypatch):
         return result
 
     monkeypatch.setattr(saliency, "segment_image", out_of_order)
-    assert list(score_pairs(pairs, threads=4)) == alone
+    assert list(score_pairs(pairs, n_threads=4)) == alone
     assert mean_scores(alone) == mean_scores(alone[::-1])
 
 
-def test_errors_take_the_place_of_scores(tmp_path, red):
+def test_failed_photographs_give_errors_instead_of_scores(tmp_path, red):
     pairs = random_pairs(tmp_path, 3)
     pairs[1].mask.write_bytes(b"")
-    outcomes = list(score_pairs(pairs, threads=2))
+    outcomes = list(score_pairs(pairs, n_threads=2))
     assert [type(outcome) for outcome in outcomes] == [SaliencyScores, ImageError, SaliencyScores]
     assert str(pairs[1].mask) in str(outcomes[1])
     with pytest.raises(ImageError, match="001"):
         score_pair(pairs[1])
 
 
-def test_stopping_early_drops_what_has_not_begun(tmp_path, red, monkeypatch):
+def test_closing_the_generator_cancels_pending_photographs(tmp_path, red, monkeypatch):
     begun = []
 
     def record(image, vit=None, **options):
@@ -274,14 +275,14 @@ def test_stopping_early_drops_what_has_not_begun(tmp_path, red, monkeypatch):
     monkeypatch.setattr(saliency, "segment_image", record)
     save_pair(tmp_path, "a", [[255, 0]], [[1, 0]])
     pair = Pair("a.png", tmp_path / "images" / "a.png", tmp_path / "masks" / "a.png")
-    outcomes = score_pairs([pair] * 1000, threads=2)
+    outcomes = score_pairs([pair] * 1000, n_threads=2)
     next(outcomes)
     outcomes.close()
     assert 1 <= len(begun) < 20
 
 
-def test_mean_of_nothing():
-    with pytest.raises(ValueError, match="no scores"):
+def test_mean_of_no_scores_raises():
+    with pytest.raises(ValueError, match="scores must not be empty"):
         mean_scores([])
 
 
@@ -338,7 +339,7 @@ def test_the_command_scores_the_built_in_network(tmp_path, builtin):
     result = json.loads(results[0])
     assert list(result) == [*KEYS, "device"]
     pairs, _ = match_pairs(*folders)
-    scores = mean_scores(list(score_pairs(pairs, builtin, threads=2, size=160)))
+    scores = mean_scores(list(score_pairs(pairs, builtin, n_threads=2, short_side=160)))
     assert result.pop("device") == dict.fromkeys(("network", "cluster", "refine"), "cpu")
     assert result == {"images": 3, **scores._asdict()}
     # A disc of its own color is an easy object.
@@ -382,7 +383,7 @@ def scored_as_a_set(capsys, *argv):
 
 
 @pytest.mark.slow(reason="evaluates thirty images four times")
-def test_a_set_is_fitted_as_a_whole_from_thirty_on(tmp_path, builtin, capsys):
+def test_thirty_photographs_are_fitted_as_a_set(tmp_path, builtin, capsys):
     folders = discs(tmp_path, 30)
     found = {
         (levels, threads): scored_as_a_set(
@@ -395,13 +396,13 @@ def test_a_set_is_fitted_as_a_whole_from_thirty_on(tmp_path, builtin, capsys):
     assert found["auto", "1"] == found["all", "3"] != found["image", "2"]
     # Against the Segmenter's masks, scored here.
     pairs, _ = match_pairs(*folders)
-    segmenter = Segmenter(builtin, size=96, refine="none").fit([pair.image for pair in pairs])
+    segmenter = Segmenter(builtin, short_side=96, refine="none").fit([pair.image for pair in pairs])
     expected = []
     for pair, mask in zip(pairs, segmenter.masks):
         truth = read_truth(pair.mask, mask.shape)
         expected.append(np.count_nonzero(mask & truth) / np.count_nonzero(mask | truth))
     assert found["all", "3"]["iou"] == pytest.approx(np.mean(expected), abs=1e-12)
-    scored = saliency.score_set(pairs, Segmenter(builtin, size=96, refine="none", n_threads=3))
+    scored = saliency.score_set(pairs, Segmenter(builtin, short_side=96, refine="none", n_threads=3))
     assert list(scored.ranking) == list(range(30))
     assert list(scored.ranking.values()) == pytest.approx(expected, abs=1e-12)
     # One photograph fewer, and each is by itself.
@@ -475,7 +476,7 @@ def test_a_sets_broken_files_are_skipped_and_listed(tmp_path, builtin, capsys):
 
 
 @pytest.mark.parametrize("levels", ["image", "all"])
-def test_report_shows_truth_and_answer(tmp_path, builtin, capsys, levels):
+def test_report_shows_truth_and_prediction(tmp_path, builtin, capsys, levels):
     folders = discs(tmp_path, 3)
     scored_as_a_set(capsys, *folders, "--levels", levels, "--report", str(tmp_path / "report"))
     for name in ("best", "median", "worst"):
@@ -496,10 +497,10 @@ def test_report_shows_truth_and_answer(tmp_path, builtin, capsys, levels):
         (["--split", "val"], "--split is for the tasks semantic and discovery"),
         (["--ablate", "--report", "x"], "leave out --task and --report"),
         (["--ablate", "--task", "semantic"], "leave out --task and --report"),
-        (["--seeds", "0"], "whole number from 1 on"),
+        (["--seeds", "0"], "must be a whole number of at least 1"),
     ],
 )
-def test_options_of_other_tasks_are_refused(tmp_path, red, argv, words, capsys):
+def test_options_of_other_tasks_raise(tmp_path, red, argv, words, capsys):
     save_pair(tmp_path, "a", [[255, 0]], [[1, 0]])
     status, captured = run_face([str(tmp_path / "images"), str(tmp_path / "masks"), *argv], capsys)
     assert status == 2 and words in captured.err and captured.err.count("\n") == 1 and captured.out == ""
@@ -510,13 +511,13 @@ def test_help_fits_a_screen():
     environment["COLUMNS"] = "80"
     done = subprocess.run(argv, env=environment, capture_output=True, text=True, timeout=60, check=True)
     lines = done.stdout.splitlines()
-    assert len(lines) <= 60 and max(map(len, lines)) <= 80
+    assert len(lines) <= 64 and max(map(len, lines)) <= 80
 
 
 def test_real_photographs(shared, vit_tiny):
     folder = shared / "data" / "duts-dev"
     pairs, _ = match_pairs(folder / "images", folder / "masks")
-    scores = list(score_pairs(pairs[::40], vit_tiny, threads=2))
+    scores = list(score_pairs(pairs[::40], vit_tiny, n_threads=2))
     assert len(scores) == 4
     mean = mean_scores(scores)
     # The whole set has an IoU of 0.82; four photographs are good for this much.

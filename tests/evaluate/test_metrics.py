@@ -131,7 +131,7 @@ def test_max_f_by_hand():
     assert max_f_beta(soft, truth, beta2=1.0) == pytest.approx(0.8, abs=1e-15)
 
 
-def test_max_f_cuts_at_or_above_each_255th():
+def test_max_f_thresholds_are_inclusive_255ths():
     truth = grid("#.")
     # 0.5 and 0.502 are both above 127/255 = 0.49804; 128/255 = 0.50196 tells them apart.
     assert max_f_beta(np.array([[0.502, 0.5]]), truth) == 1.0
@@ -143,7 +143,7 @@ def test_max_f_cuts_at_or_above_each_255th():
         assert max_f_beta(sixteen_bits, truth) == 1.0
 
 
-def test_max_f_lets_threshold_zero_call_everything_foreground():
+def test_max_f_threshold_zero_predicts_everything_foreground():
     # Nothing is found above 0; all foreground has precision 1/4, recall 1.
     assert max_f_beta(np.zeros((1, 4)), grid("#...")) == pytest.approx(1.3 / 4 / (0.3 / 4 + 1), abs=1e-15)
 
@@ -166,7 +166,7 @@ def test_mae_of_single_precision_is_computed_in_double():
     assert mae(soft, np.ones((3, 5), bool)) == pytest.approx(1 - 0.100000001490116, abs=1e-14)
 
 
-def test_s_measure_of_one_sided_truths():
+def test_s_measure_of_empty_and_full_truths():
     soft = np.array([[0.25, 0.75], [0.5, 0.25]])  # mean 0.4375
     assert s_measure(soft, grid("..", "..")) == 0.5625
     assert s_measure(soft, grid("##", "##")) == 0.4375
@@ -212,8 +212,8 @@ def test_s_measure_with_the_centroid_in_the_last_row_and_column():
     assert s_measure(soft, truth, alpha=0.0) == pytest.approx(expected, abs=1e-12)
 
 
-def test_s_measure_of_a_constant_block_does_not_hang_on_rounding():
-    # 0.1 * 3 / 3 is not 0.1 in binary: without care the block of columns 2-4 would have a variance of 1e-34 and score 0.
+def test_s_measure_of_a_constant_block_is_exact():
+    # 0.1 * 3 / 3 is not 0.1 in binary: with a rounded mean the block of columns 2-4 would have a variance of 1e-34.
     soft = np.array([[1.0, 0.1, 0.1, 0.1]])
     assert s_measure(soft, grid("#..."), alpha=0.0) == 1.0
 
@@ -281,7 +281,7 @@ def test_a_perfect_prediction(truth):
 
 @quick
 @given(maps())
-def test_scores_stay_in_range_and_ignore_mirrors_where_they_should(case):
+def test_scores_stay_in_range_and_all_but_s_measure_are_invariant_to_mirroring(case):
     soft, truth = case
     mask = soft >= 0.5
     scores = saliency_scores(mask, soft, truth)
@@ -331,12 +331,12 @@ SOFT = np.array([[0.5, 0.25], [0.0, 1.0]])
 @pytest.mark.parametrize(
     ("mask", "truth", "words"),
     [
-        (TRUTH.astype(np.uint8), TRUTH, "mask must be a bool array, but is an array of uint8"),
-        (TRUTH.tolist(), TRUTH, "mask must be a bool array, but is a list"),
-        (TRUTH, TRUTH.astype(float), "truth must be a bool array, but is an array of float64"),
-        (TRUTH[:1], TRUTH, r"truth's shape \(2, 2\), but has \(1, 2\)"),
-        (TRUTH[0], TRUTH[0], r"shape \(rows, columns\), neither 0, but has \(2,\)"),
-        (TRUTH[:0], TRUTH[:0], r"neither 0, but has \(0, 2\)"),
+        (TRUTH.astype(np.uint8), TRUTH, "mask must be a bool array, got an array of uint8"),
+        (TRUTH.tolist(), TRUTH, "mask must be a bool array, got a list"),
+        (TRUTH, TRUTH.astype(float), "truth must be a bool array, got an array of float64"),
+        (TRUTH[:1], TRUTH, r"shape of truth, \(2, 2\), got \(1, 2\)"),
+        (TRUTH[0], TRUTH[0], r"shape \(rows, columns\) without zeros, got \(2,\)"),
+        (TRUTH[:0], TRUTH[:0], r"without zeros, got \(0, 2\)"),
     ],
 )
 def test_masks_are_checked(score, mask, truth, words):
@@ -348,14 +348,14 @@ def test_masks_are_checked(score, mask, truth, words):
 @pytest.mark.parametrize(
     ("soft", "truth", "words"),
     [
-        ((SOFT * 65535).astype(np.uint16), TRUTH, "floating array with values in 0..1, but is an array of uint16"),
-        (TRUTH, TRUTH, "floating array with values in 0..1, but is an array of bool"),
-        (SOFT[:, :1], TRUTH, r"soft map must have the truth's shape \(2, 2\), but has \(2, 1\)"),
-        (SOFT * 255, TRUTH, "values in 0..1, but holds 0..255"),
-        (SOFT - 0.5, TRUTH, "values in 0..1, but holds -0.5..0.5"),
-        (SOFT * np.nan, TRUTH, "values in 0..1, but holds nan..nan"),
+        ((SOFT * 65535).astype(np.uint16), TRUTH, "floating array with values in 0..1, got an array of uint16"),
+        (TRUTH, TRUTH, "floating array with values in 0..1, got an array of bool"),
+        (SOFT[:, :1], TRUTH, r"soft must have the shape of truth, \(2, 2\), got \(2, 1\)"),
+        (SOFT * 255, TRUTH, "values in 0..1, got 0..255"),
+        (SOFT - 0.5, TRUTH, "values in 0..1, got -0.5..0.5"),
+        (SOFT * np.nan, TRUTH, "values in 0..1, got nan..nan"),
         (SOFT, TRUTH.astype(np.uint8), "truth must be a bool array"),
-        (SOFT[:0], TRUTH[:0], "neither 0"),
+        (SOFT[:0], TRUTH[:0], "without zeros"),
     ],
 )
 def test_soft_maps_are_checked(score, soft, truth, words):
@@ -371,11 +371,11 @@ def test_beta_is_checked(beta2):
 
 @pytest.mark.parametrize("alpha", [-0.1, 1.1, math.nan])
 def test_alpha_is_checked(alpha):
-    with pytest.raises(ValueError, match="alpha must lie in 0..1"):
+    with pytest.raises(ValueError, match="alpha must be between 0 and 1"):
         s_measure(SOFT, TRUTH, alpha)
 
 
-def test_arguments_are_left_alone():
+def test_arguments_are_not_modified():
     soft, truth, mask = SOFT.copy(), TRUTH.copy(), TRUTH.copy()
     saliency_scores(mask, soft, truth)
     assert (soft == SOFT).all() and (truth == TRUTH).all() and (mask == TRUTH).all()

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from vitnp.errors import OutputError
-from vitnp.evaluate.report import Case, chosen, draw_boxes, paint, report_paths, sheet, write_report
+from vitnp.evaluate.report import Case, draw_boxes, draw_labels, draw_sheet, report_paths, select_cases, write_report
 from vitnp.io.stamp import is_own_output
 
 GRAY, RED, GREEN = ((value,) * 3 if isinstance(value, int) else value for value in (128, (200, 0, 0), (0, 200, 0)))
@@ -22,7 +22,7 @@ def plain(color, height=30, width=40):
 @settings(derandomize=True, deadline=None, max_examples=60)
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=12), st.integers(1, 4))
 def test_best_median_and_worst(scores, rows):
-    best, median, worst = chosen(dict(enumerate(scores)), rows)
+    best, median, worst = select_cases(dict(enumerate(scores)), rows)
     ordered = sorted(scores, reverse=True)
     assert [scores[place] for place in best] == ordered[:rows]
     assert [scores[place] for place in worst] == ordered[::-1][:rows]
@@ -35,7 +35,7 @@ def test_best_median_and_worst(scores, rows):
 
 
 def test_panels_stand_side_by_side_in_order():
-    picture = np.asarray(sheet([Case(plain(GRAY), plain(RED), plain(GREEN), "cat.jpg")]))
+    picture = np.asarray(draw_sheet([Case(plain(GRAY), plain(RED), plain(GREEN), "cat.jpg")]))
     height, width = picture.shape[:2]
     middle = picture[height // 2 - 10]
     assert [tuple(middle[int(width * part)].tolist()) for part in (1 / 6, 1 / 2, 5 / 6)] == [GRAY, RED, GREEN]
@@ -47,7 +47,7 @@ def test_panels_stand_side_by_side_in_order():
 
 def test_a_panel_keeps_its_proportions():
     for shape in ((30, 40), (400, 100), (10, 300), (1, 1)):
-        picture = np.asarray(sheet([Case(*[plain(RED, *shape)] * 3, "x")]))
+        picture = np.asarray(draw_sheet([Case(*[plain(RED, *shape)] * 3, "x")]))
         red = (picture == RED).all(axis=2)
         rows = np.flatnonzero(red.any(axis=1))
         first = np.flatnonzero(red[rows[0]])
@@ -57,7 +57,7 @@ def test_a_panel_keeps_its_proportions():
 
 def test_a_caption_of_any_length_fits():
     names = ["a.jpg", "long/" * 60 + "end.jpg", "two\nlines", "ünïcode 猫"]
-    assert len({sheet([Case(*[plain(GRAY)] * 3, name)]).size for name in names}) == 1
+    assert len({draw_sheet([Case(*[plain(GRAY)] * 3, name)]).size for name in names}) == 1
 
 
 def test_files_carry_the_stamp_and_the_right_photographs(tmp_path):
@@ -77,9 +77,9 @@ def test_files_carry_the_stamp_and_the_right_photographs(tmp_path):
     assert write_report(tmp_path / "new" / "report", {0: 1.0}, picture, "IoU") == paths
 
 
-def test_other_peoples_files_are_spared(tmp_path):
+def test_files_not_written_by_vitnp_are_kept(tmp_path):
     (tmp_path / "median.png").write_bytes(b"precious")
-    with pytest.raises(OutputError, match="median.png: this file exists and vitnp didn't write it; move it away"):
+    with pytest.raises(OutputError, match="median.png: this file exists and was not written by vitnp; move it away"):
         report_paths(tmp_path)
     assert (tmp_path / "median.png").read_bytes() == b"precious"
     (tmp_path / "file").write_bytes(b"")
@@ -87,10 +87,10 @@ def test_other_peoples_files_are_spared(tmp_path):
         report_paths(tmp_path / "file")
 
 
-def test_classes_are_painted_in_their_colors():
+def test_classes_are_drawn_in_their_colors():
     photograph = np.random.default_rng(0).integers(0, 256, (4, 6, 3)).astype(np.uint8)
     labels = np.array([[0, 1, 2, 3, 20, 255]] * 4, np.uint8)
-    painted = paint(photograph, labels).astype(int)
+    painted = draw_labels(photograph, labels).astype(int)
     # Within a class all pixels have one hue: what differs between them is the photograph's brightness alone.
     gray = photograph.mean(axis=2)
     for column in range(6):

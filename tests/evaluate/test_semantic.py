@@ -16,8 +16,9 @@ from PIL import Image
 
 from vitnp.cli import evaluate, shared
 from vitnp.errors import ImageError, UsageError
-from vitnp.evaluate.data.labeled import VOC_CLASSES, LabeledSet, Sample
+from vitnp.evaluate.data.labeled import LabeledSet, Sample
 from vitnp.evaluate.data.layouts import detect_layout
+from vitnp.evaluate.data.voc import VOC_CLASSES
 from vitnp.evaluate.semantic import score_labels
 from vitnp.segmenter import Segmenter
 
@@ -58,7 +59,7 @@ def ious(counts, assignment, classes):
     return result
 
 
-def test_hand_worked():
+def test_scores_by_hand():
     # Clusters 1 and 2 are classes 2 and 1. Class 1: 2 of 3 pixels found, 1 wrong: 2/4. Class 2: 2 of 2, 1 wrong: 2/3.
     # Background: 4 of 5 found, 0 wrong -> 4/5 with the ignored pixel left out.
     truths = [np.array([[0, 0, 1, 1, 1]], np.uint8), np.array([[0, 0, 0, 2, 2, 255]], np.uint8)]
@@ -99,7 +100,7 @@ def test_hungarian_against_all_permutations(seed):
     assert scored.scores["miou"] == pytest.approx(float(sum(present) / len(present)), abs=1e-12)
     for value, exact in zip(scored.classes.values(), expected):
         assert np.isnan(value) if exact is None else value == pytest.approx(float(exact), abs=1e-12)
-    assert score_labels(labeled_of(truths, classes), found, clusters, threads=3).scores == scored.scores
+    assert score_labels(labeled_of(truths, classes), found, clusters, n_threads=3).scores == scored.scores
 
 
 def test_many_to_one_with_more_clusters_than_a_byte_counts():
@@ -121,13 +122,13 @@ def test_photographs_that_failed_do_not_count():
     assert scored.images == 1 and scored.failures == [damaged, unread] and list(scored.ranking) == [0]
     with pytest.raises(UsageError, match="none of the 1 photographs could be scored; the first: b.png"):
         score_labels(labeled_of([damaged], 2), [truth], 1)
-    with pytest.raises(UsageError, match="no pixel of the truth counts"):
+    with pytest.raises(UsageError, match="every pixel of the label maps is ignored"):
         score_labels(labeled_of([np.full((1, 2), 255, np.uint8)], 2), [truth], 1)
-    with pytest.raises(UsageError, match="choose hungarian or many-to-one"):
+    with pytest.raises(UsageError, match="matching must be hungarian or many-to-one"):
         score_labels(labeled_of([truth], 2), [truth], 1, "best")
 
 
-def test_label_maps_are_never_in_memory_together():
+def test_label_maps_are_decoded_one_at_a_time():
     made_so_far, most = [], 0
 
     class Map(np.ndarray):
@@ -144,7 +145,7 @@ def test_label_maps_are_never_in_memory_together():
             most = max(most, sum(reference() is not None for reference in made_so_far))
             return made
 
-    score_labels(labeled_of([np.zeros((3, 3), np.uint8)] * 50, 2), Found(), 1, threads=1)
+    score_labels(labeled_of([np.zeros((3, 3), np.uint8)] * 50, 2), Found(), 1, n_threads=1)
     assert most <= 2
 
 
@@ -258,7 +259,7 @@ def test_every_layout_gives_the_same_scores(layouts, capsys, tmp_path, builtin):
 
     # And they are what counting the Segmenter's labels one by one gives.
     photographs = [Image.open(io.BytesIO(jpeg)) for _, jpeg, _ in made.values()]
-    segmenter = Segmenter(builtin, 3, size=96).fit(photographs)
+    segmenter = Segmenter(builtin, 3, short_side=96).fit(photographs)
     truths = [mask * np.uint8(1 + CATEGORIES.index(category)) for category, _, mask in made.values()]
     counts = counted(truths, [segmenter.labels[place] for place in range(9)])
     best = max(
@@ -270,7 +271,7 @@ def test_every_layout_gives_the_same_scores(layouts, capsys, tmp_path, builtin):
     assert best > 0.5
 
 
-def test_layouts_are_told_apart(layouts, tmp_path):
+def test_layouts_are_detected(layouts, tmp_path):
     made, places = layouts
     for layout, where in places.items():
         assert detect_layout(list(map(Path, where))) == layout
@@ -313,11 +314,11 @@ def test_augmented_labels_are_another_folder(layouts, capsys):
         (["coseg", "--levels", "image"], "leave out --levels"),
         (["coseg", "--levels", "each"], "leave out --levels"),
         (["coseg", "--classes", "3", "--clusters", "5"], "give one of them"),
-        (["coseg", "--clusters", "500"], "500 classes can't be made of 9 regions"),
-        (["coseg", "--split", "val"], "--split is for the layout voc, and this one is coseg"),
+        (["coseg", "--clusters", "500"], "n_classes must be at most the number of regions, 9 in"),
+        (["coseg", "--split", "val"], "--split is for the layout voc, but this set has coseg"),
         (["voc", "--split", "test"], "choose among train, val"),
-        (["voc", "--layout", "coco"], "name both, not 1"),
-        (["coseg", "--layout", "voc"], "name that, not 2"),
+        (["voc", "--layout", "coco"], "got 1 paths instead of 2"),
+        (["coseg", "--layout", "voc"], "got 2 paths instead of 1"),
         (["coco", "--names", "x"], "--names is for the layout folder"),
     ],
 )

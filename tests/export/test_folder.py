@@ -18,7 +18,7 @@ from PIL import Image
 from vitnp import Segmenter
 from vitnp.cli.segment import main
 from vitnp.errors import OutputError, UsageError
-from vitnp.export.collection_run import FolderRun
+from vitnp.export.collection_run import CollectionRun
 from vitnp.export.naming import output_stems
 from vitnp.io.find import Photograph, find_photographs
 from vitnp.io.stamp import stamp
@@ -536,8 +536,8 @@ def test_interrupt_says_what_is_kept_and_a_rerun_goes_on(tmp_path, cache):
 def test_a_photograph_gone_before_its_thumbnail_is_left_out_of_the_pages(builtin, collection, tmp_path):
     shutil.copytree(collection / "x", tmp_path / "x")
     found = find_photographs([tmp_path / "x"])
-    run = FolderRun(
-        Segmenter(builtin, 2, size=96), found, output_stems(found, tmp_path / "o"), ["mask"], out=tmp_path / "o"
+    run = CollectionRun(
+        Segmenter(builtin, 2, short_side=96), found, output_stems(found, tmp_path / "o"), ["mask"], out=tmp_path / "o"
     )
     outcomes = run.outcomes()
     first = next(outcomes)
@@ -563,8 +563,8 @@ def test_memory_of_a_photograph_is_a_few_kilobytes(builtin, collection, tmp_path
     import pickle
 
     found = [Photograph(path, path) for path in sorted((collection / "x").glob("*.png"))] * 3
-    segmenter = Segmenter(builtin, 3, size=96, regions=RegionRule("components", smallest=0.0))
-    run = FolderRun(segmenter, found, output_stems(found, tmp_path), ["mask"], out=tmp_path)
+    segmenter = Segmenter(builtin, 3, short_side=96, regions=RegionRule("components", smallest=0.0))
+    run = CollectionRun(segmenter, found, output_stems(found, tmp_path), ["mask"], out=tmp_path)
     list(run.outcomes())
     for name, value in {**vars(segmenter), **vars(run)}.items():
         if isinstance(value, (dict, list)) and len(value) >= len(found) and name not in ("photographs", "settings"):

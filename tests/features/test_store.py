@@ -82,7 +82,7 @@ def paths(folder) -> list[pathlib.Path]:
 def unbroken(vit, paths, tmp_path_factory) -> dict[str, dict]:
     """Everything that a store made in one go holds."""
     store = FeatureStore(tmp_path_factory.mktemp("unbroken"), spec_of(vit))
-    extract_to_store(paths, vit, store, threads=1, batch=1)
+    extract_to_store(paths, vit, store, n_threads=1, batch=1)
     return content(store)
 
 
@@ -113,11 +113,11 @@ def leftovers(folder: pathlib.Path) -> list[pathlib.Path]:
 )
 def test_a_photograph_has_the_features_that_extract_gives(vit, paths, tmp_path, options):
     store = FeatureStore(tmp_path, spec_of(vit, **options))
-    hashes = extract_to_store(paths, vit, store, threads=2).hashes
+    hashes = extract_to_store(paths, vit, store, n_threads=2).hashes
     assert hashes == [file_hash(path) for path in paths]
     for path, name in zip(paths, hashes):
         rgb = read_image(path)
-        alone, entry = extract(rgb, vit, size=32, **options), store.entry(name)
+        alone, entry = extract(rgb, vit, short_side=32, **options), store.entry(name)
         assert np.array_equal(entry.keys, alone.facet.astype(np.float16)) and entry.keys.dtype == np.float16
         assert np.array_equal(entry.attention, alone.attention) and entry.attention.dtype == np.float32
         assert (entry.grid, entry.pixels, entry.digest) == (alone.grid, alone.pixels, alone.digest)
@@ -159,7 +159,7 @@ def test_without_regions_less_is_stored_and_that_is_said(vit, paths, tmp_path):
 def test_float32_keeps_every_bit(vit, paths, tmp_path):
     store = FeatureStore(tmp_path, spec_of(vit, precision="float32"))
     extract_to_store(paths[:2], vit, store)
-    alone = extract(read_image(paths[0]), vit, size=32)
+    alone = extract(read_image(paths[0]), vit, short_side=32)
     assert np.array_equal(store.entry(file_hash(paths[0])).keys, alone.facet)
 
 
@@ -213,7 +213,7 @@ def test_neither_batches_nor_threads_nor_order_nor_shards_matter(
         vit,
         store,
         batch=batch,
-        threads=threads,
+        n_threads=threads,
         shard_bytes=shard,
         progress=done.append,
     )
@@ -229,8 +229,8 @@ def test_every_setting_has_a_store_of_its_own(vit, tmp_path):
     }  # fmt: skip
     others = [FeatureSpec.of(vit, **{name: value}) for name, value in changes.items()]
     others += [
-        FeatureSpec.of(vit, size=1024),
-        FeatureSpec.of(vit, size=2048),
+        FeatureSpec.of(vit, short_side=1024),
+        FeatureSpec.of(vit, short_side=2048),
     ]  # above what the cap lets square pictures have
     weights = dict(vit.weights, cls_token=vit.weights["cls_token"] + 1)
     others += [FeatureSpec.of(ViT(vit.config, weights)), FeatureSpec.of(ViT(vit.config, vit.weights, sha256="ab"))]
@@ -239,7 +239,7 @@ def test_every_setting_has_a_store_of_its_own(vit, tmp_path):
     }.items()]  # fmt: skip
     assert len({spec.name for spec in [plain, *others]}) == 1 + len(others)
     # What means the same has the same store: defaults spelt out, and sides that are rounded alike.
-    assert FeatureSpec.of(vit, layer=2, stride=8, size=322) == plain
+    assert FeatureSpec.of(vit, layer=2, stride=8, short_side=322) == plain
 
 
 @pytest.mark.parametrize(
@@ -359,7 +359,7 @@ def test_broken_photographs_are_told_and_the_others_go_on(vit, paths, unbroken, 
         np.zeros((3, 0, 3), np.uint8),
     ]
     store = FeatureStore(tmp_path / "cache", spec_of(vit))
-    extraction = extract_to_store(sources, vit, store, threads=2)
+    extraction = extract_to_store(sources, vit, store, n_threads=2)
     assert list(extraction.failures) == [0, 6, 25, 26]
     assert all(isinstance(error, ImageError) for error in extraction.failures.values())
     assert [name is None for name in extraction.hashes] == [

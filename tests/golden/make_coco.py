@@ -1,10 +1,10 @@
-"""Makes coco.json: what pycocotools, the reference code of the COCO format, makes of a few masks and of our polygons.
+"""Generate coco.json: encodings of masks and of vitnp's polygons by pycocotools, the reference code of the COCO format.
 
 Run it from the checkout's root in an environment that has pycocotools and NumPy (made with version 2.0.11):
 
     PYTHONPATH=. python tests/golden/make_coco.py
 
-The masks are whole-number formulas, so that they are the same everywhere.
+The masks are computed in integers, so that they are the same on every machine.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ CASES = {
 
 
 def make_mask(rows: int, columns: int, kind: str) -> np.ndarray:
-    """A mask (rows, columns) bool."""
+    """Return a mask, bool (rows, columns)."""
     i, j = np.mgrid[:rows, :columns]
     # Squared distance from the middle, scaled so that the picture's edge is at about 1000.
     radius2 = 1000 * (2 * i + 1 - rows) ** 2 // rows**2 + 1000 * (2 * j + 1 - columns) ** 2 // columns**2

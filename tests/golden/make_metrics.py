@@ -1,12 +1,12 @@
-"""Makes metrics.json: what pysodmetrics, the common toolbox of the field, says about a few small maps.
+"""Generate metrics.json: scores of small maps by pysodmetrics, the common toolbox of the field.
 
 Run it in an environment of its own that has pysodmetrics (made with version 1.6.2):
 
     python tests/golden/make_metrics.py
 
-The maps are whole-number formulas, so that they are the same everywhere. Their values (j + 1/2) / 256 keep clear of
-the thresholds k / 255, and no centroid lies halfway between two pixels, where the toolbox rounds to the even pixel and
-the authors' own code upwards.
+The maps are computed in integers, so that they are the same on every machine. Their values (j + 1/2) / 256 differ from
+all thresholds k / 255, and no centroid is halfway between two pixels, where the toolbox rounds to the even pixel and
+the authors' own code rounds up.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ CASES = {
 def make_case(
     rows: int, columns: int, row: int, column: int, radius2: int, strength: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A soft map, float64 in 0..1, and its truth, a disc: both (rows, columns)."""
+    """Return a soft map, float64 in 0..1, and its truth, a disc, both (rows, columns)."""
     i, j = np.mgrid[:rows, :columns]
     truth = (i - row) ** 2 + (j - column) ** 2 <= radius2
     texture = (37 * i + 101 * j + 13 * i * j + 7 * i * i) % 256

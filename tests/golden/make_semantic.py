@@ -1,10 +1,10 @@
-"""Makes semantic.json: what scikit-learn says about a few small label maps.
+"""Generate semantic.json: scores of small label maps by scikit-learn.
 
 Run it in an environment of its own that has scikit-learn (made with version 1.9.1):
 
     python tests/golden/make_semantic.py
 
-The maps are whole-number formulas, so that they are the same everywhere.
+The maps are computed in integers, so that they are the same on every machine.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ CASES = {
 def make_case(
     rows: int, columns: int, classes: int, clusters: int, agreeing: int, ignored: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Truth with 255 for ignored pixels, and prediction: both int64 (rows, columns)."""
+    """Return the truth, with 255 for ignored pixels, and the prediction, both int64 (rows, columns)."""
     i, j = np.mgrid[:rows, :columns]
     truth = ((i * i + 3 * j) // 17 + (i + j) // 9) % min(classes, 37)
     noise = (37 * i + 101 * j + 13 * i * j) % clusters

@@ -259,7 +259,7 @@ def test_masks_are_the_cpu_s(cupy, vit, refine):
 
 def test_half_precision_finds_the_same_object(cupy, vit):
     rgb = scene(2)
-    wanted, found = (segment_image(rgb, place, size=40, collection=None) for place in (vit, vit.to(device="cuda")))
+    wanted, found = (segment_image(rgb, place, short_side=40, collection=None) for place in (vit, vit.to(device="cuda")))
     assert off(found.keys, wanted.keys) < TOLERANCE["fp16"]
     assert (found.mask != wanted.mask).mean() < 0.02
     assert found.parameters["precision"] == "cuda fp16"
@@ -267,7 +267,7 @@ def test_half_precision_finds_the_same_object(cupy, vit):
 
 def test_the_same_photograph_gives_the_same_bits(cupy, vit):
     rgb, there = scene(3, (24, 32)), vit.to(device="cuda")
-    one, other = (segment_image(rgb, there, size=32, collection=None) for _ in range(2))
+    one, other = (segment_image(rgb, there, short_side=32, collection=None) for _ in range(2))
     for name in ("soft", "score", "keys"):
         np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
 
@@ -276,7 +276,7 @@ def test_nothing_large_comes_back_but_what_was_asked_for(cupy, vit, monkeypatch)
     taken: list[int] = []
     fetch = cupy.asnumpy
     monkeypatch.setattr(cupy, "asnumpy", lambda array: taken.append(array.nbytes) or fetch(array))
-    result = segment_image(scene(4, (96, 128)), vit.to(device="cuda"), size=64, refine="guided", collection=None)
+    result = segment_image(scene(4, (96, 128)), vit.to(device="cuda"), short_side=64, refine="guided", collection=None)
     asked_for = sorted([result.soft.nbytes, result.keys.nbytes, 64 * 88 * 3])  # the last for the photograph's seed
     assert sorted(taken)[-3:] == asked_for
     # Centroids, sums over clusters, scores of patches.
@@ -289,9 +289,9 @@ def test_a_photograph_beyond_the_memory_is_refused(cupy, vit, monkeypatch):
 
     monkeypatch.setattr("vitnp.pipeline.extract_batch", full)
     with pytest.raises(DeviceError, match="the GPU's memory doesn't hold this photograph; .*--device cpu"):
-        segment_image(scene(), vit.to(device="cuda"), size=32, collection=None)
+        segment_image(scene(), vit.to(device="cuda"), short_side=32, collection=None)
     with pytest.raises(MemoryError):
-        segment_image(scene(), vit, size=32, collection=None)
+        segment_image(scene(), vit, short_side=32, collection=None)
 
 
 # --- k-means ---------------------------------------------------------------------------------------------------------
@@ -397,7 +397,7 @@ def test_a_fitted_collection_judges_a_photograph_on_the_gpu(fitted, vit, regions
 @pytest.mark.parametrize("batch", [None, 2])
 def test_batches_that_don_t_fit_are_halved(cupy, vit, photographs, monkeypatch, batch):
     there, tried = vit.to(device="cuda", precision="fp32"), []
-    spec = FeatureSpec.of(there, size=32, regions=False)
+    spec = FeatureSpec.of(there, short_side=32, regions=False)
     forward = streaming._forward
 
     def in_a_small_memory(images, *further):
@@ -410,7 +410,7 @@ def test_batches_that_don_t_fit_are_halved(cupy, vit, photographs, monkeypatch, 
     found = {one.index: one.features for one in streaming.stream(photographs, there, spec, batch=batch)}
     assert tried[0] > 1 and set(tried[tried.index(1) :]) == {1}
     for index, rgb in enumerate(photographs):
-        wanted = extract(rgb, vit, size=32)
+        wanted = extract(rgb, vit, short_side=32)
         assert isinstance(found[index].keys, np.ndarray) and kernels.device_of(found[index].keys) == "cpu"
         assert found[index].digest == wanted.digest and off(found[index].keys.astype(np.float32), wanted.facet) < 1e-3
 
@@ -423,7 +423,7 @@ def test_one_photograph_that_doesn_t_fit_ends_the_run(cupy, vit, photographs, mo
 
     monkeypatch.setattr(streaming, "_forward", full)
     with pytest.raises(DeviceError, match="memory doesn't hold one photograph in this network; .*--device cpu"):
-        list(streaming.stream(photographs, there, FeatureSpec.of(there, size=40)))
+        list(streaming.stream(photographs, there, FeatureSpec.of(there, short_side=40)))
 
 
 def test_batches_by_free_memory(cupy, vit, monkeypatch):
@@ -508,7 +508,7 @@ def test_photographs_one_by_one_go_through_the_network_together(cupy, vit, photo
 
     monkeypatch.setattr(ImagePipeline, "features", counted)
     options = {"size": 32, "refine": "none", "collection": None}
-    outcomes = list(batches.segment_files(found, stems, there, ["mask"], count=2, batch=batch, **options))
+    outcomes = list(batches.segment_files(found, stems, there, ["mask"], n_threads=2, batch=batch, **options))
     assert [outcome.photograph.stem for outcome in outcomes] == list("0123456")
     assert [outcome.status for outcome in outcomes] == ["done"] * 3 + ["failed"] + ["done"] * 3
     # Four of one size, two of the other; four at once don't fit.
@@ -517,7 +517,7 @@ def test_photographs_one_by_one_go_through_the_network_together(cupy, vit, photo
         assert set(outcome.facts["seconds"]) == {"decode", "network", "cluster", "refine", "write"}
         alone = segment_image(outcome.photograph, there, **options).mask
         assert (np.asarray(Image.open(outcome.outputs["mask"])) > 0).tolist() == alone.tolist()
-    again = list(batches.segment_files(found, stems, there, ["mask"], count=2, batch=batch, **options))
+    again = list(batches.segment_files(found, stems, there, ["mask"], n_threads=2, batch=batch, **options))
     assert [outcome.status for outcome in again] == ["skipped"] * 3 + ["failed"] + ["skipped"] * 3
 
 
@@ -537,7 +537,7 @@ def test_large_photographs_go_by_themselves(cupy, vit, photographs, tmp_path, mo
     )
     found = find_photographs([tmp_path])
     outcomes = batches.segment_files(
-        found, [tmp_path / "out" / one.path.stem for one in found], vit.to(device="cuda"), ["mask"], count=2, size=32, refine="none",
+        found, [tmp_path / "out" / one.path.stem for one in found], vit.to(device="cuda"), ["mask"], n_threads=2, size=32, refine="none",
         collection=None,
     )  # fmt: skip
     assert [(outcome.photograph.stem, outcome.status) for outcome in outcomes] == [

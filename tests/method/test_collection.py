@@ -32,7 +32,7 @@ def scene(seed: int, size: tuple[int, int] = (72, 96)) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def fitted(builtin) -> Segmenter:
-    return Segmenter(builtin, 3, size=96, categories=2).fit([scene(seed) for seed in range(9)])
+    return Segmenter(builtin, 3, short_side=96, n_categories=2).fit([scene(seed) for seed in range(9)])
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ def test_predictions_are_the_same_to_the_bit(fitted, file, builtin):
             np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
         assert (one.confidence, one.category) == (other.confidence, other.category)
         assert dict(one.parameters) == dict(other.parameters)
-    direct = segment_image(scene(3), builtin, size=96, collection=Collection.load(file))
+    direct = segment_image(scene(3), builtin, short_side=96, collection=Collection.load(file))
     np.testing.assert_array_equal(direct.labels, fitted.predict(scene(3)).labels)
 
 
@@ -86,10 +86,10 @@ def test_equal_collections_give_equal_files(fitted, file, tmp_path):
 def test_without_classes(builtin, tmp_path):
     fitted = Segmenter(
         builtin,
-        size=96,
+        short_side=96,
         refine="none",
         image_level=ImageLevelConfig(clusters=(2,)),
-        cleaning_rule=CleaningConfig(cap=0.1),
+        cleaning=CleaningConfig(cap=0.1),
     )
     fitted.fit([scene(0), scene(1)]).save(tmp_path / "f")
     loaded = Segmenter.load(tmp_path / "f", builtin)
@@ -155,9 +155,9 @@ def test_other_features_are_refused_with_the_reason(file, builtin, options, told
     ],
 )
 def test_another_network_is_refused_with_the_reason(fitted, builtin, name, value, told):
-    parameters = {**run_parameters(builtin, size=96), name: value}
+    parameters = {**run_parameters(builtin, short_side=96), name: value}
     assert told in fitted.collection.mismatch(parameters)
-    assert fitted.collection.mismatch(run_parameters(builtin, size=96, seed=7, refine="none")) is None
+    assert fitted.collection.mismatch(run_parameters(builtin, short_side=96, seed=7, refine="none")) is None
 
 
 def test_another_checkpoint_is_named(file, builtin):
@@ -246,7 +246,7 @@ def test_a_file_is_replaced_whole_or_not_at_all(fitted, file, tmp_path, monkeypa
 
 
 def test_nothing_to_save_or_apply_before_fitting(builtin, tmp_path):
-    segmenter = Segmenter(builtin, size=96)
+    segmenter = Segmenter(builtin, short_side=96)
     with pytest.raises(UsageError, match="fit"):
         segmenter.save(tmp_path / "f")
     with pytest.raises(UsageError, match="fit"):

@@ -16,7 +16,8 @@ from vitnp.errors import UsageError
 from vitnp.io.resample import bilinear, downscale, working_size
 from vitnp.refine.bilateral_solver import bilateral_solver
 from vitnp.refine.guided_filter import guided_filter, guided_upsample
-from vitnp.refine.refine import METHODS, refine
+from vitnp.options import REFINEMENTS
+from vitnp.refine.refine import refine
 
 property_test = settings(derandomize=True, deadline=None, max_examples=40)
 sides = st.integers(1, 40)
@@ -325,7 +326,7 @@ def test_upsampled_edges_follow_the_photograph():
 
 
 @property_test
-@given(sides, sides, st.integers(1, 6), st.integers(1, 6), st.sampled_from(METHODS), st.integers(1, 50), seeds)
+@given(sides, sides, st.integers(1, 6), st.integers(1, 6), st.sampled_from(REFINEMENTS), st.integers(1, 50), seeds)
 def test_any_photograph_and_score_gives_a_map_of_the_photographs_size(height, width, gh, gw, method, side, seed):
     rng = np.random.default_rng(seed)
     rgb = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
@@ -335,7 +336,7 @@ def test_any_photograph_and_score_gives_a_map_of_the_photographs_size(height, wi
     np.testing.assert_array_equal(soft, refine(score, rgb, method=method, working_side=side))
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", REFINEMENTS)
 @pytest.mark.parametrize("side", [20, 100])
 def test_constant_scores_stay_constant(method, side):
     rgb = np.random.default_rng(9).integers(0, 256, (50, 60, 3), dtype=np.uint8)
@@ -361,7 +362,7 @@ def test_a_blurred_boundary_moves_onto_the_edge_of_the_photograph(method, side):
     np.testing.assert_array_equal(mask, np.broadcast_to(np.arange(240) < 100, mask.shape))
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", REFINEMENTS)
 @pytest.mark.parametrize("size", [(1, 1), (8, 8), (10000, 10), (10, 10000)])
 def test_extreme_shapes(method, size):
     rgb = np.random.default_rng(11).integers(0, 256, (*size, 3), dtype=np.uint8)
@@ -390,11 +391,11 @@ def test_a_large_photograph_is_never_copied_as_floats():
 
 
 def test_error_for_an_unknown_method_lists_the_known_ones():
-    with pytest.raises(UsageError, match="one of solver, crf, guided, none, got 'grabcut'"):
+    with pytest.raises(UsageError, match="one of solver, crf, guided or none, got 'grabcut'"):
         refine(np.zeros((2, 2)), blobs(8, 8, seed=0), method="grabcut")
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", REFINEMENTS)
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_scores_that_are_not_finite_are_an_error(method, bad):
     score = np.zeros((3, 3))
@@ -460,7 +461,7 @@ def iou(soft: np.ndarray, truth: np.ndarray) -> float:
 def test_refinement_improves_masks_of_photographs(shared):
     pairs = list(photographs_with_masks(shared / "data" / "duts-dev", every=8))
     scored = [(patch_scores(truth, seed), rgb, truth) for seed, (rgb, truth) in enumerate(pairs)]
-    mean = {m: np.mean([iou(refine(score, rgb, method=m), truth) for score, rgb, truth in scored]) for m in METHODS}
+    mean = {m: np.mean([iou(refine(score, rgb, method=m), truth) for score, rgb, truth in scored]) for m in REFINEMENTS}
     assert mean["guided"] > mean["none"] + 0.02
     assert mean["solver"] > mean["none"] + 0.03
     assert mean["crf"] > mean["none"] + 0.03

@@ -10,30 +10,25 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vitnp.cli import arguments, shared
 from vitnp.errors import UsageError
+from vitnp.options import OPTIONS
 
 if TYPE_CHECKING:
     from vitnp.evaluate.ablation import Variant
-    from vitnp.evaluate.protocol import Scored
+    from vitnp.evaluate.protocol import Evaluation
     from vitnp.evaluate.table import Table
     from vitnp.segmenter import Segmenter
 
-# Repeated here so that --help and wrong options are answered before anything heavy is imported.
-LAYOUTS = ("auto", "voc", "coco", "coseg", "folder")
-MATCHING = ("hungarian", "many-to-one")
-VOC_LABELS = ("SegmentationClass", "SegmentationClassAug")
-
-# Options that mean something to one task only; by default they are None.
-OWNED = {
-    "layout": "semantic", "labels": "semantic", "names": "semantic", "merge": "semantic", "regions": "semantic",
-    "classes": "semantic", "clusters": "semantic", "matching": "semantic",
-}  # fmt: skip
+# Options that belong to one task only; their default is None.
+TASK_OPTIONS = {
+    name: "semantic" for name in ("layout", "labels", "names", "merge", "regions", "n_classes", "clusters", "matching")
+}
 
 
 class Task(NamedTuple):
     """A way to score: `open` reads the data set, `score` fits and scores it, and what the scores are called."""
 
     open: Callable[[argparse.Namespace], Any]
-    score: Callable[[argparse.Namespace, Any, Any, dict], Scored]
+    score: Callable[[argparse.Namespace, Any, Any, dict], Evaluation]
     titles: Mapping[str, str]
     measure: str
 
@@ -49,21 +44,21 @@ def _open_pairs(args: argparse.Namespace) -> Sequence:
     return pairs
 
 
-def _score_saliency(args: argparse.Namespace, pairs: Sequence, vit: Any, options: dict) -> Scored:
+def _score_saliency(args: argparse.Namespace, pairs: Sequence, vit: Any, options: dict) -> Evaluation:
     from vitnp.evaluate.saliency import score_photographs, score_set
     from vitnp.segmenter import Segmenter
 
-    if arguments.wants_all_levels(args, len(pairs)):
+    if arguments.fits_a_set(args, len(pairs)):
         return score_set(pairs, Segmenter(vit, **options))
-    return score_photographs(pairs, vit, **_each_alone(args, vit, options))
+    return score_photographs(pairs, vit, **_single_arguments(args, vit, options))
 
 
 def _open_labeled(args: argparse.Namespace) -> Any:
     from vitnp.evaluate.data.layouts import detect_layout, read_labeled
 
-    if args.levels in ("image", "each") or arguments.names_collection(args):
+    if args.levels in ("image", "single") or arguments.names_collection(args):
         raise UsageError("--task semantic fits a set with all levels; leave out --levels and --collection")
-    if args.classes and args.clusters:
+    if args.n_classes and args.clusters:
         raise UsageError("--classes and --clusters both say how many clusters to find; give one of them")
     if not args.data:
         raise UsageError("--task semantic needs ROOT, IMAGES JSON, IMAGES MASKS or IMAGES LABELS (see --help)")
@@ -79,11 +74,11 @@ def _open_labeled(args: argparse.Namespace) -> Any:
     return labeled
 
 
-def _score_semantic(args: argparse.Namespace, labeled: Any, vit: Any, options: dict) -> Scored:
+def _score_semantic(args: argparse.Namespace, labeled: Any, vit: Any, options: dict) -> Evaluation:
     from vitnp.evaluate.semantic import score_classes
     from vitnp.segmenter import Segmenter
 
-    clusters = args.clusters or args.classes or len(labeled.classes) - 1
+    clusters = args.clusters or args.n_classes or len(labeled.classes) - 1
     matching = args.matching or ("many-to-one" if args.clusters else "hungarian")
     return score_classes(labeled, Segmenter(vit, clusters, regions=args.regions or "image", **options), matching)
 
@@ -96,13 +91,13 @@ def _open_boxes(args: argparse.Namespace) -> Sequence:
     return read_voc_boxes(args.data[0], args.split or "trainval")
 
 
-def _score_discovery(args: argparse.Namespace, samples: Sequence, vit: Any, options: dict) -> Scored:
+def _score_discovery(args: argparse.Namespace, samples: Sequence, vit: Any, options: dict) -> Evaluation:
     from vitnp.evaluate.discovery import score_box_set, score_boxes
     from vitnp.segmenter import Segmenter
 
-    if arguments.wants_all_levels(args, len(samples)):
+    if arguments.fits_a_set(args, len(samples)):
         return score_box_set(samples, Segmenter(vit, **options))
-    return score_boxes(samples, vit, **_each_alone(args, vit, options))
+    return score_boxes(samples, vit, **_single_arguments(args, vit, options))
 
 
 TASKS = {
@@ -123,48 +118,31 @@ TASKS = {
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The command's options."""
-    made = shared.parser(
-        "python -m vitnp.evaluate",
-        "Segment a data set and score the answers. Saliency: IMAGES MASKS. Semantic: ROOT of a VOC set, IMAGES JSON "
-        "(COCO), or IMAGES LABELS. Discovery: ROOT.",
-        usage="python -m vitnp.evaluate [--task TASK] [options] IMAGES MASKS",
-        epilog="exit status: 0 all done, 3 some photographs failed, 2 wrong usage or nothing done, 130 interrupted",
+    """Return the command's parser."""
+    parser = shared.parser(
+        "vitnp evaluate",
+        "Segment a data set and score the answers.\n"
+        "Saliency: IMAGES MASKS. Discovery: ROOT.\n"
+        "Semantic: ROOT of a VOC set, IMAGES JSON (COCO), or IMAGES LABELS.",
+        usage="vitnp evaluate [--task TASK] [options] IMAGES MASKS",
+        examples=(
+            "vitnp evaluate IMAGES/ MASKS/ --seeds 3 --report PICTURES/",
+            "vitnp evaluate --task semantic VOCdevkit/VOC2012 --json",
+        ),
+        epilog=shared.EXIT_STATUSES,
     )
-    made.add_argument("data", nargs="*", type=Path, metavar="IMAGES MASKS", help=argparse.SUPPRESS)
-    group = made.add_argument_group("data set")
-    group.add_argument(
-        "--task",
-        choices=tuple(TASKS),
-        default="saliency",
-        metavar="TASK",
-        help="saliency, semantic or discovery (saliency)",
-    )
-    group.add_argument("--layout", choices=LAYOUTS, metavar="L", help="auto, voc, coco, coseg or folder (auto)")
-    group.add_argument("--split", metavar="NAME", help="list of a VOC set (val; discovery: trainval)")
-    group.add_argument("--labels", choices=VOC_LABELS, metavar="DIR", help="SegmentationClass or SegmentationClassAug")
-    group.add_argument("--names", type=Path, metavar="FILE", help="a class name a line, for a folder of labels")
-    group.add_argument("--merge", type=Path, metavar="FILE", help="two columns: class, coarser class")
-    group = made.add_argument_group("scores")
-    group.add_argument(
-        "--classes", type=arguments.positive, metavar="N", help="clusters to find (as many as true classes)"
-    )
-    group.add_argument("--clusters", type=arguments.positive, metavar="N", help="over-cluster: N, matched many-to-one")
-    group.add_argument("--matching", choices=MATCHING, metavar="HOW", help="hungarian or many-to-one (hungarian)")
-    group.add_argument(
-        "--regions", choices=arguments.REGIONS, metavar="R", help="get a class: image, components or split (image)"
-    )
-    group.add_argument(
-        "--seeds", type=arguments.positive, metavar="N", help="mean and deviation over N, from --seed on"
-    )
-    group.add_argument("--ablate", action="store_true", help="what each piece of the method is worth here")
-    group.add_argument("--csv", type=Path, metavar="FILE", help="the table, in full precision")
-    group.add_argument("--report", type=Path, metavar="DIR", help="pictures of the best, the median and the worst")
-    arguments.add_model_options(made)
-    arguments.add_method_options(made)
-    arguments.add_collection_options(made)
-    arguments.add_batch_option(arguments.add_run_options(made))
-    return made
+    parser.add_argument("data", nargs="*", type=Path, metavar="IMAGES MASKS", help=argparse.SUPPRESS)
+    arguments.add_options(parser, "data set", "task", "layout", "split", "labels", "names", "merge")
+    arguments.add_options(
+        parser, "scores", "n_classes", "clusters", "matching", "regions", "seeds", "ablate", "csv", "report",
+        n_classes={"help": "clusters to find (number of true classes)"},
+        regions={"default": None},
+    )  # fmt: skip
+    arguments.add_options(parser, "network", *arguments.NETWORK)
+    arguments.add_options(parser, "method", *arguments.METHOD)
+    arguments.add_options(parser, "collection", *arguments.COLLECTION)
+    arguments.add_options(parser, "run", *arguments.RUN)
+    return parser
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -181,9 +159,9 @@ def main(argv: list[str] | None = None) -> int:
         Exit status.
     """
     args = build_parser().parse_args(argv)
-    for option, owner in OWNED.items():
-        if getattr(args, option) is not None and args.task != owner:
-            raise UsageError(f"--{option} is for --task {owner}; leave it out")
+    for name, task in TASK_OPTIONS.items():
+        if getattr(args, name) is not None and args.task != task:
+            raise UsageError(f"{OPTIONS[name].long_flag} is for --task {task}; leave it out")
     if args.split is not None and args.task == "saliency":
         raise UsageError("--split is for the tasks semantic and discovery; leave it out")
     if arguments.names_collection(args) and (args.ablate or args.levels in ("all", "image")):
@@ -193,12 +171,12 @@ def main(argv: list[str] | None = None) -> int:
 
     from vitnp import kernels
     from vitnp.evaluate import report
-    from vitnp.evaluate.protocol import shared_cache, summary
+    from vitnp.evaluate.protocol import shared_cache, summarize
     from vitnp.io import write
     from vitnp.kernels.threads import pool
     from vitnp.pipeline import DEVICE_STAGES
 
-    args.threads = pool.resolve_n_threads(args.threads)
+    args.n_threads = pool.resolve_n_threads(args.n_threads)
     task = TASKS[args.task]
     data = task.open(args)
     # What can't be written is known before the long work, not after.
@@ -209,7 +187,7 @@ def main(argv: list[str] | None = None) -> int:
     vit = arguments.load_model(args)
     seeds = range(args.seed, args.seed + (args.seeds or 1))
     with arguments.workers(args) as workers, shared_cache(args.cache, 2 if args.ablate else len(seeds)) as cache:
-        options = {**arguments.segmenter_options(args), **workers, "cache": cache}
+        options = {**arguments.segmenter_arguments(args), **workers, "cache": cache}
         if args.ablate:
             table, result, failures, total = _ablate(args, data, vit, options, seeds)
         else:
@@ -218,7 +196,8 @@ def main(argv: list[str] | None = None) -> int:
                 runs.append(task.score(args, data, vit, {**options, "seed": seed}))
                 if args.report and seed == args.seed:
                     report.write_report(args.report, runs[0].ranking, runs[0].picture, task.measure)
-            table, result = summary(runs, task.titles, seeds if args.seeds else None)
+            summary = summarize(runs, seeds if args.seeds else None)
+            table, result = summary.table(task.titles), summary.to_json()
             failures, total = runs[0].failures, runs[0].images + len(runs[0].failures)
     if failures:
         shared.list_failures(failures, total)
@@ -231,12 +210,14 @@ def main(argv: list[str] | None = None) -> int:
     return shared.EXIT_SOME_FAILED if failures else shared.EXIT_OK
 
 
-def _each_alone(args: argparse.Namespace, vit: Any, options: dict) -> dict:
-    """Of a Segmenter's options those that single photographs know, and the collection that they are judged by."""
+def _single_arguments(args: argparse.Namespace, vit: Any, options: dict) -> dict:
+    """Return the arguments for photographs one by one, among them the collection that is applied to them."""
     return {
-        **arguments.method_options(args), "seed": options["seed"], "threads": args.threads, "progress": options["progress"],
-        "collection": arguments.chosen_collection(args, vit, quiet=options["seed"] != args.seed),
-    }  # fmt: skip
+        **{name: options[name] for name in arguments.METHOD},
+        "n_threads": args.n_threads,
+        "progress": options["progress"],
+        "collection": arguments.load_collection(args, vit, quiet=options["seed"] != args.seed),
+    }
 
 
 def _made(vit: Any, options: dict, **variant: Any) -> Segmenter:
@@ -259,7 +240,3 @@ def _ablate(
         runs.append(rows)
     table, records = tabulate(runs, args.refine, deviations=bool(args.seeds))
     return table, {"images": images, "rows": records}, failures, len(pairs)
-
-
-if __name__ == "__main__":
-    shared.run(main)

@@ -1,4 +1,4 @@
-"""``python -m vitnp.weights``: what is known, bring it, convert it, look into it."""
+"""``vitnp weights``: list known checkpoints, fetch, convert and inspect them."""
 
 from __future__ import annotations
 
@@ -8,76 +8,80 @@ import pathlib
 import numpy as np
 
 from vitnp.checkpoints import registry
-from vitnp.cli import shared
-from vitnp.cli.arguments import positive
+from vitnp.cli import arguments, shared
 from vitnp.errors import CheckpointError, OutputError, UsageError
+from vitnp.options import FEATURE_DTYPES
 
-PROG = "python -m vitnp.weights"
+PROG = "vitnp weights"
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run the command; returns the exit status."""
-    args = _parser().parse_args(arguments)
+def main(argv: list[str] | None = None) -> int:
+    """Run the command.
+
+    Parameters
+    ----------
+    argv : list of str, optional
+        Arguments; by default the process's own.
+
+    Returns
+    -------
+    int
+        Exit status.
+    """
+    args = build_parser().parse_args(argv)
     return args.act(args)
 
 
-def _parser() -> argparse.ArgumentParser:
-    made = shared.parser(
+def build_parser() -> argparse.ArgumentParser:
+    """Return the command's parser, with one subparser per command."""
+    parser = shared.parser(
         PROG,
         "Checkpoints: list the known ones, fetch one by name, convert and inspect files.",
-        epilog="VITNP_CACHE: folder for fetched files. VITNP_MIRROR: address that replaces the server of every download. "
+        examples=(f"{PROG} fetch dino_vits8", f"{PROG} info my_checkpoint.pth"),
+        epilog="VITNP_CACHE: folder for fetched files. VITNP_MIRROR: address that replaces the server of every download.\n"
         "HTTPS_PROXY is respected. Nothing is fetched unless its name is given.",
     )
-    commands = made.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=type(made))
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=type(parser))
 
-    add = commands.add_parser("list", help="what is known, what is here and where")
-    add.set_defaults(act=_list)
+    command = commands.add_parser("list", help="known checkpoints, and where they are")
+    command.set_defaults(act=_list)
 
-    add = commands.add_parser("fetch", help="download a known checkpoint into the cache, once")
-    add.add_argument("name", metavar="NAME", help="one of the list")
-    add.set_defaults(act=_fetch)
+    command = commands.add_parser("fetch", help="download a known checkpoint into the cache, once")
+    command.add_argument("name", metavar="NAME", help="a name of the list")
+    command.set_defaults(act=_fetch)
 
-    add = commands.add_parser("convert", help="any known file to a canonical .safetensors with metadata")
-    add.add_argument("source", metavar="IN", help="file, or name of the list")
-    add.add_argument("target", metavar="OUT", help=".safetensors file to write")
-    add.add_argument("--dtype", choices=("float16", "float32"), default="float32", help="of the numbers (float32)")
-    add.add_argument("--overwrite", action="store_true", help="replace OUT when it exists")
-    _add_overrides(add)
-    add.set_defaults(act=_convert)
+    command = commands.add_parser("convert", help="convert any readable file to .safetensors with metadata")
+    command.add_argument("source", metavar="IN", help="file, or name of the list")
+    command.add_argument("target", metavar="OUT", help=".safetensors file to write")
+    command.add_argument("--dtype", choices=FEATURE_DTYPES, default="float32", help="type of the numbers (float32)")
+    command.add_argument("--overwrite", action="store_true", help="replace OUT if it exists")
+    _add_overrides(command)
+    command.set_defaults(act=_convert)
 
-    add = commands.add_parser("info", help="what a file holds and how it will be run")
-    add.add_argument("source", metavar="FILE", help="file, or name of the list")
-    _add_overrides(add)
-    add.set_defaults(act=_info)
-    return made
+    command = commands.add_parser("info", help="what a file holds and how it will be run")
+    command.add_argument("source", metavar="FILE", help="file, or name of the list")
+    _add_overrides(command)
+    command.set_defaults(act=_info)
+    return parser
 
 
-def _add_overrides(to: argparse.ArgumentParser) -> None:
-    to.add_argument("--heads", type=positive, metavar="N", help="attention heads, where the file doesn't tell")
-    to.add_argument(
-        "--pos-embed", choices=("offset", "exact", "antialias"), help="resampling of positions (file's own)"
-    )
-    to.add_argument(
-        "--normalization",
-        "--normalise",
-        choices=tuple(registry.NORMALIZATIONS),
-        help="input normalization (file's own)",
-    )
+def _add_overrides(parser: argparse.ArgumentParser) -> None:
+    arguments.add_options(parser, "what the file does not say", "heads", "pos_embed", "normalization")
 
 
 def _list(_: argparse.Namespace) -> int:
     from vitnp.checkpoints.download import cache_folder, place_of
 
-    rows = [("NAME", "MB", "LICENSE", "HERE", "")]
+    rows = [("NAME", "MB", "LICENSE", "WHERE", "")]
     for entry in registry.entries().values():
-        here = "built in" if entry.url is None else "cached" if place_of(entry).is_file() else "-"
+        location = "built in" if entry.url is None else "cached" if place_of(entry).is_file() else "-"
         text = f"{entry.title}. {entry.note}" if entry.note else f"{entry.title}."
-        rows.append((entry.name, f"{entry.megabytes:g}", entry.license, here, text))
+        rows.append((entry.name, f"{entry.megabytes:g}", entry.license, location, text))
     widths = [max(len(row[i]) for row in rows) for i in range(4)]
     for row in rows:
         print("  ".join([*(cell.ljust(width) for cell, width in zip(row, widths)), row[4]]).rstrip())
     print(f"\nCache: {cache_folder()}")
-    print(f"Bring one with `{PROG} fetch NAME`; use it with --model NAME. A path to a file works as --model too.")
+    print(f"Fetch one with `{PROG} fetch NAME`; use it with --model NAME. --model takes a path to a file too.")
     return shared.EXIT_OK
 
 
@@ -141,7 +145,3 @@ def _info(args: argparse.Namespace) -> int:
     for key, value in facts.items():
         print(f"{key:<{width}}  {value}")
     return shared.EXIT_OK
-
-
-if __name__ == "__main__":
-    shared.run(main)

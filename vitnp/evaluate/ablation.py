@@ -1,27 +1,28 @@
-"""What each piece of the method is worth on a data set: levels alone, in pairs and together; consistency; facets."""
+"""Ablation on a data set: single levels, pairs of levels and all three; consistency between levels; facets."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
 from vitnp.errors import ImageError
 from vitnp.evaluate.data.pairs import Pair, read_truth
 from vitnp.evaluate.metrics.saliency import iou
-from vitnp.evaluate.protocol import over_seeds, sort_out, together
-from vitnp.evaluate.table import Table
-from vitnp.method.agreement import CONSISTENCY, combine_levels
+from vitnp.evaluate.protocol import Statistics, aggregate, score_as_set, separate_failures
+from vitnp.evaluate.table import Cell, Table
+from vitnp.method.agreement import combine_levels
 from vitnp.method.cleaning import clean
+from vitnp.options import CONSISTENCIES, FACETS
 from vitnp.refine.refine import refine
 from vitnp.result import HALF, Segmentation
 from vitnp.segmenter import Segmenter
 
-FACETS = ("key", "query", "value", "token")
-
-# Image, data set, category, by their place among a result's levels.
+# Subsets of the levels, as indices into a result's `levels`.
 LEVELS = {
     "image": (0,),
     "data set": (1,),
@@ -33,12 +34,26 @@ LEVELS = {
 }
 
 
-# Group and name of a row.
-Row = tuple[str, str]
+# What is varied, and to what: the key of a row.
+Row: TypeAlias = tuple[str, str]
+FULL_METHOD: Row = ("levels", "all three")
+
+# Combines the levels of a photograph, (N,) each, into one score, (N,).
+Combine: TypeAlias = Callable[[Sequence[np.ndarray]], np.ndarray]
 
 
 class Variant(NamedTuple):
-    """A row of the table: mean foreground IoU of cleaned scores enlarged as they are, and of refined ones."""
+    """Mean foreground IoU of one variant of the method.
+
+    Attributes
+    ----------
+    group, name : str
+        What is varied, and to what.
+    coarse : float
+        IoU of the cleaned patch scores, enlarged without refinement.
+    refined : float
+        IoU of the refined masks.
+    """
 
     group: str
     name: str
@@ -46,112 +61,164 @@ class Variant(NamedTuple):
     refined: float
 
 
-def ablate(
-    pairs: Sequence[Pair], make: Callable[..., Segmenter], facet: str = "key"
-) -> tuple[list[Variant], int, list[ImageError]]:
-    """Vary the method piece by piece.
+class Ablation(NamedTuple):
+    """Result of :func:`ablate`.
 
-    Five fits give fourteen rows: subsets of the levels are read off one fit, and intersection off majority's.
+    Attributes
+    ----------
+    variants : list of Variant
+        Rows of the table.
+    images : int
+        Number of photographs that were scored, the same for every variant.
+    failures : list of ImageError
+        Reasons why the other photographs were not scored.
+    """
+
+    variants: list[Variant]
+    images: int
+    failures: list[ImageError]
+
+
+def ablate(pairs: Sequence[Pair], make: Callable[..., Segmenter], facet: str = "key") -> Ablation:
+    """Vary one component of the method at a time.
+
+    Five fits yield fourteen variants: one fit is enough for all subsets of levels, and one for majority and
+    intersection.
 
     Parameters
     ----------
     pairs : sequence of Pair
     make : callable
-        ``make(facet=..., consistency=...)`` gives a fresh Segmenter; features that it keeps are used again.
+        ``make(facet=..., consistency=...)`` returns a new Segmenter; with a cache, each facet is computed once.
     facet : str
-        The one with which levels and consistency are varied.
-
-    Returns
-    -------
-    rows : list of Variant
-    images : int
-        Photographs that every row counts.
-    failures : list of ImageError
-        Why the others don't count.
+        Facet for the variants of levels and consistency.
 
     Raises
     ------
     UsageError
         When no photograph could be scored.
     """
-    photographs = [pair.image for pair in pairs]
-    outcomes: list[dict[Row, tuple[float, float]] | ImageError] = [{} for _ in pairs]
-
-    def run(segmenter: Segmenter, rows: Mapping[Row, Callable[[Sequence[np.ndarray]], np.ndarray]]) -> None:
-        def score(index: int, result: Segmentation) -> dict[Row, tuple[float, float]]:
-            truth = read_truth(pairs[index].mask, result.mask.shape)
-            return {row: _ious(result, truth, combine(result.levels)) for row, combine in rows.items()}
-
-        for index, outcome in enumerate(together(segmenter, photographs, score)):
+    outcomes: list[dict[Row, _IoUs] | ImageError] = [{} for _ in pairs]
+    for segmenter, rows in _fits(make, facet):
+        for index, outcome in enumerate(_score_rows(pairs, segmenter, rows)):
+            earlier = outcomes[index]
             if isinstance(outcome, ImageError):
                 outcomes[index] = outcome
-            elif not isinstance(outcomes[index], ImageError):
-                outcomes[index].update(outcome)
+            elif not isinstance(earlier, ImageError):
+                earlier.update(outcome)
+    scores, failures = separate_failures(outcomes)
+    # The full method is part of each group.
+    alias = {("consistency", "mean"): FULL_METHOD, ("facet", facet): FULL_METHOD}
+    order = [("levels", name) for name in LEVELS]
+    order += [("consistency", consistency) for consistency in CONSISTENCIES]
+    order += [("facet", name) for name in FACETS]
+    variants = []
+    for row in order:
+        ious = [score[alias.get(row, row)] for score in scores.values()]
+        variants.append(Variant(*row, _mean([each.coarse for each in ious]), _mean([each.refined for each in ious])))
+    return Ablation(variants, len(scores), failures)
 
-    run(
+
+def _fits(make: Callable[..., Segmenter], facet: str) -> Iterator[tuple[Segmenter, dict[Row, Combine]]]:
+    """Yield the segmenters to fit, each with the rows that its levels yield."""
+    yield (
         make(facet=facet, consistency="mean"),
-        {
-            ("levels", name): lambda levels, taken=taken: combine_levels([levels[i] for i in taken])
-            for name, taken in LEVELS.items()
-        },
+        {("levels", name): partial(_combine_subset, indices) for name, indices in LEVELS.items()},
     )
-    run(
+    yield (
         make(facet=facet, consistency="majority"),
         {
-            ("consistency", how): lambda levels, how=how: combine_levels(levels, how)
-            for how in ("majority", "intersection")
+            ("consistency", consistency): partial(combine_levels, consistency=consistency)
+            for consistency in ("majority", "intersection")
         },
     )
     for other in FACETS:
         if other != facet:
-            run(make(facet=other, consistency="mean"), {("facet", other): combine_levels})
-
-    scores, failures = sort_out(outcomes)
-    # Whatever group the whole method belongs to, it's the same.
-    alias = {("consistency", "mean"): ("levels", "all three"), ("facet", facet): ("levels", "all three")}
-    order = [("levels", name) for name in LEVELS]
-    order += [("consistency", how) for how in CONSISTENCY]
-    order += [("facet", name) for name in FACETS]
-    rows = []
-    for row in order:
-        pairs_of_ious = [score[alias.get(row, row)] for score in scores.values()]
-        rows.append(Variant(*row, *(math.fsum(column) / len(column) for column in zip(*pairs_of_ious))))
-    return rows, len(scores), failures
+            yield make(facet=other, consistency="mean"), {("facet", other): combine_levels}
 
 
-def _ious(result: Segmentation, truth: np.ndarray, score: np.ndarray) -> tuple[float, float]:
-    """IoU of a score's mask before and after refinement."""
+def _combine_subset(indices: Sequence[int], levels: Sequence[np.ndarray]) -> np.ndarray:
+    return combine_levels([levels[index] for index in indices])
+
+
+class _IoUs(NamedTuple):
+    """Foreground IoU of a photograph's mask before and after refinement."""
+
+    coarse: float
+    refined: float
+
+
+def _score_rows(
+    pairs: Sequence[Pair], segmenter: Segmenter, rows: Mapping[Row, Combine]
+) -> list[dict[Row, _IoUs] | ImageError]:
+    """Fit the photographs, and score each of them for all rows."""
+
+    def score(index: int, result: Segmentation) -> dict[Row, _IoUs]:
+        truth = read_truth(pairs[index].mask, result.mask.shape)
+        return {row: _ious(result, truth, combine(result.levels or ())) for row, combine in rows.items()}
+
+    return score_as_set(segmenter, [pair.image for pair in pairs], score)
+
+
+def _ious(result: Segmentation, truth: np.ndarray, score: np.ndarray) -> _IoUs:
     cleaned = clean(score.reshape(result.score.shape))
     coarse = refine(cleaned, result.image, method="none") >= HALF
     if np.array_equal(cleaned, result.score):
-        return iou(coarse, truth), iou(result.mask, truth)
+        return _IoUs(iou(coarse, truth), iou(result.mask, truth))
     refined = refine(cleaned, result.image, method=str(result.parameters["refine"])) >= HALF
-    return iou(coarse, truth), iou(refined, truth)
+    return _IoUs(iou(coarse, truth), iou(refined, truth))
 
 
-def tabulate(runs: Sequence[Sequence[Variant]], refinement: str, *, deviations: bool) -> tuple[Table, list[dict]]:
-    """An ablation for people and for programs.
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Row:
+    """Statistics of one variant over seeds."""
+
+    group: str
+    name: str
+    means: Statistics
+    deviations: Statistics
+
+
+def tabulate(
+    runs: Sequence[Sequence[Variant]], refinement: str, *, deviations: bool
+) -> tuple[Table, list[dict[str, Any]]]:
+    """Tabulate ablations over seeds, as a table and as dicts for JSON.
 
     Parameters
     ----------
     runs : sequence of sequence of Variant
-        One a seed, each from :func:`ablate`.
+        Variants of :func:`ablate`, for each seed.
     refinement : str
-        What the refined scores were refined by.
+        Name of the refinement, for the title of its column.
     deviations : bool
-        Whether to give sample deviations over the runs beside the means.
+        Whether to include sample deviations over the runs.
 
     Returns
     -------
-    Table, list of dict
-        A row, and a record, for each variant.
+    table : Table
+    records : list of dict
+        ``{"group", "name", "coarse", "refined"}`` per variant; with `deviations` also ``"deviation"``, a dict.
     """
-    after, own = f"+ {refinement}", 2 if deviations else 1
-    lines, records = [], []
+    rows = []
     for variants in zip(*runs):
-        group, name = variants[0][:2]
-        means, spread = over_seeds([{"coarse": each.coarse, "refined": each.refined} for each in variants])
-        records.append({"group": group, "name": name, **means, **({"deviation": spread} if deviations else {})})
-        lines.append((group, name, *(part[key] for key in means for part in (means, spread)[:own])))
-    columns = ("cleaned", "deviation", after, "deviation") if deviations else ("cleaned", after)
+        group, name, _, _ = variants[0]
+        scores = [{"coarse": variant.coarse, "refined": variant.refined} for variant in variants]
+        rows.append(_Row(group, name, *aggregate(scores)))
+    if deviations:
+        columns: tuple[str, ...] = ("cleaned", "deviation", f"+ {refinement}", "deviation")
+    else:
+        columns = ("cleaned", f"+ {refinement}")
+    lines: list[tuple[Cell, ...]] = []
+    records: list[dict[str, Any]] = []
+    for row in rows:
+        records.append({"group": row.group, "name": row.name, **row.means})
+        cells = [[mean] for mean in row.means.values()]
+        if deviations:
+            records[-1]["deviation"] = row.deviations
+            cells = [[mean, row.deviations[score]] for score, mean in row.means.items()]
+        lines.append((row.group, row.name, *(cell for each in cells for cell in each)))
     return Table(("vary", "to", *columns), tuple(lines)), records

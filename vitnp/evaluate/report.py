@@ -1,4 +1,4 @@
-"""Pictures of an evaluation: the best, the middle and the worst, each beside its truth."""
+"""Report of an evaluation: pictures of the best, median and worst results beside the truth."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from vitnp.errors import OutputError
+from vitnp.evaluate.metrics.boxes import Boxes
 from vitnp.io.resample import downscale
 from vitnp.io.stamp import is_own_output
 from vitnp.io.write import make_folder, write_png
@@ -19,24 +20,33 @@ if TYPE_CHECKING:
     from PIL import Image
 
 
-# Photographs in each picture, and the box in pixels that each panel fits into.
+# Photographs per picture.
 ROWS = 3
-_WIDTH, _HEIGHT = 360, 300
-
-_GAP = 14
-_PAPER, _INK, _FAINT = (250, 250, 248), (28, 28, 30), (118, 118, 122)
 _TITLES = ("photograph", "truth", "vitnp")
 
-# Boxes: what is true, and what was found.
-TRUE_COLOR, FOUND_COLOR = (60, 220, 90), (0, 190, 255)
+# Sizes in pixels: largest width and height of a panel, gap between panels, height of a line of text.
+_WIDTH, _HEIGHT = 360, 300
+_GAP, _LINE = 14, 26
+_BACKGROUND, _TITLE_COLOR, _CAPTION_COLOR = (250, 250, 248), (28, 28, 30), (118, 118, 122)
+
+# Colors of true and predicted boxes.
+TRUE_COLOR, PREDICTED_COLOR = (60, 220, 90), (0, 190, 255)
 
 
 class Case(NamedTuple):
-    """One photograph, what is true and what was found: (height, width, 3) uint8 each, and a line about them."""
+    """One row of a report.
+
+    Attributes
+    ----------
+    photograph, truth, predicted : (height, width, 3) uint8
+        The photograph as it is, with the truth, and with the prediction drawn on it.
+    caption : str
+        Text below the row.
+    """
 
     photograph: np.ndarray
     truth: np.ndarray
-    found: np.ndarray
+    predicted: np.ndarray
     caption: str
 
 
@@ -48,43 +58,43 @@ def write_report(
     Parameters
     ----------
     folder : path
-        Made if it isn't there.
+        Created if it doesn't exist.
     ranking : mapping of int to float
-        Score of each photograph by its place.
+        Score of each photograph by its index.
     picture : callable
-        Gives the case of a photograph; called for at most nine.
+        ``picture(index)`` returns the case of a photograph; called for at most nine of them.
     measure : str
-        What the score is called.
+        Name of the score.
 
     Returns
     -------
     list of Path
+        The files.
 
     Raises
     ------
     OutputError
-        When a file can't be written, or one that vitnp didn't write is in the way.
+        When a file can't be written, or would replace one that vitnp didn't write.
     ImageError
-        When a photograph has disappeared.
+        When a photograph can no longer be read.
     """
     paths = report_paths(folder)
-    for path, places in zip(paths, chosen(ranking)):
-        cases = [picture(place) for place in places]
-        captioned = [
-            case._replace(caption=f"{case.caption}  ·  {measure} {ranking[place]:.3f}")
-            for place, case in zip(places, cases)
-        ]
-        write_png(path, sheet(captioned))
+    for path, indices in zip(paths, select_cases(ranking)):
+        cases = [picture(index) for index in indices]
+        captions = [f"{case.caption}  ·  {measure} {ranking[index]:.3f}" for index, case in zip(indices, cases)]
+        write_png(path, draw_sheet([case._replace(caption=caption) for case, caption in zip(cases, captions)]))
     return paths
 
 
 def report_paths(folder: str | os.PathLike[str]) -> list[Path]:
-    """The files of a report, in a folder that is made if it isn't there.
+    """Return the paths of a report's files, and create their folder.
+
+    Call it before a long evaluation, so that problems with the folder show first.
 
     Raises
     ------
     OutputError
-        As for :func:`write_report`; whoever has long work to do asks before it.
+        When the folder can't be created, or a file there was not written by vitnp.
     """
     folder = Path(folder)
     make_folder(folder)
@@ -92,57 +102,58 @@ def report_paths(folder: str | os.PathLike[str]) -> list[Path]:
     for path in paths:
         if os.path.lexists(path) and not is_own_output(path):
             raise OutputError(
-                f"{path}: this file exists and vitnp didn't write it; move it away or name another folder"
+                f"{path}: this file exists and was not written by vitnp; move it away or name another folder"
             )
     return paths
 
 
-def chosen(ranking: Mapping[int, float], rows: int = ROWS) -> tuple[list[int], list[int], list[int]]:
-    """Places of the best, the middle and the worst photographs, the best (worst) first.
+def select_cases(ranking: Mapping[int, float], rows: int = ROWS) -> tuple[list[int], list[int], list[int]]:
+    """Return the indices of the best, median and worst photographs; the best and the worst come first.
 
     Examples
     --------
-    >>> chosen({0: 0.1, 1: 0.9, 2: 0.5, 3: 0.6, 4: 0.2}, rows=1)
+    >>> select_cases({0: 0.1, 1: 0.9, 2: 0.5, 3: 0.6, 4: 0.2}, rows=1)
     ([1], [2], [0])
     """
-    order = sorted(ranking, key=lambda place: (-ranking[place], place))
+    order = sorted(ranking, key=lambda index: (-ranking[index], index))
     rows = min(rows, len(order))
     middle = (len(order) - rows + 1) // 2
     return order[:rows], order[middle : middle + rows], order[::-1][:rows]
 
 
-def sheet(cases: Sequence[Case]) -> Image.Image:
-    """Draw cases below each other: photograph, truth, what was found, and the caption below.
+def draw_sheet(cases: Sequence[Case]) -> Image.Image:
+    """Draw one row per case: photograph, truth and prediction, with the caption below.
 
     Examples
     --------
     >>> gray = np.full((30, 40, 3), 128, np.uint8)
-    >>> sheet([Case(gray, gray, gray, "cat.jpg")]).size[0]
+    >>> draw_sheet([Case(gray, gray, gray, "cat.jpg")]).size[0]
     1136
     """
     from PIL import Image, ImageDraw, ImageFont
 
-    font, small = ImageFont.load_default(17), ImageFont.load_default(15)
-    rows = [[_fitted(picture) for picture in case[:3]] for case in cases]
-    heights = [panels[0].height for panels in rows]
-    line = 26
-    size = (3 * _WIDTH + 4 * _GAP, _GAP + line + sum(height + line + _GAP for height in heights))
-    made = Image.new("RGB", size, _PAPER)
-    draw = ImageDraw.Draw(made)
-    for column, title in enumerate(_TITLES):
-        draw.text((_GAP + column * (_WIDTH + _GAP), _GAP), title, _INK, font)
-    top = _GAP + line
+    title_font, caption_font = ImageFont.load_default(17), ImageFont.load_default(15)
+    rows = [[_fit_panel(picture) for picture in case[:3]] for case in cases]
+    width = 3 * _WIDTH + 4 * _GAP
+    height = _GAP + _LINE + sum(panels[0].height + _LINE + _GAP for panels in rows)
+    sheet = Image.new("RGB", (width, height), _BACKGROUND)
+    draw = ImageDraw.Draw(sheet)
+    lefts = [_GAP + column * (_WIDTH + _GAP) for column in range(3)]
+    for left, title in zip(lefts, _TITLES):
+        draw.text((left, _GAP), title, _TITLE_COLOR, title_font)
+    top = _GAP + _LINE
     for panels, case in zip(rows, cases):
-        for column, panel in enumerate(panels):
-            made.paste(panel, (_GAP + column * (_WIDTH + _GAP), top))
-        top += panels[0].height + 5
-        draw.text((_GAP, top), _clipped(draw, case.caption, small, size[0] - 2 * _GAP), _FAINT, small)
-        top += line - 5 + _GAP
-    return made
+        for left, panel in zip(lefts, panels):
+            sheet.paste(panel, (left, top))
+        top += panels[0].height
+        caption = _truncate(case.caption, lambda text: draw.textlength(text, caption_font) <= width - 2 * _GAP)
+        draw.text((_GAP, top + 5), caption, _CAPTION_COLOR, caption_font)
+        top += _LINE + _GAP
+    return sheet
 
 
-def paint(rgb: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """A photograph with its classes in their colors; the background dimmed, ignored pixels (255) white.
+def draw_labels(rgb: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Tint a photograph with the colors of its classes; the background is dimmed, ignored pixels (255) are white.
 
     Parameters
     ----------
@@ -155,33 +166,47 @@ def paint(rgb: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
     Examples
     --------
-    >>> paint(np.full((1, 2, 3), 100, np.uint8), np.array([[0, 1]], np.uint8)).tolist()
+    >>> draw_labels(np.full((1, 2, 3), 100, np.uint8), np.array([[0, 1]], np.uint8)).tolist()
     [[[60, 60, 60], [153, 35, 35]]]
     """
     gray = rgb.mean(axis=2, dtype=np.float32)[..., None]
     colors = bright_colors().astype(np.float32)
     colors[255] = 255
-    share = np.full(256, 0.65, np.float32)
-    share[0] = 0.4
-    share = share[labels][..., None]
-    return ((1 - share) * gray + share * colors[labels] + 0.5).astype(np.uint8)
+    opacity = np.full(256, 0.65, np.float32)
+    opacity[0] = 0.4
+    alpha = opacity[labels][..., None]
+    return ((1 - alpha) * gray + alpha * colors[labels] + 0.5).astype(np.uint8)
 
 
-def draw_boxes(rgb: np.ndarray, boxes: np.ndarray, color: tuple[int, int, int]) -> np.ndarray:
-    """A photograph with boxes (M, 4): left, top, right, bottom; each line twice, so that it shows on any ground."""
+def draw_boxes(rgb: np.ndarray, boxes: Boxes, color: tuple[int, int, int]) -> np.ndarray:
+    """Draw boxes on a photograph, with a white border so that they show on any background.
+
+    Parameters
+    ----------
+    rgb : (height, width, 3) uint8
+    boxes : (M, 4) float
+        Left, top, right and bottom edge in pixels, right and bottom exclusive.
+    color : (int, int, int)
+        Red, green and blue.
+
+    Returns
+    -------
+    (height, width, 3) uint8
+    """
     from PIL import Image, ImageDraw
 
-    made = Image.fromarray(rgb)
-    draw = ImageDraw.Draw(made)
-    width = max(2, round(max(made.size) / 150))
+    picture = Image.fromarray(rgb)
+    draw = ImageDraw.Draw(picture)
+    width = max(2, round(max(picture.size) / 150))
     for left, top, right, bottom in np.asarray(boxes).round().astype(int).tolist():
         corners = (left, top, max(left, right - 1), max(top, bottom - 1))
         draw.rectangle(corners, outline=(255, 255, 255), width=width + max(1, width // 2))
         draw.rectangle(corners, outline=color, width=width)
-    return np.asarray(made)
+    return np.asarray(picture)
 
 
-def _fitted(picture: np.ndarray) -> Image.Image:
+def _fit_panel(picture: np.ndarray) -> Image.Image:
+    """Scale a picture to the largest size of a panel."""
     from PIL import Image
 
     height, width = picture.shape[:2]
@@ -189,11 +214,11 @@ def _fitted(picture: np.ndarray) -> Image.Image:
     return Image.fromarray(downscale(picture, (max(1, round(scale * height)), max(1, round(scale * width)))))
 
 
-def _clipped(draw, text: str, font, width: int) -> str:
-    """The text, without its beginning where it is too long: what a path ends in tells more."""
+def _truncate(text: str, fits: Callable[[str], bool]) -> str:
+    """Cut the beginning off a text that is too long: the end of a path says more."""
     text = text.replace("\n", " ")
-    if draw.textlength(text, font) <= width:
+    if fits(text):
         return text
-    while text and draw.textlength("…" + text, font) > width:
+    while text and not fits("…" + text):
         text = text[max(1, len(text) // 50) :]
     return "…" + text

@@ -1,17 +1,25 @@
-"""Scores of the foreground masks of photographs whose truth is known."""
+"""Salient object detection: score foreground masks against true ones."""
 
 from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
+from typing import Any
 
 import numpy as np
 
 from vitnp.errors import ImageError
 from vitnp.evaluate.data.pairs import Pair, read_truth
 from vitnp.evaluate.metrics.saliency import SaliencyScores, saliency_scores
-from vitnp.evaluate.protocol import Scored, by_themselves, sort_out, together, watched
+from vitnp.evaluate.protocol import (
+    Evaluation,
+    collect,
+    fitted_mask,
+    score_as_set,
+    score_one_by_one,
+    separate_failures,
+)
 from vitnp.evaluate.report import Case
 from vitnp.io.decode import pixels_of, read_image
 from vitnp.kernels.threads.pool import large_image_lock
@@ -23,52 +31,53 @@ from vitnp.segmenter import Segmenter
 from vitnp.vit.model import ViT
 
 
-def score_pair(pair: Pair, vit: ViT | None = None, **options) -> SaliencyScores:
+def score_pair(pair: Pair, vit: ViT | None = None, **options: Any) -> SaliencyScores:
     """Segment one photograph and score its mask and its soft map.
 
     Parameters
     ----------
     pair : Pair
-        From `vitnp.evaluate.data.pairs.match_pairs`.
+        From :func:`vitnp.evaluate.data.pairs.match_pairs`.
     vit : ViT, optional
-        The built-in checkpoint when left out.
+        By default the built-in checkpoint.
     **options
-        Passed on to `vitnp.segment_image`.
+        Passed on to :func:`vitnp.segment_image`.
 
     Raises
     ------
     ImageError
         When the photograph or its mask can't be read, or their sizes differ.
     UsageError
-        For an option out of range.
+        For an invalid option.
     """
     with large_image_lock(pixels_of(pair.image)):
         return _score(pair, segment_image(pair.image, vit, **options))
 
 
 def score_pairs(
-    pairs: Iterable[Pair], vit: ViT | None = None, *, threads: int | None = None, **options
-) -> Iterator[SaliencyScores | ImageError]:
-    """Segment and score many photographs.
+    pairs: Iterable[Pair], vit: ViT | None = None, *, n_threads: int | None = None, **options: Any
+) -> Generator[SaliencyScores | ImageError, None, None]:
+    """Segment and score photographs one by one.
 
-    The answers are the same, bit for bit, whatever the number of threads.
+    Scores don't depend on the number of threads, bit for bit.
 
     Parameters
     ----------
-    pairs, vit, **options
-        As for `score_pair`.
-    threads : int, optional
-        Photographs in flight, by default one for each core.
+    pairs : iterable of Pair
+    vit, **options
+        As for :func:`score_pair`.
+    n_threads : int, optional
+        Photographs in progress at a time; by default one per core.
 
     Yields
     ------
     SaliencyScores or ImageError
-        One for each pair, in their order: the scores, or why the pair has none.
+        For each pair, in order, the scores or the reason why there are none.
 
     Raises
     ------
     VitnpError
-        What would fail for every photograph, such as an option out of range.
+        For errors that concern every photograph, such as an invalid option.
 
     Examples
     --------
@@ -76,32 +85,38 @@ def score_pairs(
     >>> mean_scores(list(score_pairs(pairs))).iou                             # doctest: +SKIP
     0.8
     """
-    yield from by_themselves(lambda pair: score_pair(pair, vit, **options), pairs, threads)
+    yield from score_one_by_one(lambda pair: score_pair(pair, vit, **options), pairs, n_threads)
 
 
 def score_photographs(
-    pairs: Sequence[Pair], vit: ViT | None = None, *, threads: int | None = None, progress: Progress = silent, **options
-) -> Scored:
-    """Score each photograph by itself, or with a collection fitted before.
+    pairs: Sequence[Pair],
+    vit: ViT | None = None,
+    *,
+    n_threads: int | None = None,
+    progress: Progress = silent,
+    **options: Any,
+) -> Evaluation:
+    """Evaluate photographs that are segmented one by one, with or without a collection fitted before.
 
     Parameters
     ----------
-    pairs, vit, threads, **options
-        As for `score_pairs`.
+    pairs : sequence of Pair
+    vit, n_threads, **options
+        As for :func:`score_pairs`.
     progress : callable, optional
-        As for `vitnp.Segmenter`.
+        As for :class:`vitnp.Segmenter`.
 
     Raises
     ------
     UsageError
         When no photograph could be scored.
     """
-    outcomes = watched(score_pairs(pairs, vit, threads=threads, **options), len(pairs), progress)
-    return _scored(pairs, outcomes, lambda index: segment_image(pairs[index].image, vit, **options).mask)
+    outcomes = collect(score_pairs(pairs, vit, n_threads=n_threads, **options), len(pairs), progress)
+    return _evaluate(pairs, outcomes, lambda index: segment_image(pairs[index].image, vit, **options).mask)
 
 
-def score_set(pairs: Sequence[Pair], segmenter: Segmenter) -> Scored:
-    """Fit photographs as a set with all levels, and score their masks.
+def score_set(pairs: Sequence[Pair], segmenter: Segmenter) -> Evaluation:
+    """Evaluate photographs that are fitted and segmented as a set, with all levels.
 
     Parameters
     ----------
@@ -116,8 +131,9 @@ def score_set(pairs: Sequence[Pair], segmenter: Segmenter) -> Scored:
     ImageError
         When no photograph could be read.
     """
-    outcomes = together(segmenter, [pair.image for pair in pairs], lambda index, result: _score(pairs[index], result))
-    return _scored(pairs, outcomes, lambda index: segmenter.masks[index])
+    photographs = [pair.image for pair in pairs]
+    outcomes = score_as_set(segmenter, photographs, lambda index, result: _score(pairs[index], result))
+    return _evaluate(pairs, outcomes, lambda index: fitted_mask(segmenter, index))
 
 
 def _score(pair: Pair, result: Segmentation) -> SaliencyScores:
@@ -125,22 +141,22 @@ def _score(pair: Pair, result: Segmentation) -> SaliencyScores:
     return saliency_scores(result.mask, result.soft / np.float32(65535), truth)
 
 
-def _scored(
+def _evaluate(
     pairs: Sequence[Pair], outcomes: Sequence[SaliencyScores | ImageError], mask_of: Callable[[int], np.ndarray]
-) -> Scored:
-    scores, failures = sort_out(outcomes)
+) -> Evaluation:
+    scores, failures = separate_failures(outcomes)
 
     def picture(index: int) -> Case:
-        # It was small enough to be scored.
+        # No limit of size: the photograph has been read before.
         rgb, mask = read_image(pairs[index].image, max_pixels=sys.maxsize), mask_of(index)
         return Case(rgb, overlay(rgb, read_truth(pairs[index].mask, mask.shape)), overlay(rgb, mask), pairs[index].name)
 
     ranking = {index: score.iou for index, score in scores.items()}
-    return Scored(len(scores), mean_scores(scores.values())._asdict(), ranking, failures, picture)
+    return Evaluation(len(scores), mean_scores(scores.values())._asdict(), ranking, failures, picture)
 
 
 def mean_scores(scores: Iterable[SaliencyScores]) -> SaliencyScores:
-    """Mean of each score over the images, whose order doesn't matter.
+    """Average each score over images; the result doesn't depend on their order.
 
     Raises
     ------
@@ -154,6 +170,6 @@ def mean_scores(scores: Iterable[SaliencyScores]) -> SaliencyScores:
     """
     columns = list(zip(*scores))
     if not columns:
-        raise ValueError("there are no scores to average")
-    # fsum rounds only once, whatever the order.
+        raise ValueError("scores must not be empty")
+    # fsum rounds once, at the end, so the order doesn't matter.
     return SaliencyScores(*(math.fsum(column) / len(column) for column in columns))

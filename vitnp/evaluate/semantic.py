@@ -1,10 +1,11 @@
-"""Scores of unsupervised classes: what was found against label maps, clusters matched to true classes."""
+"""Unsupervised semantic segmentation: match clusters to true classes, and score them against label maps."""
 
 from __future__ import annotations
 
 import functools
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -18,19 +19,20 @@ from vitnp.evaluate.metrics.semantic import (
     merge_clusters,
     semantic_scores,
 )
-from vitnp.evaluate.protocol import Scored, by_themselves, sort_out
-from vitnp.evaluate.report import Case, paint
+from vitnp.evaluate.protocol import Evaluation, score_one_by_one, separate_failures
+from vitnp.evaluate.report import Case, draw_labels
 from vitnp.io.decode import read_image
 from vitnp.segmenter import Segmenter
 
+# Ways to assign clusters to true classes.
 MATCHING: Mapping[str, Callable[[np.ndarray], np.ndarray]] = {
     "hungarian": match_one_to_one,
     "many-to-one": match_many_to_one,
 }
 
 
-def score_classes(labeled: LabeledSet, segmenter: Segmenter, matching: str = "hungarian") -> Scored:
-    """Fit a data set, and score the classes that were found.
+def score_classes(labeled: LabeledSet, segmenter: Segmenter, matching: str = "hungarian") -> Evaluation:
+    """Fit a data set, and evaluate the classes found.
 
     Parameters
     ----------
@@ -38,105 +40,128 @@ def score_classes(labeled: LabeledSet, segmenter: Segmenter, matching: str = "hu
     segmenter : Segmenter
         Not fitted yet, with `n_classes`.
     matching : {"hungarian", "many-to-one"}
-        How clusters get their classes; the background is fixed.
+        How clusters are matched to true classes; the background always matches the background.
 
     Raises
     ------
     UsageError
-        When there are more classes than regions, or the truth holds a label that the set doesn't know.
+        When `segmenter` finds no classes, there are more classes than regions, or the truth contains a label that is no
+        class of the set.
     ImageError
         When no photograph could be read.
     """
+    if segmenter.n_classes is None:
+        raise UsageError("evaluating classes needs a Segmenter that finds some, got n_classes=None; set n_classes")
     segmenter.fit([sample.image for sample in labeled.samples])
-    own = {"failures": segmenter.failures, "threads": segmenter.n_threads}
-    return score_labels(labeled, segmenter.labels, segmenter.n_classes, matching, **own)
+    return score_labels(
+        labeled, segmenter.labels, segmenter.n_classes, matching,
+        failures=segmenter.failures, n_threads=segmenter.n_threads,
+    )  # fmt: skip
 
 
 def score_labels(
     labeled: LabeledSet,
-    found: Sequence[np.ndarray | None],
-    clusters: int,
+    predicted: Sequence[np.ndarray | None],
+    n_clusters: int,
     matching: str = "hungarian",
     *,
     failures: Mapping[int, ImageError] | None = None,
-    threads: int | None = None,
-) -> Scored:
-    """Score label maps.
+    n_threads: int | None = None,
+) -> Evaluation:
+    """Evaluate label maps.
 
-    One photograph's maps are looked at after the other; what remains of each is the few counts that aren't 0.
+    Only the non-zero counts of each photograph's confusion matrix are kept in memory.
 
     Parameters
     ----------
     labeled : LabeledSet
-        C classes, the background included.
-    found : sequence of (height, width) integer array
-        For each photograph: 0 for background, clusters from 1; decoded when asked for. None where it failed.
-    clusters : int
-        Without the background.
+        The data set, with C classes including the background.
+    predicted : sequence of (rows, columns) integer arrays or None
+        Label map per photograph: 0 for the background, clusters from 1. It may be decoded on access.
+    n_clusters : int
+        Number of clusters without the background.
     matching : {"hungarian", "many-to-one"}
+        How clusters are matched to true classes.
     failures : mapping of int to ImageError, optional
-        Why some photographs have no map.
-    threads : int, optional
+        Reasons why photographs have no label map, by index.
+    n_threads : int, optional
+        Photographs in progress at a time; by default one per core.
 
     Returns
     -------
-    Scored
-        miou, pixel_accuracy and foreground_iou over all pixels of the set; for each class its IoU. A photograph's own
-        score is the mean IoU of the classes that it shows or was given, with the set's matching.
+    Evaluation
+        ``scores`` has miou, pixel_accuracy and foreground_iou over all pixels of the set, ``classes`` the IoU of each
+        class. A photograph's own score is the mean IoU of its true and predicted classes, with the matching of the set.
 
     Raises
     ------
     UsageError
-        When no photograph could be scored, or the truth holds a label that the set doesn't know.
+        When no photograph could be scored, or the truth contains a label that is no class of the set.
     """
     if matching not in MATCHING:
-        raise UsageError(f"there is no matching {matching!r}; choose {' or '.join(MATCHING)}")
+        raise UsageError(f"matching must be {' or '.join(MATCHING)}, got {matching!r}")
     failures = failures or {}
-    shape = len(labeled.classes), clusters + 1
+    shape = len(labeled.classes), n_clusters + 1
 
-    def count(index: int) -> tuple[np.ndarray, np.ndarray]:
-        if index in failures:
+    def count(index: int) -> _Counts:
+        labels = None if index in failures else predicted[index]
+        if labels is None:
             raise failures[index]
-        labels = found[index]
-        matrix = confusion_matrix(labeled.samples[index].load_truth(labels.shape), labels, *shape).ravel()
-        cells = np.flatnonzero(matrix)
-        return cells, matrix[cells]
+        truth = labeled.samples[index].load_truth(labels.shape)
+        return _Counts.from_matrix(confusion_matrix(truth, labels, *shape))
 
-    counts, failed = sort_out(list(by_themselves(count, range(len(labeled.samples)), threads)))
+    indices = range(len(labeled.samples))
+    counts, failed = separate_failures(list(score_one_by_one(count, indices, n_threads)))
     pooled = np.zeros(shape, np.int64)
-    for cells, numbers in counts.values():
-        pooled.ravel()[cells] += numbers
+    for each in counts.values():
+        each.add_to(pooled)
     if not pooled.any():
-        raise UsageError("no pixel of the truth counts, all are to be ignored; name another set")
+        raise UsageError("every pixel of the label maps is ignored; name another data set")
     assignment = MATCHING[matching](pooled)
     scores = semantic_scores(pooled, assignment)
 
     ranking = {}
-    for index, (cells, numbers) in counts.items():
-        if len(cells):
+    for index, each in counts.items():
+        if len(each.cells):
             matrix = np.zeros(shape, np.int64)
-            matrix.ravel()[cells] = numbers
+            each.add_to(matrix)
             ranking[index] = semantic_scores(merge_clusters(matrix, assignment)).miou
-    return Scored(
+    return Evaluation(
         images=len(counts),
         scores={
             "miou": scores.miou, "pixel_accuracy": scores.pixel_accuracy, "foreground_iou": scores.foreground_iou,
         },
         ranking=ranking,
         failures=failed,
-        picture=functools.partial(_picture, labeled, found, assignment),
+        picture=functools.partial(_picture, labeled, predicted, assignment),
         classes=dict(zip(labeled.classes, scores.per_class.tolist())),
     )  # fmt: skip
 
 
-def _picture(labeled: LabeledSet, found: Sequence[np.ndarray], assignment: np.ndarray, index: int) -> Case:
-    sample, labels = labeled.samples[index], assignment[found[index]].astype(np.uint8)
-    # It was small enough to be scored.
+class _Counts(NamedTuple):
+    """Non-zero entries of a confusion matrix: indices into the flat matrix, and their counts."""
+
+    cells: np.ndarray
+    values: np.ndarray
+
+    @classmethod
+    def from_matrix(cls, matrix: np.ndarray) -> _Counts:
+        flat = matrix.ravel()
+        cells = np.flatnonzero(flat)
+        return cls(cells, flat[cells])
+
+    def add_to(self, matrix: np.ndarray) -> None:
+        matrix.ravel()[self.cells] += self.values
+
+
+def _picture(labeled: LabeledSet, predicted: Sequence[np.ndarray | None], assignment: np.ndarray, index: int) -> Case:
+    sample, labels = labeled.samples[index], assignment[predicted[index]].astype(np.uint8)
+    # No limit of size: the photograph has been read before.
     rgb, truth = read_image(sample.image, max_pixels=sys.maxsize), sample.load_truth(labels.shape)
 
     def names(labels: np.ndarray) -> str:
-        shown = (labeled.classes[label] for label in np.unique(labels) if label not in (0, IGNORE))
-        return ", ".join(shown) or "nothing"
+        present = (labeled.classes[label] for label in np.unique(labels) if label not in (0, IGNORE))
+        return ", ".join(present) or "nothing"
 
     caption = f"{sample.name}  ·  truth: {names(truth)}  ·  vitnp: {names(labels)}"
-    return Case(rgb, paint(rgb, truth), paint(rgb, labels), caption)
+    return Case(rgb, draw_labels(rgb, truth), draw_labels(rgb, labels), caption)

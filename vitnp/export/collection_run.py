@@ -18,13 +18,13 @@ from vitnp.export import run_record
 from vitnp.export.coco import CocoWriter, class_names
 from vitnp.export.contact_sheet import COLUMNS, write_contact_sheet
 from vitnp.export.gallery import GalleryWriter
-from vitnp.export.per_image import Outcome, result_facts
-from vitnp.io import decode, find, label_png, stamp, write
-from vitnp.io.outputs import labels_path, output_paths
+from vitnp.export.per_image import Facts, Outcome
+from vitnp.io import decode, find, headers, label_png, stamp, write
 from vitnp.io.resample import downscale
 from vitnp.kernels.stopwatch import Stopwatch
 from vitnp.kernels.threads import pool
 from vitnp.method.collection import Collection
+from vitnp.outputs import output_paths
 from vitnp.result import Segmentation
 from vitnp.segmenter import Segmenter
 
@@ -36,7 +36,7 @@ RUN_FILES = ("annotations.json", "classes.json", "contact-sheet.png", "gallery.h
 
 
 @dataclasses.dataclass
-class FolderRun:
+class CollectionRun:
     """One run over a collection.
 
     Parameters
@@ -56,7 +56,7 @@ class FolderRun:
         Do anew what is done already, and replace files that vitnp did not write.
     unread : sequence of VitnpError
         What failed before the run, for the record.
-    fit_to : Path, optional
+    save_collection : Path, optional
         File for what was learnt.
 
     Attributes
@@ -73,14 +73,14 @@ class FolderRun:
     polygons: bool = False
     overwrite: bool = False
     unread: Sequence[VitnpError] = ()
-    fit_to: Path | None = None
+    save_collection: Path | None = None
     unchanged: bool = dataclasses.field(default=False, init=False)
     finished: bool = dataclasses.field(default=False, init=False)
 
     def __post_init__(self) -> None:
         if (self.segmenter.n_classes or 0) > 255:
             raise UsageError(f"files of labels can't hold {self.segmenter.n_classes} classes; choose 1 to 255")
-        self._facts: dict[int, Mapping[str, object]] = {}
+        self._facts: dict[int, Facts] = {}
         self._errors: dict[int, VitnpError] = {}
         self._capped: set[int] = set()
 
@@ -126,8 +126,8 @@ class FolderRun:
                 outcome = self._conclude(index, coco, gallery)
                 advance(1)
                 yield outcome
-        if self.fit_to is not None:
-            self.segmenter.save(self.fit_to)
+        if self.save_collection is not None:
+            self.segmenter.save(self.save_collection)
         self.finished = True
         if self.out is not None:
             self._write_about_classes(names)
@@ -135,7 +135,7 @@ class FolderRun:
             write.write_json(self.out / "run.json", self._record({**self.segmenter.seconds, **clock.seconds}))
 
     @property
-    def kept(self) -> str:
+    def progress_so_far(self) -> str:
         """What there is of a run that was broken off."""
         there = f"the files of {len(self._facts)} of {len(self.photographs)} photographs are written"
         cache = self.segmenter.cache
@@ -147,20 +147,22 @@ class FolderRun:
             write.make_folder(self.out)
             if not self.overwrite:
                 _refuse_foreign(self.out)
-        if self.fit_to is not None:
-            write.make_folder(self.fit_to.parent)
-            if self.fit_to.is_dir():
+        if self.save_collection is not None:
+            write.make_folder(self.save_collection.parent)
+            if self.save_collection.is_dir():
                 raise OutputError(
-                    f"{self.fit_to}: this is a folder; name a file, such as {self.fit_to / 'fitted.safetensors'}"
+                    f"{self.save_collection}: this is a folder; name a file, such as {self.save_collection / 'fitted.safetensors'}"
                 )
-            if not os.access(self.fit_to.parent, os.W_OK):
-                raise OutputError(f"can't write {self.fit_to}: no permission to write there; choose another folder")
-            if not self.overwrite and self.fit_to.exists():
+            if not os.access(self.save_collection.parent, os.W_OK):
+                raise OutputError(
+                    f"can't write {self.save_collection}: no permission to write there; choose another folder"
+                )
+            if not self.overwrite and self.save_collection.exists():
                 try:
-                    Collection.load(self.fit_to)
+                    Collection.load(self.save_collection)
                 except CheckpointError:
                     raise OutputError(
-                        f"{self.fit_to}: this file exists and is no fitted collection; move it away or give --overwrite"
+                        f"{self.save_collection}: this file exists and is no fitted collection; move it away or give --overwrite"
                     ) from None
 
     # --- What an earlier run has left -------------------------------------------------------------------------------------
@@ -170,7 +172,7 @@ class FolderRun:
         """Fingerprint of everything that the files depend on beside the photographs' content."""
         return stamp.parameters_hash(
             {
-                **self.segmenter.settings,
+                **self.segmenter.fit_parameters,
                 "photographs": [photograph.relative for photograph in self.photographs],
                 # However the folder is spelled today.
                 "stems": [os.path.relpath(stem, self.out) for stem in self.stems],
@@ -202,9 +204,9 @@ class FolderRun:
         expected = [name for name in RUN_FILES if name != "classes.json" or self.segmenter.n_classes is not None]
         if not all((self.out / name).is_file() for name in expected):
             return None
-        if self.fit_to is not None:
+        if self.save_collection is not None:
             try:
-                if Collection.load(self.fit_to).digest != rerun.get("collection"):
+                if Collection.load(self.save_collection).digest != rerun.get("collection"):
                     return None
             except CheckpointError:
                 return None
@@ -227,15 +229,18 @@ class FolderRun:
         files = output_paths(self.stems[index], self.which)
         stamps = dict.fromkeys(files, rerun.get("results"))
         if self.segmenter.n_classes is not None:
-            files["labels"], stamps["labels"] = labels_path(self.stems[index]), rerun.get("labels")
+            files["labels"], stamps["labels"] = (
+                output_paths(self.stems[index], (), labels=True)["labels"],
+                rerun.get("labels"),
+            )
         try:
-            fingerprint = decode.file_hash(path)
+            fingerprint = headers.file_hash(path)
             if all(
                 stamp.stamp(file) == {"vitnp:parameters": stamps[kind], "vitnp:photograph": fingerprint}
                 for kind, file in files.items()
             ):
                 return Outcome(path, files), fingerprint
-            decode.read_image(path, max_pixels=self.segmenter.max_pixels)
+            decode.read_image(path, max_pixels=self.segmenter.settings.max_pixels)
         except ImageError as error:  # as before
             return Outcome(path, {}, error), None
         return None, None
@@ -259,7 +264,7 @@ class FolderRun:
         except OutputError as error:
             self._errors[index] = error
             return
-        self._facts[index] = result_facts(result, clock.seconds)
+        self._facts[index] = Facts.of(result, clock.seconds)
         if result.capped:
             self._capped.add(index)
 
@@ -271,12 +276,12 @@ class FolderRun:
                 raise self._errors[index]
             files = output_paths(self.stems[index], self.which)
             label_map = self.segmenter.labels[index]
-            facts = dict(self._facts[index])
+            facts = dataclasses.replace(self._facts[index])
             if self.segmenter.n_classes is not None:
                 regions = self.segmenter.regions[index]
-                facts["classes"] = sorted({int(label) + 1 for label in regions.classes})
-                facts["category"] = int(self.segmenter.categories[index])
-                files["labels"] = labels_path(self.stems[index])
+                facts.classes = sorted({int(label) + 1 for label in regions.classes})
+                facts.category = int(self.segmenter.categories[index])
+                files["labels"] = output_paths(self.stems[index], (), labels=True)["labels"]
                 if files["labels"] in self._inputs:
                     raise OutputError(
                         f"{files['labels']}: this is one of the photographs; give --out DIR to write elsewhere"
@@ -285,7 +290,7 @@ class FolderRun:
                     stamp.refuse_foreign([files["labels"]])
                 label_png.write_labels(files["labels"], label_map, self._stamp(index))
             else:
-                self._remove_old_labels(labels_path(self.stems[index]))
+                self._remove_old_labels(output_paths(self.stems[index], (), labels=True)["labels"])
             if gallery is not None:
                 name = self.photographs[index].relative.as_posix()
                 thumbnail = self._thumbnail(index) if gallery.wants_next else None
@@ -318,7 +323,7 @@ class FolderRun:
     def _thumbnail(self, index: int) -> np.ndarray | None:
         """The photograph, small; None when it's gone since: gallery and contact sheet do without."""
         try:
-            rgb = decode.read_image(self.photographs[index].path, max_pixels=self.segmenter.max_pixels)
+            rgb = decode.read_image(self.photographs[index].path, max_pixels=self.segmenter.settings.max_pixels)
         except ImageError:
             return None
         height, width = rgb.shape[:2]
@@ -343,7 +348,7 @@ class FolderRun:
         confidences = segmenter.confidences[good]
         if segmenter.n_classes is None:
             by_region = [
-                (place, 0, confidences[place], 0) for place, index in enumerate(good) if self._facts[index]["share"]
+                (place, 0, confidences[place], 0) for place, index in enumerate(good) if self._facts[index].share
             ]
         else:
             by_region = [
@@ -389,12 +394,12 @@ class FolderRun:
         failures += [(str(error).partition(": ")[0], error) for error in self.unread]
         record = run_record.run_record(
             parameters={
-                **segmenter.settings, **segmenter.collection.parameters, "levels": "all", "classes": segmenter.n_classes,
+                **segmenter.fit_parameters, **segmenter.collection.parameters, "levels": "all", "classes": segmenter.n_classes,
                 "categories": len(segmenter.collection.categories), "save": list(self.which), "polygons": self.polygons,
             },
             checkpoint=segmenter.vit.name,
             checkpoint_sha256=segmenter.vit.sha256,
-            seeds=[segmenter.seed],
+            seeds=[segmenter.settings.seed],
             seconds=seconds,
             photographs={
                 "found": len(self.photographs) + len(self.unread),

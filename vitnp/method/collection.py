@@ -20,12 +20,12 @@ from vitnp.errors import CheckpointError, UsageError
 from vitnp.features.record import FeatureRecord
 from vitnp.io.stamp import canonical_json
 from vitnp.kernels.threads import blas
-from vitnp.options import CONSISTENCIES
 from vitnp.method.cleaning import CleaningConfig
 from vitnp.method.collection_level import FittedLevel
 from vitnp.method.image_level import ImageLevelConfig
 from vitnp.method.prototypes import Prototypes, label_map, split_by_class, split_pixels
 from vitnp.method.regions import RegionRule, Regions, label_regions, region_patches
+from vitnp.options import CONSISTENCIES
 from vitnp.vit.model import ViT
 
 FORMAT = "vitnp collection 1"

@@ -12,7 +12,6 @@ from vitnp.refine.bilateral_solver import bilateral_solver
 from vitnp.refine.dense_crf import dense_crf
 from vitnp.refine.guided_filter import fixed_point, guided_filter, guided_upsample
 
-
 # As a fraction of the long side: the filter has to reach beyond the blur of the scores, which is one or two patches
 # wide.
 _GUIDED_RADIUS = 0.08

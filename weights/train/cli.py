@@ -249,7 +249,7 @@ def _score(student: Path, pairs: list[Pair], args: argparse.Namespace) -> None:
     from vitnp.checkpoints.load import load_vit
     from vitnp.evaluate.saliency import score_photographs
 
-    scored = score_photographs(pairs, load_vit(student), threads=args.threads)
+    scored = score_photographs(pairs, load_vit(student), n_threads=args.threads)
     RunLog(args.out / "log.jsonl").write({"images": scored.images, **scored.scores})
     print(f"foreground IoU of {scored.images} photographs: {scored.scores['iou']:.4f}")
 

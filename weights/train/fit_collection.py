@@ -114,7 +114,7 @@ def fit_collection(
     """
     # The masks of these photographs are discarded, so they are not refined.
     segmenter = Segmenter(
-        vit, categories=n_categories, refine="none", seed=seed, cache=cache, n_threads=n_threads, progress=progress
+        vit, n_categories=n_categories, refine="none", seed=seed, cache=cache, n_threads=n_threads, progress=progress
     )
     if temperature is None:
         temperature = collection_temperature(segmenter.vit.sha256)
@@ -150,8 +150,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--temperature", type=float, metavar="T", help="temperature of both levels (the registry's, else 0.05)")
     add("--seed", type=arguments.natural, default=0, metavar="N", help="same seed, same file (0)")
     add("--cache", metavar="DIR", help="folder that keeps features for later runs")
-    arguments.add_model_options(parser)
-    arguments.add_run_options(parser)
+    arguments.add_options(parser, "network", *arguments.NETWORK)
+    arguments.add_options(parser, "run", "n_threads", "quiet", "json")
     return parser
 
 
@@ -175,7 +175,7 @@ def main(argv: list[str] | None = None) -> int:
         temperature=args.temperature,
         seed=args.seed,
         cache=args.cache,
-        n_threads=args.threads,
+        n_threads=args.n_threads,
         progress=functools.partial(shared.stage_progress, quiet=args.quiet),
     )
     collection.save(args.out)

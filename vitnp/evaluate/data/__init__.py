@@ -1,1 +1,1 @@
-"""Read labeled data sets from disk."""
+"""Readers of data sets: photographs with masks, label maps or boxes."""

@@ -1,4 +1,4 @@
-"""Label maps from a COCO instances file."""
+"""Label maps drawn from a COCO instances file."""
 
 from __future__ import annotations
 
@@ -8,15 +8,20 @@ import os
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
 from vitnp.errors import ImageError, UsageError
-from vitnp.evaluate.data.labeled import BACKGROUND, LabeledSet, Sample
+from vitnp.evaluate.data.class_tables import BACKGROUND
+from vitnp.evaluate.data.labeled import LabeledSet, Sample
 from vitnp.evaluate.metrics.semantic import IGNORE
 from vitnp.io.decode import MAX_PIXELS, unopened
 from vitnp.masks import rle
 from vitnp.masks.polygons import fill_polygon
+
+# An entry of "annotations", as in the file.
+Annotation: TypeAlias = Mapping[str, Any]
 
 
 def read_coco(
@@ -25,27 +30,27 @@ def read_coco(
     *,
     merge: str | os.PathLike[str] | None = None,
 ) -> LabeledSet:
-    """Semantic truth from COCO's annotations of instances.
+    """Read a set for semantic segmentation from COCO's instance annotations.
 
-    Categories become classes in the order of their ids, numbered from 1. Where instances overlap, the one with fewer
-    pixels lies on top (of equal ones the later), since the smaller is most often in front. Crowd regions are ignored
-    (255) except where an instance lies on them. Photographs without annotations are part of the set: they show
-    background only.
+    Categories become classes numbered from 1, in the order of their ids. Where instances overlap, the one with fewer
+    pixels is drawn on top (of equally large ones the later), since the smaller one usually is in front. Crowd regions
+    are ignored (255) except where they overlap an instance. Photographs without annotations are part of the set: all
+    their pixels are background.
 
     Parameters
     ----------
     annotations : path
-        The JSON file: polygons and run lengths, plain or packed.
+        JSON file with polygons or run lengths, compressed or not.
     images_dir : path
-        The folder that the file's names of photographs begin from.
+        Folder that file names in `annotations` are relative to.
     merge : path, optional
-        A table that makes classes coarser, see :func:`vitnp.evaluate.data.labeled.read_table`.
+        A table of coarser classes, see :func:`vitnp.evaluate.data.class_tables.read_class_table`.
 
     Raises
     ------
     UsageError
-        When the file can't be read or isn't of that form, a photograph is missing, or the table can't be used. What is
-        wrong with a single segmentation shows when its truth is read, as ImageError.
+        When the file can't be read or has another format, a photograph is missing, or the table can't be used. A
+        damaged segmentation raises ImageError when the label map of its photograph is read.
 
     References
     ----------
@@ -58,17 +63,51 @@ def read_coco(
     81
     """
     path, images_dir = Path(annotations), Path(images_dir)
-    content = _load(path)
+    content = _parse(path, _load_json(path))
+    ids = sorted(content.categories)
+    labels = {category_id: label for label, category_id in enumerate(ids, 1)}
+    samples: list[Sample] = []
+    names: set[str] = set()
+    for image in content.images:
+        file = images_dir / image.name
+        if not file.is_file():
+            raise UsageError(f"{file}: this photograph is missing, but {path} lists it; name the folder that holds it")
+        if image.name in names:
+            raise UsageError(f"{path}: it lists {image.name} twice; remove one of the entries")
+        names.add(image.name)
+        truth = _InstanceMap(path, image.shape, tuple(content.annotations.get(image.id, ())), labels)
+        samples.append(Sample(image.name, file, truth))
+    classes = (BACKGROUND, *(content.categories[category_id] for category_id in ids))
+    return LabeledSet(tuple(samples), classes).merge_classes(merge)
+
+
+class _CocoImage(NamedTuple):
+    """An entry of "images"; `shape` is (rows, columns)."""
+
+    id: int
+    name: str
+    shape: tuple[int, int]
+
+
+class _Content(NamedTuple):
+    """An instances file: names of categories by id, images, and the annotations of each image by its id."""
+
+    categories: dict[int, str]
+    images: list[_CocoImage]
+    annotations: Mapping[int, list[Annotation]]
+
+
+def _parse(path: Path, content: Mapping[str, Any]) -> _Content:
     try:
-        names = {int(category["id"]): str(category["name"]) for category in content["categories"]}
+        categories = {int(category["id"]): str(category["name"]) for category in content["categories"]}
         images = [
-            (int(image["id"]), str(image["file_name"]), (int(image["height"]), int(image["width"])))
+            _CocoImage(int(image["id"]), str(image["file_name"]), (int(image["height"]), int(image["width"])))
             for image in content["images"]
         ]
-        by_image: defaultdict[int, list[Mapping]] = defaultdict(list)
+        annotations: defaultdict[int, list[Annotation]] = defaultdict(list)
         for annotation in content["annotations"]:
-            by_image[int(annotation["image_id"])].append(annotation)
-        unknown = {int(annotation["category_id"]) for annotation in content["annotations"]} - set(names)
+            annotations[int(annotation["image_id"])].append(annotation)
+        unknown = {int(annotation["category_id"]) for annotation in content["annotations"]} - set(categories)
     except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
         raise UsageError(
             f"{path}: this is not a COCO instances file ({type(error).__name__}: {error}); name one with images, "
@@ -78,24 +117,12 @@ def read_coco(
         raise UsageError(f"{path}: it has annotations of the unknown category {min(unknown)}; get a sound copy")
     if not images:
         raise UsageError(f"{path}: it lists no photographs; name another file")
-    if len(names) >= IGNORE:
-        raise UsageError(f"{path}: its {len(names)} categories are too many; at most {IGNORE - 1} can be told apart")
-    ranks = {category: rank for rank, category in enumerate(sorted(names), 1)}
-
-    samples, seen = [], set()
-    for identity, name, shape in images:
-        image = images_dir / name
-        if not image.is_file():
-            raise UsageError(f"{image}: this photograph is missing, but {path} lists it; name the folder that holds it")
-        if name in seen:
-            raise UsageError(f"{path}: it lists {name} twice; remove one of the entries")
-        seen.add(name)
-        samples.append(Sample(name, image, _Instances(path, shape, tuple(by_image.get(identity, ())), ranks)))
-    classes = (BACKGROUND, *(names[category] for category in sorted(names)))
-    return LabeledSet(tuple(samples), classes).merged(merge)
+    if len(categories) >= IGNORE:
+        raise UsageError(f"{path}: a data set has at most {IGNORE - 1} categories, got {len(categories)}; merge some")
+    return _Content(categories, images, annotations)
 
 
-def _load(path: Path) -> Mapping:
+def _load_json(path: Path) -> Mapping[str, Any]:
     try:
         with open(path, encoding="utf-8") as file:
             content = json.load(file)
@@ -109,38 +136,51 @@ def _load(path: Path) -> Mapping:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Instances:
-    """The annotations of one photograph, painted when asked for."""
+class _InstanceMap:
+    """The label map of a photograph, drawn from its annotations on demand.
+
+    Attributes
+    ----------
+    path : Path
+        The annotations file, for error messages.
+    shape : (int, int)
+        Rows and columns of the photograph, as listed.
+    annotations : tuple of mapping
+        Entries of "annotations".
+    labels : mapping of int to int
+        Label of each category by its id.
+    """
 
     path: Path
-    size: tuple[int, int]
-    annotations: tuple[Mapping, ...]
-    ranks: Mapping[int, int]
+    shape: tuple[int, int]
+    annotations: tuple[Annotation, ...]
+    labels: Mapping[int, int]
 
     def __call__(self, shape: tuple[int, int]) -> np.ndarray:
-        rows, columns = self.size
-        if self.size != tuple(shape) or rows < 1 or columns < 1 or rows * columns > MAX_PIXELS:
+        rows, columns = self.shape
+        if self.shape != tuple(shape) or rows < 1 or columns < 1 or rows * columns > MAX_PIXELS:
             raise ImageError(
                 f"{self.path}: a photograph is listed with {columns} x {rows} pixels, but has {shape[1]} x {shape[0]}; "
                 "use the photographs that the file was made for"
             )
-        labels = np.zeros(self.size, np.uint8)
-        # Pixels of the instance that a pixel shows: only smaller ones may cover it. A crowd gives way to any.
-        shown = np.full(self.size, rows * columns + 1)
+        labels = np.zeros(self.shape, np.uint8)
+        # Area of the instance drawn at each pixel, which only smaller instances may cover. Crowds never cover one.
+        no_instance = rows * columns + 1
+        area_at = np.full(self.shape, no_instance)
         for annotation in self.annotations:
             mask = self._mask(annotation)
             if annotation.get("iscrowd"):
-                labels[mask & (shown > rows * columns)] = IGNORE
+                labels[mask & (area_at == no_instance)] = IGNORE
                 continue
-            count = np.count_nonzero(mask)
-            mask &= shown >= count
-            labels[mask] = self.ranks[int(annotation["category_id"])]
-            shown[mask] = count
+            area = np.count_nonzero(mask)
+            mask &= area_at >= area
+            labels[mask] = self.labels[int(annotation["category_id"])]
+            area_at[mask] = area
         return labels
 
-    def _mask(self, annotation: Mapping) -> np.ndarray:
+    def _mask(self, annotation: Annotation) -> np.ndarray:
         try:
-            return _segmentation_mask(annotation.get("segmentation"), self.size)
+            return _segmentation_mask(annotation.get("segmentation"), self.shape)
         except ValueError as error:
             raise ImageError(
                 f"{self.path}: the segmentation of annotation {annotation.get('id')} is damaged ({error}); get a sound "
@@ -148,15 +188,15 @@ class _Instances:
             ) from None
 
 
-def _segmentation_mask(segmentation: object, size: tuple[int, int]) -> np.ndarray:
-    """The mask of one annotation, bool of the given size: polygons (their union) or run lengths."""
+def _segmentation_mask(segmentation: object, shape: tuple[int, int]) -> np.ndarray:
+    """Return the mask of a segmentation, bool of the given shape: run lengths, or the union of polygons."""
     if isinstance(segmentation, list):
-        mask = np.zeros(size, bool)
+        mask = np.zeros(shape, bool)
         for outline in segmentation:
-            mask |= fill_polygon(outline, size)
+            mask |= fill_polygon(outline, shape)
         return mask
     if isinstance(segmentation, dict) and isinstance(segmentation.get("counts"), (str, list)):
-        if segmentation.get("size") != list(size):
-            raise ValueError(f"its size is {segmentation.get('size')}, not {list(size)}")
-        return rle.decode(segmentation["counts"], size)
+        if segmentation.get("size") != list(shape):
+            raise ValueError(f"its size is {segmentation.get('size')}, not {list(shape)}")
+        return rle.decode(segmentation["counts"], shape)
     raise ValueError("there are neither polygons nor run lengths")

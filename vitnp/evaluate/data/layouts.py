@@ -1,4 +1,4 @@
-"""Which of the known layouts a labeled data set has, and reading it."""
+"""Detect the layout of a labeled data set, and read it."""
 
 from __future__ import annotations
 
@@ -9,48 +9,57 @@ import numpy as np
 
 from vitnp.errors import UsageError
 from vitnp.evaluate.data.coco import read_coco
-from vitnp.evaluate.data.labeled import LabeledSet, read_coseg, read_label_folder, read_voc
+from vitnp.evaluate.data.label_images import read_coseg, read_label_folder
+from vitnp.evaluate.data.labeled import LabeledSet
 from vitnp.evaluate.data.pairs import match_pairs
+from vitnp.evaluate.data.voc import read_voc
 
+# The paths that each layout takes.
 LAYOUTS = {
     "voc": "ROOT: VOCdevkit or VOC2012",
     "coco": "IMAGES JSON: a folder and an instances file",
-    "coseg": "IMAGES MASKS: in each a folder for every category",
-    "folder": "IMAGES LABELS: photographs, and label maps of the same names",
+    "coseg": "IMAGES MASKS: two folders with one subfolder per category",
+    "folder": "IMAGES LABELS: photographs, and label maps with the same names",
 }
 
 
-def detect_layout(places: Sequence[Path]) -> str:
-    """Tell the layout from what is there: "voc", "coco", "coseg" or "folder".
+def detect_layout(paths: Sequence[Path]) -> str:
+    """Detect the layout of a data set: "voc", "coco", "coseg" or "folder".
 
-    One place is VOC; a .json file among two is COCO. Two folders are a folder for each category when every photograph
-    lies in a subfolder and the first mask of each shows nothing but black and white; otherwise they hold label maps.
+    A single path is VOC, two paths with a .json file are COCO. Two folders are "coseg" if every photograph is in a
+    subfolder, its category, and the first mask of each category is black and white; otherwise "folder".
+
+    Parameters
+    ----------
+    paths : sequence of Path
+        One or two paths, see :data:`LAYOUTS`.
 
     Raises
     ------
     UsageError
-        When the number of places fits no layout, or photographs and masks don't match.
+        When the number of paths fits no layout, or photographs and masks don't match.
     ImageError
         When a folder can't be listed.
     """
-    if len(places) == 1:
+    if len(paths) == 1:
         return "voc"
-    if len(places) != 2:
+    if len(paths) != 2:
         raise UsageError(
-            f"{len(places)} places are named; a labeled set is ROOT, IMAGES JSON, IMAGES MASKS or IMAGES LABELS"
+            "a labeled data set is given by ROOT, IMAGES JSON, IMAGES MASKS or IMAGES LABELS, "
+            f"got {len(paths)} paths; name one or two"
         )
-    if any(place.suffix.lower() == ".json" for place in places):
+    if any(path.suffix.lower() == ".json" for path in paths):
         return "coco"
-    firsts: dict[str, Path] = {}
-    for pair in match_pairs(*places)[0]:
+    first_masks: dict[str, Path] = {}
+    for pair in match_pairs(paths[0], paths[1])[0]:
         if "/" not in pair.name:
             return "folder"
-        firsts.setdefault(pair.name.split("/")[0], pair.mask)
-    return "coseg" if all(map(_black_and_white, firsts.values())) else "folder"
+        first_masks.setdefault(pair.name.split("/")[0], pair.mask)
+    return "coseg" if all(map(_is_mask, first_masks.values())) else "folder"
 
 
 def read_labeled(
-    places: Sequence[Path],
+    paths: Sequence[Path],
     layout: str,
     *,
     split: str | None = None,
@@ -58,48 +67,47 @@ def read_labeled(
     names: Path | None = None,
     merge: Path | None = None,
 ) -> LabeledSet:
-    """Read a labeled set.
+    """Read a labeled data set.
 
     Parameters
     ----------
-    places : sequence of Path
-        As many as :data:`LAYOUTS` says; COCO's in either order.
-    layout : str
+    paths : sequence of Path
+        One or two paths, see :data:`LAYOUTS`; those of COCO in any order.
+    layout : {"voc", "coco", "coseg", "folder"}
     split, labels : str, optional
-        List, and folder of label maps, of a VOC set: "val" and whatever is there.
+        List ("val") and folder of label maps of a VOC set, see :func:`vitnp.evaluate.data.voc.read_voc`.
     names : path, optional
-        Class names of label maps, see :func:`vitnp.evaluate.data.labeled.read_label_folder`.
+        Class names of a folder of label maps, see :func:`vitnp.evaluate.data.label_images.read_label_folder`.
     merge : path, optional
-        Table of coarser classes.
+        Table of coarser classes, see :func:`vitnp.evaluate.data.class_tables.read_class_table`.
 
     Raises
     ------
     UsageError
-        When the set isn't of that layout, or an option doesn't belong to it.
+        When the data set doesn't have that layout, or an option belongs to another one.
     ImageError
         When a folder or a label map can't be read.
     """
-    wanted = 1 if layout == "voc" else 2
-    if len(places) != wanted:
-        whole = "that" if wanted == 1 else "both"
-        raise UsageError(f"the layout {layout} is {LAYOUTS[layout]}; name {whole}, not {len(places)}")
+    n_paths = 1 if layout == "voc" else 2
+    if len(paths) != n_paths:
+        raise UsageError(f"the layout {layout} takes {LAYOUTS[layout]}; got {len(paths)} paths instead of {n_paths}")
     for name, value, owner in (("--split", split, "voc"), ("--labels", labels, "voc"), ("--names", names, "folder")):
         if value is not None and layout != owner:
             raise UsageError(
-                f"{name} is for the layout {owner}, and this one is {layout}; leave it out, or give --layout {owner}"
+                f"{name} is for the layout {owner}, but this set has {layout}; leave it out, or give --layout {owner}"
             )
     if layout == "voc":
-        return read_voc(places[0], split or "val", masks=labels, merge=merge)
+        return read_voc(paths[0], split or "val", masks=labels, merge=merge)
     if layout == "coco":
-        images, annotations = sorted(places, key=lambda place: place.suffix.lower() == ".json")
+        images, annotations = sorted(paths, key=lambda path: path.suffix.lower() == ".json")
         return read_coco(annotations, images, merge=merge)
     if layout == "coseg":
-        return read_coseg(*places, merge=merge)
-    return read_label_folder(*places, names=names, merge=merge)
+        return read_coseg(paths[0], paths[1], merge=merge)
+    return read_label_folder(paths[0], paths[1], names=names, merge=merge)
 
 
-def _black_and_white(path: Path) -> bool:
-    """Whether a picture is a mask, not a map of labels: lossy files, pictures with channels and 0/255 are masks."""
+def _is_mask(path: Path) -> bool:
+    """Tell a mask from a label map: lossy files, pictures with several channels, and those of 0 and 255 are masks."""
     from PIL import Image
 
     if path.suffix.lower() in (".jpg", ".jpeg"):

@@ -1,1 +1,1 @@
-"""Metrics of masks, classes and boxes."""
+"""Metrics of masks, classes and boxes, on arrays."""

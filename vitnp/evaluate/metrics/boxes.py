@@ -1,26 +1,36 @@
-"""Metrics for boxes."""
+"""Metrics of object localization with boxes."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeAlias
 
 import numpy as np
 
+# Left, top, right and bottom edge in pixels, (4,); and several of them, (M, 4).
+Box: TypeAlias = "Sequence[float] | np.ndarray"
+Boxes: TypeAlias = "Sequence[Sequence[float]] | np.ndarray"
 
-def box_iou(box: Sequence[float] | np.ndarray, others: Sequence[Sequence[float]] | np.ndarray) -> np.ndarray:
-    """Intersection over union of a box with others.
+
+def box_iou(box: Box, others: Boxes) -> np.ndarray:
+    """Compute the intersection over union of a box with others.
 
     Parameters
     ----------
     box : (4,) float
-        Left, top, right, bottom in pixels. Left and top are the coordinates of the first pixel's outer corner, right
-        and bottom those of the last one's, so that right - left is the width.
+        Left, top, right and bottom edge in pixels, right and bottom exclusive: right - left is the width.
     others : (M, 4) float
+        Boxes in the same format.
 
     Returns
     -------
     (M,) float64
-        0 where a box has no area.
+        IoU per box of `others`; 0 where a box has no area.
+
+    Raises
+    ------
+    ValueError
+        When `box` doesn't have 4 numbers.
 
     Examples
     --------
@@ -30,29 +40,29 @@ def box_iou(box: Sequence[float] | np.ndarray, others: Sequence[Sequence[float]]
     a = np.asarray(box, np.float64)
     b = np.asarray(others, np.float64).reshape(-1, 4)
     if a.shape != (4,):
-        raise ValueError(f"a box has 4 numbers, but this one has the shape {a.shape}")
+        raise ValueError(f"box must have 4 numbers, got an array of shape {a.shape}")
 
     def area(low: np.ndarray, high: np.ndarray) -> np.ndarray:
         return np.prod(np.maximum(high - low, 0.0), axis=-1)
 
-    common = area(np.maximum(a[:2], b[:, :2]), np.minimum(a[2:], b[:, 2:]))
-    union = area(a[:2], a[2:]) + area(b[:, :2], b[:, 2:]) - common
-    return np.divide(common, union, out=np.zeros(len(b)), where=union > 0)
+    intersection = area(np.maximum(a[:2], b[:, :2]), np.minimum(a[2:], b[:, 2:]))
+    union = area(a[:2], a[2:]) + area(b[:, :2], b[:, 2:]) - intersection
+    return np.divide(intersection, union, out=np.zeros(len(b)), where=union > 0)
 
 
-def corloc(
-    predicted: Sequence[Sequence[float] | None], true: Sequence[Sequence[Sequence[float]]], threshold: float = 0.5
-) -> float:
-    """Correct localization: the share of images whose predicted box has an IoU above `threshold` with any true box.
+def corloc(predicted: Sequence[Box | None], true: Sequence[Boxes], threshold: float = 0.5) -> float:
+    """Compute correct localization: the share of images whose predicted box matches a true one.
+
+    A box matches if its IoU with any true box of the image exceeds `threshold`.
 
     Parameters
     ----------
-    predicted : one (4,) box an image, or None where nothing was found
-        As for :func:`box_iou`. Nothing found is a miss.
-    true : one (M, 4) array of boxes an image
-        Images without a true box don't count.
+    predicted : sequence of (4,) float or None
+        One box per image in the format of :func:`box_iou`; None, for an image without prediction, is a miss.
+    true : sequence of (M, 4) float
+        True boxes per image. Images without a true box are not counted.
     threshold : float
-        0.5 in the literature. Above it, not at it, as in PASCAL VOC's criterion.
+        0.5 in the literature. The IoU must exceed it, as in PASCAL VOC.
 
     Returns
     -------
@@ -61,7 +71,7 @@ def corloc(
     Raises
     ------
     ValueError
-        When the numbers of images differ, or no image has a true box.
+        When `predicted` and `true` have different lengths, or no image has a true box.
 
     References
     ----------
@@ -73,9 +83,9 @@ def corloc(
     0.5
     """
     if len(predicted) != len(true):
-        raise ValueError(f"there are predictions for {len(predicted)} images, but truth for {len(true)}")
+        raise ValueError(f"predicted and true must have the same length, got {len(predicted)} and {len(true)}")
     counted = [(box, boxes) for box, boxes in zip(predicted, true) if len(boxes)]
     if not counted:
-        raise ValueError("no image has a true box, so there is nothing to localize")
-    found = sum(box is not None and bool((box_iou(box, boxes) > threshold).any()) for box, boxes in counted)
-    return found / len(counted)
+        raise ValueError("true must hold at least one box, got none for any image")
+    correct = sum(box is not None and bool((box_iou(box, boxes) > threshold).any()) for box, boxes in counted)
+    return correct / len(counted)

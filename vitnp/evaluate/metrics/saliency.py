@@ -1,13 +1,13 @@
-"""How good a mask is: the five numbers of salient object detection, each for one image.
+"""Five metrics of salient object detection, each for one image: IoU, accuracy, maximal F-measure, MAE, S-measure.
 
-A set of images is scored by the mean of its images' numbers. All functions take
+A data set is scored by the mean over its images. All functions take
 
 - ``truth``: bool (H, W), True on the object,
 - ``mask``: bool (H, W), the predicted object,
-- ``soft``: floating (H, W) in 0..1, the predicted map before it is cut into a mask,
+- ``soft``: floating (H, W) in 0..1, the predicted map before thresholding,
 
-compute in float64 and raise ValueError when an argument is something else. Soft maps are scored as they stand: some
-toolboxes first stretch each map to the whole of 0..1, which changes the numbers of a map that is unsure everywhere.
+compute in float64, and raise ValueError for any other type, shape or range. Soft maps are scored as they are: some
+toolboxes first stretch each map to the full range 0..1, which changes the scores of a map without confident pixels.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-# The authors' code of the S-measure adds this to its denominators.
+# Added to the denominators of the S-measure, as in the authors' code.
 EPS = float(np.finfo(np.float64).eps)
 
 
 class SaliencyScores(NamedTuple):
-    """The scores of one image, or the means of many."""
+    """Scores of one image, or their means over several."""
 
     iou: float
     accuracy: float
@@ -31,7 +31,7 @@ class SaliencyScores(NamedTuple):
 
 
 def saliency_scores(mask: np.ndarray, soft: np.ndarray, truth: np.ndarray) -> SaliencyScores:
-    """All five scores of one image.
+    """Compute all five scores of one image.
 
     Parameters
     ----------
@@ -65,10 +65,9 @@ def saliency_scores(mask: np.ndarray, soft: np.ndarray, truth: np.ndarray) -> Sa
 
 
 def iou(mask: np.ndarray, truth: np.ndarray) -> float:
-    """Foreground intersection over union (the Jaccard index): ``|mask & truth| / |mask | truth|``.
+    """Compute the foreground intersection over union (the Jaccard index): ``|mask & truth| / |mask | truth|``.
 
-    Two empty masks agree entirely: their IoU is 1. An empty mask against a truth that holds something, or the other
-    way round, is 0.
+    The IoU of two empty masks is 1; if only one of them is empty it is 0.
 
     Parameters
     ----------
@@ -90,7 +89,7 @@ def iou(mask: np.ndarray, truth: np.ndarray) -> float:
 
 
 def accuracy(mask: np.ndarray, truth: np.ndarray) -> float:
-    """Share of the pixels, foreground and background alike, on which mask and truth agree.
+    """Compute the share of pixels, foreground and background, on which mask and truth agree.
 
     Parameters
     ----------
@@ -111,27 +110,26 @@ def accuracy(mask: np.ndarray, truth: np.ndarray) -> float:
 
 
 def max_f_beta(soft: np.ndarray, truth: np.ndarray, beta2: float = 0.3) -> float:
-    """The best F-measure that a single threshold makes of this image's map.
+    """Compute the largest F-measure that any single threshold reaches on this image.
 
-    The map is cut at the 256 thresholds k / 255, k = 0 ... 255: foreground is ``soft >= k / 255``, so k = 0 calls
-    everything foreground. With TP the true positives, P the pixels called foreground and T the truth's::
+    The 256 thresholds are k / 255, k = 0 ... 255. Predicted foreground is ``soft >= k / 255``, so for k = 0 every pixel
+    is foreground. With TP true positives, P predicted and T true foreground pixels::
 
         precision = TP / P,  recall = TP / T
         F = (1 + beta2) precision recall / (beta2 precision + recall)
           = TP / (TP + (beta2 (T - TP) + (P - TP)) / (1 + beta2))
 
-    so a threshold that finds no true positive scores 0. The result is the image's own maximum; over a set the mean of
-    these is never below the maximum of the mean curve, which some papers report.
+    so a threshold without true positives scores 0. The maximum is taken per image. Its mean over a data set is never
+    below the maximum of the mean curve, which some papers report instead.
 
-    An empty truth has no precision and no recall: the score is 1 when the map finds nothing at any threshold from
-    1 / 255 up, else 0.
+    Precision and recall are undefined for an empty truth: the score is then 1 if no pixel reaches 1 / 255, else 0.
 
     Parameters
     ----------
     soft : floating (H, W), 0..1
     truth : bool (H, W)
     beta2 : float, positive
-        Weight of recall against precision; 0.3 throughout the literature.
+        Weight of recall relative to precision, beta squared; 0.3 throughout the literature.
 
     Raises
     ------
@@ -149,20 +147,22 @@ def max_f_beta(soft: np.ndarray, truth: np.ndarray, beta2: float = 0.3) -> float
     """
     _check_soft(soft, truth)
     if not (np.isfinite(beta2) and beta2 > 0):
-        raise ValueError(f"beta2 must be a positive number, but is {beta2!r}")
-    # Compared in the map's own type, where j / 65535 and k / 255 round alike: a 16-bit map meets its thresholds exactly.
+        raise ValueError(f"beta2 must be a positive number, got {beta2!r}")
+    # Compare in the map's own type, in which j / 65535 and k / 255 round to the same number where they are equal: a map
+    # of 16 bits meets its thresholds exactly.
     thresholds = np.arange(256, dtype=soft.dtype) / soft.dtype.type(255)
     if not truth.any():
         return 1.0 if soft.max() < thresholds[1] else 0.0
-    reached = np.searchsorted(thresholds, soft.ravel(), side="right") - 1
-    called = _at_least(np.bincount(reached, minlength=256))
-    hits = _at_least(np.bincount(reached[truth.ravel()], minlength=256))
-    missed, wrong = np.count_nonzero(truth) - hits, called - hits
-    return float(np.max(hits / (hits + (beta2 * missed + wrong) / (1 + beta2))))
+    reached = np.searchsorted(thresholds, soft.ravel(), side="right") - 1  # highest threshold that each pixel reaches
+    positives = _reverse_cumsum(np.bincount(reached, minlength=256))
+    true_positives = _reverse_cumsum(np.bincount(reached[truth.ravel()], minlength=256))
+    false_negatives, false_positives = np.count_nonzero(truth) - true_positives, positives - true_positives
+    errors = (beta2 * false_negatives + false_positives) / (1 + beta2)
+    return float(np.max(true_positives / (true_positives + errors)))
 
 
 def mae(soft: np.ndarray, truth: np.ndarray) -> float:
-    """Mean absolute difference of the soft map and the truth as 0 and 1; 0 is perfect.
+    """Compute the mean absolute error of the soft map, with the truth as 0 and 1; 0 is perfect.
 
     Parameters
     ----------
@@ -188,15 +188,15 @@ def mae(soft: np.ndarray, truth: np.ndarray) -> float:
 
 
 def s_measure(soft: np.ndarray, truth: np.ndarray, alpha: float = 0.5) -> float:
-    """Structural similarity of the soft map and the truth: ``alpha S_object + (1 - alpha) S_region``, at least 0.
+    """Compute the structural similarity of map and truth: ``alpha S_object + (1 - alpha) S_region``, at least 0.
 
-    S_object asks whether the map is bright and even on the object and dark and even off it; S_region cuts the image
-    into four blocks at the centroid of the truth and weighs each block's structural similarity by its area. An empty
-    truth scores ``1 - mean(soft)``, a truth that fills the image ``mean(soft)``.
+    S_object rewards a map that is uniformly bright on the object and uniformly dark elsewhere. S_region divides the
+    image into four blocks at the centroid of the truth and averages their structural similarity, weighted by area. An
+    empty truth scores ``1 - mean(soft)``, a truth that fills the image ``mean(soft)``.
 
-    As in the authors' code: variances divide by n - 1 (a single pixel has none); the centroid's coordinates, counted
-    from 1, are rounded to integers with halves upwards, and its row and column belong to the upper and the left
-    blocks. A block without pixels, when the centroid lies in the last row or column, counts nothing.
+    As in the authors' code, variances divide by n - 1 (the variance of a single pixel is 0). The coordinates of the
+    centroid, counted from 1, are rounded to the nearest integer, halves up; its row and column belong to the upper and
+    left blocks. Blocks without pixels, which exist if the centroid lies in the last row or column, have weight 0.
 
     Parameters
     ----------
@@ -222,7 +222,7 @@ def s_measure(soft: np.ndarray, truth: np.ndarray, alpha: float = 0.5) -> float:
     """
     _check_soft(soft, truth)
     if not 0 <= alpha <= 1:
-        raise ValueError(f"alpha must lie in 0..1, but is {alpha!r}")
+        raise ValueError(f"alpha must be between 0 and 1, got {alpha!r}")
     soft = soft.astype(np.float64)
     foreground = np.count_nonzero(truth)
     if foreground == 0:
@@ -235,10 +235,10 @@ def s_measure(soft: np.ndarray, truth: np.ndarray, alpha: float = 0.5) -> float:
 
 def _object_score(soft: np.ndarray, truth: np.ndarray) -> float:
     share = np.count_nonzero(truth) / truth.size
-    return share * _evenly_bright(soft[truth]) + (1 - share) * _evenly_bright(1 - soft[~truth])
+    return share * _uniform_brightness(soft[truth]) + (1 - share) * _uniform_brightness(1 - soft[~truth])
 
 
-def _evenly_bright(values: np.ndarray) -> float:
+def _uniform_brightness(values: np.ndarray) -> float:
     mean = values.mean()
     spread = values.std(ddof=1) if values.size > 1 else 0.0
     return float(2 * mean / (mean * mean + 1 + spread + EPS))
@@ -256,62 +256,62 @@ def _region_score(soft: np.ndarray, truth: np.ndarray) -> float:
 
 
 def _centroid_cut(truth: np.ndarray, axis: int) -> int:
-    """Number of rows (axis 0) or columns (axis 1) that lie on the first side of the centroid, its own included."""
+    """Return the number of rows (axis 0) or columns (axis 1) before the cut at the centroid, its own included."""
     counts = np.count_nonzero(truth, axis=1 - axis)
     total = int(counts.sum())
     moment = int(np.dot(counts, np.arange(1, counts.size + 1)))
-    # Whole numbers keep a tie a tie: round(moment / total), halves upwards.
+    # round(moment / total), halves up, in integers so that a tie stays a tie.
     return (2 * moment + total) // (2 * total)
 
 
 def _block_similarity(soft: np.ndarray, truth: np.ndarray) -> float:
     x, y = soft.mean(), truth.mean()
-    # Rounding of the mean must not give a constant block a variance: the cases below ask for exact zeros.
+    # A constant block must not get a variance from the rounding of its mean: the cases below test for exact zeros.
     dx = np.zeros_like(soft) if soft.min() == soft.max() else soft - x
     dy = truth - y
     freedom = max(truth.size - 1, 1)
     covariance = (dx * dy).sum() / freedom
     variances = ((dx * dx).sum() + (dy * dy).sum()) / freedom
-    alike = 4 * x * y * covariance
+    similarity = 4 * x * y * covariance
     scale = (x * x + y * y) * variances
-    if alike != 0:
-        return float(alike / (scale + EPS))
+    if similarity != 0:
+        return float(similarity / (scale + EPS))
     return 1.0 if scale == 0 else 0.0
 
 
-def _at_least(histogram: np.ndarray) -> np.ndarray:
-    """Turn counts of values that reach just threshold k into counts of values that reach at least threshold k."""
+def _reverse_cumsum(histogram: np.ndarray) -> np.ndarray:
+    """Sum a histogram from its end: counts of k become counts of at least k."""
     return np.cumsum(histogram[::-1])[::-1]
 
 
 def _check_mask(mask: np.ndarray, truth: np.ndarray) -> None:
     _check_truth(truth)
     if not (isinstance(mask, np.ndarray) and mask.dtype == bool):
-        raise ValueError(f"the mask must be a bool array, but is {_kind(mask)}")
+        raise ValueError(f"mask must be a bool array, got {_describe(mask)}")
     _check_shapes("mask", mask, truth)
 
 
 def _check_soft(soft: np.ndarray, truth: np.ndarray) -> None:
     _check_truth(truth)
     if not (isinstance(soft, np.ndarray) and np.issubdtype(soft.dtype, np.floating)):
-        raise ValueError(f"the soft map must be a floating array with values in 0..1, but is {_kind(soft)}")
-    _check_shapes("soft map", soft, truth)
+        raise ValueError(f"soft must be a floating array with values in 0..1, got {_describe(soft)}")
+    _check_shapes("soft", soft, truth)
     low, high = soft.min(), soft.max()
-    if not (low >= 0 and high <= 1):  # Written so that NaN fails too.
-        raise ValueError(f"the soft map must hold values in 0..1, but holds {low:g}..{high:g}")
+    if not (low >= 0 and high <= 1):  # also true for NaN
+        raise ValueError(f"soft must have values in 0..1, got {low:g}..{high:g}")
 
 
 def _check_truth(truth: np.ndarray) -> None:
     if not (isinstance(truth, np.ndarray) and truth.dtype == bool):
-        raise ValueError(f"the truth must be a bool array, but is {_kind(truth)}")
+        raise ValueError(f"truth must be a bool array, got {_describe(truth)}")
     if truth.ndim != 2 or truth.size == 0:
-        raise ValueError(f"the truth must have the shape (rows, columns), neither 0, but has {truth.shape}")
+        raise ValueError(f"truth must have a shape (rows, columns) without zeros, got {truth.shape}")
 
 
 def _check_shapes(name: str, array: np.ndarray, truth: np.ndarray) -> None:
     if array.shape != truth.shape:
-        raise ValueError(f"the {name} must have the truth's shape {truth.shape}, but has {array.shape}")
+        raise ValueError(f"{name} must have the shape of truth, {truth.shape}, got {array.shape}")
 
 
-def _kind(value: object) -> str:
+def _describe(value: object) -> str:
     return f"an array of {value.dtype}" if isinstance(value, np.ndarray) else f"a {type(value).__name__}"

@@ -1,12 +1,12 @@
-"""How good classes are that nobody named: clusters matched to true classes, and their scores; boxes too.
+"""Metrics of unsupervised semantic segmentation: clusters are matched to true classes, then scored.
 
-Everything semantic is read off one confusion matrix, pooled over the pixels of all images::
+All metrics are computed from one confusion matrix, summed over the pixels of all images::
 
     pooled = sum(confusion_matrix(truth, predicted, 21, 21) for truth, predicted in images)
     scores = semantic_scores(pooled, match_one_to_one(pooled))
 
-Its rows are true classes, its columns predicted clusters; number 0 is the background in both. All counts are int64, so
-a sum over any number of images is exact and doesn't depend on their order. Wrong arguments raise ValueError.
+Its rows are true classes, its columns predicted clusters; index 0 is the background in both. All counts are int64, so
+that the sum over any number of images is exact and independent of their order. Wrong arguments raise ValueError.
 """
 
 from __future__ import annotations
@@ -16,25 +16,25 @@ from collections.abc import Sequence
 
 import numpy as np
 
-# The label of true pixels that don't count, as in PASCAL VOC.
+# Label of true pixels that are not evaluated, as in PASCAL VOC.
 IGNORE = 255
 
 
 @dataclasses.dataclass(frozen=True)
 class SemanticScores:
-    """Scores of a set of images.
+    """Scores of a data set.
 
     Attributes
     ----------
     miou : float
-        Mean of `per_class` over the classes that occur.
+        Mean of `per_class` over the classes that occur, background included.
     per_class : (C,) float64
-        Intersection over union of each class, background first. NaN for a class of which neither the truth nor the
-        matched prediction has a pixel: such a class is left out of the mean. A class that only one of them has is 0.
+        Intersection over union of each class, background first. NaN for a class that occurs neither in the truth nor in
+        the matched prediction, and 0 for a class that occurs in one of them only.
     pixel_accuracy : float
-        Share of the pixels whose class is right.
+        Share of pixels whose class is correct.
     foreground_iou : float
-        Intersection over union of all that isn't background, whatever its class; 1 when there is none in either.
+        Intersection over union of all pixels that are not background, regardless of class; 1 if there are none.
     assignment : (K,) int64
         Class of each cluster.
     """
@@ -49,20 +49,20 @@ class SemanticScores:
 def confusion_matrix(
     truth: np.ndarray, predicted: np.ndarray, classes: int, clusters: int | None = None, *, ignore: int | None = IGNORE
 ) -> np.ndarray:
-    """Count how many pixels of each true class fell into each predicted cluster.
+    """Count the pixels of each true class in each predicted cluster.
 
     Parameters
     ----------
     truth : integer array, any shape
         True classes 0 ... `classes` - 1, or `ignore`.
     predicted : integer array of the same shape
-        Clusters 0 ... `clusters` - 1. `ignore` means nothing here: 255 is a cluster like any other.
+        Clusters 0 ... `clusters` - 1. `ignore` has no special meaning here: 255 is an ordinary cluster.
     classes : int
         Number of true classes, background included.
     clusters : int, optional
         Number of clusters, background included; by default as many as classes.
     ignore : int, optional
-        True label of pixels that don't count, whatever is predicted there. None counts every pixel.
+        True label of pixels that are not counted. None counts every pixel.
 
     Returns
     -------
@@ -71,7 +71,7 @@ def confusion_matrix(
     Raises
     ------
     ValueError
-        When the arrays aren't integers of one shape, or a label is out of range.
+        When the arrays aren't integers of the same shape, or a label is out of range.
 
     Examples
     --------
@@ -82,22 +82,22 @@ def confusion_matrix(
     clusters = classes if clusters is None else clusters
     truth, predicted = np.asarray(truth), np.asarray(predicted)
     if truth.shape != predicted.shape:
-        raise ValueError(f"truth has the shape {truth.shape}, but the prediction {predicted.shape}")
-    for name, labels in (("truth", truth), ("prediction", predicted)):
+        raise ValueError(f"predicted must have the shape of truth, {truth.shape}, got {predicted.shape}")
+    for name, labels in (("truth", truth), ("predicted", predicted)):
         if not np.issubdtype(labels.dtype, np.integer):
-            raise ValueError(f"the {name} must hold integer labels, not {labels.dtype}")
+            raise ValueError(f"{name} must be an array of integers, got {labels.dtype}")
     if ignore is not None:
         counted = truth != ignore
         truth, predicted = truth[counted], predicted[counted]
-    for name, labels, count in (("truth", truth, classes), ("prediction", predicted, clusters)):
+    for name, labels, count in (("truth", truth, classes), ("predicted", predicted, clusters)):
         if labels.size and not 0 <= labels.min() <= labels.max() < count:
-            raise ValueError(f"the {name}'s labels must be 0 to {count - 1}, but are {labels.min()} to {labels.max()}")
+            raise ValueError(f"{name} must have labels 0 to {count - 1}, got {labels.min()} to {labels.max()}")
     cell = truth.astype(np.int64).ravel() * clusters + predicted.astype(np.int64).ravel()
     return np.bincount(cell, minlength=classes * clusters).astype(np.int64, copy=False).reshape(classes, clusters)
 
 
 def iou_matrix(matrix: np.ndarray) -> np.ndarray:
-    """Intersection over union of every class with every cluster, (classes, clusters) float64; 0 where both are empty.
+    """Return the IoU of every class with every cluster, (classes, clusters) float64; 0 where both are empty.
 
     Examples
     --------
@@ -111,11 +111,11 @@ def iou_matrix(matrix: np.ndarray) -> np.ndarray:
 
 
 def match_one_to_one(matrix: np.ndarray) -> np.ndarray:
-    """Give each class at most one cluster, so that the sum of their IoUs is largest (the Hungarian method).
+    """Match each class with at most one cluster so that the sum of their IoUs is maximal (the Hungarian method).
 
-    Cluster 0 is class 0, the background, come what may: where the object is was decided before its class. Only a pair
-    with a common pixel is a match. Clusters that are left over, because they overlap no free class or because there are
-    more of them than classes, count as background, as in Leopart.
+    Cluster 0 always is class 0, the background: foreground and background were separated before the classes were found.
+    Only pairs with at least one common pixel match. Clusters without a class, because they overlap no free class or
+    because there are more clusters than classes, count as background, as in Leopart.
 
     Parameters
     ----------
@@ -129,9 +129,9 @@ def match_one_to_one(matrix: np.ndarray) -> np.ndarray:
 
     References
     ----------
-    Kuhn, "The Hungarian method for the assignment problem", 1955, as solved by scipy's ``linear_sum_assignment``; on
-    the IoU as in Van Gansbeke et al. (MaskContrast), "Unsupervised semantic segmentation by contrasting object mask
-    proposals", ICCV 2021. Surplus clusters as in Ziegler and Asano (Leopart), CVPR 2022.
+    Kuhn, "The Hungarian method for the assignment problem", 1955, as solved by scipy's ``linear_sum_assignment``.
+    Maximizing the IoU follows Van Gansbeke et al. (MaskContrast), "Unsupervised semantic segmentation by contrasting
+    object mask proposals", ICCV 2021; surplus clusters follow Ziegler and Asano (Leopart), CVPR 2022.
 
     Examples
     --------
@@ -149,21 +149,21 @@ def match_one_to_one(matrix: np.ndarray) -> np.ndarray:
 
 
 def match_many_to_one(matrix: np.ndarray, by: str = "precision") -> np.ndarray:
-    """Give each cluster the class it suits best; several may share a class.
+    """Assign each cluster the class that fits it best; several clusters may share a class.
 
-    This is how over-clustering is scored, with many more clusters than classes. It uses the truth more than a
-    one-to-one match does, and its scores rise with the number of clusters: compare only like with like.
+    This is the protocol for over-clustering, with many more clusters than classes. It uses the truth more than a
+    one-to-one match does, and scores increase with the number of clusters: compare only results with equally many.
 
-    Cluster 0 is class 0, the background. Every other cluster may be of any class, the background included; ties go to
-    the lower class, so an empty cluster is background.
+    Cluster 0 is class 0, the background. Every other cluster may get any class, the background included. Ties go to the
+    lower class, so an empty cluster becomes background.
 
     Parameters
     ----------
     matrix : integer (classes, clusters)
         Pooled, see :func:`confusion_matrix`.
     by : {"precision", "iou"}
-        The class that holds most of the cluster's pixels (the majority; Leopart's precision-based match), or the one
-        with the largest IoU (MaskContrast's vote). IoU favors small classes, with many clusters strongly so.
+        Choose the class with most of the cluster's pixels (the majority, Leopart's precision-based match), or the class
+        with the largest IoU (as in MaskContrast). IoU favors small classes, the more so the more clusters there are.
 
     Returns
     -------
@@ -186,15 +186,15 @@ def match_many_to_one(matrix: np.ndarray, by: str = "precision") -> np.ndarray:
     array([0, 2, 1, 2])
     """
     if by not in ("precision", "iou"):
-        raise ValueError(f"clusters are matched by precision or iou, not by {by!r}")
-    # Within a column the precision is the count over a constant.
+        raise ValueError(f"by must be 'precision' or 'iou', got {by!r}")
+    # Within a column, precision is proportional to the count.
     assignment = (iou_matrix(matrix) if by == "iou" else _check_matrix(matrix)).argmax(axis=0).astype(np.int64)
     assignment[0] = 0
     return assignment
 
 
 def merge_clusters(matrix: np.ndarray, assignment: Sequence[int] | np.ndarray) -> np.ndarray:
-    """Confusion of classes with classes: the columns of a class's clusters summed, int64 (classes, classes).
+    """Sum the columns of clusters with the same class; returns the confusion of classes, int64 (classes, classes).
 
     Examples
     --------
@@ -205,22 +205,25 @@ def merge_clusters(matrix: np.ndarray, assignment: Sequence[int] | np.ndarray) -
     matrix, assignment = _check_matrix(matrix), np.asarray(assignment)
     classes, clusters = matrix.shape
     if assignment.shape != (clusters,) or not ((assignment >= 0) & (assignment < classes)).all():
-        raise ValueError(f"the assignment must give each of the {clusters} clusters one of the {classes} classes")
+        raise ValueError(
+            f"assignment must hold a class from 0 to {classes - 1} for each of {clusters} clusters, got an array of "
+            f"shape {assignment.shape}"
+        )
     merged = np.zeros((classes, classes), np.int64)
     np.add.at(merged.T, assignment, matrix.T)
     return merged
 
 
 def semantic_scores(matrix: np.ndarray, assignment: Sequence[int] | np.ndarray | None = None) -> SemanticScores:
-    """Mean IoU and its relatives.
+    """Compute mean IoU, IoU per class, pixel accuracy and foreground IoU.
 
     Parameters
     ----------
     matrix : integer (classes, clusters)
         Pooled, see :func:`confusion_matrix`.
     assignment : (clusters,) int, optional
-        Class of each cluster, from :func:`match_one_to_one` or :func:`match_many_to_one`; by default cluster k is class
-        k.
+        Class of each cluster, from :func:`match_one_to_one` or :func:`match_many_to_one`; by default cluster k has
+        class k.
 
     Returns
     -------
@@ -242,16 +245,16 @@ def semantic_scores(matrix: np.ndarray, assignment: Sequence[int] | np.ndarray |
     merged = merge_clusters(matrix, assignment)
     total = int(merged.sum())
     if total == 0:
-        raise ValueError("no pixel was counted, so there is nothing to score")
-    hits = merged.diagonal()
-    union = merged.sum(axis=1) + merged.sum(axis=0) - hits
+        raise ValueError("matrix must count at least one pixel, got only zeros")
+    correct = merged.diagonal()
+    union = merged.sum(axis=1) + merged.sum(axis=0) - correct
     per_class = np.full(len(merged), np.nan)
-    np.divide(hits, union, out=per_class, where=union > 0)
+    np.divide(correct, union, out=per_class, where=union > 0)
     foreground = total - int(merged[0, 0])
     return SemanticScores(
         miou=float(per_class[union > 0].mean()),
         per_class=per_class,
-        pixel_accuracy=float(hits.sum() / total),
+        pixel_accuracy=float(correct.sum() / total),
         foreground_iou=float(merged[1:, 1:].sum() / foreground) if foreground else 1.0,
         assignment=assignment.astype(np.int64),
     )
@@ -260,5 +263,8 @@ def semantic_scores(matrix: np.ndarray, assignment: Sequence[int] | np.ndarray |
 def _check_matrix(matrix: np.ndarray) -> np.ndarray:
     matrix = np.asarray(matrix)
     if matrix.ndim != 2 or 0 in matrix.shape or not np.issubdtype(matrix.dtype, np.integer) or matrix.min() < 0:
-        raise ValueError("a confusion matrix must be an array of counts, classes by clusters")
+        raise ValueError(
+            "matrix must be a two-dimensional array of counts (classes, clusters), got an array of "
+            f"{matrix.dtype} with shape {matrix.shape}"
+        )
     return matrix

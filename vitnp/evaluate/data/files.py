@@ -1,0 +1,87 @@
+"""Files of data sets: pictures that hold masks or labels, and text files."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vitnp.errors import ImageError, UsageError
+from vitnp.io.decode import unopened
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+
+@contextlib.contextmanager
+def open_picture(path: str | os.PathLike[str], content: str) -> Iterator[Image.Image]:
+    """Open a picture with Pillow, and turn whatever goes wrong within the ``with`` block into an ImageError.
+
+    Parameters
+    ----------
+    path : path
+    content : str
+        Noun for error messages, such as "mask".
+
+    Yields
+    ------
+    PIL.Image.Image
+        Decoded lazily, so that its size can be checked first.
+
+    Raises
+    ------
+    ImageError
+        When the file is missing or damaged, is no picture, or doesn't fit in memory.
+    """
+    from PIL import Image
+
+    try:
+        with Image.open(path) as picture:
+            yield picture
+    except ImageError:
+        raise
+    except MemoryError:
+        raise ImageError(f"{path}: not enough memory to decode this {content}; close other programs") from None
+    # Damaged files make Pillow's decoders raise almost anything: OSError, SyntaxError, ValueError, struct.error ...
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno:
+            raise unopened(path, error) from None
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ImageError(f"{path}: this {content} is damaged or not a picture ({reason}); get a sound copy") from None
+
+
+def read_lines(path: str | os.PathLike[str]) -> list[tuple[int, str]]:
+    """Read a text file without comments (from # to the end of a line), surrounding spaces and empty lines.
+
+    Returns
+    -------
+    list of (int, str)
+        Line number, from 1, and text of each line that is not empty.
+
+    Raises
+    ------
+    UsageError
+        When the file can't be read or isn't UTF-8.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise UsageError(f"{path}: this is not a text file in UTF-8; name a text file") from None
+    except OSError as error:
+        raise UsageError(str(unopened(path, error))) from None
+    stripped = ((number, line.partition("#")[0].strip()) for number, line in enumerate(text.splitlines(), 1))
+    return [(number, line) for number, line in stripped if line]
+
+
+def shorten_list(names: Sequence[str], limit: int) -> str:
+    """Join names for a message, at most `limit` of them.
+
+    Examples
+    --------
+    >>> shorten_list(["a", "b", "c", "d", "e"], 3)
+    'a, b, c and 2 more'
+    """
+    rest = len(names) - limit
+    return ", ".join(names[:limit]) + (f" and {rest} more" if rest > 0 else "")
