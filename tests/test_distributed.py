@@ -317,6 +317,7 @@ def _kill_itself(_: int) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+@pytest.mark.slow(reason="waits for workers")
 def test_errors_of_workers_arrive(cluster):
     x = np.random.default_rng(1).standard_normal((20_000, 4)).astype(np.float32)
     x[15_000] = np.nan
@@ -402,6 +403,7 @@ def test_other_machines_need_a_cache():
         pass
 
 
+@pytest.mark.slow(reason="starts workers")
 def test_stored_keys_are_rows_of_the_store(vit, paths, tmp_path):
     store = FeatureStore(tmp_path, FeatureSpec.of(vit, short_side=48))
     hashes = extract_to_store(paths[:9], vit, store).hashes

@@ -189,6 +189,7 @@ def test_networks(cupy, run_step):
     assert timed == ["key", "token"]
 
 
+@pytest.mark.slow(reason="networks on the emulator")
 def test_one_error_of_torch_does_not_end_the_networks(cupy, run_step, monkeypatch):
     module = importlib.import_module("bench.gpu.network")
 
@@ -216,6 +217,7 @@ def test_layers(cupy, run_step, monkeypatch):
     assert "differ: (0, 0) is" in wrong and "expected" in wrong
 
 
+@pytest.mark.slow(reason="large images on the emulator")
 def test_refinements(cupy, run_step):
     records = run_step("refinement", SIZES=[(40, 32)])
     assert len(checks(records)) == 4 and all(checks(records).values())
@@ -527,6 +529,7 @@ def test_all_tests_for_a_gpu_are_run_wherever_they_stand(tmp_path, monkeypatch):
     assert checks(read(tmp_path / "r")) == {"pytest -m gpu": True}
 
 
+@pytest.mark.slow(reason="runs pytest")
 def test_pytest_tells_how_each_test_ends(tmp_path):
     (tmp_path / "test_some.py").write_text(
         "import pytest\ndef test_good(): pass\ndef test_bad(): assert [1, 2] == [1, 3]\n"

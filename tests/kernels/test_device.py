@@ -259,7 +259,9 @@ def test_masks_are_the_cpu_s(cupy, vit, refine):
 
 def test_half_precision_finds_the_same_object(cupy, vit):
     rgb = scene(2)
-    wanted, found = (segment_image(rgb, place, short_side=40, collection=None) for place in (vit, vit.to(device="cuda")))
+    wanted, found = (
+        segment_image(rgb, place, short_side=40, collection=None) for place in (vit, vit.to(device="cuda"))
+    )
     assert off(found.keys, wanted.keys) < TOLERANCE["fp16"]
     assert (found.mask != wanted.mask).mean() < 0.02
     assert found.parameters["precision"] == "cuda fp16"
@@ -303,6 +305,7 @@ def blobs(rows: int = 700, width: int = 12, clusters: int = 4, dtype: type = np.
     return (centers[rng.integers(clusters, size=rows)] + rng.normal(0, 0.1, (rows, width))).astype(dtype)
 
 
+@pytest.mark.slow(reason="whole runs on the emulator")
 @pytest.mark.parametrize("metric", ["cosine", "euclidean"])
 @pytest.mark.parametrize("form", ["float32", "float16", "float64", "blocks", "beyond memory", "on the GPU"])
 def test_kmeans_finds_the_cpu_s_clusters(cupy, metric, form, monkeypatch):

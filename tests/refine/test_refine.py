@@ -378,6 +378,7 @@ def test_mirrored_views_are_accepted():
     )
 
 
+@pytest.mark.slow(reason="a large image")
 def test_a_large_photograph_is_never_copied_as_floats():
     rgb = np.tile(blobs(100, 100, seed=13), (40, 60, 1))  # 24 megapixels: 288 MB as float32
     refine(np.eye(4), rgb[:200, :200])
