@@ -83,10 +83,10 @@ def pytest_xdist_auto_num_workers(config) -> int | None:
 
     The tests run in pytest's own process if it was started by a test, or for a GPU, which processes shouldn't share.
     """
-    if os.environ.get("PYTEST_XDIST_AUTO_NUM_WORKERS"):
-        return None  # xdist reads it itself
     if os.environ.get("PYTEST_XDIST_WORKER") or config.option.markexpr in ("gpu", "train"):
         return 0
+    if os.environ.get("PYTEST_XDIST_AUTO_NUM_WORKERS"):
+        return None  # xdist reads it itself
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
