@@ -200,14 +200,13 @@ def builds(check: Callable, file: str) -> frozenset[tuple[tuple[str, ...], str]]
 
 @pytest.mark.parametrize("defect", ALL, ids=[f"{d.check.__name__}-{d.file}-{i}" for i, d in enumerate(ALL)])
 def test_a_planted_defect_is_noticed(defect, monkeypatch):
-    from vitnp.kernels.cuda import loader
+    from vitnp.kernels.cuda.loader import source as whole
 
-    whole = loader.source
     text = defect.plant(whole(f"{defect.file}.cu"))
     for options, mode in builds(defect.check, defect.file):  # that it compiles is no part of what has to fail
         cuda_emulator.RawModule(text, options, mode, f"{defect.file}.cu")
     with fake_cupy.installed("check") as cupy:
-        from vitnp.kernels.cuda import dispatch
+        from vitnp.kernels.cuda import dispatch, loader  # imported anew
 
         monkeypatch.setattr(loader, "source", lambda file: text if file == f"{defect.file}.cu" else whole(file))
         with pytest.raises((cuda_emulator.KernelError, AssertionError)):
