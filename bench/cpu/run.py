@@ -19,11 +19,11 @@ from bench import record, table
 from bench.cpu import peak
 from bench.cpu.comparison import geometric_mean, versions
 from bench.cpu.interleave import Plan
-from bench.cpu.sections import PEAK_STRETCH, SECTIONS, VIT_MEANS, Settings
+from bench.cpu.sections import PEAK_STRETCH, SECTIONS, VIT_MEANS, RunSettings
 from bench.process import run_isolated
 from vitnp import __version__, kernels
 from vitnp.cli import shared
-from vitnp.cli.arguments import positive
+from vitnp.cli.arguments import number
 
 PACKAGES = ("numba", "llvmlite", "torch", "onnxruntime", "openvino", "onnx", "scikit-learn", "faiss-cpu", "pydensecrf2")
 
@@ -41,7 +41,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.seconds:
         plan = dataclasses.replace(plan, budget=float(args.seconds))
     limits = dataclasses.asdict(peak.measure(n_threads, dataclasses.replace(PEAK_PLAN, keep_disturbed=args.anyway)))
-    settings = Settings(args.quick, plan, n_threads, limits)
+    settings = RunSettings(args.quick, plan, n_threads, limits)
     print(table.heading(record.machine(), n_threads, limits), flush=True)
 
     results = {}
@@ -62,13 +62,13 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--quick", action="store_true", help="few cases, in less than three minutes; written to cpu_quick.json"
     )
-    parser.add_argument("--threads", type=positive, metavar="N", help="threads of every contender (all cores)")
+    parser.add_argument("--threads", type=number(1), metavar="N", help="threads of every contender (all cores)")
     parser.add_argument("--anyway", action="store_true", help="keep samples that other programs have disturbed")
     parser.add_argument(
-        "--seconds", type=positive, metavar="S", help="time for the rounds of each case, at least three rounds (45)"
+        "--seconds", type=number(1), metavar="S", help="time for the rounds of each case, at least three rounds (45)"
     )
     parser.add_argument(
-        "--largest", type=positive, metavar="N", help="skip k-means with more rows and networks with more tokens"
+        "--largest", type=number(1), metavar="N", help="skip k-means with more rows and networks with more tokens"
     )
     args = parser.parse_args(argv)
     for name in args.sections:
@@ -88,7 +88,7 @@ def set_environment(n_threads: int) -> None:
     os.environ["OMP_NUM_THREADS"] = os.environ["VITNP_NUM_THREADS"] = str(n_threads)
 
 
-def measure(name: str, settings: Settings) -> dict[str, Any]:
+def measure(name: str, settings: RunSettings) -> dict[str, Any]:
     """Measure one section: print each case when it is done, and return the cases with their means."""
     cases = []
     for case in SECTIONS[name](settings):
@@ -104,7 +104,7 @@ def measure(name: str, settings: Settings) -> dict[str, Any]:
     return content
 
 
-def write(name: str, content: Mapping[str, Any], settings: Settings) -> Path:
+def write(name: str, content: Mapping[str, Any], settings: RunSettings) -> Path:
     """Write a result file with all versions and settings, and return its path."""
     compiled = kernels.for_device().__name__.rpartition(".")[2] != "reference"
     facts = {

@@ -61,7 +61,7 @@ MIN_IOU = 0.9
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class RunSettings:
     """What all cases of a run share.
 
     Attributes
@@ -86,14 +86,14 @@ class Settings:
         return not self.plan.largest or size <= self.plan.largest
 
 
-def vit(settings: Settings) -> Iterator[dict[str, Any]]:
+def vit(settings: RunSettings) -> Iterator[dict[str, Any]]:
     """Time forward passes of vision transformers with random weights."""
     for case in QUICK_VIT_CASES if settings.quick else VIT_CASES:
         if settings.includes(case.batch * case.tokens):
             yield _vit_case(case, settings)
 
 
-def _vit_case(case: vit_peers.Case, settings: Settings) -> dict[str, Any]:
+def _vit_case(case: vit_peers.Case, settings: RunSettings) -> dict[str, Any]:
     config, weights, images = case.config, vit_peers.random_weights(case.config), case.images()
     in_bf16 = (BF16, OPENVINO_BF16)
 
@@ -139,7 +139,7 @@ def _vit_case(case: vit_peers.Case, settings: Settings) -> dict[str, Any]:
     return compare(case.label, facts, builders, VIT_BARS, settings.plan, check=check, work=work)
 
 
-def kmeans(settings: Settings) -> Iterator[dict[str, Any]]:
+def kmeans(settings: RunSettings) -> Iterator[dict[str, Any]]:
     """Time iterations of Lloyd's algorithm.
 
     All cases against scikit-learn come before those against faiss: faiss, once loaded, slows scikit-learn down.
@@ -155,7 +155,7 @@ def kmeans(settings: Settings) -> Iterator[dict[str, Any]]:
 
 
 def _kmeans_case(
-    case: kmeans_peers.Case, peer: str, build_peer: Callable[..., kmeans_peers.Run], settings: Settings
+    case: kmeans_peers.Case, peer: str, build_peer: Callable[..., kmeans_peers.Run], settings: RunSettings
 ) -> dict[str, Any]:
     rows = kmeans_peers.rows_of(case.rows, case.width)
     start = rows[kmeans_peers.chosen_rows(case.rows, case.clusters)]
@@ -190,7 +190,7 @@ def kmeans_bars(case: kmeans_peers.Case) -> list[Bar]:
     return [Bar(OURS, SCIKIT_LEARN, least, stretch), Bar(OURS, FAISS, 3.5)]
 
 
-def crf(settings: Settings) -> Iterator[dict[str, Any]]:
+def crf(settings: RunSettings) -> Iterator[dict[str, Any]]:
     """Time fully connected CRFs on a photograph."""
     from vitnp.io.decode import read_image
 
@@ -208,7 +208,7 @@ def crf(settings: Settings) -> Iterator[dict[str, Any]]:
         yield compare(case.label, facts, builders, bars, settings.plan, check=crf_peers.checker())
 
 
-def photograph(settings: Settings) -> Iterator[dict[str, Any]]:
+def photograph(settings: RunSettings) -> Iterator[dict[str, Any]]:
     """Time a photograph from file to mask, in a warm process and as a command."""
     with usual_photograph() as path, tempfile.TemporaryDirectory() as folder:
         warm, cold = _photograph_builders(path, Path(folder), settings.n_threads)
@@ -283,7 +283,7 @@ def mask_checker() -> Callable[[str, np.ndarray], None]:
     return check
 
 
-SECTIONS: dict[str, Callable[[Settings], Iterator[dict[str, Any]]]] = {
+SECTIONS: dict[str, Callable[[RunSettings], Iterator[dict[str, Any]]]] = {
     "vit": vit,
     "kmeans": kmeans,
     "crf": crf,

@@ -24,7 +24,8 @@ from vitnp.features.store import FeatureStore
 from vitnp.features.stream import extract_to_store
 from vitnp.method import agreement, cleaning
 from vitnp.method.collection import Collection
-from vitnp.pipeline import resolve_collection
+from vitnp.method.defaults import resolve_collection
+from vitnp.options import Settings
 from vitnp.refine import refine
 from vitnp.result import HALF, Segmentation
 from vitnp.segmenter import Segmenter
@@ -38,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
     args = _parse(argv)
     pairs, _ = match_pairs(args.images, args.masks)
     vit = load_vit(args.model)
-    collection, reason = resolve_collection(args.collection, vit)
+    collection, reason = resolve_collection(args.collection, vit, Settings())
     if collection is None:
         raise UsageError(
             f"a collection is needed, but there is none: {reason or 'none was requested'}; name one with --collection "
@@ -74,7 +75,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("masks", type=Path, help="folder of their masks")
     parser.add_argument("--model", default="auto", help="checkpoint (the built-in one)")
     parser.add_argument("--collection", default="auto", help="file of a fitted collection (the built-in one)")
-    parser.add_argument("--seeds", type=arguments.positive, default=3, help="number of seeds, from 0 (3)")
+    parser.add_argument("--seeds", type=arguments.number(1), default=3, help="number of seeds, from 0 (3)")
     parser.add_argument("--name", help="name of the data set in the result file (the folder's)")
     parser.add_argument("--cache", type=Path, help="folder that keeps features for the next run")
     return parser.parse_args(argv)

@@ -134,9 +134,9 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("images", type=Path, metavar="IMAGES", help="photographs, in one folder per category")
     parser.add_argument("masks", type=Path, metavar="MASKS", help="their masks, likewise")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to create")
-    parser.add_argument("--pairs", type=arguments.positive, metavar="N", help="number of pairs (as many as possible)")
+    parser.add_argument("--pairs", type=arguments.number(1), metavar="N", help="number of pairs (as many as possible)")
     parser.add_argument(
-        "--seed", type=arguments.natural, default=0, metavar="N", help="seed of the choice of pairs (0)"
+        "--seed", type=arguments.number(0), default=0, metavar="N", help="seed of the choice of pairs (0)"
     )
     parser.add_argument("--quiet", action="store_true", help="errors only")
     return parser.parse_args(argv)

@@ -23,7 +23,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("images", type=Path, help="folder of photographs")
     parser.add_argument("masks", type=Path, help="folder of their masks")
     parser.add_argument("--model", nargs="+", default=["auto"], help="one or more checkpoints")
-    parser.add_argument("--seeds", type=arguments.positive, default=3, help="number of seeds, from 0 (3)")
+    parser.add_argument("--seeds", type=arguments.number(1), default=3, help="number of seeds, from 0 (3)")
     parser.add_argument("--refine", nargs="+", default=["solver"], help="one or more of solver, guided, none")
     parser.add_argument("--name", help="name of the data set in the result file (the folder's)")
     args = parser.parse_args(argv)

@@ -72,10 +72,10 @@ def main(argv: list[str] | None = None) -> int:
     """Print memory and time, compare memory with the allowed one, and write bench/results/collection.json."""
     parser = argparse.ArgumentParser(prog="python -m bench collection", description=__doc__.partition("\n\n")[0])
     parser.add_argument(
-        "--images", type=arguments.positive, nargs="+", default=[1000, 20_000], metavar="N",
+        "--images", type=arguments.number(1), nargs="+", default=[1000, 20_000], metavar="N",
         help="numbers of photographs (1000 20000)",
     )  # fmt: skip
-    parser.add_argument("--classes", type=arguments.positive, default=20, metavar="N", help="number of classes (20)")
+    parser.add_argument("--classes", type=arguments.number(1), default=20, metavar="N", help="number of classes (20)")
     args = parser.parse_args(argv)
 
     rows = []

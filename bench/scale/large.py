@@ -34,7 +34,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--set", nargs=2, type=Path, metavar=("IMAGES", "MASKS"), help="also score a data set at 12 megapixels"
     )
-    parser.add_argument("--every", type=arguments.positive, default=1, help="use every Nth photograph of the set (1)")
+    parser.add_argument("--every", type=arguments.number(1), default=1, help="use every Nth photograph of the set (1)")
     args = parser.parse_args(argv)
 
     measured = {"command": _measure_command(args.photograph, args.megapixels)}

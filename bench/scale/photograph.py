@@ -30,7 +30,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench photograph", description=__doc__)
     parser.add_argument("photograph", nargs="?", type=Path, help="by default the sample photograph at 500 x 375")
     parser.add_argument("--model", default="auto", help="checkpoint (the built-in one)")
-    parser.add_argument("--runs", type=arguments.positive, default=7, metavar="N", help="number of runs (7)")
+    parser.add_argument("--runs", type=arguments.number(1), default=7, metavar="N", help="number of runs (7)")
     args = parser.parse_args(argv)
     with contextlib.nullcontext(args.photograph) if args.photograph else usual_photograph() as photograph:
         return _measure(photograph, args.model, args.runs)

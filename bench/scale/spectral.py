@@ -23,15 +23,15 @@ def main(argv: list[str] | None = None) -> int:
     """Print the figures, and write them to bench/results/spectral.json."""
     parser = argparse.ArgumentParser(prog="python -m bench spectral", description=__doc__)
     parser.add_argument(
-        "--images", type=arguments.positive, action="append", metavar="N",
+        "--images", type=arguments.number(1), action="append", metavar="N",
         help="number of images; can be repeated (1000, 20000, 100000)",
     )  # fmt: skip
-    parser.add_argument("--width", type=arguments.positive, default=192, help="width of a CLS token (192)")
-    parser.add_argument("--clusters", type=arguments.positive, default=20, help="number of planted clusters (20)")
+    parser.add_argument("--width", type=arguments.number(1), default=192, help="width of a CLS token (192)")
+    parser.add_argument("--clusters", type=arguments.number(1), default=20, help="number of planted clusters (20)")
     parser.add_argument(
         "--noise", type=float, default=2.5, help="noise of the tokens, in standard deviations of the centers (2.5)"
     )
-    parser.add_argument("--threads", type=arguments.positive, help="number of threads (all cores)")
+    parser.add_argument("--threads", type=arguments.number(1), help="number of threads (all cores)")
     args = parser.parse_args(argv)
 
     runs = []
