@@ -343,6 +343,7 @@ def test_a_rerun_does_nothing_when_nothing_has_changed(small, capsys, monkeypatc
     assert "nothing has changed" in capsys.readouterr().err
 
 
+@pytest.mark.slow(reason="seven runs of a collection")
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -356,6 +357,7 @@ def test_other_settings_are_another_run(small, capsys, arguments):
     assert statuses(capsys) == ["done"] * 3 + ["failed"]
 
 
+@pytest.mark.slow(reason="ten runs of a collection")
 @pytest.mark.parametrize(
     "change", ["edited", "added", "removed", "mended", "mask", "labels", "gallery", "foreign", "fit", "record"]
 )

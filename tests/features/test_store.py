@@ -546,6 +546,7 @@ MOMENTS = {
 }
 
 
+@pytest.mark.slow(reason="kills a process again and again")
 @pytest.mark.skipif(os.name != "posix", reason="signals as POSIX has them")
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_killed_at_the_worst_moments(vit, folder, paths, unbroken, tmp_path, moment):

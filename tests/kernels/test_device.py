@@ -168,6 +168,7 @@ SHAPES = {
 }
 
 
+@pytest.mark.slow(reason="networks on the emulator")
 @pytest.mark.parametrize("precision", list(TOLERANCE))
 @pytest.mark.parametrize("shape", list(SHAPES))
 def test_features_are_the_cpu_s(cupy, shape, precision):
