@@ -1,9 +1,13 @@
-"""What the tests share: where the optional test data lies, the two networks they run, a CuPy without a GPU and with one."""
+"""Shared fixtures (test data, two networks, an emulated and a real CuPy), and how tests run in several processes."""
 
 from __future__ import annotations
 
+import concurrent.futures
 import os
 import pathlib
+import signal
+import subprocess
+import sys
 import warnings
 
 import pytest
@@ -62,3 +66,55 @@ def cupy(request):
     if trouble:
         pytest.skip(trouble)
     yield loader.require_cupy()
+
+
+# --- several processes (pytest-xdist) ---------------------------------------------------------------------------------
+
+
+def pytest_configure(config) -> None:
+    """Restore SIGINT: a shell's background job ignores it, and so would the commands that the tests interrupt."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config) -> int | None:
+    """Return the number of processes for ``-n auto``: one per core that this process may use.
+
+    The tests run in pytest's own process if it was started by a test, or for a GPU, which processes shouldn't share.
+    """
+    if os.environ.get("PYTEST_XDIST_WORKER") or config.option.markexpr in ("gpu", "train"):
+        return 0
+    if os.environ.get("PYTEST_XDIST_AUTO_NUM_WORKERS"):
+        return None  # xdist reads it itself
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_setupnodes(config, specs) -> None:
+    """Compile the CPU kernels before the workers start, so that not every worker compiles all of them."""
+    try:
+        from vitnp.kernels.cpu import dispatch
+        from vitnp.kernels.cpu.codegen.jit import cache_folder
+
+        done = cache_folder() / "compiled-by-the-tests"
+    except ImportError:
+        return  # no numba or no cache: the reference takes over
+    if done.exists():
+        return
+
+    def compile_module(name: str) -> None:
+        code = f"import vitnp.kernels.cpu.{name}"
+        subprocess.run([sys.executable, "-c", code], cwd=config.rootpath, capture_output=True, check=True)
+
+    with concurrent.futures.ThreadPoolExecutor(len(specs)) as pool:
+        list(pool.map(compile_module, ["codegen.barrier", *dispatch.HOMES]))
+    done.touch()
+
+
+def pytest_collection_modifyitems(items) -> None:
+    """Mark GPU and training tests as slow too, and run slow tests first, so that none of them ends the run."""
+    for item in items:
+        if item.get_closest_marker("gpu") or item.get_closest_marker("train"):
+            item.add_marker("slow")
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)

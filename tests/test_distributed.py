@@ -138,6 +138,7 @@ def content(store: FeatureStore) -> dict[str, dict]:
     return found
 
 
+@pytest.mark.slow(reason="kills workers")
 def test_features_are_the_same_when_a_worker_is_killed(cluster, monkeypatch, vit, paths, tmp_path):
     monkeypatch.setattr(cluster_module, "PHOTOGRAPHS_PER_TASK", 3)
     spec = FeatureSpec.of(vit, short_side=48)
@@ -169,6 +170,7 @@ def test_what_the_store_has_is_not_computed_again(cluster, vit, paths, tmp_path)
     assert sorted(store.folder.iterdir()) == shards
 
 
+@pytest.mark.slow(reason="kills workers")
 @pytest.mark.parametrize("metric", ["cosine", "euclidean"])
 def test_kmeans_is_the_same_when_a_worker_is_killed(cluster, metric):
     rng = np.random.default_rng(0)
@@ -199,6 +201,7 @@ def test_rows_that_were_changed_are_sent_again(cluster):
         x[:] = x[::-1].copy() ** 2
 
 
+@pytest.mark.slow(reason="kills workers")
 @pytest.mark.parametrize("consistency, fit_patches", [("mean", 900), ("majority", "all")])
 def test_a_collection_is_the_same_when_a_worker_is_killed(
     cluster, monkeypatch, vit, paths, tmp_path, consistency, fit_patches
@@ -227,6 +230,7 @@ def test_a_collection_is_the_same_when_a_worker_is_killed(
     assert sum(labels is not None and labels.any() for labels in found.labels) > 2
 
 
+@pytest.mark.slow(reason="runs a collection twice")
 def test_the_command_gives_the_same_files(checkpoint, folder, tmp_path):
     photographs = [str(folder / f"{number:02}.png") for number in range(22, 34)]
     options = [
@@ -298,6 +302,7 @@ def test_ctrl_c_is_left_to_the_process_that_has_the_workers():
     assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
 
 
+@pytest.mark.slow(reason="kills workers")
 def test_a_task_that_kills_every_worker_ends_in_a_sentence(local, cluster, monkeypatch):
     monkeypatch.setattr(local.scheduler, "allowed_failures", 0)
     with pytest.raises(ClusterError, match="brought down several workers.*memory"):
@@ -312,6 +317,7 @@ def _kill_itself(_: int) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+@pytest.mark.slow(reason="waits for workers")
 def test_errors_of_workers_arrive(cluster):
     x = np.random.default_rng(1).standard_normal((20_000, 4)).astype(np.float32)
     x[15_000] = np.nan
@@ -375,6 +381,7 @@ def test_nobody_answers(monkeypatch):
                 pass
 
 
+@pytest.mark.slow(reason="waits for workers")
 def test_a_scheduler_without_workers(monkeypatch):
     monkeypatch.setattr(connect, "_CONNECT_SECONDS", 2)
     with distributed.LocalCluster(
@@ -396,6 +403,7 @@ def test_other_machines_need_a_cache():
         pass
 
 
+@pytest.mark.slow(reason="starts workers")
 def test_stored_keys_are_rows_of_the_store(vit, paths, tmp_path):
     store = FeatureStore(tmp_path, FeatureSpec.of(vit, short_side=48))
     hashes = extract_to_store(paths[:9], vit, store).hashes

@@ -42,6 +42,7 @@ def test_simple_example(tmp_path, capsys):
     assert "foreground" in capsys.readouterr().out
 
 
+@pytest.mark.slow(reason="runs the example")
 def test_features_example(tmp_path, capsys):
     run("features", "--out", tmp_path)
     assert written(tmp_path) == {

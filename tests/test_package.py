@@ -5,8 +5,11 @@ from __future__ import annotations
 import doctest
 import importlib
 import pathlib
+import shutil
 import subprocess
 import sys
+import tarfile
+import zipfile
 
 import pytest
 import vitnp.kernels
@@ -24,6 +27,11 @@ MODULES = sorted(
     if path.name != "__main__.py" and "train" not in path.parts
 )
 
+# Folders of the checkout that are installed, and those that only the source distribution holds.
+INSTALLED = {"vitnp": "vitnp", "kernels": "vitnp/kernels", "weights": "vitnp/weights"}
+NOT_INSTALLED = ("tests", "bench", "examples", "docs", "scripts")
+TOP_LEVEL = ("*.md", "*.cff", "*.cfg", "*.toml", "*.yml", "*.py", "LICENSE", "MANIFEST.in")
+
 
 def python(code: str) -> str:
     return subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.strip()
@@ -37,8 +45,11 @@ def test_import_loads_nothing_heavy():
 
 
 def test_segmenting_loads_no_torch_numba_or_cupy():
-    code = "import sys, vitnp.segment, vitnp.export.per_image, vitnp.checkpoints.load; print([m for m in ('numba', 'cupy', 'torch') if m in sys.modules])"
-    assert python(code) == "[]"
+    heavy = python(
+        "import sys, vitnp.segment, vitnp.export.per_image, vitnp.checkpoints.load;"
+        "print([m for m in ('numba', 'cupy', 'torch') if m in sys.modules])"
+    )
+    assert heavy == "[]"
 
 
 def test_public_names_resolve():
@@ -46,7 +57,7 @@ def test_public_names_resolve():
         assert getattr(vitnp, name) is not None
     assert set(vitnp.__all__) <= set(dir(vitnp))
     with pytest.raises(AttributeError, match="nonsense"):
-        vitnp.nonsense
+        _ = vitnp.nonsense
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -81,3 +92,51 @@ def test_help_of_segment_fits_a_screen():
     ).stdout
     lines = text.splitlines()
     assert len(lines) <= 52 and max(map(len, lines)) <= 80
+
+
+# --- what is distributed ----------------------------------------------------------------------------------------------
+
+
+def checkout_files(folder: str) -> set[str]:
+    """Names of the files below a folder of the checkout, relative to it."""
+    return {
+        path.relative_to(ROOT / folder).as_posix()
+        for path in (ROOT / folder).rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+
+
+def top_level_files() -> set[str]:
+    return {path.name for pattern in TOP_LEVEL for path in ROOT.glob(pattern)}
+
+
+@pytest.fixture(scope="module")
+def build(tmp_path_factory):
+    """Return a function that builds a "wheel" or "sdist" from a copy of the checkout, without a network."""
+    copy = tmp_path_factory.mktemp("checkout")
+    for folder in (*INSTALLED, *NOT_INSTALLED):
+        if (ROOT / folder).is_dir():
+            shutil.copytree(ROOT / folder, copy / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in top_level_files():
+        shutil.copy(ROOT / name, copy)
+
+    def build(kind: str) -> pathlib.Path:
+        code = f"from setuptools import build_meta; build_meta.build_{kind}('dist')"
+        done = subprocess.run([sys.executable, "-c", code], cwd=copy, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return next((copy / "dist").glob("*.whl" if kind == "wheel" else "*.tar.gz"))
+
+    return build
+
+
+def test_wheel_holds_every_file_of_the_package(build):
+    with zipfile.ZipFile(build("wheel")) as wheel:
+        held = {name for name in wheel.namelist() if ".dist-info/" not in name}
+    assert held == {f"{target}/{name}" for folder, target in INSTALLED.items() for name in checkout_files(folder)}
+
+
+def test_sdist_holds_the_checkout(build):
+    with tarfile.open(build("sdist")) as sdist:
+        held = {member.name.partition("/")[2] for member in sdist if member.isfile()}
+    expected = {f"{folder}/{name}" for folder in (*INSTALLED, *NOT_INSTALLED) for name in checkout_files(folder)}
+    assert expected | top_level_files() <= held

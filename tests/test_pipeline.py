@@ -229,6 +229,7 @@ def photographs(request, shared):
     return request.param, vit, np.array(found)
 
 
+@pytest.mark.slow(reason="segments dozens of pictures")
 def test_pictures_without_an_object_have_less_confidence_than_photographs(photographs):
     _, vit, found = photographs
     limit = np.quantile(found[:, 0], 0.05)
@@ -238,6 +239,7 @@ def test_pictures_without_an_object_have_less_confidence_than_photographs(photog
     assert {name: value for name, value in confidence.items() if value >= limit} == {}, f"5th percentile {limit:.3f}"
 
 
+@pytest.mark.slow(reason="segments twenty photographs")
 def test_masks_of_photographs_with_known_objects(photographs):
     # The whole set, three seeds: 0.820 and 0.803. This half is a little harder; without the solver it stays below 0.75.
     network, _, found = photographs

@@ -101,6 +101,7 @@ def times(records) -> set[str]:
 SMALL = {"ROWS": (330,), "CLUSTERS": (8,), "WIDTH": 64, "SAMPLE": 20}
 
 
+@pytest.mark.slow(reason="large arrays on the emulator")
 def test_kmeans_is_checked_and_timed_against_the_others(cupy, run_step):
     records = run_step("kmeans", **SMALL)
     assert len(checks(records)) == 8 and all(checks(records).values())
@@ -144,6 +145,7 @@ def test_out_of_time_is_on_record(cupy, run_step):
     assert {record["why"] for record in records} == {"out of time"}
 
 
+@pytest.mark.slow(reason="large arrays on the emulator")
 def test_similarity_and_attention(cupy, run_step):
     records = run_step("similarity", CASES=[(110, 70, 0, "fp32"), (110, 70, 5, "fp32"), (110, 70, 1, "fp32")], WIDTH=64)
     assert len(checks(records)) == 5 and all(checks(records).values())
@@ -154,6 +156,7 @@ def test_similarity_and_attention(cupy, run_step):
     assert ours["rate"] == pytest.approx(4 * 2 * 6 * 70**2 * 64 / ours["seconds"])
 
 
+@pytest.mark.slow(reason="a network on the emulator")
 def test_wrong_attention_is_noticed(cupy, run_step, monkeypatch):
     from vitnp.kernels.cuda import dispatch
 
@@ -176,6 +179,7 @@ class Tiny(Case):
         return ViTConfig(64, 2, 1, self.patch, (self.side // self.patch,) * 2)
 
 
+@pytest.mark.slow(reason="networks on the emulator")
 def test_networks(cupy, run_step):
     records = run_step("network", CASES=[Tiny("S", 16, 32, 2)])
     assert all(checks(records).values())
@@ -185,6 +189,7 @@ def test_networks(cupy, run_step):
     assert timed == ["key", "token"]
 
 
+@pytest.mark.slow(reason="networks on the emulator")
 def test_one_error_of_torch_does_not_end_the_networks(cupy, run_step, monkeypatch):
     module = importlib.import_module("bench.gpu.network")
 
@@ -212,6 +217,7 @@ def test_layers(cupy, run_step, monkeypatch):
     assert "differ: (0, 0) is" in wrong and "expected" in wrong
 
 
+@pytest.mark.slow(reason="large images on the emulator")
 def test_refinements(cupy, run_step):
     records = run_step("refinement", SIZES=[(40, 32)])
     assert len(checks(records)) == 4 and all(checks(records).values())
@@ -267,6 +273,7 @@ def test_a_cpu_without_compiled_kernels_is_no_baseline(cupy, run_step, monkeypat
     assert not any(record["case"].get("device") == "cpu" for record in records if record["kind"] == "time")
 
 
+@pytest.mark.slow(reason="a network on the emulator")
 def test_keys_are_compared_with_the_cpu_s(cupy, run_step, monkeypatch):
     records = run_step("agreement", "keys", PATCHES=1, CASES=[Tiny("S", 16, 32, 1)])
     assert len(checks(records)) == 4 and all(checks(records).values())
@@ -333,6 +340,7 @@ def test_one_precision_s_masks_may_fail(cupy, run_step, monkeypatch):
     assert checks(records)["masks in fp16, 5 photographs: 1 - IoU with the CPU's"]
 
 
+@pytest.mark.slow(reason="runs the command")
 def test_the_command_s_masks_are_read(tmp_path, photograph):
     from bench.gpu import agreement
     from bench.gpu.folder import SIZE, make_photographs
@@ -348,6 +356,7 @@ def test_the_command_s_masks_are_read(tmp_path, photograph):
         agreement.segmented(tmp_path / "in", tmp_path / "out", "--device", "nowhere", seconds=300)
 
 
+@pytest.mark.slow(reason="large arrays on the emulator")
 def test_large_arrays_are_compared_with_their_parts(cupy, run_step, monkeypatch):
     small = {"MANY": 64 * 200, "BEYOND": 30, "TAIL": 50, "WIDTH": 64}
     records = run_step("agreement", "large", **small)
@@ -387,6 +396,7 @@ def test_torch_s_network_is_the_same(monkeypatch):
         np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())
 
 
+@pytest.mark.slow(reason="every kernel on the emulator")
 def test_every_kernel_is_launched_for_the_sanitizer(cupy, monkeypatch):
     from bench.gpu import small as small_
 
@@ -519,6 +529,7 @@ def test_all_tests_for_a_gpu_are_run_wherever_they_stand(tmp_path, monkeypatch):
     assert checks(read(tmp_path / "r")) == {"pytest -m gpu": True}
 
 
+@pytest.mark.slow(reason="runs pytest")
 def test_pytest_tells_how_each_test_ends(tmp_path):
     (tmp_path / "test_some.py").write_text(
         "import pytest\ndef test_good(): pass\ndef test_bad(): assert [1, 2] == [1, 3]\n"
@@ -659,6 +670,7 @@ def test_all_right_is_status_0_whatever_the_times(cupy, few_steps, tmp_path, mon
     assert "not measured" in capsys.readouterr().out
 
 
+@pytest.mark.slow(reason="waits for a time limit")
 def test_a_step_that_hangs_is_stopped_and_what_it_had_counts(cupy, few_steps, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(gpu, "GRACE", 0.0)
     monkeypatch.setattr(gpu, "FEWEST_SECONDS", 0.5)

@@ -103,6 +103,7 @@ def test_what_a_program_prints_is_kept(tmp_path):
     assert (tmp_path / "log").read_text().split() == ["1", "2"]
 
 
+@pytest.mark.slow(reason="waits for processes to end")
 @pytest.mark.parametrize("rest, kind", [("print('every kernel ran')", "check"), (HANG, "skipped")])
 def test_a_sanitizer_leaves_no_process(tmp_path, monkeypatch, rest, kind):
     """One that starts others, as the real one does, and comes to its end or doesn't."""
@@ -141,6 +142,7 @@ SCRIPTS = {
 }
 
 
+@pytest.mark.slow(reason="waits for a time limit")
 def test_failing_wrong_and_hanging_steps_cost_the_others_nothing(tmp_path, monkeypatch, capsys):
     numbers = tmp_path / "numbers"
     scripts = {**SCRIPTS, "kmeans": SCRIPTS["kmeans"] + family(numbers) + HANG}
@@ -279,6 +281,7 @@ def test_the_prepared_calls_are_short_enough_and_name_what_there_is():
         assert len(files) <= 8 and all(f"`{name}`" in text for name in files)
 
 
+@pytest.mark.slow(reason="every kernel on the emulator")
 def test_what_a_profiler_looks_at_is_launched(monkeypatch):
     with fake_cupy.installed("fast") as fake:
         test_bench_gpu.forget()

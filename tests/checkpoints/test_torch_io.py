@@ -207,6 +207,7 @@ def test_invalid_pickles_are_refused_in_one_sentence(tmp_path, name):
         assert str(path) in str(caught.value) and "\n" not in str(caught.value) and len(str(caught.value)) < 300
 
 
+@pytest.mark.slow(reason="deep recursion in a process of its own")
 def test_deep_nesting_does_not_crash(tmp_path):
     path = archive(tmp_path, {"a/data.pkl": b"\x80\x02" + b"]" * 400_000 + b"a" * 399_999 + b"."})
     assert isinstance(read_torch_file(path), list)

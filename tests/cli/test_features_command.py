@@ -267,6 +267,7 @@ def test_help_fits_a_screen():
     assert len(lines) <= 42 and max(map(len, lines)) <= 80
 
 
+@pytest.mark.slow(reason="interrupts a running command")
 @pytest.mark.skipif(os.name != "posix", reason="signals as POSIX has them")
 def test_interrupt_leaves_whole_files_and_a_whole_cache(tmp_path):
     for index in range(60):

@@ -249,6 +249,7 @@ def test_output_folder_that_is_a_file(tmp_path, capsys):
     assert capsys.readouterr().err.count("\n") == 1
 
 
+@pytest.mark.slow(reason="interrupts a running command")
 @pytest.mark.skipif(os.name != "posix", reason="signals as POSIX has them")
 @pytest.mark.parametrize("threads", ["1", "2"])
 def test_interrupt_leaves_whole_files_only(tmp_path, threads):

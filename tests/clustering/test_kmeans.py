@@ -209,6 +209,7 @@ def test_euclidean_starts_reach_the_optimum_of_all_partitions(seed, n, clusters)
     assert model.inertia_ == pytest.approx(best, abs=1e-5)
 
 
+@pytest.mark.slow(reason="many whole runs")
 @pytest.mark.parametrize("metric", ["cosine", "euclidean"])
 def test_result_is_the_same_to_the_bit_for_every_kind_of_source(metric, tmp_path, monkeypatch):
     monkeypatch.setattr(chunks, "CHUNK_ROWS", 64)

@@ -120,6 +120,7 @@ def laplacian(graph: csr_matrix) -> np.ndarray:
     return np.eye(len(dense)) - dense / np.sqrt(np.outer(degree, degree))
 
 
+@pytest.mark.slow(reason="dense eigenvectors for comparison")
 @pytest.mark.parametrize("solver", ["dense", "block", "lanczos"])
 @pytest.mark.parametrize("n_parts", [1, 3])
 def test_embedding_spans_the_smallest_eigenvectors_of_the_laplacian(solver, n_parts, monkeypatch):

@@ -80,6 +80,7 @@ def test_subsets_of_levels(table, folders, builtin):
     assert len({table["levels", name] for name in parts}) > 1
 
 
+@pytest.mark.slow(reason="evaluates every variant")
 def test_the_command(table, folders, builtin, capsys, tmp_path):
     argv = [*folders, "--ablate", "--size", "96", "--quiet", "--csv", str(tmp_path / "table.csv")]
     assert evaluate.main([*argv, "--json"]) == 0
@@ -93,6 +94,7 @@ def test_the_command(table, folders, builtin, capsys, tmp_path):
     assert len((tmp_path / "table.csv").read_text().splitlines()) == 15
 
 
+@pytest.mark.slow(reason="evaluates every variant")
 def test_failed_photographs_count_in_no_row(folders, builtin, tmp_path, capsys):
     import shutil
 

@@ -324,6 +324,7 @@ def command(*argv):
     return [sys.executable, "-m", "vitnp.evaluate", "--task", "saliency", *argv], environment
 
 
+@pytest.mark.slow(reason="runs the command twice")
 def test_the_command_scores_the_built_in_network(tmp_path, builtin):
     folders = discs(tmp_path, 3)
     results = []
@@ -346,6 +347,7 @@ def test_the_command_scores_the_built_in_network(tmp_path, builtin):
     assert result["iou"] > 0.6 and result["accuracy"] > 0.8 and result["mae"] < 0.2
 
 
+@pytest.mark.slow(reason="interrupts a running command")
 @pytest.mark.skipif(os.name == "nt", reason="there are no POSIX signals")
 @pytest.mark.parametrize(("levels", "threads"), [("image", "1"), ("image", "2"), ("all", "2")])
 def test_control_c_stops_the_command(tmp_path, builtin, levels, threads):
@@ -381,6 +383,7 @@ def scored_as_a_set(capsys, *argv):
     return json.loads(out)
 
 
+@pytest.mark.slow(reason="evaluates thirty images four times")
 def test_thirty_photographs_are_fitted_as_a_set(tmp_path, builtin, capsys):
     folders = discs(tmp_path, 30)
     found = {

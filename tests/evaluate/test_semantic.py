@@ -333,6 +333,7 @@ def test_wrong_usage(layouts, argv, words, capsys):
     assert words in captured.err and captured.err.count("\n") == 1
 
 
+@pytest.mark.slow(reason="several seeds")
 def test_seeds_and_report(layouts, capsys, tmp_path):
     _, places = layouts
     argv = [*places["coseg"], "--cache", str(tmp_path / "cache")]

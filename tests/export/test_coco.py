@@ -240,6 +240,7 @@ def test_empty_collection_is_a_valid_file(tmp_path):
     assert content["images"] == content["annotations"] == content["categories"] == []
 
 
+@pytest.mark.slow(reason="writes more than fits the buffer")
 def test_same_content_same_bytes_also_beyond_the_memory_buffer(tmp_path):
     mask = golden_mask("photograph")
     for name in ("a.json", "b.json"):

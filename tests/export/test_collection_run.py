@@ -350,6 +350,7 @@ def test_a_rerun_does_nothing_when_nothing_has_changed(finished, capsys, monkeyp
     assert "nothing has changed" in capsys.readouterr().err
 
 
+@pytest.mark.slow(reason="seven runs of a collection")
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -364,6 +365,7 @@ def test_other_settings_redo_everything(finished, capsys, arguments):
     assert statuses(capsys) == ["done"] * 3 + ["failed"]
 
 
+@pytest.mark.slow(reason="ten runs of a collection")
 @pytest.mark.parametrize(
     "change", ["edited", "added", "removed", "mended", "mask", "labels", "gallery", "foreign", "fit", "record"]
 )
@@ -484,6 +486,7 @@ def test_wrong_usage_is_one_message(collection, tmp_path, arguments, message):
     assert not RUN_FILES & files(tmp_path)
 
 
+@pytest.mark.slow(reason="runs a collection")
 def test_a_full_disk_is_one_message_and_leaves_complete_files(collection, tmp_path):
     command = [
         sys.executable,
@@ -506,6 +509,7 @@ def test_a_full_disk_is_one_message_and_leaves_complete_files(collection, tmp_pa
     assert "run.json" not in files(tmp_path / "o") or run.returncode == 3
 
 
+@pytest.mark.slow(reason="interrupts a running command")
 @pytest.mark.skipif(os.name != "posix", reason="POSIX signals")
 @pytest.mark.parametrize("cache", [False, True])
 def test_an_interrupted_run_says_what_is_kept_and_a_rerun_continues(tmp_path, cache):

@@ -505,6 +505,7 @@ FORKING = """
 """
 
 
+@pytest.mark.slow(reason="kills a process again and again")
 @pytest.mark.skipif(os.name != "posix", reason="signals as POSIX has them")
 def test_killed_at_any_moment_it_goes_on_where_it_was(vit, folder, paths, unbroken, tmp_path):
     rng = np.random.default_rng(0)
@@ -560,6 +561,7 @@ MOMENTS = {
 }
 
 
+@pytest.mark.slow(reason="kills a process again and again")
 @pytest.mark.skipif(os.name != "posix", reason="signals as POSIX has them")
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_killed_at_the_worst_moments(vit, folder, paths, unbroken, tmp_path, moment):
@@ -587,6 +589,7 @@ def test_unfinished_files_of_the_living_stay(vit, tmp_path):
     assert len(leftovers(tmp_path)) == 1
 
 
+@pytest.mark.slow(reason="interrupts a process")
 @pytest.mark.skipif(os.name != "posix", reason="signals as POSIX has them")
 def test_interrupted_it_keeps_what_is_done(vit, folder, paths, unbroken, tmp_path):
     child = start(folder, tmp_path, more=", progress=lambda _: __import__('time').sleep(0.05)", threads=1)
@@ -602,6 +605,7 @@ def test_interrupted_it_keeps_what_is_done(vit, folder, paths, unbroken, tmp_pat
     assert content(store) == unbroken
 
 
+@pytest.mark.slow(reason="several processes")
 def test_several_processes_on_one_store(vit, folder, paths, unbroken, tmp_path):
     children = [start(folder, tmp_path, threads=threads) for threads in (1, 2, 2)]
     for child in children:

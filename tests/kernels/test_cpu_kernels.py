@@ -315,6 +315,7 @@ print(kernels.describe())
 """
 
 
+@pytest.mark.slow(reason="compiles the kernels for other processors")
 @pytest.mark.parametrize("lanes", ["4", "8"])
 def test_narrower_vectors_are_right_too(lanes):
     done = python(AGAINST_THE_REFERENCE, VITNP_LANES=lanes)
@@ -336,6 +337,7 @@ def test_a_cache_that_cannot_be_written_falls_back_with_one_line(tmp_path):
     assert done.stderr.count("\n") == 1 and "VITNP_CACHE" in done.stderr and str(tmp_path / "file") in done.stderr
 
 
+@pytest.mark.slow(reason="compiles kernels")
 def test_kernels_are_compiled_once_and_that_is_logged_once(tmp_path):
     code = (
         "import logging; logging.basicConfig(level=logging.INFO)\n"

@@ -294,6 +294,7 @@ def test_nothing_to_do():
     assert k.similarity_top(nothing, centroids, 2)[1].shape == (0, 2)
 
 
+@pytest.mark.slow(reason="compiles the kernels for other processors")
 @pytest.mark.parametrize("lanes", [8, 4])
 def test_narrower_vectors(lanes):
     """The code for smaller processors, on this one."""
@@ -302,7 +303,7 @@ def test_narrower_vectors(lanes):
     tests = "every_number_of_clusters or rows_of_every_kind or lowest or harm_no_other"
     here = pathlib.Path(__file__)
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", str(here), "-k", tests],
+        [sys.executable, "-m", "pytest", "-q", "-x", "-n", "0", "-p", "no:cacheprovider", str(here), "-k", tests],
         env=os.environ | {"VITNP_LANES": str(lanes)}, capture_output=True, text=True, cwd=here.parent.parent.parent,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-3000:]

@@ -6,8 +6,8 @@ defect that's listed for it: by a fault that the emulator's check mode reports, 
 
 from __future__ import annotations
 
-import concurrent.futures
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import cuda_emulator
@@ -16,6 +16,8 @@ import numpy as np
 import pytest
 
 from tests.kernels import test_cuda_attention, test_cuda_image, test_cuda_kernels, test_cuda_refine
+
+pytestmark = pytest.mark.slow(reason="compiles every planted defect")
 
 
 def as_it_is(model: tuple[str, int]) -> None:
@@ -175,52 +177,37 @@ class Defect:
 ALL = [Defect(check, file, before, *(after or [None])) for check, file, before, *after in DEFECTS]
 
 
-@pytest.fixture(scope="module")
-def prepared():
-    """Runs each check on the kernels as they are, and has the defective ones compiled with the same options."""
+@functools.cache
+def builds(check: Callable, file: str) -> frozenset[tuple[tuple[str, ...], str]]:
+    """Options and mode of each build of a file that a check uses; the check passes with the kernels as they are."""
     from vitnp.kernels.cuda import loader
 
-    used: dict[Callable, dict[str, set]] = {}
-    compiled = fake_cupy._emulated
+    used, text, emulated = set(), loader.source(f"{file}.cu"), fake_cupy._emulated
+
+    def record(code, options, mode):
+        if code == text:
+            used.add((options, mode))
+        return emulated(code, options, mode)
+
     with pytest.MonkeyPatch.context() as patch:
-        for check, file in dict.fromkeys((defect.check, defect.file) for defect in ALL):
-            wanted = used.setdefault(check, {}).setdefault(file, set())
+        patch.setattr(fake_cupy, "_emulated", record)
+        with fake_cupy.installed("check") as cupy:
+            from vitnp.kernels.cuda import dispatch
 
-            def record(code, options, mode, wanted=wanted, text=loader.source(f"{file}.cu")):
-                if code == text:
-                    wanted.add((options, mode))
-                return compiled(code, options, mode)
-
-            patch.setattr(fake_cupy, "_emulated", record)
-            with fake_cupy.installed("check") as cupy:
-                from vitnp.kernels.cuda import dispatch
-
-                check(cupy, dispatch)
-    with concurrent.futures.ThreadPoolExecutor(2) as pool:
-        jobs = {}
-        for defect in ALL:
-            text = defect.plant(loader.source(f"{defect.file}.cu"))
-            builds = used[defect.check][defect.file]
-            jobs[defect] = [
-                pool.submit(cuda_emulator.RawModule, text, options, mode, f"{defect.file}.cu")
-                for options, mode in builds
-            ]
-        yield jobs
-        for job in [job for several in jobs.values() for job in several]:
-            job.cancel()
+            check(cupy, dispatch)
+    return frozenset(used)
 
 
 @pytest.mark.parametrize("defect", ALL, ids=[f"{d.check.__name__}-{d.file}-{i}" for i, d in enumerate(ALL)])
-def test_a_planted_defect_is_noticed(prepared, defect, monkeypatch):
-    for job in prepared[defect]:
-        job.result()
-    with fake_cupy.installed("check") as cupy:
-        from vitnp.kernels.cuda import dispatch, loader
+def test_a_planted_defect_is_noticed(defect, monkeypatch):
+    from vitnp.kernels.cuda.loader import source as whole
 
-        whole = loader.source
-        monkeypatch.setattr(
-            loader, "source", lambda file: defect.plant(whole(file)) if file == f"{defect.file}.cu" else whole(file)
-        )
-        with pytest.raises((cuda_emulator.KernelError, AssertionError)) as noticed:
+    text = defect.plant(whole(f"{defect.file}.cu"))
+    for options, mode in builds(defect.check, defect.file):  # that it compiles is no part of what has to fail
+        cuda_emulator.RawModule(text, options, mode, f"{defect.file}.cu")
+    with fake_cupy.installed("check") as cupy:
+        from vitnp.kernels.cuda import dispatch, loader  # imported anew
+
+        monkeypatch.setattr(loader, "source", lambda file: text if file == f"{defect.file}.cu" else whole(file))
+        with pytest.raises((cuda_emulator.KernelError, AssertionError)):
             defect.check(cupy, dispatch)
-    assert "no longer has" not in str(noticed.value)

@@ -173,6 +173,7 @@ SHAPES = {
 }
 
 
+@pytest.mark.slow(reason="networks on the emulator")
 @pytest.mark.parametrize("precision", list(TOLERANCE))
 @pytest.mark.parametrize("shape", list(SHAPES))
 def test_features_are_the_cpu_s(cupy, shape, precision):
@@ -310,6 +311,7 @@ def blobs(rows: int = 700, width: int = 12, clusters: int = 4, dtype: type = np.
     return (centers[rng.integers(clusters, size=rows)] + rng.normal(0, 0.1, (rows, width))).astype(dtype)
 
 
+@pytest.mark.slow(reason="whole runs on the emulator")
 @pytest.mark.parametrize("metric", ["cosine", "euclidean"])
 @pytest.mark.parametrize("form", ["float32", "float16", "float64", "blocks", "beyond memory", "on the GPU"])
 def test_kmeans_finds_the_cpu_s_clusters(cupy, metric, form, monkeypatch):
@@ -467,6 +469,7 @@ def told(capsys) -> list[dict]:
     return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
 
 
+@pytest.mark.slow(reason="collections on the emulator")
 @pytest.mark.parametrize("levels", ["each", "all"])
 def test_segment_command_says_where_each_stage_ran(cupy, model, folder, tmp_path, capsys, levels):
     options = ["--model", str(model), "--size", "32", "--refine", "none", "--levels", levels, "--json", "--quiet"]
@@ -489,6 +492,7 @@ def test_segment_command_says_where_each_stage_ran(cupy, model, folder, tmp_path
     assert np.mean([(mine == theirs).mean() for mine, theirs in zip(masks["cuda"], masks["cpu"])]) > 0.998
 
 
+@pytest.mark.slow(reason="a collection on the emulator")
 @pytest.mark.parametrize("batch", [None, 2])
 def test_photographs_one_by_one_go_through_the_network_together(cupy, vit, photographs, tmp_path, monkeypatch, batch):
     """Of two sizes in turn, a broken one among them: outcomes in order, the same as alone."""

@@ -241,6 +241,7 @@ def test_what_is_fitted_judges_photographs(small, builtin):
     assert segment_image(scene(9), builtin, collection=collection, refine="none").category in (0, 1)
 
 
+@pytest.mark.slow(reason="fits twice")
 def test_folder_and_pack_give_the_same_bytes_for_the_same_seed(folder, small, tmp_path, capsys):
     argv = [str(folder), "--categories", "2", "--json", "--quiet", "--threads", "2"]
     assert fitting.main([*argv, "--out", str(tmp_path / "again")]) == 0

@@ -378,6 +378,7 @@ def test_mirrored_views_are_accepted():
     )
 
 
+@pytest.mark.slow(reason="a large image")
 def test_a_large_photograph_is_never_copied_as_floats():
     rgb = np.tile(blobs(100, 100, seed=13), (40, 60, 1))  # 24 megapixels: 288 MB as float32
     refine(np.eye(4), rgb[:200, :200])
@@ -457,6 +458,7 @@ def iou(soft: np.ndarray, truth: np.ndarray) -> float:
     return (mask & truth).sum() / max((mask | truth).sum(), 1)
 
 
+@pytest.mark.slow(reason="segments many photographs")
 def test_refinement_improves_masks_of_photographs(shared):
     pairs = list(photographs_with_masks(shared / "data" / "duts-dev", every=8))
     scored = [(patch_scores(truth, seed), rgb, truth) for seed, (rgb, truth) in enumerate(pairs)]
@@ -466,6 +468,7 @@ def test_refinement_improves_masks_of_photographs(shared):
     assert mean["crf"] > mean["none"] + 0.03
 
 
+@pytest.mark.slow(reason="a large image")
 def test_large_photographs_are_refined_as_well_as_small_ones(shared):
     original, enlarged = [], []
     for seed, (rgb, truth) in enumerate(photographs_with_masks(shared / "data" / "duts-dev", every=32)):

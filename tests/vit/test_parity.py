@@ -135,6 +135,7 @@ def test_position_convention_follows_the_dialect_and_matters(open_golden, name, 
         assert np.abs(found["key"] - expected["key"]).max() > 1e-3, other
 
 
+@pytest.mark.slow(reason="a whole network in float64")
 def test_official_code_on_trained_weights(shared, vit_tiny):
     # Rounding alone separates float32 runs of twelve trained blocks: at one token the stored run is 2e-3 away from
     # float64, and the official code on another machine 7e-4 away from the stored run. So a token may differ by 1e-4
@@ -198,6 +199,7 @@ def requests(draw):
     return config, images, stride, layer, features, draw(st.booleans()), draw(st.integers(0, 2**32 - 1))
 
 
+@pytest.mark.slow(reason="a whole network in float64")
 @hypothesis.settings(derandomize=True, deadline=None, max_examples=120)
 @hypothesis.given(requests())
 def test_agrees_with_the_plain_vit_in_float64(request):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import functools
 import hashlib
 import os
 import pathlib
 import subprocess
 import tempfile
+from collections.abc import Iterator
 
 from .translate import INCLUDE, Translation
 
@@ -65,8 +68,14 @@ def build(translation: Translation, name: str, mode: str) -> pathlib.Path:
         cache_folder()
         / f"{pathlib.Path(name).stem}-{mode}-{_key(translation.text, mode, *KERNEL_FLAGS[mode], _fingerprint())}.so"
     )
-    if library.exists():
-        return library
+    with _missing(library) as missing:
+        if missing:
+            _build(translation, name, mode, library)
+    return library
+
+
+def _build(translation: Translation, name: str, mode: str, library: pathlib.Path) -> None:
+    """Compile and link a translated file."""
     runtime = [
         _object(path, path.read_text(), RUNTIME_FLAGS[mode] + [f"-I{RUNTIME}"], mode)
         for path in sorted(RUNTIME.glob("*.cpp"))
@@ -82,17 +91,32 @@ def build(translation: Translation, name: str, mode: str) -> pathlib.Path:
             folder,
         )
         os.replace(f"{folder}/kernel.so", library)
-    return library
 
 
 def _object(path: pathlib.Path, text: str, flags: list[str], mode: str) -> pathlib.Path:
-    """A part of the runtime, compiled once a mode."""
+    """Path of a part of the runtime, compiled once per mode."""
     target = cache_folder() / f"runtime-{path.stem}-{mode}-{_key(text, mode, *flags, _fingerprint())}.o"
-    if not target.exists():
-        with tempfile.TemporaryDirectory(dir=cache_folder()) as folder:
-            _run([*COMPILER, *flags, "-c", str(path), "-o", f"{folder}/part.o"], path.name, folder)
-            os.replace(f"{folder}/part.o", target)
+    with _missing(target) as missing:
+        if missing:
+            with tempfile.TemporaryDirectory(dir=cache_folder()) as folder:
+                _run([*COMPILER, *flags, "-c", str(path), "-o", f"{folder}/part.o"], path.name, folder)
+                os.replace(f"{folder}/part.o", target)
     return target
+
+
+@contextlib.contextmanager
+def _missing(path: pathlib.Path) -> Iterator[bool]:
+    """Yield whether a file has to be compiled, under a lock: other processes wait instead of doing the same work."""
+    if path.exists():
+        yield False
+        return
+    lock = path.with_suffix(".lock")
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            yield not path.exists()
+        finally:
+            lock.unlink(missing_ok=True)
 
 
 def _run(command: list[str], name: str, folder: str) -> None:
