@@ -184,11 +184,12 @@ def prepared():
     compiled = fake_cupy._emulated
     with pytest.MonkeyPatch.context() as patch:
         for check, file in dict.fromkeys((defect.check, defect.file) for defect in ALL):
-            wanted = used.setdefault(check, {}).setdefault(file, set())
+            variants = used.setdefault(check, {}).setdefault(file, set())
+            text = loader.source(f"{file}.cu")
 
-            def record(code, options, mode, wanted=wanted, text=loader.source(f"{file}.cu")):
+            def record(code, options, mode, variants=variants, text=text):
                 if code == text:
-                    wanted.add((options, mode))
+                    variants.add((options, mode))
                 return compiled(code, options, mode)
 
             patch.setattr(fake_cupy, "_emulated", record)

@@ -430,7 +430,7 @@ def test_batches_by_free_memory(cupy, vit, monkeypatch):
     there, k = vit.to(device="cuda"), kernels.for_device("cuda")
     sizes = []
     for free in (0, 20_000_000, 2**40):
-        monkeypatch.setattr(k, "free_bytes", lambda: free)
+        monkeypatch.setattr(k, "free_bytes", lambda free=free: free)
         sizes.append(batching.BatchSizer(there).of(patches=100))
     assert sizes[0] == 1 < sizes[1] < sizes[2] == 32
     assert batching.BatchSizer(there, 5).of(patches=100) == 5
@@ -535,8 +535,8 @@ def test_large_photographs_go_by_themselves(cupy, vit, photographs, tmp_path, mo
     )
     found = find_photographs([tmp_path])
     outcomes = batches.segment_files(
-        found, [tmp_path / "out" / one.path.stem for one in found], vit.to(device="cuda"), ["mask"], count=2, size=32, refine="none",
-        collection=None,
+        found, [tmp_path / "out" / one.path.stem for one in found], vit.to(device="cuda"), ["mask"], count=2, size=32,
+        refine="none", collection=None,
     )  # fmt: skip
     assert [(outcome.photograph.stem, outcome.status) for outcome in outcomes] == [
         ("0", "done"),
