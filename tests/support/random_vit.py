@@ -6,7 +6,7 @@ import numpy as np
 
 
 def random_weights(config, *, seed: int, hidden: int, class_position: bool, dtype=np.float64) -> dict[str, np.ndarray]:
-    """Weights for a configuration in which every number matters."""
+    """Return random weights for a configuration, such that every number affects the result."""
     rng = np.random.default_rng(seed)
     width, patch = config.width, config.patch
     w: dict[str, np.ndarray] = {}
