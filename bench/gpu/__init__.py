@@ -1,4 +1,4 @@
-"""Check and measure vitnp on an NVIDIA GPU: first whether results are correct, then how fast it is compared with others.
+"""Check and measure vitnp on an NVIDIA GPU: first whether results are correct, then how fast it is.
 
 Run one command in the root of the checkout, with a python3 that has vitnp's dependencies and CuPy (cupy-cuda12x or
 cupy-cuda13x). torch, cuML, flash-kmeans, pytest-xdist and compute-sanitizer are used if they are installed; vitnp

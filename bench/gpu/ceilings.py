@@ -17,7 +17,7 @@ SIDE = 8192
 
 
 def run(report: Report, options: argparse.Namespace) -> None:
-    """Measure a copy within the device and products in each precision; random numbers, because zeros need less power."""
+    """Measure a copy within the device, and products of random numbers in each precision: zeros need less power."""
     cupy = require_cupy()
     timer = Timer(cupy)
     _copy(report, timer, cupy)
@@ -29,7 +29,7 @@ def _copy(report: Report, timer: Timer, cupy: ModuleType) -> None:
     size = min(COPIED, cupy.cuda.Device().mem_info[0] // 4)
     source = cupy.arange(size // 4, dtype=np.float32)
     target = cupy.empty_like(source)
-    timings, missing = timer.medians({"copy": lambda: cupy.copyto(target, source)}, 2)
+    timings, _ = timer.medians({"copy": lambda: cupy.copyto(target, source)}, 2)
     for name, timing in timings.items():
         report.time(
             {"ceiling": "copy", "bytes": 2 * source.nbytes}, name, timing, rate=2 * source.nbytes / timing.seconds

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import json
 import os
 import pathlib
@@ -172,8 +173,8 @@ def test_failing_wrong_and_hanging_steps_cost_the_others_nothing(tmp_path, monke
     assert any(record["kind"] == "time" for record in kept["records"])
     assert "kmeans, the rest of it: stopped after" in (tmp_path / "out" / "gpu.txt").read_text()
     # After each step there was a file with all up to it; the checks came first, then the rest in their order.
-    assert len(seen) == 1 + len(scripts) and all(one < other for one, other in zip(seen, seen[1:]))
-    assert [seen[2]] + [later - earlier for earlier, later in zip(seen[2:], seen[3:])] == [
+    assert len(seen) == 1 + len(scripts) and all(one < other for one, other in itertools.pairwise(seen))
+    assert [seen[2]] + [later - earlier for earlier, later in itertools.pairwise(seen[2:])] == [
         {"keys", "masks"}, {"ceilings"}, {"kmeans"}, {"attention"}
     ]  # fmt: skip
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["gpu.json", "gpu.log", "gpu.txt"]

@@ -12,7 +12,6 @@ from vitnp.features.record import FeatureRecord
 from vitnp.features.shards import write_shard
 from vitnp.features.spec import FeatureSpec
 from vitnp.features.store import FeatureStore
-from vitnp.features.stream import extract_to_store
 
 
 @pytest.mark.parametrize(

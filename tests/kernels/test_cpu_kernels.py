@@ -1,4 +1,4 @@
-"""The compiled kernels against float64, on sizes across every tile's edge, and on numbers that strain float32."""
+"""Compiled kernels against float64, on sizes around the edges of tiles and numbers that are difficult in float32."""
 
 from __future__ import annotations
 
@@ -111,10 +111,12 @@ def test_layernorm(n, d, seed, exponent):
         random(seed + 2, d),
     )
     x64 = x.astype(np.float64)
-    centerd = x64 - x64.mean(axis=1, keepdims=True)
-    exact = centerd / np.sqrt(np.square(centerd).mean(axis=1, keepdims=True) + 1e-6) * weight + bias
+    centered = x64 - x64.mean(axis=1, keepdims=True)
+    exact = centered / np.sqrt(np.square(centered).mean(axis=1, keepdims=True) + 1e-6) * weight + bias
     # Where numbers of a row hardly differ, their mean's rounding is what is left.
-    lost = EPS * np.abs(x64).max(axis=1, keepdims=True) / np.sqrt(np.square(centerd).mean(axis=1, keepdims=True) + 1e-6)
+    lost = (
+        EPS * np.abs(x64).max(axis=1, keepdims=True) / np.sqrt(np.square(centered).mean(axis=1, keepdims=True) + 1e-6)
+    )
     assert (
         np.abs(k.layernorm(x, weight, bias, 1e-6) - exact)
         <= (8 * EPS + 2 * lost) * (np.abs(weight) * 4 + np.abs(bias) + 4)

@@ -1,4 +1,4 @@
-"""Compiled k-means and similarity against float64: every size around the edges of tiles, numbers of every kind, ties, threads."""
+"""Compiled k-means and similarity against float64: sizes around the edges of tiles, all dtypes, ties, threads."""
 
 from __future__ import annotations
 
@@ -97,8 +97,9 @@ def check_step(x: np.ndarray, centroids: np.ndarray, metric: str, shift: np.ndar
 @pytest.mark.parametrize("metric", ["cosine", "euclidean"])
 @settings(derandomize=True, deadline=None, max_examples=120)
 @given(
-    rows=st.sampled_from(ROWS), width=st.sampled_from(WIDTHS), clusters=st.sampled_from(CLUSTERS), seed=st.integers(0, 99),
-    block=st.sampled_from([None, 1, 10, 24, 50]), kind=st.sampled_from([np.float16, np.float32, np.float64]),
+    rows=st.sampled_from(ROWS), width=st.sampled_from(WIDTHS), clusters=st.sampled_from(CLUSTERS),
+    seed=st.integers(0, 99), block=st.sampled_from([None, 1, 10, 24, 50]),
+    kind=st.sampled_from([np.float16, np.float32, np.float64]),
 )  # fmt: skip
 def test_a_step_is_that_of_the_definition(metric, rows, width, clusters, seed, block, kind):
     rng = np.random.default_rng(seed)

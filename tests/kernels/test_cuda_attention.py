@@ -1,4 +1,4 @@
-"""Attention's CUDA kernels against softmax(q k^T / sqrt(S)) v in float64: emulated in check mode, and on a GPU under ``pytest -m gpu``."""
+"""Attention in CUDA against softmax(q k^T / sqrt(S)) v in float64: emulated, and on a GPU with ``pytest -m gpu``."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ def variants(file: str, arch: int) -> set[tuple[str, ...]]:
             for half in (False, True)
         }
     if file == "layernorm":
-        return halves().union(*(halves(f"-DWIDTH={width}") for width in (384, 1536, 1920, transformer._WIDEST)))
+        return halves().union(*(halves(f"-DWIDTH={width}") for width in (384, 1536, 1920, transformer._MAX_WIDTH)))
     return {
         "attention": {()} | ({("-DBFLOAT16",)} if arch >= 80 else set()),
         "bfloat16": {()},

@@ -1,4 +1,4 @@
-"""The emulator that runs CUDA kernels on the CPU: what it computes, and what its check mode notices."""
+"""The emulator that runs CUDA kernels on the CPU: its results, and the errors that its check mode detects."""
 
 from __future__ import annotations
 

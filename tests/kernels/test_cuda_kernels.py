@@ -166,7 +166,7 @@ def test_blocks_of_rows_are_added_up_apart(cupy, operations):
 
 def test_a_row_that_is_not_finite_has_no_loss(cupy, operations):
     for metric in ("cosine", "euclidean"):
-        x, centroids, shift, _, losses = problem(77, 8, 64, np.float32, metric)
+        x, centroids, shift, _, _ = problem(77, 8, 64, np.float32, metric)
         x[4, 7], x[9, 0] = np.nan, np.inf
         x, centroids, shift = on_device(cupy, x, centroids, shift)
         labels, least = map(host, operations.kmeans_assign(x, centroids, metric=metric, shift=shift))
@@ -288,8 +288,8 @@ def test_layernorm(cupy, operations, dtype, width):
     x = (rng.standard_normal((3, 7, width)) * 3 + 2).astype(dtype)
     weight, bias = (rng.standard_normal(width).astype(dtype) for _ in range(2))
     wide = x.astype(float)
-    centerd = wide - wide.mean(axis=-1, keepdims=True)
-    expected = centerd / np.sqrt(np.square(centerd).mean(axis=-1, keepdims=True) + 1e-6) * weight.astype(
+    centered = wide - wide.mean(axis=-1, keepdims=True)
+    expected = centered / np.sqrt(np.square(centered).mean(axis=-1, keepdims=True) + 1e-6) * weight.astype(
         float
     ) + bias.astype(float)
     x, weight, bias = on_device(cupy, x, weight, bias)
@@ -413,4 +413,4 @@ def test_every_operation_named_is_there(operations):
     for name in [name for names in operations.MODULES.values() for name in names]:
         assert callable(getattr(operations, name))
     with pytest.raises(AttributeError, match="softmin"):
-        operations.softmin
+        _ = operations.softmin

@@ -1,4 +1,4 @@
-"""What the loader of CUDA kernels says when something is missing, and that it compiles once what's asked for twice."""
+"""The loader of CUDA kernels: errors when something is missing, and that kernels are compiled once."""
 
 from __future__ import annotations
 

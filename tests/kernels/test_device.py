@@ -13,6 +13,7 @@ import pytest
 import random_vit
 from PIL import Image
 from safetensors.numpy import save_file
+from vitnp.kernels.threads import pool
 
 from vitnp import kernels
 from vitnp.cli.features import main as features_command
@@ -27,7 +28,6 @@ from vitnp.features.extract import extract
 from vitnp.features.spec import FeatureSpec
 from vitnp.features.stream import stream
 from vitnp.io.find import find_photographs
-from vitnp.kernels.threads import pool
 from vitnp.method import collection_level, image_level
 from vitnp.options import Settings
 from vitnp.pipeline import ImagePipeline, segment_image
@@ -439,7 +439,7 @@ def test_batches_by_free_memory(cupy, vit, monkeypatch):
     there, k = vit.to(device="cuda"), kernels.for_device("cuda")
     sizes = []
     for free in (0, 20_000_000, 2**40):
-        monkeypatch.setattr(k, "free_bytes", lambda: free)
+        monkeypatch.setattr(k, "free_bytes", lambda free=free: free)
         sizes.append(batching.BatchSizer(there).of(patches=100))
     assert sizes[0] == 1 < sizes[1] < sizes[2] == 32
     assert batching.BatchSizer(there, 5).of(patches=100) == 5

@@ -1,4 +1,4 @@
-"""Every kernel against the plainest float64 form of its definition, written out in loops."""
+"""Every operation against its definition in float64, written as loops."""
 
 from __future__ import annotations
 
@@ -77,8 +77,8 @@ def test_softmax_of_huge_values():
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @steady
 @given(
-    batch=st.integers(1, 3), rows=st.integers(1, 5), tokens=st.integers(1, 7), heads=st.integers(1, 3), size=st.integers(1, 5),
-    seed=st.integers(0, 99),
+    batch=st.integers(1, 3), rows=st.integers(1, 5), tokens=st.integers(1, 7), heads=st.integers(1, 3),
+    size=st.integers(1, 5), seed=st.integers(0, 99),
 )  # fmt: skip
 def test_attention(dtype, batch, rows, tokens, heads, size, seed):
     q = random(seed, batch, rows, heads * size, dtype=dtype)

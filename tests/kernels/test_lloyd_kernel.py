@@ -1,4 +1,4 @@
-"""Whole runs of Lloyd's algorithm in one kernel: against the same algorithm in NumPy, and against one pass after the other."""
+"""Runs of Lloyd's algorithm in one kernel, compared with NumPy and with separate passes."""
 
 from __future__ import annotations
 
@@ -50,15 +50,15 @@ def by_hand(x: np.ndarray, centroids: np.ndarray, metric: str, most: int) -> tup
 @settings(derandomize=True, deadline=None, max_examples=60)
 @given(
     seed=st.integers(0, 999), count=st.integers(12, 700), width=st.sampled_from([1, 2, 15, 16, 17, 33, 64, 100]),
-    clusters=st.integers(1, 12), metric=st.sampled_from(["cosine", "euclidean"]), block=st.sampled_from([None, 1, 64, 256, 5000]),
-    most=st.integers(1, 12), members=st.integers(1, 4),
+    clusters=st.integers(1, 12), metric=st.sampled_from(["cosine", "euclidean"]),
+    block=st.sampled_from([None, 1, 64, 256, 5000]), most=st.integers(1, 12), n_threads=st.integers(1, 4),
 )  # fmt: skip
-def test_every_move_is_that_of_the_definition(seed, count, width, clusters, metric, block, most, members):
+def test_every_move_is_that_of_the_definition(seed, count, width, clusters, metric, block, most, n_threads):
     if width == 1 and metric == "cosine":
         width = 2  # in one dimension there are two directions, and ties everywhere
     x, start = blobs(seed, count, width, clusters)
     start = started(start, metric)
-    with pool.thread_limit(members):
+    with pool.thread_limit(n_threads):
         found = k.kmeans_moves(x, start, most, metric=metric, block=block)
     centroids, labels, history = by_hand(x, start, metric, most)
     if not found.ended:  # a cluster has lost its last row: so far everything has to be right
@@ -80,8 +80,8 @@ def test_threads_and_single_passes_change_nothing(metric, clusters):
     x, start = blobs(3, 1500, 48, clusters, noise=1.5)
     start = started(start, metric)
     runs = []
-    for members in (1, 2, 3, 4):
-        with pool.thread_limit(members):
+    for n_threads in (1, 2, 3, 4):
+        with pool.thread_limit(n_threads):
             runs.append(k.kmeans_moves(x, start, 20, metric=metric, block=200))
     assert runs[0].ended and len(runs[0].history) > 2
     # The same by single steps, each through Python.
@@ -174,7 +174,7 @@ def test_empty_clusters_are_filled_all_the_same():
 def test_own_centroids_are_where_it_starts():
     x, start = blobs(2, 400, 10, 5)
     for metric in ("cosine", "euclidean"):
-        centroids, labels, history = by_hand(x, started(start, metric), metric, 3)
+        centroids, _, history = by_hand(x, started(start, metric), metric, 3)
         model = KMeans(5, metric=metric, init=start.tolist(), max_iter=3).fit(x)
         np.testing.assert_allclose(model.cluster_centers_, centroids, atol=1e-4)
         assert model.inertia_history_[0] == pytest.approx(history[0], rel=1e-4)
@@ -202,23 +202,23 @@ def test_starts_that_make_no_sense_are_refused(options, sentence):
 # ----------------------------------------------------------------------------
 
 
-def test_an_error_in_one_member_lets_the_others_out_of_the_kernel():
+def test_an_error_in_one_thread_ends_the_wait_of_the_others():
     from vitnp.kernels.cpu.codegen.barrier import spin_wait
 
-    told = []
+    results = []
 
     def work(worker):
         if worker.rank == 0:
             raise ZeroDivisionError("here")
-        told.append(spin_wait(worker.barrier_address, worker.size))
+        results.append(spin_wait(worker.barrier_address, worker.size))
 
     for _ in range(20):
         with pool.thread_limit(3), pytest.raises(ZeroDivisionError, match="here"):
             team.run_team(work)
-    assert told == [False] * 40
+    assert results == [False] * 40
 
 
-def test_members_meet_inside_the_kernel_time_and_again():
+def test_spin_wait_can_be_used_repeatedly():
     from vitnp.kernels.cpu.codegen.barrier import spin_wait
 
     seen = np.zeros((4, 300), np.int64)

@@ -1,4 +1,4 @@
-"""BLAS kept to one thread, whoever comes and goes; results in order; how many threads."""
+"""BLAS limited to one thread; results in order; number of threads; teams of threads."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from vitnp.errors import UsageError
 
 
 def blas_threads() -> set[int]:
-    np.ones((2, 2)) @ np.ones((2, 2))  # BLAS is there
+    np.ones((2, 2)) @ np.ones((2, 2))  # so that BLAS is loaded
     return {library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"}
 
 
 def elsewhere(work):
-    """What `work` gives in another thread."""
+    """Return the result of `work` in another thread."""
     return next(map_ordered(lambda _: work(), [0, 0], threads=2))
 
 
 @pytest.fixture(autouse=True)
 def two_threads():
-    """As on a machine with nothing set: BLAS with two threads, which the test must find again."""
+    """Set BLAS to two threads, a setting that the test must restore."""
     with threadpool_limits(limits=2, user_api="blas"):
         if blas_threads() != {2}:
-            pytest.skip("this BLAS can't be told to use two threads")
+            pytest.skip("this BLAS does not support two threads")
     yield
 
 
@@ -39,7 +39,7 @@ def limited() -> set[int]:
         return blas_threads()
 
 
-def test_one_thread_in_the_main_thread_and_in_any_other_and_after_each_other():
+def test_blas_has_one_thread_in_any_thread_repeatedly():
     before = blas_threads()
     for _ in range(2):
         assert limited() == {1}
@@ -47,7 +47,7 @@ def test_one_thread_in_the_main_thread_and_in_any_other_and_after_each_other():
     assert blas_threads() == before
 
 
-def test_nested_and_seen_by_all_threads():
+def test_nested_limits_apply_to_all_threads():
     before = blas_threads()
     with one_blas_thread():
         with one_blas_thread():
@@ -58,7 +58,7 @@ def test_nested_and_seen_by_all_threads():
     assert blas_threads() == before
 
 
-def test_whoever_came_first_may_leave_first():
+def test_the_first_caller_may_leave_first():
     before = blas_threads()
     entered, leave, seen = threading.Event(), threading.Event(), []
 
@@ -79,7 +79,7 @@ def test_whoever_came_first_may_leave_first():
     assert blas_threads() == before
 
 
-def test_an_error_inside_restores_too():
+def test_an_error_restores_the_setting():
     before = blas_threads()
     with pytest.raises(KeyError), one_blas_thread():
         raise KeyError
@@ -101,7 +101,7 @@ def test_products_are_the_same_to_the_bit_in_every_thread():
 
 
 @pytest.mark.parametrize("threads", [1, 3])
-def test_results_come_in_order_and_few_wait(threads):
+def test_map_ordered_keeps_the_order_and_works_little_ahead(threads):
     begun = []
     results = map_ordered(lambda item: begun.append(item) or item * item, range(50), threads)
     assert next(results) == 0
@@ -109,14 +109,14 @@ def test_results_come_in_order_and_few_wait(threads):
     assert list(results) == [item * item for item in range(1, 50)]
 
 
-def test_an_error_comes_out_where_its_item_stood():
+def test_map_ordered_raises_an_error_in_the_order_of_the_items():
     results = map_ordered(lambda item: 1 // item, [1, 1, 0, 1], 2)
     assert [next(results), next(results)] == [1, 1]
     with pytest.raises(ZeroDivisionError):
         next(results)
 
 
-def test_thread_count(monkeypatch):
+def test_resolve_n_threads(monkeypatch):
     monkeypatch.setenv("VITNP_NUM_THREADS", "5")
     assert resolve_n_threads() == 5 and resolve_n_threads(2) == 2
     monkeypatch.setenv("VITNP_NUM_THREADS", "")
@@ -127,23 +127,23 @@ def test_thread_count(monkeypatch):
             resolve_n_threads()
 
 
-def test_together_gives_each_member_its_share_and_waits_for_all():
-    for count in (1, 2, 5):
-        seen, late = [], []
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_run_team_gives_each_worker_its_share_and_waits_for_all(count):
+    before, after = [], []
 
-        def work(worker):
-            seen.append((worker.rank, worker.share(10, 3)))
-            worker.wait()
-            late.append(len(seen))  # only when all have been here
+    def work(worker):
+        before.append((worker.rank, worker.share(10, 3)))
+        worker.wait()
+        after.append(len(before))
 
-        with thread_limit(count):
-            run_team(work)
-        assert [index for index, _ in sorted(seen)] == list(range(count))
-        covered = [i for _, (start, stop) in sorted(seen) for i in range(start, stop)]
-        assert covered == list(range(10)) and set(late) == {count}
+    with thread_limit(count):
+        run_team(work)
+    assert [rank for rank, _ in sorted(before)] == list(range(count))
+    covered = [i for _, (start, stop) in sorted(before) for i in range(start, stop)]
+    assert covered == list(range(10)) and set(after) == {count}
 
 
-def test_an_error_in_one_member_ends_all_and_is_raised():
+def test_an_error_in_one_worker_ends_all_and_is_raised():
     def work(worker):
         if worker.rank == 1:
             raise ZeroDivisionError("here")
@@ -154,7 +154,7 @@ def test_an_error_in_one_member_ends_all_and_is_raised():
             run_team(work)
 
 
-def test_whoever_comes_while_a_team_works_works_alone_and_so_does_each_item_of_many():
+def test_teams_within_a_team_and_items_of_many_have_one_thread():
     sizes = []
 
     def inner(worker):
@@ -177,40 +177,40 @@ def test_whoever_comes_while_a_team_works_works_alone_and_so_does_each_item_of_m
     assert sizes == [2, 2]
 
 
-def test_split_covers_everything_once():
-    for count, granule in ((10, 1), (10, 4), (3, 8), (0, 1)):
-        done = []
-        with thread_limit(3):
-            parallel_for(lambda start, stop: done.extend(range(start, stop)), count, granule)
-        assert sorted(done) == list(range(count))
+@pytest.mark.parametrize("count, granule", [(10, 1), (10, 4), (3, 8), (0, 1)])
+def test_parallel_for_covers_everything_once(count, granule):
+    done = []
+    with thread_limit(3):
+        parallel_for(lambda start, stop: done.extend(range(start, stop)), count, granule)
+    assert sorted(done) == list(range(count))
 
 
-def test_a_baton_that_somebody_has_gone_away_with_is_waited_for_only_a_moment():
-    """The first of two threads leaves a kernel and stays in Python; the second one's kernels must return all the same."""
+def test_kernels_return_although_another_thread_stays_in_python():
+    """One thread leaves a kernel, which sets the flag, and does something else: kernels of others must still return."""
     from vitnp import kernels
 
     k = kernels.for_device("cpu")
     x, ones, zeros = np.ones((4, 16), np.float32), np.ones(16, np.float32), np.zeros(16, np.float32)
-    away, may_return = threading.Event(), threading.Event()
+    left, may_return = threading.Event(), threading.Event()
 
     def first():
         k.layernorm(x, ones, zeros, 1e-6)
-        away.set()
+        left.set()
         may_return.wait(30)
 
     thread = threading.Thread(target=first)
     thread.start()
-    assert away.wait(30)
+    assert left.wait(30)
     for _ in range(1000):
         k.layernorm(x, ones, zeros, 1e-6)
     may_return.set()
     thread.join()
 
 
-def test_members_meet_in_python_however_long_one_of_them_takes():
+def test_workers_wait_in_python_for_a_slow_one():
     from vitnp import kernels
 
-    _ = kernels.for_device("cpu").layernorm  # from now on by the compiled kernels' way
+    _ = kernels.for_device("cpu").layernorm  # from now on, teams use the barrier of the compiled kernels
     order = []
 
     def work(worker):

@@ -17,8 +17,8 @@ from vitnp.method.cleaning import CleaningConfig
 from vitnp.method.collection import Collection
 from vitnp.method.collection_level import FittedLevel
 from vitnp.method.image_level import ImageLevelConfig
-from vitnp.method.prototypes import KEPT_PER_CLASS, Prototypes
 from vitnp.method.parameters import run_parameters
+from vitnp.method.prototypes import KEPT_PER_CLASS, Prototypes
 from vitnp.options import Settings
 from vitnp.vit.config import ViTConfig
 

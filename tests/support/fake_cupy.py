@@ -1,4 +1,4 @@
-"""A cupy of NumPy arrays and emulated kernels: the Python around the kernels runs where there is no GPU.
+"""A replacement of cupy with NumPy arrays and emulated kernels, to test the Python code around kernels without a GPU.
 
 Arrays are NumPy's, marked as the device's; functions are NumPy's own; kernels run in :mod:`cuda_emulator`, as strictly
 as asked for. Kernels, functions and operators take nothing but arrays of this module and scalars, as the real ones do:
@@ -30,7 +30,7 @@ _CREATING = ("arange", "array", "asarray", "full", "ones", "zeros")
 
 
 class ndarray(np.ndarray):
-    """A NumPy array that counts as lying on the device."""
+    """A NumPy array that counts as an array on the device."""
 
     __module__ = "cupy"
 
@@ -61,7 +61,7 @@ class ndarray(np.ndarray):
 
 
 def _plain(value):
-    """The same, of nothing but NumPy; an array that isn't on the device is refused."""
+    """Convert arrays of the device to plain NumPy arrays; refuse arrays that are not on the device."""
     if isinstance(value, ndarray):
         return value.view(np.ndarray)
     if isinstance(value, np.ndarray) and value.ndim:
@@ -72,7 +72,7 @@ def _plain(value):
 
 
 def _by_numpy(function, args, options):
-    """What NumPy's function gives, on the device.
+    """Wrap a function of NumPy for arrays of the device.
 
     Products of float16 are summed in float32, as cuBLAS does it; those of float32 are of 11 bits where TF32 is set.
     """
@@ -87,7 +87,7 @@ def _by_numpy(function, args, options):
 
 
 def _eleven_bits(x: np.ndarray) -> np.ndarray:
-    """What TF32 takes of float32 numbers."""
+    """Truncate float32 numbers to TF32."""
     return (np.ascontiguousarray(x).view(np.uint32) & 0xFFFFE000).view(np.float32)
 
 
@@ -137,7 +137,7 @@ def empty(shape, dtype=float) -> ndarray:
 
 
 class RawModule:
-    """As cupy.RawModule, from text."""
+    """Replacement of cupy.RawModule."""
 
     mode = "fast"
 
@@ -149,7 +149,7 @@ class RawModule:
 
 
 class RawKernel:
-    """As cupy.RawKernel."""
+    """Replacement of cupy.RawKernel."""
 
     _seeds = itertools.count()
     _stream = threading.Lock()  # where launches of all threads wait for each other
@@ -195,7 +195,7 @@ class RawKernel:
 
 
 def _span(array: np.ndarray) -> np.ndarray:
-    """The memory from an array's first element to its last: what a kernel may touch that gets its address."""
+    """Return the memory from an array's first element to its last, which a kernel may access."""
     if array.flags.c_contiguous:
         return array.view(np.ndarray)
     length = 1 + sum((side - 1) * step for side, step in zip(array.shape, array.strides)) // array.itemsize
@@ -209,7 +209,7 @@ def _emulated(code: str, options: tuple[str, ...], mode: str) -> cuda_emulator.R
 
 
 def module(mode: str = "fast") -> types.ModuleType:
-    """A module to stand in for cupy.
+    """Create a module that replaces cupy.
 
     Parameters
     ----------
@@ -267,7 +267,7 @@ def module(mode: str = "fast") -> types.ModuleType:
 
 @contextlib.contextmanager
 def installed(mode: str = "fast"):
-    """Within this context ``import cupy`` gives such a module, and the kernels' own modules have nothing memoised."""
+    """Make ``import cupy`` return such a module inside the context, with empty caches in the modules of kernels."""
 
     def ours() -> dict[str, types.ModuleType]:
         return {
@@ -289,7 +289,7 @@ def installed(mode: str = "fast"):
 
 
 def _function(name: str):
-    """NumPy's function of the name, for arrays of the device; what is no function as it is."""
+    """Return NumPy's function of a name for arrays of the device; other attributes are returned unchanged."""
     found = getattr(np, name)
     if isinstance(found, type) or not callable(found):
         return found

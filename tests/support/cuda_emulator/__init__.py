@@ -1,4 +1,4 @@
-"""Runs unmodified CUDA kernels on the CPU, so that they can be tested where there is no GPU.
+"""Run unmodified CUDA kernels on the CPU, so that they can be tested without a GPU.
 
 A kernel's threads become fibres of one process, blocks run one after another, and g++ is all it needs. In mode "check"
 every access to memory is looked at: races (whatever the schedule), accesses out of bounds, reads of uninitialized

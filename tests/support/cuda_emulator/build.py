@@ -1,4 +1,4 @@
-"""Compiles translated kernels to shared libraries, kept under a name made of everything that decides their content."""
+"""Compile translated kernels to shared libraries, cached under a hash of everything that determines their content."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from .translate import INCLUDE, Translation
 RUNTIME = pathlib.Path(__file__).parent / "runtime"
 COMPILER = ["g++", "-std=gnu++17", "-fPIC", "-w", "-march=native", f"-I{INCLUDE}"]
 # -g1: line tables, so that a fault can be named by its source line. tsan's own entry and exit calls are of no use here.
-# -Og where everything is watched: it compiles a third faster than -O1 and runs little slower; with -O0 some stores
-# would escape. -fno-tree-sra: keeps a float4 one access of 16 bytes, so that its alignment is checked.
+# -Og in check mode: it compiles a third faster than -O1 and runs little slower; with -O0 some stores would not be
+# checked. -fno-tree-sra keeps a float4 a single access of 16 bytes, so that its alignment is checked.
 KERNEL_FLAGS = {
     "fast": ["-O1", "-g1", "-fno-threadsafe-statics"],
     "check": [
@@ -35,12 +35,12 @@ RUNTIME_FLAGS = {"fast": ["-O2"], "check": ["-O2", "-DEMU_CHECK"]}
 
 
 class BuildError(RuntimeError):
-    """g++ refuses a kernel."""
+    """A kernel cannot be compiled by g++."""
 
 
 @functools.cache
 def cache_folder() -> pathlib.Path:
-    """Where libraries are kept: below VITNP_CACHE where that is set, else below the platform's folder for caches."""
+    """Return the folder of libraries, in VITNP_CACHE if it is set, else in the platform's cache folder."""
     chosen = os.environ.get("VITNP_CACHE")
     if not chosen:
         import platformdirs
@@ -57,7 +57,7 @@ def cache_folder() -> pathlib.Path:
 
 
 def build(translation: Translation, name: str, mode: str) -> pathlib.Path:
-    """Path of the library of a translated file, compiled if it isn't there yet.
+    """Return the path of the library of a translated file, compiled if necessary.
 
     Raises
     ------
@@ -94,7 +94,7 @@ def _build(translation: Translation, name: str, mode: str, library: pathlib.Path
 
 
 def _object(path: pathlib.Path, text: str, flags: list[str], mode: str) -> pathlib.Path:
-    """Path of a part of the runtime, compiled once per mode."""
+    """Compile a part of the runtime, once per mode."""
     target = cache_folder() / f"runtime-{path.stem}-{mode}-{_key(text, mode, *flags, _fingerprint())}.o"
     with _missing(target) as missing:
         if missing:
@@ -131,7 +131,7 @@ def _key(*parts: str) -> str:
 
 @functools.cache
 def _fingerprint() -> str:
-    """Of the headers, the runtime, how they are compiled, the compiler and the processor."""
+    """Return a hash of the headers, the runtime, the compiler and its options, and the processor."""
     files = sorted([*INCLUDE.rglob("*.h"), *RUNTIME.iterdir(), pathlib.Path(__file__)])
     version = subprocess.run(
         ["g++", "-march=native", "-Q", "--help=target", "--version"], capture_output=True, text=True

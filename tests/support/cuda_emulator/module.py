@@ -13,12 +13,12 @@ from .build import build
 from .translate import translate
 
 ORDERS = {"forward": 0, "reverse": 1, "random": 2}
-STATIC_LIMIT = 48 * 1024  # bytes of shared memory, static and dynamic together, a kernel gets unless it asks for more
-MOST_SHARED = 227 * 1024  # and the most there is, on compute capability 9.0
+STATIC_LIMIT = 48 * 1024  # default limit of static and dynamic shared memory together, in bytes
+MOST_SHARED = 227 * 1024  # largest limit, on compute capability 9.0
 
 
 class KernelError(RuntimeError):
-    """What a launch did wrong, a line a fault: kind, source line, buffer, block and thread of the first, how often."""
+    """Faults of a launch, one per line: kind, source line, buffer, block and thread of the first one, number of times."""
 
 
 class RawModule:
@@ -44,13 +44,15 @@ class RawModule:
         self.name, self.mode = name, mode
         translation = translate(code, name, tuple(options), arch)
         self.parameters = translation.kernels
-        self.dynamic_limits: dict[str, int] = {}  # of the kernels that asked for more; they belong to the machine code
+        self.dynamic_limits: dict[
+            str, int
+        ] = {}  # by kernel; they are properties of the function, not of Kernel objects
         self.path = build(translation, name, mode)
         self.library = _load(self.path)
         self.code_range = _mapped(self.path)
 
     def get_function(self, name: str) -> Kernel:
-        """The kernel of that name."""
+        """Return the kernel with this name."""
         if name not in self.parameters:
             raise KeyError(f"{self.name} has no kernel {name}; it has {', '.join(self.parameters)}")
         return Kernel(self, name)
@@ -74,7 +76,7 @@ class Kernel:
 
     @property
     def max_dynamic_shared_size_bytes(self) -> int:
-        """The same for all Kernel objects of one kernel, as on a GPU."""
+        """Return the limit, which all Kernel objects of one kernel share, as on a GPU."""
         return self.module.dynamic_limits.get(self.name, STATIC_LIMIT)
 
     @max_dynamic_shared_size_bytes.setter
@@ -92,7 +94,7 @@ class Kernel:
         seed: int = 0,
         uninit: tuple[str, ...] = (),
     ) -> None:
-        """Launch, wait, copy the results back.
+        """Launch the kernel, wait for it, and copy the results back.
 
         Parameters
         ----------
@@ -151,7 +153,7 @@ class Kernel:
             raise KernelError(f"{self.name}: {shared_mem} bytes of shared memory exceed max_dynamic_shared_size_bytes")
 
     def _marshal(self, args, uninit):
-        """Arguments by address; arrays copied between guards. An array given twice is one buffer, as it is on a GPU."""
+        """Pass arguments by address, arrays as copies between guards; an array given twice is one buffer, as on a GPU."""
         library, names = self.module.library, self.module.parameters[self.name]
         pointers, keep, placed, back = (ctypes.c_void_p * len(args))(), [], {}, []
         written = {
@@ -191,7 +193,7 @@ class Kernel:
         return f"{self.name}: {kind.value.decode()} at {self._line(code)}{against} {first}"
 
     def _line(self, code: int) -> str:
-        """Source line of an address in the library, "kmeans.cu:42"."""
+        """Return the source line of an address in the library, such as "kmeans.cu:42"."""
         command = ["addr2line", "-i", "-e", str(self.module.path), hex(code)]
         lines = subprocess.run(command, capture_output=True, text=True).stdout.splitlines()
         named = [pathlib.Path(line.split(" ")[0]).name for line in lines]
@@ -247,7 +249,7 @@ def _load(path: pathlib.Path) -> ctypes.CDLL:
 
 
 def _mapped(path: pathlib.Path) -> tuple[int, int]:
-    """Where the library lies in memory, to tell its constants from strays and to turn code addresses into lines."""
+    """Return the memory ranges of the library, to recognize its constants and to convert code addresses to lines."""
     ranges = [
         line.split()[0].split("-")
         for line in pathlib.Path("/proc/self/maps").read_text().splitlines()

@@ -97,7 +97,7 @@ def _usage(log: str) -> dict[str, Usage]:
     current: dict[str, int] = {}
     for line in log.splitlines():
         if match := re.search(r"Compiling entry function '(\S+)'", line):
-            current = found.setdefault(match[1], dict(registers=0, shared=0, stack=0, spilled=0))
+            current = found.setdefault(match[1], {"registers": 0, "shared": 0, "stack": 0, "spilled": 0})
         if match := re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", line):
             current.update(stack=int(match[1]), spilled=int(match[2]) + int(match[3]))
         if match := re.search(r"Used (\d+) registers", line):

@@ -19,12 +19,12 @@ _KERNEL = re.compile(rf"__global__\s+{_BOUNDS}void\s+{_BOUNDS}(\w+)\s*\(([^)]*)\
 
 
 class TranslationError(ValueError):
-    """A construct of CUDA that the emulator doesn't know."""
+    """A construct of CUDA that the emulator does not support."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Translation:
-    """C++ text, and for each kernel the names of its parameters."""
+    """C++ text, and the names of the parameters of each kernel."""
 
     text: str
     kernels: dict[str, list[str]]
@@ -69,7 +69,7 @@ def translate(code: str, name: str, options: tuple[str, ...] = (), arch: int = 9
 
 
 def _preprocess(code: str, name: str, options: tuple[str, ...], arch: int) -> str:
-    """Macros and conditions resolved, so that what macros declare is seen too; line marks are kept."""
+    """Run the preprocessor, so that declarations by macros are seen too; line markers are kept."""
     passed = [option for option in options if option.startswith(("-D", "-I", "-U"))]
     own = ["-D__CUDACPU__=1", "-D__CUDACC__=1", "-D__CUDACC_RTC__=1", f"-D__CUDA_ARCH__={arch * 10}"]
     command = ["g++", "-E", "-x", "c++", "-std=gnu++17", f"-I{INCLUDE / 'stubs'}", *own, *passed, "-"]
