@@ -108,7 +108,7 @@ def pytest_xdist_setupnodes(config, specs) -> None:
         subprocess.run([sys.executable, "-c", code], cwd=config.rootpath, capture_output=True, check=True)
 
     with concurrent.futures.ThreadPoolExecutor(len(specs)) as pool:
-        list(pool.map(compile_module, ["codegen.barrier", *dispatch.HOMES]))
+        list(pool.map(compile_module, ["codegen.barrier", *dispatch.MODULES]))
     done.touch()
 
 
