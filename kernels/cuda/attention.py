@@ -25,7 +25,8 @@ def attention(query: cupy.ndarray, key: cupy.ndarray, value: cupy.ndarray, heads
     size = width // heads
     variant, options = _variant(query.dtype)
     if size != _SIZE and options:  # bfloat16 with another head size is rare, so it is computed in float32
-        return bfloat16.shorten(attention(*map(bfloat16.lengthen, (query, key, value)), heads))
+        query, key, value = (bfloat16.lengthen(x) for x in (query, key, value))
+        return bfloat16.shorten(attention(query, key, value, heads))
     arrays = [_readable(x) for x in (query, key, value)]
     out = cupy.empty((images, rows, width), query.dtype)
     sizes = [np.int32(rows), np.int32(key.shape[1])]

@@ -240,7 +240,7 @@ def test_similarity(cupy, operations, device, n, others, width, dtype, count, mo
     x, y = on_device(cupy, x, y)
     np.testing.assert_allclose(host(operations.similarity(x, y)), expected, atol=1e-6)
     values, indices = map(host, operations.similarity_top(x, y, count))
-    # Equal values keep the lower index first; the zero row ties with everybody.
+    # Equal values keep the lower index first; the zero row ties with all rows.
     order = np.argsort(-np.round(expected, 9), axis=1, kind="stable")[:, :count]
     np.testing.assert_array_equal(indices, order)
     np.testing.assert_allclose(values, np.take_along_axis(expected, order, axis=1), atol=1e-6)

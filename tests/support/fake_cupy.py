@@ -157,7 +157,7 @@ class RawKernel:
     def __init__(self, kernel):
         self._kernel = kernel
 
-    shared_size_bytes = 0  # static: nobody knows before the kernel has run
+    shared_size_bytes = 0  # static; unknown before the kernel has run
     num_regs = local_size_bytes = 0  # what machine code takes, of which there is none
 
     @property

@@ -18,7 +18,7 @@ MOST_SHARED = 227 * 1024  # largest limit, on compute capability 9.0
 
 
 class KernelError(RuntimeError):
-    """Faults of a launch, one per line: kind, source line, buffer, block and thread of the first one, number of times."""
+    """Faults of a launch, one per line: kind, source line, buffer, block and thread of the first one, count."""
 
 
 class RawModule:
@@ -153,7 +153,7 @@ class Kernel:
             raise KernelError(f"{self.name}: {shared_mem} bytes of shared memory exceed max_dynamic_shared_size_bytes")
 
     def _marshal(self, args, uninit):
-        """Pass arguments by address, arrays as copies between guards; an array given twice is one buffer, as on a GPU."""
+        """Pass arguments by address, arrays as copies between guards; an array given twice is one buffer."""
         library, names = self.module.library, self.module.parameters[self.name]
         pointers, keep, placed, back = (ctypes.c_void_p * len(args))(), [], {}, []
         written = {

@@ -1,6 +1,6 @@
 // Copies that don't wait (cp.async): what a thread starts arrives no sooner than when it waits for it, so a kernel that
 // forgets to wait reads what was there before. To the checks the target is written twice, at the start and at the end:
-// between them nobody may touch it.
+// between them no thread may access it.
 #include <cstring>
 #include "state.h"
 
