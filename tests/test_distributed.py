@@ -90,8 +90,8 @@ def local():
     with (
         dask.config.set({"distributed.deploy.lost-worker-timeout": "1 day"}),  # replaced each time that it's killed
         distributed.LocalCluster(
-            n_workers=2, threads_per_worker=1, processes=True, host="127.0.0.1", dashboard_address="127.0.0.1:0", memory_limit=0,
-            silence_logs=100,
+            n_workers=2, threads_per_worker=1, processes=True, host="127.0.0.1",
+            dashboard_address="127.0.0.1:0", memory_limit=0, silence_logs=100,
         ) as local,
     ):  # fmt: skip
         yield local
@@ -256,7 +256,7 @@ def test_the_command_gives_the_same_files(checkpoint, folder, tmp_path):
     assert files["here"] == files["there"]
 
 
-def test_an_item_for_nobody_but_us_and_items_of_any_kind(cluster):
+def test_a_single_item_stays_here_and_items_may_have_any_type(cluster):
     assert list(cluster.map(str, [])) == []
     assert list(cluster.map(_process, [1])) == [os.getpid()]  # one alone isn't worth the journey
     assert os.getpid() not in cluster.map(_process, [1, 2])
@@ -295,7 +295,7 @@ def test_an_interruption_cancels_and_keeps_what_is_finished(cluster, monkeypatch
 
 
 @pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="this system has no signal masks")
-def test_ctrl_c_is_left_to_the_process_that_has_the_workers():
+def test_local_workers_ignore_ctrl_c():
     with connected("local", workers=1) as cluster:
         (blocked,) = cluster.client.run(signal.pthread_sigmask, signal.SIG_BLOCK, []).values()
         assert signal.SIGINT in blocked
@@ -303,7 +303,7 @@ def test_ctrl_c_is_left_to_the_process_that_has_the_workers():
 
 
 @pytest.mark.slow(reason="kills workers")
-def test_a_task_that_kills_every_worker_ends_in_a_sentence(local, cluster, monkeypatch):
+def test_a_task_that_kills_every_worker_raises_cluster_error(local, cluster, monkeypatch):
     monkeypatch.setattr(local.scheduler, "allowed_failures", 0)
     with pytest.raises(ClusterError, match="brought down several workers.*memory"):
         list(cluster.map(_kill_itself, [1, 2]))
@@ -318,7 +318,7 @@ def _kill_itself(_: int) -> None:
 
 
 @pytest.mark.slow(reason="waits for workers")
-def test_errors_of_workers_arrive(cluster):
+def test_errors_of_workers_are_raised_here(cluster):
     x = np.random.default_rng(1).standard_normal((20_000, 4)).astype(np.float32)
     x[15_000] = np.nan
     with pytest.raises(UsageError, match="row 15000 .* not finite"):
@@ -334,9 +334,9 @@ def test_a_worker_of_another_version_is_refused(local, cluster, monkeypatch):
     worker = next(iter(cluster.client.nthreads()))
     cluster.client.run(_pretend, "9.9", workers=[worker])
     try:
-        with pytest.raises(ClusterError, match=rf"the worker {worker} has vitnp 9\.9, not {own} as here; install"):
-            with connected(local.scheduler_address, cache="cache"):
-                pass
+        refusal = rf"the worker {worker} has vitnp 9\.9, not {own} as here; install"
+        with pytest.raises(ClusterError, match=refusal), connected(local.scheduler_address, cache="cache"):
+            pass
         with pytest.raises(ClusterError, match=r"a worker has vitnp 9\.9"):  # one that joined when all was under way
             list(cluster.map(abs, range(100)))
     finally:
@@ -371,28 +371,32 @@ def test_a_store_that_workers_cannot_see_is_refused(cluster, monkeypatch, vit, p
         cluster.extract_to_store(paths, vit, store)
 
 
-def test_nobody_answers(monkeypatch):
+def test_no_scheduler_answers(monkeypatch):
     monkeypatch.setattr(connect, "_CONNECT_SECONDS", 0.5)
     for address in ["tcp://127.0.0.1:9", "nonsense", "tcp://127.0.0.1"]:
-        with pytest.raises(
-            ClusterError, match=f"no dask scheduler answers at {address}; start one with `dask scheduler`"
+        with (
+            pytest.raises(
+                ClusterError, match=f"no dask scheduler answers at {address}; start one with `dask scheduler`"
+            ),
+            connected(address, cache="cache"),
         ):
-            with connected(address, cache="cache"):
-                pass
+            pass
 
 
 @pytest.mark.slow(reason="waits for workers")
 def test_a_scheduler_without_workers(monkeypatch):
     monkeypatch.setattr(connect, "_CONNECT_SECONDS", 2)
-    with distributed.LocalCluster(
-        n_workers=0, host="127.0.0.1", dashboard_address="127.0.0.1:0", silence_logs=100
-    ) as empty:
-        with pytest.raises(ClusterError, match="has no workers; start some with `dask worker"):
-            with connected(empty.scheduler_address, cache="cache"):
-                pass
+    with (
+        distributed.LocalCluster(
+            n_workers=0, host="127.0.0.1", dashboard_address="127.0.0.1:0", silence_logs=100
+        ) as empty,
+        pytest.raises(ClusterError, match="has no workers; start some with `dask worker"),
+        connected(empty.scheduler_address, cache="cache"),
+    ):
+        pass
 
 
-def test_without_dask_the_way_to_it_is_named(monkeypatch):
+def test_without_dask_the_error_says_how_to_install_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "distributed", None)
     with pytest.raises(ClusterError, match=r"pip install 'vitnp\[dask\]'"), connected("local"):
         pass

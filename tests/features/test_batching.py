@@ -13,7 +13,7 @@ from vitnp.features.batching import group_by_shape
     items=st.lists(st.tuples(st.sampled_from([None, 1, 2, 3]), st.integers(1, 9)), max_size=60),
     most=st.integers(1, 6), room=st.one_of(st.none(), st.integers(1, 60)),
 )  # fmt: skip
-def test_groups_are_of_one_kind_and_what_waits_is_bounded(items, most, room):
+def test_groups_have_one_shape_and_waiting_items_are_bounded(items, most, room):
     numbered = [(place, kind, weight) for place, (kind, weight) in enumerate(items)]
     weight = (lambda item: item[2]) if room else (lambda item: 1)
     read, given_back, waiting = [], [], []
@@ -37,6 +37,6 @@ def test_groups_are_of_one_kind_and_what_waits_is_bounded(items, most, room):
     assert max(waiting, default=0) < (room or 4 * most)  # whenever another one is asked for
 
 
-def test_the_one_that_has_waited_longest_goes_first():
+def test_the_oldest_group_is_released_first():
     items = ["a", "b", "b", "c", "c", "c", "c"]
     assert list(group_by_shape(items, str, 5, room=4)) == [["a"], ["b", "b"], ["c", "c", "c", "c"]]

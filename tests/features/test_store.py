@@ -148,7 +148,7 @@ def test_what_regions_need_is_of_the_last_block(vit, paths, tmp_path, options):
         assert vit.region_cls(entry.cls_state, entry.last_key, entry.value, everywhere).shape == (1, config.width)
 
 
-def test_without_regions_less_is_stored_and_that_is_said(vit, paths, tmp_path):
+def test_without_regions_fewer_arrays_are_stored(vit, paths, tmp_path):
     stores = [FeatureStore(tmp_path, spec_of(vit, regions=regions)) for regions in (True, False)]
     for store in stores:
         extract_to_store(paths[:2], vit, store)
@@ -180,7 +180,7 @@ def test_features_too_large_for_float16_are_refused(paths, tmp_path):
         extract_to_store(paths[:2], vit, FeatureStore(tmp_path / "nan", spec_of(vit, precision="float32")))
 
 
-def test_arrays_pictures_and_photographs_are_taken(vit, paths, tmp_path):
+def test_arrays_images_paths_and_photographs_are_accepted(vit, paths, tmp_path):
     rgb = picture(3)
     store = FeatureStore(tmp_path, spec_of(vit))
     sources = [rgb, Image.fromarray(rgb), str(paths[3]), Photograph(paths[3], pathlib.Path("x.png"))]
@@ -193,7 +193,7 @@ def test_arrays_pictures_and_photographs_are_taken(vit, paths, tmp_path):
     assert all(np.array_equal(getattr(first, name), getattr(alone, name)) for name in ARRAYS)
 
 
-def test_token_cap_is_noted(vit, tmp_path):
+def test_token_cap_is_recorded(vit, tmp_path):
     store = FeatureStore(tmp_path, spec_of(vit, max_tokens=12))
     hashes = extract_to_store([picture(0), np.zeros((32, 32, 3), np.uint8)], vit, store).hashes
     entries = [store.entry(name) for name in hashes]
@@ -207,7 +207,7 @@ def test_token_cap_is_noted(vit, tmp_path):
     threads=st.integers(1, 3),
     shard=st.sampled_from([1, 9_000, 1 << 20]),
 )
-def test_neither_batches_nor_threads_nor_order_nor_shards_matter(
+def test_features_do_not_depend_on_batches_threads_order_or_shards(
     vit, paths, unbroken, tmp_path_factory, order, batch, threads, shard
 ):
     store = FeatureStore(tmp_path_factory.mktemp("store"), spec_of(vit))
@@ -354,7 +354,7 @@ def test_unknown_photographs(filled):
 # ---- broken photographs ---------------------------------------------------------------------------------------------
 
 
-def test_broken_photographs_are_told_and_the_others_go_on(vit, paths, unbroken, tmp_path):
+def test_broken_photographs_are_reported_and_the_others_are_extracted(vit, paths, unbroken, tmp_path):
     (tmp_path / "empty.png").touch()
     (tmp_path / "cut.png").write_bytes(paths[0].read_bytes()[:600])
     sources = [
@@ -391,7 +391,7 @@ def test_nothing_is_computed_twice(vit, filled, paths, monkeypatch):
     assert {path: path.stat().st_mtime_ns for path in shards(again)} == before
 
 
-def test_twins_are_computed_once(vit, paths, tmp_path):
+def test_equal_photographs_are_computed_once(vit, paths, tmp_path):
     store = FeatureStore(tmp_path, spec_of(vit))
     assert len(extract_to_store([paths[0]] * 7, vit, store, batch=3).hashes) == 7
     assert len(store) == 1
@@ -418,7 +418,7 @@ def damage(path: pathlib.Path, how: str) -> None:
 
 
 @pytest.mark.parametrize("how", ["flip", "header", "cut", "empty", "grown", "other"])
-def test_damage_is_noticed_told_and_mended(vit, filled, paths, unbroken, how):
+def test_damaged_shards_are_reported_and_computed_again(vit, filled, paths, unbroken, how):
     damaged = shards(filled)[1]
     damage(damaged, how)
     told = []
@@ -507,7 +507,7 @@ FORKING = """
 
 @pytest.mark.slow(reason="kills a process again and again")
 @pytest.mark.skipif(os.name != "posix", reason="signals as POSIX has them")
-def test_killed_at_any_moment_it_goes_on_where_it_was(vit, folder, paths, unbroken, tmp_path):
+def test_killed_at_any_moment_it_continues_where_it_was(vit, folder, paths, unbroken, tmp_path):
     rng = np.random.default_rng(0)
     kept: list[int] = []
     code = textwrap.dedent(CHILD).format(
@@ -581,7 +581,7 @@ def test_killed_at_the_worst_moments(vit, folder, paths, unbroken, tmp_path, mom
     assert leftovers(tmp_path) == []
 
 
-def test_unfinished_files_of_the_living_stay(vit, tmp_path):
+def test_unfinished_files_of_running_processes_stay(vit, tmp_path):
     store = FeatureStore(tmp_path, spec_of(vit))
     store.folder.mkdir()
     (store.folder / ".vitnp-0123456789abcdef.part").write_bytes(b"at work")
@@ -616,7 +616,7 @@ def test_several_processes_on_one_store(vit, folder, paths, unbroken, tmp_path):
     assert content(store) == unbroken and leftovers(tmp_path) == []
 
 
-def test_what_others_add_is_seen_after_a_refresh(vit, paths, tmp_path):
+def test_shards_of_other_processes_are_seen_after_a_refresh(vit, paths, tmp_path):
     mine, other = (FeatureStore(tmp_path, spec_of(vit)) for _ in range(2))
     (name,) = extract_to_store(paths[:1], vit, other).hashes
     assert name not in mine
@@ -624,7 +624,7 @@ def test_what_others_add_is_seen_after_a_refresh(vit, paths, tmp_path):
     assert name in mine and np.array_equal(mine.entry(name).keys, other.entry(name).keys)
 
 
-def test_what_others_rewrite_is_still_found(filled, paths):
+def test_features_are_found_after_another_process_has_rewritten_their_shard(filled, paths):
     reader = FeatureStore(filled.folder.parent, filled.spec)
     keep = {file_hash(path) for path in paths[::2]}
     entries = {name: reader.entry(name) for name in keep}  # no array read yet
@@ -636,7 +636,7 @@ def test_what_others_rewrite_is_still_found(filled, paths):
 # ---- disks that refuse ----------------------------------------------------------------------------------------------
 
 
-def test_a_folder_that_takes_no_files_is_told_before_any_work(vit, paths, tmp_path, monkeypatch):
+def test_an_unwritable_folder_is_reported_before_any_work(vit, paths, tmp_path, monkeypatch):
     (tmp_path / "cache").write_text("a file in the way")
     monkeypatch.setattr("vitnp.features.extract._forward", lambda *_, **__: pytest.fail("the network ran"))
     with pytest.raises(OutputError, match="cache"):
@@ -653,7 +653,7 @@ def test_a_read_only_folder(vit, paths, tmp_path):
         tmp_path.chmod(0o700)
 
 
-def test_a_read_only_store_that_has_everything_serves(vit, filled, paths, unbroken, monkeypatch):
+def test_a_read_only_store_can_be_read(vit, filled, paths, unbroken, monkeypatch):
     monkeypatch.setattr("vitnp.io.write.make_folder", lambda *_: pytest.fail("something was written"))
     store = FeatureStore(filled.folder.parent, filled.spec)
     extract_to_store(paths, vit, store)
@@ -681,7 +681,7 @@ def test_a_full_disk_ends_the_run_and_keeps_whole_shards(vit, paths, unbroken, t
 # ---- temporary stores -----------------------------------------------------------------------------------------------
 
 
-def test_the_estimate_is_near(vit, paths, tmp_path):
+def test_the_size_estimate_is_close(vit, paths, tmp_path):
     for options in ({}, {"facet": "query"}, {"regions": False}, {"precision": "float32"}, {"stride": 4}):
         store = FeatureStore(tmp_path, spec_of(vit, **options))
         extract_to_store(paths, vit, store)
@@ -689,7 +689,7 @@ def test_the_estimate_is_near(vit, paths, tmp_path):
         assert estimate_bytes(paths, vit, store.spec) == pytest.approx(size, rel=0.05), options
 
 
-def test_the_estimate_of_many_is_from_some_and_passes_over_what_is_broken(vit, paths, tmp_path):
+def test_the_size_estimate_of_many_photographs_is_from_a_sample_without_broken_ones(vit, paths, tmp_path):
     spec = spec_of(vit)
     once = estimate_bytes(paths, vit, spec)
     assert estimate_bytes(paths * 200, vit, spec) == pytest.approx(200 * once, rel=0.02)
@@ -700,12 +700,12 @@ def test_the_estimate_of_many_is_from_some_and_passes_over_what_is_broken(vit, p
     )
 
 
-def test_too_little_space_is_told_before_the_start(vit, tmp_path, monkeypatch):
+def test_too_little_space_is_reported_before_the_start(vit, tmp_path, monkeypatch):
     usage = collections.namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**12, 10**12, 2 * 10**9))
-    with pytest.raises(OutputError, match=r"3\.5 GB .* 2\.0 GB are free"):
-        with temporary_store(spec_of(vit), needed=3_500_000_000, folder=tmp_path):
-            pytest.fail("it began")
+    refusal = pytest.raises(OutputError, match=r"3\.5 GB .* 2\.0 GB are free")
+    with refusal, temporary_store(spec_of(vit), needed=3_500_000_000, folder=tmp_path):
+        pytest.fail("it began")
     check_space(tmp_path / "not" / "there" / "yet", 2 * 10**9)
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr("tempfile.tempdir", None)
@@ -718,7 +718,7 @@ def test_too_little_space_is_told_before_the_start(vit, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_temporary_store_is_gone_after_success_and_after_errors(vit, paths, tmp_path):
+def test_a_temporary_store_is_removed_after_success_and_after_errors(vit, paths, tmp_path):
     with temporary_store(spec_of(vit), folder=tmp_path) as store:
         extract_to_store(paths, vit, store)
         assert tmp_path in store.folder.parents and len(store) == len(paths)
@@ -754,7 +754,7 @@ def test_an_interrupted_temporary_store_stays_and_serves_as_cache(vit, paths, un
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals as POSIX has them")
-def test_a_temporary_store_of_a_killed_process_goes_with_the_next(vit, tmp_path):
+def test_a_temporary_store_of_a_killed_process_is_removed_by_the_next(vit, tmp_path):
     code = f"""
         import sys
         sys.path[:0] = {PATHS!r}
@@ -786,7 +786,7 @@ def size(folder: pathlib.Path) -> int:
 
 
 @pytest.mark.parametrize("kept", [range(0), range(1), range(0, 23, 3), range(23)])
-def test_pruning_keeps_what_is_named_and_nothing_else(filled, paths, unbroken, kept):
+def test_pruning_keeps_exactly_the_given_photographs(filled, paths, unbroken, kept):
     keep = {file_hash(paths[index]) for index in kept}
     cache = filled.folder.parent
     before = size(cache)
@@ -797,7 +797,7 @@ def test_pruning_keeps_what_is_named_and_nothing_else(filled, paths, unbroken, k
     assert prune(cache, keep) == 0
 
 
-def test_pruning_reaches_every_setting_and_leaves_strangers_alone(vit, filled, paths):
+def test_pruning_covers_every_spec_and_leaves_other_folders_alone(vit, filled, paths):
     cache = filled.folder.parent
     other = FeatureStore(cache, spec_of(vit, facet="value"))
     extract_to_store(paths, vit, other)
@@ -813,7 +813,7 @@ def test_pruning_reaches_every_setting_and_leaves_strangers_alone(vit, filled, p
         prune(cache / "gone", set())
 
 
-def test_pruning_removes_what_is_there_twice(vit, paths, unbroken, tmp_path):
+def test_pruning_removes_duplicates(vit, paths, unbroken, tmp_path):
     spec = spec_of(vit)
     for part in (paths[:1], paths[:2], paths[:4], paths):
         single = FeatureStore(tmp_path / str(len(part)), spec)

@@ -59,7 +59,7 @@ def found(capsys, *argv: object) -> tuple[list[dict], str]:
     return [json.loads(line) for line in captured.out.splitlines()], "\n".join(notices)
 
 
-# --- The file -----------------------------------------------------------------------------------------------------------
+# --- The file -----------------------------------------------------------------------------------------------
 
 
 def test_it_is_small_and_belongs_to_the_checkpoint(builtin):
@@ -80,7 +80,7 @@ def test_its_temperature_is_that_of_the_registry(builtin):
     assert collection_temperature("0" * 64) is None
 
 
-# --- From Python ----------------------------------------------------------------------------------------------------------
+# --- From Python --------------------------------------------------------------------------------------------
 
 
 def test_by_default_it_judges_a_photograph(builtin):
@@ -107,7 +107,7 @@ def test_none_leaves_the_image_level(builtin):
     assert plain.levels is None and plain.category is None and "collection" not in plain.parameters
     named = segment_image(scene(0), builtin, refine="none", collection="none")
     np.testing.assert_array_equal(plain.soft, named.soft)
-    # The collection reads features in half precision, as they are stored, so a patch here or there may change its cluster.
+    # The collection uses features in half precision, as they are stored, so single patches may change their cluster.
     own = segment_image(scene(0), builtin, refine="none").levels[0].reshape(plain.score.shape)
     assert np.median(np.abs(clean(own) - plain.score)) < 0.01
 
@@ -142,7 +142,7 @@ def test_a_file_that_is_no_collection_is_refused(builtin, tmp_path):
         segment_image(scene(0), builtin, collection=tmp_path / "nowhere")
 
 
-# --- On the command line --------------------------------------------------------------------------------------------------
+# --- On the command line ------------------------------------------------------------------------------------
 
 
 def test_the_command_applies_it_offline(folder, tmp_path, capsys, monkeypatch):
@@ -168,7 +168,7 @@ def test_where_it_does_not_apply_one_line_says_why(folder, tmp_path, capsys):
         assert found(capsys, folder / "p0.png", "--out", tmp_path, "--size", "96", "--overwrite", *silent)[1] == ""
 
 
-def test_another_file_takes_its_place(folder, small, tmp_path, capsys):
+def test_another_file_replaces_it(folder, small, tmp_path, capsys):
     facts, notices = found(capsys, folder / "p0.png", "--out", tmp_path, "--collection", small)
     assert notices == "" and facts[0]["category"] in (0, 1)
     with pytest.raises(UsageError, match="size 320, not 96"):
@@ -195,7 +195,7 @@ def test_a_named_collection_is_for_each_photograph(folder, small, wrong):
 
 
 @pytest.mark.parametrize("wrong", [["--classes", "2"], ["--fit-to", "x"], ["--scheduler", "local"]])
-def test_each_by_itself_fits_nothing(folder, wrong):
+def test_single_levels_fit_nothing(folder, wrong):
     with pytest.raises(UsageError, match="--levels single"):
         segment.main([str(folder), "--levels", "each", *wrong])
 
@@ -231,7 +231,7 @@ def test_the_whole_head_of_the_cat(builtin, photograph):
     assert judged[head].mean() > 0.8
 
 
-# --- Fitting one ----------------------------------------------------------------------------------------------------------
+# --- Fitting one --------------------------------------------------------------------------------------------
 
 
 def test_what_is_fitted_judges_photographs(small, builtin):
@@ -286,7 +286,7 @@ def test_a_larger_sample_begins_with_the_smaller(folder):
     assert list(fitting.sample(pictures, nothing, seed=8)) != draw[0]
 
 
-def test_photographs_that_measure_it_are_not_what_it_learns_from(shared):
+def test_photographs_of_the_benchmarks_are_excluded_from_the_fit(shared):
     exclusion = Deduplication([shared / "data" / "duts-dev" / "images"])
     measured = {path.name for path in (shared / "data" / "duts-dev" / "images").iterdir()}
     pictures = list_pictures(sorted((shared / "train").glob("pack_*.npz")))

@@ -89,7 +89,7 @@ def test_specks_join_a_nearest_large_component_as_a_whole(mask, smallest):
         assert distance[number] == min(distance.values())
 
 
-def test_where_nothing_is_large_the_largest_is():
+def test_without_large_components_the_largest_counts():
     mask = np.zeros((5, 9), bool)
     mask[0, ::2] = True
     mask[2, 4] = mask[2, 5] = True
@@ -97,7 +97,7 @@ def test_where_nothing_is_large_the_largest_is():
     assert set(found[mask]) == {1}
 
 
-def test_a_picture_too_large_to_be_parted_pixel_by_pixel(monkeypatch):
+def test_large_masks_are_divided_at_a_fraction_of_their_size(monkeypatch):
     mask = np.zeros((41, 63), bool)
     mask[2:30, 3:20] = mask[5:40, 40:60] = mask[36:40, 4:8] = True
     whole = label_regions(mask, COMPONENTS)
@@ -137,7 +137,7 @@ def patches_oracle(regions: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
     npst.arrays(np.uint16, st.tuples(st.integers(1, 12), st.integers(1, 12)), elements=st.integers(0, 3)),
     st.tuples(st.integers(1, 5), st.integers(1, 5)),
 )
-def test_patches_are_those_half_covered(regions, grid):
+def test_patches_are_covered_by_half_or_more(regions, grid):
     found = region_patches(regions, grid)
     np.testing.assert_array_equal(found, patches_oracle(regions, grid))
     assert found.shape == (int(regions.max()), grid[0] * grid[1])
@@ -174,7 +174,7 @@ def test_halves_are_the_two_things():
     assert sorted(map(tuple, halves.tolist())) == sorted([tuple(right.tolist()), tuple((~right).tolist())])
 
 
-def test_halves_part_the_region_alone():
+def test_bisecting_leaves_patches_outside_the_region_alone():
     keys, right = two_things()
     region = np.zeros((4, 8), bool)
     region[1:3, 2:7] = True
@@ -183,7 +183,7 @@ def test_halves_part_the_region_alone():
     assert {tuple(half) for half in halves} == {tuple(region.ravel() & right), tuple(region.ravel() & ~right)}
 
 
-def test_no_halves_where_one_is_too_small_or_there_is_nothing_to_part():
+def test_no_halves_if_one_is_too_small_or_the_region_is_uniform():
     keys, _ = two_things()
     region = np.zeros((4, 8), bool)
     region[:, :4] = region[0, 4] = True  # 16 patches to 1

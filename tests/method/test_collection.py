@@ -213,7 +213,8 @@ def test_damaged_files_give_a_clean_error_or_the_right_answer(file, tmp_path, da
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("consistency", None), ("consistency", "magic"), ("seed", None), ("refine", None), ("image_level", {"clusters": 3}), ("cleaning", {"no": 1}),
+        ("consistency", None), ("consistency", "magic"), ("seed", None), ("refine", None),
+        ("image_level", {"clusters": 3}), ("cleaning", {"no": 1}),
         ("regions", {"how": "magic"}), ("temperatures", {}),
     ],
 )  # fmt: skip

@@ -161,7 +161,7 @@ def test_unknown_consistency():
         combine_levels([np.zeros(2)], "magic")
 
 
-def test_literal_changes_the_clusters_alone():
+def test_two_cluster_variant_changes_only_the_clusters():
     for config in (ImageLevelConfig(threshold=0.7), DATASET, dataclasses.replace(CATEGORY, temperature=0.3)):
         found = two_cluster_variant(config)
         assert found.clusters == (2,)

@@ -61,7 +61,7 @@ def test_tiny_grids(grid):
     assert np.isfinite(soft).all() and np.isfinite(hard).all()
 
 
-def test_a_single_patch_stands_out_from_nothing():
+def test_a_single_patch_is_background():
     soft, _ = image_level(np.ones((1, 1), np.float32), np.ones(1), (1, 1), (0,))
     assert soft.tolist() == [0.0]
 
@@ -98,7 +98,7 @@ def test_rule_takes_what_is_above_the_threshold():
     )
 
 
-def test_rule_takes_the_best_when_none_qualifies_and_spares_the_worst_when_all_do():
+def test_rule_keeps_one_foreground_and_one_background_cluster():
     labels = np.arange(25) % 3
     attention = np.linspace(1, 2, 25)
     found = scores(labels, attention, 3)
@@ -176,7 +176,8 @@ def test_diagonal_neighbors_are_one_island():
 
 def test_confidence_by_hand():
     keys = np.repeat(np.eye(2), 2, axis=0)
-    # mean key (1/2, 1/2): spread 1 - 0.7071 = 0.2929 > 0.25, so contrast decides: mean of |2 I - 1| = (1 + 0.5 + 0 + 1) / 4
+    # Mean key (1/2, 1/2): the spread 1 - 0.7071 = 0.2929 exceeds 0.25, so the contrast decides,
+    # the mean of |2 I - 1|: (1 + 0.5 + 0 + 1) / 4.
     assert confidence(np.array([1.0, 0.75, 0.5, 0.0]), keys) == pytest.approx(0.625)
     # 60 degrees apart in two: |mean| = cos 30 = 0.8660, spread 0.1340, over 0.25 = 0.5359
     keys = np.array([[1, 0], [0.5, np.sqrt(0.75)]])
