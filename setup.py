@@ -1,7 +1,7 @@
 """Find the packages; everything else is in setup.cfg.
 
-kernels/ and weights/ stand at the top of the checkout and are installed as ``vitnp.kernels`` and ``vitnp.weights``, which
-``find:`` in setup.cfg cannot express.
+kernels/ and weights/ stand at the top of the checkout and are installed as ``vitnp.kernels`` and ``vitnp.weights``,
+which ``find:`` in setup.cfg cannot express.
 """
 
 from setuptools import find_packages, setup

@@ -32,10 +32,10 @@ class KVCache:
 
     Examples
     --------
-    >>> cache = KVCache(1, 2, 1, heads=1, dtype=np.float64)
-    >>> cache.write(slice(0, 1), 0, np.ones((1, 2, 1)), np.array([[[1.0], [3.0]]]))
-    >>> cache.attend(np.zeros((1, 1, 1)), slice(0, 1))
-    array([[[2.]]])
+    >>> cache = KVCache(1, 2, 1, heads=1, dtype=np.float32)
+    >>> cache.write(slice(0, 1), 0, np.ones((1, 2, 1), np.float32), np.array([[[1.0], [3.0]]], np.float32))
+    >>> cache.attend(np.zeros((1, 1, 1), np.float32), slice(0, 1))
+    array([[[2.]]], dtype=float32)
     """
 
     def __init__(
@@ -87,9 +87,9 @@ def attention(query: np.ndarray, key: np.ndarray, value: np.ndarray, heads: int)
 
     Examples
     --------
-    >>> v = np.array([[[1.0], [3.0]]])
-    >>> attention(np.zeros((1, 1, 1)), np.zeros((1, 2, 1)), v, heads=1)
-    array([[[2.]]])
+    >>> v = np.array([[[1.0], [3.0]]], np.float32)
+    >>> attention(np.zeros((1, 1, 1), np.float32), np.zeros((1, 2, 1), np.float32), v, heads=1)
+    array([[[2.]]], dtype=float32)
     """
     out = np.empty_like(query)
     size = query.shape[-1] // heads

@@ -238,7 +238,7 @@ def small_photographs(tmp_path, monkeypatch):
     for index in range(2):
         Image.fromarray(test_device.scene(index, (24, 32))).save(tmp_path / f"{index}.jpg")
     monkeypatch.setattr(vitnp, "load_vit", lambda name: test_device.network(), raising=False)
-    small = functools.partial(pipeline.segment_image, size=32, collection=None)
+    small = functools.partial(pipeline.segment_image, short_side=32, collection=None)
     monkeypatch.setattr(vitnp, "segment_image", small, raising=False)
     return tmp_path
 

@@ -24,7 +24,7 @@ CASES = {2: (60, 80, 10, BOTH), 5: (37, 53, 5, COLOR), 21: (60, 80, 10, BOTH)}
 
 
 def make_case(classes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Photograph (H, W, 3) uint8 of a few regions with grain, and probabilities (H, W, classes) float32 that fit it badly."""
+    """Make a grainy photograph (H, W, 3) uint8, and probabilities (H, W, classes) float32 that fit it badly."""
     height, width, _, _ = CASES[classes]
     y, x = np.mgrid[:height, :width]
     region = (np.sin(0.11 * x + 0.7 * classes) + np.cos(0.13 * y) > 0.3) + 2 * (x + 2 * y > 130)
