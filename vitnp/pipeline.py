@@ -1,4 +1,4 @@
-"""The method on one page: decode, extract features, answer at three levels, combine, clean, refine.
+"""The method on one page: decode, extract features, find the foreground at three levels, combine, clean, refine.
 
 An independent re-implementation of "A Lightweight Clustering Framework for Unsupervised Semantic Segmentation"
 (arXiv 2311.18628). Every step is one call below; its module explains it.
@@ -37,7 +37,7 @@ from vitnp.vit.model import ViT
 if TYPE_CHECKING:
     from PIL import Image
 
-# Stages that a GPU runs, if there is one; the host decodes and writes.
+# Stages that run on the device of the network, which may be a GPU. All others run on the CPU.
 DEVICE_STAGES = ("network", "cluster", "refine")
 
 
@@ -84,8 +84,8 @@ def segment_image(
         A photograph below this confidence gets an empty mask.
     collection : "auto", None or "none", path or Collection
         A collection fitted by :class:`vitnp.Segmenter`, whose data set and category levels, and classes, are applied to
-        the photograph. By default that of the built-in network, if network, facet, layer, stride and short side are
-        those it was fitted with. Without a collection the image level is used alone.
+        the photograph. "auto" takes the collection of the built-in network if network, facet, layer, stride and short
+        side are those it was fitted with, and else none. Without a collection the image level is used alone.
 
     Returns
     -------
@@ -165,7 +165,7 @@ class ImagePipeline:
         return extract_batch(inputs, self.vit, self.spec, with_cls=self.collection is not None)
 
     def segment(self, rgb: np.ndarray, features: FeatureRecord, clock: Stopwatch) -> Segmentation:
-        """Segment a photograph whose features are known."""
+        """Segment a photograph with features from :meth:`extract`."""
         answer = judge_image(features, self.vit.device, self.settings.seed, self.collection)
         return segment_features(rgb, features, answer, self.parameters, clock, self.vit, self.collection)
 
@@ -194,7 +194,7 @@ def judge_image(
     collection: Collection | None = None,
     config: ImageLevelConfig | None = None,
 ) -> ImageAnswer:
-    """Answer the image level for a photograph: foreground by its own patches alone."""
+    """Compute the image level of a photograph and its confidence, from its own patches alone."""
     if config is None:
         config = ImageLevelConfig() if collection is None else collection.image_level
     keys = unit_rows(kernels.to_device(features.keys, device))
@@ -270,7 +270,7 @@ def segment_features(
 
 @contextlib.contextmanager
 def image_memory_error(device: str) -> Iterator[None]:
-    """Turn a GPU's MemoryError into a DeviceError that names the image.
+    """Turn a MemoryError of the GPU into a DeviceError that says what to do; one of the CPU is raised unchanged.
 
     Raises
     ------

@@ -17,8 +17,9 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-# Image level: numbers of clusters, restarts and iterations of k-means; cut of attention; threshold and softness.
-N_CLUSTERS, RESTARTS, ITERATIONS = (2, 3, 4, 6), 2, 15
+# Image level: numbers of clusters, starts and iterations of k-means; percentile at which attention is clipped;
+# threshold of foreground clusters; temperature of the sigmoid.
+N_CLUSTERS, STARTS, ITERATIONS = (2, 3, 4, 6), 2, 15
 PERCENTILE, THRESHOLD, TEMPERATURE = 95.0, 0.4, 0.05
 # Cleaning: components smaller than these shares of the largest one and of the image are capped at a score below 0.5.
 MIN_SHARE_OF_LARGEST, MIN_SHARE_OF_IMAGE, CAP = 0.2, 0.01, 0.25
@@ -31,7 +32,7 @@ class FittedLevel(NamedTuple):
 
     Attributes
     ----------
-    temperature : float
+    temperature : () float array
         Softness of the assignment to clusters.
     centroids : list of (K, D) float32
         Unit centroids of each k-means.
@@ -45,7 +46,7 @@ class FittedLevel(NamedTuple):
 
 
 class Pipeline:
-    """Network and collection in memory; calling it segments a photograph.
+    """Hold network and collection in memory, and segment a photograph when called.
 
     Parameters
     ----------
@@ -72,7 +73,7 @@ class Pipeline:
         self.categories = [read_level(stored, f"category.{index}") for index in range(len(self.centers))]
 
     def __call__(self, photograph: str | os.PathLike[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Segment a photograph; returns it, (height, width, 3) uint8, and its mask, bool."""
+        """Segment a photograph; return its pixels, (height, width, 3) uint8, and its mask, (height, width) bool."""
         with Image.open(photograph) as picture:
             rgb = np.asarray(picture.convert("RGB"))
         keys, attention, cls = self.extract(rgb)
@@ -87,7 +88,7 @@ class Pipeline:
         return rgb, refine(score, rgb)
 
     def extract(self, rgb: np.ndarray) -> list[np.ndarray]:
-        """Run the network; returns keys (N, D), CLS attention (N,) and CLS (D,) of the last block."""
+        """Run the network; return keys (N, D), CLS attention (N,) and CLS (D,) of the last block."""
         resized = Image.fromarray(rgb).resize((self.width, self.height), Image.Resampling.BICUBIC)
         images = (np.asarray(resized, np.float32) / np.float32(255) - self.mean) / self.std
         outputs = self.session.run(None, {"images": np.ascontiguousarray(images.transpose(2, 0, 1)[None])})
@@ -107,7 +108,7 @@ def image_level(keys: np.ndarray, attention: np.ndarray, grid: tuple[int, int]) 
     border[1:-1, 1:-1] = False
     scores = []
     for n_clusters in N_CLUSTERS:
-        model = KMeans(n_clusters, n_init=RESTARTS, max_iter=ITERATIONS, tol=0, random_state=0).fit(keys)
+        model = KMeans(n_clusters, n_init=STARTS, max_iter=ITERATIONS, tol=0, random_state=0).fit(keys)
         size = np.bincount(model.labels_, minlength=n_clusters)
         attended = np.bincount(model.labels_, attention, n_clusters) / size / attention.mean()
         bordering = np.bincount(model.labels_, border.ravel(), n_clusters) / size / border.mean()
@@ -150,7 +151,7 @@ def clean(score: np.ndarray) -> np.ndarray:
 
 
 def refine(score: np.ndarray, rgb: np.ndarray) -> np.ndarray:
-    """Refine a score with a CRF at half the photograph's size, and enlarge the result bilinearly; returns a bool mask.
+    """Refine a score with a CRF at half the photograph's size, enlarge the result bilinearly, and return a bool mask.
 
     vitnp does one step more: it enlarges along the photograph's edges.
     """

@@ -14,6 +14,7 @@ from bench.gpu.differences import mismatch
 from bench.gpu.measure import Timer, free, gather
 from bench.gpu.report import Report
 
+# Tokens of 16 images of 480 x 480 pixels: 60 x 60 patches of 8 pixels, and CLS.
 ROWS = 16 * 3601
 # Layer, width, dtype.
 CASES = [
@@ -25,8 +26,9 @@ CASES = [
 ]
 EPS = 1e-6
 OURS, CUPY, TORCH = "vitnp", "cupy", "torch"
-# Relative to the largest number.
+# Largest error, relative to the largest number of the right result.
 TOLERANCE = {"fp16": 2e-3, "fp32": 2e-6}
+# Number of rows that are checked.
 SAMPLE = 40
 
 
@@ -43,8 +45,9 @@ def run(report: Report, options: argparse.Namespace) -> None:
         case = {"layer": what, "rows": ROWS, "width": width, "dtype": dtype}
         kind = np.float16 if dtype == "fp16" else np.float32
         rng = np.random.default_rng(0)
-        some = cupy.asarray(rng.standard_normal((max(1, ROWS // 16), width), np.float32).astype(kind))
-        x = cupy.concatenate([some] * -(-ROWS // len(some)))[:ROWS]
+        # Rows are drawn for one image and repeated, because the host draws slowly.
+        drawn = cupy.asarray(rng.standard_normal((max(1, ROWS // 16), width), np.float32).astype(kind))
+        x = cupy.concatenate([drawn] * -(-ROWS // len(drawn)))[:ROWS]
         weight, bias = (cupy.asarray(rng.standard_normal(width, np.float32).astype(kind)) for _ in range(2))
 
         def ours(x=x, weight=weight, bias=bias, what=what) -> object:
@@ -62,12 +65,12 @@ def run(report: Report, options: argparse.Namespace) -> None:
             report.time(case, name, timing, rate=2 * x.nbytes / timing.seconds)
         for name, why in {**missing, **failed}.items():
             report.missing(case, name, why)
-        del x, some, calls
+        del x, drawn, calls
         free(cupy)
 
 
 def cupy_call(cupy: ModuleType, what: str, x: object, weight: object, bias: object) -> Callable[[], object]:
-    """Return the layer as CuPy expressions, with sums in float32."""
+    """Return a call of the layer written as CuPy expressions; LayerNorm sums in float32."""
     if what == "gelu":
         from cupyx.scipy.special import erf
 
@@ -83,7 +86,7 @@ def cupy_call(cupy: ModuleType, what: str, x: object, weight: object, bias: obje
 
 
 def torch_call(what: str, x: object, weight: object, bias: object) -> Callable[[], object]:
-    """Return the layer in torch."""
+    """Return a call of the layer in torch."""
     import torch
     from torch.nn import functional as F
 
@@ -92,7 +95,7 @@ def torch_call(what: str, x: object, weight: object, bias: object) -> Callable[[
 
 
 def _check(report: Report, cupy: ModuleType, label: str, what: str, dtype: str, x, weight, bias, found) -> None:
-    """Check some rows against float64."""
+    """Compare some rows of the result with the same layer in float64."""
     places = np.unique(np.linspace(0, len(x) - 1, SAMPLE).astype(np.int64))
     rows, got = (cupy.asnumpy(array[cupy.asarray(places)]).astype(np.float64) for array in (x, found))
     if what == "gelu":

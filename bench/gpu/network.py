@@ -17,13 +17,14 @@ from bench.gpu.measure import Timer, free, gather, gist, out_of_memory
 from bench.gpu.report import Report
 from vitnp.vit.model import ViT
 
-# The case with a target comes first.
+# The case that has a target (bench/gpu/bars.py) comes first, so that it is measured even if time runs out.
 BAR = Case("S", 8, 480, 16)
 CASES = [BAR] + [
     case
     for case in (Case("S", patch, side, batch) for patch in (8, 16) for side in (480, 224) for batch in (16, 64, 1))
     if case != BAR
 ]
+# What is compared with torch.compile, and the seconds that one of them takes.
 COMPILED, COMPILING = [(BAR, "key"), (Case("S", 16, 224, 64), "token")], 35.0
 OURS, TORCH, COMPILE = "vitnp", "torch, eager", "torch, compiled"
 # Relative difference of our features from torch's, both rounded to half precision in every layer.
@@ -82,7 +83,7 @@ def _measure(report: Report, timer: Timer, cupy: ModuleType, case: Case, seconds
         )
         facts = _facts(case, want)
         found = cupy.asnumpy(calls[OURS]()[:1]).astype(np.float64)
-        expected = _answer(cupy, calls, missing)
+        expected = _torch_features(cupy, calls, missing)
         if expected is not None:
             error = float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
             allowed = TOLERANCE * float(np.abs(expected).max())
@@ -90,7 +91,7 @@ def _measure(report: Report, timer: Timer, cupy: ModuleType, case: Case, seconds
             report.near(f"{case.label}, {want}: against torch", error, TOLERANCE, where)
         else:
             report.check(f"{case.label}, {want}: finite", bool(np.isfinite(found).all()))
-        # Without priming, because the launch overhead of the host counts here.
+        # Not primed: the time in which the host launches kernels is part of a forward pass.
         timings, failed = timer.medians(calls, seconds, primed=False)
         for name, timing in timings.items():
             report.time(facts, name, timing, rate=case.batch / timing.seconds)
@@ -100,7 +101,7 @@ def _measure(report: Report, timer: Timer, cupy: ModuleType, case: Case, seconds
         free(cupy)
 
 
-def _answer(cupy: ModuleType, calls: dict[str, Callable], missing: dict[str, str]) -> np.ndarray | None:
+def _torch_features(cupy: ModuleType, calls: dict[str, Callable], missing: dict[str, str]) -> np.ndarray | None:
     """Return torch's features of the first image; if it fails, remove it from the calls and return None."""
     if TORCH not in calls:
         return None
@@ -114,7 +115,7 @@ def _answer(cupy: ModuleType, calls: dict[str, Callable], missing: dict[str, str
 
 
 def _measure_compiled(report: Report, timer: Timer, cupy: ModuleType, case: Case, want: str) -> None:
-    """Measure both again, so that they run under the same conditions."""
+    """Measure compiled torch, and vitnp once more in turns with it: only then are their conditions the same."""
     weights, images = random_weights(case.config), _images(cupy, case)
     vit = ViT(case.config, weights).to(device="cuda", precision="fp16")
     calls, missing = gather(
@@ -131,9 +132,9 @@ def _measure_compiled(report: Report, timer: Timer, cupy: ModuleType, case: Case
 
 
 def torch_call(case: Case, weights: dict, images: object, want: str, compiled: bool = False) -> Callable[[], object]:
-    """Return a call of torch on the same images."""
+    """Return a call of the network in torch, on the same images in the same memory."""
     import torch
 
-    run, given = torch_twin.forward(case.config, weights, want), torch.from_dlpack(images)
-    run = torch.compile(run, dynamic=False) if compiled else run
-    return lambda: run(given)
+    network, tensor = torch_twin.forward(case.config, weights, want), torch.from_dlpack(images)
+    network = torch.compile(network, dynamic=False) if compiled else network
+    return lambda: network(tensor)

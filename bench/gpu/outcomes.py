@@ -1,6 +1,6 @@
 """A pytest plugin that writes a line of JSON as each test ends, so that the results of a stopped run are kept.
 
-``python -m pytest -p bench.gpu.outcomes``, with the file's name in VITNP_BENCH_OUTCOMES.
+Use it with ``python -m pytest -p bench.gpu.outcomes``; the environment variable VITNP_BENCH_OUTCOMES names the file.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import pytest
 
+# Environment variable with the name of the file.
 FILE = "VITNP_BENCH_OUTCOMES"
+# Characters that are kept of a failure report.
 MOST_TEXT = 1500
 
 

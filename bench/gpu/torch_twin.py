@@ -1,4 +1,4 @@
-"""The same vision transformer in torch, in half precision, with torch's fused attention."""
+"""vitnp's vision transformer written in torch, with torch's fused attention, for comparing speed and features."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def forward(
     device: str = "cuda",
     dtype: str = "float16",
 ) -> Callable[[object], object]:
-    """Return a function of images (B, 3, height, width), a torch tensor on the device.
+    """Return the network as a function of a torch tensor on the device: images (B, 3, height, width).
 
     Parameters
     ----------

@@ -1,7 +1,7 @@
 """Make a data set of pictures that show two categories side by side, for measuring ``--regions split``.
 
 A region that contains objects of two classes is a known weakness of the method, which sets with one object per
-photograph don't reveal. Here photographs of two categories are scaled to the same height and joined, and so are their
+photograph do not reveal. Here photographs of two categories are scaled to the same height and joined, and so are their
 label maps. Each photograph is used at most once. The same seed and folders give the same files, bit for bit.
 """
 
@@ -42,7 +42,7 @@ def choose_pairs(categories: Sequence[str], count: int | None, seed: int) -> lis
     Raises
     ------
     UsageError
-        When there are not enough photographs for `count` pairs, or for any.
+        If there are not enough photographs for `count` pairs, or even for one.
 
     Examples
     --------
@@ -56,6 +56,7 @@ def choose_pairs(categories: Sequence[str], count: int | None, seed: int) -> lis
     pairs: list[tuple[int, int]] = []
     while count is None or len(pairs) < count:
         # Take the two largest categories: otherwise the small ones run out, and a large one is left without partner.
+        # They are shuffled before they are sorted, so that chance decides between categories of the same size.
         order = rng.permutation(len(unused))
         names = sorted((list(unused)[index] for index in order), key=lambda name: -len(unused[name]))[:2]
         if len(names) < 2 or not unused[names[1]]:

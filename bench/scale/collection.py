@@ -63,8 +63,9 @@ class SyntheticViT(ViT):
         noise = rng.standard_normal((rows * columns, self.config.width), np.float32)
         key = np.where(inside[:, None], self._objects[kind], self._backgrounds[background]) + 0.7 * noise
         cls = self._objects[kind] + 0.5 * noise[0]
+        # Only the ratio of attention inside and outside matters.
         attention = np.repeat((1 + 3 * inside.astype(np.float32))[None], self.config.heads, 0) / 4000
-        state = np.stack([cls, cls, cls, cls])
+        state = np.stack([cls, cls, cls, cls])  # input of the last block, query, key, value
         return {"key": key, "value": key, "cls": cls, "attention": attention, "cls_state": state}
 
 

@@ -15,7 +15,7 @@ from bench.process import run_isolated
 from vitnp.cli import arguments, shared
 from vitnp.clustering.spectral import spectral_clusters
 
-# Allowed memory of the whole method in bytes: a constant, and more per image.
+# Memory in bytes that the method may take as a whole: a constant, and more per image.
 ALLOWED, ALLOWED_PER_IMAGE = 2e9, 4e3
 
 
@@ -46,9 +46,10 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _measure(images: int, width: int, clusters: int, noise: float, n_threads: int | None) -> dict[str, Any]:
-    """Cluster tokens around Gaussian centers, drawn in float32 to keep the peak memory low."""
+    """Draw tokens around random centers, cluster them, and return time, peak memory and agreement."""
     rng = np.random.default_rng(0)
     truth = rng.integers(clusters, size=images)
+    # In float32 and in place, so that the peak is that of the clustering.
     tokens = rng.standard_normal((images, width), np.float32)
     tokens *= noise
     tokens += rng.standard_normal((clusters, width), np.float32)[truth]

@@ -60,17 +60,18 @@ class _LogHandler(logging.Handler):
         print(f"vitnp: {record.getMessage()}", file=sys.stderr, flush=True)
 
 
+_LOGGER, _LOG_HANDLER = logging.getLogger("vitnp"), _LogHandler()
+
+
 def show_log() -> None:
     """Show the library's log on stderr."""
-    logger = logging.getLogger("vitnp")
-    if not any(isinstance(handler, _LogHandler) for handler in logger.handlers):
-        logger.addHandler(_LogHandler())
-    logger.setLevel(logging.INFO)
+    _LOGGER.addHandler(_LOG_HANDLER)  # does nothing if it is there already
+    _LOGGER.setLevel(logging.INFO)
 
 
 def set_verbosity(*, quiet: bool) -> None:
-    """Show errors only, or notices too."""
-    logging.getLogger("vitnp").setLevel(logging.ERROR if quiet else logging.INFO)
+    """Show only the errors of the library's log, or its notices too."""
+    _LOG_HANDLER.setLevel(logging.ERROR if quiet else logging.INFO)
 
 
 def say_error(error: Exception | str) -> None:

@@ -1,4 +1,4 @@
-"""A cluster of dask workers, to which a Segmenter hands its work."""
+"""Run the work of a Segmenter on a cluster of dask workers."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ if TYPE_CHECKING:
 # Photographs per task: a task of a second or more hides the cost of scheduling, and a killed worker loses little.
 PHOTOGRAPHS_PER_TASK = 16
 
-# Size in bytes of the rows that workers keep between passes. The scheduler has a copy, for the case that one is lost.
+# Bytes of rows that workers keep between passes, at most. The scheduler holds a copy, in case a worker is lost.
 _KEPT_BYTES = 256 << 20
 
-# Seconds without any worker after which the run ends.
+# Seconds without any worker after which the run fails.
 _WORKERLESS_SECONDS = 60
 
 
@@ -70,7 +70,7 @@ class Cluster:
         """
         items = iter(items)
         first = list(itertools.islice(items, 2))
-        if len(first) < 2:  # a single item is faster here
+        if len(first) < 2:  # sending a single item would only cost time
             yield from map(function, first)
             return
         yield from self._in_order(functools.partial(self._submit_item, function), itertools.chain(first, items))
@@ -127,7 +127,7 @@ class Cluster:
             )
             _merge(part, in_memory, result)
         if not (store.folder / SPEC_FILE).exists():
-            store.make_writable()  # workers recognize the folder by this file
+            store.make_writable()  # writes SPEC_FILE, by which workers recognize the folder
         network = tasks.NetworkReference.of(vit)
         folder = os.path.abspath(store.folder.parent)
         files = [(index, path) for index, path in enumerate(paths) if path is not None]
@@ -139,6 +139,7 @@ class Cluster:
 
         for group, (part, missing) in zip(groups, self._in_order(submit, groups)):
             for position in missing:
+                # A photograph that is missing on this machine too is one failure among others; see Extraction.
                 if (path := group[position][1]).exists():
                     raise ClusterError(
                         f"a worker does not see {path}; move the photographs to a folder that all machines share"
@@ -160,7 +161,7 @@ class Cluster:
         return self._submit(function, item)
 
     def _portable(self, chunk: Chunk) -> Chunk | Future:
-        """Return a chunk to be sent: with its own rows only, kept on a worker, or as a reference to a store."""
+        """Return what is sent for a chunk: a reference to rows of a store, or to rows that a worker keeps."""
         if isinstance(chunk.source, StoredKeys):
             return Chunk(chunk.first, chunk.source.part(chunk.part), slice(None))
         rows = np.ascontiguousarray(chunk.source[chunk.part])
@@ -224,6 +225,7 @@ class Cluster:
             raise ClusterError(
                 "the connection to the dask scheduler was lost; run again: finished features are kept"
             ) from None
+        # The message says what to do, so the chain of exceptions on the worker is left out.
         except VitnpError as error:
             raise error from None
 

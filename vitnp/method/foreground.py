@@ -1,7 +1,7 @@
 """The foreground rule: which clusters of an image show objects.
 
 To try another rule, change :func:`foreground_clusters`: no other code knows how the decision is made. Constants of a
-rule belong into :class:`vitnp.method.image_level.ImageLevelConfig`, as `threshold` does.
+rule belong in :class:`vitnp.method.image_level.ImageLevelConfig`, as `threshold` does.
 """
 
 from __future__ import annotations

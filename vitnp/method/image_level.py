@@ -99,10 +99,10 @@ def image_level(
     border = kernels.to_device(border_patches(grid), device)
 
     soft, hard = xp.zeros(n_patches), xp.zeros(n_patches)
-    # A very small image may have fewer patches than clusters.
-    numbers = [n_clusters for n_clusters in config.clusters if n_clusters < n_patches]
+    # A very small image may have fewer patches than clusters. If none of the numbers fits, all patches are background.
+    cluster_numbers = [n_clusters for n_clusters in config.clusters if n_clusters < n_patches]
     with blas.one_blas_thread():
-        for n_clusters in numbers:
+        for n_clusters in cluster_numbers:
             rng = np.random.default_rng((*seed, n_clusters))
             clusters = spherical_kmeans(
                 keys, n_clusters, rng, starts=config.starts, max_iterations=config.max_iterations
@@ -110,12 +110,14 @@ def image_level(
             foreground = foreground_clusters(clusters, attention, border, config.threshold)  # (K,) bool
             hard += kernels.to_device(foreground, device)[clusters.labels]
             soft += _sigmoid(_margin(keys, clusters.centroids, foreground) / config.temperature)
-    weight = 1 / max(len(numbers), 1)
+    weight = 1 / max(len(cluster_numbers), 1)
     return (soft * weight).astype(np.float32), (hard * weight).astype(np.float32)
 
 
 def _margin(keys: np.ndarray, centroids: np.ndarray, foreground: np.ndarray) -> np.ndarray:
     """Return the cosine to the nearest foreground centroid minus that to the nearest background centroid.
+
+    If no cluster is background, which happens for K = 1 only, the cosine to the foreground is returned as it is.
 
     Parameters
     ----------
@@ -132,7 +134,7 @@ def _margin(keys: np.ndarray, centroids: np.ndarray, foreground: np.ndarray) -> 
     cosine = (keys @ kernels.to_device(centroids, device).T).astype(np.float64)  # (N, K)
     if foreground.all():
         return cosine.max(axis=1)
-    # Column numbers instead of boolean masks: the shape of a result then needs no synchronization with a GPU.
+    # Column numbers, because with a boolean mask the host would wait for the GPU to learn the shape of the result.
     inside, outside = (kernels.to_device(np.flatnonzero(part), device) for part in (foreground, ~foreground))
     return cosine[:, inside].max(axis=1) - cosine[:, outside].max(axis=1)
 

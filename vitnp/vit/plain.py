@@ -1,4 +1,4 @@
-"""The vision transformer to read: the whole forward pass in plain NumPy, for one image at a time.
+"""The vision transformer, written to be read: the whole forward pass in plain NumPy, one image at a time.
 
 It computes what DINO (Caron et al. 2021, arXiv 2104.14294), DINOv2 (Oquab et al. 2023, arXiv 2304.07193), DINOv2 with
 registers (Darcet et al. 2023, arXiv 2309.16588) and any other plain ViT (Dosovitskiy et al. 2021, arXiv 2010.11929)
@@ -41,7 +41,7 @@ def features(
     -------
     dict of str to float array
         "query", "key", "value" and "token" (N, D), "cls" (D,) and "register" (R, D), "attention" (H, N) from CLS to the
-        patches. Tokens are those after the final norm.
+        patches. "token", "cls" and "register" are taken after the final norm.
 
     Examples
     --------
@@ -74,7 +74,7 @@ def features(
 
 
 def block(x: np.ndarray, w: dict[str, Any], config: ViTConfig) -> np.ndarray:
-    """Apply one pre-norm transformer block to tokens (T, D), with LayerScale (Touvron et al. 2021) where it has one."""
+    """Apply one pre-norm block to tokens (T, D), with LayerScale (Touvron et al. 2021) if the network has it."""
     scale1, scale2 = (w["ls1"]["gamma"], w["ls2"]["gamma"]) if config.layerscale else (1.0, 1.0)
     x = x + scale1 * attn(norm(x, **w["norm1"], eps=config.eps), w["attn"], config.heads)
     x = x + scale2 * mlp(norm(x, **w["norm2"], eps=config.eps), w["mlp"])
@@ -142,18 +142,19 @@ def prepare_tokens(image: np.ndarray, w: dict[str, Any], config: ViTConfig, stri
     if len(pos_embed) > math.prod(config.grid):  # the first position belongs to CLS
         cls_token, pos_embed = cls_token + pos_embed[:1], pos_embed[1:]
     x = x + resample_abs_pos_embed(pos_embed.reshape(*config.grid, -1), x.shape[:2], config.pos_embed)
-    registers = w["register_tokens"][0] if config.registers else x[0, :0]
+    registers = w["register_tokens"][0] if config.registers else x[0, :0]  # (R, D), also for R = 0
     return np.concatenate([cls_token, registers, x.reshape(-1, config.width)])
 
 
 def patch_embed(image: np.ndarray, weight: np.ndarray, bias: np.ndarray, stride: int) -> np.ndarray:
     """Project each patch to D numbers, a convolution without padding: (3, height, width) to (rows, columns, D)."""
+    # c channels, r rows and k columns of patches, y rows and x columns of pixels in a patch, d numbers.
     patches = np.lib.stride_tricks.sliding_window_view(image, weight.shape[2:], axis=(1, 2))[:, ::stride, ::stride]
     return np.einsum("crkyx,dcyx->rkd", patches, weight) + bias
 
 
 def resample_abs_pos_embed(pos_embed: np.ndarray, grid: tuple[int, ...], convention: str) -> np.ndarray:
-    """Resample position embeddings from the trained grid to another: (M, M', D) to (m, m', D)."""
+    """Resample position embeddings (rows, columns, D) from the trained grid to another number of rows and columns."""
     if pos_embed.shape[:2] == grid:
         return pos_embed
     vertical = bicubic_weights(pos_embed.shape[0], grid[0], convention)
@@ -162,7 +163,7 @@ def resample_abs_pos_embed(pos_embed: np.ndarray, grid: tuple[int, ...], convent
 
 
 def bicubic_weights(old: int, new: int, convention: str) -> np.ndarray:
-    """Return the weights (new, old) of bicubic interpolation along one axis, see :mod:`vitnp.vit.pos_embed`."""
+    """Return the weights (new, old) of bicubic interpolation along an axis, see :mod:`vitnp.vit.pos_embed`."""
     weights = np.zeros((new, old))
     for i in range(new):
         if convention == "antialias":

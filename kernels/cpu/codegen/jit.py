@@ -26,8 +26,8 @@ from numba.core import caching
 from numba.core.registry import CPUDispatcher
 from numba.core.runtime import rtsys
 
-# error_model: a division by zero gives infinity, as in NumPy, instead of an exception. Sums must not be reassociated:
-# the compiler would choose their order, and thereby their last bits.
+# error_model: a division by zero gives infinity, as in NumPy, instead of an exception. fastmath: what the compiler may
+# do to expressions; "reassoc" is missing, since with it the compiler chooses the order of sums, and so their last bits.
 OPTIONS: dict[str, Any] = {
     "nogil": True,
     "boundscheck": False,
@@ -35,7 +35,8 @@ OPTIONS: dict[str, Any] = {
     "fastmath": {"contract", "nsz", "arcp"},
 }
 
-# numba's decorator for functions that generate IR, typed as kernels call them: without the first parameter, `context`.
+# numba's decorator for functions that generate LLVM IR. Kernels call such a function without its first parameter, the
+# typing context, and this is what the annotation says.
 intrinsic: Callable[[Callable[..., Any]], Callable[..., Any]] = numba.extending.intrinsic
 
 _logger = logging.getLogger(__name__)
@@ -43,7 +44,7 @@ _logged = threading.Event()
 
 
 class NoCache(ImportError):
-    """There is no folder for compiled kernels."""
+    """No folder for compiled kernels can be written; an ImportError, so that vitnp falls back to kernels in NumPy."""
 
 
 def kernel(*signature: Any, **options: Any) -> Callable:
@@ -149,13 +150,9 @@ class _Locator(caching._CacheLocator):
     def get_disambiguator(self) -> str:
         return str(self._line)
 
-    @classmethod
-    def from_function(cls, function: Callable, file: str) -> _Locator:
-        return cls(function)
-
 
 class _Implementation(caching.CompileResultCacheImpl):
-    """Use this locator only, whatever the environment variables of numba say."""
+    """Use :class:`_Locator` only, whatever the environment variables of numba say."""
 
     def __init__(self, function: Callable):
         self._lineno = function.__code__.co_firstlineno
@@ -168,7 +165,7 @@ class _Implementation(caching.CompileResultCacheImpl):
 
 
 class _Cache(caching.FunctionCache):
-    """Log a message when something has to be compiled."""
+    """Log a message once per process if something has to be compiled."""
 
     _impl_class = _Implementation
 
