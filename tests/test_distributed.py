@@ -162,6 +162,7 @@ def test_features_are_the_same_when_a_worker_is_killed(cluster, monkeypatch, vit
     assert content(there) == content(here)
 
 
+@pytest.mark.slow(reason="waits for workers")
 def test_what_the_store_has_is_not_computed_again(cluster, vit, paths, tmp_path):
     store = FeatureStore(tmp_path, FeatureSpec.of(vit, short_side=48))
     expected = extract_to_store(paths, vit, store)
@@ -193,6 +194,7 @@ def test_kmeans_is_the_same_when_a_worker_is_killed(cluster, metric):
     assert np.array_equal(model().fit(x).predict(x, mapper=cluster.map), expected.labels_)
 
 
+@pytest.mark.slow(reason="waits for workers")
 def test_rows_that_were_changed_are_sent_again(cluster):
     x = np.random.default_rng(1).standard_normal((20_000, 4)).astype(np.float32)
     for _ in range(2):
@@ -294,6 +296,7 @@ def test_an_interruption_cancels_and_keeps_what_is_finished(cluster, monkeypatch
     assert 2 <= len(store) < 59
 
 
+@pytest.mark.slow(reason="waits for workers")
 @pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="this system has no signal masks")
 def test_local_workers_ignore_ctrl_c():
     with connected("local", workers=1) as cluster:
@@ -371,6 +374,7 @@ def test_a_store_that_workers_cannot_see_is_refused(cluster, monkeypatch, vit, p
         cluster.extract_to_store(paths, vit, store)
 
 
+@pytest.mark.slow(reason="waits for a timeout")
 def test_no_scheduler_answers(monkeypatch):
     monkeypatch.setattr(connect, "_CONNECT_SECONDS", 0.5)
     for address in ["tcp://127.0.0.1:9", "nonsense", "tcp://127.0.0.1"]:
@@ -402,6 +406,7 @@ def test_without_dask_the_error_says_how_to_install_it(monkeypatch):
         pass
 
 
+@pytest.mark.slow(reason="waits for workers")
 def test_other_machines_need_a_cache():
     with pytest.raises(UsageError, match="--cache"), connected("tcp://127.0.0.1:8786"):
         pass

@@ -60,6 +60,7 @@ def test_a_notebook_shows_the_overlay(result):
         np.testing.assert_array_equal(np.asarray(image), np.asarray(result.overlay()))
 
 
+@pytest.mark.slow(reason="starts processes")
 def test_a_pool_of_processes_gives_the_same_results(tmp_path, builtin):
     paths = [tmp_path / f"{seed}.png" for seed in range(2)]
     for seed, path in enumerate(paths):

@@ -128,6 +128,7 @@ def test_observers_get_the_results_that_are_kept(builtin, scenes):
         assert (category, confidence) == (fitted.categories[index], fitted.confidences[index])
 
 
+@pytest.mark.slow(reason="fits several collections")
 def test_components_and_split(builtin):
     pair = [np.concatenate([scene(seed, seed % 3), scene(seed + 50, (seed + 1) % 3)], axis=1) for seed in range(6)]
     for how in ("components", "split"):
@@ -147,6 +148,7 @@ def test_components_and_split(builtin):
 # --- The same answer --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow(reason="fits several collections")
 def test_threads_cache_and_runs_change_nothing(builtin, scenes, fitted, tmp_path):
     again = Segmenter(builtin, 3, short_side=96, n_categories=2, n_threads=1).fit(scenes)
     assert_same(fitted, again)

@@ -112,6 +112,7 @@ def test_kmeans_is_checked_and_timed_against_the_others(cupy, run_step):
     assert why["cuML"] == "No module named 'cuml'" and why["flash-kmeans"].startswith("No module named")
 
 
+@pytest.mark.slow(reason="k-means on the emulator")
 @pytest.mark.parametrize(
     "field, spoil, what",
     [
@@ -243,6 +244,7 @@ def small_photographs(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.mark.slow(reason="whole photographs on the emulator")
 def test_stages_of_photographs_and_the_kernels_in_them(cupy, run_step, small_photographs):
     records = run_step("stages", SAMPLES=small_photographs, RUNS=1)
     timed = [record for record in records if record["kind"] == "time"]
@@ -259,6 +261,7 @@ def test_stages_of_photographs_and_the_kernels_in_them(cupy, run_step, small_pho
     assert "kernels, 0.jpg, fp16" in text and "network" in text
 
 
+@pytest.mark.slow(reason="whole photographs on the emulator")
 @pytest.mark.parametrize(
     "step, function", [("stages", "run"), ("refinement", "run"), ("agreement", "keys"), ("agreement", "masks")]
 )

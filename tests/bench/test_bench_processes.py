@@ -194,6 +194,7 @@ sys.exit(status)
 """
 
 
+@pytest.mark.slow(reason="waits for processes")
 @pytest.mark.parametrize("number, status", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_ends_the_steps_and_leaves_what_there_is(tmp_path, number, status):
     hanging, numbers = tmp_path / "hanging", tmp_path / "numbers"

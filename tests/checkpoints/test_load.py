@@ -504,6 +504,7 @@ def test_an_interrupted_write_leaves_nothing(tmp_path, monkeypatch):
     assert [p.read_bytes() for p in tmp_path.iterdir()] == [b"as it was"]
 
 
+@pytest.mark.slow(reason="many inputs")
 @settings(derandomize=True, deadline=None, max_examples=400)
 @given(data=st.data())
 def test_fuzzed_files_give_a_clean_error_or_a_complete_vit(tmp_path_factory, data):

@@ -357,6 +357,7 @@ def read_every_element(value):
             read_every_element(inner)
 
 
+@pytest.mark.slow(reason="many inputs")
 @settings(derandomize=True, deadline=None, max_examples=400)
 @given(data=st.data(), name=st.sampled_from(["plain_legacy", "odd_legacy", "odd_zip", "training_zip"]))
 def test_fuzzed_files_give_a_clean_error_or_readable_arrays(tmp_path_factory, data, name):
@@ -375,6 +376,7 @@ def test_fuzzed_files_give_a_clean_error_or_readable_arrays(tmp_path_factory, da
             read_every_element(read)
 
 
+@pytest.mark.slow(reason="many inputs")
 @settings(derandomize=True, deadline=None, max_examples=300)
 @given(data=st.data())
 def test_fuzzed_pickles_behind_a_valid_checksum(tmp_path_factory, data):

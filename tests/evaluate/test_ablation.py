@@ -31,6 +31,7 @@ def table(folders, tmp_path_factory, builtin):
     return {row[:2]: (row.coarse, row.refined) for row in rows}
 
 
+@pytest.mark.slow(reason="fits a collection per variant")
 def test_rows_and_their_order(table):
     assert list(table) == [
         *(("levels", name) for name in ("image", "data set", "category")),

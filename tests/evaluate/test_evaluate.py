@@ -412,6 +412,7 @@ def test_thirty_photographs_are_fitted_as_a_set(tmp_path, builtin, capsys):
     assert scored_as_a_set(capsys, *argv) == scored_as_a_set(capsys, *argv, "--levels", "each")
 
 
+@pytest.mark.slow(reason="fits a collection per seed")
 @pytest.mark.parametrize("levels", ["image", "all"])
 def test_seeds_give_mean_and_deviation(tmp_path, builtin, capsys, monkeypatch, levels):
     folders = discs(tmp_path, 4)
@@ -476,6 +477,7 @@ def test_a_sets_broken_files_are_skipped_and_listed(tmp_path, builtin, capsys):
     assert status == 2 and captured.out == "" and captured.err.count("\n") == 1
 
 
+@pytest.mark.slow(reason="runs a whole evaluation")
 @pytest.mark.parametrize("levels", ["image", "all"])
 def test_report_shows_truth_and_prediction(tmp_path, builtin, capsys, levels):
     folders = discs(tmp_path, 3)

@@ -245,6 +245,7 @@ def test_max_f_agrees_with_a_loop_over_thresholds(case, beta2):
         assert max_f_beta(soft, truth, beta2) == pytest.approx(loop_max_f(soft, truth, beta2), abs=1e-12)
 
 
+@pytest.mark.slow(reason="many inputs")
 @settings(derandomize=True, deadline=None, max_examples=300)
 @given(maps(), st.sampled_from([0.0, 0.5, 1.0]))
 def test_s_measure_agrees_with_the_loop(case, alpha):

@@ -241,6 +241,7 @@ def evaluated(capsys, *argv):
     return json.loads(out)
 
 
+@pytest.mark.slow(reason="fits several collections")
 def test_every_layout_gives_the_same_scores(layouts, capsys, tmp_path, builtin):
     made, places = layouts
     found = {
@@ -282,6 +283,7 @@ def test_layouts_are_detected(layouts, tmp_path):
     assert detect_layout([tmp_path / "images", tmp_path / "labels"]) == "folder"
 
 
+@pytest.mark.slow(reason="fits several collections")
 def test_options_of_the_set(layouts, capsys, tmp_path):
     _, places = layouts
     assert evaluated(capsys, *places["voc"], "--split", "train", "--classes", "2")["images"] == 4

@@ -116,6 +116,7 @@ def test_run_lengths_wherever_the_object_lies(mask, above, below, before, behind
     assert run_lengths(padded).tolist() == naive_runs(padded)
 
 
+@pytest.mark.slow(reason="large masks")
 def test_long_runs_of_large_masks():
     # Naive loops would take minutes; so known run lengths are compared instead.
     mask = np.zeros((5000, 8000), bool)

@@ -213,6 +213,7 @@ def test_without_classes_and_without_out(collection, tmp_path, capsys):
         )
 
 
+@pytest.mark.slow(reason="runs a collection")
 def test_thirty_photographs_are_segmented_as_a_collection_by_default(tmp_path):
     for index in range(30):
         photograph(tmp_path / "in" / f"{index:02}.png", index)
@@ -457,6 +458,7 @@ def test_nothing_readable_is_status_2_with_every_file_listed(tmp_path, capsys):
     assert "2 of 2 failed" in err and "a.jpg" in err and "b.jpg" in err and not files(tmp_path / "o")
 
 
+@pytest.mark.slow(reason="starts a process per case")
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

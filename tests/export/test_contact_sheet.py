@@ -82,6 +82,7 @@ def test_rows_columns_and_captions():
     assert np.abs(right - PAPER).max() == 0
 
 
+@pytest.mark.slow(reason="draws large sheets")
 @pytest.mark.parametrize("count", [0, 1, 3, 30, 255])
 def test_size_is_bounded(count):
     picture = (GRAY, np.ones((120, 160), bool))

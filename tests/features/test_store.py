@@ -200,6 +200,7 @@ def test_token_cap_is_recorded(vit, tmp_path):
     assert all(entry.capped and entry.patches <= 12 for entry in entries)
 
 
+@pytest.mark.slow(reason="many inputs")
 @hypothesis.settings(derandomize=True, deadline=None, max_examples=12)
 @hypothesis.given(
     order=st.permutations(range(23)),

@@ -366,6 +366,7 @@ def test_a_tiff_with_huge_tiles_is_an_error(tmp_path):
         decode.read_image(tmp_path / "a.tif")
 
 
+@pytest.mark.slow(reason="a large image in a process of its own")
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="ru_maxrss counts kilobytes on Linux only")
 def test_memory_for_a_jpeg_with_exif_orientation(tmp_path):
     """At most 12 bytes per pixel, or 1.2 GB for 100 megapixels: measured with 25 megapixels, in another process."""
@@ -428,6 +429,7 @@ def test_files_truncated_anywhere_are_an_error(tmp_path, kind):
             assert (rgb == whole).all()
 
 
+@pytest.mark.slow(reason="many inputs")
 @settings(derandomize=True, deadline=None, max_examples=300)
 @given(
     kind=st.sampled_from(sorted(samples())),

@@ -308,6 +308,7 @@ def test_files_of_other_programs_have_no_stamp(tmp_path):
         assert not stamp.is_own_output(path)
 
 
+@pytest.mark.slow(reason="many inputs")
 @settings(derandomize=True, deadline=None, max_examples=200)
 @given(
     name=st.sampled_from(["a.png", "a.npy", "a.npz"]),
@@ -433,6 +434,7 @@ def test_names_that_differ_in_case_get_numbers():
     assert stems(["a.jpg", "A.jpg"]) == ["a.jpg-1", "A.jpg-2"]
 
 
+@pytest.mark.slow(reason="many inputs")
 @settings(derandomize=True, deadline=None, max_examples=100)
 @given(
     names=st.lists(

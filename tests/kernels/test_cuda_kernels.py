@@ -222,6 +222,7 @@ def test_kmeans_refuses(cupy, operations, clusters, metric):
 # --- Similarity ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow(reason="large grids on the emulator")
 @pytest.mark.parametrize(
     "n, others, width, dtype, count, model",
     [

@@ -263,6 +263,7 @@ def test_masks_are_the_cpu_s(cupy, vit, refine):
     assert np.abs(found.soft.astype(int) - wanted.soft).max() <= 0.01 * 65535
 
 
+@pytest.mark.slow(reason="a photograph on the emulator")
 def test_half_precision_finds_the_same_object(cupy, vit):
     rgb = scene(2)
     wanted, found = (
@@ -526,6 +527,7 @@ def test_photographs_one_by_one_go_through_the_network_together(cupy, vit, photo
     assert [outcome.status for outcome in again] == ["skipped"] * 3 + ["failed"] + ["skipped"] * 3
 
 
+@pytest.mark.slow(reason="photographs on the emulator")
 def test_large_photographs_go_by_themselves(cupy, vit, photographs, tmp_path, monkeypatch):
     for index in range(3):
         Image.fromarray(photographs[index][:48, : 64 if index == 1 else 48]).save(tmp_path / f"{index}.png")

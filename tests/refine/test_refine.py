@@ -194,6 +194,7 @@ def test_solver_solves_the_system_of_the_paper(height, width, seed):
     np.testing.assert_allclose(result, expected, atol=1e-6)
 
 
+@pytest.mark.slow(reason="many inputs")
 def test_solver_agrees_with_a_direct_sparse_solve():
     from scipy.sparse import csc_array
     from scipy.sparse.linalg import spsolve
