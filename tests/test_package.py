@@ -19,11 +19,11 @@ import vitnp
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 MODULES = sorted(
-    ".".join(([] if room == "vitnp" else ["vitnp"]) + [*path.relative_to(ROOT).with_suffix("").parts]).removesuffix(
+    ".".join(([] if package == "vitnp" else ["vitnp"]) + [*path.relative_to(ROOT).with_suffix("").parts]).removesuffix(
         ".__init__"
     )
-    for room in ("vitnp", "kernels", "weights")
-    for path in (ROOT / room).rglob("*.py")
+    for package in ("vitnp", "kernels", "weights")
+    for path in (ROOT / package).rglob("*.py")
     if path.name != "__main__.py" and "train" not in path.parts
 )
 
