@@ -56,7 +56,7 @@ def command_five() -> None:
 
 def run_command(*arguments: str | Path) -> None:
     """Run ``python -m vitnp.segment`` in this process, with one thread and a temporary output folder."""
-    main = importlib.import_module("vitnp.segment").main
+    main = importlib.import_module("vitnp.cli.segment").main
     with tempfile.TemporaryDirectory() as out, contextlib.redirect_stdout(io.StringIO()):
         status = main([*map(str, arguments), "--out", out, "--threads", "1", "--quiet"])
     if status != 0:
