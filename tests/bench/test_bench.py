@@ -443,3 +443,9 @@ def test_functions_are_counted_by_file_and_name_in_all_threads():
     first, second = (journey.project_functions(codes, root, rooms=("bench",)) for codes in journey.trace(call))
     assert list(first["bench/table.py"]) == ["duration", "verdict"] and list(second["bench/table.py"]) == ["duration"]
     assert journey.count(second) == "1 / 1"
+
+
+@pytest.mark.slow(reason="runs the command line on a photograph")
+def test_journey_counts_a_command(capfd):
+    assert main(["journey", "one"]) == 0
+    assert "segment coffee.jpg" in capfd.readouterr().out
