@@ -150,7 +150,7 @@ def segmented(photographs: Path, out: Path, *options: str, seconds: float) -> di
         "--out",
         str(out),
         "--levels",
-        "each",
+        "single",
         "--quiet",
     ]
     with tempfile.TemporaryFile() as said:

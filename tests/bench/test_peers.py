@@ -204,7 +204,7 @@ def scene(tmp_path):
 
 def run(scene, monkeypatch, *options):
     monkeypatch.setattr(record, "RESULTS", scene.parent / "results")
-    return peers.main([str(scene / "images"), str(scene / "masks"), "--quiet", "--size", "96", *options])
+    return peers.main([str(scene / "images"), str(scene / "masks"), "--quiet", "--short-side", "96", *options])
 
 
 class TrueMasks:
