@@ -8,7 +8,9 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
 
 from vitnp import options
 from vitnp.errors import UsageError
@@ -16,10 +18,47 @@ from vitnp.io import write
 from vitnp.io.label_png import write_labels
 from vitnp.masks import overlay
 
-if TYPE_CHECKING:
-    from vitnp.result import Segmentation
-
 Stamp = Mapping[str, str]
+
+
+class Result(Protocol):
+    """What the outputs need of a result; :class:`vitnp.result.Segmentation` describes each attribute."""
+
+    @property
+    def image(self) -> np.ndarray:
+        """(height, width, 3) uint8."""
+
+    @property
+    def mask(self) -> np.ndarray:
+        """(height, width) bool."""
+
+    @property
+    def soft(self) -> np.ndarray:
+        """(height, width) uint16."""
+
+    @property
+    def score(self) -> np.ndarray:
+        """(rows, columns) float32."""
+
+    @property
+    def keys(self) -> np.ndarray:
+        """(rows, columns, D) float32."""
+
+    @property
+    def labels(self) -> np.ndarray | None:
+        """(height, width) uint8, None without classes."""
+
+    @property
+    def confidence(self) -> float:
+        """From 0 to 1."""
+
+    @property
+    def parameters(self) -> Mapping[str, Any]:
+        """Everything that the result depends on besides the photograph."""
+
+    @property
+    def stamp(self) -> Stamp:
+        """Entries by which a later run recognizes the files."""
 
 
 class OutputWriter(NamedTuple):
@@ -35,20 +74,20 @@ class OutputWriter(NamedTuple):
     """
 
     suffix: str
-    write: Callable[[Path, Segmentation, Stamp], None]
+    write: Callable[[Path, Result, Stamp], None]
 
 
-def _write_npz(path: Path, result: Segmentation, stamp: Stamp) -> None:
+def _write_npz(path: Path, result: Result, stamp: Stamp) -> None:
     arrays = {"mask": result.mask, "score": result.score}
     write.write_npz(path, arrays, {**result.parameters, "confidence": result.confidence, **stamp})
 
 
-def _write_npz_with_keys(path: Path, result: Segmentation, stamp: Stamp) -> None:
+def _write_npz_with_keys(path: Path, result: Result, stamp: Stamp) -> None:
     arrays = {"mask": result.mask, "score": result.score, "keys": result.keys}
     write.write_npz(path, arrays, {**result.parameters, "confidence": result.confidence, **stamp})
 
 
-def _write_labels(path: Path, result: Segmentation, stamp: Stamp) -> None:
+def _write_labels(path: Path, result: Result, stamp: Stamp) -> None:
     if result.labels is None:
         raise UsageError("labels can be written only with a collection that has classes; this result has none")
     write_labels(path, result.labels, stamp)
@@ -103,7 +142,7 @@ def output_paths(stem: str | os.PathLike[str], which: Iterable[str], *, labels: 
     return {name: Path(f"{os.fspath(stem)}{WRITERS[name].suffix}") for name in which}
 
 
-def write_outputs(result: Segmentation, stem: str | os.PathLike[str], which: Iterable[str]) -> dict[str, Path]:
+def write_outputs(result: Result, stem: str | os.PathLike[str], which: Iterable[str]) -> dict[str, Path]:
     """Write the outputs of a photograph beside each other; see :meth:`vitnp.result.Segmentation.save`."""
     which = tuple(which)
     paths = output_paths(stem, which, labels=result.labels is not None)

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 PROG = "python -m vitnp.weights.train"
 
+# Optimizers of :class:`vitnp.weights.train.student.Student`, listed here so that --help needs no torch.
+OPTIMIZERS = ("muon", "adamw")
+
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command, and return its exit status.
@@ -94,8 +97,8 @@ def _add_distill_options(parser: argparse.ArgumentParser) -> None:
     add = group.add_argument
     add("--batch", type=positive, default=16, metavar="N", help="crops of 224 x 224 per batch (16; on a GPU 512)")
     add("--pool", type=natural, default=0, metavar="N", help="batches kept and used 3 times, 0.9 MB per crop (0)")
-    add("--optimizer", choices=("muon", "adamw"), default="muon", metavar="NAME", help="muon or adamw (muon)")
-    add("--optimiser", dest="optimizer", choices=("muon", "adamw"), default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+    add("--optimizer", choices=OPTIMIZERS, default="muon", metavar="NAME", help="muon or adamw (muon)")
+    add("--optimiser", dest="optimizer", choices=OPTIMIZERS, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
     add("--rate", type=_above_zero, default=1e-3, metavar="R", help="learning rate of AdamW (1e-3)")
     add("--muon-rate", type=_above_zero, default=0.012, metavar="R", help="learning rate of Muon (0.012)")
     add("--held-out", type=natural, default=64, metavar="N", help="photographs kept for evaluation (64)")

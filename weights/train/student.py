@@ -9,8 +9,6 @@ import torch
 from torch import Tensor
 from vitnp.weights.train.muon import Muon
 
-OPTIMIZERS = ("muon", "adamw")
-
 _MUON_WEIGHTS = ("attn.qkv.weight", "attn.proj.weight", "mlp.fc1.weight", "mlp.fc2.weight")
 _WEIGHT_DECAY = 0.02
 _BETAS = (0.9, 0.98)
