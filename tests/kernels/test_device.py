@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import pathlib
 import sys
 import types
+import weakref
 
 import numpy as np
 import pytest
@@ -525,6 +527,28 @@ def test_photographs_one_by_one_go_through_the_network_together(cupy, vit, photo
         assert (np.asarray(Image.open(outcome.outputs["mask"])) > 0).tolist() == alone.tolist()
     again = list(segment_files(found, stems, there, ["mask"], **options))
     assert [outcome.status for outcome in again] == ["skipped"] * 3 + ["failed"] + ["skipped"] * 3
+
+
+@pytest.mark.slow(reason="photographs on the emulator")
+def test_finished_photographs_leave_the_memory(cupy, vit, photographs, tmp_path, monkeypatch):
+    for index in range(6):
+        Image.fromarray(np.roll(photographs[0][:48, :64], index, axis=1)).save(tmp_path / f"{index}.png")
+    found = find_photographs([tmp_path])
+    stems = [tmp_path / "out" / photograph.path.stem for photograph in found]
+    segment, decoded = ImagePipeline.segment, []
+
+    def recorded(pipeline, rgb, features, clock):
+        decoded.append(weakref.ref(rgb))
+        return segment(pipeline, rgb, features, clock)
+
+    monkeypatch.setattr(ImagePipeline, "segment", recorded)
+    settings = Settings(short_side=32, refine="none")
+    outcomes = segment_files(found, stems, vit.to(device="cuda"), ["mask"], batch=1, collection=None, settings=settings)
+    for _ in found:  # the generator, and what it keeps, is still alive after the last outcome
+        assert next(outcomes).status == "done"
+    gc.collect()
+    assert len(decoded) == 6 and sum(one() is not None for one in decoded) <= 1
+    outcomes.close()
 
 
 @pytest.mark.slow(reason="photographs on the emulator")

@@ -138,8 +138,8 @@ class _Run:
                 (features,) = pipeline.extract([network_input])
                 clock.lap("network")
                 job.seconds |= clock.seconds
-                result = self.segment(job, rgb, features)
-            return self.write(job, result)
+                # Written under the lock: the results of a large photograph need as much memory as decoding it.
+                return self.write(job, self.segment(job, rgb, features))
         except (ImageError, OutputError) as error:
             return Outcome(job.path, {}, error)
 
@@ -192,6 +192,8 @@ class _Run:
                 job.outcome = self.write(job, job.result)
             except OutputError as error:
                 job.outcome = Outcome(job.path, {}, error)
+        # The list of all jobs outlives each of them, so their pixels must not stay.
+        job.rgb = job.result = None
         return job
 
     def finished_before(self, job: _ImageJob) -> Outcome | None:
