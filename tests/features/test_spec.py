@@ -7,7 +7,9 @@ import json
 
 import numpy as np
 import pytest
+import random_vit
 
+from vitnp import ViT, ViTConfig, segment_image
 from vitnp.features.record import FeatureRecord
 from vitnp.features.shards import write_shard
 from vitnp.features.spec import FeatureSpec
@@ -75,3 +77,13 @@ def test_shards_have_the_bytes_of_earlier_versions(tmp_path):
 
     path = write_shard(tmp_path, [record("b" * 32, (2, 3), 1), record("a" * 32, (3, 2), 2)])
     assert path.name == "43d2cdaa45dbbf0d04b21c5f489a30bb.safetensors"
+
+
+def test_weights_are_hashed_only_for_features_that_are_stored(monkeypatch):
+    config = ViTConfig(width=8, depth=1, heads=1, patch=4, grid=(2, 2))
+    weights = random_vit.random_weights(config, seed=0, hidden=8, class_position=True, dtype=np.float32)
+    vit = ViT(config, weights)
+    assert len(FeatureSpec.of(vit).sha256) == 64
+    monkeypatch.setattr("vitnp.features.spec._hash_weights", lambda vit: pytest.fail("the weights are hashed"))
+    rgb = np.zeros((16, 16, 3), np.uint8)
+    assert segment_image(rgb, vit, collection=None).mask.shape == (16, 16)

@@ -98,7 +98,7 @@ def extract(rgb: np.ndarray, vit: ViT, spec: FeatureSpec | None = None, **settin
     ((540, 192), (20, 27))
     """
     if spec is None:
-        spec = FeatureSpec.of(vit, **settings, precision="float32", regions=False)
+        spec = FeatureSpec.of(vit, **settings, precision="float32", regions=False, stored=False)
     return extract_batch([prepare(rgb, vit, spec, source.content_hash(rgb))], vit, spec)[0]
 
 
@@ -195,4 +195,4 @@ def _check_finite(arrays: dict[str, np.ndarray], spec: FeatureSpec) -> None:
 
 def default_spec(vit: ViT, settings: options.Settings) -> FeatureSpec:
     """Return the spec of float32 features without CLS tokens of regions, as the image level alone needs them."""
-    return FeatureSpec.of(vit, **settings.of_features, precision="float32", regions=False)
+    return FeatureSpec.of(vit, **settings.of_features, precision="float32", regions=False, stored=False)

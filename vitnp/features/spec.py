@@ -80,6 +80,7 @@ class FeatureSpec:
         max_tokens: int = options.MAX_TOKENS,
         precision: str = "float16",
         regions: bool = True,
+        stored: bool = True,
     ) -> FeatureSpec:
         """Return the spec of a network's features.
 
@@ -91,6 +92,9 @@ class FeatureSpec:
         precision : {"float16", "float32"}
         regions : bool
             Whether to include the arrays from which CLS tokens of regions are computed: up to three times the data.
+        stored : bool
+            Whether the features may be stored. If so, a network without a file is identified by a checksum of its weights,
+            which takes a while for a large one.
 
         Returns
         -------
@@ -106,7 +110,7 @@ class FeatureSpec:
             raise UsageError(f"precision must be one of {allowed}, got {precision!r}")
         config = vit.config
         return cls(
-            sha256=vit.sha256 or _hash_weights(vit),
+            sha256=vit.sha256 or (_hash_weights(vit) if stored else ""),
             facet=options.check("facet", facet),
             layer=config.resolve_layer(layer),
             stride=config.resolve_stride(stride),
