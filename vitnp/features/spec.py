@@ -93,8 +93,8 @@ class FeatureSpec:
         regions : bool
             Whether to include the arrays from which CLS tokens of regions are computed: up to three times the data.
         stored : bool
-            Whether the features may be stored. If so, a network without a file is identified by a checksum of its weights,
-            which takes a while for a large one.
+            Whether the features may be stored. If so, a network without a file is identified by a checksum of its
+            weights, which takes a while for a large one.
 
         Returns
         -------
