@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 
 import numpy as np
@@ -18,7 +19,7 @@ from vitnp.weights.train.data.packs import list_pictures
 from vitnp.weights.train.selftrain import selftrain
 from vitnp.weights.train.selftrain_losses import Features, LossWeights, selftraining_losses
 from vitnp.weights.train.selftrain_recipe import SelftrainEnvironment, SelftrainRecipe
-from vitnp.weights.train.tune import TunedInfo
+from vitnp.weights.train.tune import TunedInfo, Tuning
 
 from vitnp.checkpoints.load import load_vit
 from vitnp.checkpoints.safetensors_io import read_safetensors
@@ -106,6 +107,31 @@ def test_interruptions_change_nothing(finished, tmp_path, teacher, pictures, cal
     for name in ("selftrained.safetensors", "round-1/tuned.safetensors", "round-1/collection.safetensors"):
         assert (tmp_path / name).read_bytes() == (finished / name).read_bytes()
     assert [entry["step"] for entry in read_log(tmp_path / "round-2")][:3] == [4, 8, 12]
+
+
+def test_a_run_that_was_killed_changes_nothing(finished, tmp_path, teacher, pictures, monkeypatch):
+    """It goes on from the last save, whatever was written after it."""
+    train_step, steps = Tuning._train_step, itertools.count()
+
+    def killed(self, batches, progress):
+        if next(steps) == 12 + 7:
+            raise RuntimeError("killed")
+        return train_step(self, batches, progress)
+
+    saves = itertools.count()
+    save_state = Tuning._save_state
+    with monkeypatch.context() as patch:
+        patch.setattr(Tuning, "_train_step", killed)
+        # Every third step; the network in the folder is newer than the state then.
+        patch.setattr(Tuning, "_save_state", lambda self: self._write() if next(saves) % 3 else save_state(self))
+        with pytest.raises(RuntimeError, match="killed"):
+            selftrain(
+                teacher, pictures, tmp_path, TOY, INFO, environment=SelftrainEnvironment(save_minutes=1e-9, log_steps=4)
+            )
+    assert selftrain(teacher, pictures, tmp_path, TOY, INFO, environment=SelftrainEnvironment(log_steps=4))
+    name = "selftrained.safetensors"
+    assert (tmp_path / name).read_bytes() == (finished / name).read_bytes()
+    assert read_log(tmp_path / "round-2")[-1]["crops"] == read_log(finished / "round-2")[-1]["crops"]
 
 
 def test_a_run_from_another_start(tmp_path, teacher, pictures, finished):

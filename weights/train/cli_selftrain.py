@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import functools
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vitnp.weights.train.cli_shared import (
     above_zero,
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 _DEFAULTS = SelftrainRecipe()
 
 
-def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add_command(commands: argparse._SubParsersAction[Any]) -> None:
     """Add the command to those of :mod:`vitnp.weights.train.cli`."""
     parser = commands.add_parser(
         "selftrain",

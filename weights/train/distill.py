@@ -18,6 +18,7 @@ import logging
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -273,7 +274,7 @@ class _Run:
 
     def _resume(self) -> PoolState:
         """Restore the saved state, and return that of the target pool."""
-        state = load_state(self.state_path, self.inputs, self.device)
+        state = cast(TrainingState, load_state(self.state_path, self.inputs, self.device))
         self.counters = loop.Counters(state["step"], state["crops"], state["seconds"])
         self.scales = FeatureScales(*state["scales"])
         self.student.load_state_dict(state["student"])

@@ -117,12 +117,11 @@ def selftrain(
     for number in range(1, recipe.rounds + 1):
         logger.info("round %d of %d", number, recipe.rounds)
         one = _Round(vit, network, pictures, folder / f"round-{number}", recipe, info, inputs, environment, number)
-        tuned = one.run(progress)
-        if tuned is None:
+        if not one.run(progress):
             return None
-        network = load_vit(tuned)
-        info = dataclasses.replace(info, previous_crops=int(read_safetensors(tuned)[1]["crops"]))
-    with replacing(result) as file, open(tuned, "rb") as source:
+        network = load_vit(one.path)
+        info = dataclasses.replace(info, previous_crops=int(read_safetensors(one.path)[1]["crops"]))
+    with replacing(result) as file, open(one.path, "rb") as source:
         shutil.copyfileobj(source, file)
     return result
 
@@ -141,11 +140,15 @@ class _Round:
     environment: SelftrainEnvironment
     number: int
 
-    def run(self, progress: Progress) -> Path | None:
-        """Fit, label and train, each only if it was not done before; return the network, or None if stopped early."""
-        path = self.folder / "tuned.safetensors"
-        if path.exists() and not (self.folder / "state.pt").exists():
-            return path
+    @property
+    def path(self) -> Path:
+        """The file of the network that results."""
+        return self.folder / "tuned.safetensors"
+
+    def run(self, progress: Progress) -> bool:
+        """Fit, label and train, each only if it was not done before; return whether the round is finished."""
+        if self.path.exists() and not (self.folder / "state.pt").exists():
+            return True
         make_folder(self.folder)
         collection = self._collection(progress)
         pictures = self._draw(_LABEL_STREAM, self.recipe.n_labels)
@@ -158,10 +161,10 @@ class _Round:
             should_stop=self.environment.should_stop,
         )
         if labels is None:
-            return None
+            return False
         usable = self._usable(labels)
         assert collection.readout is not None, "fit() makes one"
-        return Tuning(
+        tuning = Tuning(
             self.network,
             self.anchor,
             [pictures[index] for index in usable],
@@ -173,7 +176,8 @@ class _Round:
             self.inputs,
             self.environment,
             seed=self.recipe.seed + self.number,
-        ).run()
+        )
+        return tuning.run()
 
     def _collection(self, progress: Progress) -> Collection:
         """Fit the collection that labels are made with, or read it."""

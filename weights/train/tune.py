@@ -15,7 +15,6 @@ import logging
 import math
 from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -129,8 +128,8 @@ class Tuning:
         self.log = RunLog(folder / "log.jsonl")
         self.counters = loop.Counters()
 
-    def run(self) -> Path | None:
-        """Train from the beginning or the saved state, and return the file, or None if asked to stop.
+    def run(self) -> bool:
+        """Train from the beginning or the saved state; return whether the training is finished, or was asked to stop.
 
         Raises
         ------
@@ -156,11 +155,11 @@ class Tuning:
             )
         if not finished:
             self._save_state()
-            return None
+            return False
         self._write()
         self.log.write({"step": self.counters.step, "crops": self.counters.crops, "finished": True})
         self.state_path.unlink(missing_ok=True)
-        return self.path
+        return True
 
     def _train_step(
         self, batches: Generator[LabeledBatch, None, None], progress: float
@@ -207,14 +206,10 @@ class Tuning:
         logger.info(message, 100 * progress, counters.step, crops_per_second, losses["mask"], *cosines)
 
     def _save_state(self) -> None:
-        """Save the state to resume from, and the network so far."""
+        """Save the state to resume from, and then the network so far: without a state it would count as finished."""
+        counters, student = dataclasses.asdict(self.counters), self.student.state_dict()
+        save_state(self.state_path, {"inputs": self.inputs, **counters, "student": student})
         self._write()
-        state: dict[str, Any] = {
-            "inputs": self.inputs,
-            **dataclasses.asdict(self.counters),
-            "student": self.student.state_dict(),
-        }
-        save_state(self.state_path, state)
 
     def _write(self) -> None:
         """Write the averaged network."""
