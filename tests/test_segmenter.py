@@ -15,6 +15,7 @@ from vitnp import Segmenter
 from vitnp.errors import ImageError, OutputError, UsageError
 from vitnp.method.cleaning import CleaningConfig
 from vitnp.method.image_level import ImageLevelConfig
+from vitnp.method.readout import ReadoutConfig
 from vitnp.method.regions import RegionRule
 
 # A red square, a green disc with stripes, a blue triangle with checks.
@@ -111,7 +112,7 @@ def test_without_classes_labels_are_the_masks(builtin, scenes):
     for labels, mask in zip(fitted.labels, fitted.masks):
         np.testing.assert_array_equal(labels, mask)
     assert fitted.predict(scenes[0]).labels is None
-    assert set(fitted.seconds) == {"features", "image level", "categories", "levels", "masks"}
+    assert set(fitted.seconds) == {"features", "image level", "categories", "levels", "readout", "masks"}
 
 
 def test_observers_get_the_results_that_are_kept(builtin, scenes):
@@ -348,8 +349,10 @@ def test_errors_of_an_observer_propagate_and_leave_no_files(builtin, scenes, tmp
 
 def test_progress_counts_every_step_of_every_stage(builtin, scenes):
     watch = Between("", None)
-    Segmenter(builtin, 2, short_side=96, n_categories=2, progress=watch).fit(scenes[:5])
-    assert watch.totals == {"features": 5, "image level": 5, "levels": 3, "masks": 5, "classes": 5}
+    readout = ReadoutConfig(photographs=4)
+    segmenter = Segmenter(builtin, 2, short_side=96, n_categories=2, progress=watch, readout=readout)
+    segmenter.fit(scenes[:5])
+    assert watch.totals == {"features": 5, "image level": 5, "levels": 3, "readout": 4, "masks": 5, "classes": 5}
     assert watch.steps == watch.totals
 
 

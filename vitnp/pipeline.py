@@ -30,7 +30,7 @@ from vitnp.method.defaults import default_vit, resolve_collection
 from vitnp.method.image_level import ImageLevelConfig, image_level
 from vitnp.method.parameters import run_parameters
 from vitnp.options import Settings
-from vitnp.refine.refine import refine
+from vitnp.refine.refine import refine, stretch
 from vitnp.result import Segmentation
 from vitnp.vit.model import ViT
 
@@ -202,6 +202,40 @@ def judge_image(
     return ImageAnswer(soft, hard, confidence(soft, keys))
 
 
+def score_patches(
+    features: FeatureRecord,
+    answer: ImageAnswer,
+    device: str,
+    collection: Collection | None = None,
+    category: int | None = None,
+) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None, int | None]:
+    """Combine the levels of a photograph and clean their score.
+
+    Parameters
+    ----------
+    features, answer, collection, category
+        As for :func:`segment_features`.
+    device : str
+        Device of the network.
+
+    Returns
+    -------
+    score : (rows, columns) float32
+        Foreground score of each patch, on the device.
+    levels : tuple of (N,) float32, or None
+        Answers of the levels of the collection.
+    category : int or None
+        Category of the photograph in the collection.
+    """
+    if collection is None:
+        return clean(answer.soft.reshape(features.grid), CleaningConfig()), None, None
+    category = collection.category_of(features.cls) if category is None else category
+    keys = unit_rows(kernels.to_device(features.keys, device))
+    levels = collection.levels(keys, (answer.soft, answer.hard), category)
+    score = combine_levels(levels, collection.consistency).reshape(features.grid)
+    return clean(score, collection.cleaning), levels, category
+
+
 def segment_features(
     rgb: np.ndarray,
     features: FeatureRecord,
@@ -235,19 +269,14 @@ def segment_features(
     -------
     Segmentation
     """
-    if collection is None:
-        levels, score, cleaning = None, answer.soft, CleaningConfig()
-    else:
-        category = collection.category_of(features.cls) if category is None else category
-        keys = unit_rows(kernels.to_device(features.keys, vit.device))
-        levels = collection.levels(keys, (answer.soft, answer.hard), category)
-        score, cleaning = combine_levels(levels, collection.consistency), collection.cleaning
-    score = clean(score.reshape(features.grid), cleaning)
+    score, levels, category = score_patches(features, answer, vit.device, collection, category)
     clock.lap("cluster")
     if answer.confidence < parameters["min_confidence"]:
         soft = np.zeros(rgb.shape[:2], np.uint16)
     else:
         soft = kernels.to_host(refine(score, rgb, method=parameters["refine"]))
+        if collection is not None:
+            soft = stretch(soft)
     clock.lap("refine")
     result = Segmentation(
         image=rgb,

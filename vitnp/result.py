@@ -55,7 +55,8 @@ class Segmentation:
     labels : (height, width) uint8, optional
         With a collection that has classes: 0 for background, classes from 1.
     levels : tuple of (N,) float32, optional
-        With a collection: foreground scores of the image, the data set and the category level, N patches row by row.
+        With a collection: foreground scores of the image, the data set and the category level, and of the readout level
+        if it has one; N patches row by row.
     device : str
         Device that computed everything between pixels and mask: "cpu" or "cuda:0". All arrays are in host memory.
     """

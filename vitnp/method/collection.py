@@ -23,6 +23,7 @@ from vitnp.method.cleaning import CleaningConfig
 from vitnp.method.collection_level import FittedLevel
 from vitnp.method.image_level import ImageLevelConfig
 from vitnp.method.prototypes import Prototypes, label_map, split_by_class, split_pixels
+from vitnp.method.readout import Readout
 from vitnp.method.regions import RegionRule, Regions, label_regions, region_patches
 from vitnp.options import CONSISTENCIES
 from vitnp.vit.model import ViT
@@ -60,6 +61,8 @@ class Collection:
         Mean CLS token of each category, normalized to unit length.
     prototypes : Prototypes, optional
         Labeled regions, if classes were fitted.
+    readout : Readout, optional
+        Readout level; files of earlier versions have none, and votes of the paper's three levels do without.
 
     Examples
     --------
@@ -72,6 +75,7 @@ class Collection:
     categories: tuple[FittedLevel, ...]
     centers: np.ndarray
     prototypes: Prototypes | None = None
+    readout: Readout | None = None
 
     def category_of(self, cls: np.ndarray) -> int:
         """Return the category whose center is nearest to the CLS token (D,) of a photograph."""
@@ -81,8 +85,8 @@ class Collection:
 
     def levels(
         self, keys: np.ndarray, image_level: tuple[np.ndarray, np.ndarray], category: int
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return the answers of the image, data set and category levels for the patches of one photograph.
+    ) -> tuple[np.ndarray, ...]:
+        """Return the answers of the levels for the patches of one photograph.
 
         Parameters
         ----------
@@ -95,15 +99,16 @@ class Collection:
 
         Returns
         -------
-        image, dataset, category : (N,) float32
+        image, dataset, category[, readout] : (N,) float32
             Soft answers if levels are combined by their mean, else hard ones; see
             :func:`vitnp.method.agreement.combine_levels`.
         """
         soft, hard = image_level
         with blas.one_blas_thread():
-            if self.consistency == "mean":
-                return soft, self.dataset.soft_foreground(keys), self.categories[category].soft_foreground(keys)
-            return hard, self.dataset.hard_foreground(keys), self.categories[category].hard_foreground(keys)
+            if self.consistency != "mean":
+                return hard, self.dataset.hard_foreground(keys), self.categories[category].hard_foreground(keys)
+            levels = soft, self.dataset.soft_foreground(keys), self.categories[category].soft_foreground(keys)
+            return levels if self.readout is None else (*levels, self.readout.soft_foreground(keys))
 
     @property
     def consistency(self) -> str:
@@ -228,4 +233,4 @@ class Collection:
         return collection
 
     def _arrays(self) -> dict[str, np.ndarray]:
-        return collection_file.to_arrays(self.dataset, self.categories, self.centers, self.prototypes)
+        return collection_file.to_arrays(self.dataset, self.categories, self.centers, self.prototypes, self.readout)
