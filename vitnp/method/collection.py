@@ -183,7 +183,7 @@ class Collection:
             if name == "sha256":
                 ours, theirs = (str(each.get("model") or each["sha256"])[:64] for each in (self.parameters, parameters))
                 if ours == theirs:
-                    theirs = "another file of that name"
+                    return f"it was fitted with another file of the checkpoint {ours}, such as an earlier revision"
             return f"it was fitted with the {_IN_WORDS.get(name, name)} {ours}, not {theirs}"
         return None
 
