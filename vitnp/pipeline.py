@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -37,6 +38,8 @@ from vitnp.vit.model import ViT
 if TYPE_CHECKING:
     from PIL import Image
 
+_LOG = logging.getLogger("vitnp")
+
 # Stages that run on the device of the network, which may be a GPU. All others run on the CPU.
 DEVICE_STAGES = ("network", "cluster", "refine")
 
@@ -65,7 +68,7 @@ def segment_image(
         From :func:`vitnp.load_vit`; the built-in network by default. With ``vit.to(device="cuda")`` everything runs on
         a GPU.
     short_side : int, optional
-        Short side of the network's input in pixels; 320 by default.
+        Short side of the network's input in pixels; by default that of the checkpoint, 320 for most.
     facet : {"key", "query", "value", "token"}
         Feature to cluster.
     layer : int
@@ -84,8 +87,9 @@ def segment_image(
         A photograph below this confidence gets an empty mask.
     collection : "auto", None or "none", path or Collection
         A collection fitted by :class:`vitnp.Segmenter`, whose data set and category levels, and classes, are applied to
-        the photograph. "auto" takes the collection of the built-in network if network, facet, layer, stride and short
-        side are those it was fitted with, and else none. Without a collection the image level is used alone.
+        the photograph. "auto" takes the collection of the built-in network if network, facet, layer and stride are
+        those it was fitted with, and the short side is near, and else none. Without a collection the image level is
+        used alone.
 
     Returns
     -------
@@ -140,6 +144,11 @@ class ImagePipeline:
         """Return the pipeline for a network, settings and a collection; arguments and errors as in segment_image."""
         collection, _ = resolve_collection(collection, vit, settings)
         parameters = run_parameters(vit, settings, collection)
+        if collection is not None and parameters["size"] != collection.parameters["size"]:
+            _LOG.info(
+                "the collection was fitted at a short side of %s pixels, and is applied at %s",
+                collection.parameters["size"], parameters["size"],
+            )  # fmt: skip
         if collection is None:
             spec = default_spec(vit, settings)
         else:

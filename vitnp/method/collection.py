@@ -33,6 +33,10 @@ FORMAT = "vitnp collection 1"
 # Parameters that must be equal for features to be comparable, under their names in files.
 COMPARABLE = ("sha256", "facet", "layer", "stride", "size", "pos_embed", "mean", "std", "heads")
 
+# Largest ratio of two short sides at which keys are still alike: centroids of 320 pixels serve at 448, and the other
+# way round.
+NEAR_SIZES = 1.5
+
 # Further parameters that every file has.
 _REQUIRED = ("consistency", "max_tokens", "refine", "seed")
 
@@ -175,10 +179,15 @@ class Collection:
         return digest.hexdigest()
 
     def mismatch(self, parameters: Mapping[str, Any]) -> str | None:
-        """Return why features made with these parameters do not fit the collection: half a sentence, or None."""
+        """Return why features made with these parameters do not fit the collection: half a sentence, or None.
+
+        Short sides may differ by a factor of up to :data:`NEAR_SIZES`.
+        """
         for name in COMPARABLE:
             ours, theirs = (json.loads(canonical_json(each[name])) for each in (self.parameters, parameters))
             if ours == theirs:
+                continue
+            if name == "size" and max(ours, theirs) <= NEAR_SIZES * min(ours, theirs):
                 continue
             if name == "sha256":
                 ours, theirs = (str(each.get("model") or each["sha256"])[:64] for each in (self.parameters, parameters))
