@@ -184,15 +184,19 @@ class _Round:
         path = self.folder / "collection.safetensors"
         if path.exists():
             return Collection.load(path)
-        photographs: list[np.ndarray] = []
-        for picture in self._draw(_FIT_STREAM, min(self.recipe.n_fit, len(self.pictures))):
+        photographs: list[Path | np.ndarray] = []
+        for picture in self._draw(_FIT_STREAM, self.recipe.n_fit):
             try:
-                photographs.append(picture.read())
+                # Files are read when they are needed, since large photographs do not fit into memory together.
+                photographs.append(picture.source if isinstance(picture.source, Path) else picture.read())
             except ImageError as error:
                 logger.warning("%s", error)
-        n_threads = self.environment.n_threads
         fitted = fit_collection(
-            photographs, self.network, seed=self.recipe.seed, n_threads=n_threads, progress=progress
+            photographs,
+            self.network,
+            seed=self.recipe.seed,
+            n_threads=self.environment.n_threads,
+            progress=progress,
         )
         fitted.save(path)
         return Collection.load(path)
