@@ -230,10 +230,10 @@ class Fit:
             try:
                 with _large_photograph_lock(photograph), image_memory_error(self._device):
                     rgb = self._reread(photograph, features)
-                    score, _, _ = score_patches(
+                    patches = score_patches(
                         features, self._image_answer(index), self._device, self.collection, int(self.categories[index])
                     )
-                    soft = kernels.to_host(refine(score, rgb))
+                    soft = kernels.to_host(refine(patches.score, rgb))
             except ImageError:  # it was readable before; making its mask will report it
                 return None
             targets = readout_targets(soft, features.grid, config.sharpness)
@@ -281,6 +281,7 @@ class Fit:
                         int(self.categories[index]),
                     )  # fmt: skip
                     self._masks.put(index, result.mask)
+                    self.confidences[index] = result.confidence
                     if self.plan.n_classes is not None:
                         self._describe_regions(index, features, result)
                     observe(index, result)

@@ -26,13 +26,13 @@ from vitnp.kernels.threads import blas
 from vitnp.method.agreement import combine_levels
 from vitnp.method.cleaning import CleaningConfig, clean
 from vitnp.method.collection import Collection
-from vitnp.method.confidence import confidence
+from vitnp.method.confidence import collection_confidence, image_confidence
 from vitnp.method.defaults import default_vit, resolve_collection
 from vitnp.method.image_level import ImageLevelConfig, image_level
 from vitnp.method.parameters import run_parameters
 from vitnp.options import Settings
 from vitnp.refine.refine import refine, stretch
-from vitnp.result import Segmentation
+from vitnp.result import HALF, MIN_SHARE, Segmentation
 from vitnp.vit.model import ViT
 
 if TYPE_CHECKING:
@@ -188,7 +188,7 @@ class ImageAnswer:
     soft, hard : (N,) float32
         See :func:`vitnp.method.image_level.image_level`.
     confidence : float
-        See :func:`vitnp.method.confidence.confidence`.
+        See :func:`vitnp.method.confidence.image_confidence`.
     """
 
     soft: np.ndarray
@@ -208,7 +208,29 @@ def judge_image(
         config = ImageLevelConfig() if collection is None else collection.image_level
     keys = unit_rows(kernels.to_device(features.keys, device))
     soft, hard = image_level(keys, features.attention, features.grid, (seed, features.digest), config)
-    return ImageAnswer(soft, hard, confidence(soft, keys))
+    return ImageAnswer(soft, hard, image_confidence(soft, keys))
+
+
+@dataclasses.dataclass(frozen=True)
+class PatchScores:
+    """Foreground of the patches of one photograph, on the network's device.
+
+    Attributes
+    ----------
+    score : (rows, columns) float32
+        Answers of the levels, combined and cleaned.
+    confidence : float
+        See :mod:`vitnp.method.confidence`.
+    levels : tuple of (N,) float32, optional
+        With a collection: the answer of each level.
+    category : int, optional
+        With a collection: category of the photograph.
+    """
+
+    score: np.ndarray
+    confidence: float
+    levels: tuple[np.ndarray, ...] | None = None
+    category: int | None = None
 
 
 def score_patches(
@@ -217,8 +239,8 @@ def score_patches(
     device: str,
     collection: Collection | None = None,
     category: int | None = None,
-) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None, int | None]:
-    """Combine the levels of a photograph and clean their score.
+) -> PatchScores:
+    """Combine the levels of a photograph, and clean their score.
 
     Parameters
     ----------
@@ -226,23 +248,15 @@ def score_patches(
         As for :func:`segment_features`.
     device : str
         Device of the network.
-
-    Returns
-    -------
-    score : (rows, columns) float32
-        Foreground score of each patch, on the device.
-    levels : tuple of (N,) float32, or None
-        Answers of the levels of the collection.
-    category : int or None
-        Category of the photograph in the collection.
     """
     if collection is None:
-        return clean(answer.soft.reshape(features.grid), CleaningConfig()), None, None
+        return PatchScores(clean(answer.soft.reshape(features.grid), CleaningConfig()), answer.confidence)
     category = collection.category_of(features.cls) if category is None else category
     keys = unit_rows(kernels.to_device(features.keys, device))
     levels = collection.levels(keys, (answer.soft, answer.hard), category)
-    score = combine_levels(levels, collection.consistency).reshape(features.grid)
-    return clean(score, collection.cleaning), levels, category
+    score = combine_levels(levels, collection.consistency)
+    cleaned = clean(score.reshape(features.grid), collection.cleaning)
+    return PatchScores(cleaned, collection_confidence(score, levels), levels, category)
 
 
 def segment_features(
@@ -278,28 +292,27 @@ def segment_features(
     -------
     Segmentation
     """
-    score, levels, category = score_patches(features, answer, vit.device, collection, category)
+    patches = score_patches(features, answer, vit.device, collection, category)
     clock.lap("cluster")
-    if answer.confidence < parameters["min_confidence"]:
-        soft = np.zeros(rgb.shape[:2], np.uint16)
-    else:
-        soft = kernels.to_host(refine(score, rgb, method=parameters["refine"]))
-        if collection is not None:
-            soft = stretch(soft)
+    soft = np.zeros(rgb.shape[:2], np.uint16)
+    if patches.confidence >= parameters["min_confidence"]:
+        refined = kernels.to_host(refine(patches.score, rgb, method=parameters["refine"]))
+        if np.count_nonzero(refined >= HALF) >= MIN_SHARE * refined.size:  # fewer pixels are no object
+            soft = refined if collection is None else stretch(refined)
     clock.lap("refine")
     result = Segmentation(
         image=rgb,
         soft=soft,
-        score=kernels.to_host(score),
+        score=kernels.to_host(patches.score),
         keys=np.asarray(kernels.to_host(features.keys), np.float32).reshape(*features.grid, -1),
-        confidence=answer.confidence,
+        confidence=patches.confidence,
         parameters=parameters,
         photograph=features.photograph,
         seconds=clock.seconds,
         capped=features.capped,
-        category=category,
-        levels=None if levels is None else tuple(map(kernels.to_host, levels)),
-        device=kernels.name_of(kernels.device_of(score)),
+        category=patches.category,
+        levels=None if patches.levels is None else tuple(map(kernels.to_host, patches.levels)),
+        device=kernels.name_of(kernels.device_of(patches.score)),
     )
     if collection is None or collection.prototypes is None:
         return result

@@ -27,7 +27,7 @@ class ReadoutConfig:
     patches : int
         Maximum number of patches per photograph to fit on.
     min_confidence : float
-        Photographs below this confidence are left out, unless all are.
+        Photographs below this confidence of the image level are left out, unless all are.
     sharpness : float
         Factor by which targets are pushed away from 1/2. Without it, the model would learn the uncertain scores that
         are the mean of several levels.
