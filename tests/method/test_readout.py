@@ -92,7 +92,7 @@ def test_it_is_part_of_the_score(fitted):
     unit = keys / np.linalg.norm(keys, axis=1, keepdims=True)
     np.testing.assert_allclose(readout, fitted.collection.readout.soft_foreground(unit), atol=1e-5)
     assert overlap(dataset, readout) > 0.5
-    score = clean(((image + dataset + category + 3 * readout) / 6).reshape(result.score.shape))
+    score = clean(((image + dataset + category + 2 * readout) / 5).reshape(result.score.shape))
     np.testing.assert_allclose(result.score, score, atol=1e-6)
 
 
@@ -165,7 +165,7 @@ def test_the_readout_counts_where_it_agrees_with_the_data_set_level():
     third = np.float32([0.6, 0.1, 0.7, 0.3])  # one patch of three
     assert overlap(dataset, half) == 1 / 2 and overlap(dataset, third) == 1 / 3
     found = combine_levels([image, dataset, category, half])
-    np.testing.assert_allclose(found, (image + dataset + category + 3 * half) / 6, atol=1e-6)
+    np.testing.assert_allclose(found, (image + dataset + category + 2 * half) / 5, atol=1e-6)
     found = combine_levels([image, dataset, category, third])
     np.testing.assert_allclose(found, (image + dataset + category) / 3, atol=1e-6)
     nothing = np.zeros(4, np.float32)

@@ -15,7 +15,7 @@ from vitnp.method.image_level import ImageLevelConfig
 AnyConfig = TypeVar("AnyConfig", ImageLevelConfig, CollectionLevelConfig)
 
 # Weights of the image, data set, category and readout level in their mean.
-FOUR_LEVELS = (1.0, 1.0, 1.0, 3.0)
+FOUR_LEVELS = (1.0, 1.0, 1.0, 2.0)
 # Overlap of data set and readout level below which the readout does not count for a photograph. Both know the patches
 # of all photographs; where they contradict each other, the photograph is unlike those that the readout was fitted to.
 LEAST_OVERLAP = 0.5
@@ -66,8 +66,8 @@ def combine_levels(
 def level_weights(levels: Sequence[np.ndarray]) -> tuple[float, ...]:
     """Return the weights of levels in their mean: equal, but for the readout level of a collection.
 
-    With four levels, of which the last is the readout, that one counts as much as the other three together; and nothing
-    where its foreground and that of the data set level, the second, have an IoU below one half.
+    With four levels, of which the last is the readout, that one counts twice; and nothing where its foreground and that
+    of the data set level, the second, have an IoU below one half.
 
     Parameters
     ----------
@@ -78,7 +78,7 @@ def level_weights(levels: Sequence[np.ndarray]) -> tuple[float, ...]:
     --------
     >>> image, dataset, category = np.eye(3)
     >>> level_weights([image, dataset, category, dataset]), level_weights([image, dataset, category, image])
-    ((1.0, 1.0, 1.0, 3.0), (1.0, 1.0, 1.0, 0.0))
+    ((1.0, 1.0, 1.0, 2.0), (1.0, 1.0, 1.0, 0.0))
     """
     if len(levels) != len(FOUR_LEVELS):
         return (1.0,) * len(levels)
