@@ -13,19 +13,16 @@ from pathlib import Path
 import numpy as np
 from scipy.optimize import minimize
 from scipy.stats import rankdata
-from vitnp.kernels.stopwatch import Stopwatch
-from vitnp.kernels.threads.blas import one_blas_thread
 
 from bench import record
 from bench.quality.foreground import PATHS, Photograph, name_of, read_photographs
 from vitnp import load_vit
 from vitnp.cli import arguments, shared
-from vitnp.io import decode
-from vitnp.io.source import fingerprint
+from vitnp.features.record import unit_rows
 from vitnp.method import agreement
 from vitnp.method import confidence as method
 from vitnp.options import Settings
-from vitnp.pipeline import ImagePipeline, judge_image, segment_features
+from vitnp.pipeline import ImagePipeline
 
 GOOD, FAILED = 0.7, 0.5  # IoU of a good mask, and below which it is a failure
 DIAGRAM = Path(__file__).parents[2] / "docs" / "confidence.png"
@@ -82,17 +79,12 @@ def main(argv: list[str] | None = None) -> int:
 def _measure(pipeline: ImagePipeline, photographs: Sequence[Photograph]) -> Iterator[tuple[float, float, float]]:
     """Yield clarity, confidence of the image level, and IoU of each photograph."""
     for photograph in photographs:
-        with one_blas_thread():
-            rgb = decode.read_image(photograph.image, max_pixels=pipeline.settings.max_pixels)
-            (features,) = pipeline.extract([pipeline.preprocess(rgb, fingerprint(photograph.image, rgb))])
-            answer = judge_image(features, pipeline.vit.device, pipeline.settings.seed, pipeline.collection)
-            result = segment_features(
-                rgb, features, answer, pipeline.parameters, Stopwatch(), pipeline.vit, pipeline.collection
-            )
+        result = pipeline(photograph.image)
         levels = result.levels or ()
+        keys = unit_rows(result.keys.reshape(-1, result.keys.shape[2]))
         yield (
             method.clarity(agreement.combine_levels(levels), levels),
-            answer.confidence,
+            method.image_confidence(levels[0], keys),
             photograph.iou(result.mask),
         )
 

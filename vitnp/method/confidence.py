@@ -14,7 +14,7 @@ SPREAD_OF_AN_OBJECT = 0.25
 
 # Logistic curve from clarity to the share of photographs whose mask has an IoU of at least 0.7 with the true one,
 # fitted to photographs with known masks by ``python -m bench confidence``.
-SLOPE, OFFSET = 12.03, -7.25
+SLOPE, OFFSET = 10.96, -6.10
 
 
 def image_confidence(soft: np.ndarray, keys: np.ndarray) -> float:
@@ -59,7 +59,7 @@ def collection_confidence(score: np.ndarray, levels: Sequence[np.ndarray]) -> fl
     Returns
     -------
     float
-        sigmoid(12.03 * clarity - 7.25), see :func:`clarity`.
+        sigmoid(10.96 * clarity - 6.10), see :func:`clarity`.
 
     Examples
     --------

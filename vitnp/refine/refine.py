@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -17,8 +18,10 @@ from vitnp.refine.guided_filter import fixed_point, guided_filter, guided_upsamp
 _GUIDED_RADIUS = 0.08
 _GUIDED_EPS = 1e-4
 
-# Grid of the solver's second pass: sides of its bins as a fraction of the long side, and in 8-bit levels.
-_FINE_SIGMA_XY, _FINE_SIGMA_LUMA, _FINE_SIGMA_CHROMA = 0.02, 8.0, 4.0
+# The solver's second pass: side of a bin as a fraction of the long side; bins of color, and steps. It starts close to
+# its solution, and after eight steps edges stay where they are.
+_FINE_SIGMA_XY = 0.02
+_FINE: dict[str, Any] = {"sigma_luma": 8.0, "sigma_chroma": 4.0, "max_iterations": 8}
 
 
 def refine(score: np.ndarray, rgb: np.ndarray, *, method: str = "solver", working_side: int = 640) -> np.ndarray:
@@ -76,10 +79,7 @@ def refine(score: np.ndarray, rgb: np.ndarray, *, method: str = "solver", workin
     if method == "solver":
         soft = bilateral_solver(soft, small)
         # The first pass carries scores across an object, the second, on a finer grid, follows its edge.
-        fine = max(1.0, _FINE_SIGMA_XY * max(size))
-        soft = bilateral_solver(
-            soft, small, sigma_xy=fine, sigma_luma=_FINE_SIGMA_LUMA, sigma_chroma=_FINE_SIGMA_CHROMA
-        )
+        soft = bilateral_solver(soft, small, sigma_xy=max(1.0, _FINE_SIGMA_XY * max(size)), **_FINE)
     elif method == "crf":
         soft = dense_crf(soft.clip(0, 1), small)[..., 1]
     else:
