@@ -1,4 +1,4 @@
-"""The method on one page: decode, extract features, find the foreground at three levels, combine, clean, refine.
+"""The method on one page: decode, extract features, find the foreground at each level, combine, clean, refine.
 
 An independent re-implementation of "A Lightweight Clustering Framework for Unsupervised Semantic Segmentation"
 (arXiv 2311.18628). Every step is one call below; its module explains it.
