@@ -10,6 +10,7 @@ import pytest
 import random_vit
 
 from vitnp import ViT, ViTConfig, segment_image
+from vitnp.checkpoints.registry import find
 from vitnp.features.record import FeatureRecord
 from vitnp.features.shards import write_shard
 from vitnp.features.spec import FeatureSpec
@@ -48,8 +49,8 @@ def test_spec_file_has_the_fields_of_earlier_versions(tmp_path):
 def test_the_spec_of_a_network_is_that_of_its_configuration(builtin):
     config, spec = builtin.config, FeatureSpec.of(builtin)
     assert json.loads(json.dumps(spec.as_stored())) == {
-        **STORED, "sha256": builtin.sha256, "layer": config.depth - 1, "pos_embed": config.pos_embed,
-        "heads": config.heads,
+        **STORED, "sha256": builtin.sha256, "layer": config.depth - 1, "size": find("auto").short_side,
+        "pos_embed": config.pos_embed, "heads": config.heads,
     }  # fmt: skip
 
 
