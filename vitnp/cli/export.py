@@ -17,8 +17,8 @@ def build_parser() -> argparse.ArgumentParser:
     """Return the command's parser."""
     parser = shared.parser(
         "vitnp export",
-        "Write what a run over a collection found in other formats, without segmenting again.\n"
-        "OUT is the folder that `vitnp segment PHOTOS/ --levels all --out OUT/` has finished.",
+        "Write a finished run in other formats, without segmenting again.\n"
+        "OUT is the folder that `vitnp segment PHOTOS/ --levels all --out OUT/` made.",
         usage="vitnp export [options] OUT",
         examples=(
             "vitnp export OUT/ --format coco,yolo --copy",
@@ -44,6 +44,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _export(args: argparse.Namespace) -> int:
+    """Export a run and return the exit status."""
     formats = arguments.formats(args)
     if not formats and args.polygons is None and args.names is None:
         raise UsageError("there is nothing to do; give --format, --polygons or --names")

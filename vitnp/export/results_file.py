@@ -1,4 +1,4 @@
-"""Write and read ``results.jsonl``: what a run over a collection found, from which every other format is made.
+r"""Write and read ``results.jsonl``: what a run over a collection found, from which every other format is made.
 
 The first line says what follows: ``{"vitnp": "results", "version": 1, "classes": [names], "has_classes": bool}``. Each
 further line is a photograph:
@@ -17,7 +17,7 @@ further line is a photograph:
     One object each: ``class`` (from 1), ``score``, ``typicality``, ``patches`` and ``counts`` (COCO's compressed run
     lengths, see :mod:`vitnp.masks.rle`).
 
-A mask takes about a kilobyte. Lines are ASCII: a byte of a file name that is not UTF-8 is ``\\udc80`` to ``\\udcff``,
+A mask takes about a kilobyte. Lines are ASCII: a byte of a file name that is not UTF-8 is ``\udc80`` to ``\udcff``,
 which ``os.fsencode`` turns back into the byte.
 """
 

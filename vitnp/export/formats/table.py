@@ -54,7 +54,8 @@ def export_formats(
     Raises
     ------
     OutputError
-        If there are no results, a photograph is gone, or something cannot be written. A folder is changed only when it is complete.
+        If there are no results, a photograph is gone, or something cannot be written. A folder is changed only when it
+        is complete.
     UsageError
         If a format cannot hold the results.
     """

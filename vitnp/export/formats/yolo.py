@@ -1,4 +1,4 @@
-"""YOLO segmentation: ``data.yaml``, ``images/`` and ``labels/``, for training and validation, as Ultralytics reads it."""
+"""YOLO segmentation: ``data.yaml``, ``images/`` and ``labels/``, as Ultralytics reads them."""
 
 from __future__ import annotations
 
