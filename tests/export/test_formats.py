@@ -106,6 +106,19 @@ def test_coco(out, tolerance):
             np.testing.assert_allclose(annotation["bbox"], box, atol=1)
 
 
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+@pytest.mark.parametrize("tolerance", [None, 1.0])
+def test_coco_as_pycocotools_reads_it(out, tolerance, capsys):
+    coco = pytest.importorskip("pycocotools.coco", reason="pycocotools is not installed")
+    (folder,) = export_formats(out, ["coco"], tolerance=tolerance)
+    loaded = coco.COCO(str(folder / "annotations" / "instances_default.json"))
+    assert len(loaded.imgs) == len(FILES)
+    for annotation in loaded.anns.values():
+        mask = loaded.annToMask(annotation).astype(bool)
+        truth = region_map(annotation["image_id"] - 1) == annotation["category_id"]
+        assert iou(mask, truth) > (0.95 if tolerance else 0.9999)
+
+
 def test_yolo(out):
     (folder,) = export_formats(out, ["yolo"], split=0.34, seed=3)
     text = (folder / "data.yaml").read_text(encoding="utf-8")
