@@ -5,12 +5,10 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from vitnp.cli import arguments, shared
 from vitnp.errors import UsageError
-
-# What decides how a format is written, as options of every command that exports.
-LAYOUT = ("polygons", "copy", "validation")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -31,7 +29,9 @@ def build_parser() -> argparse.ArgumentParser:
         parser,
         "output",
         "formats",
-        *LAYOUT,
+        "polygons",
+        "copy",
+        "validation",
         "names",
         "seed",
         "quiet",
@@ -59,7 +59,8 @@ def _export(args: argparse.Namespace) -> int:
             names=None if args.names is None else _class_names(args.names, args.out),
             only=("annotations.json",) if args.names is None else None,
         )
-    write_formats(args, args.out, formats)
+    layout = {"copy": args.copy, "split": args.validation, "seed": args.seed}
+    write_formats(args.out, formats, args, tolerance=args.polygons, **layout)
     return shared.EXIT_OK
 
 
@@ -67,15 +68,13 @@ main = shared.Command(build_parser, _export)
 console = main.console
 
 
-def write_formats(args: argparse.Namespace, out: Path, formats: Sequence[str]) -> None:
-    """Write a finished run in other formats and say where they are."""
+def write_formats(out: Path, formats: Sequence[str], args: argparse.Namespace, **settings: Any) -> None:
+    """Write a finished run in other formats, with settings of `export_formats`, and say where they are."""
     if not formats:
         return
     from vitnp.export.formats.table import export_formats
 
-    folders = export_formats(
-        out, formats, tolerance=args.polygons, copy=args.copy, split=args.validation, seed=args.seed
-    )
+    folders = export_formats(out, formats, **settings)
     if args.json:
         for name, folder in zip(formats, folders):
             shared.print_json({"format": name, "status": "done", "folder": str(folder)})

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 # Options that only matter where photographs are fitted as a set.
-SET_OPTIONS = ("n_categories", "consistency", "fit_patches", "cache", "regions", "formats", *export.LAYOUT)
+SET_OPTIONS = ("n_categories", "consistency", "fit_patches", "cache", "regions", "formats", "polygons")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -38,8 +38,9 @@ def build_parser() -> argparse.ArgumentParser:
     arguments.add_options(parser, "output", "out", "save", "overwrite")
     arguments.add_options(parser, "network", *arguments.NETWORK)
     arguments.add_options(parser, "method", *arguments.METHOD)
-    arguments.add_options(parser, "collection", *arguments.COLLECTION, "n_classes", "regions", "save_collection")
-    arguments.add_options(parser, "formats, for a collection", "formats", *export.LAYOUT)
+    arguments.add_options(
+        parser, "collection", *arguments.COLLECTION, "n_classes", "regions", "formats", "polygons", "save_collection"
+    )
     arguments.add_options(parser, "run", *arguments.RUN)
     return parser
 
@@ -173,7 +174,7 @@ def _segment_set(
     elif not run.finished:
         return
     if args.out is not None:
-        export.write_formats(args, args.out, arguments.formats(args))
+        export.write_formats(args.out, arguments.formats(args), args, tolerance=args.polygons)
     if args.save_collection:
         shared.say(
             f"the collection is in {args.save_collection}; --collection {args.save_collection} applies it",

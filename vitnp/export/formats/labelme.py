@@ -40,7 +40,7 @@ class LabelMeFolder(FormatFolder):
         ]
         height, width = photograph.shape
         stem = name[: name.rindex(".")] if "." in name else name
-        record = {
+        record: dict[str, object] = {
             "version": _VERSION,
             "flags": {},
             "shapes": shapes,
