@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, BinaryIO
 
 from vitnp.errors import ImageError
+from vitnp.io.pillow_warnings import collected
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -96,7 +97,8 @@ def open_header(path: str | os.PathLike[str]) -> Iterator[tuple[Image.Image, str
             raise ImageError(f"{path}: this is not an image in a supported format; convert it to {FORMATS}")
         image_class = _image_class(file_format, path)
         try:
-            image = image_class(file)
+            with collected():  # logged when the pixels are decoded
+                image = image_class(file)
         except Exception as error:
             raise damaged(path, file_format, error) from None
         with image:
