@@ -69,8 +69,8 @@ class Segmenter:
     image_level, dataset_level, category_level, cleaning
         Constants, see :mod:`vitnp.method`.
     **settings
-        `short_side`, `facet`, `layer`, `stride`, `max_tokens`, `max_pixels`, `refine`, `seed` and `min_confidence`, as
-        in :func:`vitnp.segment_image`.
+        `short_side`, `facet`, `layer`, `stride`, `max_tokens`, `max_pixels`, `refine`, `seed`, `min_confidence` and
+        `alpha`, as in :func:`vitnp.segment_image`.
 
     Notes
     -----

@@ -11,6 +11,7 @@ import numpy as np
 
 from vitnp.errors import ImageError
 from vitnp.io import decode
+from vitnp.io.color import to_srgb
 from vitnp.io.find import Photograph
 from vitnp.io.resample import downscale
 from vitnp.method.prototypes import label_map
@@ -122,7 +123,7 @@ def fitted_record(segmenter: Segmenter, index: int, photograph: Photograph, *, e
     empty : bool
         Whether the photograph has no foreground.
     """
-    confidence, regions = float(segmenter.confidences[index]), segmenter.regions[index]
+    settings, confidence, regions = segmenter.settings, float(segmenter.confidences[index]), segmenter.regions[index]
     records: tuple[RegionRecord, ...] = ()
     load_region_map: Callable[[], np.ndarray]
     if regions is not None:
@@ -136,7 +137,7 @@ def fitted_record(segmenter: Segmenter, index: int, photograph: Photograph, *, e
         load_region_map = functools.partial(_foreground, segmenter, index)
         if not empty:
             records = (RegionRecord(1, confidence, confidence, 0),)
-    load_thumbnail = functools.partial(_thumbnail, photograph, segmenter.settings.max_pixels)
+    load_thumbnail = functools.partial(_thumbnail, photograph, settings.max_pixels, settings.alpha)
     return PhotographRecord(photograph.relative.as_posix(), confidence, records, load_region_map, load_thumbnail)
 
 
@@ -145,12 +146,13 @@ def _foreground(segmenter: Segmenter, index: int) -> np.ndarray:
     return np.asarray(segmenter.masks[index], np.uint8)
 
 
-def _thumbnail(photograph: Photograph, max_pixels: int) -> np.ndarray | None:
-    """Return a photograph scaled down, (h, w, 3) uint8; None if it can no longer be read."""
+def _thumbnail(photograph: Photograph, max_pixels: int, alpha: str) -> np.ndarray | None:
+    """Return a photograph scaled down, (h, w, 3) uint8 in sRGB; None if it can no longer be read."""
     try:
-        rgb = decode.read_image(photograph.path, max_pixels=max_pixels)
+        image = decode.decode_image(photograph.path, max_pixels=max_pixels, alpha=alpha)
     except ImageError:
         return None
-    height, width = rgb.shape[:2]
+    height, width = image.rgb.shape[:2]
     scale = min(1.0, THUMBNAIL / min(height, width))
-    return downscale(rgb, (max(1, round(height * scale)), max(1, round(width * scale))))
+    small = downscale(image.rgb, (max(1, round(height * scale)), max(1, round(width * scale))))
+    return to_srgb(small, image.profile)

@@ -35,7 +35,8 @@ def collected() -> Iterator[list[str]]:
         yield _collector.messages
         return
     _enter()
-    _collector.messages = messages = []
+    messages: list[str] = []
+    _collector.messages = messages
     try:
         yield messages
     finally:

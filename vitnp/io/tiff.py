@@ -5,7 +5,7 @@ Pillow chooses how to unpack samples by a table of tags that leaves some out of 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from vitnp.errors import ImageError
 from vitnp.io.samples import Samples
@@ -106,7 +106,7 @@ def _correct(image: TiffImageFile) -> None:
             image.palette = ImagePalette.raw("RGB;L", bytes(colors))
     if not image.tile:
         return
-    decoder, extents, offset, args = image.tile[0]
+    decoder, extents, offset, args = cast("tuple[Any, ...]", image.tile[0])
     if decoder == "libtiff" and args[0] in _BY_LIBTIFF:
         _set_tile(image, (decoder, extents, offset, (_BY_LIBTIFF[args[0]], *args[1:])))
     if decoder == "raw" and tags.get(_PLANAR, 1) == 2 and _first(tags.get(_BITS), 8) == 16:
@@ -117,8 +117,9 @@ def _correct(image: TiffImageFile) -> None:
 
 
 def _set_tile(image: TiffImageFile, tile: tuple[Any, ...]) -> None:
-    kind = type(image.tile[0])  # a named tuple in recent versions of Pillow
-    image.tile = [kind(*tile) if hasattr(kind, "_fields") else tile]
+    kind: Any = type(image.tile[0])  # a named tuple in recent versions of Pillow
+    tiles: list[Any] = [kind(*tile) if hasattr(kind, "_fields") else tile]
+    image.tile = tiles
 
 
 def _first(values: Any, default: Any) -> Any:
