@@ -52,7 +52,7 @@ def mode_of(profile: bytes) -> str:
 
 
 @functools.lru_cache(maxsize=8)
-def transform(profile: bytes | None, mode: str) -> Any:
+def transform(profile: bytes | None, mode: str, *, exact: bool = False) -> Any:
     """Return Pillow's transform from pixels of a mode to sRGB; without a profile from LAB.
 
     Raises
@@ -64,14 +64,9 @@ def transform(profile: bytes | None, mode: str) -> Any:
         from PIL import ImageCms
 
         source = ImageCms.createProfile("LAB") if profile is None else ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        return ImageCms.buildTransform(
-            source,
-            ImageCms.createProfile("sRGB"),
-            mode,
-            "RGB",
-            ImageCms.Intent.RELATIVE_COLORIMETRIC,
-            ImageCms.Flags.BLACKPOINTCOMPENSATION,
-        )
+        flags = ImageCms.Flags.BLACKPOINTCOMPENSATION | (ImageCms.Flags.NOOPTIMIZE if exact else ImageCms.Flags.NONE)
+        target, intent = ImageCms.createProfile("sRGB"), ImageCms.Intent.RELATIVE_COLORIMETRIC
+        return ImageCms.buildTransform(source, target, mode, "RGB", intent, flags)
     except ImportError:
         raise ValueError("this Pillow has no color management") from None
     except Exception as error:
@@ -79,8 +74,24 @@ def transform(profile: bytes | None, mode: str) -> Any:
 
 
 @functools.lru_cache(maxsize=8)
-def is_srgb(profile: bytes, mode: str = "RGB") -> bool:
-    """Tell whether a profile of "RGB" or "L" is one of sRGB: whether it leaves colors as they are.
+def gray_table(profile: bytes) -> np.ndarray:
+    """Return the color in sRGB of each of 256 levels of gray, (256, 3) uint8.
+
+    Raises
+    ------
+    ValueError
+        If the profile is damaged or not for gray.
+    """
+    from PIL import Image
+
+    levels = np.arange(256, dtype=np.uint8)[None]
+    # The table that Little CMS itself makes to be fast is too coarse for dark levels.
+    return np.asarray(transform(profile, "L", exact=True).apply(Image.fromarray(levels)))[0]
+
+
+@functools.lru_cache(maxsize=8)
+def is_srgb(profile: bytes) -> bool:
+    """Tell whether a profile of RGB or gray is one of sRGB: whether it leaves colors as they are.
 
     Raises
     ------
@@ -89,11 +100,15 @@ def is_srgb(profile: bytes, mode: str = "RGB") -> bool:
     """
     from PIL import Image
 
+    if mode_of(profile) == "L":
+        return _is_close(gray_table(profile), np.arange(256)[:, None])
     levels = np.linspace(0, 255, 18).astype(np.uint8)
     colors = np.stack(np.meshgrid(levels, levels, levels), axis=-1).reshape(18, -1, 3)
-    pixels = colors if mode == "RGB" else colors[..., 0]
-    converted = np.asarray(transform(profile, mode).apply(Image.fromarray(np.ascontiguousarray(pixels)))).astype(int)
-    return int(np.abs(converted - pixels.reshape(*pixels.shape[:2], -1)).max()) <= _SRGB_TOLERANCE
+    return _is_close(np.asarray(transform(profile, "RGB").apply(Image.fromarray(colors))), colors)
+
+
+def _is_close(converted: np.ndarray, colors: np.ndarray) -> bool:
+    return int(np.abs(converted.astype(int) - colors).max()) <= _SRGB_TOLERANCE
 
 
 def to_srgb(rgb: np.ndarray, profile: bytes | None) -> np.ndarray:

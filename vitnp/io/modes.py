@@ -24,15 +24,15 @@ class ColorConversion:
     ----------
     profile : bytes, optional
         ICC profile of the RGB pixels that result; None if they are sRGB.
+    gray_table : (256, 3) uint8, optional
+        Color in sRGB of each level of gray.
     transform : object, optional
-        Transform of Pillow that is applied to pixels of `mode` and gives sRGB.
-    mode : str
-        Mode that the transform takes: "L", "CMYK" or "LAB".
+        Transform of Pillow from CMYK or LAB to sRGB.
     """
 
     profile: bytes | None = None
+    gray_table: np.ndarray | None = None
     transform: Any = None
-    mode: str = ""
 
     @classmethod
     def of(cls, mode: str, profile: bytes | None) -> ColorConversion:
@@ -47,7 +47,7 @@ class ColorConversion:
             If the profile is damaged or does not fit the mode.
         """
         if mode == "LAB":
-            return cls(transform=color.transform(None, "LAB"), mode="LAB")
+            return cls(transform=color.transform(None, "LAB"))
         if profile is None:
             return cls()
         pixels = "L" if mode in _GRAY_MODES or is_deep(mode) else "CMYK" if mode == "CMYK" else "RGB"
@@ -57,9 +57,9 @@ class ColorConversion:
         if expected != pixels:
             names = {"L": "grayscale"}
             raise ValueError(f"it is for {names.get(expected, expected)}, not {names.get(pixels, pixels)}")
-        if pixels == "L" and color.is_srgb(profile, "L"):
-            return cls()
-        return cls(transform=color.transform(profile, pixels), mode=pixels)
+        if pixels == "CMYK":
+            return cls(transform=color.transform(profile, "CMYK"))
+        return cls() if color.is_srgb(profile) else cls(gray_table=color.gray_table(profile))
 
 
 def band_to_rgb(
@@ -97,7 +97,7 @@ def band_to_rgb(
         rgb = np.repeat(to_eight_bits(values, name, samples)[..., None], 3, axis=2)
         if isinstance(transparent, int):
             opacity = np.where(values == transparent, np.uint8(0), np.uint8(255))
-    elif band.mode in ("CMYK", "LAB") and conversion.mode == band.mode:
+    elif conversion.transform is not None:
         return np.asarray(conversion.transform.apply(band)), None
     else:
         if isinstance(transparent, tuple) and max(transparent) > 255:
@@ -110,10 +110,8 @@ def band_to_rgb(
             rgb, opacity = rgba[..., :3], rgba[..., 3]
         else:
             rgb = np.asarray(band if band.mode == "RGB" else band.convert("RGB"))
-    if conversion.mode == "L":
-        from PIL import Image
-
-        rgb = np.asarray(conversion.transform.apply(Image.fromarray(np.ascontiguousarray(rgb[..., 0]))))
+    if conversion.gray_table is not None:
+        rgb = conversion.gray_table[rgb[..., 0]]
     return np.ascontiguousarray(rgb), opacity
 
 
