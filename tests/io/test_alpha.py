@@ -58,7 +58,12 @@ def test_transparent_colors(tmp_path, mode):
 def test_ignoring_the_alpha_channel_of_any_mode(mode):
     """Premultiplied modes keep no color where nothing is opaque; here a fifth is."""
     rgba = Image.new("RGBA", (2, 1), (120, 120, 120, 51))
-    modes = {"RGBA": rgba, "RGBa": rgba.convert("RGBa"), "LA": rgba.convert("LA"), "La": rgba.convert("LA").convert("La")}
+    modes = {
+        "RGBA": rgba,
+        "RGBa": rgba.convert("RGBa"),
+        "LA": rgba.convert("LA"),
+        "La": rgba.convert("LA").convert("La"),
+    }
     picture = modes.get(mode) or Image.new("P", (2, 1)).convert("PA")
     expected = 0 if mode == "PA" else 120
     assert (decode.read_image(picture, alpha="ignore") == expected).all()

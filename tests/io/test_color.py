@@ -122,7 +122,9 @@ def test_gray_profile(tmp_path, mode):
     Image.fromarray(pixels).save(tmp_path / "a.png", icc_profile=gray_profile(1))
     kept = decode.decode_image(tmp_path / "a.png")
     assert kept.profile is None
-    np.testing.assert_allclose(kept.rgb[..., 0], srgb_of(np.repeat(levels[..., None] / 255, 3, 2), P3_TO_XYZ)[..., 0], atol=1.5)
+    np.testing.assert_allclose(
+        kept.rgb[..., 0], srgb_of(np.repeat(levels[..., None] / 255, 3, 2), P3_TO_XYZ)[..., 0], atol=1.5
+    )
 
 
 def test_gray_with_a_profile_of_rgb(tmp_path):
@@ -179,7 +181,8 @@ def png_with(rgb: np.ndarray, chunks: dict[bytes, bytes]) -> bytes:
     Image.fromarray(rgb).save(buffer, "PNG")
     data, end_of_header = buffer.getvalue(), 8 + 25
     more = b"".join(
-        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body)) for kind, body in chunks.items()
+        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        for kind, body in chunks.items()
     )
     return data[:end_of_header] + more + data[end_of_header:]
 
@@ -254,6 +257,31 @@ def test_adobe_rgb_by_exif(tmp_path):
     assert kept.profile is not None
     expected = srgb_of((kept.rgb / 255) ** 2.19921875, ADOBE_TO_XYZ)
     np.testing.assert_allclose(decode.read_image(tmp_path / "a.jpg"), expected, atol=2)
+
+
+def test_code_points_of_avif(tmp_path):
+    """Pillow writes those of sRGB; here they are changed to those of Display P3, and to HDR."""
+    pytest.importorskip("PIL._avif")
+    Image.fromarray(colors()).save(tmp_path / "a.avif", quality=100)
+    data = (tmp_path / "a.avif").read_bytes()
+    place = data.index(b"colrnclx") + 8
+    assert decode.decode_image(tmp_path / "a.avif").profile is None
+    for primaries, transfer in ((12, 13), (9, 16)):
+        (tmp_path / "a.avif").write_bytes(data[:place] + struct.pack(">HH", primaries, transfer) + data[place + 4 :])
+        kept = decode.decode_image(tmp_path / "a.avif")
+        if transfer == 13:
+            assert kept.profile == P3
+        else:
+            assert "code points 9 and 16" in kept.notices[0]
+
+
+def test_one_transform_in_many_threads():
+    from concurrent.futures import ThreadPoolExecutor
+
+    rgb = np.random.default_rng(0).integers(0, 256, (64, 500, 3), dtype=np.uint8)
+    expected = color.to_srgb(rgb, P3)
+    with ThreadPoolExecutor(4) as threads:
+        assert all((found == expected).all() for found in threads.map(lambda _: color.to_srgb(rgb, P3), range(40)))
 
 
 # --- Through the pipeline -------------------------------------------------------------------------------------------

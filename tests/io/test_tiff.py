@@ -94,7 +94,10 @@ def test_every_layout_is_right_or_refused(tmp_path, depth, color):
         if planar == 2 and channels == 1:
             continue
         values = samples(dtype, bits, channels, extra)
-        tags: dict[int, list[int]] = {**({338: list(extra)} if extra else {}), **({530: [1, 1]} if photometric == 6 else {})}
+        tags: dict[int, list[int]] = {
+            **({338: list(extra)} if extra else {}),
+            **({530: [1, 1]} if photometric == 6 else {}),
+        }
         (tmp_path / "a.tif").write_bytes(
             tiff_bytes(
                 values, photometric, byte_order=byte_order, bits=bits, planar=planar, compression=compression,
@@ -226,6 +229,8 @@ def test_warnings_of_pillow_are_one_line_each(tmp_path, caplog, recwarn):
         (tmp_path / name).write_bytes(data)
         decode.read_image(tmp_path / name)
     lines = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
-    assert [line.split(": ")[:2] for line in lines] == [[str(tmp_path / name), "Pillow warns"] for name in ("a.tif", "b.tif")]
+    assert [line.split(": ")[:2] for line in lines] == [
+        [str(tmp_path / name), "Pillow warns"] for name in ("a.tif", "b.tif")
+    ]
     assert not any("\n" in line for line in lines)
     assert not recwarn.list

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vitnp.io import icc
+from vitnp.io.pillow_warnings import one_line
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -47,7 +48,7 @@ def mode_of(profile: bytes) -> str:
     except Exception as error:  # whatever a damaged profile raises
         raise ValueError(_reason(error)) from None
     if space not in _MODES:
-        raise ValueError(f"it is for {space}")
+        raise ValueError(f"it is for colors of the kind {space!r}")
     return _MODES[space]
 
 
@@ -176,4 +177,4 @@ def _is_adobe_rgb(image: Image.Image) -> bool:
 
 
 def _reason(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    return one_line(error) or type(error).__name__

@@ -71,7 +71,18 @@ def _replacement(show: Callable[..., Any]) -> Callable[..., Any]:
         messages = _collector.messages
         if messages is None:
             show(message, category, filename, *others, **keywords)
-        elif (line := " ".join(str(message).split())) not in messages:
+        elif (line := one_line(message)) not in messages:
             messages.append(line)
 
     return collect
+
+
+def one_line(message: object) -> str:
+    r"""Return a message of Pillow, which may quote bytes of a file, as one line of printable characters.
+
+    Examples
+    --------
+    >>> one_line(ValueError("wrong mode\n\x1b[31m"))
+    'wrong mode �[31m'
+    """
+    return "".join(letter if letter.isprintable() else "\ufffd" for letter in " ".join(str(message).split()))
