@@ -69,14 +69,18 @@ def test_ignoring_the_alpha_channel_of_any_mode(mode):
     assert (decode.read_image(picture, alpha="ignore") == expected).all()
 
 
-def test_opacity_is_turned_like_the_pixels(tmp_path):
+@pytest.mark.parametrize(("orientation", "expected"), [(1, [[1, 2, 3], [4, 5, 6]]), (6, [[4, 1], [5, 2], [6, 3]])])
+def test_opacity_is_turned_like_the_pixels(tmp_path, orientation, expected):
+    """Orientation 6: to be turned clockwise by 90 degrees."""
+    rgba = np.zeros((2, 3, 4), np.uint8)
+    rgba[..., 3] = [[1, 2, 3], [4, 5, 6]]
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned clockwise by 90 degrees: the left of the file is the top
-    Image.fromarray(RGBA).save(tmp_path / "a.png", exif=exif)
+    exif[0x0112] = orientation
+    Image.fromarray(rgba).save(tmp_path / "a.png", exif=exif)
     image = decode.decode_image(tmp_path / "a.png", alpha="mask")
     assert image.opacity is not None
-    assert image.opacity.tolist() == [[255], [0], [51]]
-    assert image.rgb[:, 0].tolist() == OVER_WHITE
+    assert image.opacity.tolist() == expected
+    assert (255 - image.rgb[..., 0] == image.opacity).all()
 
 
 def test_transparent_parts_are_said_if_nobody_decided(tmp_path, caplog):
@@ -142,7 +146,12 @@ def results(builtin):
     }
 
 
-def test_mask_keeps_transparent_parts_out(results):
+def test_mask_keeps_transparent_parts_out(results, builtin):
+    hole = disc()
+    hole[..., 3] = np.where(hole[..., 0] == 250, 0, 255)  # a white disc on green, if it is composited
+    found = {alpha: segment_image(hole, builtin, short_side=96, alpha=alpha).mask for alpha in ("background", "mask")}
+    assert found["background"][48, 64]
+    assert not found["mask"][hole[..., 3] == 0].any()
     assert not results["mask"].mask[:, :64].any()
     np.testing.assert_array_equal(results["mask"].mask[:, 64:], results["background"].mask[:, 64:])
     assert (np.asarray(results["mask"].cutout())[:, :64] == 0).all()

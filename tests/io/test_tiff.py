@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import logging
+import threading
+import warnings
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from tiff_files import tiff_bytes
 
 from vitnp.errors import ImageError
 from vitnp.io import decode
+from vitnp.io.pillow_warnings import collected
 
 HEIGHT, WIDTH = 3, 5
 
@@ -222,8 +225,10 @@ def test_several_pages_are_said(tmp_path, caplog):
     assert not caplog.messages
 
 
-def test_warnings_of_pillow_are_one_line_each(tmp_path, caplog, recwarn):
+@pytest.mark.parametrize("action", ["default", "error", "ignore"])
+def test_warnings_of_pillow_are_one_line_each(tmp_path, caplog, recwarn, action):
     """More values than the tag should have; the text is Pillow's."""
+    warnings.simplefilter(action)  # undone by pytest
     data = tiff_bytes(gray(1, 2, dtype=np.uint8), tags={282: [1, 2, 3]})
     for name in ("a.tif", "b.tif"):
         (tmp_path / name).write_bytes(data)
@@ -234,3 +239,18 @@ def test_warnings_of_pillow_are_one_line_each(tmp_path, caplog, recwarn):
     ]
     assert not any("\n" in line for line in lines)
     assert not recwarn.list
+
+
+def test_warnings_of_other_threads_are_shown_as_before():
+    """One thread reads an image while another warns, and both leave no trace."""
+    before = warnings.showwarning, list(warnings.filters)
+    with warnings.catch_warnings(record=True) as shown:
+        warnings.simplefilter("always")
+        with collected() as messages:
+            thread = threading.Thread(target=warnings.warn, args=("of another thread",))
+            thread.start()
+            thread.join()
+            warnings.warn("of this thread", stacklevel=1)
+    assert messages == ["of this thread"]
+    assert [str(warning.message) for warning in shown] == ["of another thread"]
+    assert (warnings.showwarning, list(warnings.filters)) == before
