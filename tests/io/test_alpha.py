@@ -46,7 +46,10 @@ def test_transparent_colors(tmp_path, mode):
     """Black is transparent, but has a color nevertheless."""
     levels = np.array([[0, 255]], np.uint8)
     picture = Image.fromarray(levels * np.uint16(257)) if mode == "I;16" else Image.fromarray(levels).convert(mode)
-    picture.save(tmp_path / "a.png", transparency={"P": b"\0", "RGB": (0, 0, 0)}.get(mode, 0))
+    try:
+        picture.save(tmp_path / "a.png", transparency={"P": b"\0", "RGB": (0, 0, 0)}.get(mode, 0))
+    except OSError:
+        pytest.skip("this Pillow cannot write it")
     assert decode.read_image(tmp_path / "a.png")[0, :, 0].tolist() == [255, 255]
     assert decode.read_image(tmp_path / "a.png", alpha="ignore")[0, :, 0].tolist() == [0, 255]
     opacity = decode.decode_image(tmp_path / "a.png", alpha="mask").opacity

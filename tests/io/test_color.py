@@ -250,8 +250,11 @@ def test_png_chunks_without_meaning_are_said(tmp_path, chunks):
 
 def test_adobe_rgb_by_exif(tmp_path):
     """Cameras that are set to Adobe RGB may embed no profile, only the mark R03."""
-    exif = Image.Exif()
-    exif.get_ifd(0x8769)[0xA005] = {1: "R03"}
+    ifd, end = struct.Struct("<HHHII"), bytes(4)
+    exif = b"Exif\0\0II*\0" + struct.pack("<I", 8)
+    exif += ifd.pack(1, 0x8769, 4, 1, 26) + end  # the EXIF IFD
+    exif += ifd.pack(1, 0xA005, 4, 1, 44) + end  # the interoperability IFD
+    exif += struct.pack("<HHHI4s", 1, 1, 2, 4, b"R03\0") + end
     Image.fromarray(colors()).save(tmp_path / "a.jpg", quality=100, subsampling=0, exif=exif)
     kept = decode.decode_image(tmp_path / "a.jpg")
     assert kept.profile is not None

@@ -25,6 +25,9 @@ _SRGB_TOLERANCE = 2
 # Pixels per band: Pillow stores RGB at four bytes per pixel.
 _BAND_PIXELS = 1 << 20
 
+# Flags of Little CMS; older versions of Pillow have no names for them.
+_BLACK_POINT_COMPENSATION, _NO_OPTIMIZATION = 0x2000, 0x0100
+
 _MODES = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}
 
 # EXIF: the interoperability IFD, and its mark for Adobe RGB (DCF 2.0, "optional color space").
@@ -65,7 +68,7 @@ def transform(profile: bytes | None, mode: str, *, exact: bool = False) -> Any:
         from PIL import ImageCms
 
         source = ImageCms.createProfile("LAB") if profile is None else ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        flags = ImageCms.Flags.BLACKPOINTCOMPENSATION | (ImageCms.Flags.NOOPTIMIZE if exact else ImageCms.Flags.NONE)
+        flags: Any = _BLACK_POINT_COMPENSATION | (_NO_OPTIMIZATION if exact else 0)
         target, intent = ImageCms.createProfile("sRGB"), ImageCms.Intent.RELATIVE_COLORIMETRIC
         return ImageCms.buildTransform(source, target, mode, "RGB", intent, flags)
     except ImportError:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,6 +17,7 @@ from vitnp.errors import ImageError
 from vitnp.io import chunks, color
 from vitnp.io.headers import FORMATS, damaged, file_hash, open_header, pixels_of, stored_size, unopened
 from vitnp.io.modes import ColorConversion, band_to_rgb, over_white
+from vitnp.io.orientation import stored_view_of
 from vitnp.io.pillow_warnings import collected
 from vitnp.io.samples import SIXTEEN_BITS, Samples, resolve_samples, to_eight_bits
 from vitnp.io.tiff import check_tiff
@@ -32,18 +32,6 @@ MAX_PIXELS = options.MAX_PIXELS
 
 # A decoded image is copied to the result in bands of rows of this many pixels, so that there is no second full copy.
 _BAND_PIXELS = 1 << 20
-
-# For each EXIF orientation, a view of the upright image with the pixels in the order in which the file stores them.
-_STORED_VIEW: dict[int, Callable[[np.ndarray], np.ndarray]] = {
-    1: lambda upright: upright,
-    2: lambda upright: upright[:, ::-1],
-    3: lambda upright: upright[::-1, ::-1],
-    4: lambda upright: upright[::-1],
-    5: lambda upright: upright.swapaxes(0, 1),
-    6: lambda upright: np.rot90(upright, 1),
-    7: lambda upright: upright[::-1, ::-1].swapaxes(0, 1),
-    8: lambda upright: np.rot90(upright, -1),
-}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -237,11 +225,11 @@ class _Decoder:
 
     def _convert(self, samples: Samples, conversion: ColorConversion) -> tuple[np.ndarray, np.ndarray | None]:
         """Return upright colors and, for `alpha` "mask", the opacity if anything is transparent."""
-        image, stored_view = self.image, _STORED_VIEW[_orientation(self.image)]
+        image, stored_view = self.image, stored_view_of(self.image)
         height, width = image.height, image.width
         swapped = stored_view(np.empty((height, width, 0))).shape[:2] != (height, width)
         upright = np.empty((width, height, 3) if swapped else (height, width, 3), np.uint8)
-        alpha = np.full(upright.shape[:2], 255, np.uint8) if self.alpha == "mask" else None
+        alpha: np.ndarray | None = None
         # Items of three bytes, one per pixel: copying to a rotated view is twice as fast this way.
         stored = stored_view(upright.view("V3")[..., 0])
         n_transparent = 0
@@ -252,7 +240,8 @@ class _Decoder:
             if opacity is not None and self.alpha != "ignore":
                 rgb = over_white(rgb, opacity)
                 n_transparent += int(np.count_nonzero(opacity < 128))
-                if alpha is not None:
+                if self.alpha == "mask":
+                    alpha = np.full(upright.shape[:2], 255, np.uint8) if alpha is None else alpha
                     stored_view(alpha)[top : top + rows] = opacity
             stored[top : top + rows] = rgb.view("V3")[..., 0]
         self._say_transparent(n_transparent / (height * width))
@@ -272,15 +261,6 @@ def _has_more_frames(image: Any) -> bool:
         return bool(getattr(image, "is_animated", False))
     except Exception:  # of a damaged second frame
         return False
-
-
-def _orientation(image: Image.Image) -> int:
-    """Return the EXIF orientation, 1 to 8; 1 if the EXIF block is damaged, because the pixels may be intact."""
-    try:
-        value = image.getexif().get(0x0112, 1)
-    except Exception:
-        return 1
-    return value if isinstance(value, int) and value in _STORED_VIEW else 1
 
 
 def _convert_array(array: np.ndarray, max_pixels: int, alpha: str) -> DecodedImage:
