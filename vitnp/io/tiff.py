@@ -85,10 +85,10 @@ def _misread(image: TiffImageFile) -> str | None:
         return f"the TIFF has signed {bits}-bit values, for which no white is defined"
     if photometric == _CMYK and tags.get(_INK_SET, 1) != 1:
         return "the TIFF has inks other than cyan, magenta, yellow and black"
-    if photometric == _YCBCR and uncompressed:
-        # Older versions of Pillow take it for RGB.
-        if tuple(tags.get(_SUBSAMPLING, (2, 2))) != (1, 1) or image.mode != "YCbCr":
-            return "the TIFF has subsampled YCbCr without compression, which Pillow can't read"
+    # Older versions of Pillow take YCbCr for RGB.
+    is_subsampled = tuple(tags.get(_SUBSAMPLING, (2, 2))) != (1, 1)
+    if photometric == _YCBCR and uncompressed and (is_subsampled or image.mode != "YCbCr"):
+        return "the TIFF has subsampled YCbCr without compression, which Pillow can't read"
     if tags.get(_PLANAR, 1) == 2 and n_channels > 1:
         extra = tags.get(_EXTRA) or ()
         if photometric not in (_RGB, _CMYK) or 1 in extra or (bits != 8 and image.mode not in ("RGB", "RGBA", "CMYK")):
