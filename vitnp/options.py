@@ -24,6 +24,7 @@ REFINEMENTS = ("solver", "crf", "guided", "none")
 LEVELS = ("auto", "image", "single", "all")
 CONSISTENCIES = ("mean", "majority", "intersection")
 REGIONS = ("image", "components", "split")
+ALPHAS = ("background", "mask", "ignore")
 OUTPUTS = ("mask", "overlay", "cutout", "soft", "score", "keys", "npz")
 EXPORT_FORMATS = ("coco", "yolo", "voc", "labelme", "labelstudio")
 FEATURE_FORMATS = ("npz", "safetensors")
@@ -209,6 +210,13 @@ _TABLE = (
     Option("stride", "pixels between patches (the patch size)", int, minimum=1, metavar="PX"),
     Option("max_tokens", f"most patches per photograph ({MAX_TOKENS})", int, MAX_TOKENS, minimum=1, metavar="N"),
     Option("max_pixels", "most pixels per photograph (120e6)", int, MAX_PIXELS, minimum=1, metavar="N"),
+    Option(
+        "alpha",
+        "transparency: background, mask, ignore (background)",
+        default="background",
+        choices=ALPHAS,
+        metavar="NAME",
+    ),
     # The mask.
     Option("refine", "solver, crf, guided or none (solver)", default="solver", choices=REFINEMENTS, metavar="NAME"),
     Option("seed", "seed of k-means: same seed, same masks (0)", int, default=0, minimum=0, metavar="N"),
@@ -354,6 +362,9 @@ class Settings:
         Seed of k-means. The same seed and photograph give the same result, bit for bit.
     min_confidence : float
         A photograph below this confidence gets an empty mask.
+    alpha : {"background", "mask", "ignore"}
+        What transparent parts of a picture are: a white background; that, and never foreground; or nothing, with the
+        colors that the file stores beneath.
 
     Raises
     ------
@@ -370,6 +381,7 @@ class Settings:
     refine: str = "solver"
     seed: int = 0
     min_confidence: float = 0.0
+    alpha: str = "background"
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -378,4 +390,5 @@ class Settings:
     @property
     def of_features(self) -> dict[str, Any]:
         """Options that the features depend on, as keyword arguments."""
-        return {name: getattr(self, name) for name in ("short_side", "facet", "layer", "stride", "max_tokens")}
+        names = ("short_side", "facet", "layer", "stride", "max_tokens", "alpha")
+        return {name: getattr(self, name) for name in names}

@@ -12,6 +12,7 @@ import numpy as np
 
 from vitnp.errors import ImageError
 from vitnp.io import decode
+from vitnp.io.color import to_srgb
 from vitnp.io.find import Photograph
 from vitnp.io.resample import downscale
 from vitnp.method.prototypes import label_map
@@ -137,7 +138,7 @@ def fitted_record(
     empty : bool
         Whether the photograph has no foreground.
     """
-    confidence, regions = float(segmenter.confidences[index]), segmenter.regions[index]
+    settings, confidence, regions = segmenter.settings, float(segmenter.confidences[index]), segmenter.regions[index]
     records: tuple[RegionRecord, ...] = ()
     load_region_map: Callable[[], np.ndarray]
     if regions is not None:
@@ -156,7 +157,7 @@ def fitted_record(
         confidence,
         records,
         load_region_map,
-        functools.partial(read_thumbnail, photograph.path, segmenter.settings.max_pixels),
+        functools.partial(read_thumbnail, photograph.path, settings.max_pixels, settings.alpha),
         photograph.path,
         outputs,
         int(segmenter.categories[index]),
@@ -168,12 +169,13 @@ def _foreground(segmenter: Segmenter, index: int) -> np.ndarray:
     return np.asarray(segmenter.masks[index], np.uint8)
 
 
-def read_thumbnail(path: Path, max_pixels: int = MAX_PIXELS) -> np.ndarray | None:
-    """Return a photograph scaled down, (h, w, 3) uint8; None if it can no longer be read."""
+def read_thumbnail(path: Path, max_pixels: int = MAX_PIXELS, alpha: str = "background") -> np.ndarray | None:
+    """Return a photograph scaled down, (h, w, 3) uint8 in sRGB; None if it can no longer be read."""
     try:
-        rgb = decode.read_image(path, max_pixels=max_pixels)
+        image = decode.decode_image(path, max_pixels=max_pixels, alpha=alpha)
     except ImageError:
         return None
-    height, width = rgb.shape[:2]
+    height, width = image.rgb.shape[:2]
     scale = min(1.0, THUMBNAIL / min(height, width))
-    return downscale(rgb, (max(1, round(height * scale)), max(1, round(width * scale))))
+    small = downscale(image.rgb, (max(1, round(height * scale)), max(1, round(width * scale))))
+    return to_srgb(small, image.profile)
