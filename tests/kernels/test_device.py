@@ -322,8 +322,8 @@ def test_kmeans_finds_the_cpu_s_clusters(cupy, metric, form, monkeypatch):
     rows = {"blocks": [x[:300], x[300:301], x[301:]], "on the GPU": cupy.asarray(x)}.get(form, x)
     if form == "beyond memory":
         monkeypatch.setattr(kernels.for_device("cuda"), "free_bytes", lambda: 0)
-    wanted = KMeans(4, metric=metric, seed=1, n_init=2).fit(x)
-    found = KMeans(4, metric=metric, seed=1, n_init=2, device="cuda").fit(rows)
+    wanted = KMeans(4, metric=metric, random_state=1, n_init=2).fit(x)
+    found = KMeans(4, metric=metric, random_state=1, n_init=2, device="cuda").fit(rows)
     np.testing.assert_array_equal(found.labels_, wanted.labels_)
     np.testing.assert_array_equal(found.counts_, wanted.counts_)
     np.testing.assert_allclose(found.cluster_centers_, wanted.cluster_centers_, atol=2e-4)
@@ -337,7 +337,7 @@ def test_kmeans_finds_the_cpu_s_clusters(cupy, metric, form, monkeypatch):
 
 def test_kmeans_on_the_gpu_fills_empty_clusters_and_names_bad_rows(cupy):
     few = np.repeat(np.eye(3, 8, dtype=np.float32), 5, axis=0)
-    wanted, found = (KMeans(4, seed=2, device=device).fit(few) for device in ("cpu", "cuda"))
+    wanted, found = (KMeans(4, random_state=2, device=device).fit(few) for device in ("cpu", "cuda"))
     np.testing.assert_array_equal(found.labels_, wanted.labels_)
     np.testing.assert_array_equal(found.counts_, wanted.counts_)
     bad = blobs()
