@@ -349,7 +349,7 @@ def test_kmeans_on_the_gpu_fills_empty_clusters_and_names_bad_rows(cupy):
 def test_kmeans_says_what_a_gpu_can_t_do(cupy):
     x = blobs()
     with pytest.raises(UsageError, match="n_clusters must be at most 256 on a GPU, got 257"):
-        KMeans(257, device="cuda")
+        KMeans(257, device="cuda").fit(x)
     with pytest.raises(UsageError, match="omit the mapper"):
         KMeans(2, device="cuda").fit(x, mapper=map)
     with pytest.raises(UsageError, match="choose device='cuda'"):

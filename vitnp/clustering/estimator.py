@@ -73,7 +73,7 @@ class Estimator:
         UsageError
             If their number or their names differ.
         """
-        shape = getattr(x, "shape", ())
+        shape: tuple[int, ...] = tuple(getattr(x, "shape", ()))
         if len(shape) == 2 and shape[1] != self.n_features_in_:
             raise UsageError(
                 f"X has {shape[1]} features, but {type(self).__name__} is expecting {self.n_features_in_} features "
@@ -120,7 +120,7 @@ def check_rows(x: Any) -> Any:
     UsageError
         If X is sparse, complex, not a table, or empty.
     """
-    if hasattr(x, "tocsr") or hasattr(x, "sparse") and hasattr(x, "dtypes"):
+    if hasattr(x, "tocsr") or (hasattr(x, "sparse") and hasattr(x, "dtypes")):
         raise UsageError("X must be dense, got a sparse matrix or a data frame with sparse columns; use X.toarray()")
     if isinstance(x, list) and (not x or np.ndim(x[0]) != 1):
         return x  # blocks

@@ -53,10 +53,7 @@ def kmeans_plusplus(
     [0.0, 9.0]
     """
     n_candidates = 2 + int(np.log(n_clusters))
-    if weights is None:
-        first = int(rng.integers(n_rows))
-    else:
-        first = _draw([weights], rng.random(1))[0]
+    first = int(rng.integers(n_rows)) if weights is None else _draw([weights], rng.random(1))[0]
     chosen = [rows_at([first])]
     nearest = [distance[:, 0] for distance in min_distances(chosen[0], None)]
     while len(chosen) < n_clusters:
