@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vitnp.checkpoints.safe_unpickler import Placeholder
+from vitnp.checkpoints.pickled_objects import Placeholder
 from vitnp.checkpoints.torch_io import LEGACY_MAGIC, read_torch_file
 from vitnp.errors import CheckpointError
 
@@ -142,7 +142,7 @@ HOSTILE = {
     "getattr through a dotted name": b"\x80\x04\x8c\x0bcollections\x8c\x0fabc.sys.modules\x93.",
     "import": b"cimportlib\nimport_module\n(S'os'\ntR.",
     "torch.load": b"ctorch\nload\n(S'x'\ntR.",
-    "storage view of numpy": b"cnumpy.core.multiarray\n_reconstruct\n.",
+    "numpy beyond what checkpoints need": b"cnumpy\nload\n(S'x'\ntR.",
     "code": b"cmarshal\nloads\n(S'x'\ntR.",
 }
 
@@ -185,7 +185,6 @@ REFUSED = {
     "call of a string": b"\x80\x02X\x01\x00\x00\x00a)R.",
     "call of a storage type": b"\x80\x02ctorch\nFloatStorage\n)R.",
     "state of a string": b"\x80\x02X\x01\x00\x00\x00a}b.",
-    "deep tuple as key": b"\x80\x02}" + b")" + b"\x85" * 100_000 + b"Ns.",
     "tensor over a tensor": b"ctorch._utils\n_rebuild_tensor\n((lI0\n(I4\nt(I1\nttR.",
     "endless instructions": b"N0" * 510_000 + b".",
     "no end": b"}",
