@@ -8,8 +8,8 @@ is refused, which tells people that their file would run code elsewhere.
 from __future__ import annotations
 
 _BUILTINS = (
-    *("bool", "bytearray", "bytes", "complex", "dict", "float", "frozenset", "int", "list", "object", "range", "set"),
-    *("slice", "str", "tuple", "xrange", "Ellipsis", "NotImplemented"),
+    *("bool", "bytearray", "bytes", "complex", "dict", "float", "frozenset", "int", "list", "long", "object", "range"),
+    *("set", "slice", "str", "tuple", "unicode", "xrange", "Ellipsis", "NotImplemented"),
 )
 _PATHS = ("PosixPath", "PurePosixPath", "PureWindowsPath", "WindowsPath")
 _MODULES: dict[str, tuple[str, ...]] = {
