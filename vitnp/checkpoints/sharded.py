@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from vitnp.checkpoints.checksum import file_sha256
-from vitnp.checkpoints.container import INDEX_SUFFIX, container_format, read_tensors
+from vitnp.checkpoints.container import INDEX_SUFFIX, container_format, read_tensors, require_regular_file
 from vitnp.checkpoints.nested import MAX_TENSORS
 from vitnp.errors import CheckpointError
 
@@ -74,7 +74,7 @@ def read_sharded(path: pathlib.Path) -> tuple[dict[str, np.ndarray], dict[str, s
 
 def _read_index(path: pathlib.Path) -> dict[pathlib.Path, set[str]]:
     """Return the names of the tensors in each shard, in the order of the shards' names."""
-    container_format(path)  # a pipe would be waited for
+    container_format(path)  # refuses what isn't a file or not JSON
     try:
         if path.stat().st_size > _MAX_INDEX_BYTES:
             raise CheckpointError(f"{path} is too long for the index of a checkpoint")
@@ -96,6 +96,7 @@ def _read_index(path: pathlib.Path) -> dict[pathlib.Path, set[str]]:
             raise CheckpointError(f"{path} names the shard {name[:100]!r}, which isn't a file beside it")
         if not (path.parent / name).exists():
             raise CheckpointError(f"{path.parent / name} is missing, though {path.name} names it: download it too")
+        require_regular_file(path.parent / name)
         shards[path.parent / name] = set()
     for tensor, name in weight_map.items():
         shards[path.parent / name].add(tensor)
@@ -105,7 +106,7 @@ def _read_index(path: pathlib.Path) -> dict[pathlib.Path, set[str]]:
 def _is_plain_name(name: str) -> bool:
     """Return whether this is the name of a file in a folder, on any platform."""
     parts = pathlib.PurePosixPath(name).name, pathlib.PureWindowsPath(name).name
-    return parts == (name, name) and name not in (".", "..") and name.isprintable() and len(name) < 256
+    return bool(name) and parts == (name, name) and name not in (".", "..") and name.isprintable() and len(name) < 256
 
 
 class _DuplicateError(ValueError):
