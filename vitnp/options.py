@@ -166,7 +166,7 @@ def enumerate_words(words: tuple[str, ...] | list[str]) -> str:
 
 _TABLE = (
     # The network.
-    Option("model", "known name or checkpoint file (built-in)", default="auto", metavar="NAME|FILE"),
+    Option("model", "known name, file, folder or org/name (built-in)", default="auto", metavar="NAME|PATH"),
     Option("heads", "attention heads (by the checkpoint)", int, minimum=1, metavar="N"),
     Option(
         "pos_embed",

@@ -76,7 +76,7 @@ def test_shards_load_by_their_index_and_by_their_folder(tmp_path):
     assert load_vit(index.parent).name == "vit-sharded"
     assert load_vit(vit.source).sha256 == vit.sha256  # as a worker of a cluster loads it
     facts = describe(index)
-    assert facts["container"] == "safetensors, sharded (3 files)" and facts["sha256"] == vit.sha256
+    assert facts["container"] == "safetensors in 3 files with an index" and facts["sha256"] == vit.sha256
 
 
 def test_the_sha256_of_shards_is_that_of_their_checksums(tmp_path):
@@ -99,7 +99,7 @@ def test_shards_that_torch_wrote(tmp_path):
     weight_map = dict.fromkeys(whole.weights, "pytorch_model-00001-of-00001.bin")
     (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
     assert_loaded(load_vit(tmp_path, heads=2), whole.weights)
-    assert describe(tmp_path, heads=2)["container"] == "torch, sharded (1 files)"
+    assert describe(tmp_path, heads=2)["container"] == "torch in 1 file with an index"
 
 
 def test_a_missing_shard_is_named(tmp_path):
@@ -294,6 +294,15 @@ def test_a_model_that_is_not_in_the_cache(hub):
     (hub / "models--some-org--vit.small" / "refs" / "main").write_text("../../../elsewhere")
     (hub / "models--some-org--vit.small" / "snapshots" / ("e" * 40)).mkdir()
     assert_refused("some-org/vit.small", "no snapshot")
+
+
+@pytest.mark.parametrize(
+    "name", ["x" * 5000, "a/" * 3000, "~nobody-of-this-name/vit.pth", "a\0b", "", ".", "org/" + "x" * 500]
+)
+def test_names_that_no_file_can_have(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CheckpointError):
+        load_vit(name)
 
 
 def test_a_folder_of_the_same_name_takes_precedence(hub, tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import pathlib
 import pickle
 import resource
@@ -16,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vitnp.checkpoints.pickled_objects import Placeholder
+from vitnp.checkpoints.safetensors_io import read_safetensors
 from vitnp.checkpoints.torch_io import LEGACY_MAGIC, read_torch_file
 from vitnp.errors import CheckpointError
 
@@ -393,6 +395,14 @@ def test_other_files_are_refused(tmp_path):
     for missing in (tmp_path / "missing.pth", tmp_path):
         with pytest.raises(CheckpointError, match="can't be read"):
             read_torch_file(missing)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no FIFOs here")
+def test_pipes_are_refused_without_waiting(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for read in (read_torch_file, read_safetensors):
+        with pytest.raises(CheckpointError, match="pipe or device"):
+            read(tmp_path / "pipe")
 
 
 def test_files_cut_off_anywhere(tmp_path, container):

@@ -101,7 +101,8 @@ def describe(
     facts = {
         "file": str(path),
         "sha256": sha256,
-        "container": container_format(files[0]) + (f", sharded ({len(files)} files)" if files != [path] else ""),
+        "container": container_format(files[0])
+        + (f" in {len(files)} file{'s' * (len(files) > 1)} with an index" if files != [path] else ""),
         "names": checkpoint.dialect.name,
         "parameters": f"{n_parameters / 1e6:.2f} million in {len(checkpoint.weights)} tensors",
         "width": str(config.width),

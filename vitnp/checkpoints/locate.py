@@ -18,7 +18,7 @@ _NAMES = (
     "pytorch_model.bin",
     f"pytorch_model.bin{INDEX_SUFFIX}",
 )
-_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
+_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
 
 
 class Location(NamedTuple):
@@ -56,23 +56,30 @@ def locate(name: str) -> Location:
         path, sha256 = fetch(name)
         entry = registry.find(name)
         return Location(entry, entry.name, path, sha256)
+    try:
+        file, label = _find(name)
+    except (OSError, RuntimeError, ValueError) as error:  # no permission, too long a name, ~ of nobody
+        raise CheckpointError(f"{name} can't be read: {getattr(error, 'strerror', None) or error}") from None
+    return Location(None, label, file, checkpoint_sha256(file))
+
+
+def _find(name: str) -> tuple[pathlib.Path, str]:
+    """Return the file of a checkpoint that isn't in the registry, and its name for people."""
     path = pathlib.Path(name).expanduser()
     if path.is_dir():
-        file, label = weights_in(path), hub_cache.repo_id_of(path) or path.absolute().name
-    elif path.exists():
+        return weights_in(path), hub_cache.repo_id_of(path) or path.absolute().name
+    if path.exists():
         require_regular_file(path)
-        file, label = path, path.name.removesuffix(INDEX_SUFFIX) if path.name.endswith(INDEX_SUFFIX) else path.stem
-    elif hub_cache.is_repo_id(name):
+        return path, path.name.removesuffix(INDEX_SUFFIX) if path.name.endswith(INDEX_SUFFIX) else path.stem
+    if hub_cache.is_repo_id(name):
         folder, label = hub_cache.find_snapshot(name)
-        file = weights_in(folder)
-    else:
-        if path.suffix or len(path.parts) > 1:
-            raise CheckpointError(
-                f"{path} doesn't exist: give a checkpoint file, or a name of `python -m vitnp.weights list`"
-            )
-        registry.find(name)  # raises, with a suggestion
-        raise AssertionError(name)
-    return Location(None, label, file, checkpoint_sha256(file))
+        return weights_in(folder), label
+    if path.suffix or len(path.parts) > 1:
+        raise CheckpointError(
+            f"{path} doesn't exist: give a checkpoint file, or a name of `python -m vitnp.weights list`"
+        )
+    registry.find(name)  # raises, with a suggestion
+    raise AssertionError(name)
 
 
 def weights_in(folder: pathlib.Path) -> pathlib.Path:

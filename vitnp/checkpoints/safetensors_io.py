@@ -21,6 +21,7 @@ from typing import Any, TypedDict
 import numpy as np
 
 from vitnp.checkpoints.bfloat16 import bfloat16_to_float32
+from vitnp.checkpoints.nested import MAX_TENSORS
 from vitnp.errors import CheckpointError
 from vitnp.io.write import replacing
 
@@ -42,7 +43,7 @@ _DTYPES = {
 _NAMES = {np.dtype(code): name for name, code in _DTYPES.items() if name != "BF16"}
 
 
-_MAX_HEADER_BYTES = 32 * 2**20  # that of a checkpoint takes less than 1 MB; parsed, it takes some ten times as much
+_MAX_HEADER_BYTES = 16 * 2**20  # that of a checkpoint takes less than 1 MB; parsed, it takes some twenty times as much
 _MAX_DIMENSIONS = 32
 _MAX_BYTES = 2**62
 
@@ -79,6 +80,8 @@ def read_safetensors(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray
     """
     from safetensors import SafetensorError, safe_open
 
+    if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):  # opening it might never end
+        raise CheckpointError(f"{path} is a pipe or device: give a file")
     try:
         with open(path, "rb") as file:
             (length,) = struct.unpack("<Q", file.read(8).ljust(8, b"\0"))
@@ -98,6 +101,8 @@ def read_safetensors(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray
         detail = " ".join(str(error).split())[:200]
         raise CheckpointError(f"{path} is not a complete safetensors file: {detail}") from None
     data = content[8 + length :]
+    if len(names) > MAX_TENSORS:
+        raise CheckpointError(f"{path} holds more than {MAX_TENSORS:,} tensors, too many for a checkpoint")
     try:
         header = json.loads(bytes(content[8 : 8 + length]), object_pairs_hook=_unique)
         return {name: _read_tensor(path, name, data, header[name]) for name in sorted(names)}, metadata

@@ -64,6 +64,8 @@ def read_torch_file(path: str | os.PathLike[str]) -> object:
     >>> read_torch_file("dino_deitsmall16_pretrain.pth")["cls_token"].shape         # doctest: +SKIP
     (1, 1, 384)
     """
+    if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):  # opening it might never end
+        raise CheckpointError(f"{path} can't be read: it is a pipe or device")
     try:
         with _DirectoryReader(path) as file:
             if not os.fstat(file.fileno()).st_size:
