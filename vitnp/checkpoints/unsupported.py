@@ -1,0 +1,160 @@
+"""Families of networks that vitnp doesn't run, told by their tensor names or by a config.json.
+
+Many files under the names of these families would load after some renaming and give features, but wrong ones: their
+forward pass has parts that that of a plain ViT lacks. So they are refused by name, with what to take instead.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from vitnp.errors import CheckpointError
+
+_TAKE_DINO = "take DINO (--model dino_vits8) or DINOv2 with registers (dinov2_vits14_reg) instead"
+
+
+class Family(NamedTuple):
+    """A family of networks that vitnp doesn't run.
+
+    Attributes
+    ----------
+    name : str
+        Its name, and the part that vitnp lacks.
+    tensors : str
+        Regular expression for a tensor name that other families don't have; empty if there is none.
+    models : str
+        Regular expression for the whole of its names in a config.json: ``model_type`` of transformers, ``architecture``
+        of timm.
+    advice : str
+        What to take instead.
+    """
+
+    name: str
+    tensors: str
+    models: str
+    advice: str = _TAKE_DINO
+
+
+# The first that fits counts: markers of the more specific families come first.
+FAMILIES = (
+    Family(
+        "DINOv3 (rotary positions)",
+        r"(?:^|\.)(?:storage_tokens|rope_embed\.periods|rope_embeddings\.inv_freq|attn\.qkv\.bias_mask)$"
+        r"|(?:^|\.)layer\.\d+\.attention\.[qkvo]_proj\.weight$",
+        r"dinov3_vit|dinov3_convnext|dinov3.*|.*_dinov3.*",
+    ),
+    Family(
+        "SAM (windowed attention with relative positions)",
+        r"(?:^|\.)(?:image_encoder|vision_encoder|mask_decoder)\.(?:neck|patch_embed|pos_embed|transformer)"
+        r"|\.attn\.rel_pos_[hw]$",
+        r"sam\d?|sam_.*|sam2_.*|samvit_.*",
+    ),
+    Family(
+        "CLIP (a norm before the blocks, another activation)",
+        r"(?:^|\.)(?:visual\.)?(?:transformer\.)?resblocks\.\d+\.|(?:^|\.)pre_layrnorm\.|(?:^|\.)text_projection",
+        r"clip|clip_.*|chinese_clip.*|altclip.*|metaclip.*|vit_.*clip.*",
+    ),
+    Family(
+        "SigLIP (no class token)",
+        r"(?:^|\.)vision_model\.(?:encoder\.layers\.\d+\.|head\.probe)|(?:^|\.)logit_bias$",
+        r"siglip.*|vit_.*siglip.*",
+    ),
+    Family(
+        "torchvision's ViT (names and attention of torch.nn.MultiheadAttention)",
+        r"(?:^|\.)(?:class_token|encoder\.layers\.encoder_layer_\d+\.|conv_proj\.weight$)",
+        r"torchvision.*",
+        "take the same architecture from timm, or DINO (--model dino_vits8)",
+    ),
+    Family(
+        "BEiT or data2vec (relative positions)",
+        r"attention\.relative_position_bias\.|\.attn\.relative_position_bias_table$|(?:^|\.)rel_pos_bias\."
+        r"|^(?!.*(?:layers|stages)\.\d+\.blocks).*\.attn\.[qv]_bias$",
+        r"beit.*|data2vec.*",
+    ),
+    Family(
+        "Swin (shifted windows, several resolutions)",
+        r"(?:^|\.)(?:layers|stages|encoder\.layers)\.\d+\.blocks\.\d+\.",
+        r"swin.*|donut-swin|maskformer-swin|focalnet.*",
+    ),
+    Family(
+        "EVA (rotary positions, or norms inside attention and MLP)",
+        r"\.attn\.inner_attn_ln\.|\.mlp\.(?:ffn_ln|fc1_g|w1)\.|(?:^|\.)blocks\.\d+\.attn\.[qkv]_proj\.weight$",
+        r"eva.*|vit_.*(?:_rope|_pe_).*",
+    ),
+    Family("XCiT (attention between channels)", r"\.local_mp\.|(?:^|\.)(?:cls_attn_blocks|pos_embeder)\.", r"xcit.*"),
+    Family("CaiT (class attention)", r"(?:^|\.)blocks_token_only\.", r"cait.*"),
+    Family(
+        "ConvNeXt (a convolutional network)",
+        r"(?:^|\.)(?:stages\.\d+\.(?:blocks|layers)?\.?\d+\.(?:dwconv|conv_dw)|encoder\.stages\.\d+\.layers\.\d+\.dwconv)\.",
+        r"convnext.*",
+    ),
+    Family(
+        "ResNet (a convolutional network)",
+        r"(?:^|\.)layer[1-4]\.0\.(?:conv1|bn1)\.weight$|(?:^|\.)encoder\.stages\.\d+\.layers\.\d+\.layer\.\d+\.",
+        r"resnet.*|resnext.*|regnet.*|efficientnet.*|mobilenet.*",
+    ),
+    Family(
+        "DeiT with a distillation token",
+        r"(?:^|\.)(?:dist_token|head_dist\.(?:weight|bias)|distillation_classifier\.\w+|embeddings\.distillation_token)$",
+        r"deit|deit_.*_distilled_.*",
+        "take the DeiT without distillation, or DINO (--model dino_vits8)",
+    ),
+    Family(
+        "I-JEPA (no class token)",
+        r"(?:^|\.)predictor_(?:pos_embed|embed\.weight|blocks\.0\.norm1\.weight)$",
+        r"ijepa.*",
+        "take MAE, DINO (--model dino_vits8) or DINOv2 with registers (dinov2_vits14_reg) instead",
+    ),
+    Family("Hiera (several resolutions)", r"(?:^|\.)(?:pos_embed_window|unit_pool\.\w+)$", r"hiera.*"),
+    Family(
+        "a hybrid of ResNet and ViT", r"(?:^|\.)patch_embed\.backbone\.", r"vit[_-]hybrid|vit_.*_r\d+_.*|vit_.*resnet.*"
+    ),
+    Family("a ViT with norms after its blocks", "", r"vit_.*_rpn_.*"),
+    Family(
+        "a text model",
+        r"(?:^|\.)(?:embeddings\.word_embeddings|embed_tokens|wte|token_embedding)\.weight$",
+        r"bert|roberta|gpt.*|llama|t5",
+    ),
+)
+
+
+def refuse_unsupported_names(names: Iterable[str]) -> None:
+    """Refuse the tensor names of a family that vitnp doesn't run.
+
+    Raises
+    ------
+    CheckpointError
+        The message says which family it is, and what to take instead.
+
+    Examples
+    --------
+    >>> refuse_unsupported_names(["cls_token", "blocks.0.norm1.weight"])
+    """
+    names = list(names)
+    for family in FAMILIES:
+        name = next(filter(re.compile(family.tensors).search, names), None) if family.tensors else None
+        if name is not None:
+            raise CheckpointError(
+                f"tensor {name[:100]!r} is that of {family.name}, which vitnp doesn't run: {family.advice}"
+            )
+
+
+def refuse_unsupported_model(model: str) -> None:
+    """Refuse the name of a model, as a config.json has it, of a family that vitnp doesn't run.
+
+    Raises
+    ------
+    CheckpointError
+        The message says which family it is, and what to take instead.
+
+    Examples
+    --------
+    >>> refuse_unsupported_model("vit_small_patch16_224")
+    """
+    for family in FAMILIES:
+        if re.fullmatch(family.models, model):
+            raise CheckpointError(
+                f"config.json beside it is that of {model}, {family.name}, which vitnp doesn't run: {family.advice}"
+            )
