@@ -68,24 +68,6 @@ FAMILIES = (
         "take the same architecture from timm, or DINO (--model dino_vits8)",
     ),
     Family(
-        "BEiT or data2vec (relative positions)",
-        r"attention\.relative_position_bias\.|\.attn\.relative_position_bias_table$|(?:^|\.)rel_pos_bias\."
-        r"|^(?!.*(?:layers|stages)\.\d+\.blocks).*\.attn\.[qv]_bias$",
-        r"beit.*|data2vec.*",
-    ),
-    Family(
-        "Swin (shifted windows, several resolutions)",
-        r"(?:^|\.)(?:layers|stages|encoder\.layers)\.\d+\.blocks\.\d+\.",
-        r"swin.*|donut-swin|maskformer-swin|focalnet.*",
-    ),
-    Family(
-        "EVA (rotary positions, or norms inside attention and MLP)",
-        r"\.attn\.inner_attn_ln\.|\.mlp\.(?:ffn_ln|fc1_g|w1)\.|(?:^|\.)blocks\.\d+\.attn\.[qkv]_proj\.weight$",
-        r"eva.*|vit_.*(?:_rope|_pe_).*",
-    ),
-    Family("XCiT (attention between channels)", r"\.local_mp\.|(?:^|\.)(?:cls_attn_blocks|pos_embeder)\.", r"xcit.*"),
-    Family("CaiT (class attention)", r"(?:^|\.)blocks_token_only\.", r"cait.*"),
-    Family(
         "ConvNeXt (a convolutional network)",
         r"(?:^|\.)(?:stages\.\d+\.(?:blocks|layers)?\.?\d+\.(?:dwconv|conv_dw)|encoder\.stages\.\d+\.layers\.\d+\.dwconv)\.",
         r"convnext.*",
@@ -95,6 +77,25 @@ FAMILIES = (
         r"(?:^|\.)layer[1-4]\.0\.(?:conv1|bn1)\.weight$|(?:^|\.)encoder\.stages\.\d+\.layers\.\d+\.layer\.\d+\.",
         r"resnet.*|resnext.*|regnet.*|efficientnet.*|mobilenet.*",
     ),
+    Family(
+        "Swin (shifted windows, several resolutions)",
+        r"(?:layers|stages)\.\d+\.blocks\.\d+\.(?:attn|attention\.self)\."
+        r"(?:relative_position_bias_table|logit_scale|cpb_mlp|continuous_position_bias)",
+        r"swin.*|donut-swin|maskformer-swin",
+    ),
+    Family(
+        "BEiT or data2vec (relative positions)",
+        r"attention\.relative_position_bias\.|\.attn\.relative_position_bias_table$|(?:^|\.)rel_pos_bias\."
+        r"|\.attn\.[qv]_bias$",
+        r"beit.*|data2vec.*",
+    ),
+    Family(
+        "EVA (rotary positions, or norms inside attention and MLP)",
+        r"\.attn\.inner_attn_ln\.|\.mlp\.ffn_ln\.|(?:^|\.)blocks\.\d+\.attn\.[qkv]_proj\.weight$",
+        r"eva.*|vit_.*(?:_rope|_pe_).*",
+    ),
+    Family("XCiT (attention between channels)", r"\.local_mp\.|(?:^|\.)(?:cls_attn_blocks|pos_embeder)\.", r"xcit.*"),
+    Family("CaiT (class attention)", r"(?:^|\.)blocks_token_only\.", r"cait.*"),
     Family(
         "DeiT with a distillation token",
         r"(?:^|\.)(?:dist_token|head_dist\.(?:weight|bias)|distillation_classifier\.\w+|embeddings\.distillation_token)$",
