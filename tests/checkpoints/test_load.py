@@ -330,7 +330,7 @@ def reshaped(name, shape):
 BROKEN = {
     "missing norm": (without("norm.weight"), "'norm.weight' is missing"),
     "missing block tensor": (without("blocks.1.norm2.bias"), "'blocks.1.norm2.bias' is missing"),
-    "missing class token": (without("cls_token"), "no tensor is named cls_token"),
+    "missing class token": (without("cls_token"), "without a class token"),
     "missing patches": (without("patch_embed.proj.weight"), "'patch_embed.proj.weight' is missing"),
     "no blocks": (lambda w: {n: a for n, a in w.items() if "blocks" not in n}, "no transformer blocks"),
     "hole in the depth": (lambda w: rename(w, (r"blocks\.1", "blocks.2")), "'blocks.1.norm1.weight' is missing"),

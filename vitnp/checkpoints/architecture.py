@@ -48,6 +48,11 @@ def infer_architecture(
         raise CheckpointError(
             f"tensor 'patch_embed.proj.weight' is {_sides(projection)}, not width x 3 x patch x patch as for RGB images"
         )
+    if "pos_embed" not in weights:
+        raise CheckpointError(
+            "tensor 'pos_embed' is missing: vitnp runs ViTs with learned position embeddings, not rotary ones as in "
+            "DINOv3 and EVA; take DINO (--model dino_vits8) or DINOv2 with registers (dinov2_vits14_reg) instead"
+        )
     n_positions = _require(weights, "pos_embed", 3).shape[1]
     registers = _require(weights, "register_tokens", 3).shape[1] if "register_tokens" in weights else 0
     return ViTConfig(

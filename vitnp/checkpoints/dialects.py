@@ -77,6 +77,7 @@ HEADS = {
     (384, 36): 6,
     (512, 12): 8,
     (640, 12): 10,
+    (896, 12): 14,
     (768, 8): 8,  # the ViT-S of timm's first releases: heads of width 96
     (1152, 27): 16,  # SoViT-400m: heads of width 72
 }

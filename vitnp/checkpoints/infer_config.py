@@ -6,6 +6,7 @@ import dataclasses
 import json
 import logging
 import pathlib
+import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ from vitnp.checkpoints.grid import DeclaredGrid, parse_grid
 from vitnp.checkpoints.read import Checkpoint
 from vitnp.checkpoints.timm_json import read_timm_config
 from vitnp.checkpoints.transformers_json import read_preprocessor_config, read_transformers_config
+from vitnp.checkpoints.unsupported import refuse_unsupported_model
 from vitnp.errors import CheckpointError
 from vitnp.vit.config import ViTConfig
 
@@ -26,6 +28,9 @@ _LOGGER = logging.getLogger(__name__)
 _DEFAULT_EPS = 1e-6
 _HEAD_WIDTH = 64
 _GUESS = "a guess"
+
+# File names of timm's models. Of some, rotary positions are in the code alone and not in the file.
+_NAMED_AFTER_MODEL = re.compile(r"[a-z0-9]+_\w*patch[0-9]+_")
 
 _CONFIG, _PREPROCESSOR = "config.json", "preprocessor_config.json"
 _TRANSFORMERS_FIELDS = {
@@ -123,6 +128,8 @@ def infer_config(
             (DeclaredConfig(), (None, "")) if entry else _read_files_beside(path.parent)
         )
         known = entry or registry.identify(path.stem, sha256)
+        if _NAMED_AFTER_MODEL.match(path.stem):
+            refuse_unsupported_model(path.stem.partition(".")[0], "its name")
         grid, grid_source, class_position = _grid(checkpoint, declared, overrides)
         architecture = infer_architecture(checkpoint.weights, grid, class_position)
         check_tensors(checkpoint.weights, architecture)

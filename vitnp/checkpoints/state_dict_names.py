@@ -13,7 +13,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from vitnp.checkpoints.dialects import DIALECTS, Dialect, recognize
-from vitnp.checkpoints.unsupported import refuse_unsupported_names
+from vitnp.checkpoints.unsupported import FAMILIES, WITHOUT_CLASS_TOKEN, refuse_unsupported_names
 from vitnp.errors import CheckpointError
 
 # All dialects are translated with one table, since no name means different things in two of them.
@@ -126,7 +126,7 @@ def _backbone_prefix(tensors: Mapping[str, np.ndarray]) -> str:
                 prefixes.append(name.removesuffix(cls_token))
                 break
     if not prefixes:
-        refuse_unsupported_names(tensors)
+        refuse_unsupported_names(tensors, (*FAMILIES, *WITHOUT_CLASS_TOKEN))
         raise CheckpointError("it holds no ViT: no tensor is named cls_token")
 
     def rank(prefix: str) -> int:

@@ -78,7 +78,7 @@ def read_timm_config(config: Mapping[str, Any]) -> DeclaredConfig:
         raise CheckpointError("the architecture in config.json beside it should be a name")
     architecture = architecture.partition(".")[0]
     if architecture:
-        refuse_unsupported_model(architecture)
+        refuse_unsupported_model(architecture, "config.json beside it")
         if not _PLAIN_VIT.fullmatch(architecture):
             raise CheckpointError(
                 f"config.json beside it is that of timm's {architecture[:60]}, which is no plain ViT: give another "

@@ -87,7 +87,7 @@ def read_transformers_config(config: Mapping[str, Any]) -> DeclaredConfig:
     kind = config.get("model_type")
     model = None
     if kind is not None:
-        refuse_unsupported_model(str(kind)[:60])
+        refuse_unsupported_model(str(kind)[:60], "config.json beside it")
         model = _MODELS.get(str(kind))
         if model is None:
             raise CheckpointError(

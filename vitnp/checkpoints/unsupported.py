@@ -42,7 +42,7 @@ FAMILIES = (
     Family(
         "DINOv3 (rotary positions)",
         r"(?:^|\.)(?:storage_tokens|rope_embed\.periods|rope_embeddings\.inv_freq|attn\.qkv\.bias_mask)$"
-        r"|(?:^|\.)layer\.\d+\.attention\.[qkvo]_proj\.weight$",
+        r"|^(?:model\.)?layer\.\d+\.attention\.[qkvo]_proj\.weight$",
         r"dinov3_vit|dinov3_convnext|dinov3.*|.*_dinov3.*",
     ),
     Family(
@@ -57,11 +57,6 @@ FAMILIES = (
         r"clip|clip_.*|chinese_clip.*|altclip.*|metaclip.*|vit_.*clip.*",
     ),
     Family(
-        "SigLIP (no class token)",
-        r"(?:^|\.)vision_model\.(?:encoder\.layers\.\d+\.|head\.probe)|(?:^|\.)logit_bias$",
-        r"siglip.*|vit_.*siglip.*",
-    ),
-    Family(
         "torchvision's ViT (names and attention of torch.nn.MultiheadAttention)",
         r"(?:^|\.)(?:class_token|encoder\.layers\.encoder_layer_\d+\.|conv_proj\.weight$)",
         r"torchvision.*",
@@ -69,7 +64,7 @@ FAMILIES = (
     ),
     Family(
         "ConvNeXt (a convolutional network)",
-        r"(?:^|\.)(?:stages\.\d+\.(?:blocks|layers)?\.?\d+\.(?:dwconv|conv_dw)|encoder\.stages\.\d+\.layers\.\d+\.dwconv)\.",
+        r"(?:^|\.)(?:stages\.\d+\.(?:blocks|layers)?\.?\d+\.(?:dwconv|conv_dw)|stages\.\d+\.layers\.\d+\.(?:dwconv|depthwise_conv))\.",
         r"convnext.*",
     ),
     Family(
@@ -102,12 +97,6 @@ FAMILIES = (
         r"deit|deit_.*_distilled_.*",
         "take the DeiT without distillation, or DINO (--model dino_vits8)",
     ),
-    Family(
-        "I-JEPA (no class token)",
-        r"(?:^|\.)predictor_(?:pos_embed|embed\.weight|blocks\.0\.norm1\.weight)$",
-        r"ijepa.*",
-        "take MAE, DINO (--model dino_vits8) or DINOv2 with registers (dinov2_vits14_reg) instead",
-    ),
     Family("Hiera (several resolutions)", r"(?:^|\.)(?:pos_embed_window|unit_pool\.\w+)$", r"hiera.*"),
     Family(
         "a hybrid of ResNet and ViT", r"(?:^|\.)patch_embed\.backbone\.", r"vit[_-]hybrid|vit_.*_r\d+_.*|vit_.*resnet.*"
@@ -120,8 +109,26 @@ FAMILIES = (
     ),
 )
 
+_TAKE_MAE = "take MAE, DINO (--model dino_vits8) or DINOv2 with registers (dinov2_vits14_reg) instead"
 
-def refuse_unsupported_names(names: Iterable[str]) -> None:
+# Told by their names only in files without a class token.
+WITHOUT_CLASS_TOKEN = (
+    Family(
+        "SigLIP (no class token)",
+        r"(?:^|\.)(?:head\.probe|attn_pool\.latent|logit_bias)$|(?:^|\.)encoder\.layers\.\d+\.self_attn\.k_proj\.",
+        r"siglip.*|vit_.*siglip.*",
+    ),
+    Family("I-JEPA (no class token)", r"(?:^|\.)predictor_(?:pos_embed|embed|blocks)\b", r"ijepa.*", _TAKE_MAE),
+    Family(
+        "a ViT without a class token, such as I-JEPA's",
+        r"(?:^|\.)(?:blocks\.0\.attn\.qkv|encoder\.layer\.0\.attention\.attention\.query)\.weight$",
+        r"vit_.*_gap_.*",
+        _TAKE_MAE,
+    ),
+)
+
+
+def refuse_unsupported_names(names: Iterable[str], families: Iterable[Family] = FAMILIES) -> None:
     """Refuse the tensor names of a family that vitnp doesn't run.
 
     Raises
@@ -134,7 +141,7 @@ def refuse_unsupported_names(names: Iterable[str]) -> None:
     >>> refuse_unsupported_names(["cls_token", "blocks.0.norm1.weight"])
     """
     names = list(names)
-    for family in FAMILIES:
+    for family in families:
         name = next(filter(re.compile(family.tensors).search, names), None) if family.tensors else None
         if name is not None:
             raise CheckpointError(
@@ -142,8 +149,15 @@ def refuse_unsupported_names(names: Iterable[str]) -> None:
             )
 
 
-def refuse_unsupported_model(model: str) -> None:
-    """Refuse the name of a model, as a config.json has it, of a family that vitnp doesn't run.
+def refuse_unsupported_model(model: str, source: str) -> None:
+    """Refuse the name of a model of a family that vitnp doesn't run.
+
+    Parameters
+    ----------
+    model : str
+        As a config.json has it, or a file that is named after its model.
+    source : str
+        What says that name, for the message: "config.json beside it".
 
     Raises
     ------
@@ -152,10 +166,10 @@ def refuse_unsupported_model(model: str) -> None:
 
     Examples
     --------
-    >>> refuse_unsupported_model("vit_small_patch16_224")
+    >>> refuse_unsupported_model("vit_small_patch16_224", "its name")
     """
-    for family in FAMILIES:
+    for family in (*FAMILIES, *WITHOUT_CLASS_TOKEN):
         if re.fullmatch(family.models, model):
             raise CheckpointError(
-                f"config.json beside it is that of {model}, {family.name}, which vitnp doesn't run: {family.advice}"
+                f"{source} says {model}, that is {family.name}, which vitnp doesn't run: {family.advice}"
             )
