@@ -60,7 +60,7 @@ main = shared.Command(build_parser, lambda args: args.act(args))
 
 
 def _add_overrides(parser: argparse.ArgumentParser) -> None:
-    arguments.add_options(parser, "what the file does not say", "heads", "pos_embed", "normalization")
+    arguments.add_options(parser, "what the file does not say", *arguments.CHECKPOINT)
 
 
 def _list(_: argparse.Namespace) -> int:
@@ -100,7 +100,7 @@ def _convert(args: argparse.Namespace) -> int:
         raise UsageError(f"OUT must end in .safetensors, got {target}")
     if target.exists() and not args.overwrite:
         raise OutputError(f"{target} exists already; choose another name, or give --overwrite")
-    vit = load_vit(args.source, heads=args.heads, pos_embed=args.pos_embed, normalization=args.normalization)
+    vit = load_vit(args.source, **arguments.checkpoint_arguments(args))
     weights = {name: _as_dtype(name, tensor, args.dtype) for name, tensor in vit.weights.items()}
     config = vit.config
     metadata = {
@@ -140,7 +140,7 @@ def _as_dtype(name: str, tensor: np.ndarray, dtype: str) -> np.ndarray:
 def _info(args: argparse.Namespace) -> int:
     from vitnp.checkpoints.load import describe
 
-    facts = describe(args.source, heads=args.heads, pos_embed=args.pos_embed, normalization=args.normalization)
+    facts = describe(args.source, **arguments.checkpoint_arguments(args))
     width = max(map(len, facts))
     for key, value in facts.items():
         print(f"{key:<{width}}  {value}")

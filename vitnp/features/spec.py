@@ -50,6 +50,8 @@ class FeatureSpec:
         Whether the features include the arrays that :meth:`vitnp.vit.model.ViT.region_cls` needs.
     version : int
         Version of the store.
+    grid : (int, int), optional
+        Grid of the position embeddings if it isn't square; not stored if it is.
     """
 
     sha256: str
@@ -67,6 +69,7 @@ class FeatureSpec:
     max_tokens: int
     regions: bool
     version: int = STORE_VERSION
+    grid: tuple[int, int] | None = None
 
     @classmethod
     def of(
@@ -124,6 +127,7 @@ class FeatureSpec:
             eps=config.eps,
             max_tokens=options.check("max_tokens", max_tokens),
             regions=regions,
+            grid=config.oblong_grid,
         )
 
     def keys_are_last(self, vit: ViT) -> bool:
@@ -132,7 +136,10 @@ class FeatureSpec:
 
     def as_stored(self) -> dict[str, Any]:
         """Return the fields under the names that stores use."""
-        return {_STORED_NAMES.get(name, name): value for name, value in dataclasses.asdict(self).items()}
+        fields = dataclasses.asdict(self)
+        if self.grid is None:
+            del fields["grid"]
+        return {_STORED_NAMES.get(name, name): value for name, value in fields.items()}
 
     @classmethod
     def from_stored(cls, fields: Mapping[str, Any]) -> FeatureSpec:

@@ -51,6 +51,8 @@ def run_parameters(vit: ViT, settings: Settings, collection: Collection | None =
         "max_tokens": settings.max_tokens,
         "min_confidence": settings.min_confidence,
     }
+    if config.oblong_grid is not None:
+        parameters["grid"] = list(config.oblong_grid)
     if collection is not None:
         reason = collection.mismatch(parameters)
         if reason:
