@@ -83,6 +83,7 @@ def fine_tuned_mae():
 @pytest.mark.parametrize("prefix", ["", "module.", "model."])
 def test_fc_norm_stands_in_for_a_norm_that_is_not_there(tmp_path, prefix):
     vit = load_vit(save(tmp_path / "mae.safetensors", prefixed(prefix, fine_tuned_mae())))
+    assert describe(tmp_path)["final norm"].startswith("fc_norm")
     features = vit(IMAGES, features=("key", "cls", "token"))
     expected = plain.features(WEIGHTS, vit.config, IMAGES[0], layer=1, stride=2)
     for name, array in features.items():

@@ -11,6 +11,7 @@ import functools
 import io
 import itertools
 import json
+import logging
 import pathlib
 import pickletools
 import random
@@ -80,7 +81,7 @@ def try_checkpoint(path: pathlib.Path) -> bool:
     from vitnp.errors import CheckpointError
 
     try:
-        weights = load_vit(path, heads=1).weights
+        weights = load_vit(path, heads=1, normalization="imagenet").weights
     except CheckpointError as error:
         message = str(error)
         assert "\n" not in message and 10 < len(message) < 1000, message
@@ -260,6 +261,7 @@ def _pickle(rng: random.Random, pickled: bytes) -> bytes:
 
 def main() -> None:
     """Try the checkpoints of the numbers FIRST to LAST - 1, and print those that are neither loaded nor refused."""
+    logging.disable(logging.WARNING)  # guesses about a network are no news here
     first, last = map(int, sys.argv[1:])
     loaded = wrong = 0
     with tempfile.TemporaryDirectory() as folder:

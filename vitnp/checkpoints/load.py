@@ -14,6 +14,12 @@ from vitnp.checkpoints.sharded import files_of
 from vitnp.errors import CheckpointError
 from vitnp.vit.model import ViT
 
+_FINAL_NORMS = {
+    "norm": "yes",
+    "fc_norm": "fc_norm, trained on the average of the patches",
+    "none": "none: tokens and CLS can't be used, keys can",
+}
+
 
 class _Opened(NamedTuple):
     location: Location
@@ -124,7 +130,7 @@ def describe(
         "MLP": "SwiGLU" if config.swiglu else "GELU",
         "LayerScale": "yes" if config.layerscale else "no",
         "LayerNorm eps": f"{config.eps:g} ({sources['eps']})",
-        "final norm": "yes" if "norm.weight" in checkpoint.weights else "none: for keys, queries and values only",
+        "final norm": _FINAL_NORMS[checkpoint.final_norm],
         "positions": f"{config.pos_embed} ({sources['pos_embed']})",
         "mean, std": f"{config.mean}, {config.std} ({sources['normalization']})",
     }

@@ -32,11 +32,14 @@ class Checkpoint(NamedTuple):
         Dialect of the names in the file.
     metadata : dict of str to str
         Metadata of a safetensors file; empty for torch files.
+    final_norm : {"norm", "fc_norm", "none"}
+        Name of the final norm in the file, see :func:`vitnp.checkpoints.nested.use_fc_norm`.
     """
 
     weights: dict[str, np.ndarray]
     dialect: Dialect
     metadata: dict[str, str]
+    final_norm: str = "norm"
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
@@ -63,7 +66,10 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     try:
         if len(tensors) > MAX_TENSORS:
             raise CheckpointError(f"it holds more than {MAX_TENSORS:,} tensors, too many for a ViT")
-        weights, dialect = to_canonical(use_fc_norm(unwrap(tensors)))
+        unwrapped = unwrap(tensors)
+        renamed = use_fc_norm(unwrapped)
+        weights, dialect = to_canonical(renamed)
     except CheckpointError as error:
         raise CheckpointError(f"{path} can't be used: {error}") from None
-    return Checkpoint(weights, dialect, metadata)
+    final_norm = "fc_norm" if renamed.keys() != unwrapped.keys() else "norm"
+    return Checkpoint(weights, dialect, metadata, final_norm if "norm.weight" in weights else "none")
