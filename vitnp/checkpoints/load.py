@@ -100,7 +100,7 @@ def describe(
     Examples
     --------
     >>> describe("auto")["trained grid"]
-    '14 x 14 patches (metadata)'
+    '14 x 14 patches (square)'
     """
     opened = _open(name_or_path, Overrides(heads, pos_embed, normalization, grid))
     entry, path, sha256, checkpoint, (config, sources, resizing) = opened
