@@ -246,10 +246,11 @@ def test_a_guess_is_logged_as_one(tmp_path, caplog):
     path = folder(tmp_path, tensors(width=64))
     with caplog.at_level(logging.WARNING, "vitnp"):
         assert load_vit(path).config.heads == 1
-    assert "a guess: 1 attention heads (--heads) and ImageNet's mean" in caplog.text
-    assert describe(path)["heads"] == "1 (a guess)"
+    assert "1 attention heads (--heads); ImageNet's mean" in caplog.text and "--pos-embed-interp" in caplog.text
+    assert describe(path)["heads"] == "1 (a guess)" and describe(path)["positions"] == "offset (a guess)"
     caplog.clear()
-    load_vit(path, heads=1, normalization="half")
+    load_vit(path, heads=1, normalization="half", pos_embed="exact")
+    load_vit(folder(tmp_path, {f"teacher.backbone.{name}": array for name, array in tensors().items()}), heads=1)
     assert not caplog.text
 
 

@@ -208,10 +208,11 @@ DIALECTS = (
         class_position=True,
         normalization="imagenet",
     ),
-    _DINO,
+    dataclasses.replace(  # training checkpoints of DINO and iBOT
+        _DINO, marker=r"(?:^|\.)(?:teacher|student)\.", class_position=True, normalization="imagenet"
+    ),
+    _DINO,  # or anything else under these names: what follows from it is a guess
 )
-# A config.json of timm says what tensor names don't.
-TIMM = next(dialect for dialect in DIALECTS if dialect.name == "timm")
 
 
 def recognize(names: Iterable[str]) -> Dialect:

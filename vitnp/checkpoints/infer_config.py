@@ -210,7 +210,8 @@ class _Sources(NamedTuple):
         dialect = self.dialect
         if self.known and not dialect.marker:  # its names don't say which code base it is of
             return self.known.pos_embed, "registry"
-        return (dialect.pos_embed_registers if registers else dialect.pos_embed), f"as in {dialect.name}"
+        pos_embed = dialect.pos_embed_registers if registers else dialect.pos_embed
+        return pos_embed, f"as in {dialect.name}" if dialect.marker else _GUESS
 
     def normalization(self) -> tuple[registry.MeanAndStd, str]:
         if self.overrides.normalization is not None:
@@ -260,8 +261,10 @@ def _log_guesses(path: pathlib.Path, config: ViTConfig, sources: Mapping[str, st
         guesses.append(f"{config.heads} attention heads (--heads)")
     if sources["normalization"] == _GUESS:
         guesses.append("ImageNet's mean and standard deviation (--normalization)")
+    if sources["pos_embed"] == _GUESS:
+        guesses.append("positions resampled as in DINO (--pos-embed-interp)")
     if guesses:
-        _LOGGER.warning("%s doesn't say all about the network; a guess: %s", path.name, " and ".join(guesses))
+        _LOGGER.warning("%s doesn't say all about the network, so some is guessed: %s", path.name, "; ".join(guesses))
 
 
 def _read_files_beside(folder: pathlib.Path) -> tuple[DeclaredConfig, tuple[registry.MeanAndStd | None, str]]:

@@ -106,7 +106,7 @@ def describe(
     Examples
     --------
     >>> describe("auto")["trained grid"]
-    '14 x 14 patches (metadata)'
+    '14 x 14 patches (square)'
     """
     location, checkpoint, (config, sources, resizing) = _open(
         name_or_path, Overrides(heads, pos_embed, normalization, grid)

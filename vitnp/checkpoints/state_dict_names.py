@@ -63,7 +63,7 @@ def to_canonical(tensors: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarra
     >>> weights, dialect = to_canonical({"module.cls_token": np.zeros((1, 1, 4)), "head.weight": np.zeros((2, 4)),
     ...                                  "module.blocks.0.norm1.weight": np.ones(4, np.float16)})
     >>> sorted(weights), dialect.name
-    (['blocks.0.norm1.weight', 'cls_token'], 'timm')
+    (['blocks.0.norm1.weight', 'cls_token'], 'DINO')
     """
     prefix = _backbone_prefix(tensors)
     refuse_unsupported_names(name for name in tensors if name.startswith(prefix))
