@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import numbers
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,10 @@ class Option:
         Former names on the command line: accepted, but not shown in ``--help``.
     old_values : mapping of str to str
         Former words on the command line and what replaced them: accepted, but not shown.
+    pattern : str
+        Regular expression for the whole of a text; empty for any.
+    example : str
+        Description of the texts that the pattern fits, with an example.
     """
 
     name: str
@@ -88,6 +93,8 @@ class Option:
     flag: str = ""
     old_flags: tuple[str, ...] = ()
     old_values: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    pattern: str = ""
+    example: str = ""
 
     @property
     def long_flag(self) -> str:
@@ -105,7 +112,7 @@ class Option:
         """
         if self.choices:
             return f"one of {enumerate_words(self.choices)}"
-        kind = {int: "a whole number", float: "a number"}.get(self.type, "text")
+        kind = self.example or {int: "a whole number", float: "a number"}.get(self.type, "text")
         if self.minimum is not None and self.maximum is not None:
             kind += f" from {self.minimum:g} to {self.maximum:.10g}"
         elif self.minimum is not None:
@@ -120,6 +127,8 @@ class Option:
             return True
         if self.choices:
             return isinstance(value, str) and value in self.choices
+        if self.pattern:
+            return isinstance(value, str) and re.fullmatch(self.pattern, value) is not None
         if self.type in (int, float):
             number = _python_number(value)
             if number is None or (self.type is int and not isinstance(number, int)):
@@ -171,7 +180,7 @@ def enumerate_words(words: tuple[str, ...] | list[str]) -> str:
 
 _TABLE = (
     # The network.
-    Option("model", "known name or checkpoint file (built-in)", default="auto", metavar="NAME|FILE"),
+    Option("model", "known name, file, folder or org/name (built-in)", default="auto", metavar="NAME|PATH"),
     Option("heads", "attention heads (by the checkpoint)", int, minimum=1, metavar="N"),
     Option(
         "pos_embed",
@@ -187,6 +196,13 @@ _TABLE = (
         choices=NORMALIZATIONS,
         metavar="NAME",
         old_flags=("--normalise", "--normalize"),
+    ),
+    Option(
+        "grid",
+        "patches that positions were trained on, as 14x16",
+        metavar="ROWSxCOLS",
+        pattern="[1-9][0-9]{0,3}[xX][1-9][0-9]{0,3}",
+        example="rows x columns of patches, such as 14x16",
     ),
     Option("device", "cpu, cuda or auto: cuda if available (auto)", default="auto", choices=DEVICES, metavar="D"),
     Option(

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from vitnp.vit.model import ViT
 
 # Groups of options that several commands take.
-NETWORK = ("model", "heads", "pos_embed", "normalization", "device", "precision")
+CHECKPOINT = ("heads", "pos_embed", "normalization", "grid")
+NETWORK = ("model", *CHECKPOINT, "device", "precision")
 FEATURES = ("short_side", "facet", "layer", "stride", "max_tokens", "max_pixels", "alpha")
 METHOD = (*FEATURES, "refine", "seed", "min_confidence")
 COLLECTION = ("levels", "collection", "n_categories", "consistency", "fit_patches", "cache", "scheduler")
@@ -145,8 +146,13 @@ def load_model(args: argparse.Namespace) -> ViT:
             "using the built-in checkpoint; --model dino_vits8 downloads a larger one, `vitnp weights list` shows all",
             quiet=args.quiet,
         )
-    vit = load_vit(args.model, heads=args.heads, pos_embed=args.pos_embed, normalization=args.normalization)
+    vit = load_vit(args.model, **checkpoint_arguments(args))
     return vit.to(device=device, precision=args.precision)
+
+
+def checkpoint_arguments(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the options that take precedence over what a checkpoint says, as arguments of :func:`vitnp.load_vit`."""
+    return {name: getattr(args, name) for name in CHECKPOINT}
 
 
 def segmenter_arguments(args: argparse.Namespace) -> dict[str, Any]:

@@ -52,6 +52,8 @@ class FeatureSpec:
         How transparent parts were decoded, see :func:`vitnp.io.decode.read_image`.
     version : int
         Version of the store.
+    grid : (int, int), optional
+        Grid of the position embeddings if it isn't square; not stored if it is.
     """
 
     sha256: str
@@ -70,6 +72,7 @@ class FeatureSpec:
     regions: bool
     alpha: str = "background"
     version: int = STORE_VERSION
+    grid: tuple[int, int] | None = None
 
     @classmethod
     def of(
@@ -131,6 +134,7 @@ class FeatureSpec:
             max_tokens=options.check("max_tokens", max_tokens),
             regions=regions,
             alpha="ignore" if options.check("alpha", alpha) == "ignore" else "background",
+            grid=config.oblong_grid,
         )
 
     def keys_are_last(self, vit: ViT) -> bool:
@@ -139,7 +143,10 @@ class FeatureSpec:
 
     def as_stored(self) -> dict[str, Any]:
         """Return the fields under the names that stores use."""
-        return {_STORED_NAMES.get(name, name): value for name, value in dataclasses.asdict(self).items()}
+        fields = dataclasses.asdict(self)
+        if self.grid is None:
+            del fields["grid"]
+        return {_STORED_NAMES.get(name, name): value for name, value in fields.items()}
 
     @classmethod
     def from_stored(cls, fields: Mapping[str, Any]) -> FeatureSpec:
