@@ -147,6 +147,7 @@ def write_outputs(result: Result, stem: str | os.PathLike[str], which: Iterable[
     which = tuple(which)
     paths = output_paths(stem, which, labels=result.labels is not None)
     write.make_folder(Path(stem).parent)
+    write.check_names(paths.values())
     stamp = result.stamp
     for name, path in paths.items():
         # If both are asked for, the npz file holds the keys too.

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import functools
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vitnp.cli import arguments, shared
+from vitnp.cli import arguments, shared, streams
 from vitnp.errors import UsageError, VitnpError
+from vitnp.io.path_text import path_entries
 from vitnp.options import OPTIONS, OUTPUTS, enumerate_words
 
 if TYPE_CHECKING:
@@ -51,12 +52,15 @@ def _segment(args: argparse.Namespace) -> int:
     _check_options(args, which)
 
     from vitnp.export import naming
+    from vitnp.io.write import prepare_folder
     from vitnp.kernels.threads import pool
 
     args.n_threads = pool.resolve_n_threads(args.n_threads)
-    photographs, failures = arguments.find_photographs(args)
+    photographs, failures, left_out = arguments.find_photographs(args)
     total, done = len(photographs) + len(failures), 0
     if photographs:
+        if args.out is not None:
+            prepare_folder(args.out)
         stems = naming.output_stems(photographs, args.out)
         vit = arguments.load_model(args)
         as_a_set = args.n_classes or args.save_collection or arguments.fits_a_set(args, len(photographs))
@@ -68,7 +72,7 @@ def _segment(args: argparse.Namespace) -> int:
         segment = _segment_set if as_a_set else _segment_single
         outcomes = segment(args, photographs, stems, vit, which, tuple(failures))
         done = shared.report_outcomes(outcomes, failures, functools.partial(_report, args), as_json=args.json)
-    return shared.conclude(failures, total, done)
+    return shared.conclude(failures, total, done, left_out="" if args.quiet else left_out)
 
 
 main = shared.Command(build_parser, _segment)
@@ -188,20 +192,28 @@ def _report(args: argparse.Namespace, outcome: Outcome) -> None:
     if args.json:
         shared.print_json(
             {
-                "photograph": str(outcome.photograph),
+                **path_entries("photograph", outcome.photograph),
                 "status": outcome.status,
-                "outputs": {name: str(path) for name, path in outcome.outputs.items()},
+                **_output_entries(outcome.outputs),
                 **({} if facts is None else facts.as_dict()),
             }
         )
     elif not args.quiet:
         files = ", ".join(str(path) for path in outcome.outputs.values())
         if facts is None:
-            print(f"{outcome.photograph}: done before -> {files}", flush=True)
+            streams.print_line(f"{outcome.photograph}: done before -> {files}")
             return
         classes = "".join(f", class {label}" for label in facts.classes or ())
-        print(
+        streams.print_line(
             f"{outcome.photograph}: foreground {facts.share:.0%}{classes}, confidence {facts.confidence:.2f}, "
-            f"{sum(facts.seconds.values()):.2f} s -> {files}",
-            flush=True,
+            f"{sum(facts.seconds.values()):.2f} s -> {files}"
         )
+
+
+def _output_entries(outputs: Mapping[str, Path]) -> dict[str, dict[str, str]]:
+    """Return the JSON entry of the files of a photograph, and one of their bytes if they are not valid Unicode."""
+    entries: dict[str, dict[str, str]] = {"outputs": {}}
+    for name, path in outputs.items():
+        for key, text in path_entries("outputs", path).items():
+            entries.setdefault(key, {})[name] = text
+    return entries

@@ -27,6 +27,7 @@ from vitnp.export.rerun import EarlierRun, RerunKeys, photographs_hash
 from vitnp.export.run_record import run_record
 from vitnp.export.writer import Writer
 from vitnp.io import find, label_png, stamp, write
+from vitnp.io.part_files import remove_abandoned
 from vitnp.kernels.stopwatch import Stopwatch
 from vitnp.method.collection import Collection
 from vitnp.outputs import output_paths
@@ -155,8 +156,10 @@ class CollectionRun:
 
     def _check_outputs(self) -> None:
         """Check before any work that the outputs of the collection can be written and replace no foreign file."""
+        for folder in {stem.parent for stem in self.stems} | ({self.out} if self.out else set()):
+            remove_abandoned(folder)
         if self.out is not None:
-            write.make_folder(self.out)
+            write.prepare_folder(self.out)
             if not self.overwrite:
                 refuse_foreign_outputs(self.out)
         if self.save_collection is not None:
@@ -204,8 +207,11 @@ class CollectionRun:
     def _write_photograph(self, index: int, result: Segmentation) -> None:
         """Write a photograph's outputs as soon as its mask is known; called from several threads."""
         try:
+            # The label image is written at the end, but its name is known.
+            files = output_paths(self.stems[index], self.which, labels=self.segmenter.n_classes is not None)
+            write.check_names(files.values())
             if not self.overwrite:
-                stamp.refuse_foreign(output_paths(self.stems[index], self.which).values())
+                stamp.refuse_foreign(files.values())
             clock = Stopwatch()
             result.save(self.stems[index], self.which)
             clock.lap("write")

@@ -17,6 +17,7 @@ from vitnp.features.extract import NetworkInput
 from vitnp.features.record import FeatureRecord
 from vitnp.io import decode, headers, stamp
 from vitnp.io.find import Photograph
+from vitnp.io.part_files import remove_abandoned
 from vitnp.kernels.stopwatch import Stopwatch
 from vitnp.kernels.threads import blas, pool
 from vitnp.method.collection import Collection
@@ -88,6 +89,8 @@ def segment_files(
             f"the collection must have at most {MAX_LABELS} classes where label images are written, "
             f"got {prototypes.classes.max() + 1}; fit one with fewer"
         )
+    for folder in {Path(stem).parent for stem in stems}:
+        remove_abandoned(folder)
     run = _Run(pipeline, tuple(which), overwrite)
     jobs = [
         _ImageJob(index, path=photograph.path, stem=stem)

@@ -1,0 +1,115 @@
+"""Files being written, ``.vitnp-*.part``: locked by their process, and removed by a later one if it was killed.
+
+The system releases a lock however a process ends, so a file without a lock has been abandoned. Windows has no such
+locks, but files in use cannot be removed there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import secrets
+import stat
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+_NAME = re.compile(r"\.vitnp-[0-9a-f]{16}\.part")
+
+
+@contextlib.contextmanager
+def replacing_part(path: Path) -> Iterator[BinaryIO]:
+    """Open a file in the folder of `path` that replaces `path` when the block ends without an exception.
+
+    Raises
+    ------
+    OSError
+        If it cannot be written. It is removed then, as after any exception in the block.
+    """
+    with contextlib.ExitStack() as stack:
+        file = _create(path.parent)
+        part = file.name
+        try:
+            # A second descriptor keeps the lock until the file has its name: closing the first may fail on a full disk,
+            # and Windows renames closed files only.
+            if sys.platform != "win32":
+                with contextlib.suppress(OSError):
+                    stack.callback(os.close, os.dup(file.fileno()))
+            with file:
+                yield file
+            os.replace(part, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(part)
+            raise
+
+
+def _create(folder: Path) -> BinaryIO:
+    """Create a file and lock it, where files can be locked."""
+    while True:
+        file = open(folder / f".vitnp-{secrets.token_hex(8)}.part", "xb")  # noqa: SIM115 - closed by the caller
+        if _keep(file):
+            return file
+        file.close()
+        with contextlib.suppress(OSError):
+            os.unlink(file.name)
+
+
+def _keep(file: BinaryIO) -> bool:
+    """Lock a new file; return False if another process took it for abandoned before that."""
+    if sys.platform == "win32":
+        return True
+    import fcntl
+
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks, where nothing is ever taken for abandoned
+        return True
+    return os.path.exists(file.name)
+
+
+def check_writable(folder: Path) -> None:
+    """Create a file in a folder and remove it.
+
+    Raises
+    ------
+    OSError
+        If that is not possible.
+    """
+    file = _create(folder)
+    try:
+        with file:
+            file.write(bytes(4096))  # on a full disk, empty files can still be created
+    finally:
+        os.unlink(file.name)
+
+
+def remove_abandoned(folder: str | os.PathLike[str]) -> None:
+    """Remove the unfinished files in a folder, of processes of this user that were killed."""
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            if _NAME.fullmatch(entry.name):
+                with contextlib.suppress(OSError):
+                    _remove_unlocked(entry.path)
+
+
+def _remove_unlocked(path: str) -> None:
+    """Remove a regular file of this user unless a process has locked it."""
+    if sys.platform == "win32":
+        os.unlink(path)
+        return
+    import fcntl
+
+    # Not read: the flags keep a link or a pipe of this name from being followed or waited for.
+    descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        status = os.fstat(descriptor)
+        if stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid():
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.unlink(path)
+    finally:
+        os.close(descriptor)
