@@ -67,10 +67,7 @@ def _write_features(args: argparse.Namespace, photographs: Sequence[Photograph],
     from vitnp.features.export import write_features
     from vitnp.features.spec import FeatureSpec
     from vitnp.features.store import FeatureStore
-    from vitnp.io.write import prepare_folder
 
-    if args.out is not None:
-        prepare_folder(args.out)
     stems = naming.output_stems(photographs, args.out)
     vit = arguments.load_model(args)
     spec = FeatureSpec.of(

@@ -52,15 +52,12 @@ def _segment(args: argparse.Namespace) -> int:
     _check_options(args, which)
 
     from vitnp.export import naming
-    from vitnp.io.write import prepare_folder
     from vitnp.kernels.threads import pool
 
     args.n_threads = pool.resolve_n_threads(args.n_threads)
     photographs, failures, left_out = arguments.find_photographs(args)
     total, done = len(photographs) + len(failures), 0
     if photographs:
-        if args.out is not None:
-            prepare_folder(args.out)
         stems = naming.output_stems(photographs, args.out)
         vit = arguments.load_model(args)
         as_a_set = args.n_classes or args.save_collection or arguments.fits_a_set(args, len(photographs))

@@ -119,6 +119,8 @@ class CollectionRun:
             self.unchanged = True
             yield from outcomes
             return
+        if self.out is not None:
+            write.prepare_folder(self.out)
         try:
             self.segmenter.fit([photograph.path for photograph in self.photographs], observe=self._write_photograph)
         except ImageError:  # none of them could be read
@@ -159,7 +161,7 @@ class CollectionRun:
         for folder in {stem.parent for stem in self.stems} | ({self.out} if self.out else set()):
             remove_abandoned(folder)
         if self.out is not None:
-            write.prepare_folder(self.out)
+            write.make_folder(self.out)
             if not self.overwrite:
                 refuse_foreign_outputs(self.out)
         if self.save_collection is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ from vitnp.export.outcome import Facts, Outcome
 from vitnp.features.batching import Job, through_network
 from vitnp.features.extract import NetworkInput
 from vitnp.features.record import FeatureRecord
-from vitnp.io import decode, headers, stamp
+from vitnp.io import decode, headers, stamp, write
 from vitnp.io.find import Photograph
 from vitnp.io.part_files import remove_abandoned
 from vitnp.kernels.stopwatch import Stopwatch
@@ -123,6 +123,7 @@ class _Run:
     pipeline: ImagePipeline
     which: tuple[str, ...]
     overwrite: bool
+    writable: set[Path] = dataclasses.field(default_factory=set)  # folders that have been checked
 
     def process(self, job: _ImageJob) -> Outcome:
         """Take a photograph through all stages and return its outcome."""
@@ -207,21 +208,34 @@ class _Run:
         ImageError
             If the photograph cannot be read.
         OutputError
-            If files of another program are in the way.
+            If files of another program are in the way, or the outputs cannot be written.
         """
-        if self.overwrite:
-            return None
         collection = self.pipeline.collection
         labels = collection is not None and collection.prototypes is not None
         files = output_paths(job.stem, self.which, labels=labels)
-        expected = {
-            "vitnp:parameters": stamp.parameters_hash(self.pipeline.parameters),
-            "vitnp:photograph": headers.file_hash(job.path),
-        }
-        if all(stamp.stamp(file) == expected for file in files.values()):
-            return Outcome(job.path, files)
-        stamp.refuse_foreign(files.values())
+        if not self.overwrite:
+            expected = {
+                "vitnp:parameters": stamp.parameters_hash(self.pipeline.parameters),
+                "vitnp:photograph": headers.file_hash(job.path),
+            }
+            if all(stamp.stamp(file) == expected for file in files.values()):
+                return Outcome(job.path, files)
+            stamp.refuse_foreign(files.values())
+        self.check_writable(files)
         return None
+
+    def check_writable(self, files: Mapping[str, Path]) -> None:
+        """Check before the work that the outputs of a photograph can be written.
+
+        Raises
+        ------
+        OutputError
+            If their folder cannot be written to, or takes not all of the names.
+        """
+        for folder in {path.parent for path in files.values()} - self.writable:
+            write.prepare_folder(folder)
+            self.writable.add(folder)
+        write.check_names(files.values())
 
     def decode(self, job: _ImageJob) -> tuple[np.ndarray, NetworkInput]:
         """Decode a photograph, (height, width, 3) uint8, and scale it for the network."""
