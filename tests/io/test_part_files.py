@@ -84,6 +84,7 @@ def test_a_missing_folder_has_no_unfinished_files(tmp_path):
     part_files.remove_abandoned(tmp_path / "none")
 
 
+@posix
 def test_a_run_removes_what_a_killed_one_left(tmp_path):
     from vitnp.cli import features, segment
 
@@ -92,6 +93,42 @@ def test_a_run_removes_what_a_killed_one_left(tmp_path):
         (tmp_path / f".vitnp-{'0' * 16}.part").write_text("half")
         assert command.main([str(tmp_path / "a.png"), "--short-side", "32", "--quiet"]) == 0
         assert not list(tmp_path.glob(".*"))
+
+
+@posix
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_files_written_together_appear_all_or_none(tmp_path, error):
+    (tmp_path / "a.txt").write_text("before")
+
+    def write_both(fails: bool) -> None:
+        with write.writing_together(tmp_path):
+            write.write_text(tmp_path / "a.txt", "after")
+            part_files.remove_abandoned(tmp_path)  # of a run beside this one
+            assert (tmp_path / "a.txt").read_text() == "before"
+            if fails:
+                raise error
+            write.write_text(tmp_path / "b.txt", "after")
+
+    with pytest.raises(OutputError if isinstance(error, OSError) else KeyboardInterrupt):
+        write_both(fails=True)
+    assert os.listdir(tmp_path) == ["a.txt"] and (tmp_path / "a.txt").read_text() == "before"
+    write_both(fails=False)
+    assert sorted(os.listdir(tmp_path)) == ["a.txt", "b.txt"] and (tmp_path / "a.txt").read_text() == "after"
+
+
+def test_outputs_of_a_photograph_are_all_or_none(tmp_path, monkeypatch):
+    from vitnp import outputs, segment_image
+
+    result = segment_image(np.random.default_rng(0).integers(0, 255, (32, 32, 3), dtype=np.uint8), short_side=32)
+
+    def full(*_):
+        raise OutputError("can't write: the disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setitem(outputs.WRITERS, "soft", outputs.OutputWriter("_soft.png", full))
+        with pytest.raises(OutputError, match="the disk is full"):
+            result.save(tmp_path / "a", ["mask", "soft"])
+    assert not os.listdir(tmp_path)
 
 
 def test_prepare_folder(tmp_path, monkeypatch):

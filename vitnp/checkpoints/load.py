@@ -11,6 +11,7 @@ from vitnp.checkpoints.download import fetch, file_sha256
 from vitnp.checkpoints.infer_config import Overrides, infer_config
 from vitnp.checkpoints.read import Checkpoint, container_format, read_checkpoint
 from vitnp.errors import CheckpointError
+from vitnp.io.path_text import valid_unicode
 from vitnp.vit.config import ViTConfig
 from vitnp.vit.model import ViT
 
@@ -71,7 +72,7 @@ def load_vit(
     ViT(vitnp_tiny: depth 6, width 192, heads 3, patch 16)
     """
     opened = _open(name_or_path, Overrides(heads, pos_embed, normalization))
-    name = opened.entry.name if opened.entry else opened.path.stem
+    name = opened.entry.name if opened.entry else valid_unicode(opened.path.stem)
     return ViT(opened.config, opened.checkpoint.weights, name=name, source=str(opened.path), sha256=opened.sha256)
 
 

@@ -8,6 +8,7 @@ import dataclasses
 import logging
 import shutil
 import sys
+from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, Protocol, TypeVar, cast
@@ -253,10 +254,10 @@ def say_capped(photograph: Path, max_tokens: int, *, quiet: bool) -> None:
 
 
 def list_failures(failures: Sequence[Exception], total: int) -> None:
-    """Print what failed at the end of a run, one line each."""
+    """Print what failed at the end of a run, one line each; equal ones, as of a full disk, are counted."""
     say(f"{len(failures)} of {total} failed:")
-    for error in failures:
-        streams.print_error(f"  {error}")
+    for error, count in Counter(map(str, failures)).items():
+        streams.print_error(f"  {error}" if count == 1 else f"  {error} ({count} times)")
 
 
 def report_failure(error: VitnpError, *, as_json: bool, photograph: Path | None = None) -> None:

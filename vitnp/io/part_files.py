@@ -1,22 +1,62 @@
 """Files being written, ``.vitnp-*.part``: locked by their process, and removed by a later one if it was killed.
 
 The system releases a lock however a process ends, so a file without a lock has been abandoned. Windows has no such
-locks, but files in use cannot be removed there.
+locks; there, files are removed that are older than any photograph takes to write.
 """
 
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import os
 import re
 import secrets
 import stat
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 _NAME = re.compile(r"\.vitnp-[0-9a-f]{16}\.part")
+
+# Seconds after which a file counts as abandoned on Windows.
+_WINDOWS_AGE = 3600
+
+
+class _Together(NamedTuple):
+    """Complete files and their names to come, and what keeps them locked until then."""
+
+    complete: list[tuple[str, Path]]
+    locks: contextlib.ExitStack
+
+
+# Set in a block of `together`.
+_together: contextvars.ContextVar[_Together | None] = contextvars.ContextVar("together", default=None)
+
+
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+    """Give the files that are written in the block their names at its end; after an exception, none gets its name.
+
+    Raises
+    ------
+    OSError
+        If a file cannot get its name.
+    """
+    with contextlib.ExitStack() as locks:
+        complete: list[tuple[str, Path]] = []
+        token = _together.set(_Together(complete, locks))
+        try:
+            yield
+            while complete:
+                os.replace(*complete[0])
+                complete.pop(0)
+        finally:
+            _together.reset(token)
+            for part, _ in complete:
+                with contextlib.suppress(OSError):
+                    os.unlink(part)
 
 
 @contextlib.contextmanager
@@ -28,6 +68,7 @@ def replacing_part(path: Path) -> Iterator[BinaryIO]:
     OSError
         If it cannot be written. It is removed then, as after any exception in the block.
     """
+    block = _together.get()
     with contextlib.ExitStack() as stack:
         file = _create(path.parent)
         part = file.name
@@ -36,10 +77,13 @@ def replacing_part(path: Path) -> Iterator[BinaryIO]:
             # and Windows renames closed files only.
             if sys.platform != "win32":
                 with contextlib.suppress(OSError):
-                    stack.callback(os.close, os.dup(file.fileno()))
+                    (block.locks if block else stack).callback(os.close, os.dup(file.fileno()))
             with file:
                 yield file
-            os.replace(part, path)
+            if block is None:
+                os.replace(part, path)
+            else:
+                block.complete.append((part, path))
         except BaseException:
             with contextlib.suppress(OSError):
                 os.unlink(part)
@@ -100,7 +144,8 @@ def remove_abandoned(folder: str | os.PathLike[str]) -> None:
 def _remove_unlocked(path: str) -> None:
     """Remove a regular file of this user unless a process has locked it."""
     if sys.platform == "win32":
-        os.unlink(path)
+        if time.time() - os.stat(path).st_mtime > _WINDOWS_AGE:
+            os.unlink(path)
         return
     import fcntl
 

@@ -13,7 +13,7 @@ from typing import IO, TYPE_CHECKING, BinaryIO
 import numpy as np
 
 from vitnp.errors import OutputError
-from vitnp.io.part_files import check_writable, replacing_part
+from vitnp.io.part_files import check_writable, replacing_part, together
 from vitnp.io.path_text import ascii_json
 from vitnp.io.stamp import canonical_json, json_default, sidecar_entries, sidecar_path, with_software
 
@@ -74,6 +74,22 @@ def _refused(path: Path, error: OSError | ValueError) -> OutputError:
     """Return the error for a file that cannot be written."""
     advice = _ADVICE.get(getattr(error, "errno", None) or 0)
     return OutputError(f"can't write {path}: {advice or f'{error}; choose another place'}")
+
+
+@contextlib.contextmanager
+def writing_together(folder: str | os.PathLike[str]) -> Iterator[None]:
+    """Write several files to a folder, all or none: they replace those of their names when the block ends.
+
+    Raises
+    ------
+    OutputError
+        If a file cannot be written.
+    """
+    try:
+        with together():
+            yield
+    except OSError as error:
+        raise _refused(Path(error.filename2 or folder), error) from None
 
 
 def make_folder(path: str | os.PathLike[str]) -> None:
