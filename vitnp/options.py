@@ -25,6 +25,7 @@ LEVELS = ("auto", "image", "single", "all")
 CONSISTENCIES = ("mean", "majority", "intersection")
 REGIONS = ("image", "components", "split")
 OUTPUTS = ("mask", "overlay", "cutout", "soft", "score", "keys", "npz")
+EXPORT_FORMATS = ("coco", "yolo", "voc", "labelme", "labelstudio")
 FEATURE_FORMATS = ("npz", "safetensors")
 FEATURE_DTYPES = ("float16", "float32")
 TASKS = ("saliency", "semantic", "discovery")
@@ -63,6 +64,8 @@ class Option:
         Words allowed instead of a number, such as "all".
     metavar : str, optional
         Placeholder for the value in ``--help``.
+    const : object, optional
+        Value if the option is given without one; if None, it needs a value.
     flag : str, optional
         Name on the command line; by default ``--name`` with hyphens.
     old_flags : tuple of str
@@ -80,6 +83,7 @@ class Option:
     maximum: float | None = None
     words: tuple[str, ...] = ()
     metavar: str | None = None
+    const: object = None
     flag: str = ""
     old_flags: tuple[str, ...] = ()
     old_values: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -259,7 +263,31 @@ _TABLE = (
     Option("out", "output folder (that of each photograph)", Path, metavar="DIR"),
     Option("save", "of mask,overlay,cutout,soft,score,keys,npz", default="mask,overlay", metavar="LIST"),
     Option("overwrite", "redo finished photographs, replace any file", bool, default=False),
-    Option("polygons", "polygons in annotations.json, not run lengths", bool, default=False),
+    Option(
+        "formats",
+        "also as coco,yolo,voc,labelme,labelstudio",
+        metavar="LIST",
+        flag="--format",
+    ),
+    Option(
+        "polygons",
+        "polygons within PX pixels, not run lengths (1)",
+        float,
+        minimum=0,
+        const=1.0,
+        metavar="PX",
+    ),
+    Option("copy", "copy photographs instead of linking to them", bool, default=False),
+    Option(
+        "validation",
+        "share for validation, in yolo and voc (0.2)",
+        float,
+        0.2,
+        minimum=0,
+        maximum=1,
+        metavar="SHARE",
+        flag="--split",
+    ),
     Option("format", "npz or safetensors (npz)", default="npz", choices=FEATURE_FORMATS, metavar="NAME"),
     Option("dtype", "float16 or float32 (float16)", default="float16", choices=FEATURE_DTYPES, metavar="TYPE"),
     Option("prune", "remove all other photographs from the cache", bool, default=False),

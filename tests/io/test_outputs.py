@@ -587,6 +587,14 @@ def test_cutout(monkeypatch):
     assert (rgba[..., :3][visible] == rgb[visible]).all()
 
 
+def test_a_cutout_without_object_is_transparent():
+    soft = np.full((6, 5), 32767, np.uint16)
+    rgb = np.full((6, 5, 3), 9, np.uint8)
+    assert not overlay.cutout(rgb, soft).any()
+    soft[2, 3] = 32768
+    assert overlay.cutout(rgb, soft)[..., 3].any()
+
+
 def boxes_by_labels(mask, min_area):
     """Compute the boxes from a label image."""
     labels, count = ndimage.label(mask, np.ones((3, 3)))

@@ -80,6 +80,21 @@ def test_file_systems_without_locks(tmp_path, monkeypatch):
     assert sorted(os.listdir(tmp_path)) == [f".vitnp-{'0' * 16}.part", "a.txt"]
 
 
+@posix
+def test_folders_being_filled_are_kept_and_others_removed(tmp_path):
+    with part_files.part_folder(tmp_path) as folder:
+        (folder / "file").write_text("")
+        part_files.remove_abandoned(tmp_path)
+        assert (folder / "file").exists()
+        os.rename(folder, tmp_path / "done")
+    with part_files.part_folder(tmp_path) as folder:
+        (folder / "file").write_text("")
+    assert os.listdir(tmp_path) == ["done"] and os.listdir(tmp_path / "done") == ["file"]
+    os.rename(tmp_path / "done", tmp_path / f".vitnp-{'0' * 16}.part")
+    part_files.remove_abandoned(tmp_path)
+    assert not os.listdir(tmp_path)
+
+
 def test_a_missing_folder_has_no_unfinished_files(tmp_path):
     part_files.remove_abandoned(tmp_path / "none")
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vitnp.cli import shared
 from vitnp.errors import ImageError, UsageError, VitnpError
-from vitnp.options import MIN_PHOTOGRAPHS_FOR_A_SET, OPTIONS, Option, Settings
+from vitnp.options import EXPORT_FORMATS, MIN_PHOTOGRAPHS_FOR_A_SET, OPTIONS, Option, Settings, enumerate_words
 
 if TYPE_CHECKING:
     from vitnp.io.find import Photograph
@@ -48,6 +48,8 @@ def add_options(parser: argparse.ArgumentParser, title: str, *names: str, **chan
             keywords["action"] = "store_true"
         else:
             keywords |= {"type": _converter(option), "metavar": option.metavar}
+        if option.const is not None:
+            keywords |= {"nargs": "?", "const": option.const}
         group.add_argument(option.long_flag, **keywords)
         if option.old_flags:
             hidden = {"default": argparse.SUPPRESS, "help": argparse.SUPPRESS}
@@ -94,6 +96,22 @@ natural = number(0)
 def settings(args: argparse.Namespace) -> Settings:
     """Return the settings of the method."""
     return Settings(**{name: getattr(args, name) for name in METHOD})
+
+
+def formats(args: argparse.Namespace) -> list[str]:
+    """Return the formats that --format lists.
+
+    Raises
+    ------
+    UsageError
+        If one is unknown.
+    """
+    listed = [] if args.formats is None else [name for name in dict.fromkeys(args.formats.split(",")) if name]
+    unknown = [name for name in listed if name not in EXPORT_FORMATS]
+    if unknown or (args.formats is not None and not listed):
+        given = ", ".join(unknown) or "nothing"
+        raise UsageError(f"--format must list some of {enumerate_words(EXPORT_FORMATS)}, got {given}")
+    return listed
 
 
 def load_model(args: argparse.Namespace) -> ViT:

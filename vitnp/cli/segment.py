@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import functools
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vitnp.cli import arguments, shared, streams
+from vitnp.cli import arguments, export, shared, streams
 from vitnp.errors import UsageError, VitnpError
-from vitnp.io.path_text import path_entries
+from vitnp.io.path_text import mapping_entries, path_entries
 from vitnp.options import OPTIONS, OUTPUTS, enumerate_words
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 # Options that only matter where photographs are fitted as a set.
-SET_OPTIONS = ("n_categories", "consistency", "fit_patches", "cache", "regions", "polygons")
+SET_OPTIONS = ("n_categories", "consistency", "fit_patches", "cache", "regions", "formats", "polygons")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -40,7 +40,7 @@ def build_parser() -> argparse.ArgumentParser:
     arguments.add_options(parser, "network", *arguments.NETWORK)
     arguments.add_options(parser, "method", *arguments.METHOD)
     arguments.add_options(
-        parser, "collection", *arguments.COLLECTION, "n_classes", "regions", "polygons", "save_collection"
+        parser, "collection", *arguments.COLLECTION, "n_classes", "regions", "formats", "polygons", "save_collection"
     )
     arguments.add_options(parser, "run", *arguments.RUN)
     return parser
@@ -88,6 +88,8 @@ def _check_options(args: argparse.Namespace, which: Sequence[str]) -> None:
     if unknown or not which:
         given = ", ".join(unknown) or "nothing"
         raise UsageError(f"--save must list some of {enumerate_words(OUTPUTS)}, got {given}")
+    if arguments.formats(args) and args.out is None:
+        raise UsageError("--format writes folders into the output folder; give --out DIR")
     fits = args.n_classes or args.save_collection
     if arguments.names_collection(args) and (fits or args.levels in ("all", "image")):
         raise UsageError(
@@ -172,6 +174,8 @@ def _segment_set(
         shared.say("nothing has changed since the last run; --overwrite redoes everything", quiet=args.quiet)
     elif not run.finished:
         return
+    if args.out is not None:
+        export.write_formats(args.out, arguments.formats(args), args, tolerance=args.polygons)
     if args.save_collection:
         shared.say(
             f"the collection is in {args.save_collection}; --collection {args.save_collection} applies it",
@@ -191,7 +195,7 @@ def _report(args: argparse.Namespace, outcome: Outcome) -> None:
             {
                 **path_entries("photograph", outcome.photograph),
                 "status": outcome.status,
-                **_output_entries(outcome.outputs),
+                **mapping_entries("outputs", outcome.outputs),
                 **({} if facts is None else facts.as_dict()),
             }
         )
@@ -205,12 +209,3 @@ def _report(args: argparse.Namespace, outcome: Outcome) -> None:
             f"{outcome.photograph}: foreground {facts.share:.0%}{classes}, confidence {facts.confidence:.2f}, "
             f"{sum(facts.seconds.values()):.2f} s -> {files}"
         )
-
-
-def _output_entries(outputs: Mapping[str, Path]) -> dict[str, dict[str, str]]:
-    """Return the JSON entry of the files of a photograph, and one of their bytes if they are not valid Unicode."""
-    entries: dict[str, dict[str, str]] = {"outputs": {}}
-    for name, path in outputs.items():
-        for key, text in path_entries("outputs", path).items():
-            entries.setdefault(key, {})[name] = text
-    return entries

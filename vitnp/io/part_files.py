@@ -11,6 +11,7 @@ import contextvars
 import os
 import re
 import secrets
+import shutil
 import stat
 import sys
 import time
@@ -105,15 +106,38 @@ def _keep(file: BinaryIO) -> bool:
     """Lock a new file; return False if another process took it for abandoned before that."""
     if sys.platform == "win32":
         return True
-    import fcntl
-
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _lock(file.fileno())
     except BlockingIOError:
         return False
     except OSError:  # a file system without locks, where nothing is ever taken for abandoned
         return True
     return os.path.exists(file.name)
+
+
+@contextlib.contextmanager
+def part_folder(parent: Path) -> Iterator[Path]:
+    """Create a folder, for a block in which it is filled and given its name; what is left of it then is removed.
+
+    Raises
+    ------
+    OSError
+        If it cannot be created.
+    """
+    with contextlib.ExitStack() as stack:
+        while True:
+            folder = parent / f".vitnp-{secrets.token_hex(8)}.part"
+            os.mkdir(folder)
+            if sys.platform == "win32":
+                break
+            with contextlib.suppress(OSError):
+                descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+                stack.callback(os.close, descriptor)
+                _lock(descriptor)
+            if folder.exists():  # else another process took it for abandoned before it was locked
+                break
+        stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        yield folder
 
 
 def check_writable(folder: Path) -> None:
@@ -132,8 +156,16 @@ def check_writable(folder: Path) -> None:
         os.unlink(file.name)
 
 
+def _lock(descriptor: int) -> None:
+    """Lock a file or folder at once; raise BlockingIOError if another process has, OSError if there are no locks."""
+    if sys.platform != "win32":
+        import fcntl
+
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
 def remove_abandoned(folder: str | os.PathLike[str]) -> None:
-    """Remove the unfinished files in a folder, of processes of this user that were killed."""
+    """Remove the unfinished files and folders in a folder, of processes of this user that were killed."""
     with contextlib.suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
             if _NAME.fullmatch(entry.name):
@@ -142,19 +174,22 @@ def remove_abandoned(folder: str | os.PathLike[str]) -> None:
 
 
 def _remove_unlocked(path: str) -> None:
-    """Remove a regular file of this user unless a process has locked it."""
+    """Remove a file or folder of this user unless a process has locked it."""
     if sys.platform == "win32":
         if time.time() - os.stat(path).st_mtime > _WINDOWS_AGE:
-            os.unlink(path)
+            shutil.rmtree(path) if os.path.isdir(path) else os.unlink(path)
         return
-    import fcntl
-
-    # Not read: the flags keep a link or a pipe of this name from being followed or waited for.
-    descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    # Nothing is read: the flags keep a link or a pipe of this name from being followed or waited for.
+    is_folder = stat.S_ISDIR(os.lstat(path).st_mode)
+    access = os.O_RDONLY | os.O_DIRECTORY if is_folder else os.O_RDWR
+    descriptor = os.open(path, access | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         status = os.fstat(descriptor)
-        if stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid():
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            os.unlink(path)
+        if status.st_uid == os.geteuid() and (is_folder or stat.S_ISREG(status.st_mode)):
+            _lock(descriptor)
+            if is_folder:
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                os.unlink(path)
     finally:
         os.close(descriptor)

@@ -10,7 +10,8 @@ import base64
 import json
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 # Control characters, line separators, marks that change the direction of text, and lone surrogates.
 _INVISIBLE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -81,6 +82,47 @@ def path_entries(key: str, path: str | os.PathLike[str]) -> dict[str, str]:
     if text == exact:
         return {key: exact}
     return {key: text, f"{key}_bytes": base64.b64encode(os.fsencode(exact)).decode("ascii")}
+
+
+def mapping_entries(key: str, paths: Mapping[str, str | os.PathLike[str]]) -> dict[str, dict[str, str]]:
+    """Return the entries of a JSON object for several paths by name, likewise.
+
+    Examples
+    --------
+    >>> mapping_entries("outputs", {"mask": "a_mask.png"})
+    {'outputs': {'mask': 'a_mask.png'}}
+    """
+    entries: dict[str, dict[str, str]] = {key: {}}
+    for name, path in paths.items():
+        for entry, text in path_entries("", path).items():
+            entries.setdefault(f"{key}{entry}", {})[name] = text
+    return entries
+
+
+def read_path(entries: Mapping[str, Any], key: str) -> str:
+    r"""Return the exact path that :func:`path_entries` has written.
+
+    Raises
+    ------
+    KeyError, TypeError, ValueError
+        If the entries are not of a path.
+
+    Examples
+    --------
+    >>> read_path({"photograph": "caf\\xe9.jpg", "photograph_bytes": "Y2Fm6S5qcGc="}, "photograph") == "caf\udce9.jpg"
+    True
+    """
+    exact = entries.get(f"{key}_bytes")
+    return str(entries[key]) if exact is None else os.fsdecode(base64.b64decode(exact, validate=True))
+
+
+def read_mapping(entries: Mapping[str, Any], key: str) -> dict[str, str]:
+    """Return the exact paths that :func:`mapping_entries` has written."""
+    exact = entries.get(f"{key}_bytes", {})
+    return {
+        name: read_path({"path": text, **({"path_bytes": exact[name]} if name in exact else {})}, "path")
+        for name, text in entries[key].items()
+    }
 
 
 def ascii_json(
