@@ -469,6 +469,10 @@ def test_folders_that_differ_by_case_keep_their_files_apart():
     assert found == [f"out/P/{hashed('a.jpg', 'P/a.jpg')}", f"out/p/{hashed('a.jpg', 'p/a.jpg')}", "out/p/b"]
 
 
+def test_a_photograph_given_twice_gets_two_names():
+    assert len(set(stems(["p/a.jpg"] * 3 + ["p/A.jpg"], "out"))) == 4
+
+
 def test_names_of_devices_get_an_underscore():
     assert stems(["aux.jpg", "Con.tar.png", "lpt1 .jpg", "auxiliary.jpg"]) == [
         "_aux",

@@ -54,7 +54,7 @@ def output_stems(photographs: Sequence[Photograph], out_dir: str | os.PathLike[s
     """
     real = functools.lru_cache(maxsize=1 << 16)(os.path.realpath)
     inputs = {_fold(photograph.path, real) for photograph in photographs}
-    choices = [_choices(photograph, out_dir) for photograph in photographs]
+    choices = [_choices(index, photograph, out_dir) for index, photograph in enumerate(photographs)]
     stems = [next(choice) for choice in choices]
     folded = [_fold(stem, real) for stem in stems]
     steps = [0] * len(stems)
@@ -87,7 +87,7 @@ def _fold(path: Path, real: Callable[[Path], str]) -> str:
     return unicodedata.normalize("NFD", decomposed.casefold())
 
 
-def _choices(photograph: Photograph, out_dir: str | os.PathLike[str] | None) -> Iterator[Path]:
+def _choices(index: int, photograph: Photograph, out_dir: str | os.PathLike[str] | None) -> Iterator[Path]:
     """Yield stems for a photograph, best first; from some point on, without end, stems with a hash."""
     path, relative = photograph.path, photograph.relative
     base = path.parent if out_dir is None else Path(out_dir, relative.parent)
@@ -98,8 +98,9 @@ def _choices(photograph: Photograph, out_dir: str | os.PathLike[str] | None) -> 
     if out_dir is not None and relative.parent == Path():
         yield base / os.path.basename(os.path.dirname(absolute)) / f"{device}{path.name}"
     # The name itself tells apart what differs by case, wherever the collection is. Files of several folders may have
-    # their names in common, and even their paths below the given folders. Attempts after that are hardly ever needed.
-    further = (f"{absolute}\0{attempt}" for attempt in itertools.count(1))
+    # their names in common, and even their paths below the given folders. Only for a photograph that is given twice, or
+    # if two hashes are equal, does the name depend on its place in the list.
+    further = (f"{absolute}\0{index}\0{attempt}" for attempt in itertools.count())
     for exact in itertools.chain([path.name, relative.as_posix(), absolute], further):
         digest = hashlib.blake2b(os.fsencode(exact)).hexdigest()
         yield base / f"{device}{path.name}-{digest[:_HASH_DIGITS]}"
