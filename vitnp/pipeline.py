@@ -19,6 +19,7 @@ from vitnp.features.extract import NetworkInput, default_spec, extract_batch, pr
 from vitnp.features.record import FeatureRecord, unit_rows
 from vitnp.features.spec import FeatureSpec
 from vitnp.io.decode import DecodedImage, decode_image
+from vitnp.io.inputs import as_photograph
 from vitnp.io.source import fingerprint
 from vitnp.kernels.stopwatch import Stopwatch
 from vitnp.kernels.threads import blas
@@ -27,7 +28,7 @@ from vitnp.method.agreement import combine_levels
 from vitnp.method.cleaning import CleaningConfig, clean
 from vitnp.method.collection import Collection
 from vitnp.method.confidence import confidence
-from vitnp.method.defaults import default_vit, resolve_collection
+from vitnp.method.defaults import resolve_collection, resolve_vit
 from vitnp.method.image_level import ImageLevelConfig, image_level
 from vitnp.method.parameters import run_parameters
 from vitnp.options import Settings
@@ -36,15 +37,15 @@ from vitnp.result import Segmentation
 from vitnp.vit.model import ViT
 
 if TYPE_CHECKING:
-    from PIL import Image
+    from vitnp.io.inputs import Photo
 
 # Stages that run on the device of the network, which may be a GPU. All others run on the CPU.
 DEVICE_STAGES = ("network", "cluster", "refine")
 
 
 def segment_image(
-    image: str | os.PathLike[str] | Image.Image | np.ndarray,
-    vit: ViT | None = None,
+    image: Any,
+    vit: ViT | str | os.PathLike[str] | None = None,
     *,
     short_side: int | None = None,
     facet: str = "key",
@@ -62,10 +63,11 @@ def segment_image(
 
     Parameters
     ----------
-    image : path, PIL image, or (height, width, 3) uint8 array
-    vit : ViT, optional
-        From :func:`vitnp.load_vit`; the built-in network by default. With ``vit.to(device="cuda")`` everything runs on
-        a GPU.
+    image : path, file object, bytes, PIL image, (height, width, 3) uint8 array, or row of a data set
+        See :func:`vitnp.io.inputs.as_photograph`.
+    vit : ViT, name or path, optional
+        A network, or what :func:`vitnp.load_vit` takes; the built-in network by default. With ``vit.to(device="cuda")``
+        everything runs on a GPU.
     short_side : int, optional
         Short side of the network's input in pixels; 320 by default.
     facet : {"key", "query", "value", "token"}
@@ -114,7 +116,7 @@ def segment_image(
     (0.31, 0.62)
     """
     settings = Settings(short_side, facet, layer, stride, max_tokens, max_pixels, refine, seed, min_confidence, alpha)
-    return ImagePipeline.create(default_vit() if vit is None else vit, settings, collection)(image)
+    return ImagePipeline.create(resolve_vit(vit), settings, collection)(as_photograph(image))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -151,7 +153,7 @@ class ImagePipeline:
             spec = FeatureSpec.of(vit, **settings.of_features, regions=collection.prototypes is not None)
         return cls(vit, settings, collection, spec, parameters)
 
-    def __call__(self, image: str | os.PathLike[str] | Image.Image | np.ndarray) -> Segmentation:
+    def __call__(self, image: Photo) -> Segmentation:
         """Segment one photograph."""
         clock = Stopwatch(self.vit.device)
         with blas.one_blas_thread(), image_memory_error(self.vit.device):
@@ -161,7 +163,7 @@ class ImagePipeline:
             clock.lap("network")
             return self.segment(decoded, features, clock)
 
-    def decode(self, image: str | os.PathLike[str] | Image.Image | np.ndarray) -> DecodedImage:
+    def decode(self, image: Photo) -> DecodedImage:
         """Decode a photograph, and log what a user should know about how it was read."""
         decoded = decode_image(image, max_pixels=self.settings.max_pixels, alpha=self.settings.alpha)
         decoded.log()

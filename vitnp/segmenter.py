@@ -14,11 +14,12 @@ from vitnp.clustering.kmeans import Mapper
 from vitnp.errors import ImageError, UsageError
 from vitnp.features.stream import Extraction, extract_to_store
 from vitnp.fit import Fit, FitPlan
+from vitnp.io.inputs import as_photograph, as_photographs
 from vitnp.method.agreement import two_cluster_variant
 from vitnp.method.cleaning import CleaningConfig
 from vitnp.method.collection import Collection
 from vitnp.method.collection_level import CATEGORY, DATASET, CollectionLevelConfig
-from vitnp.method.defaults import default_vit
+from vitnp.method.defaults import resolve_vit
 from vitnp.method.image_level import ImageLevelConfig
 from vitnp.method.parameters import run_parameters
 from vitnp.method.regions import RegionRule, Regions
@@ -37,9 +38,9 @@ class Segmenter:
 
     Parameters
     ----------
-    vit : ViT, optional
-        The built-in network by default. On a GPU (:meth:`vitnp.vit.model.ViT.to`) everything between pixels and masks
-        is computed there.
+    vit : ViT, name or path, optional
+        A network, or what :func:`vitnp.load_vit` takes; the built-in network by default. On a GPU
+        (:meth:`vitnp.vit.model.ViT.to`) everything between pixels and masks is computed there.
     n_classes : int, optional
         Number of classes to find without labels, 1 to 65,535; none by default. Label files hold at most 255.
     n_categories : int, optional
@@ -111,7 +112,7 @@ class Segmenter:
 
     def __init__(
         self,
-        vit: ViT | None = None,
+        vit: ViT | str | os.PathLike[str] | None = None,
         n_classes: int | None = None,
         *,
         n_categories: int | None = None,
@@ -135,9 +136,17 @@ class Segmenter:
         # The literal reading of the paper has two clusters at each level.
         literal = options.check("consistency", consistency) != "mean"
         n_classes, n_categories = options.check("n_classes", n_classes), options.check("n_categories", n_categories)
+        for name, value, kind in (
+            ("image_level", image_level, ImageLevelConfig),
+            ("dataset_level", dataset_level, CollectionLevelConfig),
+            ("category_level", category_level, CollectionLevelConfig),
+            ("cleaning", cleaning, CleaningConfig),
+        ):
+            if not isinstance(value, kind):
+                raise UsageError(f"{name} must be a {kind.__name__}, got {type(value).__name__}")
         rule = regions if isinstance(regions, RegionRule) else RegionRule(regions)
         self.settings = Settings(**settings)
-        self.vit = default_vit() if vit is None else vit
+        self.vit = resolve_vit(vit)
         self.parameters = run_parameters(self.vit, self.settings)
         self.plan = FitPlan(
             vit=self.vit,
@@ -152,8 +161,8 @@ class Segmenter:
             dataset_level=two_cluster_variant(dataset_level) if literal else dataset_level,
             category_level=two_cluster_variant(category_level) if literal else category_level,
             cleaning=cleaning,
-            cache=None if cache is None else Path(cache),
-            n_threads=n_threads,
+            cache=None if cache is None else _folder(cache),
+            n_threads=options.check("n_threads", n_threads),
             batch=options.check("batch", batch),
             mapper=mapper,
             extractor=extractor,
@@ -165,13 +174,15 @@ class Segmenter:
         self._last_fit: Fit | None = None
 
     def fit(
-        self, photographs: Sequence[Any], *, observe: Callable[[int, Segmentation], None] = lambda index, result: None
+        self, photographs: Any, *, observe: Callable[[int, Segmentation], None] = lambda index, result: None
     ) -> Segmenter:
         """Fit a collection to photographs, and segment them.
 
         Parameters
         ----------
-        photographs : sequence of paths, PIL images or (height, width, 3) uint8 arrays
+        photographs : folder, array (N, height, width, 3) uint8, or iterable of photographs
+            Photographs are paths, file objects, bytes, PIL images, arrays, or rows of a data set, see
+            :func:`vitnp.io.inputs.as_photographs`.
         observe : callable, optional
             ``observe(index, segmentation)`` is called once per photograph when its mask is known, from several threads;
             write files there.
@@ -190,9 +201,7 @@ class Segmenter:
         OutputError
             If the disk is full.
         """
-        if isinstance(photographs, (str, os.PathLike, np.ndarray)) or hasattr(photographs, "getexif"):
-            raise UsageError("fit takes a list of photographs, got a single one; put it into a list")
-        photographs = list(photographs)
+        photographs = as_photographs(photographs)
         if not photographs:
             raise UsageError("fit needs at least one photograph, got none")
         fit = self._last_fit = Fit(self.plan, photographs)
@@ -298,7 +307,7 @@ class Segmenter:
         """
         if self.collection is None:
             raise UsageError("nothing is fitted yet; call fit first, or load a fitted collection")
-        return ImagePipeline.create(self.vit, self.settings, self.collection)(photograph)
+        return ImagePipeline.create(self.vit, self.settings, self.collection)(as_photograph(photograph))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write what was fitted: a safetensors file of at most a few MB.
@@ -315,7 +324,9 @@ class Segmenter:
         self.collection.save(path)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], vit: ViT | None = None, **arguments: Any) -> Segmenter:
+    def load(
+        cls, path: str | os.PathLike[str], vit: ViT | str | os.PathLike[str] | None = None, **arguments: Any
+    ) -> Segmenter:
         """Return a Segmenter that can predict.
 
         Parameters
@@ -343,6 +354,19 @@ class Segmenter:
         run_parameters(segmenter.vit, segmenter.settings, collection)  # checks that they fit
         segmenter.collection = collection
         return segmenter
+
+
+def _folder(cache: object) -> Path:
+    """Return the folder of the cache.
+
+    Raises
+    ------
+    UsageError
+        If it is no path.
+    """
+    if not isinstance(cache, (str, os.PathLike)):
+        raise UsageError(f"cache must be the path of a folder, got {type(cache).__name__}")
+    return Path(cache)
 
 
 class _LazySequence(Sequence):

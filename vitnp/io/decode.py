@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -16,14 +16,12 @@ from vitnp import options
 from vitnp.errors import ImageError
 from vitnp.io import chunks, color
 from vitnp.io.headers import FORMATS, damaged, file_hash, open_header, pixels_of, stored_size, unopened
+from vitnp.io.inputs import as_photograph
 from vitnp.io.modes import ColorConversion, band_to_rgb, over_white
 from vitnp.io.orientation import stored_view_of
 from vitnp.io.pillow_warnings import collected
 from vitnp.io.samples import SIXTEEN_BITS, Samples, resolve_samples, to_eight_bits
 from vitnp.io.tiff import check_tiff
-
-if TYPE_CHECKING:
-    from PIL import Image
 
 __all__ = ["FORMATS", "MAX_PIXELS", "DecodedImage", "decode_image", "file_hash", "pixels_of", "read_image"]
 __all__ += ["stored_size", "unopened"]
@@ -62,7 +60,7 @@ class DecodedImage:
 
 
 def read_image(
-    source: str | os.PathLike[str] | Image.Image | np.ndarray,
+    source: Any,
     *,
     max_pixels: int = MAX_PIXELS,
     alpha: str = "background",
@@ -84,9 +82,10 @@ def read_image(
 
     Parameters
     ----------
-    source : path, PIL image, or array
-        An array is (H, W) gray, (H, W, 1) gray, (H, W, 3) RGB or (H, W, 4) RGBA of dtype uint8, bool, uint16, or float
-        in 0..1. A C-contiguous uint8 RGB array is returned as it is, not copied.
+    source : path, file object, bytes, PIL image, array, or row of a data set
+        See :func:`vitnp.io.inputs.as_photograph`. An array is (H, W) gray, (H, W, 1) gray, (H, W, 3) RGB or (H, W, 4)
+        RGBA of dtype uint8, bool, uint16, or float in 0..1. A C-contiguous uint8 RGB array is returned as it is, not
+        copied.
     max_pixels : int
         Larger images are an error, which only the header is read for.
     alpha : {"background", "mask", "ignore"}
@@ -115,7 +114,7 @@ def read_image(
 
 
 def decode_image(
-    source: str | os.PathLike[str] | Image.Image | np.ndarray,
+    source: Any,
     *,
     max_pixels: int = MAX_PIXELS,
     alpha: str = "background",
@@ -137,15 +136,15 @@ def decode_image(
         As for :func:`read_image`.
     """
     options.check("alpha", alpha)
-    if isinstance(source, (str, os.PathLike)):
+    source = as_photograph(source)
+    if isinstance(source, (str, os.PathLike, bytes)):
+        name = "the bytes" if isinstance(source, bytes) else source
         with collected() as warnings, open_header(source) as (image, file_format):
-            return _Decoder(image, source, file_format, alpha, warnings).decode(max_pixels)
+            return _Decoder(image, name, file_format, alpha, warnings).decode(max_pixels)
     if isinstance(source, np.ndarray):
         return _convert_array(source, max_pixels, alpha)
-    if hasattr(source, "getexif"):
-        with collected() as warnings:
-            return _Decoder(source, "the PIL image", "image", alpha, warnings).decode(max_pixels)
-    raise ImageError(f"a photograph can't be read from a {type(source).__name__}; pass a path, a PIL image or an array")
+    with collected() as warnings:
+        return _Decoder(source, "the PIL image", "image", alpha, warnings).decode(max_pixels)
 
 
 def _check_size(name: object, height: int, width: int, max_pixels: int) -> None:

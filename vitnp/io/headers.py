@@ -11,6 +11,7 @@ import contextlib
 import errno
 import hashlib
 import importlib
+import io
 import os
 import stat
 from collections.abc import Callable, Iterator
@@ -81,15 +82,21 @@ def file_hash(path: str | os.PathLike[str]) -> str:
 
 
 @contextlib.contextmanager
-def open_header(path: str | os.PathLike[str]) -> Iterator[tuple[Image.Image, str]]:
-    """Open an image file and read its header; yield the PIL image, whose pixels are not loaded, and the format.
+def open_header(source: str | os.PathLike[str] | bytes) -> Iterator[tuple[Image.Image, str]]:
+    """Open an image file, or its bytes, and read its header.
+
+    Yields
+    ------
+    PIL image, str
+        The image, whose pixels are not loaded, and the format.
 
     Raises
     ------
     ImageError
         If there is no such file, it is not an image in a supported format, or its header is damaged.
     """
-    with _open_file(path) as file:
+    path: object = "the bytes" if isinstance(source, bytes) else source
+    with io.BytesIO(source) if isinstance(source, bytes) else _open_file(source) as file:
         head = file.read(64)
         file.seek(0)
         file_format = _recognize(head)
@@ -165,7 +172,7 @@ def _recognize(head: bytes) -> str | None:
     return "BMP" if head.startswith(b"BM") else None
 
 
-def _image_class(file_format: str, path: str | os.PathLike[str]) -> Callable[[BinaryIO], Image.Image]:
+def _image_class(file_format: str, path: object) -> Callable[[BinaryIO], Image.Image]:
     """Return the PIL image class for a format, whose constructor reads the header and no pixels."""
     if file_format == "HEIC":
         try:

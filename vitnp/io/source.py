@@ -20,7 +20,7 @@ from vitnp.kernels.threads import pool
 if TYPE_CHECKING:
     from PIL import Image
 
-Source = Union[Photograph, str, os.PathLike[str], "Image.Image", np.ndarray]
+Source = Union[Photograph, str, os.PathLike[str], bytes, "Image.Image", np.ndarray]
 
 
 def path_of(source: Source) -> Path | None:
