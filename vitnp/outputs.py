@@ -5,6 +5,7 @@ To add one, add its name to ``OUTPUTS`` in :mod:`vitnp.options` and a row to :da
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -123,22 +124,32 @@ WRITERS: dict[str, OutputWriter] = {
 }
 
 
+@dataclasses.dataclass(frozen=True)
+class ExactFile(os.PathLike[str]):
+    """A file to write one output to, in place of the stem of several."""
+
+    path: Path
+
+    def __fspath__(self) -> str:
+        return os.fspath(self.path)
+
+
 def output_paths(stem: str | os.PathLike[str], which: Iterable[str], *, labels: bool = False) -> dict[str, Path]:
     """Return the paths of a photograph's outputs, by kind.
 
     Parameters
     ----------
     stem : path
-        What the names begin with.
+        What the names begin with, or an :class:`ExactFile` for a single output.
     which : iterable of str
         Among :data:`vitnp.options.OUTPUTS`.
     labels : bool
-        Whether there are classes, and so a label image too.
+        Whether there are classes, and so a label image too; an :class:`ExactFile` has none.
 
     Raises
     ------
     UsageError
-        If a name is not that of an output.
+        If a name is not that of an output, or several are to go to one file.
 
     Examples
     --------
@@ -149,6 +160,10 @@ def output_paths(stem: str | os.PathLike[str], which: Iterable[str], *, labels: 
     for name in which:
         if name not in options.OUTPUTS:
             raise UsageError(f"an output must be one of {options.enumerate_words(options.OUTPUTS)}, got {name!r}")
+    if isinstance(stem, ExactFile):
+        if len(which) != 1:
+            raise UsageError(f"one file holds one output, got {', '.join(which)}")
+        return {which[0]: stem.path}
     which += ["labels"] * labels
     return {name: Path(f"{os.fspath(stem)}{WRITERS[name].suffix}") for name in which}
 

@@ -99,6 +99,13 @@ def settings(args: argparse.Namespace) -> Settings:
     return Settings(**{name: getattr(args, name) for name in METHOD})
 
 
+def n_threads(args: argparse.Namespace) -> int:
+    """Return the number of threads, all cores by default."""
+    from vitnp.kernels.threads import pool
+
+    return pool.resolve_n_threads(args.n_threads)
+
+
 def formats(args: argparse.Namespace) -> list[str]:
     """Return the formats that --format lists.
 
