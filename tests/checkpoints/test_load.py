@@ -470,6 +470,40 @@ def test_header_longer_than_the_file(tmp_path):
             read_safetensors(tmp_path / "a")
 
 
+IMPOSSIBLE_SHAPES = {  # those that the Rust reader lets pass, and more
+    "65 dimensions": {"a": entry(shape=(1,) * 62 + (2, 2))},
+    "33 dimensions": {"a": entry(shape=(1,) * 31 + (2, 2))},
+    "2^62 times nothing": {"a": entry(), "b": entry(shape=(0, 2**62, 2**62), offsets=(16, 16))},
+    "2^63": {"a": entry(), "b": entry(shape=(2**63, 0), offsets=(16, 16))},
+    "2^64 - 1": {"a": entry(), "b": entry(shape=(0, 2**64 - 1), offsets=(16, 16))},
+}
+
+
+@pytest.mark.parametrize("name", IMPOSSIBLE_SHAPES)
+def test_shapes_that_numpy_cannot_have_are_refused(tmp_path, name):
+    path = header_file(tmp_path / "bad.safetensors", IMPOSSIBLE_SHAPES[name])
+    with pytest.raises(CheckpointError, match="impossible shape|complete safetensors") as caught:
+        read_safetensors(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_name_twice_in_a_header_is_refused(tmp_path):
+    text = json.dumps({"a": entry()})
+    path = header_file(tmp_path / "twice.safetensors", (text[:-1] + ", " + text[1:]).encode())
+    with pytest.raises(CheckpointError, match="complete safetensors"):
+        read_safetensors(path)
+
+
+def test_headers_of_too_much_are_refused(tmp_path, monkeypatch):
+    path = save(tmp_path / "a.safetensors", make())
+    monkeypatch.setattr("vitnp.checkpoints.safetensors_io.MAX_TENSORS", 10)
+    with pytest.raises(CheckpointError, match="more than 10 tensors"):
+        read_safetensors(path)
+    monkeypatch.setattr("vitnp.checkpoints.safetensors_io._MAX_HEADER_BYTES", 100)
+    with pytest.raises(CheckpointError, match="too long for a checkpoint"):
+        read_safetensors(path)
+
+
 def test_written_files_are_read_back_by_vitnp_and_by_the_package(tmp_path):
     tensors = {
         "b": np.arange(6, dtype=np.float16).reshape(2, 3),

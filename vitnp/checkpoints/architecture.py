@@ -118,9 +118,9 @@ def _expected_shapes(weights: Mapping[str, np.ndarray], config: ViTConfig) -> di
         "pos_embed": (1, n_positions if n_positions == n_patches else 1 + n_patches, d),
         "patch_embed.proj.weight": (d, 3, config.patch, config.patch),
         "patch_embed.proj.bias": (d,),
-        "norm.weight": (d,),
-        "norm.bias": (d,),
     }
+    if "norm.weight" in weights or "norm.bias" in weights:  # keys don't need the final norm
+        expected |= {"norm.weight": (d,), "norm.bias": (d,)}
     if config.registers or "register_tokens" in weights:
         expected["register_tokens"] = (1, config.registers, d)
     for index in range(config.depth):

@@ -1,23 +1,29 @@
-"""Load a ViT by name or from a file: find the file, read it, infer its configuration, check every shape."""
+"""Load a ViT by name or from files: find them, read them, infer the configuration, check every shape."""
 
 from __future__ import annotations
 
 import os
-import pathlib
 from typing import NamedTuple
 
 from vitnp.checkpoints import registry
-from vitnp.checkpoints.download import fetch, file_sha256
+from vitnp.checkpoints.container import container_format
 from vitnp.checkpoints.infer_config import InferredConfig, Overrides, infer_config
-from vitnp.checkpoints.read import Checkpoint, container_format, read_checkpoint
+from vitnp.checkpoints.locate import Location, locate
+from vitnp.checkpoints.read import Checkpoint, read_checkpoint
+from vitnp.checkpoints.sharded import files_of
 from vitnp.errors import CheckpointError
+from vitnp.io.path_text import valid_unicode
 from vitnp.vit.model import ViT
+
+_FINAL_NORMS = {
+    "norm": "yes",
+    "fc_norm": "fc_norm, trained on the average of the patches",
+    "none": "none: tokens and CLS can't be used, keys can",
+}
 
 
 class _Opened(NamedTuple):
-    entry: registry.Entry | None  # only if the checkpoint was asked for by name
-    path: pathlib.Path
-    sha256: str
+    location: Location
     checkpoint: Checkpoint
     inferred: InferredConfig
 
@@ -40,8 +46,10 @@ def load_vit(
         - "auto", the built-in checkpoint;
         - a name in the registry (``python -m vitnp.weights list``), downloaded unless it is in the cache;
         - a ``.safetensors``, ``.pth``, ``.pt`` or ``.bin`` file of DINO, DINOv2, timm or transformers, told by its
-          content, not by its extension;
-        - a folder that holds ``model.safetensors`` or ``pytorch_model.bin``.
+          content, not by its extension, or the ``.index.json`` of one in several files;
+        - a folder that holds ``model.safetensors`` or ``pytorch_model.bin``, whole or in shards, as transformers and
+          timm save it;
+        - "org/name", a model in the local cache of the Hugging Face Hub; nothing is fetched from there.
     heads : int, optional
         Number of attention heads. By default as in the metadata of the file, else a ``config.json`` beside the file,
         else the registry, else as in the published networks of this width and depth. Else width / 64 is taken, and
@@ -75,11 +83,10 @@ def load_vit(
     >>> load_vit("auto")
     ViT(vitnp_tiny: depth 6, width 192, heads 3, patch 16)
     """
-    opened = _open(name_or_path, Overrides(heads, pos_embed, normalization, grid))
-    name = opened.entry.name if opened.entry else opened.path.stem
-    return ViT(
-        opened.inferred.config, opened.checkpoint.weights, name=name, source=str(opened.path), sha256=opened.sha256
+    (_, name, path, sha256), checkpoint, inferred = _open(
+        name_or_path, Overrides(heads, pos_embed, normalization, grid)
     )
+    return ViT(inferred.config, checkpoint.weights, name=valid_unicode(name), source=str(path), sha256=sha256)
 
 
 def describe(
@@ -102,13 +109,17 @@ def describe(
     >>> describe("auto")["trained grid"]
     '14 x 14 patches (square)'
     """
-    opened = _open(name_or_path, Overrides(heads, pos_embed, normalization, grid))
-    entry, path, sha256, checkpoint, (config, sources, resizing) = opened
+    location, checkpoint, (config, sources, resizing) = _open(
+        name_or_path, Overrides(heads, pos_embed, normalization, grid)
+    )
+    entry, _, path, sha256 = location
+    files = files_of(path)
     n_parameters = sum(tensor.size for tensor in checkpoint.weights.values())
     facts = {
         "file": str(path),
         "sha256": sha256,
-        "container": container_format(path),
+        "container": container_format(files[0])
+        + (f" in {len(files)} file{'s' * (len(files) > 1)} with an index" if files != [path] else ""),
         "names": checkpoint.dialect.name,
         "parameters": f"{n_parameters / 1e6:.2f} million in {len(checkpoint.weights)} tensors",
         "width": str(config.width),
@@ -120,6 +131,7 @@ def describe(
         "MLP": "SwiGLU" if config.swiglu else "GELU",
         "LayerScale": "yes" if config.layerscale else "no",
         "LayerNorm eps": f"{config.eps:g} ({sources['eps']})",
+        "final norm": _FINAL_NORMS[checkpoint.final_norm],
         "positions": f"{config.pos_embed} ({sources['pos_embed']})",
         "mean, std": f"{config.mean}, {config.std} ({sources['normalization']})",
     }
@@ -133,30 +145,14 @@ def describe(
 
 
 def _open(name_or_path: str | os.PathLike[str], overrides: Overrides) -> _Opened:
-    entry, path, sha256 = _locate(os.fspath(name_or_path))
-    checkpoint = read_checkpoint(path)
-    inferred = infer_config(checkpoint, path, entry=entry, sha256=sha256, overrides=overrides)
-    return _Opened(entry, path, sha256, checkpoint, inferred)
-
-
-def _locate(name: str) -> tuple[registry.Entry | None, pathlib.Path, str]:
-    """Find or download the file; return its registry entry if it was asked for by name, its path and its SHA-256.
-
-    Names of the registry take precedence over files.
-    """
-    if name == "auto" or name in registry.entries():
-        path, sha256 = fetch(name)
-        return registry.find(name), path, sha256
-    path = pathlib.Path(name).expanduser()
-    if path.is_dir():
-        files = [path / file for file in ("model.safetensors", "pytorch_model.bin") if (path / file).is_file()]
-        if not files:
-            raise CheckpointError(f"{path} is a folder without model.safetensors: give the file with the weights")
-        path = files[0]
-    elif not path.exists():
-        if path.suffix or len(path.parts) > 1:
-            raise CheckpointError(
-                f"{path} doesn't exist: give a checkpoint file, or a name of `python -m vitnp.weights list`"
-            )
-        registry.find(name)  # raises, with a suggestion
-    return None, path, file_sha256(path)
+    location = locate(os.fspath(name_or_path))
+    checkpoint = read_checkpoint(location.path)
+    inferred = infer_config(
+        checkpoint, location.path, entry=location.entry, sha256=location.sha256, overrides=overrides
+    )
+    if location.entry:
+        try:
+            location.entry.check_architecture(inferred.config)
+        except CheckpointError as error:
+            raise CheckpointError(f"{location.path} can't be used: {error}") from None
+    return _Opened(location, checkpoint, inferred)

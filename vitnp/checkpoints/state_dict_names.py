@@ -36,32 +36,6 @@ _BACKBONE = (
 _PREFERENCE = ("teacher", "target_encoder", "base_encoder", "", "momentum_encoder", "student")
 
 
-def flatten(tree: object) -> dict[str, np.ndarray]:
-    """Return the arrays of a nested checkpoint by their dotted path; anything else in it is left out.
-
-    Parameters
-    ----------
-    tree : object
-        Result of :func:`vitnp.checkpoints.torch_io.read_torch_file`: dicts of dicts of arrays, counters and options.
-
-    Examples
-    --------
-    >>> sorted(flatten({"epoch": 3, "teacher": {"cls_token": np.zeros((1, 1, 4))}}))
-    ['teacher.cls_token']
-    """
-    arrays: dict[str, np.ndarray] = {}
-    queue: list[tuple[str, object]] = [("", tree)]
-    seen = set()
-    while queue:
-        path, value = queue.pop(0)
-        if isinstance(value, np.ndarray):
-            arrays[path] = value
-        elif isinstance(value, dict) and id(value) not in seen:  # in a hostile file a dict may contain itself
-            seen.add(id(value))
-            queue += [(f"{path}.{key}" if path else key, inner) for key, inner in value.items() if type(key) is str]
-    return arrays
-
-
 def to_canonical(tensors: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], Dialect]:
     """Translate the weights of any known dialect to canonical names and float32.
 

@@ -8,8 +8,9 @@ from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vitnp.cli import arguments, shared
+from vitnp.cli import arguments, export, shared, streams
 from vitnp.errors import UsageError, VitnpError
+from vitnp.io.path_text import mapping_entries, path_entries
 from vitnp.options import OPTIONS, OUTPUTS, enumerate_words
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 
 # Options that only matter where photographs are fitted as a set.
-SET_OPTIONS = ("n_categories", "consistency", "fit_patches", "cache", "regions", "polygons")
+SET_OPTIONS = ("n_categories", "consistency", "fit_patches", "cache", "regions", "formats", "polygons")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -39,7 +40,7 @@ def build_parser() -> argparse.ArgumentParser:
     arguments.add_options(parser, "network", *arguments.NETWORK)
     arguments.add_options(parser, "method", *arguments.METHOD)
     arguments.add_options(
-        parser, "collection", *arguments.COLLECTION, "n_classes", "regions", "polygons", "save_collection"
+        parser, "collection", *arguments.COLLECTION, "n_classes", "regions", "formats", "polygons", "save_collection"
     )
     arguments.add_options(parser, "run", *arguments.RUN)
     return parser
@@ -54,7 +55,7 @@ def _segment(args: argparse.Namespace) -> int:
     from vitnp.kernels.threads import pool
 
     args.n_threads = pool.resolve_n_threads(args.n_threads)
-    photographs, failures = arguments.find_photographs(args)
+    photographs, failures, left_out = arguments.find_photographs(args)
     total, done = len(photographs) + len(failures), 0
     if photographs:
         stems = naming.output_stems(photographs, args.out)
@@ -68,7 +69,7 @@ def _segment(args: argparse.Namespace) -> int:
         segment = _segment_set if as_a_set else _segment_single
         outcomes = segment(args, photographs, stems, vit, which, tuple(failures))
         done = shared.report_outcomes(outcomes, failures, functools.partial(_report, args), as_json=args.json)
-    return shared.conclude(failures, total, done)
+    return shared.conclude(failures, total, done, left_out="" if args.quiet else left_out)
 
 
 main = shared.Command(build_parser, _segment)
@@ -87,6 +88,8 @@ def _check_options(args: argparse.Namespace, which: Sequence[str]) -> None:
     if unknown or not which:
         given = ", ".join(unknown) or "nothing"
         raise UsageError(f"--save must list some of {enumerate_words(OUTPUTS)}, got {given}")
+    if arguments.formats(args) and args.out is None:
+        raise UsageError("--format writes folders into the output folder; give --out DIR")
     fits = args.n_classes or args.save_collection
     if arguments.names_collection(args) and (fits or args.levels in ("all", "image")):
         raise UsageError(
@@ -171,6 +174,8 @@ def _segment_set(
         shared.say("nothing has changed since the last run; --overwrite redoes everything", quiet=args.quiet)
     elif not run.finished:
         return
+    if args.out is not None:
+        export.write_formats(args.out, arguments.formats(args), args, tolerance=args.polygons)
     if args.save_collection:
         shared.say(
             f"the collection is in {args.save_collection}; --collection {args.save_collection} applies it",
@@ -188,20 +193,19 @@ def _report(args: argparse.Namespace, outcome: Outcome) -> None:
     if args.json:
         shared.print_json(
             {
-                "photograph": str(outcome.photograph),
+                **path_entries("photograph", outcome.photograph),
                 "status": outcome.status,
-                "outputs": {name: str(path) for name, path in outcome.outputs.items()},
+                **mapping_entries("outputs", outcome.outputs),
                 **({} if facts is None else facts.as_dict()),
             }
         )
     elif not args.quiet:
         files = ", ".join(str(path) for path in outcome.outputs.values())
         if facts is None:
-            print(f"{outcome.photograph}: done before -> {files}", flush=True)
+            streams.print_line(f"{outcome.photograph}: done before -> {files}")
             return
         classes = "".join(f", class {label}" for label in facts.classes or ())
-        print(
+        streams.print_line(
             f"{outcome.photograph}: foreground {facts.share:.0%}{classes}, confidence {facts.confidence:.2f}, "
-            f"{sum(facts.seconds.values()):.2f} s -> {files}",
-            flush=True,
+            f"{sum(facts.seconds.values()):.2f} s -> {files}"
         )
