@@ -8,6 +8,8 @@ import logging
 import numpy as np
 import pytest
 import random_vit
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 from vitnp import ViTConfig
@@ -212,6 +214,51 @@ def test_two_files_that_disagree_are_refused(load):
     with pytest.raises(CheckpointError, match="different mean and std"):
         load(config=timm, preprocessor=half, heads=2)
     assert load(config=timm, preprocessor=half, heads=2, normalization="half").mean == HALF[0]
+
+
+JSON_VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-3, 10**400)
+    | st.floats()
+    | st.sampled_from(["", "gelu", "vit", "224", "a,b"]),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["height", "mean", "x"]), inner, max_size=2)
+    ),
+    max_leaves=4,
+)
+TIMM_ARGUMENTS = ("img_size", "num_heads", "patch_size", "reg_tokens", "qkv_bias", "act_layer", "norm_layer", "depth")
+FIELDS = (
+    *("architecture", "pretrained_cfg", "model_args", "num_features", "mean", "std", "input_size", "interpolation"),
+    *(
+        "model_type",
+        "hidden_size",
+        "num_attention_heads",
+        "num_hidden_layers",
+        "image_size",
+        "patch_size",
+        "hidden_act",
+    ),
+    *("layer_norm_eps", "mlp_ratio", "intermediate_size", "num_register_tokens", "use_swiglu_ffn", "backbone_config"),
+    *("do_normalize", "do_rescale", "rescale_factor", "image_mean", "image_std", "size", "resample", "do_resize"),
+)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_any_json_beside_a_checkpoint_gives_a_network_or_one_sentence(tmp_path_factory, data):
+
+    table = st.dictionaries(st.sampled_from(FIELDS), JSON_VALUES, max_size=4)
+    config = data.draw(table) | data.draw(st.sampled_from([{}, TIMM, VIT]))
+    if data.draw(st.booleans()):
+        config["model_args"] = data.draw(st.dictionaries(st.sampled_from(TIMM_ARGUMENTS), JSON_VALUES, max_size=3))
+    path = folder(tmp_path_factory.getbasetemp() / "any_json", tensors(), config, data.draw(table))
+    try:
+        loaded = load_vit(path, heads=2).config
+    except CheckpointError as error:
+        assert "\n" not in str(error) and len(str(error)) < 700
+    else:
+        assert np.isfinite([*loaded.mean, *loaded.std, loaded.eps]).all() and min(loaded.std) > 0
 
 
 # ---- heads, normalization and grids that nothing declares ------------------------------------------------------------

@@ -299,7 +299,7 @@ UNLIKE = {  # what a server sends for a name without a SHA-256, and what the mes
     "not finite": (network(np.inf), "NaN or infinity"),
     "a tensor less": (network_of(**{"norm.bias": None}), "'norm.bias' is missing"),
     "more registers": (
-        network_of(reg_token=np.zeros((1, 1, 12), np.float32)),
+        network_of(register_tokens=np.zeros((1, 1, 12), np.float32)),
         "has registers 1, but .* has registers 0",
     ),
 }
@@ -313,6 +313,19 @@ def test_without_a_sha256_only_the_right_architecture_is_kept(mirror, cache, cas
         fetch(UNRECORDED)
     assert names(cache) == [] and len(mirror.requests) == 1
     assert "\n" not in str(caught.value) and "by hand" in str(caught.value) and ".part" not in str(caught.value)
+
+
+def test_positions_without_one_for_cls_are_kept(mirror, small_registry):
+    # timm's DINOv2 with registers, which the registry has without a SHA-256.
+    tensors = safetensors.numpy.load(network())
+    tensors["pos_embed"] = tensors["pos_embed"][:, 1:]
+    content = safetensors.numpy.save(tensors | {"reg_token": np.zeros((1, 4, 12), np.float32)})
+    small_registry["dinov2_vits14_reg"] = dataclasses.replace(
+        small_registry["dinov2_vits14_reg"], registers=4, megabytes=len(content) / 1e6
+    )
+    mirror.answers = [serve(content)]
+    path, _ = fetch("dinov2_vits14_reg")
+    assert path.is_file()
 
 
 @pytest.mark.parametrize("name", [RECORDED, UNRECORDED])

@@ -212,9 +212,9 @@ def _check_unrecorded(entry: Entry, path: pathlib.Path) -> None:
     try:
         if container_format(path) != "safetensors":
             raise CheckpointError("it isn't a safetensors file")
-        weights = read_checkpoint(path).weights
-        architecture = infer_architecture(weights)
-        check_tensors(weights, architecture)
+        checkpoint = read_checkpoint(path)
+        architecture = infer_architecture(checkpoint.weights, class_position=checkpoint.dialect.class_position)
+        check_tensors(checkpoint.weights, architecture)
         entry.check_architecture(architecture)
     except CheckpointError as error:
         reason = str(error).replace(str(path), "it")

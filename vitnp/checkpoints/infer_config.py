@@ -26,6 +26,7 @@ from vitnp.vit.config import ViTConfig
 _LOGGER = logging.getLogger(__name__)
 
 _DEFAULT_EPS = 1e-6
+_MAX_JSON = 2**24  # bytes; those of real checkpoints have some kilobytes
 _HEAD_WIDTH = 64
 _GUESS = "a guess"
 
@@ -280,10 +281,11 @@ def _read_files_beside(folder: pathlib.Path) -> tuple[DeclaredConfig, tuple[regi
 
 def _read_json(path: pathlib.Path) -> dict[str, Any]:
     """Return the object in a JSON file; empty if there is no such file."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not path.is_file():  # a pipe would never end
         return {}
+    try:
+        with open(path, "rb") as file:
+            content = json.loads(file.read(_MAX_JSON).decode("utf-8"))
     except (OSError, ValueError, RecursionError):
         raise CheckpointError(f"{path.name} beside it can't be read: repair it or move it away") from None
     return content if isinstance(content, dict) else {}

@@ -76,7 +76,7 @@ def read_timm_config(config: Mapping[str, Any]) -> DeclaredConfig:
     architecture = config.get("architecture") or ""
     if not isinstance(architecture, str):
         raise CheckpointError("the architecture in config.json beside it should be a name")
-    architecture = architecture.partition(".")[0]
+    architecture = architecture[:100].partition(".")[0]
     if architecture:
         refuse_unsupported_model(architecture, "config.json beside it")
         if not _PLAIN_VIT.fullmatch(architecture):

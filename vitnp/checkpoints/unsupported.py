@@ -114,7 +114,7 @@ _TAKE_MAE = "take MAE, DINO (--model dino_vits8) or DINOv2 with registers (dinov
 # Told by their names only in files without a class token.
 WITHOUT_CLASS_TOKEN = (
     Family(
-        "SigLIP (no class token)",
+        "SigLIP, or a ViT pooled by attention (no class token)",
         r"(?:^|\.)(?:head\.probe|attn_pool\.latent|logit_bias)$|(?:^|\.)encoder\.layers\.\d+\.self_attn\.k_proj\.",
         r"siglip.*|vit_.*siglip.*",
     ),
