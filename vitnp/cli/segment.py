@@ -181,7 +181,7 @@ def _segment_single(
 def _segment_set(
     args: argparse.Namespace,
     photographs: Sequence[Photograph],
-    stems: Sequence[Path],
+    stems: Sequence[Path | ExactFile],
     vit: ViT,
     which: Sequence[str],
     unread: Sequence[VitnpError],
@@ -199,7 +199,7 @@ def _segment_set(
         run = CollectionRun(
             segmenter,
             photographs,
-            stems,
+            [Path(stem) for stem in stems],
             which,
             out=args.out,
             polygons=args.polygons,

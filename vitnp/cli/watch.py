@@ -84,7 +84,7 @@ def _handler(arrived: Callable[[Path], None]) -> Any:
     """Return a handler that passes on each file that is created, changed or moved here."""
     from watchdog.events import FileSystemEventHandler
 
-    class Handler(FileSystemEventHandler):  # type: ignore[misc]  # watchdog may be absent where types are checked
+    class Handler(FileSystemEventHandler):
         def on_any_event(self, event: Any) -> None:
             if not event.is_directory and event.event_type in ("created", "modified", "moved", "closed"):
                 arrived(Path(event.dest_path or event.src_path))
