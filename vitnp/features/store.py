@@ -25,6 +25,7 @@ from vitnp.features.record import FeatureRecord
 from vitnp.features.shards import DamagedShard, Shard, write_shard
 from vitnp.features.spec import FeatureSpec
 from vitnp.io.write import make_folder, write_json
+from vitnp.vit.model import ViT
 
 SPEC_FILE = "identity.json"
 
@@ -74,6 +75,7 @@ class FeatureStore:
         self._lock = threading.RLock()
         self._shards: dict[str, Shard] = {}
         self._verified: set[str] = set()  # names of shards whose checksum is correct
+        self._fitting: set[str] = set()  # names of shards whose shapes are those of the network
         self._damaged: set[str] = set()  # names of damaged shards that cannot be removed
         self._mapped: collections.OrderedDict[str, Mapping[str, np.ndarray]] = collections.OrderedDict()
         self._index: dict[str, tuple[Shard, int]] = {}
@@ -109,7 +111,7 @@ class FeatureStore:
             self._drop(self._shards.keys() - names)
             for name in sorted(names - self._shards.keys() - self._damaged):
                 try:
-                    shard = self._shards[name] = Shard(self.folder / name)
+                    shard = self._shards[name] = Shard(self.folder / name, self.spec)
                     _add_to_index(self._index, shard)
                 except DamagedShard:
                     self._remove_damaged(name)
@@ -168,20 +170,23 @@ class FeatureStore:
             _remove_leftovers(self.folder)
             self._writable = True
 
-    def verify(self, photographs: Iterable[str] | None = None) -> None:
+    def verify(self, photographs: Iterable[str] | None = None, vit: ViT | None = None) -> None:
         """Compare shards with their checksums, once each, and remove damaged ones with a notice.
 
         Parameters
         ----------
         photographs : iterable of str, optional
             Verify only the shards that hold these; by default all shards.
+        vit : ViT, optional
+            Network of the spec. Shards whose shapes are not those that it gives are damaged too, whatever their
+            checksum says.
         """
         with self._lock:
             names = list(self._index) if photographs is None else photographs
             used = {self._index[photograph][0] for photograph in names if photograph in self._index}
             for shard in sorted(used, key=lambda shard: shard.path):
                 try:
-                    self._check(shard)
+                    self._check(shard, vit)
                 except DamagedShard:
                     self._remove_damaged(shard.path.name)
                 except FileNotFoundError:
@@ -221,10 +226,15 @@ class FeatureStore:
         self.refresh()
         return freed - sum(path.stat().st_size for path in written)
 
-    def _check(self, shard: Shard) -> None:
-        if shard.path.name not in self._verified:
+    def _check(self, shard: Shard, vit: ViT | None = None) -> None:
+        name = shard.path.name
+        if name not in self._verified:
             shard.verify()
-            self._verified.add(shard.path.name)
+            self._verified.add(name)
+        if vit is not None and name not in self._fitting:
+            if not shard.fits(vit):
+                raise DamagedShard
+            self._fitting.add(name)
 
     def _arrays(self, photograph: str) -> Mapping[str, np.ndarray]:
         for _ in range(3):
@@ -277,6 +287,7 @@ class FeatureStore:
             self._shards.pop(name, None)
             self._mapped.pop(name, None)
         self._verified -= set(names)
+        self._fitting -= set(names)
         index: dict[str, tuple[Shard, int]] = {}
         for shard in self._shards.values():
             _add_to_index(index, shard)
