@@ -339,7 +339,7 @@ def test_a_sample_is_uniform_and_draws_nothing_twice(vit, filled, paths):
 
 
 def test_views_outlive_their_shard(filled, monkeypatch):
-    monkeypatch.setattr("vitnp.features.store._MAPPED_SHARDS", 1)
+    monkeypatch.setattr("vitnp.features.mapped.MAX_SHARDS", 1)
     names = list(filled)
     views = [filled.entry(name).keys for name in names]
     copies = [filled.entry(name).keys.copy() for name in names]

@@ -191,7 +191,9 @@ class Shard:
         return FeatureRecord(**self._metadata[position], arrays=arrays)
 
 
-def write_shard(folder: Path, entries: Sequence[FeatureRecord]) -> Path:
+def write_shard(
+    folder: Path, entries: Sequence[FeatureRecord], *, close: Callable[[Path], None] = lambda path: None
+) -> Path:
     """Write a shard, in full or not at all, and flush it to the disk.
 
     Parameters
@@ -199,6 +201,8 @@ def write_shard(folder: Path, entries: Sequence[FeatureRecord]) -> Path:
     folder : Path
     entries : sequence of FeatureRecord
         At least one; their order makes no difference.
+    close : callable, optional
+        Called with the path before a file of that name is replaced, which must not be mapped then (on Windows).
 
     Returns
     -------
@@ -210,11 +214,7 @@ def write_shard(folder: Path, entries: Sequence[FeatureRecord]) -> Path:
         If it cannot be written.
     """
     entries = sorted(entries, key=lambda entry: entry.photograph)
-    arrays = [entry.arrays() for entry in entries]
-    tensors = {
-        name: (np.stack if name in _BY_PHOTOGRAPH else np.concatenate)([by_name[name] for by_name in arrays])
-        for name in arrays[0]
-    }
+    tensors = _concatenate([entry.arrays() for entry in entries])
     rows = [
         [entry.photograph, entry.grid, entry.pixels, entry.size, f"{entry.digest:032x}", entry.capped]
         for entry in entries
@@ -224,11 +224,20 @@ def write_shard(folder: Path, entries: Sequence[FeatureRecord]) -> Path:
     for part in parts:
         digest.update(part)
     path = folder / f"{digest.hexdigest()}{SUFFIX}"
+    close(path)
     with replacing(path) as file:
         file.writelines(parts)
         file.flush()
         os.fsync(file.fileno())
     return path
+
+
+def _concatenate(arrays: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Return the arrays of a shard, from those of its photographs."""
+    return {
+        name: (np.stack if name in _BY_PHOTOGRAPH else np.concatenate)([by_name[name] for by_name in arrays])
+        for name in arrays[0]
+    }
 
 
 def _parse_metadata(photograph: Any, grid: Any, pixels: Any, size: Any, digest: Any, capped: Any) -> _Metadata:

@@ -8,7 +8,6 @@ compute the same features twice.
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import functools
 import logging
@@ -21,16 +20,15 @@ import numpy as np
 
 from vitnp.errors import OutputError
 from vitnp.features import shards
+from vitnp.features.mapped import MappedShards
 from vitnp.features.record import FeatureRecord
 from vitnp.features.shards import DamagedShard, Shard, write_shard
 from vitnp.features.spec import FeatureSpec
 from vitnp.io.write import make_folder, write_json
+from vitnp.kernels.threads.fork import unlocked_in_child
 from vitnp.vit.model import ViT
 
 SPEC_FILE = "identity.json"
-
-# Pages of a mapped file count as memory of the process until the file is closed: eight shards are half a gigabyte.
-_MAPPED_SHARDS = 8
 
 # Age in seconds above which an unfinished file is from a process that was killed; writing one takes a few seconds.
 _LEFTOVER_AGE = 3600
@@ -72,12 +70,12 @@ class FeatureStore:
         self.folder = Path(folder) / spec.name
         self.spec = spec
         self.notice = notice or logging.getLogger("vitnp").warning
-        self._lock = threading.RLock()
+        self._lock = unlocked_in_child(threading.RLock())
         self._shards: dict[str, Shard] = {}
         self._verified: set[str] = set()  # names of shards whose checksum is correct
         self._fitting: set[str] = set()  # names of shards whose shapes are those of the network
         self._damaged: set[str] = set()  # names of damaged shards that cannot be removed
-        self._mapped: collections.OrderedDict[str, Mapping[str, np.ndarray]] = collections.OrderedDict()
+        self._mapped = MappedShards()
         self._index: dict[str, tuple[Shard, int]] = {}
         self._writable = False
         self.refresh()
@@ -147,11 +145,16 @@ class FeatureStore:
         if not entries:
             return
         self.make_writable()
-        path = write_shard(self.folder, entries)
+        path = write_shard(self.folder, entries, close=self._close)
         with self._lock:
             self._verified.add(path.name)
             self._damaged.discard(path.name)
             self.refresh()
+
+    def close(self) -> None:
+        """Close all mapped files before they are removed or replaced; they are mapped again when needed."""
+        with self._lock:
+            self._mapped.close_all()
 
     def make_writable(self) -> None:
         """Create the folder, check that it is writable, and remove unfinished files of killed processes.
@@ -217,11 +220,13 @@ class FeatureStore:
             obsolete.append(shard)
             if kept:
                 self.make_writable()
-                written.add(write_shard(self.folder, [self.entry(photograph) for photograph in kept]))
+                entries = [self.entry(photograph) for photograph in kept]
+                written.add(write_shard(self.folder, entries, close=self._close))
         # Only when everything to keep is in new shards: a process killed before loses nothing.
         for shard in obsolete:
             freed += shard.bytes
             if shard.path not in written:
+                self._close(shard.path)
                 _remove(shard.path)
         self.refresh()
         return freed - sum(path.stat().st_size for path in written)
@@ -254,24 +259,24 @@ class FeatureStore:
         """Return the memory-mapped arrays of a shard, whose checksum is verified on the first access."""
         name = shard.path.name
         with self._lock:
-            if name in self._mapped:
-                self._mapped.move_to_end(name)
-                return self._mapped[name]
             try:
                 self._check(shard)
-                mapped = self._mapped[name] = shard.map()
+                return self._mapped[shard]
             except DamagedShard:
                 self._remove_damaged(name)
                 raise OutputError(
                     f"{shard.path} of the feature store is damaged; run again to compute its features anew"
                 ) from None
-            while len(self._mapped) > _MAPPED_SHARDS:
-                self._mapped.popitem(last=False)
-            return mapped
+
+    def _close(self, path: Path) -> None:
+        """Close a file that is about to be removed or replaced."""
+        with self._lock:
+            self._mapped.close(path.name)
 
     def _remove_damaged(self, name: str) -> None:
         path = self.folder / name
         self.notice(f"{path} of the feature store is damaged; its features are computed anew")
+        self._close(path)
         try:
             path.unlink(missing_ok=True)
         except OSError:
@@ -285,7 +290,7 @@ class FeatureStore:
             return
         for name in names:
             self._shards.pop(name, None)
-            self._mapped.pop(name, None)
+            self._mapped.close(name)
         self._verified -= set(names)
         self._fitting -= set(names)
         index: dict[str, tuple[Shard, int]] = {}
