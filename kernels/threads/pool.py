@@ -11,8 +11,9 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
-from vitnp.errors import UsageError
 from vitnp.kernels.threads.fork import unlocked_in_child
+
+from vitnp.errors import UsageError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

@@ -6,6 +6,7 @@ import logging
 import os
 import pathlib
 import pickle
+import platform
 import subprocess
 import sys
 
@@ -307,7 +308,9 @@ print(kernels.describe(), "avx512f" in simd.FEATURES)
 
 
 @pytest.mark.slow(reason="compiles the kernels for other processors")
-@pytest.mark.skipif(not sys.platform.startswith("linux") or os.uname().machine != "x86_64", reason="names of x86 processors")
+@pytest.mark.skipif(
+    not sys.platform.startswith("linux") or os.uname().machine != "x86_64", reason="names of x86 processors"
+)
 @pytest.mark.parametrize(
     "environment, lanes",
     [

@@ -112,9 +112,7 @@ def cache_folder() -> pathlib.Path:
         open_folder(folder)
     except (OSError, RuntimeError) as error:  # RuntimeError: ~ of a user without a home
         reason = getattr(error, "strerror", None) or error
-        raise NoCache(
-            f"{folder} cannot be used for them ({reason}); set VITNP_CACHE to a folder of your own"
-        ) from None
+        raise NoCache(f"{folder} cannot be used for them ({reason}); set VITNP_CACHE to a folder of your own") from None
     return folder
 
 
