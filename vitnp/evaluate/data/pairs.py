@@ -25,6 +25,9 @@ MASK_EXTENSIONS = EXTENSIONS | {".pbm", ".pgm", ".pnm", ".ppm"}
 # label maps painted in colors differ by more.
 COLOR_TOLERANCE = 64
 
+# Half of full scale of 8 bits, and the opacity above which a pixel is not at a soft edge.
+HALF, SOLID = 127, 250
+
 
 class Pair(NamedTuple):
     """A photograph and its mask.
@@ -118,13 +121,13 @@ def read_truth(path: str | os.PathLike[str], shape: tuple[int, int]) -> np.ndarr
 
     A pixel is foreground if it is brighter than half of full scale: above 127 if values go up to 255, above 32767 if
     the largest value exceeds 255 (16 bits), and 1 if the largest value is 1. A palette image with colors is a label
-    map: every label but 0 is foreground, also 255. Pixels that are more than half transparent are background. The EXIF
-    orientation is applied.
+    map: every label but 0 is foreground, also 255. In a picture with transparent parts, the object is what is visible
+    (alpha above 127), in whatever colors: a matte or a cutout. The EXIF orientation is applied.
 
     Parameters
     ----------
     path : path
-        Any picture that Pillow reads.
+        A picture in a format of photographs, or PBM, PGM or PPM.
     shape : (int, int)
         Rows and columns of the upright photograph. A mask of another size raises ImageError, since scaling would move
         its outline.
@@ -137,7 +140,8 @@ def read_truth(path: str | os.PathLike[str], shape: tuple[int, int]) -> np.ndarr
     Raises
     ------
     ImageError
-        When the file is missing or damaged, is no picture, has another size, or shows colors.
+        When the file is missing or damaged, is no picture, has another size, shows colors without transparent parts, or
+        shows both black and white beside transparent parts, of which either may be the background.
 
     Examples
     --------
@@ -162,7 +166,11 @@ def read_truth(path: str | os.PathLike[str], shape: tuple[int, int]) -> np.ndarr
 
 
 def _gray_levels(picture: Image.Image, path: str | os.PathLike[str]) -> np.ndarray:
-    """Return the brightness of each pixel, (rows, columns); of a label map 0 and 1."""
+    """Return the brightness of each pixel, (rows, columns); of a label map or a matte 0 and 1."""
+    if picture.has_transparency_data and picture.mode[0] not in "IF":
+        alpha = np.asarray(picture.convert("RGBA"))[..., 3]
+        if alpha.min() <= HALF:
+            return _visible_object(picture, alpha, path)
     if picture.mode == "P" and _has_colors(picture):
         return (np.asarray(picture) > 0).astype(np.uint8)
     if picture.mode.startswith(("I", "F")):
@@ -171,10 +179,24 @@ def _gray_levels(picture: Image.Image, path: str | os.PathLike[str]) -> np.ndarr
         colors = np.asarray(picture.convert("RGB"))
         if np.ptp(colors, axis=2).max() > COLOR_TOLERANCE:
             raise ImageError(f"{path}: a mask must be black and white, but this one has colors; make the object white")
-    levels = np.asarray(picture.convert("L"))
-    if "A" in picture.getbands():
-        levels = np.where(np.asarray(picture.getchannel("A")) > 127, levels, 0)
-    return levels
+    return np.asarray(picture.convert("L"))
+
+
+def _visible_object(picture: Image.Image, alpha: np.ndarray, path: str | os.PathLike[str]) -> np.ndarray:
+    """Return 1 where a picture with transparent parts is visible; raise ImageError if that may not be the object."""
+    solid = alpha > SOLID  # what shows through at the edge says nothing about the colors of the object
+    if picture.mode == "P" and _has_colors(picture):
+        shown = np.asarray(picture)[solid] > 0  # labels
+    else:
+        rgb = np.asarray(picture.convert("RGBA"))[..., :3][solid]
+        colored = rgb.size > 0 and np.ptp(rgb, axis=1).max() > COLOR_TOLERANCE
+        shown = np.ones(0, bool) if colored else rgb[:, 1] > HALF
+    if shown.any() and not shown.all():
+        raise ImageError(
+            f"{path}: the mask has transparent parts and shows both background and object; save it without "
+            "transparency, the object white, or with the object alone visible"
+        )
+    return (alpha > HALF).astype(np.uint8)
 
 
 def _has_colors(picture: Image.Image) -> bool:
