@@ -19,6 +19,7 @@ import stat
 import tempfile
 import time
 from collections.abc import Callable
+from typing import Any
 
 from numba.core import caching, serialize
 from numba.core.compiler import CompileResult
@@ -90,7 +91,7 @@ class KernelCache(caching._Cache):
         _say_once(logging.INFO, "compiling kernels for this processor; they are cached, so this happens once")
         return None
 
-    def save_overload(self, signature: object, result: CompileResult) -> None:
+    def save_overload(self, signature: object, result: Any) -> None:
         """Keep a compiled function, unless its file cannot be written."""
         try:
             payload = serialize.dumps(result._reduce())
@@ -104,12 +105,12 @@ class KernelCache(caching._Cache):
                 error.strerror or error,
             )
 
-    def _path(self, signature: object, target_context: object) -> pathlib.Path:
+    def _path(self, signature: object, target_context: Any) -> pathlib.Path:
         """Return the file for a signature: its name tells all that the sources and versions do not decide."""
         function = self._function
         code = function.__code__
         closure = tuple(cell.cell_contents for cell in function.__closure__ or ())
-        key = (str(signature), target_context.codegen().magic_tuple(), code.co_code, serialize.dumps(closure))  # type: ignore[attr-defined]
+        key = (str(signature), target_context.codegen().magic_tuple(), code.co_code, serialize.dumps(closure))
         digest = hashlib.sha256(repr(key).encode()).hexdigest()[:20]
         name = f"{function.__module__.rpartition('.')[2]}.{function.__qualname__}-{code.co_firstlineno}"
         return self._folder / f"{name.replace('<', '').replace('>', '')}.{digest}{SUFFIX}"
