@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import pathlib
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -60,6 +62,26 @@ def test_formats_that_photographs_do_not_have_are_refused(tmp_path, form):
         pytest.skip(f"this Pillow does not write {form}")
     with pytest.raises(ImageError, match="not an image in a supported format"):
         read_truth(path, OBJECT.shape)
+
+
+def tiled_tiff(side: int) -> bytes:
+    """Return a TIFF of 3 x 2 pixels in one tile of zeros, deflated as if it were larger than it is."""
+    data = zlib.compress(bytes(16 * 16))
+    entries = {
+        256: (3, 3), 257: (3, 2), 258: (3, 8), 259: (3, 8), 262: (3, 1), 277: (3, 1), 322: (4, side), 323: (4, side),
+        324: (4, 8), 325: (4, len(data)),
+    }  # fmt: skip
+    directory = b"".join(struct.pack("<HHII", tag, kind, 1, value) for tag, (kind, value) in entries.items())
+    head = b"II*\0" + struct.pack("<I", 8 + len(data)) + data
+    return head + struct.pack("<H", len(entries)) + directory + bytes(4)
+
+
+def test_huge_tiles_are_refused_before_they_take_memory(tmp_path):
+    (tmp_path / "mask.tif").write_bytes(tiled_tiff(16))
+    assert not read_truth(tmp_path / "mask.tif", (2, 3)).any()
+    (tmp_path / "mask.tif").write_bytes(tiled_tiff(40_000))
+    with pytest.raises(ImageError, match="tiles of 40000 x 40000 pixels"):
+        read_truth(tmp_path / "mask.tif", (2, 3))
 
 
 # --- mattes -----------------------------------------------------------------------------------------------------------

@@ -160,7 +160,8 @@ def _no_answer(scheduler: str, reason: str) -> ClusterError:
 
 def _reason_of(error: BaseException) -> str:
     """Return the innermost reason in a chain of exceptions, in one line."""
-    reason, link = "", error
+    reason = ""
+    link: BaseException | None = error
     seen: list[BaseException] = []
     while link is not None and link not in seen:
         seen.append(link)

@@ -7,10 +7,10 @@ import os
 import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vitnp.errors import ImageError, UsageError
-from vitnp.io.decode import unopened
+from vitnp.io.decode import MAX_PIXELS, unopened
 from vitnp.io.headers import open_header
 
 if TYPE_CHECKING:
@@ -41,7 +41,9 @@ def open_picture(path: str | os.PathLike[str], content: str) -> Iterator[Image.I
         When the file is missing or damaged, is no picture in one of these formats, or doesn't fit in memory.
     """
     try:
-        with open_header(path, mask=True) as (picture, _):
+        with open_header(path, mask=True) as (picture, file_format):
+            if file_format == "TIFF":
+                _check_tiles(picture, path)
             yield picture
     except ImageError:
         raise
@@ -53,6 +55,13 @@ def open_picture(path: str | os.PathLike[str], content: str) -> Iterator[Image.I
             raise unopened(path, error) from None
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ImageError(f"{path}: this {content} is damaged or not a picture ({reason}); get a sound copy") from None
+
+
+def _check_tiles(picture: Any, path: str | os.PathLike[str]) -> None:
+    """Check the tiles of a TIFF: they may be of any size, in a picture however small, and are decoded one at a time."""
+    width, height = (picture.tag_v2.get(tag) for tag in (322, 323))
+    if width and height and width * height > MAX_PIXELS:
+        raise ImageError(f"{path}: the TIFF has tiles of {width} x {height} pixels; save it again with another program")
 
 
 def is_file(path: str | os.PathLike[str]) -> bool:
