@@ -83,7 +83,7 @@ def pytest_xdist_auto_num_workers(config) -> int | None:
 
     The tests run in pytest's own process if it was started by a test, or for a GPU, which processes shouldn't share.
     """
-    if os.environ.get("PYTEST_XDIST_WORKER") or config.option.markexpr in ("gpu", "train"):
+    if os.environ.get("PYTEST_XDIST_WORKER") or config.option.markexpr in ("gpu", "train", "parity"):
         return 0
     if os.environ.get("PYTEST_XDIST_AUTO_NUM_WORKERS"):
         return None  # xdist reads it itself
@@ -124,6 +124,6 @@ def pytest_terminal_summary(terminalreporter) -> None:
 def pytest_collection_modifyitems(items) -> None:
     """Mark GPU, training and fuzz tests as slow too, and run slow tests first, so that none of them ends the run."""
     for item in items:
-        if any(item.get_closest_marker(name) for name in ("gpu", "train", "fuzz")):
+        if any(map(item.get_closest_marker, ("gpu", "train", "parity", "fuzz"))):
             item.add_marker("slow")
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)

@@ -220,7 +220,9 @@ class Fit:
             try:
                 with _large_photograph_lock(photograph), image_memory_error(self._device):
                     _check_unchanged(photograph, features.photograph)
-                    rgb = decode.read_image(photograph, max_pixels=self.plan.settings.max_pixels)
+                    settings = self.plan.settings
+                    # Its notices were logged when its features were extracted.
+                    image = decode.decode_image(photograph, max_pixels=settings.max_pixels, alpha=settings.alpha)
                     clock.lap("decode")
                     soft = self._soft.pop(index).astype(np.float32)
                     hard = self._hard.pop(index) / np.float32(HARD_UNITS)
@@ -230,7 +232,7 @@ class Fit:
                         float(self.confidences[index]),
                     )
                     result = segment_features(
-                        rgb, features, answer, self.result_parameters, clock, self.plan.vit, self.collection,
+                        image, features, answer, self.result_parameters, clock, self.plan.vit, self.collection,
                         int(self.categories[index]),
                     )  # fmt: skip
                     self._masks.put(index, result.mask)

@@ -29,6 +29,14 @@ class Result(Protocol):
         """(height, width, 3) uint8."""
 
     @property
+    def profile(self) -> bytes | None:
+        """ICC color profile of the photograph, None for sRGB."""
+
+    @property
+    def opacity(self) -> np.ndarray | None:
+        """(height, width) uint8, None if nothing transparent was kept out of the mask."""
+
+    @property
     def mask(self) -> np.ndarray:
         """(height, width) bool."""
 
@@ -77,6 +85,15 @@ class OutputWriter(NamedTuple):
     write: Callable[[Path, Result, Stamp], None]
 
 
+def _write_overlay(path: Path, result: Result, stamp: Stamp) -> None:
+    write.write_png(path, overlay.overlay(result.image, result.mask), stamp, profile=result.profile)
+
+
+def _write_cutout(path: Path, result: Result, stamp: Stamp) -> None:
+    rgba = overlay.cutout(result.image, result.soft, result.opacity)
+    write.write_png(path, rgba, stamp, profile=result.profile)
+
+
 def _write_npz(path: Path, result: Result, stamp: Stamp) -> None:
     arrays = {"mask": result.mask, "score": result.score}
     write.write_npz(path, arrays, {**result.parameters, "confidence": result.confidence, **stamp})
@@ -95,14 +112,8 @@ def _write_labels(path: Path, result: Result, stamp: Stamp) -> None:
 
 WRITERS: dict[str, OutputWriter] = {
     "mask": OutputWriter("_mask.png", lambda path, result, stamp: write.write_png(path, result.mask, stamp)),
-    "overlay": OutputWriter(
-        "_overlay.png",
-        lambda path, result, stamp: write.write_png(path, overlay.overlay(result.image, result.mask), stamp),
-    ),
-    "cutout": OutputWriter(
-        "_cutout.png",
-        lambda path, result, stamp: write.write_png(path, overlay.cutout(result.image, result.soft), stamp),
-    ),
+    "overlay": OutputWriter("_overlay.png", _write_overlay),
+    "cutout": OutputWriter("_cutout.png", _write_cutout),
     "soft": OutputWriter("_soft.png", lambda path, result, stamp: write.write_png(path, result.soft, stamp)),
     "score": OutputWriter("_score.npy", lambda path, result, stamp: write.write_npy(path, result.score, stamp)),
     "keys": OutputWriter("_keys.npy", lambda path, result, stamp: write.write_npy(path, result.keys, stamp)),

@@ -18,10 +18,11 @@ from vitnp import kernels, options
 from vitnp.features.extract import NetworkInput, default_spec, extract_batch, prepare
 from vitnp.features.record import FeatureRecord, unit_rows
 from vitnp.features.spec import FeatureSpec
-from vitnp.io import decode
+from vitnp.io.decode import DecodedImage, decode_image
 from vitnp.io.source import fingerprint
 from vitnp.kernels.stopwatch import Stopwatch
 from vitnp.kernels.threads import blas
+from vitnp.masks.alpha import opaque_part
 from vitnp.method.agreement import combine_levels
 from vitnp.method.cleaning import CleaningConfig, clean
 from vitnp.method.collection import Collection
@@ -54,6 +55,7 @@ def segment_image(
     max_tokens: int = options.MAX_TOKENS,
     max_pixels: int = options.MAX_PIXELS,
     min_confidence: float = 0.0,
+    alpha: str = "background",
     collection: Collection | str | os.PathLike[str] | None = "auto",
 ) -> Segmentation:
     """Segment one photograph into foreground and background.
@@ -82,6 +84,9 @@ def segment_image(
         Larger photographs are refused before they are decoded.
     min_confidence : float
         A photograph below this confidence gets an empty mask.
+    alpha : {"background", "mask", "ignore"}
+        What transparent parts of a picture are: a white background; that, and never foreground; or nothing, with the
+        colors that the file stores beneath.
     collection : "auto", None or "none", path or Collection
         A collection fitted by :class:`vitnp.Segmenter`, whose data set and category levels, and classes, are applied to
         the photograph. "auto" takes the collection of the built-in network if network, facet, layer, stride and short
@@ -108,7 +113,7 @@ def segment_image(
     >>> result.mask.mean(), result.confidence               # doctest: +SKIP
     (0.31, 0.62)
     """
-    settings = Settings(short_side, facet, layer, stride, max_tokens, max_pixels, refine, seed, min_confidence)
+    settings = Settings(short_side, facet, layer, stride, max_tokens, max_pixels, refine, seed, min_confidence, alpha)
     return ImagePipeline.create(default_vit() if vit is None else vit, settings, collection)(image)
 
 
@@ -150,24 +155,30 @@ class ImagePipeline:
         """Segment one photograph."""
         clock = Stopwatch(self.vit.device)
         with blas.one_blas_thread(), image_memory_error(self.vit.device):
-            rgb = decode.read_image(image, max_pixels=self.settings.max_pixels)
+            decoded = self.decode(image)
             clock.lap("decode")
-            (features,) = self.extract([self.preprocess(rgb, fingerprint(image, rgb))])
+            (features,) = self.extract([self.preprocess(decoded, fingerprint(image, decoded))])
             clock.lap("network")
-            return self.segment(rgb, features, clock)
+            return self.segment(decoded, features, clock)
 
-    def preprocess(self, rgb: np.ndarray, photograph: str) -> NetworkInput:
-        """Scale a photograph (height, width, 3) uint8 with a given fingerprint to the network's input size."""
-        return prepare(rgb, self.vit, self.spec, photograph)
+    def decode(self, image: str | os.PathLike[str] | Image.Image | np.ndarray) -> DecodedImage:
+        """Decode a photograph, and log what a user should know about how it was read."""
+        decoded = decode_image(image, max_pixels=self.settings.max_pixels, alpha=self.settings.alpha)
+        decoded.log()
+        return decoded
+
+    def preprocess(self, image: DecodedImage, photograph: str) -> NetworkInput:
+        """Scale a photograph with a given fingerprint to the network's input size, and convert its colors to sRGB."""
+        return prepare(image.rgb, self.vit, self.spec, photograph, profile=image.profile)
 
     def extract(self, inputs: Sequence[NetworkInput]) -> list[FeatureRecord]:
         """Return the features of photographs of the same input size, computed in one forward pass."""
         return extract_batch(inputs, self.vit, self.spec, with_cls=self.collection is not None)
 
-    def segment(self, rgb: np.ndarray, features: FeatureRecord, clock: Stopwatch) -> Segmentation:
+    def segment(self, image: DecodedImage, features: FeatureRecord, clock: Stopwatch) -> Segmentation:
         """Segment a photograph with features from :meth:`extract`."""
         answer = judge_image(features, self.vit.device, self.settings.seed, self.collection)
-        return segment_features(rgb, features, answer, self.parameters, clock, self.vit, self.collection)
+        return segment_features(image, features, answer, self.parameters, clock, self.vit, self.collection)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -203,7 +214,7 @@ def judge_image(
 
 
 def segment_features(
-    rgb: np.ndarray,
+    image: DecodedImage,
     features: FeatureRecord,
     answer: ImageAnswer,
     parameters: Mapping[str, Any],
@@ -218,7 +229,7 @@ def segment_features(
 
     Parameters
     ----------
-    rgb : (height, width, 3) uint8
+    image : DecodedImage
     features : FeatureRecord
     answer : ImageAnswer
     parameters : mapping
@@ -245,12 +256,14 @@ def segment_features(
     score = clean(score.reshape(features.grid), cleaning)
     clock.lap("cluster")
     if answer.confidence < parameters["min_confidence"]:
-        soft = np.zeros(rgb.shape[:2], np.uint16)
+        soft = np.zeros(image.rgb.shape[:2], np.uint16)
     else:
-        soft = kernels.to_host(refine(score, rgb, method=parameters["refine"]))
+        soft = kernels.to_host(refine(score, image.rgb, method=parameters["refine"]))
+    if image.opacity is not None:
+        soft = opaque_part(soft, image.opacity)
     clock.lap("refine")
     result = Segmentation(
-        image=rgb,
+        image=image.rgb,
         soft=soft,
         score=kernels.to_host(score),
         keys=np.asarray(kernels.to_host(features.keys), np.float32).reshape(*features.grid, -1),
@@ -262,6 +275,8 @@ def segment_features(
         category=category,
         levels=None if levels is None else tuple(map(kernels.to_host, levels)),
         device=kernels.name_of(kernels.device_of(score)),
+        profile=image.profile,
+        opacity=image.opacity,
     )
     if collection is None or collection.prototypes is None:
         return result

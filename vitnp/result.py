@@ -58,6 +58,10 @@ class Segmentation:
         With a collection: foreground scores of the image, the data set and the category level, N patches row by row.
     device : str
         Device that computed everything between pixels and mask: "cpu" or "cuda:0". All arrays are in host memory.
+    profile : bytes, optional
+        ICC color profile of the photograph; None if its colors are sRGB. Overlay and cutout carry it.
+    opacity : (height, width) uint8, optional
+        Alpha channel of a transparent picture, if transparent parts were kept out of the mask (``alpha="mask"``).
     """
 
     image: np.ndarray
@@ -73,6 +77,8 @@ class Segmentation:
     labels: np.ndarray | None = None
     levels: tuple[np.ndarray, ...] | None = None
     device: str = "cpu"
+    profile: bytes | None = None
+    opacity: np.ndarray | None = None
 
     def __repr__(self) -> str:
         height, width = self.mask.shape
@@ -111,16 +117,12 @@ class Segmentation:
         return [(box.x, box.y, box.width, box.height) for box in found]
 
     def overlay(self) -> Image.Image:
-        """Return the photograph with the mask's outline and a tint."""
-        from PIL import Image
-
-        return Image.fromarray(overlay.overlay(self.image, self.mask))
+        """Return the photograph with the mask's outline and a tint, in the photograph's color space."""
+        return _with_profile(overlay.overlay(self.image, self.mask), self.profile)
 
     def cutout(self) -> Image.Image:
-        """Return the photograph with the soft map as its alpha channel, RGBA."""
-        from PIL import Image
-
-        return Image.fromarray(overlay.cutout(self.image, self.soft))
+        """Return the photograph with the soft map as its alpha channel, RGBA, in the photograph's color space."""
+        return _with_profile(overlay.cutout(self.image, self.soft, self.opacity), self.profile)
 
     def save(self, stem: str | os.PathLike[str], which: Iterable[str] = ("mask", "overlay")) -> dict[str, Path]:
         """Write results to files beside each other.
@@ -151,3 +153,13 @@ class Segmentation:
         {'mask': PosixPath('out/cat_mask.png'), 'cutout': PosixPath('out/cat_cutout.png')}
         """
         return outputs.write_outputs(self, stem, which)
+
+
+def _with_profile(pixels: np.ndarray, profile: bytes | None) -> Image.Image:
+    """Return a PIL image that is saved with a color profile."""
+    from PIL import Image
+
+    image = Image.fromarray(pixels)
+    if profile is not None:
+        image.info["icc_profile"] = profile
+    return image

@@ -69,8 +69,8 @@ class Segmenter:
     image_level, dataset_level, category_level, cleaning
         Constants, see :mod:`vitnp.method`.
     **settings
-        `short_side`, `facet`, `layer`, `stride`, `max_tokens`, `max_pixels`, `refine`, `seed` and `min_confidence`, as
-        in :func:`vitnp.segment_image`.
+        `short_side`, `facet`, `layer`, `stride`, `max_tokens`, `max_pixels`, `refine`, `seed`, `min_confidence` and
+        `alpha`, as in :func:`vitnp.segment_image`.
 
     Notes
     -----
@@ -338,6 +338,7 @@ class Segmenter:
         names = {"short_side": "size", **{name: name for name in ("facet", "layer", "stride", "max_tokens")}}
         names |= {name: name for name in ("refine", "seed")}
         own = {name: collection.parameters[stored] for name, stored in names.items()}
+        own["alpha"] = collection.parameters.get("alpha", "background")  # files of earlier versions don't have it
         segmenter = cls(vit, **{**own, **arguments})
         run_parameters(segmenter.vit, segmenter.settings, collection)  # checks that they fit
         segmenter.collection = collection

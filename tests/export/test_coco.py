@@ -200,7 +200,7 @@ def test_file_holds_images_categories_and_regions(tmp_path, as_polygons):
     ring = golden_mask("ring")
     dot = np.zeros_like(ring)
     dot[tuple(np.argwhere(~ring)[-1])] = True
-    with CocoWriter(path, class_names(3), polygons=as_polygons) as coco:
+    with CocoWriter(path, class_names(3), tolerance=0 if as_polygons else None) as coco:
         coco.add(photograph("b/a.jpg", ring.shape, [(ring, 3, 0.98765432), (dot, np.int64(1), np.float32(0.5))]))
         coco.add(photograph('ä "quoted".jpg', (1, 2)))
         coco.add(photograph("c.jpg", ring.shape, [(np.zeros_like(ring), 1, 1), (~ring, 2, 0)]))
@@ -308,4 +308,4 @@ def test_full_disk_while_buffering_is_one_clear_message(tmp_path, monkeypatch):
 def test_segmentation_of_either_kind():
     mask = golden_mask("holes")
     assert segmentation(mask) == {"size": list(mask.shape), "counts": GOLDEN_VALUES["holes"]["counts"]}
-    assert segmentation(mask, polygons=True) == GOLDEN_VALUES["holes"]["polygons"]
+    assert segmentation(mask, tolerance=0) == GOLDEN_VALUES["holes"]["polygons"]

@@ -184,7 +184,7 @@ def test_sixteen_bits_keep_the_high_byte(tmp_path):
     assert (decode.read_image(gray.astype(">u2")) == expected).all()
 
 
-def png16(channels: np.ndarray, color_type: int, transparent: bytes = b"") -> bytes:
+def png16(channels: np.ndarray, color_type: int, transparent: bytes = b"", significant: bytes = b"") -> bytes:
     """Encode a 16-bit PNG; Pillow can only write gray ones."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
@@ -194,7 +194,8 @@ def png16(channels: np.ndarray, color_type: int, transparent: bytes = b"") -> by
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in channels)
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, color_type, 0, 0, 0))
     clear = chunk(b"tRNS", transparent) if transparent else b""
-    return b"\x89PNG\r\n\x1a\n" + header + clear + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    depth = chunk(b"sBIT", significant) if significant else b""
+    return b"\x89PNG\r\n\x1a\n" + header + depth + clear + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
 def test_sixteen_bit_color_png(tmp_path):
@@ -206,6 +207,24 @@ def test_sixteen_bit_color_png(tmp_path):
     with_alpha = np.array([[[65535, 0, 0, 65535], [65535, 0, 0, 0]]], np.uint16)
     (tmp_path / "a.png").write_bytes(png16(with_alpha, 6))
     assert decode.read_image(tmp_path / "a.png").tolist() == [[[255, 0, 0], [255, 255, 255]]]
+
+
+@pytest.mark.parametrize(
+    ("highest", "significant", "expected", "words"),
+    [
+        (4095, 12, 255, "its values have 12 bits and are scaled to 16"),
+        (1023, 10, 255, "its values have 10 bits and are scaled to 16"),
+        (65520, 12, 255, ""),  # scaled to the full range, as the specification demands
+        (4095, 0, 15, "its 16-bit values reach only 4095 of 65535, so it is close to black"),
+        (20000, 0, 78, ""),
+        (0, 12, 0, ""),
+    ],
+)
+def test_gray_png_of_fewer_bits(tmp_path, caplog, highest, significant, expected, words):
+    sbit = bytes([significant]) if significant else b""
+    (tmp_path / "a.png").write_bytes(png16(np.array([[[0], [highest]]], np.uint16), 0, significant=sbit))
+    assert decode.read_image(tmp_path / "a.png")[0, :, 0].tolist() == [0, expected]
+    assert [message.partition(": ")[2].partition(";")[0] for message in caplog.messages] == ([words] if words else [])
 
 
 def test_sixteen_bit_gray_png_with_a_transparent_value(tmp_path):

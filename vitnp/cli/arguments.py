@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from vitnp.cli import shared
 from vitnp.errors import ImageError, UsageError, VitnpError
-from vitnp.options import MIN_PHOTOGRAPHS_FOR_A_SET, OPTIONS, Option, Settings
+from vitnp.options import EXPORT_FORMATS, MIN_PHOTOGRAPHS_FOR_A_SET, OPTIONS, Option, Settings, enumerate_words
 
 if TYPE_CHECKING:
     from vitnp.io.find import Photograph
@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     from vitnp.vit.model import ViT
 
 # Groups of options that several commands take.
-NETWORK = ("model", "heads", "pos_embed", "normalization", "device", "precision")
-FEATURES = ("short_side", "facet", "layer", "stride", "max_tokens", "max_pixels")
+CHECKPOINT = ("heads", "pos_embed", "normalization", "grid")
+NETWORK = ("model", *CHECKPOINT, "device", "precision")
+FEATURES = ("short_side", "facet", "layer", "stride", "max_tokens", "max_pixels", "alpha")
 METHOD = (*FEATURES, "refine", "seed", "min_confidence")
 COLLECTION = ("levels", "collection", "n_categories", "consistency", "fit_patches", "cache", "scheduler")
 RUN = ("n_threads", "batch", "quiet", "json")
@@ -47,6 +48,8 @@ def add_options(parser: argparse.ArgumentParser, title: str, *names: str, **chan
             keywords["action"] = "store_true"
         else:
             keywords |= {"type": _converter(option), "metavar": option.metavar}
+        if option.const is not None:
+            keywords |= {"nargs": "?", "const": option.const}
         group.add_argument(option.long_flag, **keywords)
         if option.old_flags:
             hidden = {"default": argparse.SUPPRESS, "help": argparse.SUPPRESS}
@@ -95,6 +98,22 @@ def settings(args: argparse.Namespace) -> Settings:
     return Settings(**{name: getattr(args, name) for name in METHOD})
 
 
+def formats(args: argparse.Namespace) -> list[str]:
+    """Return the formats that --format lists.
+
+    Raises
+    ------
+    UsageError
+        If one is unknown.
+    """
+    listed = [] if args.formats is None else [name for name in dict.fromkeys(args.formats.split(",")) if name]
+    unknown = [name for name in listed if name not in EXPORT_FORMATS]
+    if unknown or (args.formats is not None and not listed):
+        given = ", ".join(unknown) or "nothing"
+        raise UsageError(f"--format must list some of {enumerate_words(EXPORT_FORMATS)}, got {given}")
+    return listed
+
+
 def load_model(args: argparse.Namespace) -> ViT:
     """Load the network that the options name, with a notice if it is the built-in one.
 
@@ -127,8 +146,13 @@ def load_model(args: argparse.Namespace) -> ViT:
             "using the built-in checkpoint; --model dino_vits8 downloads a larger one, `vitnp weights list` shows all",
             quiet=args.quiet,
         )
-    vit = load_vit(args.model, heads=args.heads, pos_embed=args.pos_embed, normalization=args.normalization)
+    vit = load_vit(args.model, **checkpoint_arguments(args))
     return vit.to(device=device, precision=args.precision)
+
+
+def checkpoint_arguments(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the options that take precedence over what a checkpoint says, as arguments of :func:`vitnp.load_vit`."""
+    return {name: getattr(args, name) for name in CHECKPOINT}
 
 
 def segmenter_arguments(args: argparse.Namespace) -> dict[str, Any]:

@@ -76,6 +76,7 @@ def _write_features(args: argparse.Namespace, photographs: Sequence[Photograph],
         layer=args.layer,
         stride=args.stride,
         max_tokens=args.max_tokens,
+        alpha=args.alpha,
         precision=args.dtype,
         regions=False,
     )

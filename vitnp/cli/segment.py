@@ -8,7 +8,7 @@ from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vitnp.cli import arguments, shared
+from vitnp.cli import arguments, export, shared
 from vitnp.errors import UsageError, VitnpError
 from vitnp.options import OPTIONS, OUTPUTS, enumerate_words
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 # Options that only matter where photographs are fitted as a set.
-SET_OPTIONS = ("n_categories", "consistency", "fit_patches", "cache", "regions", "polygons")
+SET_OPTIONS = ("n_categories", "consistency", "fit_patches", "cache", "regions", "formats", "polygons")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -39,7 +39,7 @@ def build_parser() -> argparse.ArgumentParser:
     arguments.add_options(parser, "network", *arguments.NETWORK)
     arguments.add_options(parser, "method", *arguments.METHOD)
     arguments.add_options(
-        parser, "collection", *arguments.COLLECTION, "n_classes", "regions", "polygons", "save_collection"
+        parser, "collection", *arguments.COLLECTION, "n_classes", "regions", "formats", "polygons", "save_collection"
     )
     arguments.add_options(parser, "run", *arguments.RUN)
     return parser
@@ -87,6 +87,8 @@ def _check_options(args: argparse.Namespace, which: Sequence[str]) -> None:
     if unknown or not which:
         given = ", ".join(unknown) or "nothing"
         raise UsageError(f"--save must list some of {enumerate_words(OUTPUTS)}, got {given}")
+    if arguments.formats(args) and args.out is None:
+        raise UsageError("--format writes folders into the output folder; give --out DIR")
     fits = args.n_classes or args.save_collection
     if arguments.names_collection(args) and (fits or args.levels in ("all", "image")):
         raise UsageError(
@@ -171,6 +173,8 @@ def _segment_set(
         shared.say("nothing has changed since the last run; --overwrite redoes everything", quiet=args.quiet)
     elif not run.finished:
         return
+    if args.out is not None:
+        export.write_formats(args.out, arguments.formats(args), args, tolerance=args.polygons)
     if args.save_collection:
         shared.say(
             f"the collection is in {args.save_collection}; --collection {args.save_collection} applies it",

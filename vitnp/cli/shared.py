@@ -98,10 +98,29 @@ class Parser(argparse.ArgumentParser):
         self.add_argument("-h", "--help", action="help", help=argparse.SUPPRESS)
         self.add_argument("--version", action="version", version=f"vitnp {__version__}", help=argparse.SUPPRESS)
 
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse arguments; an option whose value may be left out takes only a number, never the photograph after it."""
+        args = list(sys.argv[1:] if args is None else args)
+        optional = {
+            flag: action.const for action in self._actions if action.nargs == "?" for flag in action.option_strings
+        }
+        for index, text in enumerate(args):
+            if text in optional and not (index + 1 < len(args) and _is_number(args[index + 1])):
+                args[index] = f"{text}={optional[text]}"
+        return super().parse_known_args(args, namespace)
+
     def error(self, message: str) -> NoReturn:
         """Print an error such as "--layer must be a whole number, got 'x'", and exit."""
         message = message.removeprefix("argument ").replace(": must be ", " must be ", 1)
         self.exit(EXIT_USAGE, f"vitnp: error: {message} (see {self.prog} --help)\n")
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 class _HelpFormatter(argparse.RawDescriptionHelpFormatter):

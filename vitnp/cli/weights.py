@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 PROG = "vitnp weights"
 
+_SOURCE_HELP = "known name, checkpoint file, folder, or org/name in the Hugging Face cache"
+
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the command's parser, with one subparser for each of its commands."""
@@ -38,7 +40,7 @@ def build_parser() -> argparse.ArgumentParser:
     command.set_defaults(act=_fetch)
 
     command = commands.add_parser("convert", help="convert a checkpoint to .safetensors with metadata")
-    command.add_argument("source", metavar="IN", help="checkpoint file, or name of a known checkpoint")
+    command.add_argument("source", metavar="IN", help=_SOURCE_HELP)
     command.add_argument("target", metavar="OUT", help=".safetensors file to write")
     command.add_argument(
         "--dtype", choices=FEATURE_DTYPES, default="float32", help="float16 or float32 (float32)", metavar="TYPE"
@@ -48,7 +50,7 @@ def build_parser() -> argparse.ArgumentParser:
     command.set_defaults(act=_convert)
 
     command = commands.add_parser("info", help="show what a checkpoint holds and how it will be run")
-    command.add_argument("source", metavar="FILE", help="checkpoint file, or name of a known checkpoint")
+    command.add_argument("source", metavar="MODEL", help=_SOURCE_HELP)
     _add_overrides(command)
     command.set_defaults(act=_info)
     return parser
@@ -58,7 +60,7 @@ main = shared.Command(build_parser, lambda args: args.act(args))
 
 
 def _add_overrides(parser: argparse.ArgumentParser) -> None:
-    arguments.add_options(parser, "what the file does not say", "heads", "pos_embed", "normalization")
+    arguments.add_options(parser, "what the file does not say", *arguments.CHECKPOINT)
 
 
 def _list(_: argparse.Namespace) -> int:
@@ -73,7 +75,7 @@ def _list(_: argparse.Namespace) -> int:
     for row in rows:
         print("  ".join([*(cell.ljust(width) for cell, width in zip(row, widths)), row[4]]).rstrip())
     print(f"\nCache: {cache_folder()}")
-    print(f"Fetch one with `{PROG} fetch NAME`; use it with --model NAME. --model takes a path to a file too.")
+    print(f"Fetch one with `{PROG} fetch NAME`; use it with --model NAME. --model takes paths and org/name too.")
     return shared.EXIT_OK
 
 
@@ -98,7 +100,7 @@ def _convert(args: argparse.Namespace) -> int:
         raise UsageError(f"OUT must end in .safetensors, got {target}")
     if target.exists() and not args.overwrite:
         raise OutputError(f"{target} exists already; choose another name, or give --overwrite")
-    vit = load_vit(args.source, heads=args.heads, pos_embed=args.pos_embed, normalization=args.normalization)
+    vit = load_vit(args.source, **arguments.checkpoint_arguments(args))
     weights = {name: _as_dtype(name, tensor, args.dtype) for name, tensor in vit.weights.items()}
     config = vit.config
     metadata = {
@@ -138,7 +140,7 @@ def _as_dtype(name: str, tensor: np.ndarray, dtype: str) -> np.ndarray:
 def _info(args: argparse.Namespace) -> int:
     from vitnp.checkpoints.load import describe
 
-    facts = describe(args.source, heads=args.heads, pos_embed=args.pos_embed, normalization=args.normalization)
+    facts = describe(args.source, **arguments.checkpoint_arguments(args))
     width = max(map(len, facts))
     for key, value in facts.items():
         print(f"{key:<{width}}  {value}")

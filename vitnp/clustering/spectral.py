@@ -226,7 +226,7 @@ def _cluster(
         return _cluster(means, n_clusters, neighbors, starts, seed, n_threads)[part]
     vectors = spectral_embedding(graph, n_clusters, seed=seed)
     # Spherical k-means uses the rows of the eigenvectors by their direction, as Ng et al. do.
-    model = KMeans(n_clusters, n_init=starts, max_iter=100, seed=seed, n_threads=n_threads)
+    model = KMeans(n_clusters, n_init=starts, max_iter=100, random_state=seed, n_jobs=n_threads)
     return model.fit(vectors).labels_.astype(np.int64)
 
 

@@ -7,15 +7,14 @@ import dataclasses
 from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 
-import numpy as np
-
 from vitnp import options
 from vitnp.errors import ImageError, OutputError, UsageError
 from vitnp.export.outcome import Facts, Outcome
 from vitnp.features.batching import Job, through_network
 from vitnp.features.extract import NetworkInput
 from vitnp.features.record import FeatureRecord
-from vitnp.io import decode, headers, stamp
+from vitnp.io import headers, stamp
+from vitnp.io.decode import DecodedImage
 from vitnp.io.find import Photograph
 from vitnp.kernels.stopwatch import Stopwatch
 from vitnp.kernels.threads import blas, pool
@@ -108,7 +107,7 @@ class _ImageJob(Job):
 
     path: Path = Path()
     stem: Path = Path()
-    rgb: np.ndarray | None = None
+    image: DecodedImage | None = None
     result: Segmentation | None = None
     outcome: Outcome | None = None
 
@@ -133,13 +132,13 @@ class _Run:
                 pool.large_image_lock(headers.pixels_of(job.path)),
                 image_memory_error(pipeline.vit.device),
             ):
-                rgb, network_input = self.decode(job)
+                image, network_input = self.decode(job)
                 clock = Stopwatch(pipeline.vit.device)
                 (features,) = pipeline.extract([network_input])
                 clock.lap("network")
                 job.seconds |= clock.seconds
                 # Written under the lock: the results of a large photograph need as much memory as decoding it.
-                return self.write(job, self.segment(job, rgb, features))
+                return self.write(job, self.segment(job, image, features))
         except (ImageError, OutputError) as error:
             return Outcome(job.path, {}, error)
 
@@ -171,7 +170,7 @@ class _Run:
                 job.outcome = self.process(job)
             elif job.outcome is None:
                 with blas.one_blas_thread():
-                    job.rgb, job.input = self.decode(job)
+                    job.image, job.input = self.decode(job)
         except (ImageError, OutputError) as error:
             job.outcome = Outcome(job.path, {}, error)
         return job
@@ -179,9 +178,9 @@ class _Run:
     def segment_all(self, jobs: Iterator[_ImageJob]) -> Generator[_ImageJob, None, None]:
         """Segment the photographs that have features."""
         for job in jobs:
-            if job.features is not None and job.rgb is not None:
+            if job.features is not None and job.image is not None:
                 with image_memory_error(self.pipeline.vit.device):
-                    job.result = self.segment(job, job.rgb, job.features)
+                    job.result = self.segment(job, job.image, job.features)
                 job.features = None
             yield job
 
@@ -193,7 +192,7 @@ class _Run:
             except OutputError as error:
                 job.outcome = Outcome(job.path, {}, error)
         # The list of all jobs outlives each of them, so their pixels must not stay.
-        job.rgb = job.result = None
+        job.image = job.result = None
         return job
 
     def finished_before(self, job: _ImageJob) -> Outcome | None:
@@ -220,19 +219,19 @@ class _Run:
         stamp.refuse_foreign(files.values())
         return None
 
-    def decode(self, job: _ImageJob) -> tuple[np.ndarray, NetworkInput]:
-        """Decode a photograph, (height, width, 3) uint8, and scale it for the network."""
+    def decode(self, job: _ImageJob) -> tuple[DecodedImage, NetworkInput]:
+        """Decode a photograph and scale it for the network."""
         clock = Stopwatch()
-        rgb = decode.read_image(job.path, max_pixels=self.pipeline.settings.max_pixels)
+        image = self.pipeline.decode(job.path)
         clock.lap("decode")
         job.seconds |= clock.seconds
-        return rgb, self.pipeline.preprocess(rgb, headers.file_hash(job.path))
+        return image, self.pipeline.preprocess(image, headers.file_hash(job.path))
 
-    def segment(self, job: _ImageJob, rgb: np.ndarray, features: FeatureRecord) -> Segmentation:
+    def segment(self, job: _ImageJob, image: DecodedImage, features: FeatureRecord) -> Segmentation:
         """Compute the result from the features."""
         clock = Stopwatch(self.pipeline.vit.device)
         clock.seconds |= job.seconds
-        return self.pipeline.segment(rgb, features, clock)
+        return self.pipeline.segment(image, features, clock)
 
     def write(self, job: _ImageJob, result: Segmentation) -> Outcome:
         """Write the outputs of a photograph."""
@@ -243,7 +242,7 @@ class _Run:
 
 
 def _decoded_pixels(job: _ImageJob) -> int:
-    return 0 if job.rgb is None else job.rgb.shape[0] * job.rgb.shape[1]
+    return 0 if job.image is None else job.image.rgb.shape[0] * job.image.rgb.shape[1]
 
 
 def _in_given_order(jobs: Iterator[_ImageJob]) -> Iterator[Outcome]:

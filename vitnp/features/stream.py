@@ -201,11 +201,11 @@ def stream(
     def decode(item: tuple[int, Source]) -> Job:
         index, source = item
         try:
-            photograph = fingerprint(source)
+            photograph = fingerprint(source, alpha=spec.alpha)
             if skip(index, photograph):
                 return Job(index, photograph)
-            with opened(source, max_pixels) as rgb:
-                return Job(index, photograph, prepare(rgb, vit, spec, photograph))
+            with opened(source, max_pixels, spec.alpha) as image:
+                return Job(index, photograph, prepare(image.rgb, vit, spec, photograph, profile=image.profile))
         except ImageError as error:
             return Job(index, error=error)
 

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, BinaryIO
 
 from vitnp.errors import ImageError
+from vitnp.io.pillow_warnings import collected, one_line
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -105,7 +106,8 @@ def open_header(path: str | os.PathLike[str], *, mask: bool = False) -> Iterator
             raise ImageError(f"{path}: this is not an image in a supported format; convert it to {FORMATS}")
         image_class = _image_class(file_format, path)
         try:
-            image = image_class(file)
+            with collected():  # logged when the pixels are decoded
+                image = image_class(file)
         except Exception as error:
             raise damaged(path, file_format, error) from None
         with image:
@@ -127,7 +129,7 @@ def damaged(name: object, file_format: str, error: Exception) -> ImageError:
     """Return the error for an image that Pillow fails to decode."""
     if isinstance(error, MemoryError):
         return ImageError(f"{name}: there is not enough memory to decode it; use a smaller image")
-    reason = " ".join(str(error).split()) or type(error).__name__
+    reason = one_line(error) or type(error).__name__
     return ImageError(
         f"{name}: the {file_format} is truncated, damaged or of an unsupported kind ({reason}); "
         "get an intact copy, or save it again with another program"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from vitnp.kernels.constants import LUMA
+from vitnp.masks.alpha import without_white
 
 # Pixels per band: the temporary arrays of a band take some tens of megabytes.
 _BAND_PIXELS = 1 << 20
@@ -98,7 +99,7 @@ def _step(distance: np.ndarray) -> np.ndarray:
     return (distance + 0.5).clip(0, 1)
 
 
-def cutout(rgb: np.ndarray, soft: np.ndarray) -> np.ndarray:
+def cutout(rgb: np.ndarray, soft: np.ndarray, opacity: np.ndarray | None = None) -> np.ndarray:
     """Cut out the object: the photograph with the soft map as its alpha channel.
 
     The slope of the map is increased sixteenfold around 1/2, so that objects are opaque and only their edges are soft.
@@ -109,6 +110,9 @@ def cutout(rgb: np.ndarray, soft: np.ndarray) -> np.ndarray:
     rgb : array, shape (H, W, 3), uint8
     soft : array, shape (H, W), uint16
         Opaque from 17/32 of 65535, transparent up to 15/32; alpha >= 128 where soft >= 32768.
+    opacity : array, shape (H, W), uint8, optional
+        Alpha channel with which the photograph was composited over white. Its own colors are restored, so that edges of
+        objects get no white fringe, and it limits the alpha channel of the result.
 
     Returns
     -------
@@ -125,6 +129,10 @@ def cutout(rgb: np.ndarray, soft: np.ndarray) -> np.ndarray:
     for top in range(0, height, rows):
         band = slice(top, top + rows)
         alpha = ((soft[band].astype(np.int32) - 32768) // 16 + 128).clip(0, 255).astype(np.uint8)
+        colors = rgb[band]
+        if opacity is not None:
+            colors = without_white(colors, opacity[band])
+            alpha = np.minimum(alpha, opacity[band])
         rgba[band, :, 3] = alpha
-        np.multiply(rgb[band], (alpha > 0)[..., None], out=rgba[band, :, :3])
+        np.multiply(colors, (alpha > 0)[..., None], out=rgba[band, :, :3])
     return rgba
