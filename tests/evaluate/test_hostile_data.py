@@ -154,6 +154,29 @@ def test_a_gray_mask_with_a_transparent_level(tmp_path):
     np.testing.assert_array_equal(read_truth(path, OBJECT.shape), OBJECT)
 
 
+# --- depth ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("white", [511, 1023, 4095, 16383, 65535, 40_000])
+def test_masks_of_9_to_16_bits(tmp_path, white):
+    Image.fromarray(np.where(OBJECT, white, 0).astype(np.uint16)).save(tmp_path / "mask.png")
+    np.testing.assert_array_equal(read_truth(tmp_path / "mask.png", OBJECT.shape), OBJECT)
+
+
+@pytest.mark.parametrize("white", [256, 1000, 32_767])
+def test_a_mask_whose_white_is_unknown_is_refused(tmp_path, white):
+    Image.fromarray(np.where(OBJECT, white, 0).astype(np.uint16)).save(tmp_path / "mask.png")
+    with pytest.raises(ImageError, match=f"the largest value of this mask is {white}, which is no white"):
+        read_truth(tmp_path / "mask.png", OBJECT.shape)
+
+
+@pytest.mark.parametrize("white", [np.nan, np.inf, 70_000])
+def test_a_mask_of_floats_without_a_white_is_refused(tmp_path, white):
+    Image.fromarray(np.where(OBJECT, white, 0).astype(np.float32)).save(tmp_path / "mask.tif")
+    with pytest.raises(ImageError, match="which is no white"):
+        read_truth(tmp_path / "mask.tif", OBJECT.shape)
+
+
 # --- names ------------------------------------------------------------------------------------------------------------
 
 

@@ -135,6 +135,20 @@ def dump(value: object) -> bytes:
     return json.dumps(value).encode()
 
 
+def change_shape(content: bytes, rng: np.random.Generator) -> bytes:
+    """Give a tensor of a safetensors file another shape of as many numbers, so that the file stays consistent."""
+    (length,) = struct.unpack("<Q", content[:8])
+    header = json.loads(content[8 : 8 + length])
+    entry = header[str(pick(rng, [name for name in header if name != "__metadata__"]))]
+    size = int(np.prod(entry["shape"]))
+    ones = [1] * int(pick(rng, (1, 2, 30, 31, 32, 33, 64, 65, 1000)))
+    shapes = [[size], [size, 1], [1, size], entry["shape"][::-1], [*ones, *entry["shape"]], [*entry["shape"], *ones]]
+    if size == 0:
+        shapes += [[0, 2**62], [2**62, 0], [0, 2**31, 2**31], [0] * 40, [2**63 - 1, 0]]
+    entry["shape"] = pick(rng, shapes)
+    return _with_header(content, length, header)
+
+
 def change_header(content: bytes, rng: np.random.Generator) -> bytes:
     """Change the header of a safetensors file and adapt its length; metadata that is JSON is changed inside."""
     (length,) = struct.unpack("<Q", content[:8])
@@ -146,6 +160,11 @@ def change_header(content: bytes, rng: np.random.Generator) -> bytes:
         metadata[name] = dump(change_value(json.loads(metadata[name]), rng)).decode()
     else:
         header = change_value(header, rng)
+    return _with_header(content, length, header)
+
+
+def _with_header(content: bytes, length: int, header: object) -> bytes:
+    """Return a safetensors file with another header in the place of that of a length."""
     text = dump(header)
     text += b" " * (-len(text) % 8)
     return struct.pack("<Q", len(text)) + text + content[8 + length :]

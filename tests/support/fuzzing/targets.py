@@ -134,7 +134,9 @@ def network() -> ViT:
 
 def checkpoints(folder: pathlib.Path) -> dict[str, bytes]:
     write_safetensors(folder / "a.safetensors", weights(), {"heads": "2", "mean": "[0.5, 0.5, 0.5]"})
-    return {"a.safetensors": (folder / "a.safetensors").read_bytes()}
+    more = {"empty": np.zeros((0, 3), np.float32), "one": np.ones((), np.float32)}
+    write_safetensors(folder / "more.safetensors", weights() | more, {"heads": "2"})
+    return {name: (folder / name).read_bytes() for name in ("a.safetensors", "more.safetensors")}
 
 
 def torch_files(folder: pathlib.Path) -> dict[str, bytes]:
@@ -286,7 +288,7 @@ def check_stamp(path: pathlib.Path) -> None:
 
 
 TEXT = (mutations.change_bytes, mutations.change_numbers, mutations.change_lines)
-HEADER = (mutations.change_bytes, mutations.change_header, mutations.change_header)
+HEADER = (mutations.change_bytes, mutations.change_header, mutations.change_header, mutations.change_shape)
 
 TARGETS: dict[str, Target] = {
     "images": Target(images, check_image),

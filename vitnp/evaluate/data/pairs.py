@@ -27,6 +27,7 @@ COLOR_TOLERANCE = 64
 
 # Half of full scale of 8 bits, and the opacity above which a pixel is not at a soft edge.
 HALF, SOLID = 127, 250
+HALF_OF_16_BITS = 32767
 
 
 class Pair(NamedTuple):
@@ -120,7 +121,8 @@ def read_truth(path: str | os.PathLike[str], shape: tuple[int, int]) -> np.ndarr
     """Read a mask file as foreground and background.
 
     A pixel is foreground if it is brighter than half of full scale: above 127 if values go up to 255, above 32767 if
-    the largest value exceeds 255 (16 bits), and 1 if the largest value is 1. A palette image with colors is a label
+    they go up to 65535, 1 if the largest value is 1, and above half of it if it is 511, 1023 and so on to 16383, the
+    white of 9 to 14 bits. A palette image with colors is a label
     map: every label but 0 is foreground, also 255. In a picture with transparent parts, the object is what is visible
     (alpha above 127), in whatever colors: a matte or a cutout. The EXIF orientation is applied.
 
@@ -141,7 +143,8 @@ def read_truth(path: str | os.PathLike[str], shape: tuple[int, int]) -> np.ndarr
     ------
     ImageError
         When the file is missing or damaged, is no picture, has another size, shows colors without transparent parts, or
-        shows both black and white beside transparent parts, of which either may be the background.
+        shows both black and white beside transparent parts, of which either may be the background, or when its
+        values do not tell which one is white.
 
     Examples
     --------
@@ -160,9 +163,23 @@ def read_truth(path: str | os.PathLike[str], shape: tuple[int, int]) -> np.ndarr
                 f"{columns} x {rows}; give each photograph a mask of its own size"
             )
         levels = _gray_levels(picture, path)
+    return levels > _full_scale(levels, path) / 2
+
+
+def _full_scale(levels: np.ndarray, path: str | os.PathLike[str]) -> float:
+    """Return the value of white, by the largest value of a mask."""
     maximum = levels.max()
-    full_scale = 1 if maximum <= 1 else 255 if maximum <= 255 else 65535
-    return levels > full_scale / 2
+    for white in (1, 255):
+        if maximum <= white:
+            return white
+    if HALF_OF_16_BITS < maximum <= 2 * HALF_OF_16_BITS + 1:
+        return 2 * HALF_OF_16_BITS + 1
+    if maximum in (2**bits - 1 for bits in range(9, 15)):
+        return float(maximum)
+    # Also true for NaN, which is neither larger nor smaller than any number.
+    raise ImageError(
+        f"{path}: the largest value of this mask is {maximum:g}, which is no white; save it in 8 bits, the object 255"
+    )
 
 
 def _gray_levels(picture: Image.Image, path: str | os.PathLike[str]) -> np.ndarray:
