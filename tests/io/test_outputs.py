@@ -587,4 +587,4 @@ def test_bounding_boxes_by_hand():
 def test_a_pipe_named_like_a_sidecar_is_not_waited_for(tmp_path):
     (tmp_path / "a.svg").write_text("<svg/>")
     os.mkfifo(tmp_path / "a.svg.vitnp.json")
-    assert stamp(tmp_path / "a.svg") is None
+    assert stamp.stamp(tmp_path / "a.svg") is None
