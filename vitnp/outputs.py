@@ -158,9 +158,11 @@ def write_outputs(result: Result, stem: str | os.PathLike[str], which: Iterable[
     which = tuple(which)
     paths = output_paths(stem, which, labels=result.labels is not None)
     write.make_folder(Path(stem).parent)
+    write.check_names(paths.values())
     stamp = result.stamp
-    for name, path in paths.items():
-        # If both are asked for, the npz file holds the keys too.
-        writer = _write_npz_with_keys if name == "npz" and "keys" in which else WRITERS[name].write
-        writer(path, result, stamp)
+    with write.writing_together(Path(stem).parent):
+        for name, path in paths.items():
+            # If both are asked for, the npz file holds the keys too.
+            writer = _write_npz_with_keys if name == "npz" and "keys" in which else WRITERS[name].write
+            writer(path, result, stamp)
     return paths

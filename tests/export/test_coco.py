@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import pathlib
 import runpy
@@ -253,11 +254,15 @@ def test_same_content_same_bytes_also_beyond_the_memory_buffer(tmp_path):
     assert len(read(tmp_path / "a.json")["annotations"]) == 1500
 
 
-def test_undecodable_names_stay_ascii(tmp_path):
+def test_undecodable_names_are_valid_unicode_with_their_bytes(tmp_path):
     name = b"\xff.jpg".decode("utf-8", "surrogateescape")
     with CocoWriter(tmp_path / "a.json", []) as coco:
         coco.add(photograph(name, (1, 1)))
-    assert read(tmp_path / "a.json")["images"][0]["file_name"] == name
+        coco.add(photograph("\u732b.jpg", (1, 1)))
+    assert (tmp_path / "a.json").read_bytes().isascii()
+    first, second = read(tmp_path / "a.json")["images"]
+    assert first["file_name"] == "\\xff.jpg" and base64.b64decode(first["file_name_bytes"]) == b"\xff.jpg"
+    assert second["file_name"] == "\u732b.jpg" and "file_name_bytes" not in second
 
 
 @pytest.mark.parametrize("label", [0, 3])

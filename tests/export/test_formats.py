@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import urllib.parse
 import xml.etree.ElementTree
 
@@ -361,3 +362,39 @@ def test_polygons_never_take_the_photograph_for_a_number(arguments, expected):
 
     args = build_parser().parse_args(arguments)
     assert args.photographs == ["X"] and args.polygons == expected
+
+
+@pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="file names are Unicode there")
+def test_names_that_are_not_unicode(tmp_path):
+    name = os.fsdecode(b"s\xe9/caf\xe9\n.jpg")
+    path = tmp_path / "in" / name
+    path.parent.mkdir(parents=True)
+    Image.new("RGB", (120, 90)).save(path)
+    (tmp_path / "out").mkdir()
+    regions, mask = region_map(0), tmp_path / "out" / os.fsdecode(b"caf\xe9_mask.png")
+    record = PhotographRecord(
+        name, 0.5, (RegionRecord(1, 0.75, 0.5, 9),), lambda: regions == 1, lambda: None, path, {"mask": mask}
+    )
+    with ResultsWriter(tmp_path / "out" / "results.jsonl", NAMES, has_classes=True) as results:
+        results.add(record)
+    lines = (tmp_path / "out" / "results.jsonl").read_text("ascii").splitlines()
+    json.dumps(json.loads(lines[1]), ensure_ascii=False).encode("utf-8")  # no lone surrogates
+    (read,) = Results.read(tmp_path / "out").photographs()
+    assert (read.name, read.path, read.outputs) == (name, path, {"mask": mask})
+    folders = export_formats(tmp_path / "out", EXPORT_FORMATS)
+    images = []
+    for folder in folders:
+        for file in folder.rglob("*"):
+            str(file.relative_to(tmp_path)).encode("utf-8")
+            if file.suffix in (".json", ".txt", ".xml", ".yaml"):
+                file.read_text("utf-8")
+        images += [file.name for file in folder.rglob("*.jpg")]
+    assert set(images) == {"s_xe9_caf_xe9_n.jpg"} and len(images) == len(EXPORT_FORMATS)
+
+
+def test_what_a_killed_export_left_is_removed(out):
+    left = out / f".vitnp-{'0' * 16}.part"
+    left.mkdir()
+    (left / "file").write_text("half")
+    export_formats(out, ["coco"])
+    assert not left.exists() and not list(out.glob(".vitnp-*"))

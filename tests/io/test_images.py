@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from vitnp.errors import ImageError, UsageError
-from vitnp.io import decode, find, preprocess, resample, write
+from vitnp.io import decode, preprocess, resample
 from vitnp.io.source import content_hash
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -667,83 +667,3 @@ def test_content_hash_depends_on_pixels_and_shape(tmp_path):
         decode.file_hash(tmp_path / "a.png")
         == hashlib.blake2b((tmp_path / "a.png").read_bytes(), digest_size=16).hexdigest()
     )
-
-
-# --- Folders ---------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def album(tmp_path):
-    """A folder with photographs, other files, hidden files and subfolders."""
-    folder = tmp_path / "album"
-    (folder / "sub" / "deep").mkdir(parents=True)
-    (folder / ".hidden").mkdir()
-    for name in ("b.jpg", "a.JPG", "sub/c.webp", "sub/deep/d.TIFF", ".e.jpg", ".hidden/f.jpg", "notes.txt", "g.npy"):
-        (folder / name).write_bytes(b"anything")
-    write.write_png(folder / "a_mask.png", np.zeros((4, 4), np.uint8))
-    Image.new("L", (4, 4)).save(folder / "own.png")
-    return folder
-
-
-def relatives(found):
-    return [photograph.relative.as_posix() for photograph in found]
-
-
-def test_folders_are_searched_in_order(album):
-    expected = ["a.JPG", "b.jpg", "own.png", "sub/c.webp", "sub/deep/d.TIFF"]
-    found = find.find_photographs([album])
-    assert relatives(found) == expected
-    assert [photograph.path for photograph in found] == [album / name for name in expected]
-
-
-def test_files_are_listed_once_whatever_their_extension(album, monkeypatch):
-    monkeypatch.chdir(album)
-    found = find.find_photographs(["notes.txt", album / "b.jpg", "./b.jpg", album / "sub" / ".." / "b.jpg", album])
-    assert relatives(found) == ["notes.txt", "b.jpg", "a.JPG", "own.png", "sub/c.webp", "sub/deep/d.TIFF"]
-
-
-def test_several_folders_prefix_their_names(album, tmp_path):
-    (tmp_path / "other").mkdir()
-    (tmp_path / "other" / "b.jpg").write_bytes(b"x")
-    assert relatives(find.find_photographs([album / "sub", tmp_path / "other"])) == [
-        "sub/c.webp",
-        "sub/deep/d.TIFF",
-        "other/b.jpg",
-    ]
-
-
-def test_cyclic_links(album):
-    (album / "sub" / "deep" / "up").symlink_to(album)
-    (album / "again").symlink_to(album / "sub")
-    (album / "broken.jpg").symlink_to(album / "nowhere.jpg")
-    (album / "link.jpg").symlink_to(album / "b.jpg")
-    assert relatives(find.find_photographs([album])) == [
-        "a.JPG",
-        "again/c.webp",
-        "again/deep/d.TIFF",
-        "b.jpg",
-        "link.jpg",
-        "own.png",
-    ]
-
-
-def test_paths_without_photographs_are_an_error(album, tmp_path):
-    (tmp_path / "none").mkdir()
-    cases = [
-        (album / "a_mask.png", "vitnp wrote this"),
-        (tmp_path / "none", "holds no photographs"),
-        (album / "missing.jpg", "no such file"),
-        (album / "b.jpg" / "x", "no such file"),
-    ]
-    for path, words in cases:
-        with pytest.raises(ImageError, match=words) as error:
-            find.find_photographs([path])
-        assert str(path) in str(error.value)
-    failures: list[ImageError] = []
-    found = find.find_photographs([*(path for path, _ in cases), album / "b.jpg"], failures=failures)
-    assert relatives(found) == ["b.jpg"]
-    assert len(failures) == len(cases)
-
-
-def test_a_folder_given_twice_is_not_an_error(album):
-    assert len(find.find_photographs([album, album])) == 5

@@ -12,6 +12,7 @@ from vitnp.checkpoints.locate import Location, locate
 from vitnp.checkpoints.read import Checkpoint, read_checkpoint
 from vitnp.checkpoints.sharded import files_of
 from vitnp.errors import CheckpointError
+from vitnp.io.path_text import valid_unicode
 from vitnp.vit.model import ViT
 
 _FINAL_NORMS = {
@@ -85,7 +86,7 @@ def load_vit(
     (_, name, path, sha256), checkpoint, inferred = _open(
         name_or_path, Overrides(heads, pos_embed, normalization, grid)
     )
-    return ViT(inferred.config, checkpoint.weights, name=name, source=str(path), sha256=sha256)
+    return ViT(inferred.config, checkpoint.weights, name=valid_unicode(name), source=str(path), sha256=sha256)
 
 
 def describe(

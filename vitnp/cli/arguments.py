@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vitnp.cli import shared
 from vitnp.errors import ImageError, UsageError, VitnpError
@@ -183,18 +184,33 @@ def workers(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
         yield {"mapper": cluster.map, "extractor": cluster.extract_to_store}
 
 
-def find_photographs(args: argparse.Namespace) -> tuple[list[Photograph], list[VitnpError]]:
-    """List the photographs of the command line, and one error for each path that holds none.
+class Found(NamedTuple):
+    """What the paths of the command line hold.
 
-    With --json the errors are printed at once.
+    Attributes
+    ----------
+    photographs : list of Photograph
+    failures : list of VitnpError
+        One for each path that holds no photographs, and for each part of a folder that cannot be read.
+    left_out : str
+        Pictures of other kinds in words, such as "12 camera raw, 1 PDF"; empty if there are none.
     """
+
+    photographs: list[Photograph]
+    failures: list[VitnpError]
+    left_out: str
+
+
+def find_photographs(args: argparse.Namespace) -> Found:
+    """List the photographs of the command line; with --json the errors are printed at once."""
     from vitnp.io import find
 
     failures: list[ImageError] = []
-    photographs = find.find_photographs(args.photographs, failures=failures)
+    left_out: Counter[str] = Counter()
+    photographs = find.find_photographs(args.photographs, failures=failures, left_out=left_out)
     for error in failures:
         shared.report_failure(error, as_json=args.json)
-    return photographs, list(failures)
+    return Found(photographs, list(failures), find.describe(left_out))
 
 
 def fits_a_set(args: argparse.Namespace, n_photographs: int) -> bool:

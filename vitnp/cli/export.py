@@ -9,6 +9,7 @@ from typing import Any
 
 from vitnp.cli import arguments, shared
 from vitnp.errors import UsageError
+from vitnp.io.path_text import path_entries
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -77,7 +78,7 @@ def write_formats(out: Path, formats: Sequence[str], args: argparse.Namespace, *
     folders = export_formats(out, formats, **settings)
     if args.json:
         for name, folder in zip(formats, folders):
-            shared.print_json({"format": name, "status": "done", "folder": str(folder)})
+            shared.print_json({"format": name, "status": "done", **path_entries("folder", folder)})
     else:
         shared.say(f"exported to {', '.join(map(str, folders))}", quiet=args.quiet)
 

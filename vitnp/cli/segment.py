@@ -8,8 +8,9 @@ from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vitnp.cli import arguments, export, shared
+from vitnp.cli import arguments, export, shared, streams
 from vitnp.errors import UsageError, VitnpError
+from vitnp.io.path_text import mapping_entries, path_entries
 from vitnp.options import OPTIONS, OUTPUTS, enumerate_words
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def _segment(args: argparse.Namespace) -> int:
     from vitnp.kernels.threads import pool
 
     args.n_threads = pool.resolve_n_threads(args.n_threads)
-    photographs, failures = arguments.find_photographs(args)
+    photographs, failures, left_out = arguments.find_photographs(args)
     total, done = len(photographs) + len(failures), 0
     if photographs:
         stems = naming.output_stems(photographs, args.out)
@@ -68,7 +69,7 @@ def _segment(args: argparse.Namespace) -> int:
         segment = _segment_set if as_a_set else _segment_single
         outcomes = segment(args, photographs, stems, vit, which, tuple(failures))
         done = shared.report_outcomes(outcomes, failures, functools.partial(_report, args), as_json=args.json)
-    return shared.conclude(failures, total, done)
+    return shared.conclude(failures, total, done, left_out="" if args.quiet else left_out)
 
 
 main = shared.Command(build_parser, _segment)
@@ -192,20 +193,19 @@ def _report(args: argparse.Namespace, outcome: Outcome) -> None:
     if args.json:
         shared.print_json(
             {
-                "photograph": str(outcome.photograph),
+                **path_entries("photograph", outcome.photograph),
                 "status": outcome.status,
-                "outputs": {name: str(path) for name, path in outcome.outputs.items()},
+                **mapping_entries("outputs", outcome.outputs),
                 **({} if facts is None else facts.as_dict()),
             }
         )
     elif not args.quiet:
         files = ", ".join(str(path) for path in outcome.outputs.values())
         if facts is None:
-            print(f"{outcome.photograph}: done before -> {files}", flush=True)
+            streams.print_line(f"{outcome.photograph}: done before -> {files}")
             return
         classes = "".join(f", class {label}" for label in facts.classes or ())
-        print(
+        streams.print_line(
             f"{outcome.photograph}: foreground {facts.share:.0%}{classes}, confidence {facts.confidence:.2f}, "
-            f"{sum(facts.seconds.values()):.2f} s -> {files}",
-            flush=True,
+            f"{sum(facts.seconds.values()):.2f} s -> {files}"
         )

@@ -7,7 +7,7 @@ import pathlib
 from typing import TYPE_CHECKING
 
 from vitnp.checkpoints import registry
-from vitnp.cli import arguments, shared
+from vitnp.cli import arguments, shared, streams
 from vitnp.errors import CheckpointError, OutputError, UsageError
 from vitnp.options import FEATURE_DTYPES
 
@@ -73,9 +73,12 @@ def _list(_: argparse.Namespace) -> int:
         rows.append((entry.name, f"{entry.megabytes:g}", entry.license, location, text))
     widths = [max(len(row[i]) for row in rows) for i in range(4)]
     for row in rows:
-        print("  ".join([*(cell.ljust(width) for cell, width in zip(row, widths)), row[4]]).rstrip())
-    print(f"\nCache: {cache_folder()}")
-    print(f"Fetch one with `{PROG} fetch NAME`; use it with --model NAME. --model takes paths and org/name too.")
+        streams.print_line("  ".join([*(cell.ljust(width) for cell, width in zip(row, widths)), row[4]]).rstrip())
+    streams.print_line()
+    streams.print_line(f"Cache: {cache_folder()}")
+    streams.print_line(
+        f"Fetch one with `{PROG} fetch NAME`; use it with --model NAME. --model takes paths and org/name too."
+    )
     return shared.EXIT_OK
 
 
@@ -86,7 +89,7 @@ def _fetch(args: argparse.Namespace) -> int:
     if entry.url and not place_of(entry).is_file():
         shared.say(f"fetching {entry.name}, {entry.megabytes:g} MB, from {address_of(entry)}")
     path, sha256 = fetch(entry.name)
-    print(path)
+    streams.print_line(str(path))
     shared.say(f"sha256 {sha256}" + ("" if entry.sha256 else " (no page records it; noted beside the file)"))
     return shared.EXIT_OK
 
@@ -116,7 +119,7 @@ def _convert(args: argparse.Namespace) -> int:
         "source_sha256": vit.sha256,
     }
     write_safetensors(target, weights, metadata)
-    print(target)
+    streams.print_line(str(target))
     return shared.EXIT_OK
 
 
@@ -143,5 +146,5 @@ def _info(args: argparse.Namespace) -> int:
     facts = describe(args.source, **arguments.checkpoint_arguments(args))
     width = max(map(len, facts))
     for key, value in facts.items():
-        print(f"{key:<{width}}  {value}")
+        streams.print_line(f"{key:<{width}}  {value}")
     return shared.EXIT_OK

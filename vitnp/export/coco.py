@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from types import TracebackType
@@ -11,6 +10,7 @@ import numpy as np
 
 from vitnp import __version__
 from vitnp.export.photograph_record import PhotographRecord, RegionRecord
+from vitnp.io.path_text import ascii_json, path_entries
 from vitnp.io.spool import Spool
 from vitnp.io.write import replacing
 from vitnp.masks.contours import polygons
@@ -80,6 +80,7 @@ class CocoWriter:
 
     Examples
     --------
+    >>> import json
     >>> import tempfile
     >>> regions = np.array([[0, 1, 1]], np.uint8)
     >>> photograph = PhotographRecord("a.jpg", 0.9, (RegionRecord(2, 0.75, 1.0, 4),), lambda: regions, lambda: None)
@@ -123,7 +124,8 @@ class CocoWriter:
         ]
         height, width = photograph.shape
         self._image_count += 1
-        image = {"id": self._image_count, "file_name": photograph.name, "height": height, "width": width}
+        name = path_entries("file_name", photograph.name)
+        image = {"id": self._image_count, **name, "height": height, "width": width}
         self._images.write(_line(image, first=self._image_count == 1))
         for annotation in filter(None, annotations):
             self._annotation_count += 1
@@ -171,4 +173,4 @@ def _line(record: dict[str, object], *, first: bool) -> str:
 
 def _json(value: object) -> str:
     # NaN is an error here because JSON has none and readers would fail on it.
-    return json.dumps(value, separators=(",", ":"), allow_nan=False)
+    return ascii_json(value, separators=(",", ":"), allow_nan=False)

@@ -28,6 +28,7 @@ from vitnp.export.rewrite import set_polygons
 from vitnp.export.run_record import run_record
 from vitnp.export.writer import Writer
 from vitnp.io import find, label_png, stamp, write
+from vitnp.io.part_files import remove_abandoned
 from vitnp.kernels.stopwatch import Stopwatch
 from vitnp.method.collection import Collection
 from vitnp.outputs import output_paths
@@ -121,6 +122,8 @@ class CollectionRun:
                 set_polygons(self.out, self.polygons)
             yield from outcomes
             return
+        if self.out is not None:
+            write.prepare_folder(self.out)
         try:
             self.segmenter.fit([photograph.path for photograph in self.photographs], observe=self._write_photograph)
         except ImageError:  # none of them could be read
@@ -158,6 +161,8 @@ class CollectionRun:
 
     def _check_outputs(self) -> None:
         """Check before any work that the outputs of the collection can be written and replace no foreign file."""
+        for folder in {stem.parent for stem in self.stems} | ({self.out} if self.out else set()):
+            remove_abandoned(folder)
         if self.out is not None:
             write.make_folder(self.out)
             if not self.overwrite:
@@ -206,8 +211,11 @@ class CollectionRun:
     def _write_photograph(self, index: int, result: Segmentation) -> None:
         """Write a photograph's outputs as soon as its mask is known; called from several threads."""
         try:
+            # The label image is written at the end, but its name is known.
+            files = output_paths(self.stems[index], self.which, labels=self.segmenter.n_classes is not None)
+            write.check_names(files.values())
             if not self.overwrite:
-                stamp.refuse_foreign(output_paths(self.stems[index], self.which).values())
+                stamp.refuse_foreign(files.values())
             clock = Stopwatch()
             result.save(self.stems[index], self.which)
             clock.lap("write")

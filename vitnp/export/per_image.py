@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from vitnp import options
@@ -13,9 +13,10 @@ from vitnp.export.outcome import Facts, Outcome
 from vitnp.features.batching import Job, through_network
 from vitnp.features.extract import NetworkInput
 from vitnp.features.record import FeatureRecord
-from vitnp.io import headers, stamp
+from vitnp.io import headers, stamp, write
 from vitnp.io.decode import DecodedImage
 from vitnp.io.find import Photograph
+from vitnp.io.part_files import remove_abandoned
 from vitnp.kernels.stopwatch import Stopwatch
 from vitnp.kernels.threads import blas, pool
 from vitnp.method.collection import Collection
@@ -87,6 +88,8 @@ def segment_files(
             f"the collection must have at most {MAX_LABELS} classes where label images are written, "
             f"got {prototypes.classes.max() + 1}; fit one with fewer"
         )
+    for folder in {Path(stem).parent for stem in stems}:
+        remove_abandoned(folder)
     run = _Run(pipeline, tuple(which), overwrite)
     jobs = [
         _ImageJob(index, path=photograph.path, stem=stem)
@@ -119,6 +122,7 @@ class _Run:
     pipeline: ImagePipeline
     which: tuple[str, ...]
     overwrite: bool
+    writable: set[Path] = dataclasses.field(default_factory=set)  # folders that have been checked
 
     def process(self, job: _ImageJob) -> Outcome:
         """Take a photograph through all stages and return its outcome."""
@@ -203,21 +207,34 @@ class _Run:
         ImageError
             If the photograph cannot be read.
         OutputError
-            If files of another program are in the way.
+            If files of another program are in the way, or the outputs cannot be written.
         """
-        if self.overwrite:
-            return None
         collection = self.pipeline.collection
         labels = collection is not None and collection.prototypes is not None
         files = output_paths(job.stem, self.which, labels=labels)
-        expected = {
-            "vitnp:parameters": stamp.parameters_hash(self.pipeline.parameters),
-            "vitnp:photograph": headers.file_hash(job.path),
-        }
-        if all(stamp.stamp(file) == expected for file in files.values()):
-            return Outcome(job.path, files)
-        stamp.refuse_foreign(files.values())
+        if not self.overwrite:
+            expected = {
+                "vitnp:parameters": stamp.parameters_hash(self.pipeline.parameters),
+                "vitnp:photograph": headers.file_hash(job.path),
+            }
+            if all(stamp.stamp(file) == expected for file in files.values()):
+                return Outcome(job.path, files)
+            stamp.refuse_foreign(files.values())
+        self.check_writable(files)
         return None
+
+    def check_writable(self, files: Mapping[str, Path]) -> None:
+        """Check before the work that the outputs of a photograph can be written.
+
+        Raises
+        ------
+        OutputError
+            If their folder cannot be written to, or takes not all of the names.
+        """
+        for folder in {path.parent for path in files.values()} - self.writable:
+            write.prepare_folder(folder)
+            self.writable.add(folder)
+        write.check_names(files.values())
 
     def decode(self, job: _ImageJob) -> tuple[DecodedImage, NetworkInput]:
         """Decode a photograph and scale it for the network."""

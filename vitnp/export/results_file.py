@@ -17,8 +17,8 @@ further line is a photograph:
     One object each: ``class`` (from 1), ``score``, ``typicality``, ``patches`` and ``counts`` (COCO's compressed run
     lengths, see :mod:`vitnp.masks.rle`).
 
-A mask takes about a kilobyte. Lines are ASCII: a byte of a file name that is not UTF-8 is ``\udc80`` to ``\udcff``,
-which ``os.fsencode`` turns back into the byte.
+A mask takes about a kilobyte. Lines are ASCII. A path that is not valid Unicode has its bytes in base64 beside it, in
+``name_bytes``, ``file_bytes`` and ``outputs_bytes``; see :func:`vitnp.io.path_text.path_entries`.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ import numpy as np
 
 from vitnp.errors import OutputError
 from vitnp.export.photograph_record import PhotographRecord, RegionRecord, read_thumbnail
+from vitnp.io.path_text import ascii_json, mapping_entries, path_entries, read_mapping, read_path
 from vitnp.io.spool import Spool
 from vitnp.io.write import replacing
 from vitnp.masks.rle import decode, encode
@@ -83,12 +84,12 @@ class ResultsWriter:
         folder = self._path.parent
         region_map = photograph.region_map
         record = {
-            "name": photograph.name,
-            "file": None if photograph.path is None else _relative(photograph.path, folder),
+            **path_entries("name", photograph.name),
+            **({"file": None} if photograph.path is None else path_entries("file", _relative(photograph.path, folder))),
             "size": list(photograph.shape),
             "confidence": float(photograph.confidence),
             "category": photograph.category,
-            "outputs": {kind: _relative(path, folder) for kind, path in photograph.outputs.items()},
+            **mapping_entries("outputs", {kind: _relative(path, folder) for kind, path in photograph.outputs.items()}),
             "regions": [
                 {
                     "class": int(region.label),
@@ -175,9 +176,9 @@ class Results:
         )
         if not all(1 <= region.label <= len(self.names) for region in regions):
             raise ValueError("a class without a name")
-        path = None if record["file"] is None else Path(os.path.normpath(folder / record["file"]))
+        path = None if record["file"] is None else Path(os.path.normpath(folder / read_path(record, "file")))
         return PhotographRecord(
-            name=str(record["name"]),
+            name=read_path(record, "name"),
             confidence=float(record["confidence"]),
             regions=regions,
             load_region_map=functools.partial(
@@ -185,7 +186,9 @@ class Results:
             ),
             load_thumbnail=(lambda: None) if path is None else functools.partial(read_thumbnail, path),
             path=path,
-            outputs={kind: Path(os.path.normpath(folder / file)) for kind, file in record["outputs"].items()},
+            outputs={
+                kind: Path(os.path.normpath(folder / file)) for kind, file in read_mapping(record, "outputs").items()
+            },
             category=record["category"],
         )
 
@@ -210,7 +213,7 @@ def _relative(path: Path, folder: Path) -> str:
 
 
 def _line(record: object) -> str:
-    return json.dumps(record, separators=(",", ":"), allow_nan=False) + "\n"
+    return ascii_json(record, separators=(",", ":"), allow_nan=False) + "\n"
 
 
 def _damaged(path: Path, reason: str) -> OutputError:

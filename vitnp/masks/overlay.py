@@ -103,7 +103,8 @@ def cutout(rgb: np.ndarray, soft: np.ndarray, opacity: np.ndarray | None = None)
     """Cut out the object: the photograph with the soft map as its alpha channel.
 
     The slope of the map is increased sixteenfold around 1/2, so that objects are opaque and only their edges are soft.
-    The color is zero where alpha is zero: no background color survives under transparent pixels.
+    The color is zero where alpha is zero: no background color survives under transparent pixels. If the map reaches 1/2
+    nowhere, there is no object, and everything is transparent.
 
     Parameters
     ----------
@@ -126,6 +127,9 @@ def cutout(rgb: np.ndarray, soft: np.ndarray, opacity: np.ndarray | None = None)
     height, width = soft.shape
     rgba = np.empty((height, width, 4), np.uint8)
     rows = max(1, _BAND_PIXELS // width)
+    if soft.max(initial=0) < 32768:
+        rgba[:] = 0
+        return rgba
     for top in range(0, height, rows):
         band = slice(top, top + rows)
         alpha = ((soft[band].astype(np.int32) - 32768) // 16 + 128).clip(0, 255).astype(np.uint8)

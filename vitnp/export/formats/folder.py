@@ -15,7 +15,8 @@ from vitnp import __version__
 from vitnp.errors import OutputError
 from vitnp.export.formats.settings import FormatSettings
 from vitnp.export.photograph_record import PhotographRecord
-from vitnp.io import write
+from vitnp.io import part_files, write
+from vitnp.io.path_text import printable
 
 # File that marks a folder as an export of vitnp: such a folder is replaced, and its photographs are not segmented.
 MARKER = ".vitnp-export"
@@ -48,11 +49,17 @@ class FormatFolder:
             and (self.path.is_file() or any(self.path.iterdir()))
         ):
             raise OutputError(f"{self.path}: this exists and is not an export of vitnp; move it away or remove it")
-        self.folder = self.path.with_name(f".vitnp-{secrets.token_hex(8)}.part")
+        self.folder = self.path  # until the block begins
+        self._locks = contextlib.ExitStack()
         self._taken: set[str] = set()
 
     def __enter__(self) -> FormatFolder:
-        write.make_folder(self.folder)
+        write.make_folder(self.path.parent)
+        part_files.remove_abandoned(self.path.parent)
+        try:
+            self.folder = self._locks.enter_context(part_files.part_folder(self.path.parent))
+        except OSError as error:
+            raise OutputError(f"can't write {self.path}: {error.strerror}; choose another place") from None
         write.write_text(self.folder / MARKER, f"vitnp {__version__}\n")
         return self
 
@@ -64,7 +71,7 @@ class FormatFolder:
                 self.finish()
                 self._replace()
         finally:
-            shutil.rmtree(self.folder, ignore_errors=True)
+            self._locks.close()
 
     def add(self, photograph: PhotographRecord) -> None:
         """Add a photograph."""
@@ -104,7 +111,8 @@ class FormatFolder:
         return name
 
     def _unique_name(self, name: str) -> str:
-        path = PurePosixPath(name.replace("/", "_"))
+        # The name is one of vitnp's own, so it can be text that every program reads.
+        path = PurePosixPath(printable(name).replace("/", "_").replace("\\", "_"))
         stem = path.stem
         if _fold(stem) in self._taken:
             stem = f"{stem}-{hashlib.sha256(os.fsencode(name)).hexdigest()[:8]}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import urllib.parse
 from types import TracebackType
@@ -16,6 +15,7 @@ from vitnp.export.formats.folder import FormatFolder
 from vitnp.export.formats.settings import FormatSettings
 from vitnp.export.photograph_record import PhotographRecord, RegionRecord
 from vitnp.io import write
+from vitnp.io.path_text import ascii_json, path_entries
 from vitnp.io.spool import Spool
 from vitnp.masks.palette import voc_colors
 from vitnp.masks.simplify import joined, simplified_polygons
@@ -53,7 +53,7 @@ class LabelStudioFolder(FormatFolder):
         name = self.image(photograph, "images")
         place = urllib.parse.quote(f"{self.path.name}/images/{name}", errors="surrogateescape")
         task = {
-            "data": {"image": f"/data/local-files/?d={place}", "name": photograph.name},
+            "data": {"image": f"/data/local-files/?d={place}", **path_entries("name", photograph.name)},
             "predictions": [
                 {
                     "model_version": f"vitnp {__version__}",
@@ -66,7 +66,7 @@ class LabelStudioFolder(FormatFolder):
                 }
             ],
         }
-        self._tasks.write(("" if self._count == 0 else ",\n") + json.dumps(task, separators=(",", ":")))
+        self._tasks.write(("" if self._count == 0 else ",\n") + ascii_json(task, separators=(",", ":")))
         self._count += 1
 
     def _results(self, mask: np.ndarray, number: int, region: RegionRecord) -> list[dict[str, object]]:
