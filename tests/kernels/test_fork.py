@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable
 
 import numpy as np
@@ -22,6 +23,7 @@ from vitnp.kernels.threads.team import run_team
 from vitnp import ViT, ViTConfig, segment_image
 from vitnp.features.spec import FeatureSpec
 from vitnp.features.store import FeatureStore
+from vitnp.io import pillow_warnings
 
 pytestmark = [
     pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork"),
@@ -95,6 +97,20 @@ def test_while_another_thread_holds_the_locks_of_a_network_and_a_store(tmp_path)
     for lock in (vit._lock, vit._packed._lock, store._lock):
         with held_by_another_thread(lambda lock=lock: lock):
             assert runs_in_child(lambda: passes(vit, expected) and store.refresh() is None, 5)
+
+
+def test_while_another_thread_reads_an_image():
+    filters = list(warnings.filters)
+    with held_by_another_thread(pillow_warnings.collected):
+        assert warnings.filters != filters
+        assert runs_in_child(lambda: warnings.filters == filters and reads_an_image(), 5)
+    with held_by_another_thread(lambda: pillow_warnings._lock):
+        assert runs_in_child(reads_an_image, 5)
+
+
+def reads_an_image() -> bool:
+    with pillow_warnings.collected() as messages:
+        return messages == []
 
 
 def blas_threads() -> set[int]:

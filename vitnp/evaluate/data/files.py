@@ -7,14 +7,16 @@ import os
 import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, cast
 
 from vitnp.errors import ImageError, UsageError
 from vitnp.io.decode import MAX_PIXELS, unopened
 from vitnp.io.headers import open_header
+from vitnp.io.tiff import check_tiff
 
 if TYPE_CHECKING:
     from PIL import Image
+    from PIL.TiffImagePlugin import TiffImageFile
 
 
 @contextlib.contextmanager
@@ -42,8 +44,8 @@ def open_picture(path: str | os.PathLike[str], content: str) -> Iterator[Image.I
     """
     try:
         with open_header(path, mask=True) as (picture, file_format):
-            if file_format == "TIFF":
-                _check_tiles(picture, path)
+            if file_format == "TIFF" and check_tiff(cast("TiffImageFile", picture), path, MAX_PIXELS).inverted:
+                raise ImageError(f"{path}: the TIFF stores white as 0, in more than 8 bits; save it again in 8 bits")
             yield picture
     except ImageError:
         raise
@@ -55,13 +57,6 @@ def open_picture(path: str | os.PathLike[str], content: str) -> Iterator[Image.I
             raise unopened(path, error) from None
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ImageError(f"{path}: this {content} is damaged or not a picture ({reason}); get a sound copy") from None
-
-
-def _check_tiles(picture: Any, path: str | os.PathLike[str]) -> None:
-    """Check the tiles of a TIFF: they may be of any size, in a picture however small, and are decoded one at a time."""
-    width, height = (picture.tag_v2.get(tag) for tag in (322, 323))
-    if width and height and width * height > MAX_PIXELS:
-        raise ImageError(f"{path}: the TIFF has tiles of {width} x {height} pixels; save it again with another program")
 
 
 def is_file(path: str | os.PathLike[str]) -> bool:
