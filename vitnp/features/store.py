@@ -8,11 +8,9 @@ compute the same features twice.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import logging
 import threading
-import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -24,14 +22,12 @@ from vitnp.features.mapped import MappedShards
 from vitnp.features.record import FeatureRecord
 from vitnp.features.shards import DamagedShard, Shard, write_shard
 from vitnp.features.spec import FeatureSpec
+from vitnp.io.part_files import remove_abandoned
 from vitnp.io.write import make_folder, write_json
 from vitnp.kernels.threads.fork import unlocked_in_child
 from vitnp.vit.model import ViT
 
 SPEC_FILE = "identity.json"
-
-# Age in seconds above which an unfinished file is from a process that was killed; writing one takes a few seconds.
-_LEFTOVER_AGE = 3600
 
 
 class FeatureStore:
@@ -170,7 +166,7 @@ class FeatureStore:
             make_folder(self.folder)
             # Documents the store for people, and fails early if the folder is not writable.
             write_json(self.folder / SPEC_FILE, self.spec.as_stored())
-            _remove_leftovers(self.folder)
+            remove_abandoned(self.folder)
             self._writable = True
 
     def verify(self, photographs: Iterable[str] | None = None, vit: ViT | None = None) -> None:
@@ -303,14 +299,6 @@ def _add_to_index(index: dict[str, tuple[Shard, int]], shard: Shard) -> None:
     """Add the photographs of a shard to an index; of a photograph in several shards the first one stays."""
     for photograph, position in shard.photographs.items():
         index.setdefault(photograph, (shard, position))
-
-
-def _remove_leftovers(folder: Path) -> None:
-    """Remove unfinished files of processes that were killed."""
-    for path in folder.glob(".vitnp-*.part"):
-        with contextlib.suppress(OSError):
-            if time.time() - path.stat().st_mtime > _LEFTOVER_AGE:
-                path.unlink()
 
 
 def _remove(path: Path) -> None:
