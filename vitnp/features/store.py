@@ -22,7 +22,7 @@ from vitnp.errors import OutputError
 from vitnp.features import shards
 from vitnp.features.mapped import MappedShards
 from vitnp.features.record import FeatureRecord
-from vitnp.features.shards import DamagedShard, Shard, write_shard
+from vitnp.features.shards import DamagedShard, Shard, remove_shard, write_shard
 from vitnp.features.spec import FeatureSpec
 from vitnp.io.write import make_folder, write_json
 from vitnp.kernels.threads.fork import unlocked_in_child
@@ -227,7 +227,7 @@ class FeatureStore:
             freed += shard.bytes
             if shard.path not in written:
                 self._close(shard.path)
-                _remove(shard.path)
+                remove_shard(shard.path)
         self.refresh()
         return freed - sum(path.stat().st_size for path in written)
 
@@ -311,10 +311,3 @@ def _remove_leftovers(folder: Path) -> None:
         with contextlib.suppress(OSError):
             if time.time() - path.stat().st_mtime > _LEFTOVER_AGE:
                 path.unlink()
-
-
-def _remove(path: Path) -> None:
-    try:
-        path.unlink(missing_ok=True)
-    except OSError as error:
-        raise OutputError(f"cannot remove {path}: {error.strerror}; check the permissions of its folder") from None
