@@ -84,6 +84,14 @@ def test_huge_tiles_are_refused_before_they_take_memory(tmp_path):
         read_truth(tmp_path / "mask.tif", (2, 3))
 
 
+@pytest.mark.parametrize("read", [read_truth, read_labels])
+def test_huge_pictures_are_refused_by_their_header(tmp_path, read):
+    content = tiled_tiff(16).replace(struct.pack("<HHII", 257, 3, 1, 2), struct.pack("<HHII", 257, 4, 1, 1_644_167_192))
+    (tmp_path / "mask.tif").write_bytes(content)
+    with pytest.raises(ImageError, match="3 x 1644167192 pixels are too many"):
+        read(tmp_path / "mask.tif", (2, 3))
+
+
 # --- mattes -----------------------------------------------------------------------------------------------------------
 
 

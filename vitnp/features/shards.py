@@ -232,6 +232,20 @@ def write_shard(
     return path
 
 
+def remove_shard(path: Path) -> None:
+    """Remove a shard, if it exists.
+
+    Raises
+    ------
+    OutputError
+        If it cannot be removed.
+    """
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise OutputError(f"cannot remove {path}: {error.strerror}; check the permissions of its folder") from None
+
+
 def _concatenate(arrays: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
     """Return the arrays of a shard, from those of its photographs."""
     return {

@@ -20,7 +20,7 @@ from vitnp.errors import OutputError
 from vitnp.features import shards
 from vitnp.features.mapped import MappedShards
 from vitnp.features.record import FeatureRecord
-from vitnp.features.shards import DamagedShard, Shard, write_shard
+from vitnp.features.shards import DamagedShard, Shard, remove_shard, write_shard
 from vitnp.features.spec import FeatureSpec
 from vitnp.io.part_files import remove_abandoned
 from vitnp.io.write import make_folder, write_json
@@ -223,7 +223,7 @@ class FeatureStore:
             freed += shard.bytes
             if shard.path not in written:
                 self._close(shard.path)
-                _remove(shard.path)
+                remove_shard(shard.path)
         self.refresh()
         return freed - sum(path.stat().st_size for path in written)
 
@@ -299,10 +299,3 @@ def _add_to_index(index: dict[str, tuple[Shard, int]], shard: Shard) -> None:
     """Add the photographs of a shard to an index; of a photograph in several shards the first one stays."""
     for photograph, position in shard.photographs.items():
         index.setdefault(photograph, (shard, position))
-
-
-def _remove(path: Path) -> None:
-    try:
-        path.unlink(missing_ok=True)
-    except OSError as error:
-        raise OutputError(f"cannot remove {path}: {error.strerror}; check the permissions of its folder") from None

@@ -40,10 +40,13 @@ def open_picture(path: str | os.PathLike[str], content: str) -> Iterator[Image.I
     Raises
     ------
     ImageError
-        When the file is missing or damaged, is no picture in one of these formats, or doesn't fit in memory.
+        When the file is missing or damaged, is no picture in one of these formats, is larger than the limit for
+        photographs, or doesn't fit in memory.
     """
     try:
         with open_header(path, mask=True) as (picture, file_format):
+            if picture.width * picture.height > MAX_PIXELS:
+                raise ImageError(f"{path}: {picture.width} x {picture.height} pixels are too many; scale it down")
             if file_format == "TIFF" and check_tiff(cast("TiffImageFile", picture), path, MAX_PIXELS).inverted:
                 raise ImageError(f"{path}: the TIFF stores white as 0, in more than 8 bits; save it again in 8 bits")
             yield picture
