@@ -275,7 +275,7 @@ _TABLE = (
     ),
     Option("fit_patches", "patches to fit on, or all (60000)", int, minimum=1, words=("all",), metavar="N"),
     Option("cache", "folder that keeps features for the next run", metavar="DIR"),
-    Option("scheduler", "fit on dask workers: tcp://HOST:PORT, or local", metavar="URL"),
+    Option("scheduler", "dask workers: tcp:// or tls://HOST:PORT, or local", metavar="URL"),
     Option(
         "save_collection",
         "save the fitted collection; implies --levels all",

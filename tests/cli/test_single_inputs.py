@@ -1,4 +1,4 @@
-"""``vitnp segment`` for one photograph: from standard input, into one file; addresses of the web; and ``vitnp watch``."""
+"""``vitnp segment`` for one photograph: standard input, one file, addresses of the web; and ``vitnp watch``."""
 
 from __future__ import annotations
 

@@ -7,9 +7,12 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vitnp.errors import ImageError
-from vitnp.io.find import Photograph
+
+if TYPE_CHECKING:
+    from vitnp.io.find import Photograph
 
 DASH = "-"
 # Beginning of the name of the temporary folder.
@@ -31,6 +34,8 @@ def photograph_from_stdin(paths: list[str]) -> Iterator[Photograph | None]:
     data = b"" if sys.stdin is None else sys.stdin.buffer.read()
     if not data:
         raise ImageError("standard input brings no photograph; `vitnp segment - < photo.jpg` reads one")
+    from vitnp.io.find import Photograph
+
     with tempfile.TemporaryDirectory(prefix=TEMPORARY) as folder:
         path = Path(folder, "stdin")
         path.write_bytes(data)

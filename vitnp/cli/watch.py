@@ -23,7 +23,10 @@ def build_parser() -> argparse.ArgumentParser:
         "vitnp watch",
         "Segment the photographs in a folder, and those that arrive, until Ctrl-C.",
         usage="vitnp watch [options] FOLDER",
-        examples=("vitnp watch INBOX/ --out MASKS/ --save mask,cutout",),
+        examples=(
+            "vitnp watch INBOX/ --out MASKS/ --save mask,cutout",
+            "vitnp watch INBOX/ --collection holiday.safetensors",
+        ),
         epilog=shared.EXIT_STATUSES,
     )
     parser.add_argument("folder", type=Path, metavar="FOLDER", help=argparse.SUPPRESS)
