@@ -133,7 +133,7 @@ def test_a_large_collection_is_a_few_megabytes(fitted, tmp_path):
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ({"short_side": 128}, "size 96, not 128"),
+        ({"short_side": 160}, "size 96, not 160"),
         ({"facet": "value"}, "facet key, not value"),
         ({"layer": 3}, "layer 5, not 3"),
         ({"stride": 8}, "stride 16, not 8"),
