@@ -93,6 +93,6 @@ def merge_nearest(
         closer = alive & ~stale & ((cost < lowest) | ((cost == lowest) & (kept < nearest)))
         nearest[closer], lowest[closer] = kept, cost[closer]
         stale[kept] = True
-        for row in np.flatnonzero(stale):
+        for row in np.flatnonzero(stale).tolist():
             find_nearest(row)
     return np.unique(parent, return_inverse=True)[1].astype(np.int64)
