@@ -14,6 +14,7 @@ import numpy as np
 import scipy.linalg  # noqa: F401  (its BLAS must be loaded before it can be kept to one thread)
 
 from vitnp import kernels
+from vitnp.clustering.agglomerative import agglomerative_clusters
 from vitnp.clustering.kmeans import Mapper
 from vitnp.clustering.spectral import spectral_clusters
 from vitnp.errors import ImageError, UsageError
@@ -41,7 +42,7 @@ from vitnp.refine.refine import refine
 from vitnp.result import Segmentation
 from vitnp.vit.model import ViT
 
-# Neighbors of a CLS token in the graph whose clusters are categories or classes.
+# Neighbors of a CLS token in the graph whose clusters are categories.
 N_NEIGHBORS = 30
 
 # Hard answers are kept in a byte, in units of which every mean over up to six numbers of clusters is a whole number.
@@ -309,8 +310,8 @@ class Fit:
         counts = [len(self._cls[index]) for index in owners]
         self._check_n_classes(sum(counts), len(owners))
         unit = _unit(np.concatenate([self._cls.pop(index) for index in owners]))
-        labels = self._cluster_cls_tokens(unit, n_classes)
-        prototypes = fit_prototypes(unit, labels, self.plan.settings.seed)
+        labels = agglomerative_clusters(unit, n_classes, seed=self.plan.settings.seed, n_threads=self.plan.n_threads)
+        prototypes = fit_prototypes(unit, labels)
         self.collection = dataclasses.replace(self.collection, prototypes=prototypes)
         means = _unit_means(unit, labels)
         starts = np.cumsum([0, *counts])

@@ -300,7 +300,7 @@ class Segmenter:
         """Segment a photograph with what was fitted; with classes the result has labels.
 
         The category is the one with the nearest CLS center, the image level is the photograph's own, and regions join
-        the class that most of the training regions like them belong to.
+        the class whose mean CLS token is nearest.
 
         Raises
         ------
