@@ -157,7 +157,7 @@ def _merge(x: np.ndarray, n_clusters: int, size_weight: float, seed: int, n_thre
         return merge_nearest(x, n_clusters, size_weight=size_weight)
     # With nearly as many clusters as points there would be nothing to merge: k-means makes the clusters.
     n_points = MAX_POINTS if 2 * n_clusters <= MAX_POINTS else n_clusters
-    model = KMeans(n_points, n_init=1, max_iter=10, seed=seed, n_threads=n_threads).fit(x)
+    model = KMeans(n_points, n_init=1, max_iter=10, random_state=seed, n_jobs=n_threads).fit(x)
     used, point = np.unique(model.labels_, return_inverse=True)
     if len(used) <= n_clusters:
         return point.astype(np.int64)
