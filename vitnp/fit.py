@@ -235,7 +235,7 @@ class Fit:
                         features, self._image_answer(index), self._device, self.collection, int(self.categories[index])
                     )
                     # Patches are coarse, so the full size of a large photograph would change nothing.
-                    small = downscale(rgb, working_size(*rgb.shape[:2], WORKING_SIDE))
+                    small = downscale(rgb, working_size(rgb.shape[0], rgb.shape[1], WORKING_SIDE))
                     soft = kernels.to_host(refine(patches.score, small))
             except ImageError:  # it was readable before; making its mask will report it
                 return None
