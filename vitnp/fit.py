@@ -25,6 +25,7 @@ from vitnp.features.store import FeatureStore
 from vitnp.features.stream import Extraction
 from vitnp.features.temporary import check_space, estimate_bytes, temporary_store
 from vitnp.io import decode, headers
+from vitnp.io.resample import downscale, working_size
 from vitnp.io.spool import MaskSpool
 from vitnp.kernels.stopwatch import Stopwatch
 from vitnp.kernels.threads import blas, pool
@@ -38,7 +39,7 @@ from vitnp.method.regions import RegionRule, Regions, label_regions, region_patc
 from vitnp.options import Settings
 from vitnp.pipeline import ImageAnswer, image_memory_error, judge_image, score_patches, segment_features
 from vitnp.progress import Progress
-from vitnp.refine.refine import refine
+from vitnp.refine.refine import WORKING_SIDE, refine
 from vitnp.result import Segmentation
 from vitnp.vit.model import ViT
 
@@ -234,7 +235,10 @@ class Fit:
                     patches = score_patches(
                         features, self._image_answer(index), self._device, self.collection, int(self.categories[index])
                     )
-                    soft = kernels.to_host(refine(patches.score, image.rgb))
+                    # Patches are coarse, so the full size of a large photograph would change nothing.
+                    height, width = image.rgb.shape[:2]
+                    small = downscale(image.rgb, working_size(height, width, WORKING_SIDE))
+                    soft = kernels.to_host(refine(patches.score, small))
             except ImageError:  # it was readable before; making its mask will report it
                 return None
             targets = readout_targets(soft, features.grid, config.sharpness)

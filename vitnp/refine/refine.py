@@ -13,6 +13,9 @@ from vitnp.refine.bilateral_solver import bilateral_solver
 from vitnp.refine.dense_crf import dense_crf
 from vitnp.refine.guided_filter import fixed_point, guided_filter, guided_upsample
 
+# Long side in pixels to which photographs are reduced for refinement.
+WORKING_SIDE = 640
+
 # As a fraction of the long side: the filter has to reach beyond the blur of the scores, which is one or two patches
 # wide.
 _GUIDED_RADIUS = 0.08
@@ -24,7 +27,9 @@ _FINE_SIGMA_XY = 0.02
 _FINE: dict[str, Any] = {"sigma_luma": 8.0, "sigma_chroma": 4.0, "max_iterations": 8}
 
 
-def refine(score: np.ndarray, rgb: np.ndarray, *, method: str = "solver", working_side: int = 640) -> np.ndarray:
+def refine(
+    score: np.ndarray, rgb: np.ndarray, *, method: str = "solver", working_side: int = WORKING_SIDE
+) -> np.ndarray:
     """Enlarge patch scores to a soft map of the photograph's size.
 
     The scores are enlarged bilinearly to the working size (that of the photograph, or reduced to a long side of
