@@ -25,6 +25,7 @@ BENCHMARKS = {
     "pictures": Benchmark("bench.pictures", "draw the pictures of the README"),
     "peers": Benchmark("bench.quality.peers", "LOST, TokenCut, DeepSpectral, FOUND and vitnp on the same features"),
     "composites": Benchmark("bench.quality.composites", "make a set of pictures with two categories in each"),
+    "unequal": Benchmark("bench.quality.unequal", "classes of unequal sizes, and of photographs that were not fitted"),
     "spectral": Benchmark("bench.scale.spectral", "memory and time of spectral clustering"),
     "collection": Benchmark("bench.scale.collection", "memory and time of large collections, with synthetic features"),
     "large": Benchmark("bench.scale.large", "memory, time and agreement on a photograph of 100 megapixels"),

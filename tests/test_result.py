@@ -6,8 +6,11 @@ import concurrent.futures
 import copy
 import dataclasses
 import io
+import json
 import multiprocessing
 import pickle
+import sys
+import warnings
 
 import numpy as np
 import pytest
@@ -70,3 +73,63 @@ def test_a_pool_of_processes_gives_the_same_results(tmp_path, builtin):
         results = list(pool.map(vitnp.segment_image, paths))
     for path, result in zip(paths, results, strict=True):
         assert_equal(result, vitnp.segment_image(path, builtin))
+
+
+# --- For the next program --------------------------------------------------------------------------------------------
+
+
+def with_classes(result):
+    labels = np.zeros(result.mask.shape, np.uint8)
+    labels[5:20, 10:30], labels[30:50, 40:45] = 3, 1
+    soft = np.where(labels > 0, 65535, 0).astype(np.uint16)
+    return dataclasses.replace(result, soft=soft, labels=labels)
+
+
+def test_to_dict_is_json(result):
+    facts = json.loads(json.dumps(result.to_dict()))
+    assert (facts["width"], facts["height"]) == (80, 60) and facts["share"] == pytest.approx(result.share, abs=1e-6)
+    assert facts["boxes"] == [list(box) for box in result.boxes()]
+    assert facts["regions"] == [{"label": 1, "box": list(result.regions[0].box), "area": int(result.mask.sum())}]
+    assert facts["parameters"]["seed"] == 0 and facts["photograph"] == result.photograph
+
+
+def test_regions_have_the_numbers_of_the_labels(result):
+    found = with_classes(result)
+    assert [region.label for region in found.regions] == [1, 3]
+    assert [region.box for region in found.regions] == [(40, 30, 5, 20), (10, 5, 20, 15)]
+    assert [region.area for region in found.regions] == [100, 300]
+    for region in found.regions:
+        np.testing.assert_array_equal(region.mask, found.labels == region.label)
+    (foreground,) = result.regions
+    np.testing.assert_array_equal(foreground.mask, result.mask)
+    assert dataclasses.replace(result, soft=result.soft * 0).regions == []
+    assert repr(found.regions[0]) == "Region(label 1, 5 x 20 at (40, 30), 2% of the photograph)"
+
+
+@pytest.mark.parametrize("polygons", [None, 1.0])
+def test_to_coco_is_read_by_pycocotools(result, polygons):
+    coco = pytest.importorskip("pycocotools.coco", reason="pycocotools is not installed")
+    found = with_classes(result)
+    loaded = coco.COCO()
+    loaded.dataset = json.loads(json.dumps(found.to_coco("cat.jpg", image_id=7, polygons=polygons)))
+    loaded.createIndex()
+    assert loaded.imgs[7]["file_name"] == "cat.jpg"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for annotation in loaded.anns.values():
+            mask = loaded.annToMask(annotation).astype(bool)
+            np.testing.assert_array_equal(mask, found.labels == annotation["category_id"])
+
+
+def test_plot_draws_the_overlay(result, monkeypatch):
+    matplotlib = pytest.importorskip("matplotlib", reason="matplotlib is not installed")
+    matplotlib.use("agg")
+    ax = result.plot()
+    np.testing.assert_array_equal(ax.images[0].get_array(), np.asarray(result.overlay()))
+    assert result.plot(ax) is ax
+
+
+def test_plot_without_matplotlib_says_what_to_do(result, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(vitnp.UsageError, match="plot needs matplotlib.*pip install matplotlib"):
+        result.plot()

@@ -28,6 +28,7 @@ if TYPE_CHECKING:  # the same names for type checkers and editors
     from vitnp.errors import UsageError as UsageError
     from vitnp.errors import VitnpError as VitnpError
     from vitnp.io.decode import read_image as read_image
+    from vitnp.io.find import find_photographs as find_photographs
     from vitnp.method.collection import Collection as Collection
     from vitnp.pipeline import segment_image as segment_image
     from vitnp.result import Segmentation as Segmentation
@@ -52,6 +53,7 @@ _PUBLIC = {
     "ViT": "vitnp.vit.model",
     "ViTConfig": "vitnp.vit.config",
     "read_image": "vitnp.io.decode",
+    "find_photographs": "vitnp.io.find",
     "VitnpError": "vitnp.errors",
     "ImageError": "vitnp.errors",
     "CheckpointError": "vitnp.errors",

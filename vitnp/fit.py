@@ -14,6 +14,7 @@ import numpy as np
 import scipy.linalg  # noqa: F401  (its BLAS must be loaded before it can be kept to one thread)
 
 from vitnp import kernels
+from vitnp.clustering.agglomerative import agglomerative_clusters
 from vitnp.clustering.kmeans import Mapper
 from vitnp.clustering.spectral import spectral_clusters
 from vitnp.errors import ImageError, UsageError
@@ -42,7 +43,7 @@ from vitnp.refine.refine import WORKING_SIDE, refine
 from vitnp.result import Segmentation
 from vitnp.vit.model import ViT
 
-# Neighbors of a CLS token in the graph whose clusters are categories or classes.
+# Neighbors of a CLS token in the graph whose clusters are categories.
 N_NEIGHBORS = 30
 
 # Hard answers are kept in a byte, in units of which every mean over up to six numbers of clusters is a whole number.
@@ -230,12 +231,13 @@ class Fit:
             photograph, features = self.photographs[index], entries[index]
             try:
                 with _large_photograph_lock(photograph), image_memory_error(self._device):
-                    rgb = self._reread(photograph, features)
+                    image = self._reread(photograph, features)
                     patches = score_patches(
                         features, self._image_answer(index), self._device, self.collection, int(self.categories[index])
                     )
                     # Patches are coarse, so the full size of a large photograph would change nothing.
-                    small = downscale(rgb, working_size(*rgb.shape[:2], WORKING_SIDE))
+                    height, width = image.rgb.shape[:2]
+                    small = downscale(image.rgb, working_size(height, width, WORKING_SIDE))
                     soft = kernels.to_host(refine(patches.score, small))
             except ImageError:  # it was readable before; making its mask will report it
                 return None
@@ -254,10 +256,11 @@ class Fit:
         parameters = {**self.collection.parameters, "readout": dataclasses.asdict(config)}
         self.collection = dataclasses.replace(self.collection, parameters=parameters, readout=readout)
 
-    def _reread(self, photograph: Any, features: FeatureRecord) -> np.ndarray:
-        """Return the pixels of a photograph whose features are known."""
+    def _reread(self, photograph: Any, features: FeatureRecord) -> decode.DecodedImage:
+        """Decode a photograph whose features are known; its notices were logged when these were extracted."""
         _check_unchanged(photograph, features.photograph)
-        return decode.read_image(photograph, max_pixels=self.plan.settings.max_pixels)
+        settings = self.plan.settings
+        return decode.decode_image(photograph, max_pixels=settings.max_pixels, alpha=settings.alpha)
 
     def _image_answer(self, index: int) -> ImageAnswer:
         """Return the image level's answer, as it is kept, on the device."""
@@ -275,12 +278,12 @@ class Fit:
             photograph, features = self.photographs[index], entries[index]
             try:
                 with _large_photograph_lock(photograph), image_memory_error(self._device):
-                    rgb = self._reread(photograph, features)
+                    image = self._reread(photograph, features)
                     clock.lap("decode")
                     answer = self._image_answer(index)
                     del self._soft[index], self._hard[index]
                     result = segment_features(
-                        rgb, features, answer, self.result_parameters, clock, self.plan.vit, self.collection,
+                        image, features, answer, self.result_parameters, clock, self.plan.vit, self.collection,
                         int(self.categories[index]),
                     )  # fmt: skip
                     self._masks.put(index, result.mask)
@@ -311,8 +314,8 @@ class Fit:
         counts = [len(self._cls[index]) for index in owners]
         self._check_n_classes(sum(counts), len(owners))
         unit = _unit(np.concatenate([self._cls.pop(index) for index in owners]))
-        labels = self._cluster_cls_tokens(unit, n_classes)
-        prototypes = fit_prototypes(unit, labels, self.plan.settings.seed)
+        labels = agglomerative_clusters(unit, n_classes, seed=self.plan.settings.seed, n_threads=self.plan.n_threads)
+        prototypes = fit_prototypes(unit, labels)
         self.collection = dataclasses.replace(self.collection, prototypes=prototypes)
         means = _unit_means(unit, labels)
         starts = np.cumsum([0, *counts])

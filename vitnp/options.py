@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import numbers
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,9 @@ REFINEMENTS = ("solver", "crf", "guided", "none")
 LEVELS = ("auto", "image", "single", "all")
 CONSISTENCIES = ("mean", "majority", "intersection")
 REGIONS = ("image", "components", "split")
+ALPHAS = ("background", "mask", "ignore")
 OUTPUTS = ("mask", "overlay", "cutout", "soft", "score", "keys", "npz")
+EXPORT_FORMATS = ("coco", "yolo", "voc", "labelme", "labelstudio")
 FEATURE_FORMATS = ("npz", "safetensors")
 FEATURE_DTYPES = ("float16", "float32")
 TASKS = ("saliency", "semantic", "discovery")
@@ -63,12 +66,18 @@ class Option:
         Words allowed instead of a number, such as "all".
     metavar : str, optional
         Placeholder for the value in ``--help``.
+    const : object, optional
+        Value if the option is given without one; if None, it needs a value.
     flag : str, optional
         Name on the command line; by default ``--name`` with hyphens.
     old_flags : tuple of str
         Former names on the command line: accepted, but not shown in ``--help``.
     old_values : mapping of str to str
         Former words on the command line and what replaced them: accepted, but not shown.
+    pattern : str
+        Regular expression for the whole of a text; empty for any.
+    example : str
+        Description of the texts that the pattern fits, with an example.
     """
 
     name: str
@@ -80,9 +89,12 @@ class Option:
     maximum: float | None = None
     words: tuple[str, ...] = ()
     metavar: str | None = None
+    const: object = None
     flag: str = ""
     old_flags: tuple[str, ...] = ()
     old_values: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    pattern: str = ""
+    example: str = ""
 
     @property
     def long_flag(self) -> str:
@@ -100,7 +112,7 @@ class Option:
         """
         if self.choices:
             return f"one of {enumerate_words(self.choices)}"
-        kind = {int: "a whole number", float: "a number"}.get(self.type, "text")
+        kind = self.example or {int: "a whole number", float: "a number"}.get(self.type, "text")
         if self.minimum is not None and self.maximum is not None:
             kind += f" from {self.minimum:g} to {self.maximum:.10g}"
         elif self.minimum is not None:
@@ -115,6 +127,8 @@ class Option:
             return True
         if self.choices:
             return isinstance(value, str) and value in self.choices
+        if self.pattern:
+            return isinstance(value, str) and re.fullmatch(self.pattern, value) is not None
         if self.type in (int, float):
             number = _python_number(value)
             if number is None or (self.type is int and not isinstance(number, int)):
@@ -166,7 +180,7 @@ def enumerate_words(words: tuple[str, ...] | list[str]) -> str:
 
 _TABLE = (
     # The network.
-    Option("model", "known name or checkpoint file (built-in)", default="auto", metavar="NAME|FILE"),
+    Option("model", "known name, file, folder or org/name (built-in)", default="auto", metavar="NAME|PATH"),
     Option("heads", "attention heads (by the checkpoint)", int, minimum=1, metavar="N"),
     Option(
         "pos_embed",
@@ -182,6 +196,13 @@ _TABLE = (
         choices=NORMALIZATIONS,
         metavar="NAME",
         old_flags=("--normalise", "--normalize"),
+    ),
+    Option(
+        "grid",
+        "patches that positions were trained on, as 14x16",
+        metavar="ROWSxCOLS",
+        pattern="[1-9][0-9]{0,3}[xX][1-9][0-9]{0,3}",
+        example="rows x columns of patches, such as 14x16",
     ),
     Option("device", "cpu, cuda or auto: cuda if available (auto)", default="auto", choices=DEVICES, metavar="D"),
     Option(
@@ -205,6 +226,13 @@ _TABLE = (
     Option("stride", "pixels between patches (the patch size)", int, minimum=1, metavar="PX"),
     Option("max_tokens", f"most patches per photograph ({MAX_TOKENS})", int, MAX_TOKENS, minimum=1, metavar="N"),
     Option("max_pixels", "most pixels per photograph (120e6)", int, MAX_PIXELS, minimum=1, metavar="N"),
+    Option(
+        "alpha",
+        "transparency: background, mask, ignore (background)",
+        default="background",
+        choices=ALPHAS,
+        metavar="NAME",
+    ),
     # The mask.
     Option("refine", "solver, crf, guided or none (solver)", default="solver", choices=REFINEMENTS, metavar="NAME"),
     Option("seed", "seed of k-means: same seed, same masks (0)", int, default=0, minimum=0, metavar="N"),
@@ -247,7 +275,7 @@ _TABLE = (
     ),
     Option("fit_patches", "patches to fit on, or all (60000)", int, minimum=1, words=("all",), metavar="N"),
     Option("cache", "folder that keeps features for the next run", metavar="DIR"),
-    Option("scheduler", "fit on dask workers: tcp://HOST:PORT, or local", metavar="URL"),
+    Option("scheduler", "dask workers: tcp:// or tls://HOST:PORT, or local", metavar="URL"),
     Option(
         "save_collection",
         "save the fitted collection; implies --levels all",
@@ -259,7 +287,31 @@ _TABLE = (
     Option("out", "output folder (that of each photograph)", Path, metavar="DIR"),
     Option("save", "of mask,overlay,cutout,soft,score,keys,npz", default="mask,overlay", metavar="LIST"),
     Option("overwrite", "redo finished photographs, replace any file", bool, default=False),
-    Option("polygons", "polygons in annotations.json, not run lengths", bool, default=False),
+    Option(
+        "formats",
+        "also as coco,yolo,voc,labelme,labelstudio",
+        metavar="LIST",
+        flag="--format",
+    ),
+    Option(
+        "polygons",
+        "polygons within PX pixels, not run lengths (1)",
+        float,
+        minimum=0,
+        const=1.0,
+        metavar="PX",
+    ),
+    Option("copy", "copy photographs instead of linking to them", bool, default=False),
+    Option(
+        "validation",
+        "share for validation, in yolo and voc (0.2)",
+        float,
+        0.2,
+        minimum=0,
+        maximum=1,
+        metavar="SHARE",
+        flag="--split",
+    ),
     Option("format", "npz or safetensors (npz)", default="npz", choices=FEATURE_FORMATS, metavar="NAME"),
     Option("dtype", "float16 or float32 (float16)", default="float16", choices=FEATURE_DTYPES, metavar="TYPE"),
     Option("prune", "remove all other photographs from the cache", bool, default=False),
@@ -326,6 +378,9 @@ class Settings:
         Seed of k-means. The same seed and photograph give the same result, bit for bit.
     min_confidence : float
         A photograph below this confidence gets an empty mask.
+    alpha : {"background", "mask", "ignore"}
+        What transparent parts of a picture are: a white background; that, and never foreground; or nothing, with the
+        colors that the file stores beneath.
 
     Raises
     ------
@@ -342,6 +397,7 @@ class Settings:
     refine: str = "solver"
     seed: int = 0
     min_confidence: float = 0.0
+    alpha: str = "background"
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -350,4 +406,5 @@ class Settings:
     @property
     def of_features(self) -> dict[str, Any]:
         """Options that the features depend on, as keyword arguments."""
-        return {name: getattr(self, name) for name in ("short_side", "facet", "layer", "stride", "max_tokens")}
+        names = ("short_side", "facet", "layer", "stride", "max_tokens", "alpha")
+        return {name: getattr(self, name) for name in names}

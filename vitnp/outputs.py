@@ -5,6 +5,7 @@ To add one, add its name to ``OUTPUTS`` in :mod:`vitnp.options` and a row to :da
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -27,6 +28,14 @@ class Result(Protocol):
     @property
     def image(self) -> np.ndarray:
         """(height, width, 3) uint8."""
+
+    @property
+    def profile(self) -> bytes | None:
+        """ICC color profile of the photograph, None for sRGB."""
+
+    @property
+    def opacity(self) -> np.ndarray | None:
+        """(height, width) uint8, None if nothing transparent was kept out of the mask."""
 
     @property
     def mask(self) -> np.ndarray:
@@ -77,6 +86,15 @@ class OutputWriter(NamedTuple):
     write: Callable[[Path, Result, Stamp], None]
 
 
+def _write_overlay(path: Path, result: Result, stamp: Stamp) -> None:
+    write.write_png(path, overlay.overlay(result.image, result.mask), stamp, profile=result.profile)
+
+
+def _write_cutout(path: Path, result: Result, stamp: Stamp) -> None:
+    rgba = overlay.cutout(result.image, result.soft, result.opacity)
+    write.write_png(path, rgba, stamp, profile=result.profile)
+
+
 def _write_npz(path: Path, result: Result, stamp: Stamp) -> None:
     arrays = {"mask": result.mask, "score": result.score}
     write.write_npz(path, arrays, {**result.parameters, "confidence": result.confidence, **stamp})
@@ -95,14 +113,8 @@ def _write_labels(path: Path, result: Result, stamp: Stamp) -> None:
 
 WRITERS: dict[str, OutputWriter] = {
     "mask": OutputWriter("_mask.png", lambda path, result, stamp: write.write_png(path, result.mask, stamp)),
-    "overlay": OutputWriter(
-        "_overlay.png",
-        lambda path, result, stamp: write.write_png(path, overlay.overlay(result.image, result.mask), stamp),
-    ),
-    "cutout": OutputWriter(
-        "_cutout.png",
-        lambda path, result, stamp: write.write_png(path, overlay.cutout(result.image, result.soft), stamp),
-    ),
+    "overlay": OutputWriter("_overlay.png", _write_overlay),
+    "cutout": OutputWriter("_cutout.png", _write_cutout),
     "soft": OutputWriter("_soft.png", lambda path, result, stamp: write.write_png(path, result.soft, stamp)),
     "score": OutputWriter("_score.npy", lambda path, result, stamp: write.write_npy(path, result.score, stamp)),
     "keys": OutputWriter("_keys.npy", lambda path, result, stamp: write.write_npy(path, result.keys, stamp)),
@@ -112,22 +124,32 @@ WRITERS: dict[str, OutputWriter] = {
 }
 
 
+@dataclasses.dataclass(frozen=True)
+class ExactFile(os.PathLike[str]):
+    """A file to write one output to, in place of the stem of several."""
+
+    path: Path
+
+    def __fspath__(self) -> str:
+        return os.fspath(self.path)
+
+
 def output_paths(stem: str | os.PathLike[str], which: Iterable[str], *, labels: bool = False) -> dict[str, Path]:
     """Return the paths of a photograph's outputs, by kind.
 
     Parameters
     ----------
     stem : path
-        What the names begin with.
+        What the names begin with, or an :class:`ExactFile` for a single output.
     which : iterable of str
         Among :data:`vitnp.options.OUTPUTS`.
     labels : bool
-        Whether there are classes, and so a label image too.
+        Whether there are classes, and so a label image too; an :class:`ExactFile` has none.
 
     Raises
     ------
     UsageError
-        If a name is not that of an output.
+        If a name is not that of an output, or several are to go to one file.
 
     Examples
     --------
@@ -138,6 +160,10 @@ def output_paths(stem: str | os.PathLike[str], which: Iterable[str], *, labels: 
     for name in which:
         if name not in options.OUTPUTS:
             raise UsageError(f"an output must be one of {options.enumerate_words(options.OUTPUTS)}, got {name!r}")
+    if isinstance(stem, ExactFile):
+        if len(which) != 1:
+            raise UsageError(f"one file holds one output, got {', '.join(which)}")
+        return {which[0]: stem.path}
     which += ["labels"] * labels
     return {name: Path(f"{os.fspath(stem)}{WRITERS[name].suffix}") for name in which}
 
@@ -147,9 +173,11 @@ def write_outputs(result: Result, stem: str | os.PathLike[str], which: Iterable[
     which = tuple(which)
     paths = output_paths(stem, which, labels=result.labels is not None)
     write.make_folder(Path(stem).parent)
+    write.check_names(paths.values())
     stamp = result.stamp
-    for name, path in paths.items():
-        # If both are asked for, the npz file holds the keys too.
-        writer = _write_npz_with_keys if name == "npz" and "keys" in which else WRITERS[name].write
-        writer(path, result, stamp)
+    with write.writing_together(Path(stem).parent):
+        for name, path in paths.items():
+            # If both are asked for, the npz file holds the keys too.
+            writer = _write_npz_with_keys if name == "npz" and "keys" in which else WRITERS[name].write
+            writer(path, result, stamp)
     return paths

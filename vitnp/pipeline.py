@@ -19,15 +19,17 @@ from vitnp import kernels, options
 from vitnp.features.extract import NetworkInput, default_spec, extract_batch, prepare
 from vitnp.features.record import FeatureRecord, unit_rows
 from vitnp.features.spec import FeatureSpec
-from vitnp.io import decode
+from vitnp.io.decode import DecodedImage, decode_image
+from vitnp.io.inputs import as_photograph
 from vitnp.io.source import fingerprint
 from vitnp.kernels.stopwatch import Stopwatch
 from vitnp.kernels.threads import blas
+from vitnp.masks.alpha import opaque_part
 from vitnp.method.agreement import combine_levels
 from vitnp.method.cleaning import CleaningConfig, clean
 from vitnp.method.collection import Collection
 from vitnp.method.confidence import collection_confidence, image_confidence
-from vitnp.method.defaults import default_vit, resolve_collection
+from vitnp.method.defaults import resolve_collection, resolve_vit
 from vitnp.method.image_level import ImageLevelConfig, image_level
 from vitnp.method.parameters import run_parameters
 from vitnp.options import Settings
@@ -36,7 +38,7 @@ from vitnp.result import HALF, MIN_SHARE, Segmentation
 from vitnp.vit.model import ViT
 
 if TYPE_CHECKING:
-    from PIL import Image
+    from vitnp.io.inputs import Photo
 
 _LOG = logging.getLogger("vitnp")
 
@@ -45,8 +47,8 @@ DEVICE_STAGES = ("network", "cluster", "refine")
 
 
 def segment_image(
-    image: str | os.PathLike[str] | Image.Image | np.ndarray,
-    vit: ViT | None = None,
+    image: Any,
+    vit: ViT | str | os.PathLike[str] | None = None,
     *,
     short_side: int | None = None,
     facet: str = "key",
@@ -57,16 +59,18 @@ def segment_image(
     max_tokens: int = options.MAX_TOKENS,
     max_pixels: int = options.MAX_PIXELS,
     min_confidence: float = 0.0,
+    alpha: str = "background",
     collection: Collection | str | os.PathLike[str] | None = "auto",
 ) -> Segmentation:
     """Segment one photograph into foreground and background.
 
     Parameters
     ----------
-    image : path, PIL image, or (height, width, 3) uint8 array
-    vit : ViT, optional
-        From :func:`vitnp.load_vit`; the built-in network by default. With ``vit.to(device="cuda")`` everything runs on
-        a GPU.
+    image : path, file object, bytes, PIL image, (height, width, 3) uint8 array, or row of a data set
+        See :func:`vitnp.io.inputs.as_photograph`.
+    vit : ViT, name or path, optional
+        A network, or what :func:`vitnp.load_vit` takes; the built-in network by default. With ``vit.to(device="cuda")``
+        everything runs on a GPU.
     short_side : int, optional
         Short side of the network's input in pixels; by default that of the checkpoint, 320 for most.
     facet : {"key", "query", "value", "token"}
@@ -85,6 +89,9 @@ def segment_image(
         Larger photographs are refused before they are decoded.
     min_confidence : float
         A photograph below this confidence gets an empty mask.
+    alpha : {"background", "mask", "ignore"}
+        What transparent parts of a picture are: a white background; that, and never foreground; or nothing, with the
+        colors that the file stores beneath.
     collection : "auto", None or "none", path or Collection
         A collection fitted by :class:`vitnp.Segmenter`, whose data set and category levels, and classes, are applied to
         the photograph. "auto" takes the collection of the built-in network if network, facet, layer and stride are
@@ -112,8 +119,8 @@ def segment_image(
     >>> result.mask.mean(), result.confidence               # doctest: +SKIP
     (0.31, 0.62)
     """
-    settings = Settings(short_side, facet, layer, stride, max_tokens, max_pixels, refine, seed, min_confidence)
-    return ImagePipeline.create(default_vit() if vit is None else vit, settings, collection)(image)
+    settings = Settings(short_side, facet, layer, stride, max_tokens, max_pixels, refine, seed, min_confidence, alpha)
+    return ImagePipeline.create(resolve_vit(vit), settings, collection)(as_photograph(image))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -155,28 +162,34 @@ class ImagePipeline:
             spec = FeatureSpec.of(vit, **settings.of_features, regions=collection.prototypes is not None)
         return cls(vit, settings, collection, spec, parameters)
 
-    def __call__(self, image: str | os.PathLike[str] | Image.Image | np.ndarray) -> Segmentation:
+    def __call__(self, image: Photo) -> Segmentation:
         """Segment one photograph."""
         clock = Stopwatch(self.vit.device)
         with blas.one_blas_thread(), image_memory_error(self.vit.device):
-            rgb = decode.read_image(image, max_pixels=self.settings.max_pixels)
+            decoded = self.decode(image)
             clock.lap("decode")
-            (features,) = self.extract([self.preprocess(rgb, fingerprint(image, rgb))])
+            (features,) = self.extract([self.preprocess(decoded, fingerprint(image, decoded))])
             clock.lap("network")
-            return self.segment(rgb, features, clock)
+            return self.segment(decoded, features, clock)
 
-    def preprocess(self, rgb: np.ndarray, photograph: str) -> NetworkInput:
-        """Scale a photograph (height, width, 3) uint8 with a given fingerprint to the network's input size."""
-        return prepare(rgb, self.vit, self.spec, photograph)
+    def decode(self, image: Photo) -> DecodedImage:
+        """Decode a photograph, and log what a user should know about how it was read."""
+        decoded = decode_image(image, max_pixels=self.settings.max_pixels, alpha=self.settings.alpha)
+        decoded.log()
+        return decoded
+
+    def preprocess(self, image: DecodedImage, photograph: str) -> NetworkInput:
+        """Scale a photograph with a given fingerprint to the network's input size, and convert its colors to sRGB."""
+        return prepare(image.rgb, self.vit, self.spec, photograph, profile=image.profile)
 
     def extract(self, inputs: Sequence[NetworkInput]) -> list[FeatureRecord]:
         """Return the features of photographs of the same input size, computed in one forward pass."""
         return extract_batch(inputs, self.vit, self.spec, with_cls=self.collection is not None)
 
-    def segment(self, rgb: np.ndarray, features: FeatureRecord, clock: Stopwatch) -> Segmentation:
+    def segment(self, image: DecodedImage, features: FeatureRecord, clock: Stopwatch) -> Segmentation:
         """Segment a photograph with features from :meth:`extract`."""
         answer = judge_image(features, self.vit.device, self.settings.seed, self.collection)
-        return segment_features(rgb, features, answer, self.parameters, clock, self.vit, self.collection)
+        return segment_features(image, features, answer, self.parameters, clock, self.vit, self.collection)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -260,7 +273,7 @@ def score_patches(
 
 
 def segment_features(
-    rgb: np.ndarray,
+    image: DecodedImage,
     features: FeatureRecord,
     answer: ImageAnswer,
     parameters: Mapping[str, Any],
@@ -275,7 +288,7 @@ def segment_features(
 
     Parameters
     ----------
-    rgb : (height, width, 3) uint8
+    image : DecodedImage
     features : FeatureRecord
     answer : ImageAnswer
     parameters : mapping
@@ -294,14 +307,17 @@ def segment_features(
     """
     patches = score_patches(features, answer, vit.device, collection, category)
     clock.lap("cluster")
-    soft = np.zeros(rgb.shape[:2], np.uint16)
+    soft = np.zeros(image.rgb.shape[:2], np.uint16)
     if patches.confidence >= parameters["min_confidence"]:
-        refined = kernels.to_host(refine(patches.score, rgb, method=parameters["refine"]))
+        refined = kernels.to_host(refine(patches.score, image.rgb, method=parameters["refine"]))
+        refined = refined if collection is None else stretch(refined)
+        if image.opacity is not None:
+            refined = opaque_part(refined, image.opacity)
         if np.count_nonzero(refined >= HALF) >= MIN_SHARE * refined.size:  # fewer pixels are no object
-            soft = refined if collection is None else stretch(refined)
+            soft = refined
     clock.lap("refine")
     result = Segmentation(
-        image=rgb,
+        image=image.rgb,
         soft=soft,
         score=kernels.to_host(patches.score),
         keys=np.asarray(kernels.to_host(features.keys), np.float32).reshape(*features.grid, -1),
@@ -313,6 +329,8 @@ def segment_features(
         category=patches.category,
         levels=None if patches.levels is None else tuple(map(kernels.to_host, patches.levels)),
         device=kernels.name_of(kernels.device_of(patches.score)),
+        profile=image.profile,
+        opacity=image.opacity,
     )
     if collection is None or collection.prototypes is None:
         return result

@@ -5,16 +5,19 @@ from __future__ import annotations
 import dataclasses
 import functools
 import io
+import json
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from vitnp import outputs
-from vitnp.io.stamp import parameters_hash
+from vitnp.io.stamp import canonical_json, parameters_hash
 from vitnp.masks import boxes, overlay
+from vitnp.masks.plot import plot
+from vitnp.masks.region import Region, regions_of
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -60,6 +63,10 @@ class Segmentation:
         if it has one; N patches row by row.
     device : str
         Device that computed everything between pixels and mask: "cpu" or "cuda:0". All arrays are in host memory.
+    profile : bytes, optional
+        ICC color profile of the photograph; None if its colors are sRGB. Overlay and cutout carry it.
+    opacity : (height, width) uint8, optional
+        Alpha channel of a transparent picture, if transparent parts were kept out of the mask (``alpha="mask"``).
     """
 
     image: np.ndarray
@@ -75,6 +82,8 @@ class Segmentation:
     labels: np.ndarray | None = None
     levels: tuple[np.ndarray, ...] | None = None
     device: str = "cpu"
+    profile: bytes | None = None
+    opacity: np.ndarray | None = None
 
     def __repr__(self) -> str:
         height, width = self.mask.shape
@@ -101,6 +110,11 @@ class Segmentation:
         """Entries by which a later run recognizes the files of this result."""
         return {"vitnp:parameters": parameters_hash(self.parameters), "vitnp:photograph": self.photograph}
 
+    @functools.cached_property
+    def regions(self) -> list[Region]:
+        """The regions by ascending class, numbered as in `labels`; without classes the whole mask, if there is one."""
+        return regions_of(self.mask, self.labels, self.confidence)
+
     def boxes(self) -> list[tuple[int, int, int, int]]:
         """Return bounding boxes of the mask's 8-connected components, the largest component first.
 
@@ -113,16 +127,82 @@ class Segmentation:
         return [(box.x, box.y, box.width, box.height) for box in found]
 
     def overlay(self) -> Image.Image:
-        """Return the photograph with the mask's outline and a tint."""
-        from PIL import Image
-
-        return Image.fromarray(overlay.overlay(self.image, self.mask))
+        """Return the photograph with the mask's outline and a tint, in the photograph's color space."""
+        return _with_profile(overlay.overlay(self.image, self.mask), self.profile)
 
     def cutout(self) -> Image.Image:
-        """Return the photograph with the soft map as its alpha channel, RGBA."""
-        from PIL import Image
+        """Return the photograph with the soft map as its alpha channel, RGBA, in the photograph's color space."""
+        return _with_profile(overlay.cutout(self.image, self.soft, self.opacity), self.profile)
 
-        return Image.fromarray(overlay.cutout(self.image, self.soft))
+    def plot(self, ax: Any = None) -> Any:
+        """Draw the overlay on an axes of matplotlib, a new one by default, and return the axes.
+
+        Raises
+        ------
+        UsageError
+            If matplotlib is not installed.
+        """
+        return plot(np.asarray(self.overlay()), f"confidence {self.confidence:.2f}", ax)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the result in numbers, without arrays: what JSON can represent.
+
+        Returns
+        -------
+        dict
+            "width", "height", "share", "confidence", "boxes", "regions" (label, box, area), "category", "seconds",
+            "device", "photograph" and "parameters".
+
+        Examples
+        --------
+        >>> json.dumps(vitnp.segment_image("cat.jpg").to_dict())                    # doctest: +SKIP
+        """
+        height, width = self.mask.shape
+        facts = {
+            "width": width,
+            "height": height,
+            "share": round(self.share, 6),
+            "confidence": round(float(self.confidence), 6),
+            "boxes": [list(box) for box in self.boxes()],
+            "regions": [{"label": r.label, "box": list(r.box), "area": r.area} for r in self.regions],
+            "category": self.category,
+            "seconds": dict(self.seconds),
+            "device": self.device,
+            "photograph": self.photograph,
+            "parameters": dict(self.parameters),
+        }
+        # By way of JSON, so that tuples, NumPy numbers and nested mappings become plain values.
+        plain: dict[str, Any] = json.loads(canonical_json(facts))
+        return plain
+
+    def to_coco(self, file_name: str = "", *, image_id: int = 1, polygons: float | None = None) -> dict[str, Any]:
+        """Return the regions as a data set of COCO with one image.
+
+        Parameters
+        ----------
+        file_name : str
+            Name of the photograph.
+        image_id : int
+            Number of the image; annotations count from 1.
+        polygons : float, optional
+            Polygons, simplified within so many pixels, instead of run lengths.
+
+        Returns
+        -------
+        dict
+            "images", "annotations" and "categories", as :class:`pycocotools.coco.COCO` reads them.
+        """
+        height, width = self.mask.shape
+        annotations = [
+            {"id": number, "image_id": image_id, **region.to_coco(polygons)}
+            for number, region in enumerate(self.regions, 1)
+        ]
+        names = "class {}" if self.labels is not None else "foreground"
+        return {
+            "images": [{"id": image_id, "file_name": file_name, "width": width, "height": height}],
+            "annotations": annotations,
+            "categories": [{"id": region.label, "name": names.format(region.label)} for region in self.regions],
+        }
 
     def save(self, stem: str | os.PathLike[str], which: Iterable[str] = ("mask", "overlay")) -> dict[str, Path]:
         """Write results to files beside each other.
@@ -153,3 +233,13 @@ class Segmentation:
         {'mask': PosixPath('out/cat_mask.png'), 'cutout': PosixPath('out/cat_cutout.png')}
         """
         return outputs.write_outputs(self, stem, which)
+
+
+def _with_profile(pixels: np.ndarray, profile: bytes | None) -> Image.Image:
+    """Return a PIL image that is saved with a color profile."""
+    from PIL import Image
+
+    image = Image.fromarray(pixels)
+    if profile is not None:
+        image.info["icc_profile"] = profile
+    return image

@@ -14,11 +14,12 @@ from vitnp.clustering.kmeans import Mapper
 from vitnp.errors import ImageError, UsageError
 from vitnp.features.stream import Extraction, extract_to_store
 from vitnp.fit import Fit, FitPlan
+from vitnp.io.inputs import as_photograph, as_photographs
 from vitnp.method.agreement import two_cluster_variant
 from vitnp.method.cleaning import CleaningConfig
 from vitnp.method.collection import Collection
 from vitnp.method.collection_level import CATEGORY, DATASET, CollectionLevelConfig
-from vitnp.method.defaults import default_vit
+from vitnp.method.defaults import resolve_vit
 from vitnp.method.image_level import ImageLevelConfig
 from vitnp.method.parameters import run_parameters
 from vitnp.method.readout import ReadoutConfig
@@ -39,9 +40,9 @@ class Segmenter:
 
     Parameters
     ----------
-    vit : ViT, optional
-        The built-in network by default. On a GPU (:meth:`vitnp.vit.model.ViT.to`) everything between pixels and masks
-        is computed there.
+    vit : ViT, name or path, optional
+        A network, or what :func:`vitnp.load_vit` takes; the built-in network by default. On a GPU
+        (:meth:`vitnp.vit.model.ViT.to`) everything between pixels and masks is computed there.
     n_classes : int, optional
         Number of classes to find without labels, 1 to 65,535; none by default. Label files hold at most 255.
     n_categories : int, optional
@@ -71,8 +72,8 @@ class Segmenter:
     image_level, dataset_level, category_level, readout, cleaning
         Constants, see :mod:`vitnp.method`. Without a `readout`, None, the collection has three levels.
     **settings
-        `short_side`, `facet`, `layer`, `stride`, `max_tokens`, `max_pixels`, `refine`, `seed` and `min_confidence`, as
-        in :func:`vitnp.segment_image`.
+        `short_side`, `facet`, `layer`, `stride`, `max_tokens`, `max_pixels`, `refine`, `seed`, `min_confidence` and
+        `alpha`, as in :func:`vitnp.segment_image`.
 
     Notes
     -----
@@ -113,7 +114,7 @@ class Segmenter:
 
     def __init__(
         self,
-        vit: ViT | None = None,
+        vit: ViT | str | os.PathLike[str] | None = None,
         n_classes: int | None = None,
         *,
         n_categories: int | None = None,
@@ -138,9 +139,17 @@ class Segmenter:
         # The literal reading of the paper has two clusters at each level, and three levels that vote.
         literal = options.check("consistency", consistency) != "mean"
         n_classes, n_categories = options.check("n_classes", n_classes), options.check("n_categories", n_categories)
+        for name, value, kind in (
+            ("image_level", image_level, ImageLevelConfig),
+            ("dataset_level", dataset_level, CollectionLevelConfig),
+            ("category_level", category_level, CollectionLevelConfig),
+            ("cleaning", cleaning, CleaningConfig),
+        ):
+            if not isinstance(value, kind):
+                raise UsageError(f"{name} must be a {kind.__name__}, got {type(value).__name__}")
         rule = regions if isinstance(regions, RegionRule) else RegionRule(regions)
         self.settings = Settings(**settings)
-        self.vit = default_vit() if vit is None else vit
+        self.vit = resolve_vit(vit)
         self.parameters = run_parameters(self.vit, self.settings)
         self.plan = FitPlan(
             vit=self.vit,
@@ -156,8 +165,8 @@ class Segmenter:
             category_level=two_cluster_variant(category_level) if literal else category_level,
             readout=None if literal else readout,
             cleaning=cleaning,
-            cache=None if cache is None else Path(cache),
-            n_threads=n_threads,
+            cache=None if cache is None else _folder(cache),
+            n_threads=options.check("n_threads", n_threads),
             batch=options.check("batch", batch),
             mapper=mapper,
             extractor=extractor,
@@ -169,13 +178,15 @@ class Segmenter:
         self._last_fit: Fit | None = None
 
     def fit(
-        self, photographs: Sequence[Any], *, observe: Callable[[int, Segmentation], None] = lambda index, result: None
+        self, photographs: Any, *, observe: Callable[[int, Segmentation], None] = lambda index, result: None
     ) -> Segmenter:
         """Fit a collection to photographs, and segment them.
 
         Parameters
         ----------
-        photographs : sequence of paths, PIL images or (height, width, 3) uint8 arrays
+        photographs : folder, array (N, height, width, 3) uint8, or iterable of photographs
+            Photographs are paths, file objects, bytes, PIL images, arrays, or rows of a data set, see
+            :func:`vitnp.io.inputs.as_photographs`.
         observe : callable, optional
             ``observe(index, segmentation)`` is called once per photograph when its mask is known, from several threads;
             write files there.
@@ -194,9 +205,7 @@ class Segmenter:
         OutputError
             If the disk is full.
         """
-        if isinstance(photographs, (str, os.PathLike, np.ndarray)) or hasattr(photographs, "getexif"):
-            raise UsageError("fit takes a list of photographs, got a single one; put it into a list")
-        photographs = list(photographs)
+        photographs = as_photographs(photographs)
         if not photographs:
             raise UsageError("fit needs at least one photograph, got none")
         fit = self._last_fit = Fit(self.plan, photographs)
@@ -291,7 +300,7 @@ class Segmenter:
         """Segment a photograph with what was fitted; with classes the result has labels.
 
         The category is the one with the nearest CLS center, the image level is the photograph's own, and regions join
-        the class that most of the training regions like them belong to.
+        the class whose mean CLS token is nearest.
 
         Raises
         ------
@@ -302,7 +311,7 @@ class Segmenter:
         """
         if self.collection is None:
             raise UsageError("nothing is fitted yet; call fit first, or load a fitted collection")
-        return ImagePipeline.create(self.vit, self.settings, self.collection)(photograph)
+        return ImagePipeline.create(self.vit, self.settings, self.collection)(as_photograph(photograph))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write what was fitted: a safetensors file of at most a few MB.
@@ -319,7 +328,9 @@ class Segmenter:
         self.collection.save(path)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], vit: ViT | None = None, **arguments: Any) -> Segmenter:
+    def load(
+        cls, path: str | os.PathLike[str], vit: ViT | str | os.PathLike[str] | None = None, **arguments: Any
+    ) -> Segmenter:
         """Return a Segmenter that can predict.
 
         Parameters
@@ -342,10 +353,24 @@ class Segmenter:
         names = {"short_side": "size", **{name: name for name in ("facet", "layer", "stride", "max_tokens")}}
         names |= {name: name for name in ("refine", "seed")}
         own = {name: collection.parameters[stored] for name, stored in names.items()}
+        own["alpha"] = collection.parameters.get("alpha", "background")  # files of earlier versions don't have it
         segmenter = cls(vit, **{**own, **arguments})
         run_parameters(segmenter.vit, segmenter.settings, collection)  # checks that they fit
         segmenter.collection = collection
         return segmenter
+
+
+def _folder(cache: object) -> Path:
+    """Return the folder of the cache.
+
+    Raises
+    ------
+    UsageError
+        If it is no path.
+    """
+    if not isinstance(cache, (str, os.PathLike)):
+        raise UsageError(f"cache must be the path of a folder, got {type(cache).__name__}")
+    return Path(cache)
 
 
 class _LazySequence(Sequence):

@@ -127,7 +127,7 @@ def ours(rows: np.ndarray, start: np.ndarray, n_threads: int) -> Run:
     """Return vitnp's Euclidean k-means from the centroids `start`."""
 
     def run(iterations: int) -> np.ndarray:
-        model = KMeans(len(start), metric="euclidean", init=start, max_iter=iterations, n_threads=n_threads).fit(rows)
+        model = KMeans(len(start), metric="euclidean", init=start, max_iter=iterations, n_jobs=n_threads).fit(rows)
         if model.n_iter_ != iterations:
             raise WrongAnswer(f"vitnp stopped after {model.n_iter_} iterations of {iterations}")
         return model.cluster_centers_

@@ -124,15 +124,14 @@ DINOV2 = {"depth": 4, "layerscale": True}
 GIANT = {"layerscale": True, "swiglu": True, "registers": 4}
 CASES = {
     # name: (arguments of make(), function from canonical weights to the tensors of the file, dialect)
-    "DINO": (DINO, lambda w: w, "timm"),
+    "DINO": (DINO, lambda w: w, "DINO"),
     "timm with a classifier": (DINO, lambda w: w | HEADS, "timm"),
-    "DINOv2": (DINOV2, lambda w: w | {"mask_token": np.zeros((1, 64), np.float32)}, "timm"),
-    "DINOv2 with chunked blocks": (DINOV2, chunked, "timm"),
-    "DINOv2 giant": (GIANT, lambda w: w, "timm"),
-    "timm DINOv2 giant": (GIANT, timm_dinov2, "timm"),
-    "timm DINOv2, no class position": (GIANT | {"class_position": False}, timm_dinov2, "timm"),
-    "iBOT's layer scale": (DINOV2, lambda w: rename(w, (r"ls([12])\.gamma", r"gamma_\1")), "timm"),
-    "one patch": ({"grid": (1, 1)}, lambda w: w, "timm"),
+    "DINOv2": (DINOV2, lambda w: w | {"mask_token": np.zeros((1, 64), np.float32)}, "DINOv2"),
+    "DINOv2 with chunked blocks": (DINOV2, chunked, "DINO"),
+    "DINOv2 giant": (GIANT, lambda w: w, "DINOv2"),
+    "timm DINOv2 giant": (GIANT | {"class_position": False}, timm_dinov2, "timm with registers"),
+    "iBOT's layer scale": (DINOV2, lambda w: rename(w, (r"ls([12])\.gamma", r"gamma_\1")), "DINO"),
+    "one patch": ({"grid": (1, 1)}, lambda w: w, "DINO"),
     "transformers ViT": (DINO, transformers_vit, "transformers-vit"),
     "transformers ViT with a head": (
         DINO,
@@ -145,6 +144,8 @@ CASES = {
     "transformers Dinov2": (DINOV2, transformers_dinov2, "transformers-dinov2"),
     "transformers Dinov2 giant with registers": (GIANT, transformers_dinov2, "transformers-dinov2"),
     "DataParallel": (DINO, lambda w: rename(w | HEADS, ("^", "module.")), "timm"),
+    "transformers around timm": (DINO, lambda w: rename(w, ("^", "timm_model.")), "timm"),
+    "MSN": (DINO, lambda w: rename(w, ("^", "target_encoder.module.")), "MSN"),
     "DINO training, teacher first": (
         DINO,
         lambda w: (
@@ -152,7 +153,7 @@ CASES = {
             | rename(w, ("^", "teacher.backbone."))
             | {"teacher.head.last_layer.weight_g": np.ones((3, 1), np.float32)}
         ),
-        "timm",
+        "DINO",
     ),
     "MoCo v3": (
         DINO,
@@ -160,15 +161,19 @@ CASES = {
             rename({n: a + 1 for n, a in w.items()}, ("^", "state_dict.module.momentum_encoder."))
             | rename(w, ("^", "state_dict.module.base_encoder."))
         ),
-        "timm",
+        "MoCo v3",
     ),
     "MAE with its decoder": (
         DINO,
         lambda w: (
             rename(w, ("^", "model."))
-            | {"model.decoder_blocks.0.norm1.weight": np.zeros(8), "model.mask_token": np.zeros((1, 1, 8))}
+            | {
+                "model.decoder_blocks.0.norm1.weight": np.zeros(8),
+                "model.decoder_pos_embed": np.zeros((1, 10, 8)),
+                "model.mask_token": np.zeros((1, 1, 8)),
+            }
         ),
-        "timm",
+        "MAE",
     ),
 }
 
@@ -200,7 +205,8 @@ def test_every_dialect_gives_the_same_weights(tmp_path, case):
     assert (c.registers, c.swiglu, c.layerscale) == tuple(
         options.get(k, 0) for k in ("registers", "swiglu", "layerscale")
     )
-    assert c.pos_embed == ("antialias" if c.registers else "offset" if dialect == "timm" else "exact")
+    expected = {"DINO": "offset", "DINOv2": "offset", "timm": "antialias", "MoCo v3": "antialias"}
+    assert c.pos_embed == ("antialias" if c.registers else expected.get(dialect, "exact"))
     assert vit.sha256 == hashlib.sha256(path.read_bytes()).hexdigest() and vit.name == "some"
 
 
@@ -232,6 +238,9 @@ def test_half_precision_and_bfloat16(tmp_path):
 def test_a_qkv_without_bias_has_a_bias_of_zero(tmp_path):
     weights = make()
     del weights["blocks.1.attn.qkv.bias"]
+    with pytest.raises(CheckpointError, match=r"'blocks.1.attn.qkv.bias' is missing"):
+        load_vit(save(tmp_path / "a.safetensors", weights))
+    del weights["blocks.0.attn.qkv.bias"]
     vit = load_vit(save(tmp_path / "a.safetensors", weights))
     np.testing.assert_array_equal(vit.weights["blocks.1.attn.qkv.bias"], np.zeros(192, np.float32))
 
@@ -265,8 +274,6 @@ def test_json_files_beside_a_transformers_checkpoint(tmp_path):
     assert (config.eps, config.heads, config.mean, config.std) == (1e-12, 6, (0.5,) * 3, (0.5, 0.5, 0.25))
     assert load_vit(tmp_path).config == config  # given by its folder
     assert load_vit(path, normalization="imagenet").config.mean == IMAGENET[0]
-    # A config.json belongs to tensor names of transformers only.
-    assert load_vit(save(tmp_path / "timm.safetensors", make())).config.eps == 1e-6
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(CheckpointError, match="config.json"):
         load_vit(path)
@@ -306,7 +313,7 @@ def test_the_builtin(builtin):
 def test_the_shared_vit(vit_tiny):
     config = vit_tiny.config
     assert (config.width, config.depth, config.heads, config.patch, config.grid) == (192, 12, 3, 16, (14, 14))
-    assert (config.pos_embed, config.mean, config.std) == ("offset", (0.5,) * 3, (0.5,) * 3)
+    assert (config.pos_embed, config.mean, config.std) == ("antialias", (0.5,) * 3, (0.5,) * 3)
 
 
 # ---- broken checkpoints -------------------------------------------------------------------------------------------
@@ -323,7 +330,7 @@ def reshaped(name, shape):
 BROKEN = {
     "missing norm": (without("norm.weight"), "'norm.weight' is missing"),
     "missing block tensor": (without("blocks.1.norm2.bias"), "'blocks.1.norm2.bias' is missing"),
-    "missing class token": (without("cls_token"), "no tensor is named cls_token"),
+    "missing class token": (without("cls_token"), "without a class token"),
     "missing patches": (without("patch_embed.proj.weight"), "'patch_embed.proj.weight' is missing"),
     "no blocks": (lambda w: {n: a for n, a in w.items() if "blocks" not in n}, "no transformer blocks"),
     "hole in the depth": (lambda w: rename(w, (r"blocks\.1", "blocks.2")), "'blocks.1.norm1.weight' is missing"),
@@ -461,6 +468,40 @@ def test_header_longer_than_the_file(tmp_path):
         (tmp_path / "a").write_bytes(struct.pack("<Q", length) + b"{}      ")
         with pytest.raises(CheckpointError, match="longer"):
             read_safetensors(tmp_path / "a")
+
+
+IMPOSSIBLE_SHAPES = {  # those that the Rust reader lets pass, and more
+    "65 dimensions": {"a": entry(shape=(1,) * 62 + (2, 2))},
+    "33 dimensions": {"a": entry(shape=(1,) * 31 + (2, 2))},
+    "2^62 times nothing": {"a": entry(), "b": entry(shape=(0, 2**62, 2**62), offsets=(16, 16))},
+    "2^63": {"a": entry(), "b": entry(shape=(2**63, 0), offsets=(16, 16))},
+    "2^64 - 1": {"a": entry(), "b": entry(shape=(0, 2**64 - 1), offsets=(16, 16))},
+}
+
+
+@pytest.mark.parametrize("name", IMPOSSIBLE_SHAPES)
+def test_shapes_that_numpy_cannot_have_are_refused(tmp_path, name):
+    path = header_file(tmp_path / "bad.safetensors", IMPOSSIBLE_SHAPES[name])
+    with pytest.raises(CheckpointError, match="impossible shape|complete safetensors") as caught:
+        read_safetensors(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_name_twice_in_a_header_is_refused(tmp_path):
+    text = json.dumps({"a": entry()})
+    path = header_file(tmp_path / "twice.safetensors", (text[:-1] + ", " + text[1:]).encode())
+    with pytest.raises(CheckpointError, match="complete safetensors"):
+        read_safetensors(path)
+
+
+def test_headers_of_too_much_are_refused(tmp_path, monkeypatch):
+    path = save(tmp_path / "a.safetensors", make())
+    monkeypatch.setattr("vitnp.checkpoints.safetensors_io.MAX_TENSORS", 10)
+    with pytest.raises(CheckpointError, match="more than 10 tensors"):
+        read_safetensors(path)
+    monkeypatch.setattr("vitnp.checkpoints.safetensors_io._MAX_HEADER_BYTES", 100)
+    with pytest.raises(CheckpointError, match="too long for a checkpoint"):
+        read_safetensors(path)
 
 
 def test_written_files_are_read_back_by_vitnp_and_by_the_package(tmp_path):

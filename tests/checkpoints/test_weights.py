@@ -116,16 +116,30 @@ def cache(tmp_path, monkeypatch):
 
 @pytest.fixture
 def mirror(server, monkeypatch):
+    """A mirror that is trusted like one over https."""
     monkeypatch.setenv("VITNP_MIRROR", server.address)
+    monkeypatch.setattr(
+        "vitnp.checkpoints.download._is_encrypted", lambda url: url.startswith((server.address, "https://"))
+    )
     return server
 
 
-@pytest.fixture
-def recorded(monkeypatch):
-    """The registry with the SHA-256 of `network()` for one name."""
+@pytest.fixture(autouse=True)
+def small_registry(monkeypatch):
+    """The registry, with the size and the architecture of `network()` for three names."""
     known = dict(registry.entries())
-    known[RECORDED] = dataclasses.replace(known[RECORDED], sha256=hashlib.sha256(network()).hexdigest())
+    small = {"width": 12, "depth": 1, "patch": 2, "registers": 0, "megabytes": len(network()) / 1e6}
+    for name in (UNRECORDED, RECORDED, "dinov2_vits14_reg"):
+        known[name] = dataclasses.replace(known[name], **small)
     monkeypatch.setattr(registry, "entries", lambda: known)
+    return known
+
+
+@pytest.fixture
+def recorded(small_registry):
+    """The SHA-256 of `network()` for one name."""
+    digest = hashlib.sha256(network()).hexdigest()
+    small_registry[RECORDED] = dataclasses.replace(small_registry[RECORDED], sha256=digest)
 
 
 def names(folder):
@@ -237,8 +251,8 @@ def test_without_network(monkeypatch, cache):
         nowhere = f"http://127.0.0.1:{free.getsockname()[1]}"
     monkeypatch.setenv("VITNP_MIRROR", nowhere)
     with pytest.raises(CheckpointError, match="is there a network.*by hand to") as caught:
-        load_vit(UNRECORDED)
-    assert nowhere in str(caught.value) and str(cache / f"{UNRECORDED}.safetensors") in str(caught.value)
+        load_vit(RECORDED)
+    assert nowhere in str(caught.value) and str(cache / f"{RECORDED}.safetensors") in str(caught.value)
     monkeypatch.delenv("VITNP_MIRROR")
     monkeypatch.setenv("HTTPS_PROXY", nowhere)
     with pytest.raises(CheckpointError, match="proxy can't be reached.*huggingface.co"):
@@ -261,14 +275,92 @@ def test_a_file_put_into_the_cache_is_used_and_a_damaged_one_downloaded_again(mi
 
 
 def test_an_interrupted_download_leaves_nothing(mirror, cache, monkeypatch):
-    def interrupted(_, output_file, __):
+    def interrupted(self, _, output_file, __):
         pathlib.Path(output_file).write_bytes(b"half")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("vitnp.checkpoints.download._stream", interrupted)
+    monkeypatch.setattr("vitnp.checkpoints.download._Downloader.__call__", interrupted)
     with pytest.raises(KeyboardInterrupt):
         fetch(UNRECORDED)
     assert names(cache) == []
+
+
+def network_of(**changes):
+    """Return `network()` with some tensors replaced, or left out for None."""
+    tensors = safetensors.numpy.load(network()) | changes
+    return safetensors.numpy.save({name: array for name, array in tensors.items() if array is not None})
+
+
+UNLIKE = {  # what a server sends for a name without a SHA-256, and what the message says
+    "cut off": (network()[:-400], "MB, but the checkpoint has"),
+    "another container": ((b"PK\x03\x04" * len(network()))[: len(network())], "isn't a safetensors file"),
+    "a web page": ((b"<html>" * len(network()))[: len(network())], "it is a web page"),
+    "damaged": (network().replace(b'"F32"', b'"F33"', 1), "not a complete safetensors file"),
+    "not finite": (network(np.inf), "NaN or infinity"),
+    "a tensor less": (network_of(**{"norm.bias": None}), "'norm.bias' is missing"),
+    "more registers": (
+        network_of(register_tokens=np.zeros((1, 1, 12), np.float32)),
+        "has registers 1, but .* has registers 0",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", UNLIKE)
+def test_without_a_sha256_only_the_right_architecture_is_kept(mirror, cache, case):
+    content, message = UNLIKE[case]
+    mirror.answers = [serve(content)]
+    with pytest.raises(CheckpointError, match=message) as caught:
+        fetch(UNRECORDED)
+    assert names(cache) == [] and len(mirror.requests) == 1
+    assert "\n" not in str(caught.value) and "by hand" in str(caught.value) and ".part" not in str(caught.value)
+
+
+def test_positions_without_one_for_cls_are_kept(mirror, small_registry):
+    # timm's DINOv2 with registers, which the registry has without a SHA-256.
+    tensors = safetensors.numpy.load(network())
+    tensors["pos_embed"] = tensors["pos_embed"][:, 1:]
+    content = safetensors.numpy.save(tensors | {"reg_token": np.zeros((1, 4, 12), np.float32)})
+    small_registry["dinov2_vits14_reg"] = dataclasses.replace(
+        small_registry["dinov2_vits14_reg"], registers=4, megabytes=len(content) / 1e6
+    )
+    mirror.answers = [serve(content)]
+    path, _ = fetch("dinov2_vits14_reg")
+    assert path.is_file()
+
+
+@pytest.mark.parametrize("name", [RECORDED, UNRECORDED])
+def test_nothing_longer_than_the_checkpoint_is_received(mirror, recorded, cache, name):
+    content = network() + bytes(2**20)
+    for answer in (serve(content), serve(content, length="none")):
+        mirror.answers, mirror.requests = [answer], []
+        with pytest.raises(CheckpointError, match="sends more than"):
+            fetch(name)
+        assert names(cache) == [] and len(mirror.requests) == 1
+
+
+def test_an_open_connection_needs_a_sha256(server, recorded, cache, monkeypatch):
+    monkeypatch.setenv("VITNP_MIRROR", server.address)
+    server.answers = [serve(network())]
+    assert fetch(RECORDED)[0].is_file()
+    server.requests.clear()
+    with pytest.raises(CheckpointError, match=f"open connection.*VITNP_MIRROR={server.address}.*https://") as caught:
+        fetch(UNRECORDED)
+    assert server.requests == [] and "by hand" in str(caught.value) and "\n" not in str(caught.value)
+    # Nor may an encrypted server send the file's address on an open one.
+    mirrored = f"{server.address}/{registry.find(UNRECORDED).url.split('/', 3)[3]}"
+    monkeypatch.setattr("vitnp.checkpoints.download._is_encrypted", lambda url: url == mirrored)
+    server.answers = [redirect(f"{server.address}/elsewhere"), serve(network())]
+    with pytest.raises(CheckpointError, match="open connection"):
+        fetch(UNRECORDED)
+    assert names(cache) == [f"{RECORDED}.safetensors"]
+
+
+def test_a_file_of_another_architecture_in_the_cache_is_refused(mirror, cache, small_registry):
+    cache.mkdir()
+    (cache / f"{UNRECORDED}.safetensors").write_bytes(network())
+    small_registry[UNRECORDED] = dataclasses.replace(small_registry[UNRECORDED], depth=2)
+    with pytest.raises(CheckpointError, match="has depth 1, but dino_vits16 has depth 2"):
+        load_vit(UNRECORDED)
 
 
 def test_a_server_that_sends_no_length(mirror, recorded):

@@ -152,6 +152,20 @@ def test_broken_files_are_listed_and_the_others_go_on(tmp_path, capsys):
         assert sum(name in line for line in err.splitlines()) == 1
 
 
+def test_what_folders_hold_besides_photographs_is_said_at_the_end(tmp_path, capsys):
+    photograph(tmp_path / "in" / "good.png")
+    for name in ("1.cr2", "2.CR2", "film.mov"):
+        (tmp_path / "in" / name).touch()
+    (tmp_path / "in" / "gone.jpg").symlink_to(tmp_path / "nowhere.jpg")
+    assert main([str(tmp_path / "in"), "--out", str(tmp_path / "out"), "--short-side", "96"]) == 3
+    assert files(tmp_path / "out") == {"good_mask.png", "good_overlay.png"}
+    assert capsys.readouterr().err.splitlines()[-3:] == [
+        "vitnp: left out, because vitnp does not read them: 2 camera raw, 1 video",
+        "vitnp: 1 of 2 failed:",
+        f"  {tmp_path / 'in' / 'gone.jpg'}: this link leads to no file; mend or remove it",
+    ]
+
+
 def test_json_has_a_line_for_each_failure(tmp_path, capsys):
     broken_folder(tmp_path / "in")
     assert (

@@ -177,7 +177,7 @@ class Slices:
 @pytest.mark.parametrize("metric", ["cosine", "euclidean"])
 def test_attributes_agree_with_their_definition(metric):
     x = features(0, 500, 6)
-    model = KMeans(4, metric=metric, n_init=3, seed=1).fit(x)
+    model = KMeans(4, metric=metric, n_init=3, random_state=1).fit(x)
     loss = losses(x, model.cluster_centers_, metric)
     np.testing.assert_array_equal(model.labels_, loss.argmin(axis=1))
     np.testing.assert_array_equal(model.counts_, np.bincount(model.labels_, minlength=4))
@@ -205,7 +205,7 @@ def test_euclidean_starts_reach_the_optimum_of_all_partitions(seed, n, clusters)
         return sum(np.square(group - group.mean(axis=0)).sum() for group in groups)
 
     best = min(within(np.array(labels)) for labels in itertools.product(range(clusters), repeat=n))
-    model = KMeans(clusters, metric="euclidean", n_init=40, seed=seed, n_threads=1).fit(x)
+    model = KMeans(clusters, metric="euclidean", n_init=40, random_state=seed, n_jobs=1).fit(x)
     assert model.inertia_ == pytest.approx(best, abs=1e-5)
 
 
@@ -214,7 +214,7 @@ def test_euclidean_starts_reach_the_optimum_of_all_partitions(seed, n, clusters)
 def test_result_is_the_same_to_the_bit_for_every_kind_of_source(metric, tmp_path, monkeypatch):
     monkeypatch.setattr(chunks, "CHUNK_ROWS", 64)
     x = features(1, 1000, 9, clusters=6, noise=2.0)
-    reference = KMeans(6, metric=metric, n_init=2, seed=3, n_threads=1).fit(x)
+    reference = KMeans(6, metric=metric, n_init=2, random_state=3, n_jobs=1).fit(x)
     assert reference.n_iter_ > 3
     mapped = np.memmap(tmp_path / "x.f16", np.float16, "w+", shape=x.shape)
     mapped[:] = x
@@ -235,7 +235,7 @@ def test_result_is_the_same_to_the_bit_for_every_kind_of_source(metric, tmp_path
     }
     for source in sources.values():
         for n_threads in (1, 3):
-            model = KMeans(6, metric=metric, n_init=2, seed=3, n_threads=n_threads).fit(source)
+            model = KMeans(6, metric=metric, n_init=2, random_state=3, n_jobs=n_threads).fit(source)
             same_model(model, reference)
             np.testing.assert_array_equal(model.predict(source), reference.labels_)
     assert store.largest == 64  # the whole is never loaded at once
@@ -243,16 +243,16 @@ def test_result_is_the_same_to_the_bit_for_every_kind_of_source(metric, tmp_path
 
 def test_chunks_of_the_real_size_and_blas_threads_change_nothing():
     x = features(2, 3 * chunks.CHUNK_ROWS + 11, 24, clusters=5, noise=4.0)
-    reference = KMeans(5, max_iter=4, n_threads=1).fit(x)
+    reference = KMeans(5, max_iter=4, n_jobs=1).fit(x)
     with threadpoolctl.threadpool_limits(limits=2, user_api="blas"):
-        same_model(KMeans(5, max_iter=4, n_threads=2).fit(Stream(x, [5000])), reference)
+        same_model(KMeans(5, max_iter=4, n_jobs=2).fit(Stream(x, [5000])), reference)
 
 
 def test_chunks_change_only_the_rounding(monkeypatch):
     x = features(3, 700, 8, clusters=5, noise=1.0)
-    whole = KMeans(5, seed=2).fit(x)
+    whole = KMeans(5, random_state=2).fit(x)
     monkeypatch.setattr(chunks, "CHUNK_ROWS", 50)
-    parts = KMeans(5, seed=2).fit(x)
+    parts = KMeans(5, random_state=2).fit(x)
     np.testing.assert_array_equal(parts.labels_, whole.labels_)
     np.testing.assert_allclose(parts.cluster_centers_, whole.cluster_centers_, atol=1e-6)
     assert parts.inertia_ == pytest.approx(whole.inertia_, rel=1e-6)
@@ -394,22 +394,22 @@ def test_inertia_falls_and_tolerance_stops_early():
 
 def test_seed_and_n_init():
     x = features(9, 400, 5, clusters=9, noise=1.5)
-    same_model(KMeans(7, seed=5).fit(x), KMeans(7, seed=5).fit(x))
+    same_model(KMeans(7, random_state=5).fit(x), KMeans(7, random_state=5).fit(x))
     assert not np.array_equal(
-        KMeans(7, seed=5, max_iter=1).fit(x).labels_, KMeans(7, seed=6, max_iter=1).fit(x).labels_
+        KMeans(7, random_state=5, max_iter=1).fit(x).labels_, KMeans(7, random_state=6, max_iter=1).fit(x).labels_
     )
-    assert KMeans(7, seed=(1, 2), n_init=10).fit(x).inertia_ <= KMeans(7, seed=(1, 2)).fit(x).inertia_
+    assert KMeans(7, random_state=(1, 2), n_init=10).fit(x).inertia_ <= KMeans(7, random_state=(1, 2)).fit(x).inertia_
 
 
 def test_greedy_seeding_covers_planted_clusters():
     """Twelve tight groups: k-means++ must choose a row of each, which uniform draws hardly ever do."""
     x = features(10, 1200, 8, clusters=12, noise=0.02)
     hits = [
-        len(set(KMeans(12, metric="euclidean", max_iter=1, seed=seed).fit(x).labels_[:600].tolist()))
+        len(set(KMeans(12, metric="euclidean", max_iter=1, random_state=seed).fit(x).labels_[:600].tolist()))
         for seed in range(5)
     ]
     assert hits == [12] * 5
-    assert all(KMeans(12, metric="euclidean", max_iter=1, seed=seed).fit(x).inertia_ < 12 for seed in range(5))
+    assert all(KMeans(12, metric="euclidean", max_iter=1, random_state=seed).fit(x).inertia_ < 12 for seed in range(5))
 
 
 @settings(derandomize=True, deadline=None, max_examples=25)
@@ -470,16 +470,18 @@ def test_unreadable_features_are_an_error():
         KMeans(2).fit(x.astype(complex))
     with pytest.raises(UsageError, match="got int"):
         KMeans(2).fit(5)
-    with pytest.raises(UsageError, match="n_clusters must be at most the number of rows, 20, got 21"):
+    with pytest.raises(UsageError, match="at most the number of rows, got 21 with n_samples = 20"):
         KMeans(21).fit(np.array_split(x, 3))
-    for empty in (x[:0], [], [x[:0]]):
-        with pytest.raises(UsageError, match="number of rows, 0, got 1"):
+    for empty in ([], [x[:0]]):
+        with pytest.raises(UsageError, match="number of rows, got 1 with n_samples = 0"):
             KMeans(1).fit(empty)
+    with pytest.raises(UsageError, match="0 sample"):
+        KMeans(1).fit(x[:0])
     with pytest.raises(UsageError, match="call fit first"):
         KMeans(2).predict(x)
     for metric in ("cosine", "euclidean"):
         for narrow in (x[:, :2], [x[:, :2]]):
-            with pytest.raises(UsageError, match="must have 3 numbers, got 2"):
+            with pytest.raises(UsageError, match="has 2 features.*expecting 3|must have 3 numbers, got 2"):
                 KMeans(2, metric=metric).fit(x).predict(narrow)
 
 
@@ -506,4 +508,4 @@ def test_blocks_that_change_between_passes_are_an_error(change):
 )
 def test_parameters_out_of_range_are_named(options):
     with pytest.raises(UsageError, match=f"{next(iter(options))} must be"):
-        KMeans(**{"n_clusters": 2, **options})
+        KMeans(**{"n_clusters": 2, **options}).fit(features(0, 9, 3))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import pathlib
 import runpy
@@ -200,7 +201,7 @@ def test_file_holds_images_categories_and_regions(tmp_path, as_polygons):
     ring = golden_mask("ring")
     dot = np.zeros_like(ring)
     dot[tuple(np.argwhere(~ring)[-1])] = True
-    with CocoWriter(path, class_names(3), polygons=as_polygons) as coco:
+    with CocoWriter(path, class_names(3), tolerance=0 if as_polygons else None) as coco:
         coco.add(photograph("b/a.jpg", ring.shape, [(ring, 3, 0.98765432), (dot, np.int64(1), np.float32(0.5))]))
         coco.add(photograph('ä "quoted".jpg', (1, 2)))
         coco.add(photograph("c.jpg", ring.shape, [(np.zeros_like(ring), 1, 1), (~ring, 2, 0)]))
@@ -253,11 +254,15 @@ def test_same_content_same_bytes_also_beyond_the_memory_buffer(tmp_path):
     assert len(read(tmp_path / "a.json")["annotations"]) == 1500
 
 
-def test_undecodable_names_stay_ascii(tmp_path):
+def test_undecodable_names_are_valid_unicode_with_their_bytes(tmp_path):
     name = b"\xff.jpg".decode("utf-8", "surrogateescape")
     with CocoWriter(tmp_path / "a.json", []) as coco:
         coco.add(photograph(name, (1, 1)))
-    assert read(tmp_path / "a.json")["images"][0]["file_name"] == name
+        coco.add(photograph("\u732b.jpg", (1, 1)))
+    assert (tmp_path / "a.json").read_bytes().isascii()
+    first, second = read(tmp_path / "a.json")["images"]
+    assert first["file_name"] == "\\xff.jpg" and base64.b64decode(first["file_name_bytes"]) == b"\xff.jpg"
+    assert second["file_name"] == "\u732b.jpg" and "file_name_bytes" not in second
 
 
 @pytest.mark.parametrize("label", [0, 3])
@@ -308,4 +313,4 @@ def test_full_disk_while_buffering_is_one_clear_message(tmp_path, monkeypatch):
 def test_segmentation_of_either_kind():
     mask = golden_mask("holes")
     assert segmentation(mask) == {"size": list(mask.shape), "counts": GOLDEN_VALUES["holes"]["counts"]}
-    assert segmentation(mask, polygons=True) == GOLDEN_VALUES["holes"]["polygons"]
+    assert segmentation(mask, tolerance=0) == GOLDEN_VALUES["holes"]["polygons"]

@@ -26,7 +26,7 @@ from vitnp.io.stamp import stamp
 from vitnp.io.write import write_json
 from vitnp.method.regions import RegionRule
 
-RUN_FILES = {"annotations.json", "classes.json", "contact-sheet.png", "gallery.html", "run.json"}
+RUN_FILES = {"annotations.json", "classes.json", "contact-sheet.png", "gallery.html", "results.jsonl", "run.json"}
 
 
 def photograph(path, seed: int = 0, size: tuple[int, int] = (128, 96)) -> None:
@@ -351,11 +351,25 @@ def test_a_rerun_does_nothing_when_nothing_has_changed(finished, capsys, monkeyp
     assert "nothing has changed" in capsys.readouterr().err
 
 
-@pytest.mark.slow(reason="seven runs of a collection")
+def test_a_rerun_with_polygons_rewrites_only_the_annotations(finished, monkeypatch):
+    out = finished / "out"
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file()}
+    run_lengths = (out / "annotations.json").read_bytes()
+    monkeypatch.setattr(Segmenter, "fit", None)  # an error if called
+    assert rerun(finished, "--classes", 2, "--polygons") == 3
+    changed = {path.name for path, time in before.items() if path.stat().st_mtime_ns != time}
+    assert changed == {"annotations.json", "run.json"}
+    annotations = json.loads((out / "annotations.json").read_text())["annotations"]
+    assert annotations and all(isinstance(annotation["segmentation"], list) for annotation in annotations)
+    assert rerun(finished, "--classes", 2) == 3
+    assert (out / "annotations.json").read_bytes() == run_lengths
+
+
+@pytest.mark.slow(reason="six runs of a collection")
 @pytest.mark.parametrize(
     "arguments",
     [
-        ("--classes", 1), ("--classes", 2, "--polygons"), ("--classes", 2, "--seed", 1),
+        ("--classes", 1), ("--classes", 2, "--seed", 1),
         ("--classes", 2, "--overwrite"),
         ("--classes", 2, "--regions", "components"), ("--levels", "all"), ("--classes", 2, "--consistency", "majority"),
     ],

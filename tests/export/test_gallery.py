@@ -162,10 +162,10 @@ def test_names_are_shown_as_text_only(path, name):
     assert SCRIPT_NAME not in page.source
 
 
-def test_undecodable_names_are_shown_with_question_marks(path):
-    name = b"caf\xe9.jpg".decode("utf-8", "surrogateescape")
+def test_undecodable_and_invisible_characters_are_shown_as_escapes(path):
+    name = b"caf\xe9\x1b.jpg\xe2\x80\xae".decode("utf-8", "surrogateescape")
     page = write(path, [(name, picture(), labels(), 0.5)], title=name)
-    assert page.all("span", class_="name", within=page.cards()[0])[0]["text"] == "caf?.jpg"
+    assert page.all("span", class_="name", within=page.cards()[0])[0]["text"] == r"caf\xe9\x1b.jpg\u202e"
 
 
 def test_page_is_self_contained(path):

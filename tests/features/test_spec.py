@@ -1,4 +1,4 @@
-"""Names of feature stores and their spec files: stores written by earlier versions are found and read."""
+"""Names of feature stores and their spec files: they stay the same as long as the features do."""
 
 from __future__ import annotations
 
@@ -20,18 +20,19 @@ from vitnp.features.store import FeatureStore
 STORED = {
     "sha256": "665d98e41e1b62cf432288f56d44774e89ef8f7bfe7967abeb5456afdda053b0", "facet": "key", "layer": 5,
     "stride": 16, "size": 320, "precision": "float16", "arithmetic": "fp32", "pos_embed": "exact", "mean": [0.5] * 3,
-    "std": [0.5] * 3, "heads": 3, "eps": 1e-6, "max_tokens": 4096, "regions": True, "version": 1,
+    "std": [0.5] * 3, "heads": 3, "eps": 1e-6, "max_tokens": 4096, "regions": True,
+    "alpha": "background", "version": 2,
 }  # fmt: skip
 
 
 @pytest.mark.parametrize(
     ("options", "name"),
     [
-        ({}, "83f2c3694b368716f20da6c41fe514c6"),
-        ({"regions": False}, "34eaad07e361acd3eebabdecf7cbaee3"),
+        ({}, "7dde0ff23189f2e63e80262dd41739a5"),
+        ({"regions": False}, "e12d8f66e1bca7acd156245223348a82"),
         (
             {"facet": "token", "layer": 3, "stride": 8, "short_side": 96, "precision": "float32"},
-            "3f08754796aeed4c01b0262cced231e3",
+            "36a547f189d68d5cef07ae440dadc111",
         ),
     ],
 )
@@ -42,7 +43,7 @@ def test_folders_keep_their_names(options, name):
 def test_spec_file_has_the_fields_of_earlier_versions(tmp_path):
     spec = FeatureSpec.from_stored(STORED)
     FeatureStore(tmp_path, spec).make_writable()
-    stored = json.loads((tmp_path / "83f2c3694b368716f20da6c41fe514c6" / "identity.json").read_text())
+    stored = json.loads((tmp_path / "7dde0ff23189f2e63e80262dd41739a5" / "identity.json").read_text())
     assert stored == STORED
 
 
@@ -52,6 +53,18 @@ def test_the_spec_of_a_network_is_that_of_its_configuration(builtin):
         **STORED, "sha256": builtin.sha256, "layer": config.depth - 1, "size": find("auto").short_side,
         "pos_embed": config.pos_embed, "heads": config.heads,
     }  # fmt: skip
+
+
+def test_stores_of_version_1_are_not_read(builtin):
+    """They may have features of pictures with color profiles, whose colors were not converted."""
+    stored = FeatureSpec.of(builtin).as_stored()
+    del stored["alpha"]
+    assert FeatureSpec.from_stored({**stored, "version": 1}).name != FeatureSpec.of(builtin).name
+
+
+def test_alpha_distinguishes_features_only_where_they_differ(builtin):
+    names = {alpha: FeatureSpec.of(builtin, alpha=alpha).name for alpha in ("background", "mask", "ignore")}
+    assert names["background"] == names["mask"] != names["ignore"]
 
 
 def test_fields_that_are_no_spec_are_refused(builtin):
@@ -66,7 +79,7 @@ def test_every_field_changes_the_name(builtin):
     changed = {
         "sha256": "0" * 64, "facet": "token", "layer": 0, "stride": 8, "short_side": 96, "precision": "float32",
         "numerics": "bf16", "pos_embed": "antialias", "mean": (0.4,) * 3, "std": (0.4,) * 3, "heads": 6, "eps": 1e-5,
-        "max_tokens": 100, "regions": False, "version": 2,
+        "max_tokens": 100, "regions": False, "alpha": "ignore", "version": 3, "grid": (4, 5),
     }  # fmt: skip
     assert changed.keys() == {field.name for field in dataclasses.fields(spec)}
     names = {dataclasses.replace(spec, **{field: value}).name for field, value in changed.items()}

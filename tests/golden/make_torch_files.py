@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import argparse
 import collections
+import datetime
 import pathlib
+import types
 
 import numpy as np
 
@@ -114,6 +116,39 @@ def _training_checkpoint(torch):
     }
 
 
+def _surrounded(torch):
+    """Return a state dict with the names that wrappers give, amid what training code puts beside it."""
+    wrapped = {}
+    for name, array in vit_arrays(3).items():
+        name = name.replace("blocks.0.", "blocks.0._checkpoint_wrapped_module.").replace("mlp.", "mlp._orig_mod.")
+        wrapped[f"module._orig_mod.{name}"] = torch.from_numpy(array)
+    wrapped["module._orig_mod.norm.weight"] = torch.nn.Parameter(wrapped["module._orig_mod.norm.weight"])
+    wrapped["module._orig_mod.norm.weight"].tag = "a parameter with an attribute"
+    wrapped["module._orig_mod.norm.bias"].tag = "a tensor with an attribute"
+    beside = {
+        "paths": [pathlib.PosixPath("/data/run"), pathlib.PurePosixPath(*"abcdefghijklmnopqrstuvwxyz")],
+        "devices": {"cuda:0": torch.device("cuda:0"), torch.device("cpu"): "a device as a key"},
+        "torch": [torch.float16, torch.strided, torch.Size([2, 3])],
+        "namespaces": [argparse.Namespace(out=pathlib.PosixPath("out")), types.SimpleNamespace(lr=0.1)],
+        "defaultdicts": [collections.defaultdict(list, loss=[np.float64(0.5)]), collections.defaultdict(int)],
+        "nested": collections.defaultdict(collections.OrderedDict, a=collections.OrderedDict(b=1)),
+        "counts": [collections.Counter("aab"), collections.deque([1, 2], 5), {1, 2}, frozenset({"x"})],
+        "scalars": [np.float64(1.5), np.int64(3), np.bool_(True), np.str_("name"), 2j],
+        "arrays": [np.arange(3.0), np.array(["a", None], object), np.asfortranarray(np.ones((2, 3))), np.dtype("f4")],
+        "generators": [np.random.RandomState(0), np.random.default_rng(0)],
+        "times": [datetime.datetime(2024, 1, 2), datetime.timedelta(3)],
+        "builtins": [dict, slice(1, 2), range(3), bytearray(b"x"), ...],
+        "tuples as keys": {(0, 1): "block", None: 1, 2.5: 2, True: 3},
+        "other tensors": [
+            torch.ones(2).to(torch.float8_e4m3fn),
+            torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8),
+            torch.eye(2).to_sparse(),
+            torch.ones(2).untyped_storage(),
+        ],
+    }
+    return {"model": wrapped, **beside}
+
+
 def main() -> None:
     import torch
 
@@ -122,6 +157,9 @@ def main() -> None:
     for container, is_zip in (("zip", True), ("legacy", False)):
         for name, value in (("plain", plain), ("training", _training_checkpoint(torch)), ("odd", _odd(torch))):
             torch.save(value, FOLDER / f"{name}_{container}.pth", _use_new_zipfile_serialization=is_zip)
+    for container, protocol in (("legacy", 2), ("zip", 2), ("zip", 5)):
+        path, is_zip = FOLDER / f"surrounded_{container}_{protocol}.pth", container == "zip"
+        torch.save(_surrounded(torch), path, pickle_protocol=protocol, _use_new_zipfile_serialization=is_zip)
 
 
 if __name__ == "__main__":

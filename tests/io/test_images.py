@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from vitnp.errors import ImageError, UsageError
-from vitnp.io import decode, find, preprocess, resample, write
+from vitnp.io import decode, preprocess, resample
 from vitnp.io.source import content_hash
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -184,7 +184,7 @@ def test_sixteen_bits_keep_the_high_byte(tmp_path):
     assert (decode.read_image(gray.astype(">u2")) == expected).all()
 
 
-def png16(channels: np.ndarray, color_type: int, transparent: bytes = b"") -> bytes:
+def png16(channels: np.ndarray, color_type: int, transparent: bytes = b"", significant: bytes = b"") -> bytes:
     """Encode a 16-bit PNG; Pillow can only write gray ones."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
@@ -194,7 +194,8 @@ def png16(channels: np.ndarray, color_type: int, transparent: bytes = b"") -> by
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in channels)
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, color_type, 0, 0, 0))
     clear = chunk(b"tRNS", transparent) if transparent else b""
-    return b"\x89PNG\r\n\x1a\n" + header + clear + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    depth = chunk(b"sBIT", significant) if significant else b""
+    return b"\x89PNG\r\n\x1a\n" + header + depth + clear + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
 def test_sixteen_bit_color_png(tmp_path):
@@ -206,6 +207,24 @@ def test_sixteen_bit_color_png(tmp_path):
     with_alpha = np.array([[[65535, 0, 0, 65535], [65535, 0, 0, 0]]], np.uint16)
     (tmp_path / "a.png").write_bytes(png16(with_alpha, 6))
     assert decode.read_image(tmp_path / "a.png").tolist() == [[[255, 0, 0], [255, 255, 255]]]
+
+
+@pytest.mark.parametrize(
+    ("highest", "significant", "expected", "words"),
+    [
+        (4095, 12, 255, "its values have 12 bits and are scaled to 16"),
+        (1023, 10, 255, "its values have 10 bits and are scaled to 16"),
+        (65520, 12, 255, ""),  # scaled to the full range, as the specification demands
+        (4095, 0, 15, "its 16-bit values reach only 4095 of 65535, so it is close to black"),
+        (20000, 0, 78, ""),
+        (0, 12, 0, ""),
+    ],
+)
+def test_gray_png_of_fewer_bits(tmp_path, caplog, highest, significant, expected, words):
+    sbit = bytes([significant]) if significant else b""
+    (tmp_path / "a.png").write_bytes(png16(np.array([[[0], [highest]]], np.uint16), 0, significant=sbit))
+    assert decode.read_image(tmp_path / "a.png")[0, :, 0].tolist() == [0, expected]
+    assert [message.partition(": ")[2].partition(";")[0] for message in caplog.messages] == ([words] if words else [])
 
 
 def test_sixteen_bit_gray_png_with_a_transparent_value(tmp_path):
@@ -648,83 +667,3 @@ def test_content_hash_depends_on_pixels_and_shape(tmp_path):
         decode.file_hash(tmp_path / "a.png")
         == hashlib.blake2b((tmp_path / "a.png").read_bytes(), digest_size=16).hexdigest()
     )
-
-
-# --- Folders ---------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def album(tmp_path):
-    """A folder with photographs, other files, hidden files and subfolders."""
-    folder = tmp_path / "album"
-    (folder / "sub" / "deep").mkdir(parents=True)
-    (folder / ".hidden").mkdir()
-    for name in ("b.jpg", "a.JPG", "sub/c.webp", "sub/deep/d.TIFF", ".e.jpg", ".hidden/f.jpg", "notes.txt", "g.npy"):
-        (folder / name).write_bytes(b"anything")
-    write.write_png(folder / "a_mask.png", np.zeros((4, 4), np.uint8))
-    Image.new("L", (4, 4)).save(folder / "own.png")
-    return folder
-
-
-def relatives(found):
-    return [photograph.relative.as_posix() for photograph in found]
-
-
-def test_folders_are_searched_in_order(album):
-    expected = ["a.JPG", "b.jpg", "own.png", "sub/c.webp", "sub/deep/d.TIFF"]
-    found = find.find_photographs([album])
-    assert relatives(found) == expected
-    assert [photograph.path for photograph in found] == [album / name for name in expected]
-
-
-def test_files_are_listed_once_whatever_their_extension(album, monkeypatch):
-    monkeypatch.chdir(album)
-    found = find.find_photographs(["notes.txt", album / "b.jpg", "./b.jpg", album / "sub" / ".." / "b.jpg", album])
-    assert relatives(found) == ["notes.txt", "b.jpg", "a.JPG", "own.png", "sub/c.webp", "sub/deep/d.TIFF"]
-
-
-def test_several_folders_prefix_their_names(album, tmp_path):
-    (tmp_path / "other").mkdir()
-    (tmp_path / "other" / "b.jpg").write_bytes(b"x")
-    assert relatives(find.find_photographs([album / "sub", tmp_path / "other"])) == [
-        "sub/c.webp",
-        "sub/deep/d.TIFF",
-        "other/b.jpg",
-    ]
-
-
-def test_cyclic_links(album):
-    (album / "sub" / "deep" / "up").symlink_to(album)
-    (album / "again").symlink_to(album / "sub")
-    (album / "broken.jpg").symlink_to(album / "nowhere.jpg")
-    (album / "link.jpg").symlink_to(album / "b.jpg")
-    assert relatives(find.find_photographs([album])) == [
-        "a.JPG",
-        "again/c.webp",
-        "again/deep/d.TIFF",
-        "b.jpg",
-        "link.jpg",
-        "own.png",
-    ]
-
-
-def test_paths_without_photographs_are_an_error(album, tmp_path):
-    (tmp_path / "none").mkdir()
-    cases = [
-        (album / "a_mask.png", "vitnp wrote this"),
-        (tmp_path / "none", "holds no photographs"),
-        (album / "missing.jpg", "no such file"),
-        (album / "b.jpg" / "x", "no such file"),
-    ]
-    for path, words in cases:
-        with pytest.raises(ImageError, match=words) as error:
-            find.find_photographs([path])
-        assert str(path) in str(error.value)
-    failures: list[ImageError] = []
-    found = find.find_photographs([*(path for path, _ in cases), album / "b.jpg"], failures=failures)
-    assert relatives(found) == ["b.jpg"]
-    assert len(failures) == len(cases)
-
-
-def test_a_folder_given_twice_is_not_an_error(album):
-    assert len(find.find_photographs([album, album])) == 5

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import stat
@@ -22,7 +23,7 @@ import vitnp
 from vitnp import outputs
 from vitnp.errors import OutputError
 from vitnp.export import naming
-from vitnp.io import stamp
+from vitnp.io import part_files, stamp
 from vitnp.io import write as write_
 from vitnp.io.find import Photograph
 from vitnp.io.write import make_folder, write_json, write_npy, write_npz, write_png, write_sidecar, write_text
@@ -120,7 +121,7 @@ def test_json(tmp_path):
         "iou": 0.5,
         "n": 3,
         "row": [0, 1],
-        "name": "Zoë \udcff",
+        "name": r"Zoë \xff",  # which every reader of JSON accepts
     }
 
 
@@ -186,7 +187,7 @@ def test_a_failure_while_writing_leaves_the_old_file(tmp_path, monkeypatch, name
         raise error
 
     if moment == "write":
-        monkeypatch.setattr(write_, "open", Failing, raising=False)
+        monkeypatch.setattr(part_files, "open", Failing, raising=False)
     else:
         monkeypatch.setattr(os, "replace", fail)
     with pytest.raises(OutputError if isinstance(error, OSError) else type(error)) as caught:
@@ -420,18 +421,65 @@ def test_no_output_has_the_name_of_an_input():
     assert stems(["a.jpg", "a_mask.jpg"]) == ["a", "a_mask"]
     assert stems(["a.jpg", "a_mask.png"], "out") == ["out/a", "out/a_mask"]
     assert stems(["p/a.jpg", "p/a_mask.png"], "p") == ["p/a.jpg", "p/a_mask"]
-    # The name with its extension is the name of another input, so a number is added.
-    assert stems(["a.jpg", "a_mask.png", "a.jpg_mask.png"]) == ["a.jpg-1", "a_mask", "a.jpg_mask"]
+    # The name with its extension is the name of another input, so a hash is added.
+    assert stems(["a.jpg", "a_mask.png", "a.jpg_mask.png"]) == [hashed("a.jpg"), "a_mask", "a.jpg_mask"]
+    assert stems(["a..jpg", "a._mask.png"]) == ["a..jpg", "a._mask"]
 
 
-def test_equal_names_in_several_folders_are_prefixed_by_the_folders(tmp_path, monkeypatch):
+def hashed(name: str, exact: str | None = None) -> str:
+    """Return the stem of a name with the hash of an exact one, by default the same."""
+    return f"{name}-{hashlib.blake2b(os.fsencode(exact or name)).hexdigest()[:8]}"
+
+
+def test_equal_names_in_several_folders_go_into_folders_of_these_names(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert stems(["p/a.jpg", "q/a.jpg", "q/b.jpg"], "out") == ["out/p/a.jpg", "out/q/a.jpg", "out/b"]
-    assert stems(["p/x/a.jpg", "q/x/a.jpg"], "out") == ["out/p/x/a.jpg", "out/q/x/a.jpg"]
 
 
-def test_names_that_differ_in_case_get_numbers():
-    assert stems(["a.jpg", "A.jpg"]) == ["a.jpg-1", "A.jpg-2"]
+def test_equal_names_in_folders_of_equal_names_get_hashes(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    photographs, relative = ["p/x/a.jpg", "q/x/a.jpg"], ["x/a.jpg", "x/a.jpg"]
+    expected = [f"out/x/{hashed('a.jpg', str(tmp_path / name))}" for name in photographs]
+    assert stems(photographs, "out", relative) == expected
+    assert stems([*photographs, "r/x/a.jpg", "p/x/b.jpg"], "out", [*relative, "x/a.jpg", "x/b.jpg"])[:2] == expected
+    assert [os.path.dirname(stem) for stem in stems(photographs, "out")] == ["out", "out"]  # given as files
+
+
+PAIRS = {
+    "case": ("IMG_1.JPG", "IMG_1.jpg"),
+    "unicode": ("caf\u00e9.jpg", "cafe\u0301.jpg"),
+    "both": ("CAF\u00c9.jpg", "cafe\u0301.JPG"),
+}
+
+
+@pytest.mark.parametrize("pair", PAIRS.values(), ids=PAIRS)
+@pytest.mark.parametrize("others", [["AAA.jpg"], ["img_1.Jpg", "CAFE\u0301.JPG"], ["IMG_1.png"]])
+@pytest.mark.parametrize("out", [None, "out"])
+def test_names_that_differ_by_case_or_unicode_form_get_stable_hashes(pair, others, out, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    expected = [f"{out or 'p'}/{hashed(name)}" for name in pair]
+    assert stems([f"p/{name}" for name in pair], out) == expected
+    for names in ([*others, *pair], [*pair[::-1], *others]):
+        found = dict(zip(names, stems([f"p/{name}" for name in names], out), strict=True))
+        assert [found[name] for name in pair] == expected
+
+
+def test_folders_that_differ_by_case_keep_their_files_apart():
+    found = stems(["P/a.jpg", "p/a.jpg", "p/b.jpg"], "out", ["P/a.jpg", "p/a.jpg", "p/b.jpg"])
+    assert found == [f"out/P/{hashed('a.jpg', 'P/a.jpg')}", f"out/p/{hashed('a.jpg', 'p/a.jpg')}", "out/p/b"]
+
+
+def test_a_photograph_given_twice_gets_two_names():
+    assert len(set(stems(["p/a.jpg"] * 3 + ["p/A.jpg"], "out"))) == 4
+
+
+def test_names_of_devices_get_an_underscore():
+    assert stems(["aux.jpg", "Con.tar.png", "lpt1 .jpg", "auxiliary.jpg"]) == [
+        "_aux",
+        "_Con.tar",
+        "_lpt1 ",
+        "auxiliary",
+    ]
 
 
 @pytest.mark.slow(reason="many inputs")
@@ -543,6 +591,14 @@ def test_cutout(monkeypatch):
     assert (rgba[..., :3][visible] == rgb[visible]).all()
 
 
+def test_a_cutout_without_object_is_transparent():
+    soft = np.full((6, 5), 32767, np.uint16)
+    rgb = np.full((6, 5, 3), 9, np.uint8)
+    assert not overlay.cutout(rgb, soft).any()
+    soft[2, 3] = 32768
+    assert overlay.cutout(rgb, soft)[..., 3].any()
+
+
 def boxes_by_labels(mask, min_area):
     """Compute the boxes from a label image."""
     labels, count = ndimage.label(mask, np.ones((3, 3)))
@@ -581,3 +637,10 @@ def test_bounding_boxes_by_hand():
     assert [tuple(box)[:4] for box in bounding_boxes(mask)] == [(0, 0, 2, 3), (4, 0, 1, 2), (3, 3, 2, 1)]
     assert len(bounding_boxes(mask, min_area_share=0.14)) == 1
     assert bounding_boxes(np.zeros((3, 3), bool)) == []
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_a_pipe_named_like_a_sidecar_is_not_waited_for(tmp_path):
+    (tmp_path / "a.svg").write_text("<svg/>")
+    os.mkfifo(tmp_path / "a.svg.vitnp.json")
+    assert stamp.stamp(tmp_path / "a.svg") is None

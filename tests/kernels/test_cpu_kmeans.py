@@ -257,9 +257,9 @@ def test_whole_runs_end_as_the_reference_s(metric, clusters, monkeypatch):
     x = (rng.standard_normal((4000, 48)) + 2 * rng.standard_normal((10, 48))[rng.integers(0, 10, 4000)]).astype(
         np.float16
     )
-    compiled = KMeans(clusters, metric=metric, seed=1).fit(x)
+    compiled = KMeans(clusters, metric=metric, random_state=1).fit(x)
     monkeypatch.setenv("VITNP_KERNELS", "reference")
-    plain = KMeans(clusters, metric=metric, seed=1).fit(x)
+    plain = KMeans(clusters, metric=metric, random_state=1).fit(x)
     assert compiled.inertia_ == pytest.approx(plain.inertia_, rel=1e-4)
 
 

@@ -322,8 +322,8 @@ def test_kmeans_finds_the_cpu_s_clusters(cupy, metric, form, monkeypatch):
     rows = {"blocks": [x[:300], x[300:301], x[301:]], "on the GPU": cupy.asarray(x)}.get(form, x)
     if form == "beyond memory":
         monkeypatch.setattr(kernels.for_device("cuda"), "free_bytes", lambda: 0)
-    wanted = KMeans(4, metric=metric, seed=1, n_init=2).fit(x)
-    found = KMeans(4, metric=metric, seed=1, n_init=2, device="cuda").fit(rows)
+    wanted = KMeans(4, metric=metric, random_state=1, n_init=2).fit(x)
+    found = KMeans(4, metric=metric, random_state=1, n_init=2, device="cuda").fit(rows)
     np.testing.assert_array_equal(found.labels_, wanted.labels_)
     np.testing.assert_array_equal(found.counts_, wanted.counts_)
     np.testing.assert_allclose(found.cluster_centers_, wanted.cluster_centers_, atol=2e-4)
@@ -337,7 +337,7 @@ def test_kmeans_finds_the_cpu_s_clusters(cupy, metric, form, monkeypatch):
 
 def test_kmeans_on_the_gpu_fills_empty_clusters_and_names_bad_rows(cupy):
     few = np.repeat(np.eye(3, 8, dtype=np.float32), 5, axis=0)
-    wanted, found = (KMeans(4, seed=2, device=device).fit(few) for device in ("cpu", "cuda"))
+    wanted, found = (KMeans(4, random_state=2, device=device).fit(few) for device in ("cpu", "cuda"))
     np.testing.assert_array_equal(found.labels_, wanted.labels_)
     np.testing.assert_array_equal(found.counts_, wanted.counts_)
     bad = blobs()
@@ -349,7 +349,7 @@ def test_kmeans_on_the_gpu_fills_empty_clusters_and_names_bad_rows(cupy):
 def test_kmeans_says_what_a_gpu_can_t_do(cupy):
     x = blobs()
     with pytest.raises(UsageError, match="n_clusters must be at most 256 on a GPU, got 257"):
-        KMeans(257, device="cuda")
+        KMeans(257, device="cuda").fit(x)
     with pytest.raises(UsageError, match="omit the mapper"):
         KMeans(2, device="cuda").fit(x, mapper=map)
     with pytest.raises(UsageError, match="choose device='cuda'"):

@@ -153,8 +153,8 @@ def test_a_model_of_few_rows_is_that_of_the_same_rows_in_blocks():
     x, _ = blobs(8, 1100, 20, 11, noise=2.0)
     for metric in ("cosine", "euclidean"):
         for clusters in (2, 7, 40):
-            whole = KMeans(clusters, metric=metric, seed=3).fit(x)
-            blocks = KMeans(clusters, metric=metric, seed=3).fit(np.array_split(x, 5))
+            whole = KMeans(clusters, metric=metric, random_state=3).fit(x)
+            blocks = KMeans(clusters, metric=metric, random_state=3).fit(np.array_split(x, 5))
             assert whole.cluster_centers_.tobytes() == blocks.cluster_centers_.tobytes()
             assert whole.labels_.tobytes() == blocks.labels_.tobytes()
             assert whole.inertia_history_ == blocks.inertia_history_ and whole.n_iter_ == blocks.n_iter_

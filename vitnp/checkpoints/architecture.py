@@ -7,19 +7,24 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from vitnp.checkpoints.grid import DeclaredGrid, trained_grid
 from vitnp.errors import CheckpointError
 from vitnp.vit.config import ViTConfig
 
 
-def infer_architecture(weights: Mapping[str, np.ndarray], grid: tuple[int, int] | None = None) -> ViTConfig:
+def infer_architecture(
+    weights: Mapping[str, np.ndarray], grid: DeclaredGrid | None = None, class_position: bool | None = None
+) -> ViTConfig:
     """Derive width, depth, patch size, grid, registers and the form of the MLP from shapes alone.
 
     Parameters
     ----------
     weights : mapping of str to array
         Canonical names, with at least one block.
-    grid : (int, int), optional
-        Rows and columns of the trained grid; by default it is assumed to be square.
+    grid : DeclaredGrid, optional
+        Rows and columns of the trained grid; by default it is assumed to be square, where that leaves no doubt.
+    class_position : bool, optional
+        Whether the first position embedding is that of CLS, as far as is known.
 
     Returns
     -------
@@ -43,14 +48,20 @@ def infer_architecture(weights: Mapping[str, np.ndarray], grid: tuple[int, int] 
         raise CheckpointError(
             f"tensor 'patch_embed.proj.weight' is {_sides(projection)}, not width x 3 x patch x patch as for RGB images"
         )
+    if "pos_embed" not in weights:
+        raise CheckpointError(
+            "tensor 'pos_embed' is missing: vitnp runs ViTs with learned position embeddings, not rotary ones as in "
+            "DINOv3 and EVA; take DINO (--model dino_vits8) or DINOv2 with registers (dinov2_vits14_reg) instead"
+        )
     n_positions = _require(weights, "pos_embed", 3).shape[1]
+    registers = _require(weights, "register_tokens", 3).shape[1] if "register_tokens" in weights else 0
     return ViTConfig(
         width=width,
         depth=1 + max(int(name.split(".")[1]) for name in weights if name.startswith("blocks.")),
         heads=1,
         patch=patch,
-        grid=_trained_grid(n_positions, grid),
-        registers=_require(weights, "register_tokens", 3).shape[1] if "register_tokens" in weights else 0,
+        grid=trained_grid(n_positions, grid, class_position),
+        registers=registers,
         swiglu="blocks.0.mlp.w12.weight" in weights,
         layerscale="blocks.0.ls1.gamma" in weights,
     )
@@ -83,21 +94,6 @@ def check_tensors(weights: Mapping[str, np.ndarray], config: ViTConfig) -> None:
             raise CheckpointError(f"tensor {name!r} contains NaN or infinity: the file is damaged")
 
 
-def _trained_grid(n_positions: int, grid: tuple[int, int] | None) -> tuple[int, int]:
-    """Return the grid, checked or square; `n_positions` may count CLS."""
-    if grid is not None:
-        if min(grid) >= 1 and math.prod(grid) in (n_positions, n_positions - 1):
-            return grid
-        raise CheckpointError(
-            f"its metadata says grid {grid[0]} x {grid[1]}, but pos_embed has {n_positions} positions"
-        )
-    for n_patches in (n_positions - 1, n_positions):
-        side = math.isqrt(max(n_patches, 0))
-        if side >= 1 and side * side == n_patches:
-            return side, side
-    raise CheckpointError(f"tensor 'pos_embed' has {n_positions} positions, which are no square grid of patches")
-
-
 def _expected_shapes(weights: Mapping[str, np.ndarray], config: ViTConfig) -> dict[str, tuple[int, ...]]:
     """Return the shape of every tensor; the width of the MLP is that of the first block."""
     d, n_patches = config.width, math.prod(config.grid)
@@ -122,9 +118,9 @@ def _expected_shapes(weights: Mapping[str, np.ndarray], config: ViTConfig) -> di
         "pos_embed": (1, n_positions if n_positions == n_patches else 1 + n_patches, d),
         "patch_embed.proj.weight": (d, 3, config.patch, config.patch),
         "patch_embed.proj.bias": (d,),
-        "norm.weight": (d,),
-        "norm.bias": (d,),
     }
+    if "norm.weight" in weights or "norm.bias" in weights:  # keys don't need the final norm
+        expected |= {"norm.weight": (d,), "norm.bias": (d,)}
     if config.registers or "register_tokens" in weights:
         expected["register_tokens"] = (1, config.registers, d)
     for index in range(config.depth):

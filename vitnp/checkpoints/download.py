@@ -11,15 +11,23 @@ import os
 import pathlib
 import re
 import sys
-import tempfile
 import urllib.parse
+from typing import TYPE_CHECKING
 
+from vitnp.checkpoints.architecture import check_tensors, infer_architecture
+from vitnp.checkpoints.checksum import file_sha256, read_sidecar, write_sidecar
+from vitnp.checkpoints.container import container_format
+from vitnp.checkpoints.read import read_checkpoint
 from vitnp.checkpoints.registry import FOLDER, Entry, find
 from vitnp.errors import CheckpointError
+
+if TYPE_CHECKING:
+    import requests
 
 _ATTEMPTS = 2
 _TIMEOUT = (10, 60)  # seconds to connect, and to wait for more bytes
 _CHUNK_BYTES = 2**20
+_SIZE_TOLERANCE = 0.02  # the registry rounds to three digits
 
 
 def cache_folder() -> pathlib.Path:
@@ -53,30 +61,12 @@ def address_of(entry: Entry) -> str:
     return mirror.rstrip("/") + urllib.parse.urlsplit(url).path
 
 
-def file_sha256(path: str | os.PathLike[str]) -> str:
-    """Compute the SHA-256 of a file, in hexadecimal.
-
-    Raises
-    ------
-    CheckpointError
-        If the file can't be read.
-    """
-    digest = hashlib.sha256()
-    try:
-        with open(path, "rb") as file:
-            while chunk := file.read(_CHUNK_BYTES):
-                digest.update(chunk)
-    except OSError as error:
-        raise CheckpointError(f"{path} can't be read: {error.strerror or error}") from None
-    return digest.hexdigest()
-
-
 def fetch(name: str) -> tuple[pathlib.Path, str]:
     """Return the file of a registered checkpoint, downloaded unless it is in the cache.
 
-    A download is checked against the SHA-256 of the registry, or against the one that the server sends. A SHA-256 that
-    the registry lacks is written beside the file. A file that has changed on disk is therefore noticed, and downloaded
-    again.
+    A download is checked against the SHA-256 of the registry. Where the registry has none, the file must come over
+    https, have the size and the architecture of the entry and the SHA-256 that the server sends, if it sends one; its
+    SHA-256 is then written beside it. A file that has changed on disk is therefore noticed, and downloaded again.
 
     Parameters
     ----------
@@ -103,17 +93,17 @@ def fetch(name: str) -> tuple[pathlib.Path, str]:
     path = place_of(entry)
     if path.is_file():
         sha256 = file_sha256(path)
-        expected = entry.sha256 or _read_sidecar(path)
+        expected = entry.sha256 or read_sidecar(path)
         if expected in (None, sha256):
             if not entry.sha256 and expected is None:
-                _write_sidecar(path, sha256)
+                write_sidecar(path, sha256)
             return path, sha256
     if entry.url is None:
         raise CheckpointError(f"the built-in checkpoint {path} is missing or changed: install vitnp again")
     _download(entry, path)
     sha256 = file_sha256(path)
     if not entry.sha256:
-        _write_sidecar(path, sha256)
+        write_sidecar(path, sha256)
     return path, sha256
 
 
@@ -124,13 +114,15 @@ def _download(entry: Entry, path: pathlib.Path) -> None:
 
     url = address_of(entry)
     by_hand = f"download {url} by hand to {path}, or give the path of another checkpoint as the model"
+    if not entry.sha256:
+        _require_encryption(entry, url, by_hand)
     pooch.get_logger().setLevel("ERROR")
     for _ in range(_ATTEMPTS):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.unlink(missing_ok=True)  # only a damaged file gets here, which pooch would accept
             known = f"sha256:{entry.sha256}" if entry.sha256 else None
-            pooch.retrieve(url, known, fname=path.name, path=path.parent, downloader=_stream)
+            pooch.retrieve(url, known, fname=path.name, path=path.parent, downloader=_Downloader(entry))
             os.chmod(path, 0o644)
             return
         except requests.HTTPError as error:
@@ -140,6 +132,9 @@ def _download(entry: Entry, path: pathlib.Path) -> None:
                 break
         except requests.RequestException as error:
             reason = _network_reason(error)
+        except _WrongFileError as error:
+            reason = str(error)
+            break
         except ValueError:
             reason = "the file doesn't have the expected SHA-256"
         except OSError as error:
@@ -147,31 +142,95 @@ def _download(entry: Entry, path: pathlib.Path) -> None:
     raise CheckpointError(f"{entry.name} can't be fetched ({reason}): {by_hand}")
 
 
-def _stream(url: str, output_file: str, _: object) -> None:
-    """Download a file as pooch's `downloader`; check its length and SHA-256 where the server sends them."""
-    import requests
-    from tqdm import tqdm
+class _WrongFileError(Exception):
+    """What the server sends is another file than the registry describes; the message is a clause about it."""
 
-    with requests.get(url, stream=True, timeout=_TIMEOUT, headers={"Accept-Encoding": "identity"}) as response:
-        response.raise_for_status()
+
+class _Downloader:
+    """Downloads a file for pooch, which keeps it only if nothing is raised.
+
+    The length of the file, and its SHA-256 where the server sends one, are checked. Without one in the registry, so are
+    its container, its architecture and that nobody on the way could change it.
+    """
+
+    def __init__(self, entry: Entry):
+        self.entry = entry
+
+    def __call__(self, url: str, output_file: str, _: object) -> None:
+        import requests
+
+        with requests.get(url, stream=True, timeout=_TIMEOUT, headers={"Accept-Encoding": "identity"}) as response:
+            response.raise_for_status()
+            hops = (*response.history, response)
+            if not self.entry.sha256:
+                for hop in hops:
+                    if not _is_encrypted(str(hop.url)):
+                        raise _WrongFileError(f"it comes over an open connection, {hop.url}, and no SHA-256 is known")
+            sha256 = self._receive(response, pathlib.Path(output_file))
+        # Model hubs send the SHA-256 of a large file with the redirection to its address.
+        for hop in hops:
+            linked = re.fullmatch(r'"?([0-9a-f]{64})"?', hop.headers.get("X-Linked-ETag", ""))
+            if linked and linked[1] != sha256:
+                raise ValueError("wrong SHA-256")
+        if not self.entry.sha256:
+            _check_unrecorded(self.entry, pathlib.Path(output_file))
+
+    def _receive(self, response: requests.Response, path: pathlib.Path) -> str:
+        """Write the body of a response to a file, up to the size of the registry, and return its SHA-256."""
+        import requests
+        from tqdm import tqdm
+
         length = response.headers.get("Content-Length", "")
-        total = int(length) if length.isdigit() else None
+        total = int(length) if re.fullmatch("[0-9]{1,18}", length) else None
+        expected = self.entry.megabytes * 1e6
+        most = expected * (1 + _SIZE_TOLERANCE)
+        too_long = f"the server sends more than {most / 1e6:.0f} MB, but the checkpoint has {self.entry.megabytes:g} MB"
+        if total is not None and total > most:
+            raise _WrongFileError(too_long)
         digest, received = hashlib.sha256(), 0
-        title = pathlib.PurePath(output_file).parent.name
+        title = self.entry.name
         bar = tqdm(total=total, unit="B", unit_scale=True, desc=title, disable=not sys.stderr.isatty(), leave=False)
-        with bar, open(output_file, "wb") as file:
+        with bar, open(path, "wb") as file:
             for chunk in response.iter_content(_CHUNK_BYTES):
+                received += len(chunk)
+                if received > most:
+                    raise _WrongFileError(too_long)
                 file.write(chunk)
                 digest.update(chunk)
-                received += len(chunk)
                 bar.update(len(chunk))
         if total is not None and received != total:
             raise requests.ConnectionError(f"the connection broke after {received:,} of {total:,} bytes")
-        # Model hubs send the SHA-256 of a large file with the redirection to its address.
-        for hop in (*response.history, response):
-            linked = re.fullmatch(r'"?([0-9a-f]{64})"?', hop.headers.get("X-Linked-ETag", ""))
-            if linked and linked[1] != digest.hexdigest():
-                raise ValueError("wrong SHA-256")
+        if not self.entry.sha256 and received < expected * (1 - _SIZE_TOLERANCE):
+            raise _WrongFileError(
+                f"the server sends {received / 1e6:.3g} MB, but the checkpoint has {self.entry.megabytes:g} MB"
+            )
+        return digest.hexdigest()
+
+
+def _check_unrecorded(entry: Entry, path: pathlib.Path) -> None:
+    """Check that a file of which the registry has no SHA-256 is a safetensors file of the entry's architecture."""
+    try:
+        if container_format(path) != "safetensors":
+            raise CheckpointError("it isn't a safetensors file")
+        checkpoint = read_checkpoint(path)
+        architecture = infer_architecture(checkpoint.weights, class_position=checkpoint.dialect.class_position)
+        check_tensors(checkpoint.weights, architecture)
+        entry.check_architecture(architecture)
+    except CheckpointError as error:
+        reason = str(error).replace(str(path), "it")
+        raise _WrongFileError(f"the file isn't the one that the registry describes: {reason}") from None
+
+
+def _require_encryption(entry: Entry, url: str, by_hand: str) -> None:
+    if not _is_encrypted(url):
+        raise CheckpointError(
+            f"{entry.name} isn't fetched over the open connection of VITNP_MIRROR={os.environ.get('VITNP_MIRROR')}: no "
+            f"SHA-256 of it is recorded, so that a changed file would pass; use an https:// mirror, or {by_hand}"
+        )
+
+
+def _is_encrypted(url: str) -> bool:
+    return url.startswith("https://")
 
 
 def _network_reason(error: Exception) -> str:
@@ -188,32 +247,3 @@ def _network_reason(error: Exception) -> str:
     if "broke after" in text or "IncompleteRead" in text or isinstance(error, requests.exceptions.ChunkedEncodingError):
         return "the connection broke midway"
     return "the server can't be reached; is there a network?"
-
-
-def _sidecar(path: pathlib.Path) -> pathlib.Path:
-    return path.with_name(path.name + ".sha256")
-
-
-def _read_sidecar(path: pathlib.Path) -> str | None:
-    """Return the SHA-256 that was written beside a file, or None."""
-    try:
-        words = _sidecar(path).read_text(encoding="ascii").split()
-    except (OSError, ValueError):
-        return None
-    return words[0] if words and re.fullmatch("[0-9a-f]{64}", words[0]) else None
-
-
-def _write_sidecar(path: pathlib.Path, sha256: str) -> None:
-    """Write a SHA-256 beside a file, in the format of ``sha256sum --check``; a read-only cache is no error."""
-    temporary = None
-    try:
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="ascii") as file:
-            temporary = file.name
-            file.write(f"{sha256}  {path.name}\n")
-        os.replace(temporary, _sidecar(path))
-        temporary = None
-    except OSError:
-        pass
-    finally:
-        if temporary is not None:
-            os.unlink(temporary)

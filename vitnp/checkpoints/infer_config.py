@@ -1,24 +1,47 @@
-"""Infer the configuration of a ViT from its weights, its metadata, the registry and the files beside it."""
+"""Infer the configuration of a ViT from its weights, its metadata, the files beside it and the registry."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import math
+import logging
 import pathlib
+import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from vitnp import options
 from vitnp.checkpoints import registry
 from vitnp.checkpoints.architecture import check_tensors, infer_architecture
+from vitnp.checkpoints.declared import DeclaredConfig, mean_and_std, number, numbers
+from vitnp.checkpoints.dialects import HEADS, Dialect
+from vitnp.checkpoints.grid import DeclaredGrid, parse_grid
 from vitnp.checkpoints.read import Checkpoint
-from vitnp.checkpoints.state_dict_names import Dialect
+from vitnp.checkpoints.timm_json import read_timm_config
+from vitnp.checkpoints.transformers_json import read_preprocessor_config, read_transformers_config
+from vitnp.checkpoints.unsupported import refuse_unsupported_model
 from vitnp.errors import CheckpointError
 from vitnp.vit.config import ViTConfig
 
+_LOGGER = logging.getLogger(__name__)
+
 _DEFAULT_EPS = 1e-6
+_MAX_JSON = 2**24  # bytes; those of real checkpoints have some kilobytes
 _HEAD_WIDTH = 64
+_GUESS = "a guess"
+
+# File names of timm's models. Of some, rotary positions are in the code alone and not in the file.
+_NAMED_AFTER_MODEL = re.compile(r"[a-z0-9]+_\w*patch[0-9]+_")
+
+_CONFIG, _PREPROCESSOR = "config.json", "preprocessor_config.json"
+_TRANSFORMERS_FIELDS = {
+    "model_type",
+    "hidden_size",
+    "num_attention_heads",
+    "layer_norm_eps",
+    "hidden_act",
+    "patch_size",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +56,8 @@ class Overrides:
         Interpolation of position embeddings.
     normalization : {"imagenet", "half"}, optional
         Mean and standard deviation of the input.
+    grid : str or (int, int), optional
+        Rows and columns of patches that the position embeddings were trained on, such as "14x16" or (14, 16).
 
     Raises
     ------
@@ -43,10 +68,30 @@ class Overrides:
     heads: int | None = None
     pos_embed: str | None = None
     normalization: str | None = None
+    grid: str | tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
+        if isinstance(self.grid, (tuple, list)):
+            object.__setattr__(self, "grid", "x".join(map(str, self.grid)))
         for field in dataclasses.fields(self):
             options.check(field.name, getattr(self, field.name))
+
+
+class InferredConfig(NamedTuple):
+    """A configuration, and where what the weights don't say comes from.
+
+    Attributes
+    ----------
+    config : ViTConfig
+    sources : dict of str to str
+        Sources of "grid", "heads", "eps", "pos_embed" and "normalization", in words.
+    resizing : str
+        How the library's own evaluation resizes images; vitnp does it in its own way.
+    """
+
+    config: ViTConfig
+    sources: dict[str, str]
+    resizing: str
 
 
 def infer_config(
@@ -56,8 +101,10 @@ def infer_config(
     entry: registry.Entry | None = None,
     sha256: str = "",
     overrides: Overrides = Overrides(),
-) -> ViTConfig:
+) -> InferredConfig:
     """Infer the configuration of a checkpoint, and check every tensor against it.
+
+    What is guessed is logged as a guess.
 
     Parameters
     ----------
@@ -74,117 +121,171 @@ def infer_config(
     Raises
     ------
     CheckpointError
-        If a tensor is missing or has the wrong shape, or one of the sources holds a value that can't be.
+        If a tensor is missing or has the wrong shape, one of the sources holds a value that can't be, two of them
+        contradict each other, or a value that changes the features is one that vitnp doesn't compute.
     """
-    metadata, dialect = checkpoint.metadata, checkpoint.dialect
     try:
-        architecture = infer_architecture(checkpoint.weights, _grid(metadata))
-        check_tensors(checkpoint.weights, architecture)
+        declared, (declared_normalization, resizing) = (
+            (DeclaredConfig(), (None, "")) if entry else _read_files_beside(path.parent)
+        )
         known = entry or registry.identify(path.stem, sha256)
-        has_config_json = dialect.has_config_json and not entry
-        config_json = _read_json_beside(path, "config.json") if has_config_json else {}
-        heads = overrides.heads or _heads(architecture.width, metadata, known, config_json)
+        if _NAMED_AFTER_MODEL.match(path.stem):
+            refuse_unsupported_model(path.stem.partition(".")[0], "its name")
+        grid, grid_source, class_position = _grid(checkpoint, declared, overrides)
+        architecture = infer_architecture(checkpoint.weights, grid, class_position)
+        check_tensors(checkpoint.weights, architecture)
+        declared.check_against(checkpoint.weights, architecture)
+        asked = _Sources(overrides, checkpoint.metadata, declared, declared_normalization, checkpoint.dialect, known)
+        heads, heads_source = asked.heads(architecture)
         if heads < 1 or architecture.width % heads:
             raise CheckpointError(
                 f"{heads} heads don't divide its width of {architecture.width}: give the right --heads"
             )
-        eps = _eps(metadata, config_json)
-        pos_embed = overrides.pos_embed or _pos_embed(metadata, entry, dialect, architecture.registers)
-        if overrides.normalization is not None:
-            mean, std = registry.NORMALIZATIONS[overrides.normalization]
-        else:
-            preprocessor_json = {} if entry else _read_json_beside(path, "preprocessor_config.json")
-            mean, std = _mean_and_std(metadata, preprocessor_json, known)
+        eps, eps_source = asked.eps()
+        pos_embed, pos_embed_source = asked.pos_embed(entry, architecture.registers)
+        (mean, std), normalization_source = asked.normalization()
     except CheckpointError as error:
         raise CheckpointError(f"{path} can't be used: {error}") from None
-    return dataclasses.replace(architecture, heads=heads, eps=eps, pos_embed=pos_embed, mean=mean, std=std)
+    config = dataclasses.replace(architecture, heads=heads, eps=eps, pos_embed=pos_embed, mean=mean, std=std)
+    sources = {
+        "grid": grid_source,
+        "heads": heads_source,
+        "eps": eps_source,
+        "pos_embed": pos_embed_source,
+        "normalization": normalization_source,
+    }
+    _log_guesses(path, config, sources)
+    return InferredConfig(config, sources, resizing or declared.resizing)
 
 
-def _grid(metadata: Mapping[str, str]) -> tuple[int, int] | None:
-    if "grid" not in metadata:
-        return None
-    rows, columns = _numbers(metadata["grid"], 2, "grid")
-    return int(rows), int(columns)
+class _Sources(NamedTuple):
+    """Where the values come from that weights don't say; each method asks them in the order in which they count."""
 
+    overrides: Overrides
+    metadata: Mapping[str, str]
+    declared: DeclaredConfig
+    declared_normalization: registry.MeanAndStd | None
+    dialect: Dialect
+    known: registry.Entry | None
 
-def _heads(
-    width: int, metadata: Mapping[str, str], known: registry.Entry | None, config_json: Mapping[str, Any]
-) -> int:
-    heads = _first(
-        _number(metadata, "heads"), known.heads if known else None, _number(config_json, "num_attention_heads")
-    )
-    if heads is None:
+    def heads(self, architecture: ViTConfig) -> tuple[int, str]:
+        width = architecture.width
+        in_metadata = number(self.metadata, "heads")
+        of_family = self.dialect.heads.get(width) or HEADS.get((width, architecture.depth))
+        if self.overrides.heads is not None:
+            return self.overrides.heads, "--heads"
+        if in_metadata is not None:
+            if in_metadata != int(in_metadata):
+                raise CheckpointError(f"its number of heads should be a whole number, not {in_metadata}")
+            return int(in_metadata), "metadata"
+        if self.declared.heads is not None:
+            return self.declared.heads, _CONFIG
+        if self.known:
+            return self.known.heads, "registry"
+        if of_family is not None:
+            return of_family, f"{self.dialect.name} of this width and depth"
         if width % _HEAD_WIDTH:
             raise CheckpointError(f"its number of heads can't be derived from its width of {width}: give --heads")
-        return width // _HEAD_WIDTH
-    if heads != int(heads):
-        raise CheckpointError(f"its number of heads should be a whole number, not {heads}")
-    return int(heads)
+        return width // _HEAD_WIDTH, _GUESS
+
+    def eps(self) -> tuple[float, str]:
+        for eps, source in (number(self.metadata, "norm_eps"), "metadata"), (self.declared.eps, _CONFIG):
+            if eps is not None:
+                if not 0 < eps < 1:
+                    raise CheckpointError(f"its LayerNorm epsilon should lie between 0 and 1, not be {eps}")
+                return eps, source
+        return _DEFAULT_EPS, self.dialect.name
+
+    def pos_embed(self, entry: registry.Entry | None, registers: int) -> tuple[str, str]:
+        if self.overrides.pos_embed is not None:
+            return self.overrides.pos_embed, "--pos-embed-interp"
+        if entry:
+            return entry.pos_embed, "registry"
+        if "pos_embed" in self.metadata:
+            if self.metadata["pos_embed"] not in options.POS_EMBED_INTERPS:
+                given, choices = self.metadata["pos_embed"][:40], ", ".join(options.POS_EMBED_INTERPS)
+                raise CheckpointError(f"its metadata says pos_embed {given!r}, not one of {choices}")
+            return self.metadata["pos_embed"], "metadata"
+        if self.declared.pos_embed:
+            return self.declared.pos_embed, f"as in {self.declared.library}"
+        dialect = self.dialect
+        if self.known and not dialect.marker:  # its names don't say which code base it is of
+            return self.known.pos_embed, "registry"
+        pos_embed = dialect.pos_embed_registers if registers else dialect.pos_embed
+        return pos_embed, f"as in {dialect.name}" if dialect.marker else _GUESS
+
+    def normalization(self) -> tuple[registry.MeanAndStd, str]:
+        if self.overrides.normalization is not None:
+            return registry.NORMALIZATIONS[self.overrides.normalization], "--normalization"
+        if self.metadata.get("mean") is not None and self.metadata.get("std") is not None:
+            return mean_and_std(self.metadata["mean"], self.metadata["std"]), "metadata"
+        of_config = self.declared.mean_and_std
+        if self.declared_normalization is not None:
+            if of_config is not None and of_config != self.declared_normalization:
+                raise CheckpointError(
+                    f"{_CONFIG} and {_PREPROCESSOR} beside it have different mean and std: give --normalization"
+                )
+            return self.declared_normalization, _PREPROCESSOR
+        if of_config is not None:
+            return of_config, _CONFIG
+        if self.known:
+            return registry.NORMALIZATIONS[self.known.normalization], "registry"
+        if self.dialect.normalization is not None:
+            return registry.NORMALIZATIONS[self.dialect.normalization], f"as in {self.dialect.name}"
+        return registry.NORMALIZATIONS["imagenet"], _GUESS
 
 
-def _eps(metadata: Mapping[str, str], config_json: Mapping[str, Any]) -> float:
-    eps = _first(_number(metadata, "norm_eps"), _number(config_json, "layer_norm_eps"))
-    if eps is None:
-        return _DEFAULT_EPS
-    if not 0 < eps < 1:
-        raise CheckpointError(f"its LayerNorm epsilon should lie between 0 and 1, not be {eps}")
-    return eps
+def _grid(
+    checkpoint: Checkpoint, declared: DeclaredConfig, overrides: Overrides
+) -> tuple[DeclaredGrid | None, str, bool | None]:
+    """Return the declared grid, its source, and whether the first position is that of CLS."""
+    class_position = checkpoint.dialect.class_position
+    if declared.class_position is not None:
+        class_position = declared.class_position
+    metadata = checkpoint.metadata
+    if "grid" in metadata:
+        class_position = None  # vitnp has written it, under one name for the registers of all dialects
+    if overrides.grid is not None:
+        return DeclaredGrid(*parse_grid(str(overrides.grid)), "--grid"), "--grid", class_position
+    if "grid" in metadata:
+        rows, columns = numbers(metadata["grid"], 2, "grid")
+        return DeclaredGrid(int(rows), int(columns), "its metadata"), "metadata", class_position
+    projection = checkpoint.weights.get("patch_embed.proj.weight")
+    if projection is not None and projection.ndim == 4 and (sides := declared.grid(projection.shape[2] or 1)):
+        return DeclaredGrid(*sides, f"{_CONFIG} beside it"), _CONFIG, class_position
+    return None, "square", class_position
 
 
-def _pos_embed(metadata: Mapping[str, str], entry: registry.Entry | None, dialect: Dialect, registers: int) -> str:
-    if entry:
-        return entry.pos_embed
-    if "pos_embed" in metadata:
-        if metadata["pos_embed"] not in options.POS_EMBED_INTERPS:
-            choices = ", ".join(options.POS_EMBED_INTERPS)
-            raise CheckpointError(f"its metadata says pos_embed {metadata['pos_embed'][:40]!r}, not one of {choices}")
-        return metadata["pos_embed"]
-    return "antialias" if registers else dialect.pos_embed
+def _log_guesses(path: pathlib.Path, config: ViTConfig, sources: Mapping[str, str]) -> None:
+    guesses = []
+    if sources["heads"] == _GUESS:
+        guesses.append(f"{config.heads} attention heads (--heads)")
+    if sources["normalization"] == _GUESS:
+        guesses.append("ImageNet's mean and standard deviation (--normalization)")
+    if sources["pos_embed"] == _GUESS:
+        guesses.append("positions resampled as in DINO (--pos-embed-interp)")
+    if guesses:
+        _LOGGER.warning("%s doesn't say all about the network, so some is guessed: %s", path.name, "; ".join(guesses))
 
 
-def _mean_and_std(
-    metadata: Mapping[str, str], preprocessor_json: Mapping[str, Any], known: registry.Entry | None
-) -> registry.MeanAndStd:
-    """Return mean and std from the metadata, else the preprocessor, else the registry, else those of ImageNet."""
-    for mean, std in (
-        (metadata.get("mean"), metadata.get("std")),
-        (preprocessor_json.get("image_mean"), preprocessor_json.get("image_std")),
-    ):
-        if mean is not None and std is not None:
-            red, green, blue = _numbers(mean, 3, "mean")
-            red_std, green_std, blue_std = _numbers(std, 3, "std")
-            if not all(0 < value < 100 for value in (red_std, green_std, blue_std)):
-                raise CheckpointError("the standard deviation of its normalization isn't positive")
-            return (red, green, blue), (red_std, green_std, blue_std)
-    return registry.NORMALIZATIONS[known.normalization if known else "imagenet"]
+def _read_files_beside(folder: pathlib.Path) -> tuple[DeclaredConfig, tuple[registry.MeanAndStd | None, str]]:
+    """Read the config.json and the preprocessor_config.json in a folder, as far as they are there."""
+    config = _read_json(folder / _CONFIG)
+    declared = DeclaredConfig()
+    if "architecture" in config or "pretrained_cfg" in config or config.get("model_type") == "timm_wrapper":
+        declared = read_timm_config(config)
+    elif _TRANSFORMERS_FIELDS & set(config) or "backbone_config" in config:
+        declared = read_transformers_config(config)
+    return declared, read_preprocessor_config(_read_json(folder / _PREPROCESSOR))
 
 
-def _read_json_beside(path: pathlib.Path, name: str) -> dict[str, Any]:
-    """Return the object in a JSON file beside the checkpoint; empty if there is none."""
-    try:
-        content = json.loads((path.parent / name).read_text(encoding="utf-8"))
-    except FileNotFoundError:
+def _read_json(path: pathlib.Path) -> dict[str, Any]:
+    """Return the object in a JSON file; empty if there is no such file."""
+    if not path.is_file():  # a pipe would never end
         return {}
-    except (OSError, ValueError, RecursionError):
-        raise CheckpointError(f"{name} beside it can't be read: repair it or move it away") from None
-    return content if isinstance(content, dict) else {}
-
-
-def _number(table: Mapping[str, Any], name: str) -> float | None:
-    return None if table.get(name) is None else _numbers(table[name], 1, name)[0]
-
-
-def _numbers(value: Any, count: int, name: str) -> tuple[float, ...]:
-    """Parse numbers of metadata: "0.5,0.5,0.5", [0.5, 0.5, 0.5], or a single one."""
-    parts = value.split(",") if isinstance(value, str) else value if isinstance(value, list) else [value]
     try:
-        numbers = tuple(float(part) for part in parts)
-    except (TypeError, ValueError, OverflowError):
-        numbers = ()
-    if len(numbers) != count or not all(map(math.isfinite, numbers)):
-        raise CheckpointError(f"its {name} should be {count} number{'s' * (count > 1)}, not {str(value)[:40]!r}")
-    return numbers
-
-
-def _first(*values: float | None) -> float | None:
-    return next((value for value in values if value is not None), None)
+        with open(path, "rb") as file:
+            content = json.loads(file.read(_MAX_JSON).decode("utf-8"))
+    except (OSError, ValueError, RecursionError):
+        raise CheckpointError(f"{path.name} beside it can't be read: repair it or move it away") from None
+    return content if isinstance(content, dict) else {}

@@ -1,26 +1,31 @@
-"""Load a ViT by name or from a file: find the file, read it, infer its configuration, check every shape."""
+"""Load a ViT by name or from files: find them, read them, infer the configuration, check every shape."""
 
 from __future__ import annotations
 
 import os
-import pathlib
 from typing import NamedTuple
 
 from vitnp.checkpoints import registry
-from vitnp.checkpoints.download import fetch, file_sha256
-from vitnp.checkpoints.infer_config import Overrides, infer_config
-from vitnp.checkpoints.read import Checkpoint, container_format, read_checkpoint
+from vitnp.checkpoints.container import container_format
+from vitnp.checkpoints.infer_config import InferredConfig, Overrides, infer_config
+from vitnp.checkpoints.locate import Location, locate
+from vitnp.checkpoints.read import Checkpoint, read_checkpoint
+from vitnp.checkpoints.sharded import files_of
 from vitnp.errors import CheckpointError
-from vitnp.vit.config import ViTConfig
+from vitnp.io.path_text import valid_unicode
 from vitnp.vit.model import ViT
+
+_FINAL_NORMS = {
+    "norm": "yes",
+    "fc_norm": "fc_norm, trained on the average of the patches",
+    "none": "none: tokens and CLS can't be used, keys can",
+}
 
 
 class _Opened(NamedTuple):
-    entry: registry.Entry | None  # only if the checkpoint was asked for by name
-    path: pathlib.Path
-    sha256: str
+    location: Location
     checkpoint: Checkpoint
-    config: ViTConfig
+    inferred: InferredConfig
 
 
 def load_vit(
@@ -29,6 +34,7 @@ def load_vit(
     heads: int | None = None,
     pos_embed: str | None = None,
     normalization: str | None = None,
+    grid: str | tuple[int, int] | None = None,
 ) -> ViT:
     """Load a vision transformer by name or from a file.
 
@@ -40,19 +46,25 @@ def load_vit(
         - "auto", the built-in checkpoint;
         - a name in the registry (``python -m vitnp.weights list``), downloaded unless it is in the cache;
         - a ``.safetensors``, ``.pth``, ``.pt`` or ``.bin`` file of DINO, DINOv2, timm or transformers, told by its
-          content, not by its extension;
-        - a folder that holds ``model.safetensors`` or ``pytorch_model.bin``.
+          content, not by its extension, or the ``.index.json`` of one in several files;
+        - a folder that holds ``model.safetensors`` or ``pytorch_model.bin``, whole or in shards, as transformers and
+          timm save it;
+        - "org/name", a model in the local cache of the Hugging Face Hub; nothing is fetched from there.
     heads : int, optional
-        Number of attention heads. By default as in the metadata of the file, else the registry, else a ``config.json``
-        beside the file, else width / 64.
+        Number of attention heads. By default as in the metadata of the file, else a ``config.json`` beside the file,
+        else the registry, else as in the published networks of this width and depth. Else width / 64 is taken, and
+        logged as a guess.
     pos_embed : {"offset", "exact", "antialias"}, optional
         Interpolation of position embeddings, see :mod:`vitnp.vit.pos_embed`. By default as in the official code of a
-        registered name, else the metadata; else "antialias" with register tokens, "exact" with tensor names of
-        transformers, "offset" with others.
+        registered name, else the metadata, else as in the code base that a ``config.json`` or the tensor names tell:
+        "antialias" for timm and networks with registers, "exact" for transformers, "offset" for DINO and DINOv2.
     normalization : {"imagenet", "half"}, optional
         Mean and standard deviation of the input: those of ImageNet, or 0.5. By default as in the metadata, else a
-        ``preprocessor_config.json`` beside the file, else the registry (found by SHA-256 or file name), else
-        "imagenet".
+        ``preprocessor_config.json`` or timm's ``config.json`` beside the file, else the registry (found by SHA-256 or
+        file name), else the code base. Else "imagenet" is taken, and logged as a guess.
+    grid : str or (int, int), optional
+        Rows and columns of patches that the position embeddings were trained on, such as "14x16". By default as in the
+        metadata, else the image size in a ``config.json``, else square.
 
     Returns
     -------
@@ -61,18 +73,20 @@ def load_vit(
     Raises
     ------
     CheckpointError
-        If the checkpoint can't be found, downloaded or read, is damaged, or isn't a plain ViT.
+        If the checkpoint can't be found, downloaded or read, is damaged, isn't a plain ViT, or a file beside it
+        declares something that vitnp doesn't compute.
     UsageError
-        If `heads`, `pos_embed` or `normalization` isn't allowed.
+        If `heads`, `pos_embed`, `normalization` or `grid` isn't allowed.
 
     Examples
     --------
     >>> load_vit("auto")
     ViT(vitnp_tiny: depth 12, width 192, heads 3, patch 16)
     """
-    opened = _open(name_or_path, Overrides(heads, pos_embed, normalization))
-    name = opened.entry.name if opened.entry else opened.path.stem
-    return ViT(opened.config, opened.checkpoint.weights, name=name, source=str(opened.path), sha256=opened.sha256)
+    (_, name, path, sha256), checkpoint, inferred = _open(
+        name_or_path, Overrides(heads, pos_embed, normalization, grid)
+    )
+    return ViT(inferred.config, checkpoint.weights, name=valid_unicode(name), source=str(path), sha256=sha256)
 
 
 def describe(
@@ -81,6 +95,7 @@ def describe(
     heads: int | None = None,
     pos_embed: str | None = None,
     normalization: str | None = None,
+    grid: str | tuple[int, int] | None = None,
 ) -> dict[str, str]:
     """Describe what a checkpoint holds and how it will be run; the parameters are those of :func:`load_vit`.
 
@@ -92,28 +107,36 @@ def describe(
     Examples
     --------
     >>> describe("auto")["trained grid"]
-    '14 x 14 patches'
+    '14 x 14 patches (square)'
     """
-    entry, path, sha256, checkpoint, config = _open(name_or_path, Overrides(heads, pos_embed, normalization))
+    location, checkpoint, (config, sources, resizing) = _open(
+        name_or_path, Overrides(heads, pos_embed, normalization, grid)
+    )
+    entry, _, path, sha256 = location
+    files = files_of(path)
     n_parameters = sum(tensor.size for tensor in checkpoint.weights.values())
     facts = {
         "file": str(path),
         "sha256": sha256,
-        "container": container_format(path),
+        "container": container_format(files[0])
+        + (f" in {len(files)} file{'s' * (len(files) > 1)} with an index" if files != [path] else ""),
         "names": checkpoint.dialect.name,
         "parameters": f"{n_parameters / 1e6:.2f} million in {len(checkpoint.weights)} tensors",
         "width": str(config.width),
         "blocks": str(config.depth),
-        "heads": str(config.heads),
+        "heads": f"{config.heads} ({sources['heads']})",
         "patch": f"{config.patch} px",
-        "trained grid": f"{config.grid[0]} x {config.grid[1]} patches",
+        "trained grid": f"{config.grid[0]} x {config.grid[1]} patches ({sources['grid']})",
         "registers": str(config.registers),
         "MLP": "SwiGLU" if config.swiglu else "GELU",
         "LayerScale": "yes" if config.layerscale else "no",
-        "LayerNorm eps": f"{config.eps:g}",
-        "positions": config.pos_embed,
-        "mean, std": f"{config.mean}, {config.std}",
+        "LayerNorm eps": f"{config.eps:g} ({sources['eps']})",
+        "final norm": _FINAL_NORMS[checkpoint.final_norm],
+        "positions": f"{config.pos_embed} ({sources['pos_embed']})",
+        "mean, std": f"{config.mean}, {config.std} ({sources['normalization']})",
     }
+    if resizing:
+        facts["resizing"] = f"by --short-side and bicubic, not as its config says ({resizing})"
     entry = entry or registry.identify(path.stem, sha256)
     if entry:
         facts["registered as"] = f"{entry.name}: {entry.title}" + (f". {entry.note}" if entry.note else "")
@@ -122,30 +145,14 @@ def describe(
 
 
 def _open(name_or_path: str | os.PathLike[str], overrides: Overrides) -> _Opened:
-    entry, path, sha256 = _locate(os.fspath(name_or_path))
-    checkpoint = read_checkpoint(path)
-    config = infer_config(checkpoint, path, entry=entry, sha256=sha256, overrides=overrides)
-    return _Opened(entry, path, sha256, checkpoint, config)
-
-
-def _locate(name: str) -> tuple[registry.Entry | None, pathlib.Path, str]:
-    """Find or download the file; return its registry entry if it was asked for by name, its path and its SHA-256.
-
-    Names of the registry take precedence over files.
-    """
-    if name == "auto" or name in registry.entries():
-        path, sha256 = fetch(name)
-        return registry.find(name), path, sha256
-    path = pathlib.Path(name).expanduser()
-    if path.is_dir():
-        files = [path / file for file in ("model.safetensors", "pytorch_model.bin") if (path / file).is_file()]
-        if not files:
-            raise CheckpointError(f"{path} is a folder without model.safetensors: give the file with the weights")
-        path = files[0]
-    elif not path.exists():
-        if path.suffix or len(path.parts) > 1:
-            raise CheckpointError(
-                f"{path} doesn't exist: give a checkpoint file, or a name of `python -m vitnp.weights list`"
-            )
-        registry.find(name)  # raises, with a suggestion
-    return None, path, file_sha256(path)
+    location = locate(os.fspath(name_or_path))
+    checkpoint = read_checkpoint(location.path)
+    inferred = infer_config(
+        checkpoint, location.path, entry=location.entry, sha256=location.sha256, overrides=overrides
+    )
+    if location.entry:
+        try:
+            location.entry.check_architecture(inferred.config)
+        except CheckpointError as error:
+            raise CheckpointError(f"{location.path} can't be used: {error}") from None
+    return _Opened(location, checkpoint, inferred)

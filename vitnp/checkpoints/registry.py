@@ -14,6 +14,7 @@ import pathlib
 import urllib.parse
 
 from vitnp.errors import CheckpointError
+from vitnp.vit.config import ViTConfig
 
 # Data folder of the package: registry.json and the files that come with vitnp.
 FOLDER = pathlib.Path(str(importlib.resources.files("vitnp.weights")))
@@ -52,6 +53,8 @@ class Entry:
         Mean and standard deviation of its input, a key of :data:`NORMALIZATIONS`.
     heads : int
         Number of attention heads.
+    width, depth, patch, registers : int
+        Its architecture, see :class:`vitnp.vit.config.ViTConfig`.
     pos_embed : {"offset", "exact", "antialias"}
         Interpolation of position embeddings in the official code.
     original, original_sha256 : str or None
@@ -74,6 +77,10 @@ class Entry:
     license: str
     normalization: str
     heads: int
+    width: int
+    depth: int
+    patch: int
+    registers: int
     pos_embed: str
     original: str | None
     original_sha256: str | None
@@ -85,6 +92,19 @@ class Entry:
     def file_name(self) -> str:
         """Name of the file in the cache."""
         return f"{self.name}.safetensors"
+
+    def check_architecture(self, config: ViTConfig) -> None:
+        """Check that a network is of this entry's architecture.
+
+        Raises
+        ------
+        CheckpointError
+            If it is another one; the message names the first difference.
+        """
+        for name in ("width", "depth", "patch", "registers"):
+            actual, expected = getattr(config, name), getattr(self, name)
+            if actual != expected:
+                raise CheckpointError(f"it has {name} {actual}, but {self.name} has {name} {expected}")
 
 
 @functools.cache

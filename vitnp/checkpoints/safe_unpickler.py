@@ -2,7 +2,8 @@
 
 The unpickler of Python imports and calls what a file names. This one interprets the same instructions, decoded by
 :mod:`pickletools`, but knows only the few names that checkpoints need. Each stands for a function of vitnp that builds
-plain data; any other name is refused. No class that the file names is instantiated, and no attribute is set.
+plain data, or is put aside as a :class:`Placeholder`; any other name is refused. No class that the file names is
+instantiated, and no attribute is set.
 """
 
 from __future__ import annotations
@@ -13,9 +14,19 @@ import struct
 from collections.abc import Callable, Mapping
 from typing import Any, BinaryIO, cast
 
+from vitnp.checkpoints.pickled_objects import (
+    MAX_INTEGER_KEY,
+    BoundedStream,
+    Global,
+    Placeholder,
+    UnpicklingError,
+    usable_items,
+)
+
 # Bounds the memory that a small hostile file can claim. Training checkpoints have some 10,000 instructions, the largest
 # 400,000.
 _MAX_OPCODES = 1_000_000
+MAX_PICKLE_BYTES = 64 * 2**20  # the pickle of a training checkpoint takes less than 1 MB
 
 _PUSH_ARGUMENT = frozenset(
     (
@@ -42,53 +53,13 @@ _DAMAGED = (
     *(struct.error, Warning),  # a warning about an invalid escape, where the caller turns warnings into errors
 )
 _MAX_ARGUMENTS = 16
-_KEY_TYPES = (str, int, float, bool, bytes, type(None))
-
-
-class UnpicklingError(ValueError):
-    """A pickle that is damaged or asks for something that no checkpoint needs.
-
-    The message is a clause about the file, such as "its pickle has no end".
-    """
-
-
-class Placeholder:
-    """An object of the file that isn't constructed.
-
-    Parameters
-    ----------
-    name : str
-        Module and name of its class or function.
-    """
-
-    __slots__ = ("name",)
-
-    def __init__(self, name: str):
-        self.name = name
-
-    def __repr__(self) -> str:
-        return f"<{self.name}, not constructed>"
-
-
-class Global:
-    """A known name that the file asked for.
-
-    Parameters
-    ----------
-    name : str
-        Module and name.
-    build : callable
-        Function to call in its place.
-    """
-
-    __slots__ = ("build", "name")
-
-    def __init__(self, name: str, build: Callable[..., object]):
-        self.name, self.build = name, build
 
 
 def load_pickle(
-    stream: BinaryIO | mmap.mmap, known: Mapping[str, Callable[..., object]], load_persistent: Callable[[Any], object]
+    stream: BinaryIO | mmap.mmap,
+    known: Mapping[str, Callable[..., object]],
+    load_persistent: Callable[[Any], object],
+    is_inert: Callable[[str], bool] = lambda name: False,
 ) -> object:
     r"""Interpret one pickle of a stream and leave the stream at the byte after it.
 
@@ -101,6 +72,9 @@ def load_pickle(
         the file, so it must check them.
     load_persistent : callable
         Function that turns a persistent id, which comes from the file too, into an object.
+    is_inert : callable
+        Whether a placeholder stands for objects of this name; arguments, items and states that the file gives them are
+        dropped.
 
     Returns
     -------
@@ -121,11 +95,11 @@ def load_pickle(
     >>> try:
     ...     load_pickle(io.BytesIO(b"cos\nsystem\n(S'echo'\ntR."), {}, lambda key: None)
     ... except UnpicklingError as error:
-    ...     print(error)
+    ...     print(str(error).partition(" (")[0])
     it asks for the Python object 'os.system': a checkpoint must never run code
     """
     try:
-        return _Machine(known, load_persistent).run(stream)
+        return _Machine(known, load_persistent, is_inert).run(BoundedStream(stream, MAX_PICKLE_BYTES))
     except UnpicklingError:
         raise
     except MemoryError:
@@ -140,13 +114,18 @@ class _Machine:
     The method ``_name`` executes the instruction ``NAME``; its argument is that of the instruction.
     """
 
-    def __init__(self, known: Mapping[str, Callable[..., object]], load_persistent: Callable[[Any], object]):
-        self.known, self.load_persistent = known, load_persistent
+    def __init__(
+        self,
+        known: Mapping[str, Callable[..., object]],
+        load_persistent: Callable[[Any], object],
+        is_inert: Callable[[str], bool],
+    ):
+        self.known, self.load_persistent, self.is_inert = known, load_persistent, is_inert
         self.stack: list[Any] = []
         self.below: list[list[Any]] = []
         self.memo: dict[object, Any] = {}
 
-    def run(self, stream: BinaryIO | mmap.mmap) -> object:
+    def run(self, stream: BoundedStream) -> object:
         opcodes = pickletools.genops(cast(BinaryIO, stream))  # needs read, readline and tell only
         for count, (opcode, argument, _) in enumerate(opcodes):
             if count >= _MAX_OPCODES:
@@ -159,7 +138,7 @@ class _Machine:
             elif name in _PUSH_NEW:
                 self.stack.append(_PUSH_NEW[name]())
             elif name in _PUT:
-                self.memo[len(self.memo) if name == "MEMOIZE" else argument] = self.stack[-1]
+                self._memoize(len(self.memo) if name == "MEMOIZE" else cast(int, argument))
             elif name in _GET:
                 self.stack.append(self.memo[argument])
             elif name in _TUPLES:
@@ -178,6 +157,11 @@ class _Machine:
 
     def _take(self) -> Any:
         return self.stack.pop()
+
+    def _memoize(self, key: int) -> None:
+        if not 0 <= key < MAX_INTEGER_KEY:
+            raise UnpicklingError("its pickle is damaged (a memo of impossible number)")
+        self.memo[key] = self.stack[-1]
 
     def _pop_to_mark(self) -> list[Any]:
         items, self.stack = self.stack, self.below.pop()
@@ -225,10 +209,11 @@ class _Machine:
 
     def _fill(self, items: list[Any]) -> None:
         target = self.stack[-1]
+        if type(target) is Placeholder:
+            return
         if type(target) is not dict or len(items) % 2:
             raise UnpicklingError("its pickle is damaged (items for an object that isn't a dict)")
-        for key, value in zip(items[::2], items[1::2]):
-            target[check_key(key)] = value
+        target.update(usable_items(zip(items[::2], items[1::2])))
 
     def _append(self, _: object) -> None:
         self._extend([self._take()])
@@ -239,6 +224,8 @@ class _Machine:
     _additems = _appends
 
     def _extend(self, items: list[Any]) -> None:
+        if type(self.stack[-1]) is Placeholder:
+            return
         if type(self.stack[-1]) is not list:
             raise UnpicklingError("its pickle is damaged (items for an object that isn't a list)")
         self.stack[-1].extend(items)
@@ -256,13 +243,19 @@ class _Machine:
 
     def _find(self, module: str, name: str) -> Global:
         path = f"{module}.{name}"
-        if path not in self.known:
-            raise UnpicklingError(f"it asks for the Python object {path[:100]!r}: a checkpoint must never run code")
-        return Global(path, self.known[path])
+        if path not in self.known and not self.is_inert(path):
+            raise UnpicklingError(
+                f"it asks for the Python object {path[:100]!r}: a checkpoint must never run code "
+                "(if it is your own, save the state dict alone: torch.save(model.state_dict(), file))"
+            )
+        return Global(path, self.known.get(path))
 
     def _call(self, target: object, arguments: object) -> None:
         if not isinstance(target, Global) or type(arguments) is not tuple:
             raise UnpicklingError("its pickle is damaged (a call of an object that isn't a function)")
+        if target.build is None:
+            self.stack.append(Placeholder(target.name))
+            return
         if len(arguments) > _MAX_ARGUMENTS:
             raise UnpicklingError("its pickle is damaged (a call with too many arguments)")
         self.stack.append(target.build(*arguments))
@@ -275,7 +268,7 @@ class _Machine:
 
     def _newobj_ex(self, _: object) -> None:
         keywords, arguments, target = self._take(), self._take(), self._take()
-        if keywords:
+        if keywords and not (isinstance(target, Global) and target.build is None):
             raise UnpicklingError("its pickle is damaged (a call with keyword arguments)")
         self._call(target, arguments)
 
@@ -294,10 +287,3 @@ class _Machine:
 
     def _binpersid(self, _: object) -> None:
         self.stack.append(self.load_persistent(self._take()))
-
-
-def check_key(key: object) -> Any:
-    """Return a key of a dict if it is a scalar; hashing a deeply nested tuple would overflow the stack of Python."""
-    if not isinstance(key, _KEY_TYPES):
-        raise UnpicklingError(f"its pickle has a dict key of type {type(key).__name__}, which no checkpoint needs")
-    return key

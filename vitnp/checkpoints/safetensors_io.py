@@ -9,16 +9,19 @@ Format: https://github.com/huggingface/safetensors#format
 
 from __future__ import annotations
 
+import collections
 import json
+import math
 import mmap
 import os
 import struct
 from collections.abc import Iterator, Mapping
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import numpy as np
 
 from vitnp.checkpoints.bfloat16 import bfloat16_to_float32
+from vitnp.checkpoints.nested import MAX_TENSORS
 from vitnp.errors import CheckpointError
 from vitnp.io.write import replacing
 
@@ -38,6 +41,11 @@ _DTYPES = {
     "BOOL": "?",
 }
 _NAMES = {np.dtype(code): name for name, code in _DTYPES.items() if name != "BF16"}
+
+
+_MAX_HEADER_BYTES = 16 * 2**20  # that of a checkpoint takes less than 1 MB; parsed, it takes some twenty times as much
+_MAX_DIMENSIONS = 32
+_MAX_BYTES = 2**62
 
 
 class _HeaderEntry(TypedDict):
@@ -72,10 +80,16 @@ def read_safetensors(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray
     """
     from safetensors import SafetensorError, safe_open
 
+    if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):  # opening it might never end
+        raise CheckpointError(f"{path} is a pipe or device: give a file")
     try:
-        with safe_open(os.fspath(path), framework="numpy") as validated, open(path, "rb") as file:
-            names = set(validated.keys())
-            metadata = validated.metadata() or {}
+        with open(path, "rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8).ljust(8, b"\0"))
+            if _MAX_HEADER_BYTES < length < os.fstat(file.fileno()).st_size:  # the package refuses a longer one
+                raise CheckpointError(f"{path} has a header of {length / 1e6:.0f} MB, too long for a checkpoint")
+            with safe_open(os.fspath(path), framework="numpy") as validated:
+                names = set(validated.keys())
+                metadata = validated.metadata() or {}
             content = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
     except OSError as error:
         if os.path.isdir(path):
@@ -86,10 +100,23 @@ def read_safetensors(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray
     except SafetensorError as error:
         detail = " ".join(str(error).split())[:200]
         raise CheckpointError(f"{path} is not a complete safetensors file: {detail}") from None
-    (length,) = struct.unpack("<Q", content[:8])
-    header = json.loads(bytes(content[8 : 8 + length]))
     data = content[8 + length :]
-    return {name: _read_tensor(path, name, data, header[name]) for name in sorted(names)}, metadata
+    if len(names) > MAX_TENSORS:
+        raise CheckpointError(f"{path} holds more than {MAX_TENSORS:,} tensors, too many for a checkpoint")
+    try:
+        header = json.loads(bytes(content[8 : 8 + length]), object_pairs_hook=_unique)
+        return {name: _read_tensor(path, name, data, header[name]) for name in sorted(names)}, metadata
+    except (LookupError, OverflowError, RecursionError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path} is not a complete safetensors file: {str(error)[:200]}") from None
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return a dict of the pairs of a JSON object, in which no name may appear twice."""
+    table = dict(pairs)
+    if len(table) != len(pairs):
+        name = next(name for name, count in collections.Counter(name for name, _ in pairs).items() if count > 1)
+        raise ValueError(f"its header has two entries of the name {name[:100]!r}")
+    return table
 
 
 def _read_tensor(path: str | os.PathLike[str], name: str, data: memoryview, entry: _HeaderEntry) -> np.ndarray:
@@ -98,9 +125,12 @@ def _read_tensor(path: str | os.PathLike[str], name: str, data: memoryview, entr
             f"{path}: the tensor {name[:100]!r} is of type {entry['dtype']}, which vitnp can't read: "
             "convert it to float16 or float32"
         )
-    dtype, (start, end) = np.dtype(_DTYPES[entry["dtype"]]), entry["data_offsets"]
+    dtype, shape, (start, end) = np.dtype(_DTYPES[entry["dtype"]]), entry["shape"], entry["data_offsets"]
+    # Without numbers a side can be as long as you like, but NumPy multiplies the others all the same.
+    if len(shape) > _MAX_DIMENSIONS or math.prod(max(1, side) for side in shape) * dtype.itemsize > _MAX_BYTES:
+        raise ValueError(f"the tensor {name[:100]!r} has an impossible shape")
     flat = np.frombuffer(data[start:end], dtype) if end > start else np.empty(0, dtype)  # frombuffer refuses no bytes
-    array = flat.reshape(entry["shape"])
+    array = flat.reshape(shape)
     return bfloat16_to_float32(array) if entry["dtype"] == "BF16" else array
 
 

@@ -1,150 +1,20 @@
 """Translation of the tensor names of other code bases into one set of names.
 
-The canonical names are those of DINO, DINOv2 and timm, such as ``blocks.{i}.attn.qkv.weight``. Each code base is one
-entry of :data:`DIALECTS`; to read the checkpoints of another one, add an entry. Training checkpoints nest these names
-(``teacher``, ``state_dict``), prefix them (``module.backbone.``) and hold heads that no feature needs.
+The canonical names are those of DINO, DINOv2 and timm, such as ``blocks.{i}.attn.qkv.weight``; the tables are in
+:mod:`vitnp.checkpoints.dialects`. Training checkpoints nest these names (``teacher``, ``state_dict``), prefix them
+(``module.backbone.``) and hold heads that no feature needs.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Mapping
 
 import numpy as np
 
+from vitnp.checkpoints.dialects import DIALECTS, Dialect, recognize
+from vitnp.checkpoints.unsupported import FAMILIES, WITHOUT_CLASS_TOKEN, refuse_unsupported_names
 from vitnp.errors import CheckpointError
-
-
-@dataclasses.dataclass(frozen=True)
-class Dialect:
-    """Tensor names and conventions of one code base. Every table maps its names to the canonical ones.
-
-    Attributes
-    ----------
-    name : str
-        Name of the dialect.
-    marker : str
-        Regular expression that finds a tensor name of this dialect and of none below it in :data:`DIALECTS`.
-    tensors : dict of str to str
-        Tensors outside the blocks.
-    block_prefix : str
-        Regular expression for what precedes the number of a block.
-    block_modules : dict of str to str
-        Modules of a block that have a weight and a bias. Query, key and value are "attn.q", "attn.k" and "attn.v" where
-        they are separate.
-    block_tensors : dict of str to str
-        Other tensors of a block.
-    pos_embed : {"offset", "exact", "antialias"}
-        Interpolation of position embeddings in this code base, for networks without registers.
-    has_config_json : bool
-        Whether a ``config.json`` beside a checkpoint describes it.
-    """
-
-    name: str
-    marker: str
-    tensors: dict[str, str]
-    block_prefix: str
-    block_modules: dict[str, str]
-    block_tensors: dict[str, str]
-    pos_embed: str
-    has_config_json: bool
-
-    def tensors_of_a_block(self) -> dict[str, str]:
-        """Return the table of all tensors of a block, relative to its prefix."""
-        kinds = ("weight", "bias")
-        modules = {
-            f"{theirs}.{kind}": f"{ours}.{kind}" for theirs, ours in self.block_modules.items() for kind in kinds
-        }
-        return modules | self.block_tensors
-
-
-_TRANSFORMERS_TENSORS = {
-    "embeddings.cls_token": "cls_token",
-    "embeddings.position_embeddings": "pos_embed",
-    "embeddings.register_tokens": "register_tokens",
-    "embeddings.patch_embeddings.projection.weight": "patch_embed.proj.weight",
-    "embeddings.patch_embeddings.projection.bias": "patch_embed.proj.bias",
-    "layernorm.weight": "norm.weight",
-    "layernorm.bias": "norm.bias",
-}
-_TRANSFORMERS_ATTENTION = {
-    "attention.attention.query": "attn.q",
-    "attention.attention.key": "attn.k",
-    "attention.attention.value": "attn.v",
-    "attention.output.dense": "attn.proj",
-}
-
-# In the order in which they are recognized.
-DIALECTS = (
-    Dialect(  # ViT in transformers, and facebook/dino-*
-        name="transformers-vit",
-        marker=r"^encoder\.layer\..*\.layernorm_before\.weight$",
-        tensors=_TRANSFORMERS_TENSORS,
-        block_prefix=r"encoder\.layer",
-        block_modules=_TRANSFORMERS_ATTENTION
-        | {
-            "layernorm_before": "norm1",
-            "layernorm_after": "norm2",
-            "intermediate.dense": "mlp.fc1",
-            "output.dense": "mlp.fc2",
-        },
-        block_tensors={},
-        pos_embed="exact",
-        has_config_json=True,
-    ),
-    Dialect(  # Dinov2 in transformers, with or without registers
-        name="transformers-dinov2",
-        marker=r"^encoder\.layer\.",
-        tensors=_TRANSFORMERS_TENSORS,
-        block_prefix=r"encoder\.layer",
-        block_modules=_TRANSFORMERS_ATTENTION
-        | {
-            "norm1": "norm1",
-            "norm2": "norm2",
-            "mlp.fc1": "mlp.fc1",
-            "mlp.fc2": "mlp.fc2",
-            "mlp.weights_in": "mlp.w12",
-            "mlp.weights_out": "mlp.w3",
-        },
-        block_tensors={"layer_scale1.lambda1": "ls1.gamma", "layer_scale2.lambda1": "ls2.gamma"},
-        pos_embed="exact",
-        has_config_json=True,
-    ),
-    Dialect(  # DINO, DINOv2 and timm: fused query, key and value
-        name="timm",
-        marker="",
-        tensors={
-            "cls_token": "cls_token",
-            "pos_embed": "pos_embed",
-            "register_tokens": "register_tokens",
-            "reg_token": "register_tokens",
-            "patch_embed.proj.weight": "patch_embed.proj.weight",
-            "patch_embed.proj.bias": "patch_embed.proj.bias",
-            "norm.weight": "norm.weight",
-            "norm.bias": "norm.bias",
-        },
-        block_prefix=r"blocks(?:\.[0-9]{1,4})?",  # DINOv2 may save its blocks in chunks: blocks.0.3.norm1
-        block_modules={
-            "norm1": "norm1",
-            "norm2": "norm2",
-            "attn.qkv": "attn.qkv",
-            "attn.proj": "attn.proj",
-            "mlp.fc1": "mlp.fc1",
-            "mlp.fc2": "mlp.fc2",
-            "mlp.w12": "mlp.w12",
-            "mlp.w3": "mlp.w3",
-        },
-        block_tensors={
-            "ls1.gamma": "ls1.gamma",
-            "ls2.gamma": "ls2.gamma",
-            "gamma_1": "ls1.gamma",  # DeiT III and iBOT
-            "gamma_2": "ls2.gamma",
-        },
-        pos_embed="offset",
-        has_config_json=False,
-    ),
-)
 
 # All dialects are translated with one table, since no name means different things in two of them.
 _TENSORS = {theirs: ours for dialect in DIALECTS for theirs, ours in dialect.tensors.items()}
@@ -153,38 +23,17 @@ _BLOCK_PREFIX = "|".join(dict.fromkeys(dialect.block_prefix for dialect in DIALE
 _BLOCK_NAME = re.compile(rf"(?:{_BLOCK_PREFIX})\.([0-9]{{1,4}})\.([a-z].*)")
 _CLS_TOKEN_NAMES = sorted((name for name in _TENSORS if _TENSORS[name] == "cls_token"), key=len, reverse=True)
 
-_UNUSED = ("mask_token", "embeddings.mask_token")
+# Parameters that only training uses: what replaces masked patches.
+_UNUSED = ("mask_token", "masked_embed", "embeddings.mask_token")
 # Unknown tensors under these names belong to the backbone, so they mean another architecture; others are heads to drop.
-_BACKBONE = ("blocks.", "encoder.", "embeddings.", "patch_embed.", "norm_pre.", "dist_token", "rope", "rel_pos")
+_BACKBONE = (
+    *("blocks.", "blocks_", "layers.", "encoder.", "embeddings.", "patch_embed.", "patch_embed_"),
+    *("norm_pre.", "norm_embed.", "pre_norm.", "pre_layernorm.", "ln_pre.", "embed_norm.", "pos_embed", "pos_embeder."),
+    *("cls_norm.", "local_cls_norm.", "cls_attn_blocks.", "cls_token_", "dist_token", "prompt", "rope", "rel_pos"),
+)
 
 # Preferred backbone of a file that has several: the one that each method's own evaluation code takes.
 _PREFERENCE = ("teacher", "target_encoder", "base_encoder", "", "momentum_encoder", "student")
-
-
-def flatten(tree: object) -> dict[str, np.ndarray]:
-    """Return the arrays of a nested checkpoint by their dotted path; anything else in it is left out.
-
-    Parameters
-    ----------
-    tree : object
-        Result of :func:`vitnp.checkpoints.torch_io.read_torch_file`: dicts of dicts of arrays, counters and options.
-
-    Examples
-    --------
-    >>> sorted(flatten({"epoch": 3, "teacher": {"cls_token": np.zeros((1, 1, 4))}}))
-    ['teacher.cls_token']
-    """
-    arrays: dict[str, np.ndarray] = {}
-    queue: list[tuple[str, object]] = [("", tree)]
-    seen = set()
-    while queue:
-        path, value = queue.pop(0)
-        if isinstance(value, np.ndarray):
-            arrays[path] = value
-        elif isinstance(value, dict) and id(value) not in seen:  # in a hostile file a dict may contain itself
-            seen.add(id(value))
-            queue += [(f"{path}.{key}" if path else key, inner) for key, inner in value.items() if type(key) is str]
-    return arrays
 
 
 def to_canonical(tensors: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], Dialect]:
@@ -214,14 +63,17 @@ def to_canonical(tensors: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarra
     >>> weights, dialect = to_canonical({"module.cls_token": np.zeros((1, 1, 4)), "head.weight": np.zeros((2, 4)),
     ...                                  "module.blocks.0.norm1.weight": np.ones(4, np.float16)})
     >>> sorted(weights), dialect.name
-    (['blocks.0.norm1.weight', 'cls_token'], 'timm')
+    (['blocks.0.norm1.weight', 'cls_token'], 'DINO')
     """
     prefix = _backbone_prefix(tensors)
+    refuse_unsupported_names(name for name in tensors if name.startswith(prefix))
     backbone = {name.removeprefix(prefix): array for name, array in tensors.items() if name.startswith(prefix)}
     weights: dict[str, np.ndarray] = {}
     for name, tensor in backbone.items():
         full_name = (prefix + name)[:100]
         canonical = _translate(name, full_name)
+        if canonical is None and _is_parameter_of_tokens(name, tensor, backbone):
+            raise CheckpointError(f"tensor {full_name!r} belongs to another architecture than a plain ViT")
         if canonical is None:
             continue
         if canonical in weights:
@@ -235,7 +87,8 @@ def to_canonical(tensors: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarra
     for index in range(depth):
         _fuse_qkv(weights, f"blocks.{index}")
         _rename_gated_mlp(weights, f"blocks.{index}")
-    return weights, next(dialect for dialect in DIALECTS if any(re.search(dialect.marker, name) for name in backbone))
+    _fill_in_qkv_bias(weights, depth)
+    return weights, recognize(name for name in tensors if name.startswith(prefix))
 
 
 def _backbone_prefix(tensors: Mapping[str, np.ndarray]) -> str:
@@ -247,6 +100,7 @@ def _backbone_prefix(tensors: Mapping[str, np.ndarray]) -> str:
                 prefixes.append(name.removesuffix(cls_token))
                 break
     if not prefixes:
+        refuse_unsupported_names(tensors, (*FAMILIES, *WITHOUT_CLASS_TOKEN))
         raise CheckpointError("it holds no ViT: no tensor is named cls_token")
 
     def rank(prefix: str) -> int:
@@ -268,8 +122,18 @@ def _translate(name: str, full_name: str) -> str | None:
     return None
 
 
+def _is_parameter_of_tokens(name: str, tensor: np.ndarray, backbone: Mapping[str, np.ndarray]) -> bool:
+    """Tell whether an unknown parameter of the network itself, not of a module, is as wide as its tokens.
+
+    Such are storage tokens, prompts and further position embeddings: without them the features would be others.
+    """
+    if "." in name or name in _UNUSED or not tensor.ndim or "cls_token" not in backbone:
+        return False
+    return tensor.shape[-1:] == backbone["cls_token"].shape[-1:] and not name.startswith(("decoder_", "predictor_"))
+
+
 def _fuse_qkv(weights: dict[str, np.ndarray], block: str) -> None:
-    """Concatenate separate projections to query, key and value, in place; an absent bias becomes zeros."""
+    """Concatenate separate projections to query, key and value, in place."""
     for kind in ("weight", "bias"):
         names = [f"{block}.attn.{letter}.{kind}" for letter in "qkv"]
         missing = [name for name in names if name not in weights]
@@ -281,9 +145,16 @@ def _fuse_qkv(weights: dict[str, np.ndarray], block: str) -> None:
         if len({array.shape for array in arrays}) != 1:
             raise CheckpointError(f"query, key and value of {block} differ in shape")
         weights[f"{block}.attn.qkv.{kind}"] = np.concatenate(arrays)
-    weight = weights.get(f"{block}.attn.qkv.weight")
-    if weight is not None and weight.ndim == 2:
-        weights.setdefault(f"{block}.attn.qkv.bias", np.zeros(len(weight), np.float32))
+
+
+def _fill_in_qkv_bias(weights: dict[str, np.ndarray], depth: int) -> None:
+    """Add a bias of zeros to query, key and value, in place, if no block has one."""
+    if any(f"blocks.{index}.attn.qkv.bias" in weights for index in range(depth)):
+        return
+    for index in range(depth):
+        weight = weights.get(f"blocks.{index}.attn.qkv.weight")
+        if weight is not None and weight.ndim == 2:
+            weights[f"blocks.{index}.attn.qkv.bias"] = np.zeros(len(weight), np.float32)
 
 
 def _rename_gated_mlp(weights: dict[str, np.ndarray], block: str) -> None:

@@ -19,7 +19,8 @@ from typing import Literal
 
 import numpy as np
 
-from vitnp.checkpoints.safe_unpickler import UnpicklingError, load_pickle
+from vitnp.checkpoints.pickled_objects import UnpicklingError
+from vitnp.checkpoints.safe_unpickler import MAX_PICKLE_BYTES, load_pickle
 from vitnp.checkpoints.torch_storage import (
     Storage,
     StorageId,
@@ -33,7 +34,7 @@ from vitnp.errors import CheckpointError
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001
-_MAX_PICKLE_BYTES = 64 * 2**20  # the pickle of a training checkpoint takes less than 1 MB
+_MAX_DIRECTORY_BYTES = 16 * 2**20  # of a zip archive; one of 10,000 storages takes less than 1 MB
 _ZIP_LOCAL_HEADER_BYTES = 30
 
 
@@ -49,7 +50,8 @@ def read_torch_file(path: str | os.PathLike[str]) -> object:
     -------
     object
         Dicts, lists, tuples and scalars as they were saved, tensors as read-only arrays (bfloat16 as float32).
-        ``argparse.Namespace`` and NumPy scalars become :class:`vitnp.checkpoints.safe_unpickler.Placeholder`.
+        Paths, devices, options, NumPy scalars and arrays, and what else :mod:`vitnp.checkpoints.inert` lists become
+        :class:`vitnp.checkpoints.pickled_objects.Placeholder`.
 
     Raises
     ------
@@ -62,8 +64,10 @@ def read_torch_file(path: str | os.PathLike[str]) -> object:
     >>> read_torch_file("dino_deitsmall16_pretrain.pth")["cls_token"].shape         # doctest: +SKIP
     (1, 1, 384)
     """
+    if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):  # opening it might never end
+        raise CheckpointError(f"{path} can't be read: it is a pipe or device")
     try:
-        with open(path, "rb") as file:
+        with _DirectoryReader(path) as file:
             if not os.fstat(file.fileno()).st_size:
                 raise UnpicklingError("it is empty")
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -82,12 +86,23 @@ def read_torch_file(path: str | os.PathLike[str]) -> object:
         raise CheckpointError(f"{path} can't be used as a torch file: it is damaged or cut off ({detail})") from None
 
 
+class _DirectoryReader(io.FileIO):
+    """A file of which zipfile reads the directory, unless that is so long that its entries would fill the memory."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is not None and size > _MAX_DIRECTORY_BYTES:
+            raise UnpicklingError("its zip directory is too long for a checkpoint")
+        return super().read(size)
+
+
 def _read_zip(mapped: mmap.mmap, archive: zipfile.ZipFile) -> object:
     entries = {entry.filename: entry for entry in archive.infolist()}
     roots = [name.removesuffix("data.pkl") for name in entries if name == "data.pkl" or name.endswith("/data.pkl")]
     if len(roots) != 1:
         raise UnpicklingError("it is a zip archive, but not one that torch.save wrote (no single data.pkl)")
     root = roots[0]
+    if f"{root}constants.pkl" in entries:
+        raise UnpicklingError("it is a TorchScript program: save the state dict of its module alone")
     buffer = memoryview(mapped)
     byteorder: Literal["<", ">"] = "<"
     if f"{root}byteorder" in entries and bytes(_entry_content(buffer, entries[f"{root}byteorder"])) == b"big":
@@ -108,7 +123,7 @@ def _read_zip(mapped: mmap.mmap, archive: zipfile.ZipFile) -> object:
             flats[type_name, key] = decode_storage(_entry_content(buffer, entry), type_name, size, byteorder)
         return Storage(flats[type_name, key])
 
-    if entries[f"{root}data.pkl"].file_size > _MAX_PICKLE_BYTES:
+    if entries[f"{root}data.pkl"].file_size > MAX_PICKLE_BYTES:
         raise UnpicklingError("its data.pkl is too large for a checkpoint")
     return load_torch_pickle(io.BytesIO(_entry_content(buffer, entries[f"{root}data.pkl"])), load_storage)
 

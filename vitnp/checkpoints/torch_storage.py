@@ -15,7 +15,9 @@ from typing import Any, BinaryIO, Literal, NamedTuple
 import numpy as np
 
 from vitnp.checkpoints.bfloat16 import bfloat16_to_float32
-from vitnp.checkpoints.safe_unpickler import Global, Placeholder, UnpicklingError, check_key, load_pickle
+from vitnp.checkpoints.inert import is_inert
+from vitnp.checkpoints.pickled_objects import Global, Placeholder, UnpicklingError, usable_items
+from vitnp.checkpoints.safe_unpickler import load_pickle
 
 _MAX_DIMENSIONS = 32
 
@@ -33,16 +35,12 @@ _STORAGE_DTYPES = {
     "torch.BoolStorage": "u1",
     "torch.ComplexFloatStorage": "<c8",
     "torch.ComplexDoubleStorage": "<c16",
+    # Those of tensors that become placeholders.
+    "torch.QInt8Storage": "i1",
+    "torch.QUInt8Storage": "u1",
+    "torch.QInt32Storage": "<i4",
+    "torch.storage.UntypedStorage": "u1",
 }
-
-# Other objects in training checkpoints. _codecs.encode is how pickle protocol 2 writes the bytes of a NumPy scalar.
-_PLACEHOLDERS = (
-    "argparse.Namespace",
-    "numpy.core.multiarray.scalar",
-    "numpy._core.multiarray.scalar",
-    "numpy.dtype",
-    "_codecs.encode",
-)
 
 
 class StorageId(NamedTuple):
@@ -86,16 +84,17 @@ def load_torch_pickle(stream: BinaryIO | mmap.mmap, load_storage: Callable[[obje
     """
     known: dict[str, Callable[..., object]] = {
         "collections.OrderedDict": _rebuild_ordered_dict,
+        "collections.defaultdict": lambda factory=None, *items: _rebuild_ordered_dict(*items),
         "torch.Size": _rebuild_size,
         "torch._utils._rebuild_tensor": _rebuild_tensor,
         "torch._utils._rebuild_tensor_v2": _rebuild_tensor,
         "torch._utils._rebuild_parameter": lambda data, *_: data,
+        "torch._utils._rebuild_parameter_with_state": lambda data, *_: data,
+        "torch._tensor._rebuild_from_type_v2": _rebuild_with_attributes,
     }
-    for name in _PLACEHOLDERS:
-        known[name] = lambda *_, name=name: Placeholder(name)
     for name in _STORAGE_DTYPES:
         known[name] = refuse_storage
-    return load_pickle(stream, known, load_storage)
+    return load_pickle(stream, known, load_storage, is_inert)
 
 
 def refuse_storage(*_: object) -> Storage:
@@ -140,8 +139,18 @@ def decode_storage(content: memoryview, type_name: str, size: int, byteorder: Li
     return flat
 
 
-def _rebuild_tensor(storage: object, offset: Any, shape: Any, strides: Any, *_: object) -> np.ndarray | None:
+def _rebuild_tensor(
+    storage: object,
+    offset: Any,
+    shape: Any,
+    strides: Any,
+    requires_grad: object = False,
+    backward_hooks: object = None,
+    bits: object = None,
+) -> np.ndarray | None:
     """Return a strided view of a storage, after checking that every element of it lies inside."""
+    if isinstance(bits, dict) and any(bits.values()):  # conjugated or negated when it is read
+        raise UnpicklingError("a tensor of it is a lazy conjugate or negative: save it after tensor.resolve_neg()")
     if not isinstance(storage, Storage):  # NumPy would take an array too, but the bounds of a strided one are unknown
         raise UnpicklingError("it is damaged (a tensor without a storage)")
     shape, strides = _rebuild_size(shape), _rebuild_size(strides)
@@ -157,6 +166,15 @@ def _rebuild_tensor(storage: object, offset: Any, shape: Any, strides: Any, *_: 
     itemsize = storage.flat.itemsize
     byte_strides = [stride * itemsize if length > 1 else 0 for length, stride in zip(shape, strides)]
     return np.lib.stride_tricks.as_strided(storage.flat[offset:], shape, byte_strides, writeable=False)
+
+
+def _rebuild_with_attributes(function: object, tensor_type: object, arguments: Any, state: object) -> object:
+    """Return a tensor that has attributes or a type of its own, without them."""
+    if not isinstance(function, Global) or type(arguments) is not tuple or not 4 <= len(arguments) <= 7:
+        raise UnpicklingError("it is damaged (a tensor of no known form)")
+    if function.build is not _rebuild_tensor:
+        return Placeholder(function.name)
+    return _rebuild_tensor(*arguments)
 
 
 def _rebuild_size(sizes: Any = ()) -> tuple[int, ...]:
@@ -176,7 +194,7 @@ def _rebuild_ordered_dict(items: Any = None) -> dict[Any, object]:
         raise UnpicklingError("it is damaged (a dict that isn't made of a list)")
     pairs = items.copy()
     items.clear()
-    return {check_key(key): value for key, value in pairs}
+    return dict(usable_items((key, value) for key, value in pairs))
 
 
 def _is_count(value: object) -> bool:

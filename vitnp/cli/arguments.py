@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vitnp.cli import shared
 from vitnp.errors import ImageError, UsageError, VitnpError
-from vitnp.options import MIN_PHOTOGRAPHS_FOR_A_SET, OPTIONS, Option, Settings
+from vitnp.options import EXPORT_FORMATS, MIN_PHOTOGRAPHS_FOR_A_SET, OPTIONS, Option, Settings, enumerate_words
 
 if TYPE_CHECKING:
     from vitnp.io.find import Photograph
@@ -19,8 +20,9 @@ if TYPE_CHECKING:
     from vitnp.vit.model import ViT
 
 # Groups of options that several commands take.
-NETWORK = ("model", "heads", "pos_embed", "normalization", "device", "precision")
-FEATURES = ("short_side", "facet", "layer", "stride", "max_tokens", "max_pixels")
+CHECKPOINT = ("heads", "pos_embed", "normalization", "grid")
+NETWORK = ("model", *CHECKPOINT, "device", "precision")
+FEATURES = ("short_side", "facet", "layer", "stride", "max_tokens", "max_pixels", "alpha")
 METHOD = (*FEATURES, "refine", "seed", "min_confidence")
 COLLECTION = ("levels", "collection", "n_categories", "consistency", "fit_patches", "cache", "scheduler")
 RUN = ("n_threads", "batch", "quiet", "json")
@@ -47,6 +49,8 @@ def add_options(parser: argparse.ArgumentParser, title: str, *names: str, **chan
             keywords["action"] = "store_true"
         else:
             keywords |= {"type": _converter(option), "metavar": option.metavar}
+        if option.const is not None:
+            keywords |= {"nargs": "?", "const": option.const}
         group.add_argument(option.long_flag, **keywords)
         if option.old_flags:
             hidden = {"default": argparse.SUPPRESS, "help": argparse.SUPPRESS}
@@ -95,6 +99,29 @@ def settings(args: argparse.Namespace) -> Settings:
     return Settings(**{name: getattr(args, name) for name in METHOD})
 
 
+def n_threads(args: argparse.Namespace) -> int:
+    """Return the number of threads, all cores by default."""
+    from vitnp.kernels.threads import pool
+
+    return pool.resolve_n_threads(args.n_threads)
+
+
+def formats(args: argparse.Namespace) -> list[str]:
+    """Return the formats that --format lists.
+
+    Raises
+    ------
+    UsageError
+        If one is unknown.
+    """
+    listed = [] if args.formats is None else [name for name in dict.fromkeys(args.formats.split(",")) if name]
+    unknown = [name for name in listed if name not in EXPORT_FORMATS]
+    if unknown or (args.formats is not None and not listed):
+        given = ", ".join(unknown) or "nothing"
+        raise UsageError(f"--format must list some of {enumerate_words(EXPORT_FORMATS)}, got {given}")
+    return listed
+
+
 def load_model(args: argparse.Namespace) -> ViT:
     """Load the network that the options name, with a notice if it is the built-in one.
 
@@ -127,8 +154,13 @@ def load_model(args: argparse.Namespace) -> ViT:
             "using the built-in checkpoint; --model dino_vits8 downloads a larger one, `vitnp weights list` shows all",
             quiet=args.quiet,
         )
-    vit = load_vit(args.model, heads=args.heads, pos_embed=args.pos_embed, normalization=args.normalization)
+    vit = load_vit(args.model, **checkpoint_arguments(args))
     return vit.to(device=device, precision=args.precision)
+
+
+def checkpoint_arguments(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the options that take precedence over what a checkpoint says, as arguments of :func:`vitnp.load_vit`."""
+    return {name: getattr(args, name) for name in CHECKPOINT}
 
 
 def segmenter_arguments(args: argparse.Namespace) -> dict[str, Any]:
@@ -159,18 +191,33 @@ def workers(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
         yield {"mapper": cluster.map, "extractor": cluster.extract_to_store}
 
 
-def find_photographs(args: argparse.Namespace) -> tuple[list[Photograph], list[VitnpError]]:
-    """List the photographs of the command line, and one error for each path that holds none.
+class Found(NamedTuple):
+    """What the paths of the command line hold.
 
-    With --json the errors are printed at once.
+    Attributes
+    ----------
+    photographs : list of Photograph
+    failures : list of VitnpError
+        One for each path that holds no photographs, and for each part of a folder that cannot be read.
+    left_out : str
+        Pictures of other kinds in words, such as "12 camera raw, 1 PDF"; empty if there are none.
     """
+
+    photographs: list[Photograph]
+    failures: list[VitnpError]
+    left_out: str
+
+
+def find_photographs(args: argparse.Namespace) -> Found:
+    """List the photographs of the command line; with --json the errors are printed at once."""
     from vitnp.io import find
 
     failures: list[ImageError] = []
-    photographs = find.find_photographs(args.photographs, failures=failures)
+    left_out: Counter[str] = Counter()
+    photographs = find.find_photographs(args.photographs, failures=failures, left_out=left_out)
     for error in failures:
         shared.report_failure(error, as_json=args.json)
-    return photographs, list(failures)
+    return Found(photographs, list(failures), find.describe(left_out))
 
 
 def fits_a_set(args: argparse.Namespace, n_photographs: int) -> bool:

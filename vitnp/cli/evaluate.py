@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from vitnp.cli import arguments, shared
+from vitnp.cli import arguments, shared, streams
 from vitnp.errors import UsageError
 from vitnp.options import OPTIONS
 
@@ -209,7 +209,8 @@ def _evaluate(args: argparse.Namespace) -> int:
     if args.json:
         shared.print_json({**result, "device": {stage: kernels.name_of(vit.device) for stage in DEVICE_STAGES}})
     else:
-        print(table.text())
+        for line in table.text().split("\n"):
+            streams.print_line(line)
     if args.csv:  # last, so that a file that cannot be written does not cost the scores
         write.write_text(args.csv, table.csv())
     return shared.EXIT_SOME_FAILED if failures else shared.EXIT_OK

@@ -7,8 +7,9 @@ import functools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from vitnp.cli import arguments, shared
+from vitnp.cli import arguments, shared, streams
 from vitnp.errors import UsageError, VitnpError
+from vitnp.io.path_text import path_entries
 
 if TYPE_CHECKING:
     from vitnp.features.export import Outcome
@@ -47,13 +48,13 @@ def _features(args: argparse.Namespace) -> int:
     from vitnp.kernels.threads import pool
 
     args.n_threads = pool.resolve_n_threads(args.n_threads)
-    photographs, failures = arguments.find_photographs(args)
+    photographs, failures, left_out = arguments.find_photographs(args)
     total, done = len(photographs) + len(failures), 0
     if args.prune:
         done += _prune(args, photographs, complete=not failures)
     elif photographs:
         done = _write_features(args, photographs, failures)
-    return shared.conclude(failures, total, done)
+    return shared.conclude(failures, total, done, left_out="" if args.quiet else left_out)
 
 
 main = shared.Command(build_parser, _features)
@@ -76,6 +77,7 @@ def _write_features(args: argparse.Namespace, photographs: Sequence[Photograph],
         layer=args.layer,
         stride=args.stride,
         max_tokens=args.max_tokens,
+        alpha=args.alpha,
         precision=args.dtype,
         regions=False,
     )
@@ -130,9 +132,9 @@ def _report(args: argparse.Namespace, device: str, outcome: Outcome) -> None:
         shared.say_capped(outcome.photograph, args.max_tokens, quiet=args.quiet)
     if args.json:
         line: dict[str, object] = {
-            "photograph": str(outcome.photograph),
+            **path_entries("photograph", outcome.photograph),
             "status": outcome.status,
-            "output": str(outcome.path),
+            **path_entries("output", str(outcome.path)),
         }
         if features is not None:
             height, width = features.size
@@ -141,4 +143,4 @@ def _report(args: argparse.Namespace, device: str, outcome: Outcome) -> None:
         shared.print_json(line)
     elif not args.quiet:
         summary = "done before" if features is None else f"{features.grid[0]} x {features.grid[1]} patches"
-        print(f"{outcome.photograph}: {summary} -> {outcome.path}", flush=True)
+        streams.print_line(f"{outcome.photograph}: {summary} -> {outcome.path}")

@@ -8,18 +8,21 @@ from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vitnp.cli import arguments, shared
+from vitnp.cli import arguments, export, shared, streams
+from vitnp.cli.standard_input import DASH, TEMPORARY, photograph_from_stdin
 from vitnp.errors import UsageError, VitnpError
+from vitnp.io.path_text import mapping_entries, path_entries
 from vitnp.options import OPTIONS, OUTPUTS, enumerate_words
 
 if TYPE_CHECKING:
     from vitnp.export.outcome import Outcome
     from vitnp.io.find import Photograph
+    from vitnp.outputs import ExactFile
     from vitnp.vit.model import ViT
 
 
 # Options that only matter where photographs are fitted as a set.
-SET_OPTIONS = ("n_categories", "consistency", "fit_patches", "cache", "regions", "polygons")
+SET_OPTIONS = ("n_categories", "consistency", "fit_patches", "cache", "regions", "formats", "polygons")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -39,7 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
     arguments.add_options(parser, "network", *arguments.NETWORK)
     arguments.add_options(parser, "method", *arguments.METHOD)
     arguments.add_options(
-        parser, "collection", *arguments.COLLECTION, "n_classes", "regions", "polygons", "save_collection"
+        parser, "collection", *arguments.COLLECTION, "n_classes", "regions", "formats", "polygons", "save_collection"
     )
     arguments.add_options(parser, "run", *arguments.RUN)
     return parser
@@ -49,17 +52,29 @@ def _segment(args: argparse.Namespace) -> int:
     """Segment the photographs of the command line and return the exit status."""
     which = [name for name in dict.fromkeys(args.save.split(",")) if name]
     _check_options(args, which)
+    with photograph_from_stdin(args.photographs) as piped:
+        args.photographs = [path for path in args.photographs if path != DASH]
+        return _segment_all(args, which, piped)
 
+
+def _segment_all(args: argparse.Namespace, which: list[str], piped: Photograph | None) -> int:
+    """Segment the photographs of the command line, and one from standard input."""
     from vitnp.export import naming
     from vitnp.kernels.threads import pool
 
     args.n_threads = pool.resolve_n_threads(args.n_threads)
-    photographs, failures = arguments.find_photographs(args)
+    photographs, failures, left_out = arguments.find_photographs(args)
+    if piped is not None:
+        photographs.append(piped)
+        args.out = args.out or Path()
     total, done = len(photographs) + len(failures), 0
     if photographs:
-        stems = naming.output_stems(photographs, args.out)
+        exact = _exact_file(args, which, len(photographs))
+        stems: Sequence[Path | ExactFile] = [exact] if exact else naming.output_stems(photographs, args.out)
         vit = arguments.load_model(args)
-        as_a_set = args.n_classes or args.save_collection or arguments.fits_a_set(args, len(photographs))
+        as_a_set = exact is None and (
+            args.n_classes or args.save_collection or arguments.fits_a_set(args, len(photographs))
+        )
         if args.scheduler and not as_a_set:
             shared.say(
                 "so few photographs are segmented one by one, without --scheduler; --levels all fits them as a set",
@@ -67,8 +82,36 @@ def _segment(args: argparse.Namespace) -> int:
             )
         segment = _segment_set if as_a_set else _segment_single
         outcomes = segment(args, photographs, stems, vit, which, tuple(failures))
-        done = shared.report_outcomes(outcomes, failures, functools.partial(_report, args), as_json=args.json)
-    return shared.conclude(failures, total, done)
+        done = shared.report_outcomes(outcomes, failures, functools.partial(report, args), as_json=args.json)
+    return shared.conclude(failures, total, done, left_out="" if args.quiet else left_out)
+
+
+def _exact_file(args: argparse.Namespace, which: list[str], n_photographs: int) -> ExactFile | None:
+    """Return the file that --out names, as in ``--out mask.png``; None if it is a folder.
+
+    The file gets what --save names, and the mask if that names nothing.
+
+    Raises
+    ------
+    UsageError
+        If several photographs, several outputs, or an output of another format would have to go into it.
+    """
+    from vitnp.outputs import WRITERS, ExactFile
+
+    # "_mask.png" ends in .png, and ".npz" is an ending by itself.
+    endings = {name: f".{writer.suffix.rpartition('.')[2]}" for name, writer in WRITERS.items()}
+    if args.out is None or args.out.suffix.lower() not in endings.values() or args.out.is_dir():
+        return None
+    if n_photographs != 1 or args.n_classes or args.save_collection or args.levels == "all":
+        raise UsageError(f"--out {args.out} is one file, for one photograph by itself; name a folder for several")
+    if args.save == OPTIONS["save"].default:
+        which[:] = [next(name for name, ending in endings.items() if ending == args.out.suffix.lower())]
+    if [endings[name] for name in which] != [args.out.suffix.lower()]:
+        raise UsageError(
+            f"--out {args.out} is one file, and --save {','.join(which)} makes "
+            f"{' and '.join(endings[name] for name in which)}; name one output of its kind, or a folder"
+        )
+    return ExactFile(args.out)
 
 
 main = shared.Command(build_parser, _segment)
@@ -87,6 +130,8 @@ def _check_options(args: argparse.Namespace, which: Sequence[str]) -> None:
     if unknown or not which:
         given = ", ".join(unknown) or "nothing"
         raise UsageError(f"--save must list some of {enumerate_words(OUTPUTS)}, got {given}")
+    if arguments.formats(args) and args.out is None:
+        raise UsageError("--format writes folders into the output folder; give --out DIR")
     fits = args.n_classes or args.save_collection
     if arguments.names_collection(args) and (fits or args.levels in ("all", "image")):
         raise UsageError(
@@ -104,7 +149,7 @@ def _check_options(args: argparse.Namespace, which: Sequence[str]) -> None:
 def _segment_single(
     args: argparse.Namespace,
     photographs: Sequence[Photograph],
-    stems: Sequence[Path],
+    stems: Sequence[Path | ExactFile],
     vit: ViT,
     which: Sequence[str],
     unread: Sequence[VitnpError],
@@ -136,7 +181,7 @@ def _segment_single(
 def _segment_set(
     args: argparse.Namespace,
     photographs: Sequence[Photograph],
-    stems: Sequence[Path],
+    stems: Sequence[Path | ExactFile],
     vit: ViT,
     which: Sequence[str],
     unread: Sequence[VitnpError],
@@ -154,7 +199,7 @@ def _segment_set(
         run = CollectionRun(
             segmenter,
             photographs,
-            stems,
+            [Path(stem) for stem in stems],
             which,
             out=args.out,
             polygons=args.polygons,
@@ -171,6 +216,8 @@ def _segment_set(
         shared.say("nothing has changed since the last run; --overwrite redoes everything", quiet=args.quiet)
     elif not run.finished:
         return
+    if args.out is not None:
+        export.write_formats(args.out, arguments.formats(args), args, tolerance=args.polygons)
     if args.save_collection:
         shared.say(
             f"the collection is in {args.save_collection}; --collection {args.save_collection} applies it",
@@ -180,7 +227,7 @@ def _segment_set(
         shared.say(f"look at {args.out / 'gallery.html'} and {args.out / 'contact-sheet.png'}", quiet=args.quiet)
 
 
-def _report(args: argparse.Namespace, outcome: Outcome) -> None:
+def report(args: argparse.Namespace, outcome: Outcome) -> None:
     """Print one line on stdout for a photograph: JSON for programs, a summary for people."""
     if outcome.capped:
         shared.say_capped(outcome.photograph, args.max_tokens, quiet=args.quiet)
@@ -188,20 +235,36 @@ def _report(args: argparse.Namespace, outcome: Outcome) -> None:
     if args.json:
         shared.print_json(
             {
-                "photograph": str(outcome.photograph),
+                **path_entries("photograph", _shown(outcome.photograph)),
                 "status": outcome.status,
-                "outputs": {name: str(path) for name, path in outcome.outputs.items()},
+                **mapping_entries("outputs", outcome.outputs),
                 **({} if facts is None else facts.as_dict()),
             }
         )
     elif not args.quiet:
-        files = ", ".join(str(path) for path in outcome.outputs.values())
+        files = _files_in_words(list(outcome.outputs.values()))
         if facts is None:
-            print(f"{outcome.photograph}: done before -> {files}", flush=True)
+            streams.print_line(f"{_shown(outcome.photograph)}: done before -> {files}")
             return
         classes = "".join(f", class {label}" for label in facts.classes or ())
-        print(
-            f"{outcome.photograph}: foreground {facts.share:.0%}{classes}, confidence {facts.confidence:.2f}, "
-            f"{sum(facts.seconds.values()):.2f} s -> {files}",
-            flush=True,
+        streams.print_line(
+            f"{_shown(outcome.photograph)}: foreground {facts.share:.0%}{classes}, confidence {facts.confidence:.2f}, "
+            f"{sum(facts.seconds.values()):.2f} s -> {files}"
         )
+
+
+def _shown(photograph: Path) -> Path:
+    """Return the path as the user gave it: ``-`` for standard input."""
+    return Path(DASH) if photograph.parent.name.startswith(TEMPORARY) and photograph.name == "stdin" else photograph
+
+
+def _files_in_words(files: Sequence[Path]) -> str:
+    """Return the files of a photograph for people: the folder once, if it is the same for all.
+
+    Examples
+    --------
+    >>> _files_in_words([Path("out/a_mask.png"), Path("out/a_overlay.png")])
+    'out/a_mask.png, a_overlay.png'
+    """
+    same_folder = len({path.parent for path in files}) == 1
+    return ", ".join(str(path) if index == 0 or not same_folder else path.name for index, path in enumerate(files))

@@ -5,17 +5,18 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import json
 import logging
-import os
 import shutil
 import sys
+from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, Protocol, TypeVar
+from typing import Any, NoReturn, Protocol, TypeVar, cast
 
 from vitnp import __version__
+from vitnp.cli import streams
 from vitnp.errors import VitnpError
+from vitnp.io.path_text import ascii_json, path_entries
 
 EXIT_OK = 0
 EXIT_USAGE = 2  # wrong usage, or nothing could be done
@@ -35,29 +36,26 @@ def run(main: Callable[[list[str] | None], int]) -> NoReturn:
     main : callable
         Command: takes the arguments (None for the process's own) and returns an exit status.
     """
+    streams.open_missing()
     show_log()
     try:
         status = main(None)
-        sys.stdout.flush()
     except VitnpError as error:
         say_error(error)
         status = EXIT_USAGE
     except KeyboardInterrupt:
-        print("vitnp: interrupted", file=sys.stderr)
+        streams.print_error("vitnp: interrupted")
         status = EXIT_INTERRUPTED
-    except BrokenPipeError:
-        # The reader of our output is gone (`| head`): there is nothing to report, but not all is done. Python flushes
-        # stdout once more at exit, which must not fail again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        status = EXIT_SOME_FAILED
-    sys.exit(status)
+    except SystemExit as stop:  # from the parser, which gives a number
+        status = cast(int, stop.code)
+    sys.exit(EXIT_SOME_FAILED if status == EXIT_OK and streams.output_lost() else status)
 
 
 class _LogHandler(logging.Handler):
     """Shows what the library logs as one line each on stderr."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        print(f"vitnp: {record.getMessage()}", file=sys.stderr, flush=True)
+        streams.print_error(f"vitnp: {record.getMessage()}")
 
 
 _LOGGER, _LOG_HANDLER = logging.getLogger("vitnp"), _LogHandler()
@@ -76,18 +74,18 @@ def set_verbosity(*, quiet: bool) -> None:
 
 def say_error(error: Exception | str) -> None:
     """Print an error as one line on stderr."""
-    print(f"vitnp: error: {error}", file=sys.stderr)
+    streams.print_error(f"vitnp: error: {error}")
 
 
 def say(message: str, *, quiet: bool = False) -> None:
     """Print a notice on stderr, so that stdout holds results only."""
     if not quiet:
-        print(f"vitnp: {message}", file=sys.stderr)
+        streams.print_error(f"vitnp: {message}")
 
 
 def print_json(value: Mapping[str, Any]) -> None:
-    """Print one JSON object on one line of stdout, flushed so that the reader of a pipe sees it without delay."""
-    print(json.dumps(value, ensure_ascii=False), flush=True)
+    """Print one JSON object on one line of stdout, in ASCII."""
+    streams.write(ascii_json(value) + "\n", sys.stdout)
 
 
 class Parser(argparse.ArgumentParser):
@@ -98,10 +96,34 @@ class Parser(argparse.ArgumentParser):
         self.add_argument("-h", "--help", action="help", help=argparse.SUPPRESS)
         self.add_argument("--version", action="version", version=f"vitnp {__version__}", help=argparse.SUPPRESS)
 
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse arguments; an option whose value may be left out takes only a number, never the photograph after it."""
+        args = list(sys.argv[1:] if args is None else args)
+        optional = {
+            flag: action.const for action in self._actions if action.nargs == "?" for flag in action.option_strings
+        }
+        for index, text in enumerate(args):
+            if text in optional and not (index + 1 < len(args) and _is_number(args[index + 1])):
+                args[index] = f"{text}={optional[text]}"
+        return super().parse_known_args(args, namespace)
+
     def error(self, message: str) -> NoReturn:
         """Print an error such as "--layer must be a whole number, got 'x'", and exit."""
         message = message.removeprefix("argument ").replace(": must be ", " must be ", 1)
-        self.exit(EXIT_USAGE, f"vitnp: error: {message} (see {self.prog} --help)\n")
+        say_error(f"{message} (see {self.prog} --help)")
+        self.exit(EXIT_USAGE)
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        """Print help or version, whatever the stream's encoding; :mod:`argparse` calls this."""
+        streams.write(message, sys.stdout if file is None else file)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
@@ -168,7 +190,7 @@ class Command:
 @contextlib.contextmanager
 def stage_progress(stage: str, total: int, *, quiet: bool) -> Iterator[Callable[[int], object]]:
     """Show a progress bar for one stage on stderr, if that is a terminal."""
-    if quiet or not sys.stderr.isatty():
+    if quiet or not streams.is_terminal(sys.stderr):
         yield lambda steps: None
         return
     from tqdm import tqdm
@@ -186,7 +208,7 @@ def progress(
     """
     with contextlib.ExitStack() as stack:
         stack.callback(getattr(items, "close", lambda: None))
-        if not quiet and total > 1 and sys.stderr.isatty():
+        if not quiet and total > 1 and streams.is_terminal(sys.stderr):
             from tqdm import tqdm
 
             items = tqdm(items, total=total, unit=f" {unit}s", dynamic_ncols=True, leave=False)
@@ -251,21 +273,26 @@ def say_capped(photograph: Path, max_tokens: int, *, quiet: bool) -> None:
 
 
 def list_failures(failures: Sequence[Exception], total: int) -> None:
-    """Print what failed at the end of a run, one line each."""
+    """Print what failed at the end of a run, one line each; equal ones, as of a full disk, are counted."""
     say(f"{len(failures)} of {total} failed:")
-    for error in failures:
-        print(f"  {error}", file=sys.stderr)
+    for error, count in Counter(map(str, failures)).items():
+        streams.print_error(f"  {error}" if count == 1 else f"  {error} ({count} times)")
 
 
 def report_failure(error: VitnpError, *, as_json: bool, photograph: Path | None = None) -> None:
     """Print the JSON line of a failure; without JSON, failures are listed at the end."""
     if as_json:
-        line = {} if photograph is None else {"photograph": str(photograph)}
+        line = {} if photograph is None else path_entries("photograph", photograph)
         print_json({**line, "status": "failed", "error": str(error)})
 
 
-def conclude(failures: Sequence[VitnpError], total: int, done: int) -> int:
-    """Print what failed of `total` inputs, of which `done` succeeded, and return the exit status."""
+def conclude(failures: Sequence[VitnpError], total: int, done: int, *, left_out: str = "") -> int:
+    """Print what failed of `total` inputs, of which `done` succeeded, and return the exit status.
+
+    Pictures of other kinds that folders hold, `left_out` in words, are a notice and no failure.
+    """
+    if left_out:
+        say(f"left out, because vitnp does not read them: {left_out}")
     if failures and total > 1:
         list_failures(failures, total)
     elif failures:

@@ -7,7 +7,7 @@ import pathlib
 from typing import TYPE_CHECKING
 
 from vitnp.checkpoints import registry
-from vitnp.cli import arguments, shared
+from vitnp.cli import arguments, shared, streams
 from vitnp.errors import CheckpointError, OutputError, UsageError
 from vitnp.options import FEATURE_DTYPES
 
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     import numpy as np
 
 PROG = "vitnp weights"
+
+_SOURCE_HELP = "known name, checkpoint file, folder, or org/name in the Hugging Face cache"
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -38,7 +40,7 @@ def build_parser() -> argparse.ArgumentParser:
     command.set_defaults(act=_fetch)
 
     command = commands.add_parser("convert", help="convert a checkpoint to .safetensors with metadata")
-    command.add_argument("source", metavar="IN", help="checkpoint file, or name of a known checkpoint")
+    command.add_argument("source", metavar="IN", help=_SOURCE_HELP)
     command.add_argument("target", metavar="OUT", help=".safetensors file to write")
     command.add_argument(
         "--dtype", choices=FEATURE_DTYPES, default="float32", help="float16 or float32 (float32)", metavar="TYPE"
@@ -48,7 +50,7 @@ def build_parser() -> argparse.ArgumentParser:
     command.set_defaults(act=_convert)
 
     command = commands.add_parser("info", help="show what a checkpoint holds and how it will be run")
-    command.add_argument("source", metavar="FILE", help="checkpoint file, or name of a known checkpoint")
+    command.add_argument("source", metavar="MODEL", help=_SOURCE_HELP)
     _add_overrides(command)
     command.set_defaults(act=_info)
     return parser
@@ -58,7 +60,7 @@ main = shared.Command(build_parser, lambda args: args.act(args))
 
 
 def _add_overrides(parser: argparse.ArgumentParser) -> None:
-    arguments.add_options(parser, "what the file does not say", "heads", "pos_embed", "normalization")
+    arguments.add_options(parser, "what the file does not say", *arguments.CHECKPOINT)
 
 
 def _list(_: argparse.Namespace) -> int:
@@ -71,9 +73,12 @@ def _list(_: argparse.Namespace) -> int:
         rows.append((entry.name, f"{entry.megabytes:g}", entry.license, location, text))
     widths = [max(len(row[i]) for row in rows) for i in range(4)]
     for row in rows:
-        print("  ".join([*(cell.ljust(width) for cell, width in zip(row, widths)), row[4]]).rstrip())
-    print(f"\nCache: {cache_folder()}")
-    print(f"Fetch one with `{PROG} fetch NAME`; use it with --model NAME. --model takes a path to a file too.")
+        streams.print_line("  ".join([*(cell.ljust(width) for cell, width in zip(row, widths)), row[4]]).rstrip())
+    streams.print_line()
+    streams.print_line(f"Cache: {cache_folder()}")
+    streams.print_line(
+        f"Fetch one with `{PROG} fetch NAME`; use it with --model NAME. --model takes paths and org/name too."
+    )
     return shared.EXIT_OK
 
 
@@ -84,7 +89,7 @@ def _fetch(args: argparse.Namespace) -> int:
     if entry.url and not place_of(entry).is_file():
         shared.say(f"fetching {entry.name}, {entry.megabytes:g} MB, from {address_of(entry)}")
     path, sha256 = fetch(entry.name)
-    print(path)
+    streams.print_line(str(path))
     shared.say(f"sha256 {sha256}" + ("" if entry.sha256 else " (no page records it; noted beside the file)"))
     return shared.EXIT_OK
 
@@ -98,7 +103,7 @@ def _convert(args: argparse.Namespace) -> int:
         raise UsageError(f"OUT must end in .safetensors, got {target}")
     if target.exists() and not args.overwrite:
         raise OutputError(f"{target} exists already; choose another name, or give --overwrite")
-    vit = load_vit(args.source, heads=args.heads, pos_embed=args.pos_embed, normalization=args.normalization)
+    vit = load_vit(args.source, **arguments.checkpoint_arguments(args))
     weights = {name: _as_dtype(name, tensor, args.dtype) for name, tensor in vit.weights.items()}
     config = vit.config
     metadata = {
@@ -114,7 +119,7 @@ def _convert(args: argparse.Namespace) -> int:
         "source_sha256": vit.sha256,
     }
     write_safetensors(target, weights, metadata)
-    print(target)
+    streams.print_line(str(target))
     return shared.EXIT_OK
 
 
@@ -138,8 +143,8 @@ def _as_dtype(name: str, tensor: np.ndarray, dtype: str) -> np.ndarray:
 def _info(args: argparse.Namespace) -> int:
     from vitnp.checkpoints.load import describe
 
-    facts = describe(args.source, heads=args.heads, pos_embed=args.pos_embed, normalization=args.normalization)
+    facts = describe(args.source, **arguments.checkpoint_arguments(args))
     width = max(map(len, facts))
     for key, value in facts.items():
-        print(f"{key:<{width}}  {value}")
+        streams.print_line(f"{key:<{width}}  {value}")
     return shared.EXIT_OK

@@ -16,6 +16,7 @@ def kmeans_plusplus(
     rng: np.random.Generator,
     rows_at: Callable[[Sequence[int]], np.ndarray],
     min_distances: Callable[[np.ndarray, list[np.ndarray] | None], Iterable[np.ndarray]],
+    weights: np.ndarray | None = None,
 ) -> np.ndarray:
     """Choose initial centroids with greedy k-means++.
 
@@ -35,6 +36,8 @@ def kmeans_plusplus(
     min_distances : callable
         Maps candidates (m, D) and the distance of each row to its nearest centroid so far, an array (n,) per chunk or
         None at first, to the distances with each candidate added: an array (n, m) per chunk, on the device of the rows.
+    weights : (N,) float64, optional
+        Weights of the rows, all 1 by default.
 
     Returns
     -------
@@ -50,16 +53,25 @@ def kmeans_plusplus(
     [0.0, 9.0]
     """
     n_candidates = 2 + int(np.log(n_clusters))
-    chosen = [rows_at([int(rng.integers(n_rows))])]
+    first = int(rng.integers(n_rows)) if weights is None else _draw([weights], rng.random(1))[0]
+    chosen = [rows_at([first])]
     nearest = [distance[:, 0] for distance in min_distances(chosen[0], None)]
     while len(chosen) < n_clusters:
-        candidates = rows_at(_draw(nearest, rng.random(n_candidates)))
+        candidates = rows_at(_draw(_weighted(nearest, weights), rng.random(n_candidates)))
         distances = list(min_distances(candidates, nearest))
-        totals = (kernels.to_host(distance.sum(axis=0, dtype=np.float64)) for distance in distances)
+        totals = (kernels.to_host(distance.sum(axis=0, dtype=np.float64)) for distance in _weighted(distances, weights))
         best = int(functools.reduce(np.add, totals).argmin())
         chosen.append(candidates[best : best + 1])
         nearest = [kernels.array_module(distance).ascontiguousarray(distance[:, best]) for distance in distances]
     return np.concatenate(chosen)
+
+
+def _weighted(distances: list[np.ndarray], weights: np.ndarray | None) -> list[np.ndarray]:
+    """Multiply the distances of each chunk, (n,) or (n, m), by the weights of its rows."""
+    if weights is None:
+        return distances
+    parts = np.split(weights, np.cumsum([len(distance) for distance in distances])[:-1])
+    return [(distance.T * part).T for distance, part in zip(distances, parts)]
 
 
 def _draw(weights: list[np.ndarray], uniform: np.ndarray) -> list[int]:

@@ -43,15 +43,24 @@ class Passes:
         See :meth:`vitnp.clustering.kmeans.KMeans.fit`.
     n_features : int, optional
         Required length of a row.
+    weights : (N,) float64, optional
+        Weights of the rows, for rows in one array and ``device="cpu"``.
 
     Raises
     ------
     UsageError
-        If the rows are on another device than the computation, or a mapper is given for a GPU.
+        If the rows are on another device than the computation, or a mapper or weights are given for a GPU.
     """
 
     def __init__(
-        self, x: Any, *, device: str, n_threads: int | None, mapper: Mapper | None, n_features: int | None = None
+        self,
+        x: Any,
+        *,
+        device: str,
+        n_threads: int | None,
+        mapper: Mapper | None,
+        n_features: int | None = None,
+        weights: np.ndarray | None = None,
     ) -> None:
         if kernels.device_of(x) != device == "cpu":
             raise UsageError("the rows are in GPU memory; choose device='cuda', or copy them to host memory")
@@ -59,6 +68,9 @@ class Passes:
             raise UsageError("a mapper computes on CPUs; choose device='cpu', or omit the mapper")
         if device == "cuda" and _fits_on_gpu(x):
             x = _to_device(x, device)
+        if device == "cuda" and weights is not None:
+            raise UsageError("weights of rows are computed on CPUs; choose device='cpu', or omit sample_weight")
+        self.weights = weights
         self.data = Chunks(x, n_features)
         self.device = device
         self.n_threads = n_threads
@@ -92,6 +104,9 @@ class Passes:
     def step(self, centroids: np.ndarray, metric: Metric, block: int) -> TotalStep:
         """Compute the pass over the data of one Lloyd iteration."""
         parts = self._parts()
+        if self.weights is not None:
+            function = functools.partial(_weighted_partial_step, metric=metric, centroids=centroids)
+            return sum_partials(self._map(function, ((chunk, self._weights_of(chunk)) for chunk in parts)))
         if self.device == "cpu" and self.mapper is None and self.data.array is not None:
             # Each thread takes its share of the rows at once, if there is room for the sums of all their blocks.
             chunks_per_thread = -(-len(self.data.array) // (chunks.CHUNK_ROWS * pool.resolve_n_threads(self.n_threads)))
@@ -111,6 +126,15 @@ class Passes:
         """Return the nearest centroid of each row, (N,) int32."""
         function = functools.partial(_assign, metric=metric, centroids=centroids, device=self.device)
         return np.concatenate([np.empty(0, np.int32), *self._map(function, self._parts())])
+
+    def distances(self, centroids: np.ndarray, metric: Metric) -> Iterable[np.ndarray]:
+        """Return the distance of each row to each centroid, an array (n, K) per chunk: 1 - cosine, or Euclidean."""
+        function = functools.partial(_distances, metric=metric, centroids=centroids)
+        return self._map(function, self._parts())
+
+    def _weights_of(self, chunk: Chunk) -> np.ndarray:
+        assert self.weights is not None, "asked for only where there are weights"
+        return self.weights[chunk.first : chunk.first + len(chunk.rows())]
 
     def _parts(self) -> Iterable[Chunk]:
         """Return the units of work: chunks, or many chunks at once if they are in GPU memory already."""
@@ -194,6 +218,26 @@ def _partial_step(
 ) -> PartialStep:
     with _one_blas_thread():
         return partial_step(_to_device(chunk.rows(), device), centroids, metric, chunk.first, block)
+
+
+def _weighted_partial_step(item: tuple[Chunk, np.ndarray], metric: Metric, centroids: np.ndarray) -> PartialStep:
+    chunk, weights = item
+    with _one_blas_thread():
+        return partial_step(chunk.rows(), centroids, metric, chunk.first, weights=weights)
+
+
+def _distances(chunk: Chunk, metric: Metric, centroids: np.ndarray) -> np.ndarray:
+    rows = kernels.to_host(chunk.rows())
+    rows = kernels.for_device("cpu").kmeans_rows(rows, **metric.kernel_options(rows))
+    if isinstance(metric, Euclidean):
+        from scipy.spatial.distance import cdist
+
+        distances: np.ndarray = cdist(rows, centroids)
+    else:
+        # One product in float64 per pair, whatever the number of rows: the same result for any block.
+        distances = 1 - np.einsum("nd,kd->nk", rows, centroids, dtype=np.float64)
+    check_finite(distances.sum(axis=1), chunk.first)
+    return distances
 
 
 def _assign(chunk: Chunk, metric: Metric, centroids: np.ndarray, device: str = "cpu") -> np.ndarray:

@@ -81,7 +81,12 @@ class TotalStep(NamedTuple):
 
 
 def partial_step(
-    x: np.ndarray, centroids: np.ndarray, metric: Metric, first: int = 0, block: int | None = None
+    x: np.ndarray,
+    centroids: np.ndarray,
+    metric: Metric,
+    first: int = 0,
+    block: int | None = None,
+    weights: np.ndarray | None = None,
 ) -> PartialStep:
     """Compute the contribution of some rows to a Lloyd iteration.
 
@@ -96,6 +101,8 @@ def partial_step(
         Number of the first row in the whole data.
     block : int, optional
         Number of rows that are summed in one go; all by default.
+    weights : (n,) float64, optional
+        Weights of the rows in the sums, all 1 by default; for rows in host memory. Counts are sums of weights then.
 
     Returns
     -------
@@ -112,12 +119,31 @@ def partial_step(
     >>> part.step.labels, part.step.counts, part.step.inertia.round(3)
     (array([0, 1], dtype=int32), array([1, 1]), array([0.2]))
     """
+    if weights is not None:
+        step = _weighted_step(x, centroids, metric, first, weights)
+        return PartialStep(step, None if step.counts.all() else _farthest_rows(x, step, centroids, metric, first))
     on_device = kernels.to_device(centroids, kernels.device_of(x))
     step = kernels.for_array(x).kmeans_step(x, on_device, **metric.kernel_options(x), block=block)
     step = step._replace(**{name: kernels.to_host(getattr(step, name)) for name in ("sums", "counts", "inertia")})
     if not np.isfinite(step.inertia).all():
         check_finite(step.losses, first)
     return PartialStep(step, None if step.counts.all() else _farthest_rows(x, step, centroids, metric, first))
+
+
+def _weighted_step(x: np.ndarray, centroids: np.ndarray, metric: Metric, first: int, weights: np.ndarray) -> Step:
+    """Return the pass over some rows with weights, which the fused kernel does not have: assign, then sum."""
+    from scipy import sparse
+
+    operations = kernels.for_array(x)
+    labels, losses = operations.kmeans_assign(x, centroids, **metric.kernel_options(x))
+    check_finite(losses, first)
+    rows = operations.kmeans_rows(x, **metric.kernel_options(x), dtype=centroids.dtype)
+    shape = (len(centroids), len(labels))
+    # A product with a sparse matrix of one weight per row adds up rows one by one, in their order.
+    membership = sparse.csc_matrix((weights, labels, np.arange(len(labels) + 1)), shape)
+    sums = membership @ rows.astype(np.float64)
+    counts = np.bincount(labels, weights, len(centroids))
+    return Step(labels, losses, sums[None], counts, np.array([losses @ weights], np.float64))
 
 
 def check_finite(losses: np.ndarray, first: int) -> None:

@@ -110,7 +110,14 @@ class NetworkReference:
         # Built-in and registered checkpoints may be in another folder on this machine.
         source = self.path if os.path.exists(self.path) else self.name
         try:
-            vit = load_vit(source, heads=self.config.heads, pos_embed=self.config.pos_embed)
+            # The configuration below replaces what these options set: they spare guesses and doubts.
+            vit = load_vit(
+                source,
+                heads=self.config.heads,
+                pos_embed=self.config.pos_embed,
+                normalization="imagenet",
+                grid=self.config.grid,
+            )
         except CheckpointError as error:
             raise CheckpointError(f"a worker cannot load the network: {error}") from None
         if vit.sha256 != self.sha256:

@@ -11,6 +11,7 @@ import numpy as np
 
 from vitnp import __version__
 from vitnp.export.photograph_record import PhotographRecord
+from vitnp.io.path_text import path_entries
 from vitnp.io.write import write_json
 from vitnp.masks.palette import voc_colors
 
@@ -86,7 +87,7 @@ class ClassesWriter:
                 "color": f"#{bytes(color).hex()}",
                 "images": len(tally.confidences),
                 "patches": tally.patches,
-                "medoid": tally.medoid,
+                **({"medoid": None} if tally.medoid is None else path_entries("medoid", tally.medoid)),
                 "confidence": round(float(np.mean(tally.confidences)), 6) if tally.confidences else None,
             }
             for number, (name, color, tally) in enumerate(zip(self._names, colors, self._tallies), 1)

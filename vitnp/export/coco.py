@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from types import TracebackType
@@ -11,35 +10,47 @@ import numpy as np
 
 from vitnp import __version__
 from vitnp.export.photograph_record import PhotographRecord, RegionRecord
+from vitnp.io.path_text import ascii_json, path_entries
 from vitnp.io.spool import Spool
 from vitnp.io.write import replacing
-from vitnp.masks.contours import polygons as outline_polygons
+from vitnp.masks.contours import polygons
 from vitnp.masks.rle import encode, extent
+from vitnp.masks.simplify import joined, signed_area, simplified_polygons
 
 
-def segmentation(mask: np.ndarray, *, polygons: bool = False) -> dict[str, object] | list[list[int]]:
+def segmentation(mask: np.ndarray, tolerance: float | None = None) -> dict[str, object] | list[list[float]]:
     """Return a mask as the ``segmentation`` of a COCO annotation.
 
     Parameters
     ----------
     mask : (H, W) bool
-    polygons : bool
-        Polygons along the edges of pixels instead of run lengths, see :func:`vitnp.masks.contours.polygons`. They are
-        exact too; holes, which COCO's polygons cannot have, are opened by a cut without width.
+    tolerance : float, optional
+        Polygons, simplified within so many pixels, instead of run lengths; see
+        :func:`vitnp.masks.simplify.simplified_polygons`. With 0 they are exact. Holes, which COCO's polygons cannot
+        have, are opened by a cut without width.
 
     Returns
     -------
-    dict or list of list of int
+    dict or list of list of float
         Compressed run lengths, or polygons as x, y, x, y, ...
 
     Examples
     --------
     >>> segmentation(np.array([[0, 1], [1, 1]], bool))
     {'size': [2, 2], 'counts': '13'}
-    >>> segmentation(np.array([[0, 1]], bool), polygons=True)
+    >>> segmentation(np.array([[0, 1]], bool), tolerance=0)
     [[1, 0, 2, 0, 2, 1, 1, 1]]
     """
-    return outline_polygons(mask) if polygons else {"size": list(mask.shape), "counts": encode(mask)}
+    if tolerance is None:
+        return {"size": list(mask.shape), "counts": encode(mask)}
+    if tolerance == 0:
+        return [list(ring) for ring in polygons(mask)]
+    return [coordinates(joined([polygon])) for polygon in simplified_polygons(mask, tolerance)]
+
+
+def coordinates(ring: np.ndarray) -> list[float]:
+    """Return a ring (n, 2) as x, y, x, y, ...; whole numbers without a fraction, which saves a third of the file."""
+    return [int(value) if value == int(value) else value for value in ring.ravel().tolist()]
 
 
 class CocoWriter:
@@ -54,7 +65,7 @@ class CocoWriter:
         ``annotations.json``; its folder exists.
     names : sequence of str
         Names of the classes 1, 2, ..., see :func:`vitnp.export.writer.class_names`.
-    polygons : bool
+    tolerance : float, optional
         Polygons instead of run lengths, see :func:`segmentation`.
 
     Raises
@@ -69,6 +80,7 @@ class CocoWriter:
 
     Examples
     --------
+    >>> import json
     >>> import tempfile
     >>> regions = np.array([[0, 1, 1]], np.uint8)
     >>> photograph = PhotographRecord("a.jpg", 0.9, (RegionRecord(2, 0.75, 1.0, 4),), lambda: regions, lambda: None)
@@ -81,8 +93,8 @@ class CocoWriter:
     [1, 0, 2, 1]
     """
 
-    def __init__(self, path: str | os.PathLike[str], names: Sequence[str], *, polygons: bool = False) -> None:
-        self._path, self._polygons = path, polygons
+    def __init__(self, path: str | os.PathLike[str], names: Sequence[str], tolerance: float | None = None) -> None:
+        self._path, self._tolerance = path, tolerance
         self._categories = [{"id": number, "name": name} for number, name in enumerate(names, 1)]
         self._image_count = self._annotation_count = 0
         self._images, self._annotations = Spool(path), Spool(path)
@@ -112,7 +124,8 @@ class CocoWriter:
         ]
         height, width = photograph.shape
         self._image_count += 1
-        image = {"id": self._image_count, "file_name": photograph.name, "height": height, "width": width}
+        name = path_entries("file_name", photograph.name)
+        image = {"id": self._image_count, **name, "height": height, "width": width}
         self._images.write(_line(image, first=self._image_count == 1))
         for annotation in filter(None, annotations):
             self._annotation_count += 1
@@ -126,13 +139,21 @@ class CocoWriter:
         top, bottom, left, right = extent(mask)
         if top == bottom:
             return None
+        outline = segmentation(mask, self._tolerance)
+        box: list[float] = [left, top, right - left, bottom - top]
+        area: float = int(np.count_nonzero(mask))
+        if self._tolerance and isinstance(outline, list):
+            # Those of the simplified polygons, as readers compute them.
+            rings = [np.array(ring).reshape(-1, 2) for ring in outline]
+            low, high = np.concatenate(rings).min(axis=0), np.concatenate(rings).max(axis=0)
+            box, area = coordinates(np.concatenate([low, high - low])), sum(map(signed_area, rings))
         return {
             "category_id": int(region.label),
-            "bbox": [left, top, right - left, bottom - top],
-            "area": int(np.count_nonzero(mask)),
+            "bbox": box,
+            "area": area,
             "score": round(float(region.score), 6),
             "iscrowd": 0,
-            "segmentation": segmentation(mask, polygons=self._polygons),
+            "segmentation": outline,
         }
 
     def _write(self) -> None:
@@ -152,4 +173,4 @@ def _line(record: dict[str, object], *, first: bool) -> str:
 
 def _json(value: object) -> str:
     # NaN is an error here because JSON has none and readers would fail on it.
-    return json.dumps(value, separators=(",", ":"), allow_nan=False)
+    return ascii_json(value, separators=(",", ":"), allow_nan=False)

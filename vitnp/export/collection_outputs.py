@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from vitnp.errors import CheckpointError, OutputError
@@ -16,6 +16,7 @@ from vitnp.export.classes import ClassesWriter
 from vitnp.export.coco import CocoWriter
 from vitnp.export.contact_sheet import ContactSheetWriter
 from vitnp.export.gallery import GalleryWriter
+from vitnp.export.results_file import RESULTS, ResultsWriter
 from vitnp.export.writer import Writer, class_names
 from vitnp.io import stamp, write
 from vitnp.method.collection import Collection
@@ -39,19 +40,22 @@ class CollectionInfo:
         Number of classes; 1 for the foreground if no classes were asked for.
     has_classes : bool
         Whether classes were asked for.
-    polygons : bool
-        Polygons in annotations.json instead of run lengths.
+    tolerance : float, optional
+        Polygons in annotations.json, simplified within so many pixels, instead of run lengths.
+    class_names : sequence of str, optional
+        Names of the classes; "class 1", "class 2", ... by default.
     """
 
     n_photographs: int
     n_labels: int
     has_classes: bool
-    polygons: bool = False
+    tolerance: float | None = None
+    class_names: Sequence[str] | None = None
 
     @property
     def names(self) -> list[str]:
         """Names of the classes."""
-        return class_names(self.n_labels)
+        return class_names(self.n_labels) if self.class_names is None else list(self.class_names)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +78,8 @@ class CollectionOutput:
 
 
 COLLECTION_OUTPUTS = (
-    CollectionOutput("annotations.json", lambda path, info: CocoWriter(path, info.names, polygons=info.polygons)),
+    CollectionOutput(RESULTS, lambda path, info: ResultsWriter(path, info.names, has_classes=info.has_classes)),
+    CollectionOutput("annotations.json", lambda path, info: CocoWriter(path, info.names, tolerance=info.tolerance)),
     CollectionOutput("classes.json", lambda path, info: ClassesWriter(path, info.names), needs_classes=True),
     CollectionOutput("contact-sheet.png", lambda path, info: ContactSheetWriter(path, info.names)),
     CollectionOutput(
@@ -89,7 +94,7 @@ def outputs_of(*, has_classes: bool) -> list[CollectionOutput]:
     Examples
     --------
     >>> [output.name for output in outputs_of(has_classes=False)]
-    ['annotations.json', 'contact-sheet.png', 'gallery.html']
+    ['results.jsonl', 'annotations.json', 'contact-sheet.png', 'gallery.html']
     """
     return [output for output in COLLECTION_OUTPUTS if has_classes or not output.needs_classes]
 

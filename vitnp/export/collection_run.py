@@ -24,9 +24,11 @@ from vitnp.export.outcome import Facts, Outcome
 from vitnp.export.per_image import MAX_LABELS
 from vitnp.export.photograph_record import fitted_record
 from vitnp.export.rerun import EarlierRun, RerunKeys, photographs_hash
+from vitnp.export.rewrite import set_polygons
 from vitnp.export.run_record import run_record
 from vitnp.export.writer import Writer
 from vitnp.io import find, label_png, stamp, write
+from vitnp.io.part_files import remove_abandoned
 from vitnp.kernels.stopwatch import Stopwatch
 from vitnp.method.collection import Collection
 from vitnp.outputs import output_paths
@@ -49,8 +51,8 @@ class CollectionRun:
         Kinds of output for each photograph, see :meth:`vitnp.result.Segmentation.save`.
     out : Path, optional
         Folder of the outputs of the collection, see :mod:`vitnp.export.collection_outputs`; None for no such outputs.
-    polygons : bool
-        Polygons in annotations.json instead of run lengths.
+    polygons : float, optional
+        Polygons in annotations.json, simplified within so many pixels, instead of run lengths.
     overwrite : bool
         Redo finished work, and replace files that vitnp did not write.
     unread : sequence of VitnpError
@@ -76,7 +78,7 @@ class CollectionRun:
     stems: Sequence[Path]
     which: Sequence[str]
     out: Path | None = None
-    polygons: bool = False
+    polygons: float | None = None
     overwrite: bool = False
     unread: Sequence[VitnpError] = ()
     save_collection: Path | None = None
@@ -116,8 +118,12 @@ class CollectionRun:
         outcomes = self._finished_before()
         if outcomes is not None:
             self.unchanged = True
+            if self.out is not None:
+                set_polygons(self.out, self.polygons)
             yield from outcomes
             return
+        if self.out is not None:
+            write.prepare_folder(self.out)
         try:
             self.segmenter.fit([photograph.path for photograph in self.photographs], observe=self._write_photograph)
         except ImageError:  # none of them could be read
@@ -155,6 +161,8 @@ class CollectionRun:
 
     def _check_outputs(self) -> None:
         """Check before any work that the outputs of the collection can be written and replace no foreign file."""
+        for folder in {stem.parent for stem in self.stems} | ({self.out} if self.out else set()):
+            remove_abandoned(folder)
         if self.out is not None:
             write.make_folder(self.out)
             if not self.overwrite:
@@ -195,7 +203,6 @@ class CollectionRun:
                 # Relative, so that another spelling of the same folder makes no difference.
                 "stems": [os.path.relpath(stem, self.out) for stem in self.stems],
                 "save": self.which,
-                "polygons": self.polygons,
             }
         )
 
@@ -204,8 +211,11 @@ class CollectionRun:
     def _write_photograph(self, index: int, result: Segmentation) -> None:
         """Write a photograph's outputs as soon as its mask is known; called from several threads."""
         try:
+            # The label image is written at the end, but its name is known.
+            files = output_paths(self.stems[index], self.which, labels=self.segmenter.n_classes is not None)
+            write.check_names(files.values())
             if not self.overwrite:
-                stamp.refuse_foreign(output_paths(self.stems[index], self.which).values())
+                stamp.refuse_foreign(files.values())
             clock = Stopwatch()
             result.save(self.stems[index], self.which)
             clock.lap("write")
@@ -224,13 +234,15 @@ class CollectionRun:
         try:
             if index in self._errors:
                 raise self._errors[index]
-            photograph = fitted_record(self.segmenter, index, self.photographs[index], empty=index in self._empty)
+            has_classes = self.segmenter.n_classes is not None
+            files = output_paths(self.stems[index], self.which, labels=has_classes)
+            photograph = fitted_record(
+                self.segmenter, index, self.photographs[index], files, empty=index in self._empty
+            )
             facts = dataclasses.replace(self._facts[index])
-            files = output_paths(self.stems[index], self.which)
             label_file = output_paths(self.stems[index], (), labels=True)["labels"]
-            if self.segmenter.n_classes is not None:
-                facts.classes, facts.category = photograph.labels, int(self.segmenter.categories[index])
-                files["labels"] = label_file
+            if has_classes:
+                facts.classes, facts.category = photograph.labels, photograph.category
                 self._write_labels(index, label_file, photograph.label_map)
             elif label_file not in self._inputs and stamp.is_own_output(label_file):
                 # Labels of an earlier run with classes do not belong to the new mask.
@@ -269,7 +281,7 @@ class CollectionRun:
                 n_photographs=len(self.photographs),
                 n_labels=1 if prototypes is None else int(prototypes.classes.max()) + 1,
                 has_classes=self.segmenter.n_classes is not None,
-                polygons=self.polygons,
+                tolerance=self.polygons,
             )
             for output in outputs_of(has_classes=info.has_classes):
                 yield output.create(self.out / output.name, info)

@@ -18,6 +18,7 @@ import numpy as np
 
 from vitnp import __version__
 from vitnp.export.photograph_record import PhotographRecord
+from vitnp.io.path_text import printable
 from vitnp.io.spool import Spool
 from vitnp.io.write import replacing
 from vitnp.masks.contours import smooth_rings
@@ -147,7 +148,7 @@ class GalleryWriter:
             f'style="--r:{ratio:.4f}"><button type="button"><span class="shot">'
             f'<img alt="" loading="lazy" decoding="async" width="{width}" height="{height}" src="{picture}">'
             f'<svg viewBox="0 0 {width * _UNITS} {height * _UNITS}" aria-hidden="true">{lines}</svg></span>'
-            f'<span class="name">{html.escape(name)}</span>'
+            f'<span class="name">{html.escape(printable(name))}</span>'
             f'<span class="facts"><span><span class="word">confidence </span>{confidence:.2f}</span>{chips}</span>'
             "</button></li>\n"
         )

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
-
-import numpy as np
 
 from vitnp import options
 from vitnp.errors import ImageError, OutputError, UsageError
@@ -15,12 +13,14 @@ from vitnp.export.outcome import Facts, Outcome
 from vitnp.features.batching import Job, through_network
 from vitnp.features.extract import NetworkInput
 from vitnp.features.record import FeatureRecord
-from vitnp.io import decode, headers, stamp
+from vitnp.io import headers, stamp, write
+from vitnp.io.decode import DecodedImage
 from vitnp.io.find import Photograph
+from vitnp.io.part_files import remove_abandoned
 from vitnp.kernels.stopwatch import Stopwatch
 from vitnp.kernels.threads import blas, pool
 from vitnp.method.collection import Collection
-from vitnp.outputs import output_paths
+from vitnp.outputs import ExactFile, output_paths
 from vitnp.pipeline import ImagePipeline, image_memory_error
 from vitnp.result import Segmentation
 from vitnp.vit.model import ViT
@@ -33,7 +33,7 @@ _WAITING_PIXELS = 250_000_000
 
 def segment_files(
     photographs: Sequence[Photograph],
-    stems: Sequence[Path],
+    stems: Sequence[Path | ExactFile],
     vit: ViT,
     which: Sequence[str],
     *,
@@ -52,7 +52,7 @@ def segment_files(
     Parameters
     ----------
     photographs : sequence of Photograph
-    stems : sequence of Path
+    stems : sequence of Path or ExactFile
         What the names of each photograph's files begin with, see :func:`vitnp.export.naming.output_stems`.
     vit : ViT
     which : sequence of str
@@ -88,6 +88,8 @@ def segment_files(
             f"the collection must have at most {MAX_LABELS} classes where label images are written, "
             f"got {prototypes.classes.max() + 1}; fit one with fewer"
         )
+    for folder in {Path(stem).parent for stem in stems}:
+        remove_abandoned(folder)
     run = _Run(pipeline, tuple(which), overwrite)
     jobs = [
         _ImageJob(index, path=photograph.path, stem=stem)
@@ -107,8 +109,8 @@ class _ImageJob(Job):
     """A photograph between its file and its outputs."""
 
     path: Path = Path()
-    stem: Path = Path()
-    rgb: np.ndarray | None = None
+    stem: Path | ExactFile = Path()
+    image: DecodedImage | None = None
     result: Segmentation | None = None
     outcome: Outcome | None = None
 
@@ -120,6 +122,7 @@ class _Run:
     pipeline: ImagePipeline
     which: tuple[str, ...]
     overwrite: bool
+    writable: set[Path] = dataclasses.field(default_factory=set)  # folders that have been checked
 
     def process(self, job: _ImageJob) -> Outcome:
         """Take a photograph through all stages and return its outcome."""
@@ -133,13 +136,13 @@ class _Run:
                 pool.large_image_lock(headers.pixels_of(job.path)),
                 image_memory_error(pipeline.vit.device),
             ):
-                rgb, network_input = self.decode(job)
+                image, network_input = self.decode(job)
                 clock = Stopwatch(pipeline.vit.device)
                 (features,) = pipeline.extract([network_input])
                 clock.lap("network")
                 job.seconds |= clock.seconds
                 # Written under the lock: the results of a large photograph need as much memory as decoding it.
-                return self.write(job, self.segment(job, rgb, features))
+                return self.write(job, self.segment(job, image, features))
         except (ImageError, OutputError) as error:
             return Outcome(job.path, {}, error)
 
@@ -171,7 +174,7 @@ class _Run:
                 job.outcome = self.process(job)
             elif job.outcome is None:
                 with blas.one_blas_thread():
-                    job.rgb, job.input = self.decode(job)
+                    job.image, job.input = self.decode(job)
         except (ImageError, OutputError) as error:
             job.outcome = Outcome(job.path, {}, error)
         return job
@@ -179,9 +182,9 @@ class _Run:
     def segment_all(self, jobs: Iterator[_ImageJob]) -> Generator[_ImageJob, None, None]:
         """Segment the photographs that have features."""
         for job in jobs:
-            if job.features is not None and job.rgb is not None:
+            if job.features is not None and job.image is not None:
                 with image_memory_error(self.pipeline.vit.device):
-                    job.result = self.segment(job, job.rgb, job.features)
+                    job.result = self.segment(job, job.image, job.features)
                 job.features = None
             yield job
 
@@ -193,7 +196,7 @@ class _Run:
             except OutputError as error:
                 job.outcome = Outcome(job.path, {}, error)
         # The list of all jobs outlives each of them, so their pixels must not stay.
-        job.rgb = job.result = None
+        job.image = job.result = None
         return job
 
     def finished_before(self, job: _ImageJob) -> Outcome | None:
@@ -204,35 +207,48 @@ class _Run:
         ImageError
             If the photograph cannot be read.
         OutputError
-            If files of another program are in the way.
+            If files of another program are in the way, or the outputs cannot be written.
         """
-        if self.overwrite:
-            return None
         collection = self.pipeline.collection
         labels = collection is not None and collection.prototypes is not None
         files = output_paths(job.stem, self.which, labels=labels)
-        expected = {
-            "vitnp:parameters": stamp.parameters_hash(self.pipeline.parameters),
-            "vitnp:photograph": headers.file_hash(job.path),
-        }
-        if all(stamp.stamp(file) == expected for file in files.values()):
-            return Outcome(job.path, files)
-        stamp.refuse_foreign(files.values())
+        if not self.overwrite:
+            expected = {
+                "vitnp:parameters": stamp.parameters_hash(self.pipeline.parameters),
+                "vitnp:photograph": headers.file_hash(job.path),
+            }
+            if all(stamp.stamp(file) == expected for file in files.values()):
+                return Outcome(job.path, files)
+            stamp.refuse_foreign(files.values())
+        self.check_writable(files)
         return None
 
-    def decode(self, job: _ImageJob) -> tuple[np.ndarray, NetworkInput]:
-        """Decode a photograph, (height, width, 3) uint8, and scale it for the network."""
+    def check_writable(self, files: Mapping[str, Path]) -> None:
+        """Check before the work that the outputs of a photograph can be written.
+
+        Raises
+        ------
+        OutputError
+            If their folder cannot be written to, or takes not all of the names.
+        """
+        for folder in {path.parent for path in files.values()} - self.writable:
+            write.prepare_folder(folder)
+            self.writable.add(folder)
+        write.check_names(files.values())
+
+    def decode(self, job: _ImageJob) -> tuple[DecodedImage, NetworkInput]:
+        """Decode a photograph and scale it for the network."""
         clock = Stopwatch()
-        rgb = decode.read_image(job.path, max_pixels=self.pipeline.settings.max_pixels)
+        image = self.pipeline.decode(job.path)
         clock.lap("decode")
         job.seconds |= clock.seconds
-        return rgb, self.pipeline.preprocess(rgb, headers.file_hash(job.path))
+        return image, self.pipeline.preprocess(image, headers.file_hash(job.path))
 
-    def segment(self, job: _ImageJob, rgb: np.ndarray, features: FeatureRecord) -> Segmentation:
+    def segment(self, job: _ImageJob, image: DecodedImage, features: FeatureRecord) -> Segmentation:
         """Compute the result from the features."""
         clock = Stopwatch(self.pipeline.vit.device)
         clock.seconds |= job.seconds
-        return self.pipeline.segment(rgb, features, clock)
+        return self.pipeline.segment(image, features, clock)
 
     def write(self, job: _ImageJob, result: Segmentation) -> Outcome:
         """Write the outputs of a photograph."""
@@ -243,7 +259,7 @@ class _Run:
 
 
 def _decoded_pixels(job: _ImageJob) -> int:
-    return 0 if job.rgb is None else job.rgb.shape[0] * job.rgb.shape[1]
+    return 0 if job.image is None else job.image.rgb.shape[0] * job.image.rgb.shape[1]
 
 
 def _in_given_order(jobs: Iterator[_ImageJob]) -> Iterator[Outcome]:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from vitnp.errors import ImageError
 from vitnp.io import decode
+from vitnp.io.color import to_srgb
 from vitnp.io.find import Photograph
 from vitnp.io.resample import downscale
 from vitnp.method.prototypes import label_map
+from vitnp.options import MAX_PIXELS
 
 if TYPE_CHECKING:
     from vitnp.segmenter import Segmenter
@@ -60,6 +63,12 @@ class PhotographRecord:
     load_thumbnail : callable
         Returns the thumbnail, (h, w, 3) uint8; None if the file can no longer be read. Called only by writers that
         need it.
+    path : Path, optional
+        File of the photograph.
+    outputs : mapping of str to Path
+        Files that were written for the photograph, by kind.
+    category : int, optional
+        Category of similar photographs.
 
     Examples
     --------
@@ -74,6 +83,9 @@ class PhotographRecord:
     regions: tuple[RegionRecord, ...]
     load_region_map: Callable[[], np.ndarray]
     load_thumbnail: Callable[[], np.ndarray | None]
+    path: Path | None = None
+    outputs: Mapping[str, Path] = dataclasses.field(default_factory=dict)
+    category: int | None = None
 
     @functools.cached_property
     def region_map(self) -> np.ndarray:
@@ -109,7 +121,9 @@ class PhotographRecord:
         return dataclasses.replace(self)
 
 
-def fitted_record(segmenter: Segmenter, index: int, photograph: Photograph, *, empty: bool) -> PhotographRecord:
+def fitted_record(
+    segmenter: Segmenter, index: int, photograph: Photograph, outputs: Mapping[str, Path], *, empty: bool
+) -> PhotographRecord:
     """Return the record of a photograph of a fitted collection; its arrays are loaded on access.
 
     Parameters
@@ -119,10 +133,12 @@ def fitted_record(segmenter: Segmenter, index: int, photograph: Photograph, *, e
     index : int
         Index of the photograph in the collection; it is not a failure.
     photograph : Photograph
+    outputs : mapping of str to Path
+        Files that are written for the photograph, by kind.
     empty : bool
         Whether the photograph has no foreground.
     """
-    confidence, regions = float(segmenter.confidences[index]), segmenter.regions[index]
+    settings, confidence, regions = segmenter.settings, float(segmenter.confidences[index]), segmenter.regions[index]
     records: tuple[RegionRecord, ...] = ()
     load_region_map: Callable[[], np.ndarray]
     if regions is not None:
@@ -136,8 +152,16 @@ def fitted_record(segmenter: Segmenter, index: int, photograph: Photograph, *, e
         load_region_map = functools.partial(_foreground, segmenter, index)
         if not empty:
             records = (RegionRecord(1, confidence, confidence, 0),)
-    load_thumbnail = functools.partial(_thumbnail, photograph, segmenter.settings.max_pixels)
-    return PhotographRecord(photograph.relative.as_posix(), confidence, records, load_region_map, load_thumbnail)
+    return PhotographRecord(
+        photograph.relative.as_posix(),
+        confidence,
+        records,
+        load_region_map,
+        functools.partial(read_thumbnail, photograph.path, settings.max_pixels, settings.alpha),
+        photograph.path,
+        outputs,
+        int(segmenter.categories[index]),
+    )
 
 
 def _foreground(segmenter: Segmenter, index: int) -> np.ndarray:
@@ -145,12 +169,13 @@ def _foreground(segmenter: Segmenter, index: int) -> np.ndarray:
     return np.asarray(segmenter.masks[index], np.uint8)
 
 
-def _thumbnail(photograph: Photograph, max_pixels: int) -> np.ndarray | None:
-    """Return a photograph scaled down, (h, w, 3) uint8; None if it can no longer be read."""
+def read_thumbnail(path: Path, max_pixels: int = MAX_PIXELS, alpha: str = "background") -> np.ndarray | None:
+    """Return a photograph scaled down, (h, w, 3) uint8 in sRGB; None if it can no longer be read."""
     try:
-        rgb = decode.read_image(photograph.path, max_pixels=max_pixels)
+        image = decode.decode_image(path, max_pixels=max_pixels, alpha=alpha)
     except ImageError:
         return None
-    height, width = rgb.shape[:2]
+    height, width = image.rgb.shape[:2]
     scale = min(1.0, THUMBNAIL / min(height, width))
-    return downscale(rgb, (max(1, round(height * scale)), max(1, round(width * scale))))
+    small = downscale(image.rgb, (max(1, round(height * scale)), max(1, round(width * scale))))
+    return to_srgb(small, image.profile)

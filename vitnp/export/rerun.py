@@ -128,7 +128,7 @@ class EarlierRun:
                 for kind, file in files.items()
             ):  # fmt: skip
                 return Outcome(path, files), fingerprint
-            decode.read_image(path, max_pixels=self.segmenter.settings.max_pixels)
+            decode.decode_image(path, max_pixels=self.segmenter.settings.max_pixels)
         except ImageError as error:  # a photograph that could not be read then, and cannot now
             return Outcome(path, {}, error), None
         return None, None

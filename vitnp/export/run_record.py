@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from importlib import metadata
 
 from vitnp import __version__
+from vitnp.io.path_text import path_entries
 
 # Packages that take part in the computation, so that a difference between two runs can be traced to them.
 _PACKAGES = ("numpy", "scipy", "numba", "pillow", "safetensors")
@@ -41,7 +42,7 @@ def failure_records(failures: Iterable[tuple[object, BaseException | str]]) -> l
     >>> failure_records([("a.jpg", "a.jpg: this file is empty")])
     [{'photograph': 'a.jpg', 'error': 'a.jpg: this file is empty'}]
     """
-    return [{"photograph": str(photograph), "error": str(error)} for photograph, error in failures]
+    return [{**path_entries("photograph", str(photograph)), "error": str(error)} for photograph, error in failures]
 
 
 def run_record(

@@ -18,6 +18,7 @@ from vitnp.features.store import FeatureStore
 from vitnp.features.stream import ShardWriter, in_store, stream
 from vitnp.io import decode, find, write
 from vitnp.io import stamp as stamp_
+from vitnp.io.part_files import remove_abandoned
 from vitnp.io.stamp import parameters_hash, refuse_foreign
 from vitnp.vit.model import ViT
 
@@ -100,12 +101,14 @@ def write_features(
     parameters = parameters_hash(metadata)
     paths = [Path(f"{stem}.{form}") for stem in stems]
     finished: set[int] = set()
+    for folder in {path.parent for path in paths}:
+        remove_abandoned(folder)
 
     def skip(index: int, photograph: str) -> bool:
         if not overwrite and stamp(paths[index]) == {"vitnp:parameters": parameters, "vitnp:photograph": photograph}:
             finished.add(index)
             return True
-        return store is not None and in_store(store, photograph)
+        return store is not None and in_store(store, photograph, vit)
 
     with contextlib.ExitStack() as stack:
         jobs = stack.enter_context(

@@ -12,7 +12,7 @@ from vitnp import kernels, options
 from vitnp.errors import UsageError
 from vitnp.features.record import FeatureRecord
 from vitnp.features.spec import FeatureSpec
-from vitnp.io import preprocess, resample, source
+from vitnp.io import color, preprocess, resample, source
 from vitnp.vit.model import ViT
 
 
@@ -43,8 +43,10 @@ class NetworkInput:
         return int(source.content_hash(kernels.to_host(self.pixels)), 16)
 
 
-def prepare(rgb: np.ndarray, vit: ViT, spec: FeatureSpec, photograph: str = "") -> NetworkInput:
-    """Scale a photograph to the size of the network's input.
+def prepare(
+    rgb: np.ndarray, vit: ViT, spec: FeatureSpec, photograph: str = "", *, profile: bytes | None = None
+) -> NetworkInput:
+    """Scale a photograph to the size of the network's input, and convert its colors to sRGB.
 
     Parameters
     ----------
@@ -53,6 +55,8 @@ def prepare(rgb: np.ndarray, vit: ViT, spec: FeatureSpec, photograph: str = "") 
     spec : FeatureSpec
     photograph : str
         Fingerprint of the photograph.
+    profile : bytes, optional
+        ICC profile of the pixels; None if they are sRGB.
 
     Returns
     -------
@@ -66,6 +70,9 @@ def prepare(rgb: np.ndarray, vit: ViT, spec: FeatureSpec, photograph: str = "") 
         max_tokens=spec.max_tokens,
     )
     pixels = resample.downscale(kernels.to_device(rgb, vit.device), scaled)
+    if profile is not None:
+        # After scaling there are a hundred times fewer pixels to convert.
+        pixels = kernels.to_device(color.to_srgb(kernels.to_host(pixels), profile), vit.device)
     height, width, _ = rgb.shape
     return NetworkInput(photograph, (height, width), pixels, capped)
 

@@ -17,7 +17,7 @@ from vitnp.io.stamp import parameters_hash
 from vitnp.vit.model import ViT
 
 # To be raised whenever the same spec no longer gives the same bytes.
-STORE_VERSION = 1
+STORE_VERSION = 2
 
 # Names of fields in stores, where they differ; stores keep the names that they were written with.
 _STORED_NAMES = {"short_side": "size", "numerics": "arithmetic"}
@@ -49,8 +49,12 @@ class FeatureSpec:
         Maximum number of patches; a larger grid is made coarser.
     regions : bool
         Whether the features include the arrays that :meth:`vitnp.vit.model.ViT.region_cls` needs.
+    alpha : {"background", "ignore"}
+        How transparent parts were decoded, see :func:`vitnp.io.decode.read_image`.
     version : int
         Version of the store.
+    grid : (int, int), optional
+        Grid of the position embeddings if it isn't square; not stored if it is.
     """
 
     sha256: str
@@ -67,7 +71,9 @@ class FeatureSpec:
     eps: float
     max_tokens: int
     regions: bool
+    alpha: str = "background"
     version: int = STORE_VERSION
+    grid: tuple[int, int] | None = None
 
     @classmethod
     def of(
@@ -81,6 +87,7 @@ class FeatureSpec:
         max_tokens: int = options.MAX_TOKENS,
         precision: str = "float16",
         regions: bool = True,
+        alpha: str = "background",
         stored: bool = True,
     ) -> FeatureSpec:
         """Return the spec of a network's features.
@@ -93,6 +100,8 @@ class FeatureSpec:
         precision : {"float16", "float32"}
         regions : bool
             Whether to include the arrays from which CLS tokens of regions are computed: up to three times the data.
+        alpha : {"background", "mask", "ignore"}
+            As for :func:`vitnp.io.decode.read_image`; features of "mask" are those of "background".
         stored : bool
             Whether the features may be stored. If so, a network without a file is identified by a checksum of its
             weights, which takes a while for a large one.
@@ -125,6 +134,8 @@ class FeatureSpec:
             eps=config.eps,
             max_tokens=options.check("max_tokens", max_tokens),
             regions=regions,
+            alpha="ignore" if options.check("alpha", alpha) == "ignore" else "background",
+            grid=config.oblong_grid,
         )
 
     def keys_are_last(self, vit: ViT) -> bool:
@@ -133,7 +144,10 @@ class FeatureSpec:
 
     def as_stored(self) -> dict[str, Any]:
         """Return the fields under the names that stores use."""
-        return {_STORED_NAMES.get(name, name): value for name, value in dataclasses.asdict(self).items()}
+        fields = dataclasses.asdict(self)
+        if self.grid is None:
+            del fields["grid"]
+        return {_STORED_NAMES.get(name, name): value for name, value in fields.items()}
 
     @classmethod
     def from_stored(cls, fields: Mapping[str, Any]) -> FeatureSpec:

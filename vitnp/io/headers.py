@@ -11,20 +11,25 @@ import contextlib
 import errno
 import hashlib
 import importlib
+import io
 import os
 import stat
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, BinaryIO
 
 from vitnp.errors import ImageError
+from vitnp.io.pillow_warnings import collected, one_line
 
 if TYPE_CHECKING:
     from PIL import Image
 
 FORMATS = "JPEG, PNG, WebP, TIFF, BMP, GIF, HEIC or AVIF"
 
-# Pillow's plugin for each format; HEIC is read by pillow-heif instead.
-_PLUGINS = {"JPEG": "Jpeg", "PNG": "Png", "WebP": "WebP", "TIFF": "Tiff", "GIF": "Gif", "BMP": "Bmp", "AVIF": "Avif"}
+# Pillow's plugin for each format; HEIC is read by pillow-heif instead. Photographs are read in all formats but PNM.
+_PLUGINS = {
+    "JPEG": "Jpeg", "PNG": "Png", "WebP": "WebP", "TIFF": "Tiff", "GIF": "Gif", "BMP": "Bmp", "AVIF": "Avif",
+    "PNM": "Ppm",
+}  # fmt: skip
 
 _SIGNATURES = {
     b"\xff\xd8\xff": "JPEG",
@@ -80,23 +85,36 @@ def file_hash(path: str | os.PathLike[str]) -> str:
 
 
 @contextlib.contextmanager
-def open_header(path: str | os.PathLike[str]) -> Iterator[tuple[Image.Image, str]]:
-    """Open an image file and read its header; yield the PIL image, whose pixels are not loaded, and the format.
+def open_header(source: str | os.PathLike[str] | bytes, *, mask: bool = False) -> Iterator[tuple[Image.Image, str]]:
+    """Open an image file, or its bytes, and read its header.
+
+    Parameters
+    ----------
+    source : path or bytes
+    mask : bool
+        Whether the file may also be in a format of masks (PBM, PGM, PPM).
+
+    Yields
+    ------
+    PIL image, str
+        The image, whose pixels are not loaded, and the format.
 
     Raises
     ------
     ImageError
         If there is no such file, it is not an image in a supported format, or its header is damaged.
     """
-    with _open_file(path) as file:
+    path: object = "the bytes" if isinstance(source, bytes) else source
+    with io.BytesIO(source) if isinstance(source, bytes) else _open_file(source) as file:
         head = file.read(64)
         file.seek(0)
         file_format = _recognize(head)
-        if file_format is None:
+        if file_format is None or (file_format == "PNM" and not mask):
             raise ImageError(f"{path}: this is not an image in a supported format; convert it to {FORMATS}")
         image_class = _image_class(file_format, path)
         try:
-            image = image_class(file)
+            with collected():  # logged when the pixels are decoded
+                image = image_class(file)
         except Exception as error:
             raise damaged(path, file_format, error) from None
         with image:
@@ -118,7 +136,7 @@ def damaged(name: object, file_format: str, error: Exception) -> ImageError:
     """Return the error for an image that Pillow fails to decode."""
     if isinstance(error, MemoryError):
         return ImageError(f"{name}: there is not enough memory to decode it; use a smaller image")
-    reason = " ".join(str(error).split()) or type(error).__name__
+    reason = one_line(error) or type(error).__name__
     return ImageError(
         f"{name}: the {file_format} is truncated, damaged or of an unsupported kind ({reason}); "
         "get an intact copy, or save it again with another program"
@@ -160,10 +178,12 @@ def _recognize(head: bytes) -> str | None:
         if brands & _HEIC_BRANDS:
             return "HEIC"
     # Two bytes are a weak signature, so they are tried last.
+    if head[:1] == b"P" and head[1:2] in b"123456" and head[2:3].isspace():
+        return "PNM"
     return "BMP" if head.startswith(b"BM") else None
 
 
-def _image_class(file_format: str, path: str | os.PathLike[str]) -> Callable[[BinaryIO], Image.Image]:
+def _image_class(file_format: str, path: object) -> Callable[[BinaryIO], Image.Image]:
     """Return the PIL image class for a format, whose constructor reads the header and no pixels."""
     if file_format == "HEIC":
         try:

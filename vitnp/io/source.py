@@ -7,12 +7,12 @@ import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Union, cast
+from typing import TYPE_CHECKING, Any, Union, cast
 
 import numpy as np
 
 from vitnp.errors import ImageError
-from vitnp.io.decode import read_image
+from vitnp.io.decode import DecodedImage, decode_image
 from vitnp.io.find import Photograph
 from vitnp.io.headers import file_hash, pixels_of, stored_size
 from vitnp.kernels.threads import pool
@@ -20,7 +20,7 @@ from vitnp.kernels.threads import pool
 if TYPE_CHECKING:
     from PIL import Image
 
-Source = Union[Photograph, str, os.PathLike[str], "Image.Image", np.ndarray]
+Source = Union[Photograph, str, os.PathLike[str], bytes, "Image.Image", np.ndarray]
 
 
 def path_of(source: Source) -> Path | None:
@@ -46,14 +46,16 @@ def content_hash(rgb: np.ndarray) -> str:
     return digest.hexdigest()
 
 
-def fingerprint(source: Source, rgb: np.ndarray | None = None) -> str:
-    """Return the fingerprint of a photograph: :func:`file_hash` of a file, else :func:`content_hash` of the pixels.
+def fingerprint(source: Source, image: DecodedImage | None = None, *, alpha: str = "background") -> str:
+    """Return the fingerprint of a photograph: :func:`file_hash` of a file, else the hash of pixels and color profile.
 
     Parameters
     ----------
     source : Photograph, path, PIL image or array
-    rgb : (height, width, 3) uint8, optional
-        The decoded pixels, if available.
+    image : DecodedImage, optional
+        The decoded photograph, if available.
+    alpha : str
+        How a photograph in memory is decoded, see :func:`vitnp.io.decode.read_image`.
 
     Returns
     -------
@@ -68,7 +70,12 @@ def fingerprint(source: Source, rgb: np.ndarray | None = None) -> str:
     path = path_of(source)
     if path is not None:
         return file_hash(path)
-    return content_hash(_read(source) if rgb is None else rgb)
+    image = _decode(source, alpha=alpha) if image is None else image
+    digest = content_hash(image.rgb)
+    if image.profile is None:
+        return digest
+    # The same values with another profile are other colors.
+    return hashlib.blake2b(digest.encode() + image.profile, digest_size=16).hexdigest()
 
 
 def size_of(source: Source) -> tuple[int, int]:
@@ -86,15 +93,15 @@ def size_of(source: Source) -> tuple[int, int]:
         image = cast("Image.Image", source)
         height, width = image.height, image.width
     else:
-        height, width = _read(source).shape[:2]
+        height, width = _decode(source).rgb.shape[:2]
     if height < 1 or width < 1:
         raise ImageError(f"{path or 'the image'}: it has no pixels; use an image of at least 1 x 1")
     return height, width
 
 
 @contextlib.contextmanager
-def opened(source: Source, max_pixels: int) -> Iterator[np.ndarray]:
-    """Yield the pixels of a photograph, (height, width, 3) uint8.
+def opened(source: Source, max_pixels: int, alpha: str = "background") -> Iterator[DecodedImage]:
+    """Yield a decoded photograph; its notices are logged.
 
     Large files are opened one at a time (:func:`vitnp.kernels.threads.pool.large_image_lock`), so do not keep them open
     for longer than needed.
@@ -106,8 +113,10 @@ def opened(source: Source, max_pixels: int) -> Iterator[np.ndarray]:
     """
     path = path_of(source)
     with contextlib.nullcontext() if path is None else pool.large_image_lock(pixels_of(path)):
-        yield _read(source, max_pixels=max_pixels)
+        image = _decode(source, max_pixels=max_pixels, alpha=alpha)
+        image.log()
+        yield image
 
 
-def _read(source: Source, **options: int) -> np.ndarray:
-    return read_image(source.path if isinstance(source, Photograph) else source, **options)
+def _decode(source: Source, **options: Any) -> DecodedImage:
+    return decode_image(source.path if isinstance(source, Photograph) else source, **options)

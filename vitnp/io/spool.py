@@ -58,7 +58,7 @@ class Spool:
         self.close()
 
     def write(self, text: str) -> None:
-        """Append text. Characters that UTF-8 cannot encode (of undecodable file names) become question marks.
+        """Append text; lone surrogates, which UTF-8 lacks, become backslash escapes.
 
         Raises
         ------
@@ -66,7 +66,7 @@ class Spool:
             If the temporary file cannot be written.
         """
         try:
-            self._file.write(text.encode("utf-8", "replace"))
+            self._file.write(text.encode("utf-8", "backslashreplace"))
         except OSError as error:
             raise _cannot_buffer(f"output for {self._path}", error, "write to another folder") from None
 

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import json
 import os
-import secrets
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
 from vitnp.errors import OutputError
+from vitnp.io.part_files import check_writable, replacing_part, together
+from vitnp.io.path_text import ascii_json
 from vitnp.io.stamp import canonical_json, json_default, sidecar_entries, sidecar_path, with_software
 
 if TYPE_CHECKING:
@@ -35,6 +35,8 @@ _ADVICE = {
     errno.EISDIR: "a folder of this name is in the way; remove it or choose another name",
     errno.EEXIST: "a file of this name is in the way; remove it or choose another name",
     errno.ENAMETOOLONG: "the name is too long; choose a shorter one",
+    errno.EINVAL: "the file system there does not take such names; choose another name or folder",
+    errno.EILSEQ: "the file system there does not take such names; choose another name or folder",
 }
 
 
@@ -43,8 +45,8 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """Open a file for writing that replaces `path` when the block ends without an exception.
 
     The bytes are written to a hidden temporary file in the same folder, which then replaces `path` atomically. After an
-    exception, including KeyboardInterrupt, it is removed and the file at `path` is unchanged. The new file has the
-    default permissions (umask).
+    exception, including KeyboardInterrupt, it is removed and the file at `path` is unchanged; if the process is killed,
+    the next run removes it (:mod:`vitnp.io.part_files`). The new file has the default permissions (umask).
 
     Raises
     ------
@@ -61,16 +63,9 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     ['a.txt']
     """
     path = Path(path)
-    temporary = path.with_name(f".vitnp-{secrets.token_hex(8)}.part")
     try:
-        try:
-            with open(temporary, "xb") as file:
-                yield file
-            os.replace(temporary, path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
-            raise
+        with replacing_part(path) as file:
+            yield file
     except (OSError, ValueError) as error:
         raise _refused(path, error) from None
 
@@ -79,6 +74,22 @@ def _refused(path: Path, error: OSError | ValueError) -> OutputError:
     """Return the error for a file that cannot be written."""
     advice = _ADVICE.get(getattr(error, "errno", None) or 0)
     return OutputError(f"can't write {path}: {advice or f'{error}; choose another place'}")
+
+
+@contextlib.contextmanager
+def writing_together(folder: str | os.PathLike[str]) -> Iterator[None]:
+    """Write several files to a folder, all or none: they replace those of their names when the block ends.
+
+    Raises
+    ------
+    OutputError
+        If a file cannot be written.
+    """
+    try:
+        with together():
+            yield
+    except OSError as error:
+        raise _refused(Path(error.filename2 or folder), error) from None
 
 
 def make_folder(path: str | os.PathLike[str]) -> None:
@@ -95,8 +106,46 @@ def make_folder(path: str | os.PathLike[str]) -> None:
         raise _refused(Path(path), error) from None
 
 
+def prepare_folder(path: str | os.PathLike[str]) -> None:
+    """Create a folder for outputs and check that files can be written there.
+
+    Call it before long work, so that a disk that is full or read-only shows first.
+
+    Raises
+    ------
+    OutputError
+        If the folder cannot be created or written to.
+    """
+    make_folder(path)
+    try:
+        check_writable(Path(path))
+    except OSError as error:
+        raise _refused(Path(path), error) from None
+
+
+def check_names(paths: Iterable[str | os.PathLike[str]]) -> None:
+    """Check that the file system takes the names of all files, before the first of them is written.
+
+    Raises
+    ------
+    OutputError
+        For the first name that is too long, or has characters that are not allowed.
+    """
+    for path in paths:
+        try:
+            os.lstat(path)
+        except (FileNotFoundError, NotADirectoryError, PermissionError):
+            continue  # it is new, or writing will tell
+        except (OSError, ValueError) as error:
+            raise _refused(Path(path), error) from None
+
+
 def write_png(
-    path: str | os.PathLike[str], image: np.ndarray | Image.Image, text: Mapping[str, str] | None = None
+    path: str | os.PathLike[str],
+    image: np.ndarray | Image.Image,
+    text: Mapping[str, str] | None = None,
+    *,
+    profile: bytes | None = None,
 ) -> None:
     """Write a PNG with the stamp of vitnp.
 
@@ -107,6 +156,8 @@ def write_png(
         (H, W) uint8 or uint16 gray, (H, W, 3) uint8 RGB or (H, W, 4) uint8 RGBA; bool becomes 0 and 255.
     text : mapping of str to str
         Additional text chunks, such as "vitnp:parameters" and "vitnp:photograph"; see :func:`vitnp.io.stamp.stamp`.
+    profile : bytes, optional
+        ICC color profile of the pixels; none for sRGB.
 
     Raises
     ------
@@ -126,7 +177,7 @@ def write_png(
     # On photographs, level 6 takes two to three times as long as level 3 and saves a tenth of the space.
     level = 3 if image.mode in ("RGB", "RGBA") else 6
     with replacing(path) as file:
-        image.save(file, "PNG", pnginfo=chunks, compress_level=level)
+        image.save(file, "PNG", pnginfo=chunks, compress_level=level, icc_profile=profile)
 
 
 def write_npy(path: str | os.PathLike[str], array: np.ndarray, text: Mapping[str, str] | None = None) -> None:
@@ -191,7 +242,7 @@ def _write_array(file: IO[bytes], array: np.ndarray) -> None:
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Write UTF-8 text.
+    """Write UTF-8 text; lone surrogates, which UTF-8 lacks, become backslash escapes.
 
     Raises
     ------
@@ -199,18 +250,18 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
         If the file cannot be written.
     """
     with replacing(path) as file:
-        file.write(text.encode())
+        file.write(text.encode("utf-8", "backslashreplace"))
 
 
 def write_json(path: str | os.PathLike[str], value: object) -> None:
-    """Write a value as indented JSON.
+    """Write a value as indented JSON in ASCII.
 
     Raises
     ------
     OutputError
         If the file cannot be written.
     """
-    write_text(path, json.dumps(value, indent=2, default=json_default) + "\n")
+    write_text(path, ascii_json(value, indent=2, default=json_default) + "\n")
 
 
 def write_sidecar(path: str | os.PathLike[str], text: Mapping[str, str] | None = None) -> None:

@@ -64,7 +64,7 @@ class Collection:
     centers : (C, D) float32
         Mean CLS token of each category, normalized to unit length.
     prototypes : Prototypes, optional
-        Labeled regions, if classes were fitted.
+        Means of the classes, if there are any.
     readout : Readout, optional
         Readout level; files of earlier versions have none, and votes of the paper's three levels do without.
 
@@ -136,7 +136,7 @@ class Collection:
         return RegionRule(**self.parameters["regions"])
 
     def labels(self, vit: ViT, features: FeatureRecord, mask: np.ndarray) -> np.ndarray:
-        """Return the classes of the pixels of a photograph, by votes of the training regions.
+        """Return the classes of the pixels of a photograph, by the nearest class means.
 
         Parameters
         ----------
@@ -160,7 +160,7 @@ class Collection:
         regions = label_regions(mask, self.rule)
         patches = region_patches(regions, features.grid)
         region_cls = functools.partial(vit.region_cls, features.cls_state, features.last_key, features.value)
-        classes, certainty = self.prototypes.vote(region_cls(patches))
+        classes, certainty = self.prototypes.classify(region_cls(patches))
         if self.rule.how == "split":
             seed = (int(self.parameters["seed"]), features.digest)
             whole = Regions(classes, certainty, certainty, patches.sum(axis=1))
@@ -183,8 +183,8 @@ class Collection:
 
         Short sides may differ by a factor of up to :data:`NEAR_SIZES`.
         """
-        for name in COMPARABLE:
-            ours, theirs = (json.loads(canonical_json(each[name])) for each in (self.parameters, parameters))
+        for name in (*COMPARABLE, "grid"):  # files name the grid of the position embeddings if it isn't square
+            ours, theirs = (json.loads(canonical_json(each.get(name))) for each in (self.parameters, parameters))
             if ours == theirs:
                 continue
             if name == "size" and max(ours, theirs) <= NEAR_SIZES * min(ours, theirs):

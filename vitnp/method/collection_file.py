@@ -29,6 +29,8 @@ def to_arrays(
             arrays[f"{name}.{index}.centroids"], arrays[f"{name}.{index}.shares"] = centroids, shares
     if prototypes is not None:
         arrays["prototypes.cls"], arrays["prototypes.classes"] = prototypes.cls, prototypes.classes
+        if prototypes.mean is not None:
+            arrays["prototypes.mean"] = prototypes.mean
     if readout is not None:
         arrays["readout.weights"], arrays["readout.bias"] = readout.weights, np.array([readout.bias], np.float32)
     return arrays
@@ -84,4 +86,7 @@ def _prototypes(arrays: Mapping[str, np.ndarray], width: int) -> Prototypes:
         raise ValueError("the shapes of the prototypes do not fit together")
     if classes.min() < 0 or classes.max() >= _MAX_CLASSES:
         raise ValueError(f"the classes of the prototypes must be from 0 to {_MAX_CLASSES - 1}")
-    return Prototypes(cls, classes)
+    mean = np.array(arrays["prototypes.mean"], np.float32) if "prototypes.mean" in arrays else None
+    if mean is not None and mean.shape != (width,):
+        raise ValueError("the shape of the prototypes' mean does not fit")
+    return Prototypes(cls, classes, mean)

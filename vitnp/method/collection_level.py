@@ -152,8 +152,8 @@ def fit_level(
             n_init=config.starts,
             max_iter=config.max_iterations,
             tol=config.tolerance,
-            seed=(*seed, n_clusters),
-            n_threads=n_threads,
+            random_state=(*seed, n_clusters),
+            n_jobs=n_threads,
             device=device,
         ).fit(keys, mapper=mapper)
         foreground = np.bincount(kmeans.labels_, weights=hard, minlength=n_clusters)

@@ -7,6 +7,7 @@ import os
 
 from vitnp.checkpoints.load import load_vit
 from vitnp.checkpoints.registry import BUILT_IN, collection_path
+from vitnp.errors import UsageError
 from vitnp.method.collection import Collection
 from vitnp.method.parameters import run_parameters
 from vitnp.options import Settings
@@ -17,6 +18,25 @@ from vitnp.vit.model import ViT
 def default_vit() -> ViT:
     """Return the built-in network; its checkpoint is read once."""
     return load_vit("auto")
+
+
+def resolve_vit(vit: ViT | str | os.PathLike[str] | None) -> ViT:
+    """Return the network that a user named: itself, by name or checkpoint (``load_vit``), or the built-in one for None.
+
+    Raises
+    ------
+    CheckpointError
+        If the checkpoint cannot be found or read.
+    UsageError
+        If it is none of these.
+    """
+    if vit is None:
+        return default_vit()
+    if isinstance(vit, ViT):
+        return vit
+    if isinstance(vit, (str, os.PathLike)):
+        return load_vit(vit)
+    raise UsageError(f"vit must be a ViT, the name of a model, or the path of a checkpoint, got {type(vit).__name__}")
 
 
 @functools.lru_cache(maxsize=1)
@@ -53,4 +73,8 @@ def resolve_collection(
     if collection == "auto":
         reason = default_collection().mismatch(run_parameters(vit, settings))
         return (None, reason) if reason else (default_collection(), None)
-    return (collection if isinstance(collection, Collection) else Collection.load(collection)), None
+    if isinstance(collection, Collection):
+        return collection, None
+    if isinstance(collection, (str, os.PathLike)):
+        return Collection.load(collection), None
+    raise UsageError(f"collection must be a Collection, its file, 'auto' or None, got {type(collection).__name__}")

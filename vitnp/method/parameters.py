@@ -50,7 +50,10 @@ def run_parameters(vit: ViT, settings: Settings, collection: Collection | None =
         "seed": settings.seed,
         "max_tokens": settings.max_tokens,
         "min_confidence": settings.min_confidence,
+        "alpha": settings.alpha,
     }
+    if config.oblong_grid is not None:
+        parameters["grid"] = list(config.oblong_grid)
     if collection is not None:
         reason = collection.mismatch(parameters)
         if reason:

@@ -61,6 +61,15 @@ class ViTConfig:
         """Number of tokens before the patches: CLS and the registers."""
         return 1 + self.registers
 
+    @property
+    def oblong_grid(self) -> tuple[int, int] | None:
+        """Grid of the position embeddings if it isn't square, else None.
+
+        Position embeddings of one length may be read as several grids. Records of features name the one that was used
+        only where it isn't the square one, so that those of square grids are the same as ever.
+        """
+        return None if self.grid[0] == self.grid[1] else self.grid
+
     def patch_grid(self, height: int, width: int, stride: int | None = None) -> tuple[int, int]:
         """Return the rows and columns of patches of an image of this size in pixels; by default patches don't overlap.
 

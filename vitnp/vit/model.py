@@ -11,6 +11,7 @@ import numpy as np
 from vitnp import kernels
 from vitnp.errors import UsageError
 from vitnp.kernels.threads import team
+from vitnp.kernels.threads.fork import unlocked_in_child
 from vitnp.options import FEATURES
 from vitnp.vit.config import ViTConfig
 from vitnp.vit.forward import ForwardPass, block_tail, norm
@@ -57,7 +58,7 @@ class ViT:
         self.device = kernels.choose_device(device)
         self.precision, self._requested_precision = resolve_precision(precision, self.device), precision
         self._packed: PackedWeights | None = None
-        self._lock = threading.Lock()
+        self._lock = unlocked_in_child(threading.Lock())
 
     def __repr__(self) -> str:
         c = self.config
@@ -140,6 +141,7 @@ class ViT:
         (G, D) float
             CLS tokens after the final norm, in host memory.
         """
+        self._require_final_norm(("cls",))
         config, weights = self.config, self._packed_weights()
         xp = weights.xp
         state, key, value = (xp.asarray(kernels.to_device(x, self.device), weights.dtype) for x in (state, key, value))
@@ -212,7 +214,7 @@ class ViT:
         return {name: value for name, value in self.__dict__.items() if name not in ("_packed", "_lock")}
 
     def __setstate__(self, state: dict[str, object]) -> None:
-        self.__dict__.update(state, _packed=None, _lock=threading.Lock())
+        self.__dict__.update(state, _packed=None, _lock=unlocked_in_child(threading.Lock()))
 
     def _check_request(
         self, images: np.ndarray, features: tuple[str, ...], layer: int, stride: int | None
@@ -222,6 +224,7 @@ class ViT:
         unknown = [name for name in features if name not in FEATURES]
         if unknown or not features:
             raise UsageError(f"features must be among {', '.join(FEATURES)}, got {unknown or 'none'}")
+        self._require_final_norm(features)
         if not isinstance(images, np.ndarray) and kernels.device_of(images) == "cpu":
             raise UsageError(f"images must be an array of shape (B, 3, height, width), got a {type(images).__name__}")
         if images.ndim != 4 or images.shape[1] != 3 or any(side % patch or not side for side in images.shape[2:]):
@@ -230,6 +233,15 @@ class ViT:
                 f"got {images.shape}"
             )
         return self.config.resolve_layer(layer), self.config.resolve_stride(stride)
+
+    def _require_final_norm(self, features: tuple[str, ...]) -> None:
+        """Refuse features that are taken after the final norm if the checkpoint has none."""
+        after_norm = [name for name in features if name in ("token", "cls", "register")]
+        if after_norm and "norm.weight" not in self.weights:
+            raise UsageError(
+                f"{after_norm[0]!r} is taken after the final norm, which this checkpoint lacks: use the facet key, "
+                "query or value at the image level, or a checkpoint with norm.weight"
+            )
 
 
 def resolve_precision(precision: str, device: str = "cpu") -> str:

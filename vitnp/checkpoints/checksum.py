@@ -1,0 +1,60 @@
+"""The SHA-256 of checkpoint files, and the notes of it that lie beside files of which no page records one."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pathlib
+import re
+import tempfile
+
+from vitnp.errors import CheckpointError
+
+_CHUNK_BYTES = 2**20
+
+
+def file_sha256(path: str | os.PathLike[str]) -> str:
+    """Compute the SHA-256 of a file, in hexadecimal.
+
+    Raises
+    ------
+    CheckpointError
+        If the file can't be read.
+    """
+    digest = hashlib.sha256()
+    try:
+        with open(path, "rb") as file:
+            while chunk := file.read(_CHUNK_BYTES):
+                digest.update(chunk)
+    except OSError as error:
+        raise CheckpointError(f"{path} can't be read: {error.strerror or error}") from None
+    return digest.hexdigest()
+
+
+def _sidecar(path: pathlib.Path) -> pathlib.Path:
+    return path.with_name(path.name + ".sha256")
+
+
+def read_sidecar(path: pathlib.Path) -> str | None:
+    """Return the SHA-256 that was written beside a file, or None."""
+    try:
+        words = _sidecar(path).read_text(encoding="ascii").split()
+    except (OSError, ValueError):
+        return None
+    return words[0] if words and re.fullmatch("[0-9a-f]{64}", words[0]) else None
+
+
+def write_sidecar(path: pathlib.Path, sha256: str) -> None:
+    """Write a SHA-256 beside a file, in the format of ``sha256sum --check``; a read-only cache is no error."""
+    temporary = None
+    try:
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="ascii") as file:
+            temporary = file.name
+            file.write(f"{sha256}  {path.name}\n")
+        os.replace(temporary, _sidecar(path))
+        temporary = None
+    except OSError:
+        pass
+    finally:
+        if temporary is not None:
+            os.unlink(temporary)
