@@ -21,6 +21,7 @@ BENCHMARKS = {
     "photograph": Benchmark("bench.scale.photograph", "seconds per photograph, by stage, warm and from a cold start"),
     "quality": Benchmark("bench.quality.image_level", "mean IoU of the image level over seeds, on your own data"),
     "alone": Benchmark("bench.quality.alone", "mean IoU with the image level, with a fitted collection, and of a set"),
+    "domains": Benchmark("bench.quality.domains", "mean IoU on pictures of other kinds, such as cells and cracks"),
     "pictures": Benchmark("bench.pictures", "draw the pictures of the README"),
     "peers": Benchmark("bench.quality.peers", "LOST, TokenCut, DeepSpectral, FOUND and vitnp on the same features"),
     "composites": Benchmark("bench.quality.composites", "make a set of pictures with two categories in each"),

@@ -14,6 +14,7 @@ from vitnp.clustering.kmeans import Mapper
 from vitnp.errors import ImageError, UsageError
 from vitnp.features.stream import Extraction, extract_to_store
 from vitnp.fit import Fit, FitPlan
+from vitnp.method import texture
 from vitnp.method.agreement import two_cluster_variant
 from vitnp.method.cleaning import CleaningConfig
 from vitnp.method.collection import Collection
@@ -69,8 +70,8 @@ class Segmenter:
     image_level, dataset_level, category_level, cleaning
         Constants, see :mod:`vitnp.method`.
     **settings
-        `short_side`, `facet`, `layer`, `stride`, `max_tokens`, `max_pixels`, `refine`, `seed`, `min_confidence` and
-        `alpha`, as in :func:`vitnp.segment_image`.
+        `short_side`, `facet`, `layer`, `stride`, `max_tokens`, `max_pixels`, `refine`, `seed`, `min_confidence`,
+        `alpha` and `domain`, as in :func:`vitnp.segment_image`.
 
     Notes
     -----
@@ -132,11 +133,14 @@ class Segmenter:
         **settings: Any,
     ) -> None:
         fit_patches = options.check("fit_patches", fit_patches)
-        # The literal reading of the paper has two clusters at each level.
-        literal = options.check("consistency", consistency) != "mean"
         n_classes, n_categories = options.check("n_classes", n_classes), options.check("n_categories", n_categories)
         rule = regions if isinstance(regions, RegionRule) else RegionRule(regions)
         self.settings = Settings(**settings)
+        is_texture = self.settings.domain == "texture"
+        # The literal reading of the paper has two clusters at each level, and so have textures.
+        two_clusters = options.check("consistency", consistency) != "mean" or is_texture
+        if is_texture and cleaning is _CLEANING:
+            cleaning = texture.CLEANING
         self.vit = default_vit() if vit is None else vit
         self.parameters = run_parameters(self.vit, self.settings)
         self.plan = FitPlan(
@@ -148,9 +152,9 @@ class Segmenter:
             consistency=consistency,
             rule=rule,
             fit_patches=dataset_level.sample if fit_patches is None else fit_patches,
-            image_level=two_cluster_variant(image_level) if literal else image_level,
-            dataset_level=two_cluster_variant(dataset_level) if literal else dataset_level,
-            category_level=two_cluster_variant(category_level) if literal else category_level,
+            image_level=two_cluster_variant(image_level) if two_clusters else image_level,
+            dataset_level=two_cluster_variant(dataset_level) if two_clusters else dataset_level,
+            category_level=two_cluster_variant(category_level) if two_clusters else category_level,
             cleaning=cleaning,
             cache=None if cache is None else Path(cache),
             n_threads=n_threads,
@@ -339,6 +343,7 @@ class Segmenter:
         names |= {name: name for name in ("refine", "seed")}
         own = {name: collection.parameters[stored] for name, stored in names.items()}
         own["alpha"] = collection.parameters.get("alpha", "background")  # files of earlier versions don't have it
+        own["domain"] = collection.parameters.get("domain", "photo")
         segmenter = cls(vit, **{**own, **arguments})
         run_parameters(segmenter.vit, segmenter.settings, collection)  # checks that they fit
         segmenter.collection = collection

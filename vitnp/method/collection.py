@@ -171,8 +171,12 @@ class Collection:
 
     def mismatch(self, parameters: Mapping[str, Any]) -> str | None:
         """Return why features made with these parameters do not fit the collection: half a sentence, or None."""
-        for name in (*COMPARABLE, "grid"):  # files name the grid of the position embeddings if it isn't square
-            ours, theirs = (json.loads(canonical_json(each.get(name))) for each in (self.parameters, parameters))
+        # Files name the domain unless it is photographs, and the grid of the position embeddings if it isn't square.
+        for name in ("domain", *COMPARABLE, "grid"):
+            default = "photo" if name == "domain" else None
+            ours, theirs = (
+                json.loads(canonical_json(each.get(name, default))) for each in (self.parameters, parameters)
+            )
             if ours == theirs:
                 continue
             if name == "sha256":
