@@ -1,9 +1,8 @@
 """Score pictures of other kinds than photographs of objects: nuclei, seedlings, cracks and the like.
 
 Each folder below DATA is a domain, with ``images`` and ``masks``. The pictures of a domain are segmented alone, as a
-set, and with a collection fitted on the other half of them, with ``--domain photo`` and ``--domain texture``. The two
-simplest answers stand beside: everything, and Otsu's threshold of the brightness, whose better side is known to ``best``
-alone.
+set, and with a collection fitted on the other half of them, with ``--domain photo`` and ``--domain texture``. Two
+simple answers stand beside: everything, and the pixels brighter than a threshold by the rule of Otsu.
 """
 
 from __future__ import annotations
