@@ -1,8 +1,8 @@
 """Score pictures of other kinds than photographs of objects: nuclei, seedlings, cracks and the like.
 
-Each folder below DATA is a domain, with ``images`` and ``masks``. The pictures of a domain are segmented alone, as a
-set, and with a collection fitted on the other half of them, with ``--domain photo`` and ``--domain texture``. Two
-simple answers stand beside: everything, and the pixels brighter than a threshold by the rule of Otsu.
+Each folder below DATA is a domain, with ``images`` and ``masks``. The pictures of a domain are segmented alone and
+as a set, with ``--domain photo`` (one seed) and ``--domain texture``, and with a collection saved from the other half
+of them. Two simple answers stand beside: everything, and the pixels brighter than a threshold by the rule of Otsu.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import numpy as np
 from bench import record
 from vitnp import load_vit
 from vitnp.cli import arguments, shared
+from vitnp.errors import UsageError
 from vitnp.evaluate.data.pairs import Pair, match_pairs, read_truth
 from vitnp.evaluate.metrics.saliency import iou
 from vitnp.io.decode import decode_image
@@ -42,11 +43,15 @@ def main(argv: list[str] | None = None) -> int:
     args = _parse(argv)
     vit = load_vit(args.model)
     domains: dict[str, Any] = {}
-    for folder in sorted(path for path in args.data.iterdir() if (path / "images").is_dir()):
+    for folder in _folders(args):
         pairs, _ = match_pairs(folder / "images", folder / "masks")
         with tempfile.TemporaryDirectory() as scratch:
             rows = _domain(pairs, vit, args, args.cache or Path(scratch))
         domains[folder.name] = {"pictures": len(pairs), "methods": rows}
+        path = record.write(
+            args.name or f"domains-{vit.name}",
+            {"model": vit.name, "sha256": vit.sha256, "seeds": args.seeds, "domains": domains},
+        )
         print(f"{folder.name}, {len(pairs)} pictures, {vit.name}", flush=True)
         for name, row in rows.items():
             print(
@@ -54,12 +59,22 @@ def main(argv: list[str] | None = None) -> int:
                 f"both sides {row['both']:.3f}",
                 flush=True,
             )
-    path = record.write(
-        args.name or f"domains-{vit.name}",
-        {"model": vit.name, "sha256": vit.sha256, "seeds": args.seeds, "domains": domains},
-    )
     print(f"written to {path}")
     return shared.EXIT_OK
+
+
+def _folders(args: argparse.Namespace) -> list[Path]:
+    """Return the folders of the domains.
+
+    Raises
+    ------
+    UsageError
+        If there are none.
+    """
+    folders = sorted(path for path in args.data.glob("*") if (path / "images").is_dir())
+    if not folders:
+        raise UsageError(f"{args.data} has no folders with images/ and masks/ in them; name the folder above them")
+    return folders
 
 
 def _domain(pairs: Sequence[Pair], vit: ViT, args: argparse.Namespace, cache: Path) -> dict[str, dict[str, float]]:
@@ -75,17 +90,16 @@ def _domain(pairs: Sequence[Pair], vit: ViT, args: argparse.Namespace, cache: Pa
         "everything": scores(lambda seed: [np.ones_like(truth) for truth in truths]),
         "Otsu's threshold": scores(lambda seed: [_otsu(one) for one in rgb]),
     }
-    for domain in ("photo", "texture"):
-        alone = Settings(domain=domain)
-        collection, _ = resolve_collection("auto", vit, alone)
+    for domain, seeds in (("photo", 1), ("texture", args.seeds)):
+        collection, _ = resolve_collection("auto", vit, Settings(domain=domain))
         name = f"{domain}, alone" + (", built-in collection" if collection else "")
-        rows[name] = scores(lambda seed, kind=domain: _alone(images, vit, kind, seed), args.seeds)
+        rows[name] = scores(lambda seed, kind=domain: _alone(images, vit, kind, seed), seeds)
         rows[f"{domain}, whole set"] = scores(
-            lambda seed, kind=domain: _whole_set(images, vit, cache, domain=kind, seed=seed), args.seeds
+            lambda seed, kind=domain: _whole_set(images, vit, cache, domain=kind, seed=seed), seeds
         )
-        rows[f"{domain}, saved collection"] = scores(
-            lambda seed, kind=domain: _other_half(images, vit, cache, domain=kind, seed=seed), args.seeds
-        )
+    rows["texture, saved collection"] = scores(
+        lambda seed: _other_half(images, vit, cache, domain="texture", seed=seed)
+    )
     for options in VARIATIONS if args.vary else ():
         (change,) = options.items()
         rows["texture, {} {}".format(*change)] = scores(

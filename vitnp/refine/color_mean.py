@@ -46,8 +46,9 @@ def color_mean(score: np.ndarray, rgb: np.ndarray, *, bin_size: float = BIN) -> 
     score = check_map(score, rgb.shape[:2])
     if not 0 < bin_size < np.inf:
         raise ValueError(f"bin_size must be positive and finite, got {bin_size}")
-    bins = [np.rint(rgb @ np.float32(weights) / bin_size) for weights in (LUMA, BLUE_DIFFERENCE, RED_DIFFERENCE)]
-    _, color = np.unique(np.stack(bins, axis=-1).reshape(-1, 3), axis=0, return_inverse=True)
+    axes = np.array((LUMA, BLUE_DIFFERENCE, RED_DIFFERENCE), np.float32)  # (3, 3)
+    bins = np.rint(rgb @ axes.T / np.float32(bin_size))
+    _, color = np.unique(bins.reshape(-1, 3), axis=0, return_inverse=True)
     color = color.ravel()
     mean = np.bincount(color, weights=score.ravel()) / np.bincount(color)
     return mean[color].reshape(score.shape)
