@@ -25,7 +25,7 @@ from vitnp.kernels.threads import blas
 from vitnp.masks.alpha import opaque_part
 from vitnp.method import texture
 from vitnp.method.agreement import combine_levels
-from vitnp.method.cleaning import CleaningConfig, clean
+from vitnp.method.cleaning import clean
 from vitnp.method.collection import Collection
 from vitnp.method.confidence import confidence
 from vitnp.method.defaults import default_vit, resolve_collection
@@ -263,7 +263,7 @@ def segment_features(
     """
     if collection is None:
         levels, score = None, answer.soft
-        cleaning = texture.CLEANING if parameters.get("domain") == "texture" else CleaningConfig()
+        cleaning = texture.default_cleaning(parameters)
     else:
         category = collection.category_of(features.cls) if category is None else category
         keys = unit_rows(kernels.to_device(features.keys, vit.device))

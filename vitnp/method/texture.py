@@ -7,6 +7,9 @@ has two clusters instead, and the smaller one is its foreground: parts cover les
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 
 from vitnp import kernels
@@ -20,6 +23,17 @@ CLEANING = CleaningConfig(relative=0.0, absolute=0.0)
 
 
 _CONFIG = ImageLevelConfig()
+
+
+def default_cleaning(parameters: Mapping[str, Any]) -> CleaningConfig:
+    """Return the default constants of the cleaning step for the domain that run parameters name.
+
+    Examples
+    --------
+    >>> default_cleaning({"domain": "texture"}).relative
+    0.0
+    """
+    return CLEANING if parameters.get("domain") == "texture" else CleaningConfig()
 
 
 def smaller_cluster(counts: np.ndarray) -> np.ndarray:
