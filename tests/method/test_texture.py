@@ -112,7 +112,7 @@ def test_color_mean_is_the_mean_of_each_color():
     np.testing.assert_allclose(color_mean(score, colors[which]), expected)
 
 
-@pytest.mark.parametrize("bin_size", [0, -1, np.inf])
+@pytest.mark.parametrize("bin_size", [0, 0.5, np.inf])
 def test_bad_bin_size(bin_size):
-    with pytest.raises(ValueError, match="bin_size must be positive and finite"):
+    with pytest.raises(ValueError, match="bin_size must be at least 1 and finite"):
         color_mean(np.zeros((2, 2)), np.zeros((2, 2, 3), np.uint8), bin_size=bin_size)

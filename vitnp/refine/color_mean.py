@@ -34,7 +34,7 @@ def color_mean(score: np.ndarray, rgb: np.ndarray, *, bin_size: float = BIN) -> 
     Raises
     ------
     ValueError
-        If shapes or dtypes do not fit, the score is not finite, or the bin size is not positive.
+        If shapes or dtypes do not fit, the score is not finite, or the bin size is below 1.
 
     Examples
     --------
@@ -44,11 +44,11 @@ def color_mean(score: np.ndarray, rgb: np.ndarray, *, bin_size: float = BIN) -> 
     """
     rgb = check_photograph(rgb)
     score = check_map(score, rgb.shape[:2])
-    if not 0 < bin_size < np.inf:
-        raise ValueError(f"bin_size must be positive and finite, got {bin_size}")
+    if not 1 <= bin_size < np.inf:
+        raise ValueError(f"bin_size must be at least 1 and finite, got {bin_size}")
     axes = np.array((LUMA, BLUE_DIFFERENCE, RED_DIFFERENCE), np.float32)  # (3, 3)
-    bins = np.rint(rgb @ axes.T / np.float32(bin_size))
-    _, color = np.unique(bins.reshape(-1, 3), axis=0, return_inverse=True)
-    color = color.ravel()
-    mean = np.bincount(color, weights=score.ravel()) / np.bincount(color)
+    bins = np.rint(rgb @ axes.T / np.float32(bin_size)).astype(np.int64)
+    bins -= bins.min(axis=(0, 1))
+    color = np.ravel_multi_index(tuple(bins.reshape(-1, 3).T), tuple(bins.max(axis=(0, 1)) + 1))
+    mean = np.bincount(color, weights=score.ravel()) / np.maximum(np.bincount(color), 1)
     return mean[color].reshape(score.shape)
