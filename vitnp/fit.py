@@ -166,7 +166,10 @@ class Fit:
         self.confidences = np.zeros(len(self.photographs))
 
         def work(index: int) -> tuple[np.ndarray, np.ndarray, float]:
-            answer = judge_image(entries[index], self._device, self.plan.settings.seed, config=self.plan.image_level)
+            answer = judge_image(
+                entries[index], self._device, self.plan.settings.seed, config=self.plan.image_level,
+                domain=self.plan.settings.domain,
+            )  # fmt: skip
             soft, hard = kernels.to_host(answer.soft), kernels.to_host(answer.hard)
             return soft.astype(np.float16), np.rint(hard * HARD_UNITS).astype(np.uint8), answer.confidence
 
@@ -193,8 +196,9 @@ class Fit:
             indices, config, limit, seed = item
             keys, hard = self._sample(entries, indices, limit, seed)
             return fit_level(
-                keys, hard, seed, config, mapper=self.plan.mapper, n_threads=self.plan.n_threads, device=self._device
-            )
+                keys, hard, seed, config, mapper=self.plan.mapper, n_threads=self.plan.n_threads, device=self._device,
+                domain=self.plan.settings.domain,
+            )  # fmt: skip
 
         # One after the other: each is parallel inside.
         dataset, *categories = self._watch(map(work, sets), len(sets), "levels")
