@@ -12,6 +12,7 @@ from vitnp.options import enumerate_words
 COMMANDS = {
     "segment": "masks, overlays and cutouts of photographs",
     "export": "COCO, YOLO, VOC, LabelMe and Label Studio, from a finished run",
+    "apply": "what a person has decided on gallery.html, in all outputs",
     "features": "keys and CLS tokens, for other programs",
     "evaluate": "scores against true masks, classes or boxes",
     "weights": "checkpoints: list, fetch, convert, info",
