@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import functools
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vitnp.cli import arguments, shared
-from vitnp.errors import UsageError
+from vitnp.errors import UsageError, VitnpError
 
 if TYPE_CHECKING:
     from vitnp.export.apply import Applied
@@ -36,7 +37,15 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="also fit and segment again without rejected photographs",
     )
-    arguments.add_options(parser, "run", "n_threads", "quiet", "json")
+    arguments.add_options(
+        parser,
+        "run",
+        "model",
+        "n_threads",
+        "quiet",
+        "json",
+        model={"help": "for --refit: checkpoint of the run (its own)"},
+    )
     return parser
 
 
@@ -82,8 +91,10 @@ def _refit(args: argparse.Namespace, out: Path) -> int:
     """Fit and segment again without the photographs that were rejected, and return the exit status."""
     from vitnp.export.refit import refit
 
-    failures: list = []
-    run = refit(out, args.refit, n_threads=args.n_threads)
+    failures: list[VitnpError] = []
+    model = None if args.model == "auto" else args.model
+    progress = functools.partial(shared.stage_progress, quiet=args.quiet)
+    run = refit(out, args.refit, model=model, n_threads=args.n_threads, progress=progress)
     done = shared.report_outcomes(run.outcomes(), failures, lambda outcome: None, as_json=args.json)
     if run.finished:
         shared.say(f"look at {args.refit / 'gallery.html'}", quiet=args.quiet)

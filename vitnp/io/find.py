@@ -46,8 +46,8 @@ def find_photographs(
 
     A file is accepted whatever its extension. Folders are searched with their subfolders, sorted by name: files with a
     known extension are accepted; hidden files (a leading dot), images that vitnp itself wrote, and folders that it made
-    of photographs are skipped; symbolic links are followed, and each folder is visited once. A file given twice is listed
-    once.
+    of photographs are skipped; symbolic links are followed, and each folder is visited once. A file given twice is
+    listed once.
 
     Parameters
     ----------
