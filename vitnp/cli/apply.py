@@ -18,8 +18,8 @@ def build_parser() -> argparse.ArgumentParser:
     """Return the command's parser."""
     parser = shared.parser(
         "vitnp apply",
-        "Write label images, annotations.json and all exports of a finished run anew, as\n"
-        "decided on its gallery.html. The run's own results are kept: --undo restores them.",
+        "Write labels, annotations and exports of a finished run anew, as decided on its\n"
+        "gallery.html. What the run found is kept: --undo restores it.",
         usage="vitnp apply [options] decisions.json OUT",
         examples=(
             "vitnp apply Downloads/decisions.json OUT/",
@@ -44,7 +44,7 @@ def build_parser() -> argparse.ArgumentParser:
         "n_threads",
         "quiet",
         "json",
-        model={"help": "for --refit: checkpoint of the run (its own)"},
+        model={"help": "with --refit: checkpoint of the run (its own)"},
     )
     return parser
 
