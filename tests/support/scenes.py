@@ -6,8 +6,12 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
 KINDS = ("balloon", "boat", "tree")
-_SKIES = [((96, 150, 214), (231, 238, 240)), ((238, 160, 104), (253, 226, 178)), ((70, 92, 150), (238, 178, 170)),
-          ((128, 178, 190), (240, 240, 226))]  # fmt: skip
+_SKIES = [
+    ((96, 150, 214), (231, 238, 240)),
+    ((238, 160, 104), (253, 226, 178)),
+    ((70, 92, 150), (238, 178, 170)),
+    ((128, 178, 190), (240, 240, 226)),
+]
 _GROUNDS = [(92, 122, 74), (126, 132, 82), (70, 104, 96), (150, 128, 88)]
 _WATERS = [(58, 104, 136), (74, 120, 128), (86, 84, 124)]
 _PAINTS = [(204, 62, 52), (232, 168, 44), (52, 116, 176), (240, 232, 214), (150, 70, 130), (54, 140, 110)]
@@ -65,8 +69,18 @@ def _both(draw, method, points, color, label):
 def _balloon(rng, draw, x, horizon, scale, label):
     y, radius = horizon * rng.uniform(0.4, 0.55), scale * 0.8
     first, second = (_PAINTS[i] for i in rng.permutation(len(_PAINTS))[:2])
-    _both(draw, "polygon", [(x - radius * 0.8, y + radius * 0.6), (x + radius * 0.8, y + radius * 0.6),
-                            (x + radius * 0.16, y + radius * 1.5), (x - radius * 0.16, y + radius * 1.5)], first, label)  # fmt: skip
+    _both(
+        draw,
+        "polygon",
+        [
+            (x - radius * 0.8, y + radius * 0.6),
+            (x + radius * 0.8, y + radius * 0.6),
+            (x + radius * 0.16, y + radius * 1.5),
+            (x - radius * 0.16, y + radius * 1.5),
+        ],
+        first,
+        label,
+    )
     _both(draw, "ellipse", (x - radius, y - radius, x + radius, y + radius), first, label)
     for share, color in ((0.62, second), (0.25, first)):
         draw[0].ellipse((x - radius * share, y - radius, x + radius * share, y + radius), fill=color)
@@ -77,15 +91,38 @@ def _balloon(rng, draw, x, horizon, scale, label):
 def _boat(rng, draw, x, horizon, scale, label):
     y, paint = horizon + scale * rng.uniform(0.15, 0.5), _PAINTS[rng.integers(len(_PAINTS))]
     sail = (244, 240, 228) if rng.random() < 0.6 else _PAINTS[rng.integers(len(_PAINTS))]
-    _both(draw, "polygon", [(x - scale, y), (x + scale, y), (x + scale * 0.72, y + scale * 0.34),
-                            (x - scale * 0.7, y + scale * 0.34)], paint, label)  # fmt: skip
+    _both(
+        draw,
+        "polygon",
+        [(x - scale, y), (x + scale, y), (x + scale * 0.72, y + scale * 0.34), (x - scale * 0.7, y + scale * 0.34)],
+        paint,
+        label,
+    )
     mast = (x - scale * 0.04, y - scale * 1.6, x + scale * 0.04, y)
     _both(draw, "rectangle", mast, (86, 62, 46), label)
-    _both(draw, "polygon", [(x + scale * 0.05, y - scale * 1.55), (x + scale * 0.05, y - scale * 0.1),
-                            (x + scale * 0.85, y - scale * 0.1)], sail, label)  # fmt: skip
+    _both(
+        draw,
+        "polygon",
+        [
+            (x + scale * 0.05, y - scale * 1.55),
+            (x + scale * 0.05, y - scale * 0.1),
+            (x + scale * 0.85, y - scale * 0.1),
+        ],
+        sail,
+        label,
+    )
     shadow = tuple(int(value * 0.86) for value in sail)
-    _both(draw, "polygon", [(x - scale * 0.06, y - scale * 1.35), (x - scale * 0.06, y - scale * 0.1),
-                            (x - scale * 0.62, y - scale * 0.1)], shadow, label)  # fmt: skip
+    _both(
+        draw,
+        "polygon",
+        [
+            (x - scale * 0.06, y - scale * 1.35),
+            (x - scale * 0.06, y - scale * 0.1),
+            (x - scale * 0.62, y - scale * 0.1),
+        ],
+        shadow,
+        label,
+    )
 
 
 def _tree(rng, draw, x, horizon, scale, label):
