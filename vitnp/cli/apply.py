@@ -95,7 +95,9 @@ def _refit(args: argparse.Namespace, out: Path) -> int:
     model = None if args.model == "auto" else args.model
     progress = functools.partial(shared.stage_progress, quiet=args.quiet)
     run = refit(out, args.refit, model=model, n_threads=args.n_threads, progress=progress)
-    done = shared.report_outcomes(run.outcomes(), failures, lambda outcome: None, as_json=args.json)
+    done = shared.report_outcomes(
+        (outcome for outcome in run.outcomes()), failures, lambda outcome: None, as_json=args.json
+    )
     if run.finished:
         shared.say(f"look at {args.refit / 'gallery.html'}", quiet=args.quiet)
     return shared.conclude(failures, len(run.photographs), done)

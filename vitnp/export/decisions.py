@@ -259,7 +259,7 @@ def _photographs(entries: Iterable[Mapping[str, Any]], names: Sequence[str], n_c
         if len(found) != 1:
             problem = f"{len(found)} photographs" if found else "no photograph"
             which = f" with id {entry['id']}" if "id" in entry else ""
-            raise UsageError(f"the run has {problem} {printable(name)!r}{which}")
+            raise UsageError(f"the run has {problem} '{printable(name)}'{which}")
         decision = entry.get("decision")
         if decision not in DECISIONS:
             raise UsageError(f"{printable(name)}: a decision must be {enumerate_words(DECISIONS)}, got {decision!r}")
