@@ -368,10 +368,7 @@
   get("help").addEventListener("click", (event) => {
     if (event.target === get("help") || event.target.closest("button")) get("help").close();
   });
-  get("class").addEventListener("change", (event) => {
-    setClass(current, Number(event.target.value));
-    large.focus();
-  });
+  get("class").addEventListener("change", (event) => setClass(current, Number(event.target.value)));
   const acts = {
     wrong: () => decide(current, "wrong"),
     empty: () => decide(current, "empty"),
@@ -396,6 +393,12 @@
     const way = touch === null ? 0 : event.changedTouches[0].clientX - touch;
     if (Math.abs(way) > 60) turn(way < 0 ? 1 : -1);
   });
+
+  // A menu that was used by mouse gives the keyboard back; one that was reached by keyboard keeps it.
+  let pointed = false;
+  document.addEventListener("mousedown", () => { pointed = true; }, true);
+  document.addEventListener("keydown", () => { pointed = false; }, true);
+  document.addEventListener("change", (event) => { if (pointed && event.target.matches("select")) event.target.blur(); });
 
   const keys = {
     j: () => turn(1),
