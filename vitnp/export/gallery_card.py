@@ -25,8 +25,10 @@ _SHORT, _LONG = 200, 600
 _PICTURE_BYTES = 7200
 _QUALITIES = (72, 60, 48, 36, 24, 12)
 
-# Limit of the points of a photograph's outlines, and units per pixel of their coordinates.
+# Limit of the points of a photograph's outlines, scale at which they are traced, and units per pixel of their
+# coordinates.
 _POINTS = 360
+_TRACED = 2
 _UNITS = 4
 
 
@@ -129,12 +131,14 @@ def _paths(labels: np.ndarray, numbers: Sequence[int], size: tuple[int, int]) ->
     """
     from PIL import Image
 
-    small = np.asarray(Image.fromarray(np.ascontiguousarray(labels)).resize(size, Image.Resampling.NEAREST))
+    # Traced larger than the picture, because they are drawn on the preview too.
+    double = size[0] * _TRACED, size[1] * _TRACED
+    small = np.asarray(Image.fromarray(np.ascontiguousarray(labels)).resize(double, Image.Resampling.NEAREST))
     length = np.count_nonzero(np.diff(small, axis=0)) + np.count_nonzero(np.diff(small, axis=1))
-    step = max(3, math.ceil(length / _POINTS))
+    step = max(3 * _TRACED, math.ceil(length / _POINTS))
     paths = []
     for number in numbers:
-        data = "".join(_path(ring) for ring in smooth_rings(small == number, step=step))
+        data = "".join(_path(ring / _TRACED) for ring in smooth_rings(small == number, step=step))
         if data:
             paths.append((number, data))
     return paths
