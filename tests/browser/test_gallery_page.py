@@ -24,7 +24,7 @@ from vitnp.export.photograph_record import PhotographRecord, RegionRecord, read_
 from vitnp.export.results_file import Results
 from vitnp.io.path_text import printable
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.slow(reason="runs a browser")]
 
 FLAGS = ("headless", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-background-networking",
          "disable-component-update", "disable-sync")  # fmt: skip
@@ -376,3 +376,16 @@ def test_it_fits_a_phone(start, out, width):
     gallery.find("[data-act=wrong]").click()
     assert gallery.kept()["photographs"][1]["decision"] == "wrong"
     assert gallery.errors() == []
+
+
+def test_the_button_tells_whether_there_is_something_to_save(gallery, out):
+    def calls():
+        return gallery.run("document.getElementById('save').className") == "primary"
+
+    assert not calls()
+    gallery.press("j", "x")
+    assert calls()
+    gallery.download()
+    assert not calls()
+    gallery.press("u")
+    assert calls()

@@ -25,7 +25,8 @@ from vitnp.method.collection import Collection
 # Record of the run itself, written last: while it exists, the other files are those that it describes.
 RUN_RECORD = "run.json"
 
-GALLERY = "gallery.html"
+# The page, and the folder of its larger pictures.
+GALLERY, PREVIEWS = "gallery.html", "gallery"
 
 # Where decisions of a person were applied: these, and what the run had found.
 DECISIONS_FILE = "decisions.json"
@@ -136,7 +137,7 @@ def refuse_foreign_outputs(folder: Path) -> None:
     OutputError
         For the first such file, or one that cannot be read.
     """
-    refuse_foreign_folder((folder / GALLERY).with_suffix(""))
+    refuse_foreign_folder(folder / PREVIEWS)
     names = [RUN_RECORD, DECISIONS_FILE, ORIGINAL_RESULTS, *(output.name for output in COLLECTION_OUTPUTS)]
     for name in sorted(names):
         path = folder / name

@@ -13,6 +13,7 @@ import numpy as np
 
 from vitnp.errors import ImageError, OutputError, UsageError, VitnpError
 from vitnp.export.collection_outputs import (
+    PREVIEWS,
     RUN_RECORD,
     CollectionInfo,
     check_collection_file,
@@ -21,6 +22,7 @@ from vitnp.export.collection_outputs import (
     remove_stale_outputs,
 )
 from vitnp.export.outcome import Facts, Outcome
+from vitnp.export.output_folder import refuse_foreign_folder
 from vitnp.export.per_image import MAX_LABELS
 from vitnp.export.photograph_record import fitted_record
 from vitnp.export.rerun import EarlierRun, RerunKeys, photographs_hash
@@ -167,6 +169,7 @@ class CollectionRun:
             write.make_folder(self.out)
             if not self.overwrite:
                 refuse_foreign_outputs(self.out)
+            refuse_foreign_folder(self.out / PREVIEWS)  # a folder is never replaced with all that it holds
         if self.save_collection is not None:
             check_collection_file(self.save_collection, overwrite=self.overwrite)
 

@@ -31,7 +31,7 @@ class Decisions {
     return this.run.classes.map((_, index) => index + 1).filter((label) => !this.into.has(label));
   }
 
-  // Make changes [map, key, value], without a value to remove the key, as one step of undo; return whether there was any.
+  // Make changes [map, key, value] as one step of undo; without a value the key is removed. Return whether there was any.
   change(changes, undoable = true) {
     const step = changes
       .map(([map, key, value]) => ({ map, key, value, before: this[map].get(key) }))
@@ -75,7 +75,7 @@ class Decisions {
     const photographs = Array.from(this.marks, ([index, mark]) => {
       const [id, name, bytes] = this.run.photographs[index];
       const photograph = bytes === undefined ? { id, name } : { id, name, name_bytes: bytes };
-      return Object.assign(photograph, typeof mark === "number" ? { decision: "class", class: mark } : { decision: mark });
+      return { ...photograph, ...(typeof mark === "number" ? { decision: "class", class: mark } : { decision: mark }) };
     });
     photographs.push(...this.others);
     const order = (a, b) => a.id - b.id;
@@ -91,19 +91,20 @@ class Decisions {
 
   // Replace everything by a record, as one step of undo; throw an error with a sentence for people if it doesn't fit.
   load(record, undoable = true) {
-    if (!record || record.vitnp !== "decisions" || record.version !== 1) throw new Error("this file holds no decisions");
-    if (record.run && record.run !== this.run.run) throw new Error("these decisions are about another run");
+    const check = (fits, message) => { if (!fits) throw new Error(message); };
+    check(record && record.vitnp === "decisions" && record.version === 1, "this file holds no decisions");
+    check(!record.run || record.run === this.run.run, "these decisions are about another run");
     const known = (label) => Number.isInteger(label) && label >= 1 && label <= this.run.classes.length;
     const fresh = { names: new Map(), into: new Map(), marks: new Map() };
     const others = [];
     for (const entry of record.classes || []) {
-      if (!known(entry.id) || ("into" in entry && !known(entry.into))) throw new Error("it names a class that the run lacks");
+      check(known(entry.id) && (!("into" in entry) || known(entry.into)), "it names a class that the run lacks");
       if (typeof entry.name === "string") fresh.names.set(entry.id, entry.name);
       if ("into" in entry) fresh.into.set(entry.id, entry.into);
     }
     fresh.into.forEach((_, start) => {
       for (let label = start, steps = 0; fresh.into.has(label); label = fresh.into.get(label)) {
-        if (++steps > fresh.into.size) throw new Error("it merges a class into itself");
+        check(++steps <= fresh.into.size, "it merges a class into itself");
       }
     });
     const places = new Map();
@@ -114,7 +115,7 @@ class Decisions {
     for (const entry of record.photographs || []) {
       const index = places.get("id" in entry ? `${entry.id} ${entry.name}` : entry.name);
       const mark = entry.decision === "class" ? entry.class : entry.decision;
-      if (!known(mark) && !["checked", "wrong", "empty"].includes(mark)) throw new Error("it holds an unknown decision");
+      check(known(mark) || ["checked", "wrong", "empty"].includes(mark), "it holds an unknown decision");
       if (Number.isInteger(index)) fresh.marks.set(index, mark);
       else others.push(entry);
     }

@@ -18,6 +18,9 @@ from vitnp.io.path_text import ascii_json, printable
 from vitnp.io.write import replacing
 from vitnp.masks.palette import bright_colors
 
+# Parts of the script, in order: what is decided, what is shown, what a person does.
+_SCRIPTS = ("gallery_decisions.js", "gallery_view.js", "gallery.js")
+
 # Where the cards go, and the element that holds the decisions.
 CARDS = "<!-- cards -->\n"
 _BEGIN, _END = '<script type="application/json" id="decisions">', "</script>"
@@ -37,7 +40,7 @@ def page(title: str, *, run: Mapping[str, Any], summary: str, failures: Sequence
     failures : sequence of mapping
         "photograph" and "error" of each, as in ``run.json``.
     """
-    script = _part("gallery_decisions.js") + _part("gallery.js")
+    script = "".join(map(_part, _SCRIPTS))
     return string.Template(_part("gallery.html")).substitute(
         generator=f"vitnp {__version__}",
         script_hash="sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
