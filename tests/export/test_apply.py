@@ -245,6 +245,15 @@ def test_files_of_other_programs_are_left_alone(out):
     assert tree(out) == before
 
 
+def test_a_photograph_that_is_gone_is_noticed_before_anything_is_written(out):
+    (out.parent / "in" / "f.jpg").unlink()
+    before = tree(out)
+    with pytest.raises(OutputError, match=r"f.jpg: this photograph is gone; .* remove the exports in .*: coco, yolo"):
+        apply_decisions(EXAMPLE, out)
+    assert tree(out) == before
+    assert apply_decisions(decisions(photographs=[{"name": "f.jpg", "decision": "wrong"}]), out).wrong == 1
+
+
 def test_a_new_run_forgets_what_was_decided_about_the_last(out):
     apply_decisions(EXAMPLE, out)
     info = CollectionInfo(n_photographs=0, n_labels=2, has_classes=True)

@@ -232,10 +232,11 @@ def test_links_lead_to_the_files(path):
 
 
 def test_failures_are_listed(path):
-    failures = [{"photograph": "b.jpg", "error": f"{SCRIPT_NAME}: the file is empty"}]
+    failures = [{"photograph": SCRIPT_NAME, "error": f"{SCRIPT_NAME}: the file is empty"}]
     page = write(path, [], failures=lambda: failures)
     (listed,) = page.all("details", id="failures")
     assert [item["text"] for item in page.all("li", listed)] == [f"{SCRIPT_NAME}: the file is empty"]
+    assert [name["text"] for name in page.all("bdi", listed)] == [SCRIPT_NAME]
     assert page.all("summary", listed)[0]["text"] == "1 photograph failed"
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from vitnp.errors import UsageError
+from vitnp.errors import OutputError, UsageError
 from vitnp.export.collection_outputs import (
     DECISIONS_FILE,
     GALLERY,
@@ -137,6 +137,7 @@ class _Application:
 
     def __init__(self, out: Path, results: Results, decisions: Decisions) -> None:
         self.out, self.results, self.decisions = out, results, decisions
+        self.formats = [name for name in FORMATS if is_own_folder(out / name)]
         self.names, self.numbers = decisions.classes(results.names)
         self.counts = Counter("moved" if isinstance(mark, int) else mark for mark in decisions.photographs.values())
         if self.counts["wrong"] and results.has_classes and len(self.names) == MAX_LABELS:
@@ -160,16 +161,21 @@ class _Application:
         if not self.decisions:
             original.unlink(missing_ok=True)
             (self.out / DECISIONS_FILE).unlink(missing_ok=True)
-        formats = [name for name in FORMATS if is_own_folder(self.out / name)]
-        for name in formats:
+        for name in self.formats:
             export_formats(self.out, [name], **folder_settings(self.out / name))
         counts = {name: self.counts[name] for name in ("wrong", "empty", "moved")}
-        return Applied(tuple(self.names), formats=tuple(formats), **counts)
+        return Applied(tuple(self.names), formats=tuple(self.formats), **counts)
 
     def _check(self) -> None:
-        """Check before anything is written that no file of another program is in the way."""
+        """Check before anything is written that nothing of another program is in the way, and nothing is missing."""
         refuse_foreign_outputs(self.out)
-        for photograph in self.results.photographs():
+        for number, photograph in enumerate(self.results.photographs(), 1):
+            rejected = self.decisions.photographs.get(number) == "wrong"
+            if self.formats and not rejected and (photograph.path is None or not photograph.path.is_file()):
+                raise OutputError(
+                    f"{photograph.path or photograph.name}: this photograph is gone; put it back, or remove the exports "
+                    f"in {self.out}: {', '.join(self.formats)}"
+                )
             path = photograph.outputs.get("labels")
             if path is not None:
                 stamp.refuse_foreign([path])

@@ -116,9 +116,18 @@ def _failures(failures: Sequence[Mapping[str, str]]) -> str:
     """Return the list of the photographs that could not be segmented."""
     if not failures:
         return ""
-    items = "".join(f'<li dir="auto">{html.escape(printable(str(failure["error"])))}</li>' for failure in failures)
+    items = "".join(
+        f"<li>{_failure(printable(failure['photograph']), printable(failure['error']))}</li>" for failure in failures
+    )
     photographs = f"{len(failures):,} photograph{'s' * (len(failures) != 1)}"
     return f'<details id="failures"><summary>{photographs} failed</summary><ul>{items}</ul></details>'
+
+
+def _failure(photograph: str, error: str) -> str:
+    """Return an error with the name of the photograph set apart, which may be written from right to left."""
+    if not error.startswith(photograph):
+        return html.escape(error)
+    return f"<bdi>{html.escape(photograph)}</bdi>{html.escape(error[len(photograph) :])}"
 
 
 def run_failures(path: Path) -> list[dict[str, str]]:
