@@ -173,8 +173,8 @@ class _Application:
             rejected = self.decisions.photographs.get(number) == "wrong"
             if self.formats and not rejected and (photograph.path is None or not photograph.path.is_file()):
                 raise OutputError(
-                    f"{photograph.path or photograph.name}: this photograph is gone; put it back, or remove the exports "
-                    f"in {self.out}: {', '.join(self.formats)}"
+                    f"{photograph.path or photograph.name}: this photograph is gone; put it back, or remove the "
+                    f"exports in {self.out}: {', '.join(self.formats)}"
                 )
             path = photograph.outputs.get("labels")
             if path is not None:
