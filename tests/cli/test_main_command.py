@@ -53,7 +53,8 @@ def test_an_unknown_command_is_answered_with_the_known_ones(capsys):
     with pytest.raises(SystemExit):
         main(["nonsense"])
     message = capsys.readouterr().err
-    assert "must be one of segment, watch, export, features, evaluate or weights, got 'nonsense'" in message
+    commands = "segment, watch, export, apply, features, evaluate or weights"
+    assert f"must be one of {commands}, got 'nonsense'" in message
 
 
 @pytest.mark.parametrize(

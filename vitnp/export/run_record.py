@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import platform
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import metadata
+from pathlib import Path
+from typing import Any
 
 from vitnp import __version__
 from vitnp.io.path_text import path_entries
@@ -28,6 +31,15 @@ def versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return found
+
+
+def read_run_record(path: Path) -> dict[str, Any]:
+    """Return the content of ``run.json``; empty if there is none or it is damaged."""
+    try:
+        record = json.loads(path.read_bytes())
+        return record if isinstance(record["parameters"], dict) else {}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return {}
 
 
 def failure_records(failures: Iterable[tuple[object, BaseException | str]]) -> list[dict[str, str]]:
