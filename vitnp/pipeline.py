@@ -29,6 +29,7 @@ from vitnp.method.collection import Collection
 from vitnp.method.confidence import confidence
 from vitnp.method.defaults import default_vit, resolve_collection
 from vitnp.method.image_level import ImageLevelConfig, image_level
+from vitnp.method.instances import find_instances, keep_objects
 from vitnp.method.parameters import run_parameters
 from vitnp.options import Settings
 from vitnp.refine.refine import refine
@@ -56,6 +57,8 @@ def segment_image(
     max_pixels: int = options.MAX_PIXELS,
     min_confidence: float = 0.0,
     alpha: str = "background",
+    instances: bool = False,
+    objects: int | None = None,
     collection: Collection | str | os.PathLike[str] | None = "auto",
 ) -> Segmentation:
     """Segment one photograph into foreground and background.
@@ -87,6 +90,10 @@ def segment_image(
     alpha : {"background", "mask", "ignore"}
         What transparent parts of a picture are: a white background; that, and never foreground; or nothing, with the
         colors that the file stores beneath.
+    instances : bool
+        Separate the objects of the mask; the result has them as ``objects``, the most confident first.
+    objects : int, optional
+        Keep only so many objects, 1 to 100, the first of the ranking, also in the mask; implies `instances`.
     collection : "auto", None or "none", path or Collection
         A collection fitted by :class:`vitnp.Segmenter`, whose data set and category levels, and classes, are applied to
         the photograph. "auto" takes the collection of the built-in network if network, facet, layer, stride and short
@@ -113,7 +120,20 @@ def segment_image(
     >>> result.mask.mean(), result.confidence               # doctest: +SKIP
     (0.31, 0.62)
     """
-    settings = Settings(short_side, facet, layer, stride, max_tokens, max_pixels, refine, seed, min_confidence, alpha)
+    settings = Settings(
+        short_side,
+        facet,
+        layer,
+        stride,
+        max_tokens,
+        max_pixels,
+        refine,
+        seed,
+        min_confidence,
+        alpha,
+        instances,
+        objects,
+    )
     return ImagePipeline.create(default_vit() if vit is None else vit, settings, collection)(image)
 
 
@@ -278,9 +298,13 @@ def segment_features(
         profile=image.profile,
         opacity=image.opacity,
     )
+    if parameters.get("instances"):
+        instances = find_instances(result.soft, result.keys, result.confidence, n_objects=parameters["objects"])
+        result = dataclasses.replace(result, soft=keep_objects(result.soft, instances.labels), instances=instances)
+        clock.lap("instances")
     if collection is None or collection.prototypes is None:
         return result
-    return dataclasses.replace(result, labels=collection.labels(vit, features, result.mask))
+    return dataclasses.replace(result, labels=collection.labels(vit, features, result.mask, result.instances))
 
 
 @contextlib.contextmanager

@@ -13,8 +13,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vitnp import outputs
+from vitnp.errors import UsageError
 from vitnp.io.stamp import parameters_hash
 from vitnp.masks import boxes, overlay
+from vitnp.masks.instance import Instance
+from vitnp.method.instances import Instances, keep_objects
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -62,6 +65,8 @@ class Segmentation:
         ICC color profile of the photograph; None if its colors are sRGB. Overlay and cutout carry it.
     opacity : (height, width) uint8, optional
         Alpha channel of a transparent picture, if transparent parts were kept out of the mask (``alpha="mask"``).
+    instances : Instances, optional
+        The separated objects as one array, if they were asked for; see :attr:`objects`.
     """
 
     image: np.ndarray
@@ -79,6 +84,7 @@ class Segmentation:
     device: str = "cpu"
     profile: bytes | None = None
     opacity: np.ndarray | None = None
+    instances: Instances | None = None
 
     def __repr__(self) -> str:
         height, width = self.mask.shape
@@ -104,6 +110,28 @@ class Segmentation:
     def stamp(self) -> dict[str, str]:
         """Entries by which a later run recognizes the files of this result."""
         return {"vitnp:parameters": parameters_hash(self.parameters), "vitnp:photograph": self.photograph}
+
+    @functools.cached_property
+    def objects(self) -> list[Instance]:
+        """The objects of the mask, the most confident first.
+
+        Raises
+        ------
+        UsageError
+            If they were not separated: ask for ``instances=True``, or for a number of ``objects``.
+        """
+        if self.instances is None:
+            raise UsageError("the objects were not separated; segment with instances=True, or with objects=N")
+        labels, confidences = self.instances.labels, self.instances.confidences
+        return [
+            Instance(labels == number, float(confidence), self._cutout_of)
+            for number, confidence in enumerate(confidences, 1)
+        ]
+
+    def _cutout_of(self, mask: np.ndarray) -> Image.Image:
+        """Return the cutout of one object."""
+        soft = keep_objects(self.soft, mask)
+        return _with_profile(overlay.cutout(self.image, soft, self.opacity), self.profile)
 
     def boxes(self) -> list[tuple[int, int, int, int]]:
         """Return bounding boxes of the mask's 8-connected components, the largest component first.

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 # Groups of options that several commands take.
 NETWORK = ("model", "heads", "pos_embed", "normalization", "device", "precision")
 FEATURES = ("short_side", "facet", "layer", "stride", "max_tokens", "max_pixels", "alpha")
-METHOD = (*FEATURES, "refine", "seed", "min_confidence")
+METHOD = (*FEATURES, "refine", "seed", "min_confidence", "instances", "objects")
 COLLECTION = ("levels", "collection", "n_categories", "consistency", "fit_patches", "cache", "scheduler")
 RUN = ("n_threads", "batch", "quiet", "json")
 

@@ -204,8 +204,10 @@ def _report(args: argparse.Namespace, outcome: Outcome) -> None:
             print(f"{outcome.photograph}: done before -> {files}", flush=True)
             return
         classes = "".join(f", class {label}" for label in facts.classes or ())
+        count = len(facts.objects or ())
+        objects = "" if facts.objects is None else f", {count} object{'s' * (count != 1)}"
         print(
-            f"{outcome.photograph}: foreground {facts.share:.0%}{classes}, confidence {facts.confidence:.2f}, "
+            f"{outcome.photograph}: foreground {facts.share:.0%}{objects}{classes}, confidence {facts.confidence:.2f}, "
             f"{sum(facts.seconds.values()):.2f} s -> {files}",
             flush=True,
         )

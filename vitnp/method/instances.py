@@ -14,7 +14,7 @@ import math
 import numpy as np
 from scipy import ndimage
 
-from vitnp import kernels
+from vitnp import kernels, options
 from vitnp.clustering.spectral import spectral_embedding
 from vitnp.kernels.threads import blas
 from vitnp.method.regions import PARTED_PIXELS, patch_cells, region_patches
@@ -46,7 +46,7 @@ class InstanceConfig:
     patches : int
         Minimum number of patches in each part.
     most : int
-        Maximum number of objects of a photograph, at most 254.
+        Maximum number of objects of a photograph.
     """
 
     smallest: float = 1e-3
@@ -55,7 +55,7 @@ class InstanceConfig:
     cost: float = 0.07
     half: float = 0.1
     patches: int = 4
-    most: int = 100
+    most: int = options.MAX_OBJECTS
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -52,6 +52,8 @@ def run_parameters(vit: ViT, settings: Settings, collection: Collection | None =
         "min_confidence": settings.min_confidence,
         "alpha": settings.alpha,
     }
+    if settings.instances:  # without it, results are those of versions that did not know it
+        parameters |= {"instances": True, "objects": settings.objects}
     if collection is not None:
         reason = collection.mismatch(parameters)
         if reason:
