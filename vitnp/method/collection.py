@@ -22,8 +22,8 @@ from vitnp.method import collection_file
 from vitnp.method.cleaning import CleaningConfig
 from vitnp.method.collection_level import FittedLevel
 from vitnp.method.image_level import ImageLevelConfig
-from vitnp.method.prototypes import Prototypes, label_map, split_by_class, split_pixels
 from vitnp.method.instances import Instances
+from vitnp.method.prototypes import Prototypes, label_map, split_by_class, split_pixels
 from vitnp.method.regions import RegionRule, Regions, label_regions, region_patches
 from vitnp.options import CONSISTENCIES
 from vitnp.vit.model import ViT

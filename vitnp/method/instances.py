@@ -1,9 +1,8 @@
-"""Separate the objects of a mask: connected components, and components parted where keys and colors say so.
+"""Separate the objects of a mask: connected components, and components parted where their keys say so.
 
-Patches of a component are nodes of a graph whose edges are strong between near patches with similar keys. Its
-normalized cut (Shi and Malik, "Normalized cuts and image segmentation", 2000) divides the component where that is
-cheapest. The component is parted there if the cut costs little and both parts are large enough to be objects; the same
-is then tried with each part. Objects are ranked by confidence, which falls with size and with distance from the center.
+Touching objects are parted by normalized cuts (:mod:`vitnp.method.normalized_cut`). Objects are ranked by a confidence
+that grows with the confidence of the photograph, with the certainty of the mask and with the size of the object, and
+falls with its distance from the center.
 """
 
 from __future__ import annotations
@@ -15,15 +14,11 @@ import numpy as np
 from scipy import ndimage
 
 from vitnp import kernels, options
-from vitnp.clustering.spectral import spectral_embedding
-from vitnp.kernels.threads import blas
+from vitnp.method.normalized_cut import CutConfig, part
 from vitnp.method.regions import PARTED_PIXELS, patch_cells, region_patches
 
 # The mask is where the soft map reaches half of its 16-bit scale.
 _HALF = 32768
-
-# Pairs of patches whose keys are compared at a time, to keep temporary arrays small.
-_PAIRS = 1 << 15
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,28 +29,15 @@ class InstanceConfig:
     ----------
     smallest : float
         Share of the photograph below which a component or a part is no object, unless it is the largest.
-    reach : float
-        Standard deviation of the Gaussian over the distance of two patches, as a share of the square root of the number
-        of patches of the photograph.
-    temperature : float
-        Edges are exp((cosine of the keys - 1) / temperature), times that Gaussian.
-    cost : float
-        Highest normalized cut at which a component is parted, 0 to 2.
-    half : float
-        Minimum share of a component's patches in each part.
-    patches : int
-        Minimum number of patches in each part.
     most : int
         Maximum number of objects of a photograph.
+    cut : CutConfig
+        Constants of the parting of components.
     """
 
     smallest: float = 1e-3
-    reach: float = 0.08
-    temperature: float = 0.1
-    cost: float = 0.07
-    half: float = 0.1
-    patches: int = 4
     most: int = options.MAX_OBJECTS
+    cut: CutConfig = dataclasses.field(default_factory=CutConfig)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -179,12 +161,12 @@ def _part_components(labels: np.ndarray, keys: np.ndarray, config: InstanceConfi
     count = int(labels.max(initial=0))
     result = labels
     for number, patches in enumerate(region_patches(labels, grid), 1):
-        parts = _part(unit, np.flatnonzero(patches), grid, config)
+        parts = part(unit, np.flatnonzero(patches), grid, config.cut)
         if len(parts) == 1:
             continue
         numbers = np.zeros(grid[0] * grid[1], np.int64)
-        for part, members in enumerate(parts):
-            numbers[members] = count + part if part else number
+        for index, members in enumerate(parts):
+            numbers[members] = count + index if index else number
         count += len(parts) - 1
         # Patches that the component covers by less than half go with the nearest part.
         nearest = ndimage.distance_transform_edt(
@@ -195,90 +177,8 @@ def _part_components(labels: np.ndarray, keys: np.ndarray, config: InstanceConfi
     return result
 
 
-def _part(unit: np.ndarray, members: np.ndarray, grid: tuple[int, int], config: InstanceConfig) -> list[np.ndarray]:
-    """Part a component by normalized cuts.
-
-    Parameters
-    ----------
-    unit : (N, D) float32
-        Keys normalized to unit length.
-    members : (n,) int
-        Patches of the component.
-    grid : (int, int)
-    config : InstanceConfig
-
-    Returns
-    -------
-    list of (m,) int
-        Patches of each part.
-    """
-    if len(members) < 2 * config.patches:
-        return [members]
-    graph = _graph(unit[members], np.stack(np.divmod(members, grid[1]), axis=1), math.sqrt(grid[0] * grid[1]), config)
-    waiting, done = [np.arange(len(members))], []
-    while waiting:
-        part = waiting.pop()
-        halves = _cheapest_cut(graph[part][:, part], config)
-        if halves is None:
-            done.append(members[part])
-        else:
-            waiting += [part[halves], part[~halves]]
-    return sorted(done, key=lambda part: (-len(part), part[0]))
-
-
-def _graph(unit: np.ndarray, positions: np.ndarray, side: float, config: InstanceConfig):  # noqa: ANN202
-    """Return the graph of patches, (n, n) sparse float64; `side` is the root of the number of patches of the grid."""
-    from scipy.sparse import csr_matrix
-    from scipy.spatial import cKDTree
-
-    spread = max(config.reach * side, 0.5)
-    pairs = cKDTree(positions).query_pairs(max(3 * spread, 1.5), output_type="ndarray")
-    pairs = pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]
-    a, b = pairs[:, 0], pairs[:, 1]
-    cosine = np.empty(len(pairs))
-    for start in range(0, len(pairs), _PAIRS):
-        part = slice(start, start + _PAIRS)
-        cosine[part] = (unit[a[part]] * unit[b[part]]).sum(axis=1)
-    squares = np.square(positions[a] - positions[b]).sum(axis=1)
-    weight = np.exp((cosine - 1) / config.temperature - squares / (2 * spread**2))
-    n = len(unit)
-    own = np.arange(n)
-    return csr_matrix(
-        (np.concatenate([weight, weight, np.ones(n)]), (np.concatenate([a, b, own]), np.concatenate([b, a, own]))),
-        shape=(n, n),
-    )
-
-
-def _cheapest_cut(graph, config: InstanceConfig) -> np.ndarray | None:  # noqa: ANN001
-    """Return the cheapest normalized cut of a graph, (n,) bool; None if there is none that parts objects."""
-    from scipy.sparse.csgraph import connected_components
-
-    n = graph.shape[0]
-    fewest = max(config.patches, math.ceil(config.half * n))
-    if n < 2 * fewest:
-        return None
-    n_parts, _ = connected_components(graph, directed=False)
-    vector = spectral_embedding(graph, max(2, n_parts))[:, 1]
-    degree = np.asarray(graph.sum(axis=1)).ravel()
-    order = np.argsort(vector / np.sqrt(degree), kind="stable")
-    # Cost of the cut after each prefix of the order: edges within the prefix are those whose later end is in it.
-    ordered = graph[order][:, order].tocoo()
-    later = np.maximum(ordered.row, ordered.col)
-    within = np.cumsum(np.bincount(later, weights=ordered.data, minlength=n))[:-1]
-    volume = np.cumsum(degree[order])
-    cut = volume[:-1] - within
-    cost = cut / volume[:-1] + cut / (volume[-1] - volume[:-1])
-    allowed = cost[fewest - 1 : n - fewest]
-    best = int(allowed.argmin()) + fewest
-    if cost[best - 1] >= config.cost:
-        return None
-    first = np.zeros(n, bool)
-    first[order[:best]] = True
-    return first
-
-
 def _rank(labels: np.ndarray, soft: np.ndarray, confidence: float, most: int, config: InstanceConfig) -> Instances:
-    """Number the objects by falling confidence."""
+    """Rank the objects: number them by falling confidence."""
     flat = labels.ravel()
     count = int(labels.max(initial=0)) + 1
     sizes = np.bincount(flat, minlength=count)[1:]
