@@ -23,6 +23,7 @@ BENCHMARKS = {
     "alone": Benchmark("bench.quality.alone", "mean IoU with the image level, with a fitted collection, and of a set"),
     "pictures": Benchmark("bench.pictures", "draw the pictures of the README"),
     "peers": Benchmark("bench.quality.peers", "LOST, TokenCut, DeepSpectral, FOUND and vitnp on the same features"),
+    "instances": Benchmark("bench.quality.instances", "AP and AR of separated objects on COCO, beside MaskCut"),
     "composites": Benchmark("bench.quality.composites", "make a set of pictures with two categories in each"),
     "spectral": Benchmark("bench.scale.spectral", "memory and time of spectral clustering"),
     "collection": Benchmark("bench.scale.collection", "memory and time of large collections, with synthetic features"),

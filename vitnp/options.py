@@ -25,7 +25,7 @@ LEVELS = ("auto", "image", "single", "all")
 CONSISTENCIES = ("mean", "majority", "intersection")
 REGIONS = ("image", "components", "split")
 ALPHAS = ("background", "mask", "ignore")
-OUTPUTS = ("mask", "overlay", "cutout", "soft", "score", "keys", "npz")
+OUTPUTS = ("mask", "overlay", "cutout", "soft", "score", "keys", "npz", "objects")
 EXPORT_FORMATS = ("coco", "yolo", "voc", "labelme", "labelstudio")
 FEATURE_FORMATS = ("npz", "safetensors")
 FEATURE_DTYPES = ("float16", "float32")
@@ -275,7 +275,7 @@ _TABLE = (
     ),
     # The outputs.
     Option("out", "output folder (that of each photograph)", Path, metavar="DIR"),
-    Option("save", "of mask,overlay,cutout,soft,score,keys,npz", default="mask,overlay", metavar="LIST"),
+    Option("save", "of mask,overlay,cutout,soft,score,keys,npz,objects", default="mask,overlay", metavar="LIST"),
     Option("overwrite", "redo finished photographs, replace any file", bool, default=False),
     Option(
         "formats",

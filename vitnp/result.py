@@ -161,7 +161,8 @@ class Segmentation:
             Beginning of the file names: ``OUT/cat`` gives ``OUT/cat_mask.png`` and so on. Missing folders are created.
         which : iterable of str
             Among "mask" (0 or 255), "overlay", "cutout" (RGBA), "soft" (16-bit PNG), "score" and "keys" (patch grid,
-            .npy) and "npz" (mask, score, metadata, and keys if they are named too).
+            .npy), "npz" (mask, score, metadata, and keys if they are named too) and "objects" (a palette PNG, objects
+            from 1). With separated objects "cutout" writes one more file for each of them: NAME_cutout_1.png, ...
 
         Returns
         -------

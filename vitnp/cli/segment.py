@@ -87,6 +87,8 @@ def _check_options(args: argparse.Namespace, which: Sequence[str]) -> None:
     if unknown or not which:
         given = ", ".join(unknown) or "nothing"
         raise UsageError(f"--save must list some of {enumerate_words(OUTPUTS)}, got {given}")
+    if "objects" in which and not (args.instances or args.objects):
+        raise UsageError("--save objects needs separated objects; give --instances, or --objects N")
     if arguments.formats(args) and args.out is None:
         raise UsageError("--format writes folders into the output folder; give --out DIR")
     fits = args.n_classes or args.save_collection

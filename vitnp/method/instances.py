@@ -92,7 +92,7 @@ def find_instances(
     step = 1 + math.isqrt(max(mask.size - 1, 0) // PARTED_PIXELS)
     parts = _part_components(_components(_downscaled(mask, step), config), keys, config)
     labels = parts if step == 1 else _enlarged(parts, step, mask)
-    return _rank(labels, soft, confidence, config.most if n_objects is None else min(n_objects, config.most), config)
+    return rank(labels, soft, confidence, config.most if n_objects is None else min(n_objects, config.most), config)
 
 
 def keep_objects(soft: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -177,8 +177,31 @@ def _part_components(labels: np.ndarray, keys: np.ndarray, config: InstanceConfi
     return result
 
 
-def _rank(labels: np.ndarray, soft: np.ndarray, confidence: float, most: int, config: InstanceConfig) -> Instances:
-    """Rank the objects: number them by falling confidence."""
+def rank(
+    labels: np.ndarray, soft: np.ndarray, confidence: float, most: int, config: InstanceConfig = InstanceConfig()
+) -> Instances:
+    """Rank objects by confidence, and drop those that are too small.
+
+    The confidence of an object is that of the photograph, times the mean of the soft map on the object, times 1 minus
+    the distance of its centroid from the center (in units of the photograph's sides), times the square root of its size
+    relative to the largest object.
+
+    Parameters
+    ----------
+    labels : (height, width) int
+        Objects from 1, in any order.
+    soft : (height, width) uint16
+        Refined foreground map.
+    confidence : float
+        Confidence of the photograph, 0 to 1.
+    most : int
+        Maximum number of objects to keep.
+    config : InstanceConfig
+
+    Returns
+    -------
+    Instances
+    """
     flat = labels.ravel()
     count = int(labels.max(initial=0)) + 1
     sizes = np.bincount(flat, minlength=count)[1:]
