@@ -299,7 +299,9 @@ def segment_features(
         opacity=image.opacity,
     )
     if parameters.get("instances"):
-        instances = find_instances(result.soft, result.keys, result.confidence, n_objects=parameters["objects"])
+        instances = find_instances(
+            result.soft, result.keys, result.image, result.confidence, n_objects=parameters["objects"]
+        )
         result = dataclasses.replace(result, soft=keep_objects(result.soft, instances.labels), instances=instances)
         clock.lap("instances")
     if collection is None or collection.prototypes is None:

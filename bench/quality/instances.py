@@ -12,7 +12,7 @@ import argparse
 import contextlib
 import io
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +23,13 @@ from bench.quality.maskcut import maskcut, refined
 from vitnp import Segmentation, load_vit
 from vitnp.cli import shared
 from vitnp.errors import UsageError
+from vitnp.kernels.threads import blas
 from vitnp.masks import components
 from vitnp.method.instances import InstanceConfig, Instances, find_instances, rank
 from vitnp.options import Settings
 from vitnp.pipeline import ImagePipeline
 
-MASKCUT_THRESHOLDS = (0.15, 0.3, 0.4, 0.5)
+MASKCUT_THRESHOLDS = (0.15, 0.3, 0.5)
 
 # Positions in pycocotools' list of twelve scores.
 _SCORES = {"AP": 0, "AP50": 1, "AR@10": 7}
@@ -37,30 +38,25 @@ _SCORES = {"AP": 0, "AP50": 1, "AR@10": 7}
 _Objects = list[tuple[np.ndarray, float]]
 
 
-def methods() -> dict[str, Callable[[Segmentation], _Objects]]:
-    """Return the methods by name: each takes a result and returns its objects."""
-    found: dict[str, Callable[[Segmentation], _Objects]] = {
-        "vitnp, the whole mask": lambda result: [(result.mask, result.confidence)] if result.mask.any() else [],
-        "vitnp, components": lambda result: _listed(_components(result)),
-        "vitnp, separated objects": lambda result: _listed(find_instances(result.soft, result.keys, result.confidence)),
+def compare(result: Segmentation) -> dict[str, _Objects]:
+    """Return the objects of a photograph by each method."""
+    whole = [(result.mask, result.confidence)] if result.mask.any() else []
+    separated = find_instances(result.soft, result.keys, result.image, result.confidence)
+    objects: dict[str, _Objects] = {
+        "vitnp, the whole mask": whole,
+        "vitnp, components": _listed(_components(result)),
+        "vitnp, separated objects": _listed(separated),
     }
     for threshold in MASKCUT_THRESHOLDS:
-        found |= {
-            f"MaskCut, {threshold}, as found": lambda result, threshold=threshold: _in_order(_cut(result, threshold)),
-            f"MaskCut, {threshold}, ranked by vitnp": lambda result, threshold=threshold: _ranked(
-                _cut(result, threshold), result.confidence
-            ),
-        }
-    return found
+        masks = refined(maskcut(result.keys, threshold=threshold), result.image)
+        objects[f"MaskCut, {threshold}, as found"] = _in_order(masks)
+        objects[f"MaskCut, {threshold}, ranked by vitnp"] = _ranked(masks, result.confidence)
+    return objects
 
 
 def _components(result: Segmentation) -> Instances:
     labels = components.label(result.mask)
     return rank(labels, result.soft, result.confidence, InstanceConfig().most)
-
-
-def _cut(result: Segmentation, threshold: float) -> list[np.ndarray]:
-    return refined(maskcut(result.keys, threshold=threshold), result.image)
 
 
 def _listed(instances: Instances) -> _Objects:
@@ -147,11 +143,11 @@ def main(argv: list[str] | None = None) -> int:
     if not args.annotations.is_file():
         raise UsageError(f"{args.annotations}: no such file; name COCO's file of instances")
     pipeline = ImagePipeline.create(vit, Settings(), args.collection)
-    chosen = methods()
-    objects: dict[str, dict[int, list[tuple[dict[str, Any], float]]]] = {name: {} for name in chosen}
+    objects: dict[str, dict[int, list[tuple[dict[str, Any], float]]]] = {}
     for index, result in _segmented(args.images, args.annotations, pipeline):
-        for name, method in chosen.items():
-            objects[name][index] = [(_encoded(mask), confidence) for mask, confidence in method(result)]
+        with blas.one_blas_thread():
+            for name, found in compare(result).items():
+                objects.setdefault(name, {})[index] = [(_encoded(mask), confidence) for mask, confidence in found]
     scores = {name: score(args.annotations, found) for name, found in objects.items()}
     measured: dict[str, Any] = {
         "images": len(next(iter(objects.values()))), "model": vit.name, "sha256": vit.sha256, "scores": scores

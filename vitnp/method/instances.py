@@ -1,4 +1,4 @@
-"""Separate the objects of a mask: connected components, and components parted where their keys say so.
+"""Separate the objects of a mask: connected components, and components parted where their keys and colors say so.
 
 Touching objects are parted by normalized cuts (:mod:`vitnp.method.normalized_cut`). Objects are ranked by a confidence
 that grows with the confidence of the photograph, with the certainty of the mask and with the size of the object, and
@@ -14,6 +14,7 @@ import numpy as np
 from scipy import ndimage
 
 from vitnp import kernels, options
+from vitnp.io.resample import downscale
 from vitnp.method.normalized_cut import CutConfig, part
 from vitnp.method.regions import PARTED_PIXELS, patch_cells, region_patches
 
@@ -59,6 +60,7 @@ class Instances:
 def find_instances(
     soft: np.ndarray,
     keys: np.ndarray,
+    rgb: np.ndarray,
     confidence: float,
     *,
     n_objects: int | None = None,
@@ -72,6 +74,8 @@ def find_instances(
         Refined foreground map; the mask is where it is at least 32768.
     keys : (rows, columns, D) float
         Keys of the patches, of any length.
+    rgb : (height, width, 3) uint8
+        The photograph.
     confidence : float
         Confidence of the photograph, 0 to 1.
     n_objects : int, optional
@@ -85,12 +89,12 @@ def find_instances(
     Examples
     --------
     >>> soft = np.zeros((4, 12), np.uint16); soft[1:3, 1:3] = soft[:, 5:11] = 65535
-    >>> find_instances(soft, np.ones((4, 12, 2)), 0.5).labels[1]
+    >>> find_instances(soft, np.ones((4, 12, 2)), np.zeros((4, 12, 3), np.uint8), 0.5).labels[1]
     array([0, 2, 2, 0, 0, 1, 1, 1, 1, 1, 1, 0], dtype=uint8)
     """
     mask = soft >= _HALF
     step = 1 + math.isqrt(max(mask.size - 1, 0) // PARTED_PIXELS)
-    parts = _part_components(_components(_downscaled(mask, step), config), keys, config)
+    parts = _part_components(_components(_downscaled(mask, step), config), keys, rgb, config)
     labels = parts if step == 1 else _enlarged(parts, step, mask)
     return rank(labels, soft, confidence, config.most if n_objects is None else min(n_objects, config.most), config)
 
@@ -153,15 +157,16 @@ def _components(mask: np.ndarray, config: InstanceConfig) -> np.ndarray:
     return numbers[components]
 
 
-def _part_components(labels: np.ndarray, keys: np.ndarray, config: InstanceConfig) -> np.ndarray:
+def _part_components(labels: np.ndarray, keys: np.ndarray, rgb: np.ndarray, config: InstanceConfig) -> np.ndarray:
     """Part the components of a mask: their labels, (height, width) int, with numbers for new parts added."""
     grid = (keys.shape[0], keys.shape[1])
     unit = kernels.for_device().normalize_rows(np.asarray(keys, np.float32).reshape(grid[0] * grid[1], -1))
+    colors = downscale(rgb, grid).reshape(-1, 3) / np.float64(255)
     rows, columns = patch_cells(labels.shape, grid)
     count = int(labels.max(initial=0))
     result = labels
     for number, patches in enumerate(region_patches(labels, grid), 1):
-        parts = part(unit, np.flatnonzero(patches), grid, config.cut)
+        parts = part(unit, colors, np.flatnonzero(patches), grid, config.cut)
         if len(parts) == 1:
             continue
         numbers = np.zeros(grid[0] * grid[1], np.int64)

@@ -1,8 +1,8 @@
 """Part a component of a mask by normalized cuts (Shi and Malik, "Normalized cuts and image segmentation", 2000).
 
-Patches are nodes of a graph whose edges are strong between near patches with similar keys. The component is parted
-where the normalized cut is cheapest, if it costs little and both parts are large enough to be objects; the same is then
-tried with each part.
+Patches are nodes of a graph whose edges are strong between near patches with similar keys and colors. The component is
+parted where the normalized cut is cheapest, if it costs little and both parts are large enough to be objects; the same
+is then tried with each part.
 """
 
 from __future__ import annotations
@@ -32,7 +32,10 @@ class CutConfig:
         Standard deviation of the Gaussian over the distance of two patches, as a share of the square root of the number
         of patches of the photograph.
     temperature : float
-        Edges are exp((cosine of the keys - 1) / temperature), times that Gaussian.
+        Edges are exp((cosine of the keys - 1) / temperature), times that Gaussian and the next.
+    color : float
+        Standard deviation of the Gaussian over the distance of the patches' mean colors; white and black are sqrt(3)
+        apart.
     cost : float
         Normalized cut below which a component is parted, 0 to 2.
     half : float
@@ -43,13 +46,14 @@ class CutConfig:
 
     reach: float = 0.08
     temperature: float = 0.1
-    cost: float = 0.07
+    color: float = 0.3
+    cost: float = 0.05
     half: float = 0.1
     patches: int = 4
 
 
 def part(
-    unit: np.ndarray, members: np.ndarray, grid: tuple[int, int], config: CutConfig = CutConfig()
+    unit: np.ndarray, colors: np.ndarray, members: np.ndarray, grid: tuple[int, int], config: CutConfig = CutConfig()
 ) -> list[np.ndarray]:
     """Part a component by normalized cuts.
 
@@ -57,6 +61,8 @@ def part(
     ----------
     unit : (N, D) float32
         Keys normalized to unit length.
+    colors : (N, 3) float
+        Mean colors of the patches, 0 to 1.
     members : (n,) int
         Patches of the component.
     grid : (int, int)
@@ -71,12 +77,13 @@ def part(
     Examples
     --------
     >>> keys = np.repeat(np.eye(2, dtype=np.float32), [8, 4], axis=0)  # two rows of four patches, and one
-    >>> [len(members) for members in part(keys, np.arange(12), (3, 4))]
+    >>> [len(members) for members in part(keys, np.zeros((12, 3)), np.arange(12), (3, 4))]
     [8, 4]
     """
     if len(members) < 2 * config.patches:
         return [members]
-    graph = _graph(unit[members], np.stack(np.divmod(members, grid[1]), axis=1), math.sqrt(grid[0] * grid[1]), config)
+    positions = np.stack(np.divmod(members, grid[1]), axis=1)
+    graph = _graph(unit[members], colors[members], positions, math.sqrt(grid[0] * grid[1]), config)
     waiting, done = [np.arange(len(members))], []
     while waiting:
         nodes = waiting.pop()
@@ -88,7 +95,7 @@ def part(
     return sorted(done, key=lambda patches: (-len(patches), patches[0]))
 
 
-def _graph(unit: np.ndarray, positions: np.ndarray, side: float, config: CutConfig) -> csr_matrix:
+def _graph(unit: np.ndarray, colors: np.ndarray, positions: np.ndarray, side: float, config: CutConfig) -> csr_matrix:
     """Return the graph of patches, (n, n) sparse float64; `side` is the root of the number of patches of the grid."""
     from scipy.sparse import csr_matrix
     from scipy.spatial import cKDTree
@@ -101,8 +108,9 @@ def _graph(unit: np.ndarray, positions: np.ndarray, side: float, config: CutConf
     for start in range(0, len(pairs), _PAIRS):
         chunk = slice(start, start + _PAIRS)
         cosine[chunk] = (unit[a[chunk]] * unit[b[chunk]]).sum(axis=1)
-    squares = np.square(positions[a] - positions[b]).sum(axis=1)
-    weight = np.exp((cosine - 1) / config.temperature - squares / (2 * spread**2))
+    distance = np.square(positions[a] - positions[b]).sum(axis=1) / (2 * spread**2)
+    contrast = np.square(colors[a] - colors[b]).sum(axis=1) / (2 * config.color**2)
+    weight = np.exp((cosine - 1) / config.temperature - distance - contrast)
     n = len(unit)
     own = np.arange(n)
     return csr_matrix(
