@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from vitnp.kernels.threads import blas
 
 from bench import record
 from bench.quality.maskcut import maskcut, refined
 from vitnp import Segmentation, load_vit
 from vitnp.cli import shared
 from vitnp.errors import UsageError
-from vitnp.kernels.threads import blas
 from vitnp.masks import components
 from vitnp.method.instances import InstanceConfig, Instances, find_instances, rank
 from vitnp.options import Settings
