@@ -20,7 +20,7 @@ def planted() -> tuple[np.ndarray, list[np.ndarray]]:
     """Two objects of unlike keys before a background, (12, 16) patches."""
     first, second = np.zeros((12, 16), bool), np.zeros((12, 16), bool)
     first[3:8, 2:7], second[6:10, 10:14] = True, True
-    keys = np.zeros((12, 16, 3)) + (1, 0, 0)
+    keys = np.tile((1.0, 0.0, 0.0), (12, 16, 1))
     keys[first], keys[second] = (0, 1, 0), (0, 0, 1)
     return keys + 0.02 * np.random.default_rng(0).standard_normal(keys.shape), [first, second]
 
