@@ -24,6 +24,7 @@ BENCHMARKS = {
     "confidence": Benchmark("bench.quality.confidence", "calibrate the confidence on photographs with true masks"),
     "pictures": Benchmark("bench.pictures", "draw the pictures of the README"),
     "peers": Benchmark("bench.quality.peers", "LOST, TokenCut, DeepSpectral, FOUND and vitnp on the same features"),
+    "instances": Benchmark("bench.quality.instances", "AP and AR of separated objects on COCO, beside MaskCut"),
     "composites": Benchmark("bench.quality.composites", "make a set of pictures with two categories in each"),
     "unequal": Benchmark("bench.quality.unequal", "classes of unequal sizes, and of photographs that were not fitted"),
     "spectral": Benchmark("bench.scale.spectral", "memory and time of spectral clustering"),

@@ -26,7 +26,7 @@ LEVELS = ("auto", "image", "single", "all")
 CONSISTENCIES = ("mean", "majority", "intersection")
 REGIONS = ("image", "components", "split")
 ALPHAS = ("background", "mask", "ignore")
-OUTPUTS = ("mask", "overlay", "cutout", "soft", "score", "keys", "npz")
+OUTPUTS = ("mask", "overlay", "cutout", "soft", "score", "keys", "npz", "objects")
 EXPORT_FORMATS = ("coco", "yolo", "voc", "labelme", "labelstudio")
 FEATURE_FORMATS = ("npz", "safetensors")
 FEATURE_DTYPES = ("float16", "float32")
@@ -39,6 +39,8 @@ SHORT_SIDE = 320
 MAX_TOKENS = 4096
 MAX_PIXELS = 120_000_000
 MAX_CLASSES = 65_535
+# Most objects of a photograph: as many as COCO's scores consider. Label images hold 255, VOC's 254.
+MAX_OBJECTS = 100
 
 # The command line fits at least this many photographs as a set; fewer are segmented one by one.
 MIN_PHOTOGRAPHS_FOR_A_SET = 30
@@ -245,6 +247,10 @@ _TABLE = (
         maximum=1,
         metavar="C",
     ),
+    Option("instances", "separate the objects of a mask, ranked", bool, default=False),
+    Option(
+        "objects", "keep the N first objects; implies --instances", int, minimum=1, maximum=MAX_OBJECTS, metavar="N"
+    ),
     # The collection.
     Option(
         "levels",
@@ -285,7 +291,7 @@ _TABLE = (
     ),
     # The outputs.
     Option("out", "output folder (that of each photograph)", Path, metavar="DIR"),
-    Option("save", "of mask,overlay,cutout,soft,score,keys,npz", default="mask,overlay", metavar="LIST"),
+    Option("save", "of mask,overlay,cutout,soft,score,keys,npz,objects", default="mask,overlay", metavar="LIST"),
     Option("overwrite", "redo finished photographs, replace any file", bool, default=False),
     Option(
         "formats",
@@ -381,6 +387,10 @@ class Settings:
     alpha : {"background", "mask", "ignore"}
         What transparent parts of a picture are: a white background; that, and never foreground; or nothing, with the
         colors that the file stores beneath.
+    instances : bool
+        Whether the objects of a mask are separated and ranked.
+    objects : int, optional
+        Number of objects to keep, also in the mask, the first of the ranking; implies `instances`. All by default.
 
     Raises
     ------
@@ -398,10 +408,13 @@ class Settings:
     seed: int = 0
     min_confidence: float = 0.0
     alpha: str = "background"
+    instances: bool = False
+    objects: int | None = None
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             object.__setattr__(self, field.name, check(field.name, getattr(self, field.name)))
+        object.__setattr__(self, "instances", bool(self.instances) or self.objects is not None)
 
     @property
     def of_features(self) -> dict[str, Any]:

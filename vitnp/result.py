@@ -14,10 +14,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vitnp import outputs
+from vitnp.errors import UsageError
 from vitnp.io.stamp import canonical_json, parameters_hash
 from vitnp.masks import boxes, overlay
+from vitnp.masks.instance import Instance
 from vitnp.masks.plot import plot
 from vitnp.masks.region import Region, regions_of
+from vitnp.method.instances import Instances, keep_objects
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -67,6 +70,8 @@ class Segmentation:
         ICC color profile of the photograph; None if its colors are sRGB. Overlay and cutout carry it.
     opacity : (height, width) uint8, optional
         Alpha channel of a transparent picture, if transparent parts were kept out of the mask (``alpha="mask"``).
+    instances : Instances, optional
+        The separated objects as one array, if they were asked for; see :attr:`objects`.
     """
 
     image: np.ndarray
@@ -84,6 +89,7 @@ class Segmentation:
     device: str = "cpu"
     profile: bytes | None = None
     opacity: np.ndarray | None = None
+    instances: Instances | None = None
 
     def __repr__(self) -> str:
         height, width = self.mask.shape
@@ -114,6 +120,28 @@ class Segmentation:
     def regions(self) -> list[Region]:
         """The regions by ascending class, numbered as in `labels`; without classes the whole mask, if there is one."""
         return regions_of(self.mask, self.labels, self.confidence)
+
+    @functools.cached_property
+    def objects(self) -> list[Instance]:
+        """The objects of the mask, the most confident first.
+
+        Raises
+        ------
+        UsageError
+            If they were not separated: ask for ``instances=True``, or for a number of ``objects``.
+        """
+        if self.instances is None:
+            raise UsageError("the objects were not separated; segment with instances=True, or with objects=N")
+        labels, confidences = self.instances.labels, self.instances.confidences
+        return [
+            Instance(labels == number, float(confidence), self._cutout_of)
+            for number, confidence in enumerate(confidences, 1)
+        ]
+
+    def _cutout_of(self, mask: np.ndarray) -> Image.Image:
+        """Return the cutout of one object."""
+        soft = keep_objects(self.soft, mask)
+        return _with_profile(overlay.cutout(self.image, soft, self.opacity), self.profile)
 
     def boxes(self) -> list[tuple[int, int, int, int]]:
         """Return bounding boxes of the mask's 8-connected components, the largest component first.
@@ -213,7 +241,8 @@ class Segmentation:
             Beginning of the file names: ``OUT/cat`` gives ``OUT/cat_mask.png`` and so on. Missing folders are created.
         which : iterable of str
             Among "mask" (0 or 255), "overlay", "cutout" (RGBA), "soft" (16-bit PNG), "score" and "keys" (patch grid,
-            .npy) and "npz" (mask, score, metadata, and keys if they are named too).
+            .npy), "npz" (mask, score, metadata, and keys if they are named too) and "objects" (a palette PNG, objects
+            from 1). With separated objects "cutout" writes one more file for each of them: NAME_cutout_1.png, ...
 
         Returns
         -------
