@@ -12,7 +12,7 @@ import argparse
 import contextlib
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +38,8 @@ _SCORES = {"AP": 0, "AP50": 1, "AR@10": 7}
 _Objects = list[tuple[np.ndarray, float]]
 
 
-def compare(result: Segmentation) -> dict[str, _Objects]:
-    """Return the objects of a photograph by each method."""
+def compare(result: Segmentation, thresholds: Sequence[float] = MASKCUT_THRESHOLDS) -> dict[str, _Objects]:
+    """Return the objects of a photograph by each method, and by MaskCut with each threshold."""
     whole = [(result.mask, result.confidence)] if result.mask.any() else []
     separated = find_instances(result.soft, result.keys, result.image, result.confidence)
     objects: dict[str, _Objects] = {
@@ -47,7 +47,7 @@ def compare(result: Segmentation) -> dict[str, _Objects]:
         "vitnp, components": _listed(_components(result)),
         "vitnp, separated objects": _listed(separated),
     }
-    for threshold in MASKCUT_THRESHOLDS:
+    for threshold in thresholds:
         masks = refined(maskcut(result.keys, threshold=threshold), result.image)
         objects[f"MaskCut, {threshold}, as found"] = _in_order(masks)
         objects[f"MaskCut, {threshold}, ranked by vitnp"] = _ranked(masks, result.confidence)
@@ -146,7 +146,7 @@ def main(argv: list[str] | None = None) -> int:
     objects: dict[str, dict[int, list[tuple[dict[str, Any], float]]]] = {}
     for index, result in _segmented(args.images, args.annotations, pipeline):
         with blas.one_blas_thread():
-            for name, found in compare(result).items():
+            for name, found in compare(result, args.thresholds or MASKCUT_THRESHOLDS).items():
                 objects.setdefault(name, {})[index] = [(_encoded(mask), confidence) for mask, confidence in found]
     scores = {name: score(args.annotations, found) for name, found in objects.items()}
     measured: dict[str, Any] = {
@@ -168,6 +168,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("annotations", type=Path, help="COCO's file of their instances")
     parser.add_argument("--model", default="auto", help="checkpoint (the built-in one)")
     parser.add_argument("--collection", default="auto", help="file of a fitted collection (the built-in one)")
+    parser.add_argument("--thresholds", type=float, nargs="+", metavar="T", help="of MaskCut (0.15 0.3 0.5)")
     parser.add_argument("--name", help="name of the data set in the result file (the folder's)")
     return parser.parse_args(argv)
 
