@@ -47,6 +47,13 @@ def test_cutouts_hold_one_object(result):
         assert (cutout[..., 3][each.mask] >= 128).all() and (cutout[..., 3][result.mask & ~each.mask] == 0).all()
 
 
+def test_objects_are_the_regions_of_a_single_photograph(result):
+    coco = result.to_coco("a.png")
+    assert [each["bbox"] for each in coco["annotations"]] == [list(each.box) for each in result.objects]
+    assert [each["id"] for each in coco["categories"]] == [1]
+    assert [each["area"] for each in result.to_dict()["regions"]] == [each.area for each in result.objects]
+
+
 def test_one_object_is_kept_in_the_mask(result, builtin):
     single = vitnp.segment_image(photograph(), builtin, short_side=96, objects=1, collection=None)
     np.testing.assert_array_equal(single.mask, result.objects[0].mask)

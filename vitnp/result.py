@@ -118,7 +118,12 @@ class Segmentation:
 
     @functools.cached_property
     def regions(self) -> list[Region]:
-        """The regions by ascending class, numbered as in `labels`; without classes the whole mask, if there is one."""
+        """The regions by ascending class, numbered as in `labels`; without classes the whole mask, if there is one.
+
+        Separated objects are a region each, in the order of :attr:`objects`.
+        """
+        if self.instances is not None:
+            return list(self.objects)
         return regions_of(self.mask, self.labels, self.confidence)
 
     @functools.cached_property
@@ -133,10 +138,15 @@ class Segmentation:
         if self.instances is None:
             raise UsageError("the objects were not separated; segment with instances=True, or with objects=N")
         labels, confidences = self.instances.labels, self.instances.confidences
+        masks = (labels == number for number in range(1, len(confidences) + 1))
         return [
-            Instance(labels == number, float(confidence), self._cutout_of)
-            for number, confidence in enumerate(confidences, 1)
+            Instance(self._class_of(mask), mask, float(confidence), self._cutout_of)
+            for mask, confidence in zip(masks, confidences)
         ]
+
+    def _class_of(self, mask: np.ndarray) -> int:
+        """Return the class of most of an object's pixels; 1 without classes."""
+        return 1 if self.labels is None else int(np.bincount(self.labels[mask]).argmax())
 
     def _cutout_of(self, mask: np.ndarray) -> Image.Image:
         """Return the cutout of one object."""
@@ -178,21 +188,25 @@ class Segmentation:
         Returns
         -------
         dict
-            "width", "height", "share", "confidence", "boxes", "regions" (label, box, area), "category", "seconds",
-            "device", "photograph" and "parameters".
+            "width", "height", "share", "confidence", "boxes", "regions" (label, box, area; confidence if they are
+            separated objects), "category", "seconds", "device", "photograph" and "parameters".
 
         Examples
         --------
         >>> json.dumps(vitnp.segment_image("cat.jpg").to_dict())                    # doctest: +SKIP
         """
         height, width = self.mask.shape
+
+        def own(region: Region) -> dict[str, float]:
+            return {"confidence": round(region.confidence, 6)} if self.instances is not None else {}
+
         facts = {
             "width": width,
             "height": height,
             "share": round(self.share, 6),
             "confidence": round(float(self.confidence), 6),
             "boxes": [list(box) for box in self.boxes()],
-            "regions": [{"label": r.label, "box": list(r.box), "area": r.area} for r in self.regions],
+            "regions": [{"label": r.label, "box": list(r.box), "area": r.area, **own(r)} for r in self.regions],
             "category": self.category,
             "seconds": dict(self.seconds),
             "device": self.device,
@@ -229,7 +243,10 @@ class Segmentation:
         return {
             "images": [{"id": image_id, "file_name": file_name, "width": width, "height": height}],
             "annotations": annotations,
-            "categories": [{"id": region.label, "name": names.format(region.label)} for region in self.regions],
+            "categories": [
+                {"id": label, "name": names.format(label)}
+                for label in sorted({region.label for region in self.regions})
+            ],
         }
 
     def save(self, stem: str | os.PathLike[str], which: Iterable[str] = ("mask", "overlay")) -> dict[str, Path]:
