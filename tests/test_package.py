@@ -91,7 +91,7 @@ def test_help_of_segment_fits_a_screen():
         env={"COLUMNS": "80"},
     ).stdout
     lines = text.splitlines()
-    assert len(lines) <= 52 and max(map(len, lines)) <= 80
+    assert len(lines) <= 60 and max(map(len, lines)) <= 80
 
 
 # --- what is distributed ----------------------------------------------------------------------------------------------
