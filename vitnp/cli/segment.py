@@ -40,7 +40,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("photographs", nargs="+", metavar="PHOTO", help=argparse.SUPPRESS)
     arguments.add_options(parser, "output", "out", "save", "overwrite")
     arguments.add_options(parser, "network", *arguments.NETWORK)
-    arguments.add_options(parser, "method", *arguments.METHOD)
+    arguments.add_options(parser, "method", *arguments.METHOD, "instances")
     arguments.add_options(
         parser, "collection", *arguments.COLLECTION, "n_classes", "regions", "formats", "polygons", "save_collection"
     )
