@@ -22,6 +22,7 @@ BENCHMARKS = {
     "quality": Benchmark("bench.quality.image_level", "mean IoU of the image level over seeds, on your own data"),
     "alone": Benchmark("bench.quality.alone", "mean IoU with the image level, with a fitted collection, and of a set"),
     "confidence": Benchmark("bench.quality.confidence", "calibrate the confidence on photographs with true masks"),
+    "domains": Benchmark("bench.quality.domains", "mean IoU on pictures of other kinds, such as cells and cracks"),
     "pictures": Benchmark("bench.pictures", "draw the pictures of the README"),
     "peers": Benchmark("bench.quality.peers", "LOST, TokenCut, DeepSpectral, FOUND and vitnp on the same features"),
     "instances": Benchmark("bench.quality.instances", "AP and AR of separated objects on COCO, beside MaskCut"),

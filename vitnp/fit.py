@@ -25,6 +25,7 @@ from vitnp.features.store import FeatureStore
 from vitnp.features.stream import Extraction
 from vitnp.features.temporary import check_space, estimate_bytes, temporary_store
 from vitnp.io import decode, headers
+from vitnp.io.resample import downscale, working_size
 from vitnp.io.spool import LabelSpool, MaskSpool
 from vitnp.kernels.stopwatch import Stopwatch
 from vitnp.kernels.threads import blas, pool
@@ -39,7 +40,7 @@ from vitnp.method.regions import RegionRule, Regions, label_regions, region_patc
 from vitnp.options import Settings
 from vitnp.pipeline import ImageAnswer, image_memory_error, judge_image, score_patches, segment_features
 from vitnp.progress import Progress
-from vitnp.refine.refine import refine
+from vitnp.refine.refine import WORKING_SIDE, refine
 from vitnp.result import Segmentation
 from vitnp.vit.model import ViT
 
@@ -167,7 +168,10 @@ class Fit:
         self.confidences = np.zeros(len(self.photographs))
 
         def work(index: int) -> tuple[np.ndarray, np.ndarray, float]:
-            answer = judge_image(entries[index], self._device, self.plan.settings.seed, config=self.plan.image_level)
+            answer = judge_image(
+                entries[index], self._device, self.plan.settings.seed, config=self.plan.image_level,
+                domain=self.plan.settings.domain,
+            )  # fmt: skip
             soft, hard = kernels.to_host(answer.soft), kernels.to_host(answer.hard)
             return soft.astype(np.float16), np.rint(hard * HARD_UNITS).astype(np.uint8), answer.confidence
 
@@ -194,8 +198,9 @@ class Fit:
             indices, config, limit, seed = item
             keys, hard = self._sample(entries, indices, limit, seed)
             return fit_level(
-                keys, hard, seed, config, mapper=self.plan.mapper, n_threads=self.plan.n_threads, device=self._device
-            )
+                keys, hard, seed, config, mapper=self.plan.mapper, n_threads=self.plan.n_threads, device=self._device,
+                domain=self.plan.settings.domain,
+            )  # fmt: skip
 
         # One after the other: each is parallel inside.
         dataset, *categories = self._watch(map(work, sets), len(sets), "levels")
@@ -236,7 +241,10 @@ class Fit:
                     patches = score_patches(
                         features, self._image_answer(index), self._device, self.collection, int(self.categories[index])
                     )
-                    soft = kernels.to_host(refine(patches.score, image.rgb))
+                    # Patches are coarse, so the full size of a large photograph would change nothing.
+                    height, width = image.rgb.shape[:2]
+                    small = downscale(image.rgb, working_size(height, width, WORKING_SIDE))
+                    soft = kernels.to_host(refine(patches.score, small))
             except ImageError:  # it was readable before; making its mask will report it
                 return None
             targets = readout_targets(soft, features.grid, config.sharpness)

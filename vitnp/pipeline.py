@@ -25,8 +25,9 @@ from vitnp.io.source import fingerprint
 from vitnp.kernels.stopwatch import Stopwatch
 from vitnp.kernels.threads import blas
 from vitnp.masks.alpha import opaque_part
+from vitnp.method import texture
 from vitnp.method.agreement import combine_levels
-from vitnp.method.cleaning import CleaningConfig, clean
+from vitnp.method.cleaning import clean
 from vitnp.method.collection import Collection
 from vitnp.method.confidence import collection_confidence, image_confidence
 from vitnp.method.defaults import resolve_collection, resolve_vit
@@ -53,14 +54,15 @@ def segment_image(
     *,
     short_side: int | None = None,
     facet: str = "key",
-    layer: int = -1,
+    layer: int | None = None,
     stride: int | None = None,
-    refine: str = "solver",
+    refine: str | None = None,
     seed: int = 0,
     max_tokens: int = options.MAX_TOKENS,
     max_pixels: int = options.MAX_PIXELS,
     min_confidence: float = 0.0,
     alpha: str = "background",
+    domain: str = "photo",
     instances: bool = False,
     objects: int | None = None,
     collection: Collection | str | os.PathLike[str] | None = "auto",
@@ -78,12 +80,13 @@ def segment_image(
         Short side of the network's input in pixels; by default that of the checkpoint, 320 for most.
     facet : {"key", "query", "value", "token"}
         Feature to cluster.
-    layer : int
-        Block to read; negative numbers count from the last.
+    layer : int, optional
+        Block to read; negative numbers count from the last. By default the last one, for textures the middle one.
     stride : int, optional
         Pixels between patches, a divisor of the patch size; the patch size by default.
-    refine : {"solver", "crf", "guided", "none"}
-        Bilateral solver, dense CRF, guided filter, or bilinear enlargement alone.
+    refine : {"solver", "crf", "guided", "color", "none"}, optional
+        Bilateral solver, dense CRF, guided filter, mean of each color, or bilinear enlargement alone. By default the
+        solver, for textures the mean of each color.
     seed : int
         Seed of k-means. The same seed and photograph give the same result, bit for bit.
     max_tokens : int
@@ -95,6 +98,9 @@ def segment_image(
     alpha : {"background", "mask", "ignore"}
         What transparent parts of a picture are: a white background; that, and never foreground; or nothing, with the
         colors that the file stores beneath.
+    domain : {"photo", "texture"}
+        Photographs of objects; or pictures of many small or thin parts on an even ground, such as cells or seedlings,
+        whose foreground is the smaller of two clusters.
     instances : bool
         Separate the objects of the mask; the result has them as ``objects``, the most confident first.
     objects : int, optional
@@ -137,6 +143,7 @@ def segment_image(
         seed,
         min_confidence,
         alpha,
+        domain,
         instances,
         objects,
     )
@@ -208,7 +215,9 @@ class ImagePipeline:
 
     def segment(self, image: DecodedImage, features: FeatureRecord, clock: Stopwatch) -> Segmentation:
         """Segment a photograph with features from :meth:`extract`."""
-        answer = judge_image(features, self.vit.device, self.settings.seed, self.collection)
+        answer = judge_image(
+            features, self.vit.device, self.settings.seed, self.collection, domain=self.settings.domain
+        )
         return segment_features(image, features, answer, self.parameters, clock, self.vit, self.collection)
 
 
@@ -235,12 +244,17 @@ def judge_image(
     seed: int,
     collection: Collection | None = None,
     config: ImageLevelConfig | None = None,
+    *,
+    domain: str = "photo",
 ) -> ImageAnswer:
     """Compute the image level of a photograph and its confidence, from its own patches alone."""
     if config is None:
         config = ImageLevelConfig() if collection is None else collection.image_level
     keys = unit_rows(kernels.to_device(features.keys, device))
-    soft, hard = image_level(keys, features.attention, features.grid, (seed, features.digest), config)
+    if domain == "texture":
+        soft, hard = texture.texture_image_level(keys, (seed, features.digest), config)
+    else:
+        soft, hard = image_level(keys, features.attention, features.grid, (seed, features.digest), config)
     return ImageAnswer(soft, hard, image_confidence(soft, keys))
 
 
@@ -272,6 +286,8 @@ def score_patches(
     device: str,
     collection: Collection | None = None,
     category: int | None = None,
+    *,
+    domain: str = "photo",
 ) -> PatchScores:
     """Combine the levels of a photograph, and clean their score.
 
@@ -281,9 +297,13 @@ def score_patches(
         As for :func:`segment_features`.
     device : str
         Device of the network.
+    domain : {"photo", "texture"}
+        Decides the cleaning where there is no collection.
     """
     if collection is None:
-        return PatchScores(clean(answer.soft.reshape(features.grid), CleaningConfig()), answer.confidence)
+        return PatchScores(
+            clean(answer.soft.reshape(features.grid), texture.default_cleaning(domain)), answer.confidence
+        )
     category = collection.category_of(features.cls) if category is None else category
     keys = unit_rows(kernels.to_device(features.keys, device))
     levels = collection.levels(keys, (answer.soft, answer.hard), category)
@@ -325,7 +345,8 @@ def segment_features(
     -------
     Segmentation
     """
-    patches = score_patches(features, answer, vit.device, collection, category)
+    domain = str(parameters.get("domain", "photo"))
+    patches = score_patches(features, answer, vit.device, collection, category, domain=domain)
     clock.lap("cluster")
     soft = np.zeros(image.rgb.shape[:2], np.uint16)
     if patches.confidence >= parameters["min_confidence"]:

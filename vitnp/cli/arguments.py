@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 CHECKPOINT = ("heads", "pos_embed", "normalization", "grid")
 NETWORK = ("model", *CHECKPOINT, "device", "precision")
 FEATURES = ("short_side", "facet", "layer", "stride", "max_tokens", "max_pixels", "alpha")
-METHOD = (*FEATURES, "refine", "seed", "min_confidence", "objects")
+METHOD = (*FEATURES, "domain", "refine", "seed", "min_confidence", "objects")
 COLLECTION = ("levels", "collection", "n_categories", "consistency", "fit_patches", "cache", "scheduler")
 RUN = ("n_threads", "batch", "quiet", "json")
 

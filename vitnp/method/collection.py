@@ -188,8 +188,12 @@ class Collection:
 
         Short sides may differ by a factor of up to :data:`NEAR_SIZES`.
         """
-        for name in (*COMPARABLE, "grid"):  # files name the grid of the position embeddings if it isn't square
-            ours, theirs = (json.loads(canonical_json(each.get(name))) for each in (self.parameters, parameters))
+        # Files name the domain unless it is photographs, and the grid of the position embeddings if it isn't square.
+        for name in ("domain", *COMPARABLE, "grid"):
+            default = "photo" if name == "domain" else None
+            ours, theirs = (
+                json.loads(canonical_json(each.get(name, default))) for each in (self.parameters, parameters)
+            )
             if ours == theirs:
                 continue
             if name == "size" and max(ours, theirs) <= NEAR_SIZES * min(ours, theirs):
@@ -197,7 +201,7 @@ class Collection:
             if name == "sha256":
                 ours, theirs = (str(each.get("model") or each["sha256"])[:64] for each in (self.parameters, parameters))
                 if ours == theirs:
-                    theirs = "another file of that name"
+                    return f"it was fitted with another file of the checkpoint {ours}, such as an earlier revision"
             return f"it was fitted with the {_IN_WORDS.get(name, name)} {ours}, not {theirs}"
         return None
 
