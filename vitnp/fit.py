@@ -26,13 +26,14 @@ from vitnp.features.stream import Extraction
 from vitnp.features.temporary import check_space, estimate_bytes, temporary_store
 from vitnp.io import decode, headers
 from vitnp.io.resample import downscale, working_size
-from vitnp.io.spool import MaskSpool
+from vitnp.io.spool import LabelSpool, MaskSpool
 from vitnp.kernels.stopwatch import Stopwatch
 from vitnp.kernels.threads import blas, pool
 from vitnp.method.cleaning import CleaningConfig
 from vitnp.method.collection import Collection
 from vitnp.method.collection_level import CollectionLevelConfig, FittedLevel, default_categories, fit_level
 from vitnp.method.image_level import ImageLevelConfig
+from vitnp.method.instances import Instances
 from vitnp.method.prototypes import fit_prototypes, label_map, split_by_class, split_pixels
 from vitnp.method.readout import ReadoutConfig, fit_readout, readout_targets
 from vitnp.method.regions import RegionRule, Regions, label_regions, region_patches
@@ -125,6 +126,7 @@ class Fit:
         self.regions: list[Regions | None] = [None] * len(photographs)
         self._device = plan.vit.device
         self._masks = MaskSpool()
+        self._objects = LabelSpool() if plan.settings.instances else None  # objects of each photograph, from 1
         self._grids: dict[int, tuple[int, int]] = {}
         # By photograph: the image level's answers until its mask is made, and its regions until they have classes.
         self._soft: dict[int, np.ndarray] = {}
@@ -292,8 +294,12 @@ class Fit:
                     )  # fmt: skip
                     self._masks.put(index, result.mask)
                     self.confidences[index] = result.confidence
+                    if self._objects is not None and result.instances is not None:
+                        self._objects.put(index, result.instances.labels)
                     if self.plan.n_classes is not None:
                         self._describe_regions(index, features, result)
+                    elif result.instances is not None:
+                        self._describe_objects(index, features.grid, result.instances)
                     observe(index, result)
             except ImageError as error:  # it was readable before, and is gone or changed now
                 return error
@@ -307,11 +313,19 @@ class Fit:
             raise self.failures[self._read[0]]
 
     def _describe_regions(self, index: int, features: FeatureRecord, result: Segmentation) -> None:
-        patches = region_patches(label_regions(result.mask, self.plan.rule), features.grid)
+        patches = region_patches(self._whole_regions(index), features.grid)
         cls = self.plan.vit.region_cls(features.cls_state, features.last_key, features.value, patches)
         self._cls[index] = cls.astype(np.float16)
         mean = (patches @ result.score.ravel()) / np.maximum(patches.sum(axis=1), 1)
-        self._scores[index] = (result.confidence * mean).astype(np.float32)
+        scores = result.confidence * mean if result.instances is None else result.instances.confidences
+        self._scores[index] = scores.astype(np.float32)
+
+    def _describe_objects(self, index: int, grid: tuple[int, int], instances: Instances) -> None:
+        """Make each object a region of its own; without classes all of them are of one, the foreground."""
+        sizes = region_patches(instances.labels, grid).sum(axis=1)
+        scores = instances.confidences.astype(np.float32)
+        self.regions[index] = Regions(np.zeros(len(sizes), np.int64), scores, scores, sizes)
+        self._grids[index] = grid
 
     def _fit_classes(self, entries: Entries, n_classes: int) -> None:
         owners = [index for index in self._read if index not in self.failures]
@@ -351,6 +365,8 @@ class Fit:
             )
 
     def _whole_regions(self, index: int) -> np.ndarray:
+        if self._objects is not None:
+            return self._objects.get(index).astype(np.uint16)
         mask = self._masks.get(index)
         with pool.large_image_lock(mask.size):
             return label_regions(mask, self.plan.rule)

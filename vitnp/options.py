@@ -27,7 +27,7 @@ LEVELS = ("auto", "image", "single", "all")
 CONSISTENCIES = ("mean", "majority", "intersection")
 REGIONS = ("image", "components", "split")
 ALPHAS = ("background", "mask", "ignore")
-OUTPUTS = ("mask", "overlay", "cutout", "soft", "score", "keys", "npz")
+OUTPUTS = ("mask", "overlay", "cutout", "soft", "score", "keys", "npz", "objects")
 EXPORT_FORMATS = ("coco", "yolo", "voc", "labelme", "labelstudio")
 FEATURE_FORMATS = ("npz", "safetensors")
 FEATURE_DTYPES = ("float16", "float32")
@@ -40,6 +40,8 @@ SHORT_SIDE = 320
 MAX_TOKENS = 4096
 MAX_PIXELS = 120_000_000
 MAX_CLASSES = 65_535
+# Most objects of a photograph: as many as COCO's scores consider. Label images hold 255, VOC's 254.
+MAX_OBJECTS = 100
 
 # The command line fits at least this many photographs as a set; fewer are segmented one by one.
 MIN_PHOTOGRAPHS_FOR_A_SET = 30
@@ -249,6 +251,10 @@ _TABLE = (
         maximum=1,
         metavar="C",
     ),
+    Option("instances", "separate the objects of a mask, ranked", bool, default=False),
+    Option(
+        "objects", "keep the N first objects; implies --instances", int, minimum=1, maximum=MAX_OBJECTS, metavar="N"
+    ),
     # The collection.
     Option(
         "levels",
@@ -289,7 +295,7 @@ _TABLE = (
     ),
     # The outputs.
     Option("out", "output folder (that of each photograph)", Path, metavar="DIR"),
-    Option("save", "of mask,overlay,cutout,soft,score,keys,npz", default="mask,overlay", metavar="LIST"),
+    Option("save", "of mask,overlay,cutout,soft,score,keys,npz,objects", default="mask,overlay", metavar="LIST"),
     Option("overwrite", "redo finished photographs, replace any file", bool, default=False),
     Option(
         "formats",
@@ -390,6 +396,10 @@ class Settings:
     domain : {"photo", "texture"}
         Photographs of objects; or pictures of many small or thin parts on an even ground, see
         :mod:`vitnp.method.texture`.
+    instances : bool
+        Whether the objects of a mask are separated and ranked.
+    objects : int, optional
+        Number of objects to keep, also in the mask, the first of the ranking; implies `instances`. All by default.
 
     Raises
     ------
@@ -408,6 +418,8 @@ class Settings:
     min_confidence: float = 0.0
     alpha: str = "background"
     domain: str = "photo"
+    instances: bool = False
+    objects: int | None = None
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -416,6 +428,7 @@ class Settings:
             object.__setattr__(self, "refine", "color" if self.domain == "texture" else "solver")
         if self.layer is None and self.domain == "photo":
             object.__setattr__(self, "layer", -1)
+        object.__setattr__(self, "instances", bool(self.instances) or self.objects is not None)
 
     @property
     def of_features(self) -> dict[str, Any]:

@@ -32,6 +32,7 @@ from vitnp.method.collection import Collection
 from vitnp.method.confidence import collection_confidence, image_confidence
 from vitnp.method.defaults import resolve_collection, resolve_vit
 from vitnp.method.image_level import ImageLevelConfig, image_level
+from vitnp.method.instances import find_instances, keep_objects
 from vitnp.method.parameters import run_parameters
 from vitnp.options import Settings
 from vitnp.refine.refine import refine, stretch
@@ -62,6 +63,8 @@ def segment_image(
     min_confidence: float = 0.0,
     alpha: str = "background",
     domain: str = "photo",
+    instances: bool = False,
+    objects: int | None = None,
     collection: Collection | str | os.PathLike[str] | None = "auto",
 ) -> Segmentation:
     """Segment one photograph into foreground and background.
@@ -98,6 +101,10 @@ def segment_image(
     domain : {"photo", "texture"}
         Photographs of objects; or pictures of many small or thin parts on an even ground, such as cells or seedlings,
         whose foreground is the smaller of two clusters.
+    instances : bool
+        Separate the objects of the mask; the result has them as ``objects``, the most confident first.
+    objects : int, optional
+        Keep only so many objects, 1 to 100, the first of the ranking, also in the mask; implies `instances`.
     collection : "auto", None or "none", path or Collection
         A collection fitted by :class:`vitnp.Segmenter`, whose data set and category levels, and classes, are applied to
         the photograph. "auto" takes the collection of the built-in network if network, facet, layer and stride are
@@ -126,7 +133,19 @@ def segment_image(
     (0.31, 0.62)
     """
     settings = Settings(
-        short_side, facet, layer, stride, max_tokens, max_pixels, refine, seed, min_confidence, alpha, domain
+        short_side,
+        facet,
+        layer,
+        stride,
+        max_tokens,
+        max_pixels,
+        refine,
+        seed,
+        min_confidence,
+        alpha,
+        domain,
+        instances,
+        objects,
     )
     return ImagePipeline.create(resolve_vit(vit), settings, collection)(as_photograph(image))
 
@@ -354,9 +373,15 @@ def segment_features(
         profile=image.profile,
         opacity=image.opacity,
     )
+    if parameters.get("instances"):
+        instances = find_instances(
+            result.soft, result.keys, result.image, result.confidence, n_objects=parameters["objects"]
+        )
+        result = dataclasses.replace(result, soft=keep_objects(result.soft, instances.labels), instances=instances)
+        clock.lap("instances")
     if collection is None or collection.prototypes is None:
         return result
-    return dataclasses.replace(result, labels=collection.labels(vit, features, result.mask))
+    return dataclasses.replace(result, labels=collection.labels(vit, features, result.mask, result.instances))
 
 
 @contextlib.contextmanager
