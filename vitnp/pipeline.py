@@ -279,6 +279,7 @@ def segment_features(
         device=kernels.name_of(kernels.device_of(score)),
         profile=image.profile,
         opacity=image.opacity,
+        metadata=image.metadata,
     )
     if collection is None or collection.prototypes is None:
         return result

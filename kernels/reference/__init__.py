@@ -14,6 +14,7 @@ array([[11.]])
 from __future__ import annotations
 
 from vitnp.kernels.reference.attention import QUERY_BLOCK, KVCache, attention, attention_row
+from vitnp.kernels.reference.foreground import foreground_sweeps
 from vitnp.kernels.reference.kmeans import Step, kmeans_assign, kmeans_closer, kmeans_rows, kmeans_step
 from vitnp.kernels.reference.lattice import (
     Lattice,
@@ -47,6 +48,7 @@ __all__ = [
     "Step",
     "attention",
     "attention_row",
+    "foreground_sweeps",
     "gelu",
     "kmeans_assign",
     "kmeans_closer",

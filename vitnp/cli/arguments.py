@@ -16,6 +16,7 @@ from vitnp.options import EXPORT_FORMATS, MIN_PHOTOGRAPHS_FOR_A_SET, OPTIONS, Op
 
 if TYPE_CHECKING:
     from vitnp.io.find import Photograph
+    from vitnp.masks.cutout_options import CutoutOptions
     from vitnp.method.collection import Collection
     from vitnp.vit.model import ViT
 
@@ -97,6 +98,19 @@ natural = number(0)
 def settings(args: argparse.Namespace) -> Settings:
     """Return the settings of the method."""
     return Settings(**{name: getattr(args, name) for name in METHOD})
+
+
+def cutout_options(args: argparse.Namespace) -> CutoutOptions:
+    """Return the options of cutouts.
+
+    Raises
+    ------
+    UsageError
+        If the background is neither a color nor one of the words.
+    """
+    from vitnp.masks.cutout_options import CutoutOptions
+
+    return CutoutOptions(args.background, args.crop)
 
 
 def formats(args: argparse.Namespace) -> list[str]:

@@ -36,7 +36,7 @@ def build_parser() -> argparse.ArgumentParser:
         epilog=shared.EXIT_STATUSES,
     )
     parser.add_argument("photographs", nargs="+", metavar="PHOTO", help=argparse.SUPPRESS)
-    arguments.add_options(parser, "output", "out", "save", "overwrite")
+    arguments.add_options(parser, "output", "out", "save", "background", "crop", "overwrite")
     arguments.add_options(parser, "network", *arguments.NETWORK)
     arguments.add_options(parser, "method", *arguments.METHOD)
     arguments.add_options(
@@ -90,6 +90,8 @@ def _check_options(args: argparse.Namespace, which: Sequence[str]) -> None:
         raise UsageError(f"--save must list some of {enumerate_words(OUTPUTS)}, got {given}")
     if arguments.formats(args) and args.out is None:
         raise UsageError("--format writes folders into the output folder; give --out DIR")
+    if arguments.cutout_options(args).stamp and "cutout" not in which:
+        raise UsageError("--background and --crop change cutouts; add cutout to the list of --save, or leave them out")
     fits = args.n_classes or args.save_collection
     if arguments.names_collection(args) and (fits or args.levels in ("all", "image")):
         raise UsageError(
@@ -132,6 +134,7 @@ def _segment_single(
         overwrite=args.overwrite,
         n_threads=args.n_threads,
         batch=args.batch,
+        cutout=arguments.cutout_options(args),
     )
     yield from shared.progress(outcomes, len(photographs), quiet=args.quiet)
 
@@ -164,6 +167,7 @@ def _segment_set(
             overwrite=args.overwrite,
             unread=unread,
             save_collection=args.save_collection,
+            cutout=arguments.cutout_options(args),
         )
         try:
             yield from run.outcomes()
