@@ -75,7 +75,7 @@ def test_pictures(result):
     assert overlay.size == cutout.size == (320, 240)
     visible = np.asarray(cutout)[..., 3] >= 128
     assert not (visible & ~result.mask).any()
-    assert (result.mask & ~visible).mean() < 1e-3  # specks
+    assert (result.mask & ~visible).mean() < 0.02  # specks, and what shows background at the edge
 
 
 def test_results_can_be_pickled_and_copied(result):

@@ -48,8 +48,8 @@ def foreground_sweeps(
     >>> colors = np.array([[0.9], [0.1], [0.5]], np.float32).repeat(3, axis=1)
     >>> neighbors = np.array([[0, 0, 0, 2], [1, 1, 1, 2], [0, 1, 2, 2]], np.int32)
     >>> foreground_sweeps(colors, alpha, neighbors, 2, 20, foreground, background)
-    >>> foreground[2].round(2).tolist(), background[2].round(2).tolist()
-    ([0.9, 0.9, 0.9], [0.1, 0.1, 0.1])
+    >>> foreground[2].round(2), background[2].round(2)
+    (array([0.9, 0.9, 0.9], dtype=float32), array([0.1, 0.1, 0.1], dtype=float32))
     """
     one = np.float32(1)
     for _ in range(n_sweeps):

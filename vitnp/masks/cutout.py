@@ -7,6 +7,7 @@ import numpy as np
 from vitnp.masks.alpha import without_white
 from vitnp.masks.components import find_runs
 from vitnp.masks.foreground_colors import estimate_foreground
+from vitnp.masks.fringe import without_fringe
 
 # Pixels per band: the temporary arrays of a band take some tens of megabytes.
 _BAND_PIXELS = 1 << 20
@@ -19,7 +20,8 @@ def cutout(rgb: np.ndarray, soft: np.ndarray, opacity: np.ndarray | None = None)
     """Cut out the object: the photograph with the soft map as its alpha channel.
 
     The slope of the map is increased sixteenfold around 1/2, so that objects are opaque and only their edges are soft.
-    There the colors are those of the object, estimated without the background that shines through
+    There, alpha is lowered where the photograph shows background (:func:`vitnp.masks.fringe.without_fringe`), and the
+    colors are those of the object, without the background that shines through
     (:func:`vitnp.masks.foreground_colors.estimate_foreground`). Specks, small parts away from the object, are left out.
     The color is zero where alpha is zero: no background color survives under transparent pixels. If the map reaches 1/2
     nowhere, there is no object, and everything is transparent.
@@ -28,7 +30,7 @@ def cutout(rgb: np.ndarray, soft: np.ndarray, opacity: np.ndarray | None = None)
     ----------
     rgb : array, shape (H, W, 3), uint8
     soft : array, shape (H, W), uint16
-        Opaque from 17/32 of 65535, transparent up to 15/32; alpha >= 128 where soft >= 32768, except in specks.
+        Opaque from 17/32 of 65535, transparent up to 15/32; alpha >= 128 at most where soft >= 32768.
     opacity : array, shape (H, W), uint8, optional
         Alpha channel with which the photograph was composited over white. Its own colors are restored, so that edges of
         objects get no white fringe, and it limits the alpha channel of the result.
@@ -46,7 +48,13 @@ def cutout(rgb: np.ndarray, soft: np.ndarray, opacity: np.ndarray | None = None)
     rgba = np.zeros((height, width, 4), np.uint8)
     if soft.max(initial=0) < 32768:
         return rgba
-    alpha = remove_specks(steep_alpha(soft))
+    alpha = steep_alpha(soft)
+    if opacity is None:
+        alpha = without_fringe(rgb, alpha)
+    else:
+        # What is transparent by itself has an edge of its own, without background behind it.
+        alpha = np.where(opacity == 255, without_fringe(rgb, alpha), alpha)
+    alpha = remove_specks(alpha)
     positions, colors = estimate_foreground(rgb, alpha)
     if opacity is not None:
         # The picture's own soft edge needs no estimate, its colors are known.

@@ -62,26 +62,63 @@ def estimate_foreground(rgb: np.ndarray, alpha: np.ndarray) -> tuple[np.ndarray,
     >>> positions.tolist(), bool(abs(colors[0] - [200.0, 0, 0]).max() <= 2)
     ([2], True)
     """
-    sweep = kernels.for_device("cpu").foreground_sweeps
     soft = (alpha - np.uint8(1)) < 254  # 0 becomes 255
-    levels = _levels(soft)
-    if not levels:
-        return np.empty(0, np.int64), np.empty((0, 3), np.uint8)
-    parents = None
-    for scale in range(len(levels) - 1, -1, -1):
-        level = levels[scale]
-        colors, opacity = _sample(rgb, alpha, level, scale)
-        if parents is None:
-            foreground, background = (_mean(colors, weight) for weight in (opacity, 1 - opacity))
-        else:
-            at = parents.number[level.rows >> 1, level.columns >> 1]
-            foreground, background = foreground[at], background[at]
-        sweeps = _COARSE_SWEEPS if max(level.number.shape) <= _COARSE_SIZE else _SWEEPS
-        sweep(colors, opacity, level.neighbors, level.n_red, sweeps, foreground, background)
-        parents = level
-    positions = level.rows * alpha.shape[1] + level.columns
-    inside = soft.reshape(-1)[positions]
-    return positions[inside], (foreground[inside] * 255 + np.float32(0.5)).astype(np.uint8)
+    edge = EdgeColors(rgb, soft)
+    foreground, _ = edge.estimate(alpha)
+    return edge.positions, (foreground * 255 + np.float32(0.5)).astype(np.uint8)
+
+
+class EdgeColors:
+    """Colors of foreground and background in a region of a photograph, for any alpha channel.
+
+    Parameters
+    ----------
+    rgb : (height, width, 3) uint8
+    region : (height, width) bool
+        Pixels whose colors are to be found. All others are opaque or transparent.
+
+    Attributes
+    ----------
+    positions : (N,) int64
+        Places of the region's pixels in the flattened picture.
+    """
+
+    def __init__(self, rgb: np.ndarray, region: np.ndarray) -> None:
+        self._rgb, self._levels = rgb, _levels(region)
+        if not self._levels:
+            self.positions, self._inside = np.empty(0, np.int64), np.empty(0, bool)
+            return
+        positions = self._levels[0].rows * region.shape[1] + self._levels[0].columns
+        self._inside = region.reshape(-1)[positions]
+        self.positions = positions[self._inside]
+
+    def estimate(self, alpha: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Estimate the colors of foreground and background in the region.
+
+        Parameters
+        ----------
+        alpha : (height, width) uint8
+
+        Returns
+        -------
+        foreground, background : (N, 3) float32
+            From 0 to 1. Where a pixel shows nothing of one of them, its color is carried on from its neighbors.
+        """
+        sweep = kernels.for_device("cpu").foreground_sweeps
+        foreground = background = np.empty((0, 3), np.float32)
+        parents: _Level | None = None
+        for scale in range(len(self._levels) - 1, -1, -1):
+            level = self._levels[scale]
+            colors, opacity = _sample(self._rgb, alpha, level, scale)
+            if parents is None:
+                foreground, background = (_mean(colors, weight) for weight in (opacity, 1 - opacity))
+            else:
+                at = parents.number[level.rows >> 1, level.columns >> 1]
+                foreground, background = foreground[at], background[at]
+            sweeps = _COARSE_SWEEPS if max(level.number.shape) <= _COARSE_SIZE else _SWEEPS
+            sweep(colors, opacity, level.neighbors, level.n_red, sweeps, foreground, background)
+            parents = level
+        return foreground[self._inside], background[self._inside]
 
 
 def _levels(soft: np.ndarray) -> list[_Level]:
