@@ -64,7 +64,7 @@ def blurred_background(rgb: np.ndarray, alpha: np.ndarray) -> np.ndarray:
     mean = premultiplied.sum(axis=(0, 1)) + np.array([0, 0, 0, 1e-3], np.float32)
     # A little of the mean color everywhere, which shows only where nothing else is.
     premultiplied += mean / mean[3] * np.float32(1e-2)
-    premultiplied = ndimage.gaussian_filter(premultiplied, (sigma / factor, sigma / factor, 0), mode="nearest")
+    premultiplied = ndimage.gaussian_filter(premultiplied, (sigma / factor, sigma / factor, 0), mode="reflect")
     blurred = premultiplied[..., :3] / premultiplied[..., 3:] * 255
     image = Image.fromarray((blurred + np.float32(0.5)).clip(0, 255).astype(np.uint8))
     whole = image.resize((image.width * factor, image.height * factor), Image.Resampling.BICUBIC)
