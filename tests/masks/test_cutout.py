@@ -159,7 +159,7 @@ def test_the_blurred_background_has_nothing_of_the_object():
     stripes = np.zeros((300, 400, 3), np.uint8)
     stripes[:, ::2] = 200
     blurred = backdrop.blurred_background(stripes, np.zeros((300, 400), np.uint8))
-    np.testing.assert_allclose(blurred, 100, atol=2)
+    np.testing.assert_allclose(blurred[:, 30:-30], 100, atol=2)
     assert blurred.shape == stripes.shape
 
 

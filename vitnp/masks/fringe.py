@@ -77,7 +77,7 @@ def dilate(mask: np.ndarray, reach: int) -> np.ndarray:
     for axis in (0, 1):
         done = 0
         while done < reach:
-            # Windows that lie side by side make a larger one without a gap, at the border too, where half of each is lost.
+            # Windows side by side make a larger one without a gap, at the border too, where half of each is lost.
             step = min(done + 1, reach - done)
             source = mask if axis == 0 else mask.T
             grown = mask.copy()
