@@ -15,6 +15,7 @@ from PIL import Image
 from scipy import ndimage
 
 from vitnp.cli.segment import main
+from vitnp.errors import UsageError
 
 
 def picture_of(path) -> Image.Image:
@@ -115,7 +116,7 @@ def test_every_kind_of_output(tmp_path):
     assert np.load(tmp_path / "o" / "a_keys.npy").shape == (6, 8, 192)
 
 
-def test_cutouts_on_a_color_and_cropped(tmp_path, capsys):
+def test_cutouts_on_a_color_and_cropped(tmp_path):
     photograph(tmp_path / "a.png")
     assert fast(tmp_path / "a.png", "--save", "cutout", "--background", "#f80", "--crop") == 0
     with Image.open(tmp_path / "a_cutout.png") as cropped:
@@ -126,14 +127,22 @@ def test_cutouts_on_a_color_and_cropped(tmp_path, capsys):
     with Image.open(tmp_path / "a_cutout.png") as larger:
         assert larger.mode == "RGBA"
         assert larger.size > size
-    capsys.readouterr()
-    for options, message in (
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
         (["--background", "bluu"], 'background must be "transparent", "blur" or an opaque color such as white'),
         (["--crop=-3"], "--crop must be a margin in pixels or percent, such as 20 or 5%, got '-3'"),
         (["--crop", "5", "--save", "mask"], "--background and --crop change cutouts; add cutout to the list of --save"),
-    ):
-        assert fast(tmp_path / "a.png", "--save", "cutout", *options) == 2
-        assert message in capsys.readouterr().err
+    ],
+)
+def test_options_of_cutouts_that_are_not_allowed(tmp_path, capsys, options, message):
+    photograph(tmp_path / "a.png")
+    with pytest.raises((SystemExit, UsageError)) as error:
+        fast(tmp_path / "a.png", "--save", "cutout", *options)
+    assert message in capsys.readouterr().err + str(error.value)
+    assert files(tmp_path) == {"a.png"}
 
 
 def test_cutouts_of_a_set(tmp_path):

@@ -45,7 +45,12 @@ def add_options(parser: argparse.ArgumentParser, title: str, *names: str, **chan
     group = parser.add_argument_group(title)
     for name in names:
         option = OPTIONS[name]
-        keywords = {"dest": name, "default": option.default, "help": option.help, **changes.get(name, {})}
+        keywords = {
+            "dest": name,
+            "default": option.default,
+            "help": option.help.replace("%", "%%"),
+            **changes.get(name, {}),
+        }
         if option.type is bool:
             keywords["action"] = "store_true"
         else:
