@@ -174,14 +174,17 @@ def _for_cpu(variant: str) -> ModuleType:
         raise UsageError(f"VITNP_KERNELS must be reference, compiled or unset, got {variant!r}")
     if variant == "reference":
         return reference
-    try:
-        from vitnp.kernels.cpu.codegen import jit
+    from vitnp.kernels.threads.fork import importing
 
-        jit.cache_folder()
-    except ImportError as error:
-        _logger.warning("no compiled kernels, so this will be slower: %s", error)
-        return reference
-    from vitnp.kernels.cpu import dispatch
+    with importing:
+        try:
+            from vitnp.kernels.cpu.codegen import jit
+
+            jit.cache_folder()
+        except ImportError as error:
+            _logger.warning("no compiled kernels, so this will be slower: %s", error)
+            return reference
+        from vitnp.kernels.cpu import dispatch
 
     return dispatch
 

@@ -112,9 +112,18 @@ def pytest_xdist_setupnodes(config, specs) -> None:
     done.touch()
 
 
+def pytest_terminal_summary(terminalreporter) -> None:
+    """Print what was fuzzed."""
+    reports = (report for outcome in ("passed", "failed") for report in terminalreporter.stats.get(outcome, []))
+    for report in reports:
+        for name, value in getattr(report, "user_properties", []):
+            if name == "fuzz":
+                terminalreporter.write_line(value)
+
+
 def pytest_collection_modifyitems(items) -> None:
-    """Mark GPU and training tests as slow too, and run slow tests first, so that none of them ends the run."""
+    """Mark GPU, training and fuzz tests as slow too, and run slow tests first, so that none of them ends the run."""
     for item in items:
-        if any(map(item.get_closest_marker, ("gpu", "train", "parity"))):
+        if any(map(item.get_closest_marker, ("gpu", "train", "parity", "fuzz"))):
             item.add_marker("slow")
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)

@@ -380,7 +380,7 @@ def test_no_scheduler_answers(monkeypatch):
     for address in ["tcp://127.0.0.1:9", "nonsense", "tcp://127.0.0.1"]:
         with (
             pytest.raises(
-                ClusterError, match=f"no dask scheduler answers at {address}; start one with `dask scheduler`"
+                ClusterError, match=rf"no dask scheduler answers at {address} \(.+\); start one with `dask scheduler`"
             ),
             connected(address, cache="cache"),
         ):

@@ -21,7 +21,8 @@ POS_EMBED_INTERPS = ("offset", "exact", "antialias")
 NORMALIZATIONS = ("imagenet", "half")
 DEVICES = ("auto", "cpu", "cuda")
 PRECISIONS = ("auto", "fp32", "tf32", "bf16", "fp16")
-REFINEMENTS = ("solver", "crf", "guided", "none")
+REFINEMENTS = ("solver", "crf", "guided", "color", "none")
+DOMAINS = ("photo", "texture")
 LEVELS = ("auto", "image", "single", "all")
 CONSISTENCIES = ("mean", "majority", "intersection")
 REGIONS = ("image", "components", "split")
@@ -215,14 +216,14 @@ _TABLE = (
     # The features.
     Option(
         "short_side",
-        f"short side of the network's input ({SHORT_SIDE})",
+        f"short side of the network's input (the checkpoint's own, {SHORT_SIDE} for most)",
         int,
         minimum=1,
         metavar="PX",
         old_flags=("--size",),
     ),
     Option("facet", "key, query, value or token (key)", default="key", choices=FACETS, metavar="NAME"),
-    Option("layer", "block to read; negative from the last (-1)", int, default=-1, metavar="N"),
+    Option("layer", "block to read; negative from the last (-1)", int, metavar="N"),
     Option("stride", "pixels between patches (the patch size)", int, minimum=1, metavar="PX"),
     Option("max_tokens", f"most patches per photograph ({MAX_TOKENS})", int, MAX_TOKENS, minimum=1, metavar="N"),
     Option("max_pixels", "most pixels per photograph (120e6)", int, MAX_PIXELS, minimum=1, metavar="N"),
@@ -234,7 +235,10 @@ _TABLE = (
         metavar="NAME",
     ),
     # The mask.
-    Option("refine", "solver, crf, guided or none (solver)", default="solver", choices=REFINEMENTS, metavar="NAME"),
+    Option(
+        "domain", "photo; texture: many small or thin parts (photo)", default="photo", choices=DOMAINS, metavar="NAME"
+    ),
+    Option("refine", "solver, crf, guided, color or none (solver)", choices=REFINEMENTS, metavar="NAME"),
     Option("seed", "seed of k-means: same seed, same masks (0)", int, default=0, minimum=0, metavar="N"),
     Option(
         "min_confidence",
@@ -275,7 +279,7 @@ _TABLE = (
     ),
     Option("fit_patches", "patches to fit on, or all (60000)", int, minimum=1, words=("all",), metavar="N"),
     Option("cache", "folder that keeps features for the next run", metavar="DIR"),
-    Option("scheduler", "fit on dask workers: tcp://HOST:PORT, or local", metavar="URL"),
+    Option("scheduler", "dask workers: tcp:// or tls://HOST:PORT, or local", metavar="URL"),
     Option(
         "save_collection",
         "save the fitted collection; implies --levels all",
@@ -376,19 +380,21 @@ class Settings:
     Attributes
     ----------
     short_side : int, optional
-        Short side of the network's input in pixels; 320 by default.
+        Short side of the network's input in pixels; by default that of the checkpoint, 320 for most.
     facet : {"key", "query", "value", "token"}
         Feature to cluster.
-    layer : int
-        Block to read; negative numbers count from the last.
+    layer : int, optional
+        Block to read; negative numbers count from the last. By default the last one; for textures None stays, which
+        stands for the middle one.
     stride : int, optional
         Pixels between patches, a divisor of the patch size; the patch size by default.
     max_tokens : int
         Maximum number of patches; a larger grid is made coarser.
     max_pixels : int
         Larger photographs are refused before they are decoded.
-    refine : {"solver", "crf", "guided", "none"}
-        Bilateral solver, dense CRF, guided filter, or bilinear enlargement alone.
+    refine : {"solver", "crf", "guided", "color", "none"}, optional
+        Bilateral solver, dense CRF, guided filter, mean of each color, or bilinear enlargement alone. By default the
+        solver; for textures the mean of each color.
     seed : int
         Seed of k-means. The same seed and photograph give the same result, bit for bit.
     min_confidence : float
@@ -396,6 +402,9 @@ class Settings:
     alpha : {"background", "mask", "ignore"}
         What transparent parts of a picture are: a white background; that, and never foreground; or nothing, with the
         colors that the file stores beneath.
+    domain : {"photo", "texture"}
+        Photographs of objects; or pictures of many small or thin parts on an even ground, see
+        :mod:`vitnp.method.texture`.
 
     Raises
     ------
@@ -405,18 +414,23 @@ class Settings:
 
     short_side: int | None = None
     facet: str = "key"
-    layer: int = -1
+    layer: int | None = None
     stride: int | None = None
     max_tokens: int = MAX_TOKENS
     max_pixels: int = MAX_PIXELS
-    refine: str = "solver"
+    refine: str | None = None
     seed: int = 0
     min_confidence: float = 0.0
     alpha: str = "background"
+    domain: str = "photo"
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             object.__setattr__(self, field.name, check(field.name, getattr(self, field.name)))
+        if self.refine is None:
+            object.__setattr__(self, "refine", "color" if self.domain == "texture" else "solver")
+        if self.layer is None and self.domain == "photo":
+            object.__setattr__(self, "layer", -1)
 
     @property
     def of_features(self) -> dict[str, Any]:

@@ -5,6 +5,7 @@ To add one, add its name to ``OUTPUTS`` in :mod:`vitnp.options` and a row to :da
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import os
 from collections.abc import Callable, Iterable, Mapping
@@ -183,6 +184,16 @@ WRITERS: dict[str, OutputWriter] = {
 }
 
 
+@dataclasses.dataclass(frozen=True)
+class ExactFile(os.PathLike[str]):
+    """A file to write one output to, in place of the stem of several."""
+
+    path: Path
+
+    def __fspath__(self) -> str:
+        return os.fspath(self.path)
+
+
 def output_paths(
     stem: str | os.PathLike[str], which: Iterable[str], *, labels: bool = False, georeferenced: bool = False
 ) -> dict[str, Path]:
@@ -191,18 +202,18 @@ def output_paths(
     Parameters
     ----------
     stem : path
-        What the names begin with.
+        What the names begin with, or an :class:`ExactFile` for a single output.
     which : iterable of str
         Among :data:`vitnp.options.OUTPUTS`.
     labels : bool
-        Whether there are classes, and so a label image too.
+        Whether there are classes, and so a label image too; an :class:`ExactFile` has none.
     georeferenced : bool
         Whether the photograph is a GeoTIFF, see :func:`vitnp.io.georeference.is_georeferenced`.
 
     Raises
     ------
     UsageError
-        If a name is not that of an output.
+        If a name is not that of an output, or several are to go to one file.
 
     Examples
     --------
@@ -213,6 +224,10 @@ def output_paths(
     for name in which:
         if name not in options.OUTPUTS:
             raise UsageError(f"an output must be one of {options.enumerate_words(options.OUTPUTS)}, got {name!r}")
+    if isinstance(stem, ExactFile):
+        if len(which) != 1:
+            raise UsageError(f"one file holds one output, got {', '.join(which)}")
+        return {which[0]: stem.path}
     which += ["labels"] * labels
     return {name: Path(f"{os.fspath(stem)}{WRITERS[name].ending(georeferenced)}") for name in which}
 

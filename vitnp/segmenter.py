@@ -15,6 +15,7 @@ from vitnp.errors import ImageError, UsageError
 from vitnp.features.stream import Extraction, extract_to_store
 from vitnp.fit import Fit, FitPlan
 from vitnp.io.inputs import as_photograph, as_photographs
+from vitnp.method import texture
 from vitnp.method.agreement import two_cluster_variant
 from vitnp.method.cleaning import CleaningConfig
 from vitnp.method.collection import Collection
@@ -22,6 +23,7 @@ from vitnp.method.collection_level import CATEGORY, DATASET, CollectionLevelConf
 from vitnp.method.defaults import resolve_vit
 from vitnp.method.image_level import ImageLevelConfig
 from vitnp.method.parameters import run_parameters
+from vitnp.method.readout import ReadoutConfig
 from vitnp.method.regions import RegionRule, Regions
 from vitnp.options import Settings
 from vitnp.pipeline import ImagePipeline
@@ -30,6 +32,7 @@ from vitnp.result import Segmentation
 from vitnp.vit.model import ViT
 
 _IMAGE_LEVEL = ImageLevelConfig()
+_READOUT = ReadoutConfig()
 _CLEANING = CleaningConfig()
 
 
@@ -67,11 +70,11 @@ class Segmenter:
         ``progress(stage, total)`` is a context manager that gives a function to be called with the steps done.
     notice : callable, optional
         Gets one line for each damaged file in the cache; the log by default.
-    image_level, dataset_level, category_level, cleaning
-        Constants, see :mod:`vitnp.method`.
+    image_level, dataset_level, category_level, readout, cleaning
+        Constants, see :mod:`vitnp.method`. Without a `readout`, None, the collection has three levels.
     **settings
-        `short_side`, `facet`, `layer`, `stride`, `max_tokens`, `max_pixels`, `refine`, `seed`, `min_confidence` and
-        `alpha`, as in :func:`vitnp.segment_image`.
+        `short_side`, `facet`, `layer`, `stride`, `max_tokens`, `max_pixels`, `refine`, `seed`, `min_confidence`,
+        `alpha` and `domain`, as in :func:`vitnp.segment_image`.
 
     Notes
     -----
@@ -129,12 +132,11 @@ class Segmenter:
         image_level: ImageLevelConfig = _IMAGE_LEVEL,
         dataset_level: CollectionLevelConfig = DATASET,
         category_level: CollectionLevelConfig = CATEGORY,
+        readout: ReadoutConfig | None = _READOUT,
         cleaning: CleaningConfig = _CLEANING,
         **settings: Any,
     ) -> None:
         fit_patches = options.check("fit_patches", fit_patches)
-        # The literal reading of the paper has two clusters at each level.
-        literal = options.check("consistency", consistency) != "mean"
         n_classes, n_categories = options.check("n_classes", n_classes), options.check("n_categories", n_categories)
         for name, value, kind in (
             ("image_level", image_level, ImageLevelConfig),
@@ -146,6 +148,12 @@ class Segmenter:
                 raise UsageError(f"{name} must be a {kind.__name__}, got {type(value).__name__}")
         rule = regions if isinstance(regions, RegionRule) else RegionRule(regions)
         self.settings = Settings(**settings)
+        is_texture = self.settings.domain == "texture"
+        # The literal reading of the paper has two clusters at each level, and three levels that vote; textures have two
+        # clusters as well. Neither has a readout.
+        two_clusters = options.check("consistency", consistency) != "mean" or is_texture
+        if is_texture and cleaning is _CLEANING:
+            cleaning = texture.CLEANING
         self.vit = resolve_vit(vit)
         self.parameters = run_parameters(self.vit, self.settings)
         self.plan = FitPlan(
@@ -157,9 +165,10 @@ class Segmenter:
             consistency=consistency,
             rule=rule,
             fit_patches=dataset_level.sample if fit_patches is None else fit_patches,
-            image_level=two_cluster_variant(image_level) if literal else image_level,
-            dataset_level=two_cluster_variant(dataset_level) if literal else dataset_level,
-            category_level=two_cluster_variant(category_level) if literal else category_level,
+            image_level=two_cluster_variant(image_level) if two_clusters else image_level,
+            dataset_level=two_cluster_variant(dataset_level) if two_clusters else dataset_level,
+            category_level=two_cluster_variant(category_level) if two_clusters else category_level,
+            readout=None if two_clusters else readout,
             cleaning=cleaning,
             cache=None if cache is None else _folder(cache),
             n_threads=options.check("n_threads", n_threads),
@@ -296,7 +305,7 @@ class Segmenter:
         """Segment a photograph with what was fitted; with classes the result has labels.
 
         The category is the one with the nearest CLS center, the image level is the photograph's own, and regions join
-        the class that most of the training regions like them belong to.
+        the class whose mean CLS token is nearest.
 
         Raises
         ------
@@ -350,6 +359,7 @@ class Segmenter:
         names |= {name: name for name in ("refine", "seed")}
         own = {name: collection.parameters[stored] for name, stored in names.items()}
         own["alpha"] = collection.parameters.get("alpha", "background")  # files of earlier versions don't have it
+        own["domain"] = collection.parameters.get("domain", "photo")
         segmenter = cls(vit, **{**own, **arguments})
         run_parameters(segmenter.vit, segmenter.settings, collection)  # checks that they fit
         segmenter.collection = collection

@@ -274,7 +274,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.json:
         shared.print_json(measured)
     else:
-        print(f"{len(rows)} photographs, {vit.name}, refinement: {args.refine}\n\n{'':<46}mean IoU")
+        print(f"{len(rows)} photographs, {vit.name}, refinement: {args.refine or 'solver'}\n\n{'':<46}mean IoU")
         for title, mean in means.items():
             print(f"{title:<46}{mean:8.3f}")
         shared.say(f"written to {path}", quiet=args.quiet)

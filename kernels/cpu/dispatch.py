@@ -10,6 +10,7 @@ import importlib
 from typing import Any
 
 from vitnp.kernels import reference
+from vitnp.kernels.threads.fork import importing
 
 # Operations by module.
 MODULES = {
@@ -20,6 +21,7 @@ MODULES = {
     "patch_embed": ("patch_embedding",),
     "kmeans": ("kmeans_step", "kmeans_assign", "kmeans_closer"),
     "lloyd": ("kmeans_moves", "kmeans_move"),
+    "bilateral_grid": ("grid_neighbors",),
     "similarity": ("similarity", "similarity_top"),
     "codegen.workspace": ("temporary",),
     "foreground": ("foreground_sweeps",),
@@ -33,10 +35,10 @@ BLOCK = 128
 
 def __getattr__(name: str) -> Any:
     if name in _MODULE_OF:
-        importlib.import_module(
-            "vitnp.kernels.cpu.codegen.barrier"
-        )  # from now on, teams of threads wait without sleeping
-        operation = getattr(importlib.import_module(f"vitnp.kernels.cpu.{_MODULE_OF[name]}"), name)
+        with importing:
+            # From now on, teams of threads wait without sleeping.
+            importlib.import_module("vitnp.kernels.cpu.codegen.barrier")
+            operation = getattr(importlib.import_module(f"vitnp.kernels.cpu.{_MODULE_OF[name]}"), name)
         operation.__doc__ = getattr(reference, name).__doc__
     elif name in reference.__all__:
         operation = getattr(reference, name)
@@ -48,6 +50,7 @@ def __getattr__(name: str) -> Any:
 
 def precisions() -> tuple[str, ...]:
     """Return the precisions that this processor supports in linear layers and attention."""
-    from vitnp.kernels.cpu.codegen.simd import HAS_BF16
+    with importing:
+        from vitnp.kernels.cpu.codegen.simd import HAS_BF16
 
     return ("fp32", "bf16") if HAS_BF16 else ("fp32",)

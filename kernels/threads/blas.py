@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import threading
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from vitnp.kernels.threads.fork import call_in_child, unlocked_in_child
 
 if TYPE_CHECKING:
     from threadpoolctl import ThreadpoolController
 
 _local = threading.local()
-_lock = threading.Lock()
+_lock = unlocked_in_child(threading.Lock())
 _n_callers = 0
 _limiter: _Limiter | None = None
 _known: tuple[int, ThreadpoolController] | None = None  # number of imported modules at the last search, and its result
@@ -72,21 +75,35 @@ def _process_limit() -> Iterator[None]:
                 _limiter = None
 
 
+def _forget_other_callers() -> None:
+    """In a forked child only the thread that forked is inside, if it was; the limit ends when it leaves."""
+    global _n_callers
+    _n_callers = int(getattr(_local, "inside", False))
+
+
+call_in_child(_forget_other_callers)
+
+
 class _Limiter:
     """A thread that limits BLAS to one thread until :meth:`stop` is called."""
 
     def __init__(self) -> None:
         self._started, self._stopped = threading.Event(), threading.Event()
+        self._process = os.getpid()
+        self._limits: Any = None
         self._thread = threading.Thread(target=self._run, name="vitnp-blas", daemon=True)
         self._thread.start()
         self._started.wait()
 
     def _run(self) -> None:
-        with _libraries().limit(limits=1, user_api="blas"):
+        with _libraries().limit(limits=1, user_api="blas") as self._limits:
             self._started.set()
             self._stopped.wait()
 
     def stop(self) -> None:
         """Restore the previous setting."""
+        if self._process != os.getpid():  # the thread stayed in the parent of this process
+            self._limits.restore_original_limits()
+            return
         self._stopped.set()
         self._thread.join()

@@ -11,6 +11,8 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
+from vitnp.kernels.threads.fork import unlocked_in_child
+
 from vitnp.errors import UsageError
 
 Item = TypeVar("Item")
@@ -19,7 +21,7 @@ Result = TypeVar("Result")
 # Images with more pixels than this are processed one at a time: decoding takes 7 bytes per pixel, the results 7 more.
 LARGE_IMAGE_PIXELS = 24_000_000
 
-_large_image = threading.Lock()
+_large_image = unlocked_in_child(threading.Lock())
 _local = threading.local()  # `n_threads`, while a thread is inside `thread_limit`
 
 

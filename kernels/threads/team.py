@@ -13,6 +13,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+from vitnp.kernels.threads.fork import unlocked_in_child
 from vitnp.kernels.threads.pool import allowed_threads, thread_limit
 
 # Byte offsets of the three numbers that a barrier inside kernels uses; each has a cache line of its own.
@@ -22,7 +23,7 @@ ARRIVED, ROUND, BROKEN = 0, 64, 128
 # imported.
 wait_in_kernel: Callable[[int, int], bool] | None = None
 
-_team = threading.Lock()  # held while a team is at work
+_team = unlocked_in_child(threading.Lock())  # held while a team is at work
 _pool: tuple[int, int, ThreadPoolExecutor] | None = None  # size, process id, executor
 
 

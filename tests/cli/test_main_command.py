@@ -53,7 +53,7 @@ def test_an_unknown_command_is_answered_with_the_known_ones(capsys):
     with pytest.raises(SystemExit):
         main(["nonsense"])
     message = capsys.readouterr().err
-    assert "must be one of segment, export, features, evaluate or weights, got 'nonsense'" in message
+    assert "must be one of segment, watch, export, features, evaluate or weights, got 'nonsense'" in message
 
 
 @pytest.mark.parametrize(

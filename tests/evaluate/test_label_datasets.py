@@ -163,7 +163,7 @@ def test_folder_of_all_background(tmp_path):
         (np.zeros((2, 3, 3), np.uint8), "got colors"),
         (np.full((2, 3), 1000, np.uint16), "1000"),
         (np.full((2, 3), 0.5, np.float32), "whole numbers"),
-        (b"", "damaged"),
+        (b"", "empty"),
         (b"\x89PNG\r\n\x1a\nrubbish", "damaged"),
         (None, "no such file"),
     ],

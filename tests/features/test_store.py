@@ -38,6 +38,7 @@ from vitnp.io.find import Photograph
 from vitnp.io.preprocess import normalize
 from vitnp.io.resample import downscale
 from vitnp.io.source import content_hash
+from vitnp.io.write import replacing
 
 SIZES = [(40, 56), (56, 40), (33, 33), (40, 57), (90, 31)]
 ARRAYS = ("keys", "attention", "cls", "last_key", "value", "cls_state")
@@ -339,7 +340,7 @@ def test_a_sample_is_uniform_and_draws_nothing_twice(vit, filled, paths):
 
 
 def test_views_outlive_their_shard(filled, monkeypatch):
-    monkeypatch.setattr("vitnp.features.store._MAPPED_SHARDS", 1)
+    monkeypatch.setattr("vitnp.features.mapped.MAX_SHARDS", 1)
     names = list(filled)
     views = [filled.entry(name).keys for name in names]
     copies = [filled.entry(name).keys.copy() for name in names]
@@ -585,9 +586,19 @@ def test_killed_at_the_worst_moments(vit, folder, paths, unbroken, tmp_path, mom
 def test_unfinished_files_of_running_processes_stay(vit, tmp_path):
     store = FeatureStore(tmp_path, spec_of(vit))
     store.folder.mkdir()
-    (store.folder / ".vitnp-0123456789abcdef.part").write_bytes(b"at work")
+    with replacing(store.folder / "at work") as file:
+        file.write(b"half of it")
+        store.make_writable()
+        assert len(leftovers(tmp_path)) == 1
+    assert leftovers(tmp_path) == []
+
+
+def test_unfinished_files_of_killed_processes_are_removed(vit, tmp_path):
+    store = FeatureStore(tmp_path, spec_of(vit))
+    store.folder.mkdir()
+    (store.folder / ".vitnp-0123456789abcdef.part").write_bytes(b"half of it")
     store.make_writable()
-    assert len(leftovers(tmp_path)) == 1
+    assert leftovers(tmp_path) == []
 
 
 @pytest.mark.slow(reason="interrupts a process")

@@ -638,3 +638,10 @@ def test_bounding_boxes_by_hand():
     assert [tuple(box)[:4] for box in bounding_boxes(mask)] == [(0, 0, 2, 3), (4, 0, 1, 2), (3, 3, 2, 1)]
     assert len(bounding_boxes(mask, min_area_share=0.14)) == 1
     assert bounding_boxes(np.zeros((3, 3), bool)) == []
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_a_pipe_named_like_a_sidecar_is_not_waited_for(tmp_path):
+    (tmp_path / "a.svg").write_text("<svg/>")
+    os.mkfifo(tmp_path / "a.svg.vitnp.json")
+    assert stamp.stamp(tmp_path / "a.svg") is None

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 CHECKPOINT = ("heads", "pos_embed", "normalization", "grid")
 NETWORK = ("model", *CHECKPOINT, "device", "precision")
 FEATURES = ("short_side", "facet", "layer", "stride", "max_tokens", "max_pixels", "alpha")
-METHOD = (*FEATURES, "refine", "seed", "min_confidence")
+METHOD = (*FEATURES, "domain", "refine", "seed", "min_confidence")
 COLLECTION = ("levels", "collection", "n_categories", "consistency", "fit_patches", "cache", "scheduler")
 RUN = ("n_threads", "batch", "quiet", "json")
 
@@ -116,6 +116,13 @@ def cutout_options(args: argparse.Namespace) -> CutoutOptions:
     from vitnp.masks.cutout_options import CutoutOptions
 
     return CutoutOptions(args.background, args.crop)
+
+
+def n_threads(args: argparse.Namespace) -> int:
+    """Return the number of threads, all cores by default."""
+    from vitnp.kernels.threads import pool
+
+    return pool.resolve_n_threads(args.n_threads)
 
 
 def formats(args: argparse.Namespace) -> list[str]:

@@ -11,6 +11,7 @@ from vitnp.options import enumerate_words
 
 COMMANDS = {
     "segment": "masks, overlays and cutouts of photographs",
+    "watch": "segment what arrives in a folder",
     "export": "COCO, YOLO, VOC, LabelMe and Label Studio, from a finished run",
     "features": "keys and CLS tokens, for other programs",
     "evaluate": "scores against true masks, classes or boxes",

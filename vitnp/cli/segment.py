@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vitnp.cli import arguments, export, shared, streams
+from vitnp.cli.standard_input import DASH, TEMPORARY, photograph_from_stdin
 from vitnp.errors import UsageError, VitnpError
 from vitnp.io.path_text import mapping_entries, path_entries
 from vitnp.options import OPTIONS, OUTPUTS, enumerate_words
@@ -16,6 +17,7 @@ from vitnp.options import OPTIONS, OUTPUTS, enumerate_words
 if TYPE_CHECKING:
     from vitnp.export.outcome import Outcome
     from vitnp.io.find import Photograph
+    from vitnp.outputs import ExactFile
     from vitnp.vit.model import ViT
 
 
@@ -50,17 +52,29 @@ def _segment(args: argparse.Namespace) -> int:
     """Segment the photographs of the command line and return the exit status."""
     which = [name for name in dict.fromkeys(args.save.split(",")) if name]
     _check_options(args, which)
+    with photograph_from_stdin(args.photographs) as piped:
+        args.photographs = [path for path in args.photographs if path != DASH]
+        return _segment_all(args, which, piped)
 
+
+def _segment_all(args: argparse.Namespace, which: list[str], piped: Photograph | None) -> int:
+    """Segment the photographs of the command line, and one from standard input."""
     from vitnp.export import naming
     from vitnp.kernels.threads import pool
 
     args.n_threads = pool.resolve_n_threads(args.n_threads)
     photographs, failures, left_out = arguments.find_photographs(args)
+    if piped is not None:
+        photographs.append(piped)
+        args.out = args.out or Path()
     total, done = len(photographs) + len(failures), 0
     if photographs:
-        stems = naming.output_stems(photographs, args.out)
+        exact = _exact_file(args, which, len(photographs))
+        stems: Sequence[Path | ExactFile] = [exact] if exact else naming.output_stems(photographs, args.out)
         vit = arguments.load_model(args)
-        as_a_set = args.n_classes or args.save_collection or arguments.fits_a_set(args, len(photographs))
+        as_a_set = exact is None and (
+            args.n_classes or args.save_collection or arguments.fits_a_set(args, len(photographs))
+        )
         if args.scheduler and not as_a_set:
             shared.say(
                 "so few photographs are segmented one by one, without --scheduler; --levels all fits them as a set",
@@ -68,8 +82,36 @@ def _segment(args: argparse.Namespace) -> int:
             )
         segment = _segment_set if as_a_set else _segment_single
         outcomes = segment(args, photographs, stems, vit, which, tuple(failures))
-        done = shared.report_outcomes(outcomes, failures, functools.partial(_report, args), as_json=args.json)
+        done = shared.report_outcomes(outcomes, failures, functools.partial(report, args), as_json=args.json)
     return shared.conclude(failures, total, done, left_out="" if args.quiet else left_out)
+
+
+def _exact_file(args: argparse.Namespace, which: list[str], n_photographs: int) -> ExactFile | None:
+    """Return the file that --out names, as in ``--out mask.png``; None if it is a folder.
+
+    The file gets what --save names, and the mask if that names nothing.
+
+    Raises
+    ------
+    UsageError
+        If several photographs, several outputs, or an output of another format would have to go into it.
+    """
+    from vitnp.outputs import WRITERS, ExactFile
+
+    # "_mask.png" ends in .png, and ".npz" is an ending by itself.
+    endings = {name: f".{writer.suffix.rpartition('.')[2]}" for name, writer in WRITERS.items()}
+    if args.out is None or args.out.suffix.lower() not in endings.values() or args.out.is_dir():
+        return None
+    if n_photographs != 1 or args.n_classes or args.save_collection or args.levels == "all":
+        raise UsageError(f"--out {args.out} is one file, for one photograph by itself; name a folder for several")
+    if args.save == OPTIONS["save"].default:
+        which[:] = [next(name for name, ending in endings.items() if ending == args.out.suffix.lower())]
+    if [endings[name] for name in which] != [args.out.suffix.lower()]:
+        raise UsageError(
+            f"--out {args.out} is one file, and --save {','.join(which)} makes "
+            f"{' and '.join(endings[name] for name in which)}; name one output of its kind, or a folder"
+        )
+    return ExactFile(args.out)
 
 
 main = shared.Command(build_parser, _segment)
@@ -109,7 +151,7 @@ def _check_options(args: argparse.Namespace, which: Sequence[str]) -> None:
 def _segment_single(
     args: argparse.Namespace,
     photographs: Sequence[Photograph],
-    stems: Sequence[Path],
+    stems: Sequence[Path | ExactFile],
     vit: ViT,
     which: Sequence[str],
     unread: Sequence[VitnpError],
@@ -142,7 +184,7 @@ def _segment_single(
 def _segment_set(
     args: argparse.Namespace,
     photographs: Sequence[Photograph],
-    stems: Sequence[Path],
+    stems: Sequence[Path | ExactFile],
     vit: ViT,
     which: Sequence[str],
     unread: Sequence[VitnpError],
@@ -160,7 +202,7 @@ def _segment_set(
         run = CollectionRun(
             segmenter,
             photographs,
-            stems,
+            [Path(stem) for stem in stems],
             which,
             out=args.out,
             polygons=args.polygons,
@@ -189,7 +231,7 @@ def _segment_set(
         shared.say(f"look at {args.out / 'gallery.html'} and {args.out / 'contact-sheet.png'}", quiet=args.quiet)
 
 
-def _report(args: argparse.Namespace, outcome: Outcome) -> None:
+def report(args: argparse.Namespace, outcome: Outcome) -> None:
     """Print one line on stdout for a photograph: JSON for programs, a summary for people."""
     if outcome.capped:
         shared.say_capped(outcome.photograph, args.max_tokens, quiet=args.quiet)
@@ -197,19 +239,36 @@ def _report(args: argparse.Namespace, outcome: Outcome) -> None:
     if args.json:
         shared.print_json(
             {
-                **path_entries("photograph", outcome.photograph),
+                **path_entries("photograph", _shown(outcome.photograph)),
                 "status": outcome.status,
                 **mapping_entries("outputs", outcome.outputs),
                 **({} if facts is None else facts.as_dict()),
             }
         )
     elif not args.quiet:
-        files = ", ".join(str(path) for path in outcome.outputs.values())
+        files = _files_in_words(list(outcome.outputs.values()))
         if facts is None:
-            streams.print_line(f"{outcome.photograph}: done before -> {files}")
+            streams.print_line(f"{_shown(outcome.photograph)}: done before -> {files}")
             return
         classes = "".join(f", class {label}" for label in facts.classes or ())
         streams.print_line(
-            f"{outcome.photograph}: foreground {facts.share:.0%}{classes}, confidence {facts.confidence:.2f}, "
+            f"{_shown(outcome.photograph)}: foreground {facts.share:.0%}{classes}, confidence {facts.confidence:.2f}, "
             f"{sum(facts.seconds.values()):.2f} s -> {files}"
         )
+
+
+def _shown(photograph: Path) -> Path:
+    """Return the path as the user gave it: ``-`` for standard input."""
+    return Path(DASH) if photograph.parent.name.startswith(TEMPORARY) and photograph.name == "stdin" else photograph
+
+
+def _files_in_words(files: Sequence[Path]) -> str:
+    """Return the files of a photograph for people: the folder once, if it is the same for all.
+
+    Examples
+    --------
+    >>> _files_in_words([Path("out/a_mask.png"), Path("out/a_overlay.png")])
+    'out/a_mask.png, a_overlay.png'
+    """
+    same_folder = len({path.parent for path in files}) == 1
+    return ", ".join(str(path) if index == 0 or not same_folder else path.name for index, path in enumerate(files))

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib.util
 import logging
 import os
+import re
 import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +20,7 @@ from vitnp.errors import ClusterError, UsageError
 from vitnp.kernels.threads.pool import resolve_n_threads
 
 if TYPE_CHECKING:
-    from distributed import Client
+    from distributed import Client, LocalCluster, Security
 
 LOCAL = "local"
 
@@ -34,18 +36,29 @@ _DASK_SETTINGS = {
 
 @contextlib.contextmanager
 def connected(
-    scheduler: str, *, cache: str | os.PathLike[str] | None = None, workers: int | None = None
+    scheduler: str,
+    *,
+    cache: str | os.PathLike[str] | None = None,
+    workers: int | None = None,
+    security: Security | None = None,
 ) -> Iterator[Cluster]:
     """Connect to a cluster, as a context manager; at the end unfinished tasks are canceled.
+
+    Tasks are pickles: whoever can reach a scheduler or a worker without TLS can run any code there, as its user.
 
     Parameters
     ----------
     scheduler : str
-        Address of a dask scheduler, ``tcp://HOST:PORT``, or "local" for processes on this machine.
+        Address of a dask scheduler, ``tcp://HOST:PORT`` or, with TLS, ``tls://HOST:PORT``, or "local" for processes on
+        this machine.
     cache : path, optional
         Folder for features, which all machines see under the same path; required unless the scheduler is "local".
     workers : int, optional
         Number of processes for "local", see :func:`vitnp.kernels.threads.pool.resolve_n_threads`.
+    security : distributed.Security, optional
+        Certificates for ``tls://``. By default those of dask's configuration: a file, or the environment variables
+        ``DASK_DISTRIBUTED__COMM__TLS__CA_FILE``, ``DASK_DISTRIBUTED__COMM__TLS__CLIENT__CERT`` and ``..._KEY``. The
+        processes of "local" get certificates of their own if the package cryptography is installed.
 
     Yields
     ------
@@ -54,7 +67,8 @@ def connected(
     Raises
     ------
     ClusterError
-        If dask is not installed, no scheduler answers, it has no workers, or one of them has other versions.
+        If dask is not installed, no scheduler answers (the message says why), it has no workers, or one of them has
+        other versions.
     UsageError
         If a cache is required and missing.
 
@@ -78,44 +92,86 @@ def connected(
         stack.enter_context(_quiet_logs())
         address = scheduler
         if scheduler == LOCAL:
-            with _sigint_blocked():
-                address = stack.enter_context(
-                    distributed.LocalCluster(
-                        n_workers=resolve_n_threads(workers),
-                        threads_per_worker=1,
-                        processes=True,
-                        host="127.0.0.1",
-                        dashboard_address="127.0.0.1:0",
-                        memory_limit=0,
-                        silence_logs=logging.CRITICAL,
-                    )
-                )
+            address = stack.enter_context(_local_cluster(workers))
+            security = address.security
         else:
-            _check_scheduler(scheduler)
-        with distributed.Client(address, timeout=_CONNECT_SECONDS, set_as_default=False) as client:
+            security = security or distributed.Security()
+            _check_scheduler(scheduler, security)
+        try:
+            client = distributed.Client(address, timeout=_CONNECT_SECONDS, set_as_default=False, security=security)
+        except (OSError, TypeError, ValueError) as error:
+            raise _no_answer(scheduler, _reason_of(error)) from None
+        with client:
             _check_workers(client, scheduler)
             yield Cluster(client)
 
 
-def _check_scheduler(scheduler: str) -> None:
+def _local_cluster(workers: int | None) -> LocalCluster:
+    """Start processes on this machine, which only this user can reach if certificates can be made."""
+    import distributed
+
+    with _sigint_blocked():
+        return distributed.LocalCluster(
+            n_workers=resolve_n_threads(workers),
+            threads_per_worker=1,
+            processes=True,
+            host="127.0.0.1",
+            dashboard_address="127.0.0.1:0",
+            memory_limit=0,
+            silence_logs=logging.CRITICAL,
+            # Temporary certificates. Without them, every user of the machine can connect to its ports.
+            security=True if importlib.util.find_spec("cryptography") else None,
+        )
+
+
+def _check_scheduler(scheduler: str, security: Security) -> None:
     """Check that a scheduler answers, because a client takes long to give up."""
     from distributed import rpc
 
     async def server_type() -> str:
-        async with rpc(scheduler, timeout=_CONNECT_SECONDS) as remote:
+        arguments = security.get_connection_args("client")
+        async with rpc(scheduler, timeout=_CONNECT_SECONDS, connection_args=arguments) as remote:
             return (await remote.identity())["type"]
 
     async def in_time() -> str:
         return await asyncio.wait_for(server_type(), _CONNECT_SECONDS)
 
-    answer = None
     # In a thread of its own, because notebooks already run an event loop in this one.
-    with contextlib.suppress(Exception), ThreadPoolExecutor(1) as pool:
-        answer = pool.submit(asyncio.run, in_time()).result()
+    with ThreadPoolExecutor(1) as pool:
+        try:
+            answer = pool.submit(asyncio.run, in_time()).result()
+        except Exception as error:
+            raise _no_answer(scheduler, _reason_of(error)) from None
     if answer != "Scheduler":
-        raise ClusterError(
-            f"no dask scheduler answers at {scheduler}; start one with `dask scheduler`, or check the address"
+        raise _no_answer(scheduler, f"a dask {answer} does")
+
+
+def _no_answer(scheduler: str, reason: str) -> ClusterError:
+    """Return the error for a scheduler that does not answer."""
+    if scheduler.startswith("tls://"):
+        advice = (
+            "check the address, and the certificates that DASK_DISTRIBUTED__COMM__TLS__CA_FILE, "
+            "DASK_DISTRIBUTED__COMM__TLS__CLIENT__CERT and DASK_DISTRIBUTED__COMM__TLS__CLIENT__KEY name"
         )
+    else:
+        advice = "start one with `dask scheduler`, or check the address"
+    return ClusterError(f"no dask scheduler answers at {scheduler} ({reason}); {advice}")
+
+
+def _reason_of(error: BaseException) -> str:
+    """Return the innermost reason in a chain of exceptions, in one line."""
+    reason = ""
+    link: BaseException | None = error
+    seen: list[BaseException] = []
+    while link is not None and link not in seen:
+        seen.append(link)
+        text = getattr(link, "strerror", None) or re.sub(r"^in <.*>: ", "", str(link))
+        text = text.replace("Stream is closed", "").strip()
+        reason = text.removesuffix(".") or reason
+        link = link.__cause__ or link.__context__
+    if "ssl_context" in reason:  # dask's way to say so
+        return "no certificates are given for TLS"
+    return " ".join(reason.split())[:300] or type(error).__name__
 
 
 def _check_workers(client: Client, scheduler: str) -> None:

@@ -22,7 +22,7 @@ from vitnp.kernels.stopwatch import Stopwatch
 from vitnp.kernels.threads import blas, pool
 from vitnp.masks.cutout_options import DEFAULT_CUTOUT, CutoutOptions
 from vitnp.method.collection import Collection
-from vitnp.outputs import expected_stamp, output_paths, write_outputs
+from vitnp.outputs import ExactFile, expected_stamp, output_paths, write_outputs
 from vitnp.pipeline import ImagePipeline, image_memory_error
 from vitnp.result import Segmentation
 from vitnp.vit.model import ViT
@@ -35,7 +35,7 @@ _WAITING_PIXELS = 250_000_000
 
 def segment_files(
     photographs: Sequence[Photograph],
-    stems: Sequence[Path],
+    stems: Sequence[Path | ExactFile],
     vit: ViT,
     which: Sequence[str],
     *,
@@ -55,7 +55,7 @@ def segment_files(
     Parameters
     ----------
     photographs : sequence of Photograph
-    stems : sequence of Path
+    stems : sequence of Path or ExactFile
         What the names of each photograph's files begin with, see :func:`vitnp.export.naming.output_stems`.
     vit : ViT
     which : sequence of str
@@ -114,7 +114,7 @@ class _ImageJob(Job):
     """A photograph between its file and its outputs."""
 
     path: Path = Path()
-    stem: Path = Path()
+    stem: Path | ExactFile = Path()
     image: DecodedImage | None = None
     result: Segmentation | None = None
     outcome: Outcome | None = None

@@ -108,7 +108,7 @@ def write_features(
         if not overwrite and stamp(paths[index]) == {"vitnp:parameters": parameters, "vitnp:photograph": photograph}:
             finished.add(index)
             return True
-        return store is not None and in_store(store, photograph)
+        return store is not None and in_store(store, photograph, vit)
 
     with contextlib.ExitStack() as stack:
         jobs = stack.enter_context(

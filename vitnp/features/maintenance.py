@@ -43,8 +43,11 @@ def prune(folder: Path | str, keep: Collection[str], *, notice: Callable[[str], 
 
 def _read_spec(folder: Path) -> FeatureSpec | None:
     """Return the spec of the store in a folder; None for other folders and for stores of other versions."""
+    path = folder / SPEC_FILE
     try:
-        spec = FeatureSpec.from_stored(json.loads((folder / SPEC_FILE).read_bytes()))
-    except (OSError, ValueError, TypeError, AttributeError):
+        if not path.is_file():  # opening a pipe would wait for its writer
+            return None
+        spec = FeatureSpec.from_stored(json.loads(path.read_bytes()))
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
         return None
     return spec if spec.name == folder.name else None

@@ -8,12 +8,9 @@ compute the same features twice.
 
 from __future__ import annotations
 
-import collections
-import contextlib
 import functools
 import logging
 import threading
-import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -21,18 +18,16 @@ import numpy as np
 
 from vitnp.errors import OutputError
 from vitnp.features import shards
+from vitnp.features.mapped import MappedShards
 from vitnp.features.record import FeatureRecord
-from vitnp.features.shards import DamagedShard, Shard, write_shard
+from vitnp.features.shards import DamagedShard, Shard, remove_shard, write_shard
 from vitnp.features.spec import FeatureSpec
+from vitnp.io.part_files import remove_abandoned
 from vitnp.io.write import make_folder, write_json
+from vitnp.kernels.threads.fork import unlocked_in_child
+from vitnp.vit.model import ViT
 
 SPEC_FILE = "identity.json"
-
-# Pages of a mapped file count as memory of the process until the file is closed: eight shards are half a gigabyte.
-_MAPPED_SHARDS = 8
-
-# Age in seconds above which an unfinished file is from a process that was killed; writing one takes a few seconds.
-_LEFTOVER_AGE = 3600
 
 
 class FeatureStore:
@@ -71,11 +66,12 @@ class FeatureStore:
         self.folder = Path(folder) / spec.name
         self.spec = spec
         self.notice = notice or logging.getLogger("vitnp").warning
-        self._lock = threading.RLock()
+        self._lock = unlocked_in_child(threading.RLock())
         self._shards: dict[str, Shard] = {}
         self._verified: set[str] = set()  # names of shards whose checksum is correct
+        self._fitting: set[str] = set()  # names of shards whose shapes are those of the network
         self._damaged: set[str] = set()  # names of damaged shards that cannot be removed
-        self._mapped: collections.OrderedDict[str, Mapping[str, np.ndarray]] = collections.OrderedDict()
+        self._mapped = MappedShards()
         self._index: dict[str, tuple[Shard, int]] = {}
         self._writable = False
         self.refresh()
@@ -109,7 +105,7 @@ class FeatureStore:
             self._drop(self._shards.keys() - names)
             for name in sorted(names - self._shards.keys() - self._damaged):
                 try:
-                    shard = self._shards[name] = Shard(self.folder / name)
+                    shard = self._shards[name] = Shard(self.folder / name, self.spec)
                     _add_to_index(self._index, shard)
                 except DamagedShard:
                     self._remove_damaged(name)
@@ -145,11 +141,16 @@ class FeatureStore:
         if not entries:
             return
         self.make_writable()
-        path = write_shard(self.folder, entries)
+        path = write_shard(self.folder, entries, close=self._close)
         with self._lock:
             self._verified.add(path.name)
             self._damaged.discard(path.name)
             self.refresh()
+
+    def close(self) -> None:
+        """Close all mapped files before they are removed or replaced; they are mapped again when needed."""
+        with self._lock:
+            self._mapped.close_all()
 
     def make_writable(self) -> None:
         """Create the folder, check that it is writable, and remove unfinished files of killed processes.
@@ -165,23 +166,26 @@ class FeatureStore:
             make_folder(self.folder)
             # Documents the store for people, and fails early if the folder is not writable.
             write_json(self.folder / SPEC_FILE, self.spec.as_stored())
-            _remove_leftovers(self.folder)
+            remove_abandoned(self.folder)
             self._writable = True
 
-    def verify(self, photographs: Iterable[str] | None = None) -> None:
+    def verify(self, photographs: Iterable[str] | None = None, vit: ViT | None = None) -> None:
         """Compare shards with their checksums, once each, and remove damaged ones with a notice.
 
         Parameters
         ----------
         photographs : iterable of str, optional
             Verify only the shards that hold these; by default all shards.
+        vit : ViT, optional
+            Network of the spec. Shards whose shapes are not those that it gives are damaged too, whatever their
+            checksum says.
         """
         with self._lock:
             names = list(self._index) if photographs is None else photographs
             used = {self._index[photograph][0] for photograph in names if photograph in self._index}
             for shard in sorted(used, key=lambda shard: shard.path):
                 try:
-                    self._check(shard)
+                    self._check(shard, vit)
                 except DamagedShard:
                     self._remove_damaged(shard.path.name)
                 except FileNotFoundError:
@@ -212,19 +216,26 @@ class FeatureStore:
             obsolete.append(shard)
             if kept:
                 self.make_writable()
-                written.add(write_shard(self.folder, [self.entry(photograph) for photograph in kept]))
+                entries = [self.entry(photograph) for photograph in kept]
+                written.add(write_shard(self.folder, entries, close=self._close))
         # Only when everything to keep is in new shards: a process killed before loses nothing.
         for shard in obsolete:
             freed += shard.bytes
             if shard.path not in written:
-                _remove(shard.path)
+                self._close(shard.path)
+                remove_shard(shard.path)
         self.refresh()
         return freed - sum(path.stat().st_size for path in written)
 
-    def _check(self, shard: Shard) -> None:
-        if shard.path.name not in self._verified:
+    def _check(self, shard: Shard, vit: ViT | None = None) -> None:
+        name = shard.path.name
+        if name not in self._verified:
             shard.verify()
-            self._verified.add(shard.path.name)
+            self._verified.add(name)
+        if vit is not None and name not in self._fitting:
+            if not shard.fits(vit):
+                raise DamagedShard
+            self._fitting.add(name)
 
     def _arrays(self, photograph: str) -> Mapping[str, np.ndarray]:
         for _ in range(3):
@@ -244,24 +255,24 @@ class FeatureStore:
         """Return the memory-mapped arrays of a shard, whose checksum is verified on the first access."""
         name = shard.path.name
         with self._lock:
-            if name in self._mapped:
-                self._mapped.move_to_end(name)
-                return self._mapped[name]
             try:
                 self._check(shard)
-                mapped = self._mapped[name] = shard.map()
+                return self._mapped[shard]
             except DamagedShard:
                 self._remove_damaged(name)
                 raise OutputError(
                     f"{shard.path} of the feature store is damaged; run again to compute its features anew"
                 ) from None
-            while len(self._mapped) > _MAPPED_SHARDS:
-                self._mapped.popitem(last=False)
-            return mapped
+
+    def _close(self, path: Path) -> None:
+        """Close a file that is about to be removed or replaced."""
+        with self._lock:
+            self._mapped.close(path.name)
 
     def _remove_damaged(self, name: str) -> None:
         path = self.folder / name
         self.notice(f"{path} of the feature store is damaged; its features are computed anew")
+        self._close(path)
         try:
             path.unlink(missing_ok=True)
         except OSError:
@@ -275,8 +286,9 @@ class FeatureStore:
             return
         for name in names:
             self._shards.pop(name, None)
-            self._mapped.pop(name, None)
+            self._mapped.close(name)
         self._verified -= set(names)
+        self._fitting -= set(names)
         index: dict[str, tuple[Shard, int]] = {}
         for shard in self._shards.values():
             _add_to_index(index, shard)
@@ -287,18 +299,3 @@ def _add_to_index(index: dict[str, tuple[Shard, int]], shard: Shard) -> None:
     """Add the photographs of a shard to an index; of a photograph in several shards the first one stays."""
     for photograph, position in shard.photographs.items():
         index.setdefault(photograph, (shard, position))
-
-
-def _remove_leftovers(folder: Path) -> None:
-    """Remove unfinished files of processes that were killed."""
-    for path in folder.glob(".vitnp-*.part"):
-        with contextlib.suppress(OSError):
-            if time.time() - path.stat().st_mtime > _LEFTOVER_AGE:
-                path.unlink()
-
-
-def _remove(path: Path) -> None:
-    try:
-        path.unlink(missing_ok=True)
-    except OSError as error:
-        raise OutputError(f"cannot remove {path}: {error.strerror}; check the permissions of its folder") from None

@@ -86,7 +86,7 @@ def extract_to_store(
     store.refresh()
     results = stream(
         photographs, vit, store.spec,
-        skip=lambda index, photograph: in_store(store, photograph),
+        skip=lambda index, photograph: in_store(store, photograph, vit),
         n_threads=n_threads, batch=batch, max_pixels=max_pixels,
     )  # fmt: skip
     with contextlib.closing(results), ShardWriter(store, shard_bytes) as writer:
@@ -102,7 +102,7 @@ def extract_to_store(
     return Extraction(hashes, dict(sorted(failures.items())))
 
 
-def in_store(store: FeatureStore, photograph: str) -> bool:
+def in_store(store: FeatureStore, photograph: str, vit: ViT) -> bool:
     """Return whether a store has the features of a photograph, undamaged; if not, check that they can be written.
 
     Raises
@@ -111,7 +111,7 @@ def in_store(store: FeatureStore, photograph: str) -> bool:
         If the store cannot be written: before features are computed that would be lost.
     """
     if photograph in store:
-        store.verify([photograph])
+        store.verify([photograph], vit)
     if photograph in store:
         return True
     store.make_writable()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import stat
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -84,6 +85,8 @@ def temporary_store(
                         f"go on with --cache {path}, or delete it"
                     )
                 raise
+            finally:
+                store.close()
     finally:
         if not kept:
             shutil.rmtree(path, ignore_errors=True)
@@ -114,16 +117,35 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def _remove_abandoned(parent: Path) -> None:
-    """Remove the temporary stores of this user's processes that were killed."""
+    """Remove the temporary stores of this user's processes that were killed.
+
+    Everybody may write to the parent folder, so whatever has such a name may be anything, such as a pipe, which would
+    never open, or a link.
+    """
+    if sys.platform == "win32":
+        return
+    for path in parent.glob(f"{_PREFIX}*/{_LOCK_FILE}"):
+        with contextlib.suppress(OSError):
+            _remove_unlocked(path)
+
+
+def _remove_unlocked(lock_file: Path) -> None:
+    """Remove the folder of a lock file of this user unless a process has locked it."""
     if sys.platform == "win32":
         return
     import fcntl
 
-    for path in parent.glob(f"{_PREFIX}*/{_LOCK_FILE}"):
-        with contextlib.suppress(OSError), open(path, "rb") as file:
-            if os.fstat(file.fileno()).st_uid == os.getuid():
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(path.parent, ignore_errors=True)
+    folder = os.lstat(lock_file.parent)
+    if not stat.S_ISDIR(folder.st_mode) or folder.st_uid != os.getuid():
+        return
+    descriptor = os.open(lock_file, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        status = os.fstat(descriptor)
+        if stat.S_ISREG(status.st_mode) and status.st_uid == os.getuid():
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(lock_file.parent, ignore_errors=True)
+    finally:
+        os.close(descriptor)
 
 
 def check_space(folder: Path | str, needed: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import os
+import re
 import stat
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -66,7 +67,14 @@ def find_photographs(
     ImageError
         For the first error, if `failures` is not given.
     """
-    given = [Path(path) for path in paths]
+    paths = list(paths)
+    for path in paths:
+        if is_url(path):
+            error = url_error(path)
+            if failures is None:
+                raise error
+            failures.append(error)
+    given = [Path(path) for path in paths if not is_url(path)]
     with_folder_name = sum(os.path.isdir(path) for path in given) > 1
     found: dict[str, Photograph] = {}
     visited: set[tuple[int, int]] = set()
@@ -79,6 +87,22 @@ def find_photographs(
             else:
                 failures.append(item)
     return list(found.values())
+
+
+def is_url(path: object) -> bool:
+    """Tell whether a path is the address of a web page: ``https://...``.
+
+    Examples
+    --------
+    >>> is_url("https://example.org/a.jpg"), is_url("C:/a.jpg")
+    (True, False)
+    """
+    return isinstance(path, str) and re.match(r"(https?|ftp|s3|gs)://", path, re.IGNORECASE) is not None
+
+
+def url_error(url: object) -> ImageError:
+    """Return the error for an address where a file is expected."""
+    return ImageError(f"{url}: vitnp reads files, and fetches nothing; `curl -LO '{url}'` brings it here")
 
 
 def _directory_entry(path: Path) -> str:

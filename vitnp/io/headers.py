@@ -25,8 +25,11 @@ if TYPE_CHECKING:
 
 FORMATS = "JPEG, PNG, WebP, TIFF, BMP, GIF, HEIC or AVIF"
 
-# Pillow's plugin for each format; HEIC is read by pillow-heif instead.
-_PLUGINS = {"JPEG": "Jpeg", "PNG": "Png", "WebP": "WebP", "TIFF": "Tiff", "GIF": "Gif", "BMP": "Bmp", "AVIF": "Avif"}
+# Pillow's plugin for each format; HEIC is read by pillow-heif instead. Photographs are read in all formats but PNM.
+_PLUGINS = {
+    "JPEG": "Jpeg", "PNG": "Png", "WebP": "WebP", "TIFF": "Tiff", "GIF": "Gif", "BMP": "Bmp", "AVIF": "Avif",
+    "PNM": "Ppm",
+}  # fmt: skip
 
 _SIGNATURES = {
     b"\xff\xd8\xff": "JPEG",
@@ -82,8 +85,14 @@ def file_hash(path: str | os.PathLike[str]) -> str:
 
 
 @contextlib.contextmanager
-def open_header(source: str | os.PathLike[str] | bytes) -> Iterator[tuple[Image.Image, str]]:
+def open_header(source: str | os.PathLike[str] | bytes, *, mask: bool = False) -> Iterator[tuple[Image.Image, str]]:
     """Open an image file, or its bytes, and read its header.
+
+    Parameters
+    ----------
+    source : path or bytes
+    mask : bool
+        Whether the file may also be in a format of masks (PBM, PGM, PPM).
 
     Yields
     ------
@@ -100,7 +109,7 @@ def open_header(source: str | os.PathLike[str] | bytes) -> Iterator[tuple[Image.
         head = file.read(64)
         file.seek(0)
         file_format = _recognize(head)
-        if file_format is None:
+        if file_format is None or (file_format == "PNM" and not mask):
             raise ImageError(f"{path}: this is not an image in a supported format; convert it to {FORMATS}")
         image_class = _image_class(file_format, path)
         try:
@@ -169,6 +178,8 @@ def _recognize(head: bytes) -> str | None:
         if brands & _HEIC_BRANDS:
             return "HEIC"
     # Two bytes are a weak signature, so they are tried last.
+    if head[:1] == b"P" and head[1:2] in b"123456" and head[2:3].isspace():
+        return "PNM"
     return "BMP" if head.startswith(b"BM") else None
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vitnp.errors import ImageError, UsageError
+from vitnp.io.find import Photograph, find_photographs, is_url, url_error
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -48,6 +49,8 @@ def as_photograph(value: Any) -> Photo:
     >>> as_photograph({"image": np.zeros((4, 5, 3), np.uint8), "label": 3}).shape
     (4, 5, 3)
     """
+    if is_url(value):
+        raise url_error(value)
     if isinstance(value, (str, os.PathLike, bytes)) or hasattr(value, "getexif"):
         return value
     if isinstance(value, (bytearray, memoryview)):
@@ -94,8 +97,6 @@ def as_photographs(values: Any) -> list[Any]:
             raise UsageError(
                 f"photographs must be a list or a folder, got the single path {os.fspath(values)!r}; put it into a list"
             )
-        from vitnp.io.find import find_photographs
-
         return [photograph.path for photograph in find_photographs([values])]
     if (
         isinstance(values, (bytes, bytearray, memoryview, Mapping))
@@ -109,8 +110,6 @@ def as_photographs(values: Any) -> list[Any]:
             got = type(values).__name__ if shape is None else f"an array of shape {tuple(shape)}"
             raise UsageError(f"photographs must be a list, a folder or an array (N, H, W, 3), got {got}")
         values = np.asarray(values)
-    from vitnp.io.find import Photograph
-
     return [value if isinstance(value, Photograph) else as_photograph(value) for value in values]
 
 

@@ -12,6 +12,8 @@ import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from vitnp.kernels.threads.fork import call_in_child, unlocked_in_child
+
 
 class _Collector(threading.local):
     """The messages of the image that the current thread reads; None if it reads none."""
@@ -20,7 +22,7 @@ class _Collector(threading.local):
 
 
 _collector = _Collector()
-_lock = threading.Lock()
+_lock = unlocked_in_child(threading.Lock())
 _n_readers = 0
 _changed = contextlib.ExitStack()
 
@@ -62,6 +64,17 @@ def _leave() -> None:
         _n_readers -= 1
         if _n_readers == 0:
             _changed.close()
+
+
+def _forget_other_readers() -> None:
+    """In a forked child only the thread that forked reads an image, if it did."""
+    global _n_readers
+    _n_readers, before = int(_collector.messages is not None), _n_readers
+    if before and not _n_readers:
+        _changed.close()
+
+
+call_in_child(_forget_other_readers)
 
 
 def _replacement(show: Callable[..., Any]) -> Callable[..., Any]:

@@ -94,8 +94,7 @@ def stamp(path: str | os.PathLike[str]) -> dict[str, str] | None:
         content raises an error.
     """
     try:
-        # Opening a pipe would wait for its writer, so only regular files are opened.
-        if not stat.S_ISREG(os.stat(path).st_mode):
+        if not _is_regular(path):
             return None
         with open(path, "rb") as file:
             entries = _read_entries(file, path)
@@ -160,11 +159,18 @@ def sidecar_entries(path: str | os.PathLike[str], text: Mapping[str, str] | None
 
 def _read_sidecar(path: str | os.PathLike[str]) -> dict[str, str]:
     """Return the entries of a file's sidecar; nothing if the file has changed since."""
+    if not _is_regular(sidecar_path(path)):
+        return {}
     with open(sidecar_path(path), "rb") as file:
         entries = json.loads(file.read(_STAMP_BYTES))
     if not isinstance(entries, dict) or entries.get(_CONTENT) != _content_hash(path):
         return {}
     return entries
+
+
+def _is_regular(path: str | os.PathLike[str]) -> bool:
+    """Tell whether a path names a regular file: opening a pipe would wait for its writer."""
+    return stat.S_ISREG(os.stat(path).st_mode)
 
 
 def _content_hash(path: str | os.PathLike[str]) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 from vitnp import kernels
 from vitnp.errors import UsageError
 from vitnp.kernels.threads import team
+from vitnp.kernels.threads.fork import unlocked_in_child
 from vitnp.options import FEATURES
 from vitnp.vit.config import ViTConfig
 from vitnp.vit.forward import ForwardPass, block_tail, norm
@@ -57,7 +58,7 @@ class ViT:
         self.device = kernels.choose_device(device)
         self.precision, self._requested_precision = resolve_precision(precision, self.device), precision
         self._packed: PackedWeights | None = None
-        self._lock = threading.Lock()
+        self._lock = unlocked_in_child(threading.Lock())
 
     def __repr__(self) -> str:
         c = self.config
@@ -213,7 +214,7 @@ class ViT:
         return {name: value for name, value in self.__dict__.items() if name not in ("_packed", "_lock")}
 
     def __setstate__(self, state: dict[str, object]) -> None:
-        self.__dict__.update(state, _packed=None, _lock=threading.Lock())
+        self.__dict__.update(state, _packed=None, _lock=unlocked_in_child(threading.Lock()))
 
     def _check_request(
         self, images: np.ndarray, features: tuple[str, ...], layer: int, stride: int | None

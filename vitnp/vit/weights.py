@@ -12,6 +12,7 @@ import numpy as np
 from vitnp import kernels
 from vitnp.io.mmap import forget_pages
 from vitnp.kernels.threads import blas
+from vitnp.kernels.threads.fork import unlocked_in_child
 from vitnp.vit.config import ViTConfig
 from vitnp.vit.pos_embed import resample_abs_pos_embed
 
@@ -49,7 +50,7 @@ class PackedWeights:
         self.dtype = np.dtype(np.float16 if precision == "fp16" else np.float32) if device == "cuda" else dtype
         self._weights = weights
         self._packed: dict[str, Any] = {}
-        self._lock = threading.Lock()
+        self._lock = unlocked_in_child(threading.Lock())
         # Grid of the last image, with its prefix tokens and position embeddings.
         self._embeddings: tuple[tuple[int, int], tuple[np.ndarray, np.ndarray]] | None = None
 

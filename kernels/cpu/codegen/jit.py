@@ -2,19 +2,15 @@
 
 numba's own cache notices a change of the file that contains a function, but not of files whose helpers were inlined
 into it. All kernels share :mod:`vitnp.kernels.cpu.codegen.simd`, so the cache folder is named after the text of all of
-them.
+them. It also believes whatever it finds, so the files are read and written by :mod:`vitnp.kernels.cpu.codegen.cache`.
 """
 
 from __future__ import annotations
 
 import functools
 import hashlib
-import logging
 import os
 import pathlib
-import sys
-import tempfile
-import threading
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -22,9 +18,8 @@ import llvmlite
 import numba
 import numba.extending
 from numba import types
-from numba.core import caching
 from numba.core.registry import CPUDispatcher
-from numba.core.runtime import rtsys
+from vitnp.kernels.cpu.codegen.cache import KernelCache, open_folder
 
 # error_model: a division by zero gives infinity, as in NumPy, instead of an exception. fastmath: what the compiler may
 # do to expressions; "reassoc" is missing, since with it the compiler chooses the order of sums, and so their last bits.
@@ -39,12 +34,9 @@ OPTIONS: dict[str, Any] = {
 # typing context, and this is what the annotation says.
 intrinsic: Callable[[Callable[..., Any]], Callable[..., Any]] = numba.extending.intrinsic
 
-_logger = logging.getLogger(__name__)
-_logged = threading.Event()
-
 
 class NoCache(ImportError):
-    """No folder for compiled kernels can be written; an ImportError, so that vitnp falls back to kernels in NumPy."""
+    """No folder for compiled kernels can be used; an ImportError, so that vitnp falls back to kernels in NumPy."""
 
 
 def kernel(*signature: Any, **options: Any) -> Callable:
@@ -78,7 +70,7 @@ def kernel(*signature: Any, **options: Any) -> Callable:
     def compile(function: Callable) -> Callable:
         dispatcher = numba.njit(**(OPTIONS | options))(function)
         if isinstance(dispatcher, CPUDispatcher):  # with NUMBA_DISABLE_JIT=1 it is the plain function
-            dispatcher._cache = _Cache(function)  # type: ignore[attr-defined]  # numba has no public interface for this
+            dispatcher._cache = KernelCache(function, cache_folder())  # type: ignore[attr-defined]  # numba has no public interface
             if signature:
                 dispatcher.compile(signature)
                 dispatcher.disable_compile()
@@ -99,14 +91,14 @@ def OUT(dimensions: int, dtype: types.Type = types.float32, layout: Literal["A",
 
 @functools.cache
 def cache_folder() -> pathlib.Path:
-    """Return the folder for machine code, which exists and is writable.
+    """Return the folder for machine code, which exists; it is read-only only if it holds some.
 
     It is a subfolder of VITNP_CACHE if that is set, else of the platform's cache folder.
 
     Raises
     ------
     NoCache
-        If the folder cannot be created or written.
+        If the folder cannot be created or read, belongs to another user, or may be written by others.
     """
     cache = os.environ.get("VITNP_CACHE")
     if cache:
@@ -117,13 +109,10 @@ def cache_folder() -> pathlib.Path:
         parent = pathlib.Path(platformdirs.user_cache_dir("vitnp"))
     folder = parent / "kernels" / _fingerprint()
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise NoCache(
-            f"{folder} cannot be written ({error.strerror or error}); set VITNP_CACHE to a writable folder"
-        ) from None
+        open_folder(folder)
+    except (OSError, RuntimeError) as error:  # RuntimeError: ~ of a user without a home
+        reason = getattr(error, "strerror", None) or error
+        raise NoCache(f"{folder} cannot be used for them ({reason}); set VITNP_CACHE to a folder of your own") from None
     return folder
 
 
@@ -133,48 +122,3 @@ def _fingerprint() -> str:
     for path in sorted(pathlib.Path(__file__).parent.parent.rglob("*.py")):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
-
-
-class _Locator(caching._CacheLocator):
-    """Locate the machine code of every function in :func:`cache_folder`."""
-
-    def __init__(self, function: Callable):
-        self._line = function.__code__.co_firstlineno
-
-    def get_cache_path(self) -> str:
-        return str(cache_folder())
-
-    def get_source_stamp(self) -> str:
-        return cache_folder().name
-
-    def get_disambiguator(self) -> str:
-        return str(self._line)
-
-
-class _Implementation(caching.CompileResultCacheImpl):
-    """Use :class:`_Locator` only, whatever the environment variables of numba say."""
-
-    def __init__(self, function: Callable):
-        self._lineno = function.__code__.co_firstlineno
-        self._locator = _Locator(function)
-        name = f"{function.__module__.rpartition('.')[2]}.{function.__qualname__}"
-        self._filename_base = self.get_filename_base(name, getattr(sys, "abiflags", ""))
-
-    def check_cachable(self, result: object) -> bool:
-        return True
-
-
-class _Cache(caching.FunctionCache):
-    """Log a message once per process if something has to be compiled."""
-
-    _impl_class = _Implementation
-
-    def load_overload(self, signature: object, target_context: object) -> object:
-        # The base class would first import everything that is needed for compiling, which takes a third of a second.
-        # Cached machine code needs only the runtime.
-        rtsys.initialize(target_context)
-        overload = self._load_overload(signature, target_context)
-        if overload is None and not _logged.is_set():
-            _logged.set()
-            _logger.info("compiling kernels for this processor; they are cached, so this happens once")
-        return overload

@@ -14,7 +14,7 @@ import numpy as np
 from llvmlite import ir
 from numba import types
 from vitnp.kernels.cpu.codegen.jit import intrinsic, kernel
-from vitnp.kernels.cpu.codegen.simd import FLOAT, HALF, I32, I64, LANES, Vectors, loop
+from vitnp.kernels.cpu.codegen.simd import FEATURES, FLOAT, HALF, I32, I64, LANES, Vectors, loop
 
 # Rows that are converted at a time.
 ROWS = 24
@@ -28,9 +28,7 @@ TINY = np.float32(1e-30)
 # Codes of the dtypes that kernels can read, by NumPy's character.
 DTYPE_CODES = {"f": 0, "d": 1, "e": 2}
 # Converting half precision takes an instruction that old x86 processors lack: there NumPy converts the rows first.
-HAS_HALF = not llvmlite.binding.get_default_triple().startswith("x86") or bool(
-    llvmlite.binding.get_host_cpu_features().get("f16c")
-)
+HAS_HALF = not llvmlite.binding.get_default_triple().startswith("x86") or "f16c" in FEATURES
 
 # numba types of a workspace, and of a matrix that is read.
 WORKSPACE = types.Array(types.float32, 1, "C")
@@ -144,7 +142,8 @@ def _reader(element: ir.Type) -> Callable:
     return read
 
 
-_read_single, _read_double, _read_half = _reader(FLOAT), _reader(ir.DoubleType()), _reader(HALF)
+_read_single, _read_double = _reader(FLOAT), _reader(ir.DoubleType())
+_read_half = _reader(HALF) if HAS_HALF else _read_single  # never called then, see `readable_rows`
 
 
 @kernel

@@ -24,29 +24,35 @@ import llvmlite.binding
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
+from numba.core.registry import cpu_target
 
 FLOAT, HALF, I16, I32, I64 = ir.FloatType(), ir.HalfType(), ir.IntType(16), ir.IntType(32), ir.IntType(64)
 
 
-def _native_lanes() -> int:
+def _target_features() -> frozenset[str]:
+    """Return the instruction sets that numba compiles for: those of this processor, unless NUMBA_CPU_* name others."""
+    _, _, features = cpu_target.target_context.codegen().magic_tuple()
+    return frozenset(name[1:] for name in features.split(",") if name.startswith("+"))
+
+
+# Not those of /proc/cpuinfo: code for instructions that the target lacks ends the process.
+FEATURES = _target_features()
+
+
+def _widest_lanes() -> int:
     """Return the number of floats in the widest vector register: 16 with AVX-512, 8 with AVX2, else 4 (SSE2, NEON)."""
-    features = llvmlite.binding.get_host_cpu_features()
-    if features.get("avx512f"):
+    if "avx512f" in FEATURES:
         return 16
-    return 8 if features.get("avx2") and features.get("fma") else 4
+    return 8 if {"avx2", "fma"} <= FEATURES else 4
 
 
 # VITNP_LANES narrows the vectors, so that the code for older processors can be tested on a new one.
-LANES = int(os.environ.get("VITNP_LANES") or _native_lanes())
+LANES = int(os.environ.get("VITNP_LANES") or _widest_lanes())
 if LANES not in (4, 8, 16):
     raise ValueError(f"VITNP_LANES must be 4, 8 or 16, got {LANES}")
 
 # Whether one instruction adds two bfloat16 products to a float. LLVM before 17 declares it with other types.
-HAS_BF16 = (
-    LANES == 16
-    and bool(llvmlite.binding.get_host_cpu_features().get("avx512bf16"))
-    and llvmlite.binding.llvm_version_info[0] >= 17
-)
+HAS_BF16 = LANES == 16 and "avx512bf16" in FEATURES and llvmlite.binding.llvm_version_info[0] >= 17
 
 _PREFETCH = "llvm.prefetch.p0" if llvmlite.binding.llvm_version_info[0] >= 15 else "llvm.prefetch.p0i8"
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from vitnp.errors import ImageError, UsageError
 from vitnp.evaluate.data.class_tables import BACKGROUND
+from vitnp.evaluate.data.files import is_file, shorten_text
 from vitnp.evaluate.data.labeled import LabeledSet, Sample
 from vitnp.evaluate.metrics.semantic import IGNORE
 from vitnp.io.decode import MAX_PIXELS, unopened
@@ -69,16 +70,30 @@ def read_coco(
     samples: list[Sample] = []
     names: set[str] = set()
     for image in content.images:
-        file = images_dir / image.name
-        if not file.is_file():
-            raise UsageError(f"{file}: this photograph is missing, but {path} lists it; name the folder that holds it")
+        file = _photograph_file(path, images_dir, image.name)
+        if not is_file(file):
+            raise UsageError(
+                f"{shorten_text(str(file))}: this photograph is missing, but {path} lists it; name the folder that "
+                "holds it"
+            )
         if image.name in names:
-            raise UsageError(f"{path}: it lists {image.name} twice; remove one of the entries")
+            raise UsageError(f"{path}: it lists {shorten_text(image.name)} twice; remove one of the entries")
         names.add(image.name)
         truth = _InstanceMap(path, image.shape, tuple(content.annotations.get(image.id, ())), labels)
         samples.append(Sample(image.name, file, truth))
     classes = (BACKGROUND, *(content.categories[category_id] for category_id in ids))
     return LabeledSet(tuple(samples), classes).merge_classes(merge)
+
+
+def _photograph_file(path: Path, images_dir: Path, name: str) -> Path:
+    """Return the path of a photograph, which has to be in the folder: the file may be someone else's."""
+    inside = os.path.normpath(name)
+    if os.path.isabs(inside) or os.path.splitdrive(inside)[0] or inside.split(os.sep)[0] == os.pardir:
+        raise UsageError(
+            f"{path}: the photograph {shorten_text(name)} is outside the folder {images_dir}; file names are relative "
+            "to the folder, without .."
+        )
+    return images_dir / inside
 
 
 class _CocoImage(NamedTuple):

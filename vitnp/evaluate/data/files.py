@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from vitnp.errors import ImageError, UsageError
-from vitnp.io.decode import unopened
+from vitnp.io.decode import MAX_PIXELS, unopened
+from vitnp.io.headers import open_header
+from vitnp.io.tiff import check_tiff
 
 if TYPE_CHECKING:
     from PIL import Image
+    from PIL.TiffImagePlugin import TiffImageFile
 
 
 @contextlib.contextmanager
 def open_picture(path: str | os.PathLike[str], content: str) -> Iterator[Image.Image]:
     """Open a picture with Pillow, and turn whatever goes wrong within the ``with`` block into an ImageError.
+
+    Only the formats of photographs are read, and PBM, PGM and PPM. Pillow knows many more, and starts another program
+    for one of them (PostScript, whatever the name of the file).
 
     Parameters
     ----------
@@ -33,12 +40,15 @@ def open_picture(path: str | os.PathLike[str], content: str) -> Iterator[Image.I
     Raises
     ------
     ImageError
-        When the file is missing or damaged, is no picture, or doesn't fit in memory.
+        When the file is missing or damaged, is no picture in one of these formats, is larger than the limit for
+        photographs, or doesn't fit in memory.
     """
-    from PIL import Image
-
     try:
-        with Image.open(path) as picture:
+        with open_header(path, mask=True) as (picture, file_format):
+            if picture.width * picture.height > MAX_PIXELS:
+                raise ImageError(f"{path}: {picture.width} x {picture.height} pixels are too many; scale it down")
+            if file_format == "TIFF" and check_tiff(cast("TiffImageFile", picture), path, MAX_PIXELS).inverted:
+                raise ImageError(f"{path}: the TIFF stores white as 0, in more than 8 bits; save it again in 8 bits")
             yield picture
     except ImageError:
         raise
@@ -50,6 +60,20 @@ def open_picture(path: str | os.PathLike[str], content: str) -> Iterator[Image.I
             raise unopened(path, error) from None
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ImageError(f"{path}: this {content} is damaged or not a picture ({reason}); get a sound copy") from None
+
+
+def is_file(path: str | os.PathLike[str]) -> bool:
+    """Tell whether a path names a regular file; a name that no file can have does not.
+
+    Examples
+    --------
+    >>> is_file("a" * 10_000)
+    False
+    """
+    try:
+        return stat.S_ISREG(os.stat(path).st_mode)
+    except (OSError, ValueError):
+        return False
 
 
 def read_lines(path: str | os.PathLike[str]) -> list[tuple[int, str]]:
@@ -73,6 +97,18 @@ def read_lines(path: str | os.PathLike[str]) -> list[tuple[int, str]]:
         raise UsageError(str(unopened(path, error))) from None
     stripped = ((number, line.partition("#")[0].strip()) for number, line in enumerate(text.splitlines(), 1))
     return [(number, line) for number, line in stripped if line]
+
+
+def shorten_text(text: str, limit: int = 300) -> str:
+    """Cut a text of unknown origin for a message, and show what is not printable as escapes.
+
+    Examples
+    --------
+    >>> shorten_text("a" * 10, 4)
+    'aaaa…'
+    """
+    printable = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text[: limit + 1])
+    return printable if len(text) <= limit else f"{printable[:limit]}…"
 
 
 def shorten_list(names: Sequence[str], limit: int) -> str:

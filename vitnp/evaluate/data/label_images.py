@@ -14,7 +14,6 @@ from vitnp.evaluate.data.files import open_picture, read_lines
 from vitnp.evaluate.data.labeled import LabeledSet, Sample
 from vitnp.evaluate.data.pairs import match_pairs, read_truth
 from vitnp.evaluate.metrics.semantic import IGNORE
-from vitnp.io.decode import MAX_PIXELS
 
 
 def read_label_folder(
@@ -170,8 +169,6 @@ def _read_values(path: str | os.PathLike[str], shape: tuple[int, int] | None = N
                 f"{path}: the label map has {picture.width} x {picture.height} pixels, but its photograph has "
                 f"{shape[1]} x {shape[0]}; give each photograph labels of its own size"
             )
-        if picture.width * picture.height > MAX_PIXELS:
-            raise ImageError(f"{path}: {picture.width} x {picture.height} pixels are too many; scale it down")
         if len(picture.getbands()) > 1:
             raise ImageError(
                 f"{path}: labels must be numbers in a gray or palette picture, got colors ({picture.mode}); convert it"

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from vitnp.errors import UsageError
+from vitnp.errors import ImageError, UsageError
 from vitnp.evaluate.data.coco import read_coco
+from vitnp.evaluate.data.files import open_picture
 from vitnp.evaluate.data.label_images import read_coseg, read_label_folder
 from vitnp.evaluate.data.labeled import LabeledSet
 from vitnp.evaluate.data.pairs import match_pairs
@@ -108,14 +109,12 @@ def read_labeled(
 
 def _is_mask(path: Path) -> bool:
     """Tell a mask from a label map: lossy files, pictures with several channels, and those of 0 and 255 are masks."""
-    from PIL import Image
-
     if path.suffix.lower() in (".jpg", ".jpeg"):
         return True
     try:
-        with Image.open(path) as picture:
+        with open_picture(path, "mask") as picture:
             if picture.mode == "1" or len(picture.getbands()) > 1:
                 return True
             return bool(np.isin(np.asarray(picture), (0, 255)).all())
-    except Exception:
+    except ImageError:
         return True

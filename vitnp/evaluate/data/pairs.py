@@ -25,6 +25,10 @@ MASK_EXTENSIONS = EXTENSIONS | {".pbm", ".pgm", ".pnm", ".ppm"}
 # label maps painted in colors differ by more.
 COLOR_TOLERANCE = 64
 
+# Half of full scale of 8 bits, and the opacity above which a pixel is not at a soft edge.
+HALF, SOLID = 127, 250
+HALF_OF_16_BITS = 32767
+
 
 class Pair(NamedTuple):
     """A photograph and its mask.
@@ -117,14 +121,15 @@ def read_truth(path: str | os.PathLike[str], shape: tuple[int, int]) -> np.ndarr
     """Read a mask file as foreground and background.
 
     A pixel is foreground if it is brighter than half of full scale: above 127 if values go up to 255, above 32767 if
-    the largest value exceeds 255 (16 bits), and 1 if the largest value is 1. A palette image with colors is a label
-    map: every label but 0 is foreground, also 255. Pixels that are more than half transparent are background. The EXIF
-    orientation is applied.
+    they go up to 65535, 1 if the largest value is 1, and above half of it if it is 511, 1023 and so on to 16383, the
+    white of 9 to 14 bits. A palette image with colors is a label
+    map: every label but 0 is foreground, also 255. In a picture with transparent parts, the object is what is visible
+    (alpha above 127), in whatever colors: a matte or a cutout. The EXIF orientation is applied.
 
     Parameters
     ----------
     path : path
-        Any picture that Pillow reads.
+        A picture in a format of photographs, or PBM, PGM or PPM.
     shape : (int, int)
         Rows and columns of the upright photograph. A mask of another size raises ImageError, since scaling would move
         its outline.
@@ -137,7 +142,9 @@ def read_truth(path: str | os.PathLike[str], shape: tuple[int, int]) -> np.ndarr
     Raises
     ------
     ImageError
-        When the file is missing or damaged, is no picture, has another size, or shows colors.
+        When the file is missing or damaged, is no picture, has another size, shows colors without transparent parts, or
+        shows both black and white beside transparent parts, of which either may be the background, or when its
+        values do not tell which one is white.
 
     Examples
     --------
@@ -156,13 +163,31 @@ def read_truth(path: str | os.PathLike[str], shape: tuple[int, int]) -> np.ndarr
                 f"{columns} x {rows}; give each photograph a mask of its own size"
             )
         levels = _gray_levels(picture, path)
+    return levels > _full_scale(levels, path) / 2
+
+
+def _full_scale(levels: np.ndarray, path: str | os.PathLike[str]) -> float:
+    """Return the value of white, by the largest value of a mask."""
     maximum = levels.max()
-    full_scale = 1 if maximum <= 1 else 255 if maximum <= 255 else 65535
-    return levels > full_scale / 2
+    for white in (1, 255):
+        if maximum <= white:
+            return white
+    if HALF_OF_16_BITS < maximum <= 2 * HALF_OF_16_BITS + 1:
+        return 2 * HALF_OF_16_BITS + 1
+    if maximum in (2**bits - 1 for bits in range(9, 15)):
+        return float(maximum)
+    # Also true for NaN, which is neither larger nor smaller than any number.
+    raise ImageError(
+        f"{path}: the largest value of this mask is {maximum:g}, which is no white; save it in 8 bits, the object 255"
+    )
 
 
 def _gray_levels(picture: Image.Image, path: str | os.PathLike[str]) -> np.ndarray:
-    """Return the brightness of each pixel, (rows, columns); of a label map 0 and 1."""
+    """Return the brightness of each pixel, (rows, columns); of a label map or a matte 0 and 1."""
+    if picture.has_transparency_data and picture.mode[0] not in "IF":
+        alpha = np.asarray(picture.convert("RGBA"))[..., 3]
+        if alpha.min() <= HALF:
+            return _visible_object(picture, alpha, path)
     if picture.mode == "P" and _has_colors(picture):
         return (np.asarray(picture) > 0).astype(np.uint8)
     if picture.mode.startswith(("I", "F")):
@@ -171,10 +196,24 @@ def _gray_levels(picture: Image.Image, path: str | os.PathLike[str]) -> np.ndarr
         colors = np.asarray(picture.convert("RGB"))
         if np.ptp(colors, axis=2).max() > COLOR_TOLERANCE:
             raise ImageError(f"{path}: a mask must be black and white, but this one has colors; make the object white")
-    levels = np.asarray(picture.convert("L"))
-    if "A" in picture.getbands():
-        levels = np.where(np.asarray(picture.getchannel("A")) > 127, levels, 0)
-    return levels
+    return np.asarray(picture.convert("L"))
+
+
+def _visible_object(picture: Image.Image, alpha: np.ndarray, path: str | os.PathLike[str]) -> np.ndarray:
+    """Return 1 where a picture with transparent parts is visible; raise ImageError if that may not be the object."""
+    solid = alpha > SOLID  # what shows through at the edge says nothing about the colors of the object
+    if picture.mode == "P" and _has_colors(picture):
+        shown = np.asarray(picture)[solid] > 0  # labels
+    else:
+        rgb = np.asarray(picture.convert("RGBA"))[..., :3][solid]
+        colored = rgb.size > 0 and np.ptp(rgb, axis=1).max() > COLOR_TOLERANCE
+        shown = np.ones(0, bool) if colored else rgb[:, 1] > HALF
+    if shown.any() and not shown.all():
+        raise ImageError(
+            f"{path}: the mask has transparent parts and shows both background and object; save it without "
+            "transparency, the object white, or with the object alone visible"
+        )
+    return (alpha > HALF).astype(np.uint8)
 
 
 def _has_colors(picture: Image.Image) -> bool:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from vitnp.errors import UsageError
 from vitnp.evaluate.data.class_tables import BACKGROUND
-from vitnp.evaluate.data.files import read_lines
+from vitnp.evaluate.data.files import is_file, read_lines
 from vitnp.evaluate.data.label_images import LabelImage
 from vitnp.evaluate.data.labeled import LabeledSet, Sample
 
@@ -89,7 +89,7 @@ def read_split(folder: Path, split: str) -> list[str]:
         When the list is missing or empty, or contains a name twice.
     """
     path = folder / f"{split}.txt"
-    if not path.is_file():
+    if not is_file(path):
         lists = sorted(file.stem for file in folder.glob("*.txt"))[:12] if folder.is_dir() else []
         advice = f"choose among {', '.join(lists)}" if lists else f"there are no lists in {folder}"
         raise UsageError(f"{path}: there is no such list; {advice}")
@@ -112,5 +112,5 @@ def check_files(split: str, *files: Path) -> None:
         For the first file that is missing.
     """
     for file in files:
-        if not file.is_file():
+        if not is_file(file):
             raise UsageError(f"{file}: this file is missing, but {split}.txt lists it; complete the data set")

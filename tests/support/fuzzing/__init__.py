@@ -1,0 +1,1 @@
+"""Fuzzing: changed files for every reader, each of which has to give a sound value or one clear sentence."""
