@@ -6,7 +6,7 @@ import argparse
 import contextlib
 import functools
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -116,6 +116,18 @@ def cutout_options(args: argparse.Namespace) -> CutoutOptions:
     from vitnp.masks.cutout_options import CutoutOptions
 
     return CutoutOptions(args.background, args.crop)
+
+
+def check_cutout_options(args: argparse.Namespace, which: Sequence[str]) -> None:
+    """Check that --background and --crop are allowed, and that cutouts are written if they are given.
+
+    Raises
+    ------
+    UsageError
+        If not.
+    """
+    if cutout_options(args).stamp and "cutout" not in which:
+        raise UsageError("--background and --crop change cutouts; add cutout to the list of --save, or leave them out")
 
 
 def n_threads(args: argparse.Namespace) -> int:

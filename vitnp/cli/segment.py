@@ -132,8 +132,7 @@ def _check_options(args: argparse.Namespace, which: Sequence[str]) -> None:
         raise UsageError(f"--save must list some of {enumerate_words(OUTPUTS)}, got {given}")
     if arguments.formats(args) and args.out is None:
         raise UsageError("--format writes folders into the output folder; give --out DIR")
-    if arguments.cutout_options(args).stamp and "cutout" not in which:
-        raise UsageError("--background and --crop change cutouts; add cutout to the list of --save, or leave them out")
+    arguments.check_cutout_options(args, which)
     fits = args.n_classes or args.save_collection
     if arguments.names_collection(args) and (fits or args.levels in ("all", "image")):
         raise UsageError(

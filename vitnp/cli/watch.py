@@ -42,6 +42,7 @@ def _watch(args: argparse.Namespace) -> int:
     which = [name for name in dict.fromkeys(args.save.split(",")) if name]
     if not which or not set(which) <= set(OUTPUTS):
         raise UsageError(f"--save must list some of {enumerate_words(OUTPUTS)}, got {args.save}")
+    arguments.check_cutout_options(args, which)
     if not args.folder.is_dir():
         raise UsageError(f"{args.folder}: this is not a folder; name one that exists")
     observer_class = _observer_class()
