@@ -12,6 +12,8 @@ from PIL import Image
 from bench.scale.photograph import SAMPLE
 from vitnp import segment_image
 from vitnp.cli import segment, shared
+from vitnp.masks.backdrop import over_color
+from vitnp.masks.cutout import steep_alpha
 
 FOLDER = Path(__file__).parent / "pictures"
 
@@ -24,6 +26,7 @@ def main(argv: list[str] | None = None) -> int:
     cat = SAMPLE.with_name("chelsea.jpg")
     _save(_side_by_side(_without_and_with_collection(cat), height=250), cat.name, quality=88)
     _save(_contact_sheet(), "contact-sheet.jpg", quality=85)
+    _save(_side_by_side(_edge_before_and_after(SAMPLE), height=320), "cutout-edge.jpg", quality=90)
     return shared.EXIT_OK
 
 
@@ -36,6 +39,17 @@ def _save(picture: Image.Image, name: str, quality: int) -> None:
 def _mask_and_cutout(photograph: Path) -> list[Image.Image]:
     result = segment_image(photograph)
     return [Image.fromarray(result.image), result.overlay(), _on_checkerboard(result.cutout())]
+
+
+def _edge_before_and_after(photograph: Path) -> list[Image.Image]:
+    """Return the rim of the cup on white at 400 %: the photograph's colors up to the mask's edge, and the cutout."""
+    result = segment_image(photograph)
+    plain = np.dstack([result.image, steep_alpha(result.soft)])
+    pictures = []
+    for rgba in (plain, np.asarray(result.cutout())):
+        picture = Image.fromarray(over_color(rgba[:80, 314:424], (255, 255, 255)))
+        pictures.append(picture.resize((440, 320), Image.Resampling.NEAREST))
+    return pictures
 
 
 def _without_and_with_collection(photograph: Path) -> list[Image.Image]:

@@ -73,7 +73,9 @@ def test_pictures(result):
     overlay, cutout = result.overlay(), result.cutout()
     assert overlay.mode == "RGB" and cutout.mode == "RGBA"
     assert overlay.size == cutout.size == (320, 240)
-    np.testing.assert_array_equal(np.asarray(cutout)[..., 3] >= 128, result.mask)
+    visible = np.asarray(cutout)[..., 3] >= 128
+    assert not (visible & ~result.mask).any()
+    assert (result.mask & ~visible).mean() < 0.02  # specks, and what shows background at the edge
 
 
 def test_results_can_be_pickled_and_copied(result):

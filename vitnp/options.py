@@ -296,6 +296,21 @@ _TABLE = (
     # The outputs.
     Option("out", "output folder (that of each photograph)", Path, metavar="DIR"),
     Option("save", "of mask,overlay,cutout,soft,score,keys,npz,objects", default="mask,overlay", metavar="LIST"),
+    Option(
+        "background",
+        "behind cutouts: transparent, blur or a color",
+        default="transparent",
+        metavar="COLOR",
+        example='"transparent", "blur" or an opaque color such as white, #ff8800 or hsl(30, 100%, 50%)',
+    ),
+    Option(
+        "crop",
+        "crop cutouts to the object, plus PX or 5% (0)",
+        metavar="MARGIN",
+        const="0",
+        pattern=r"[0-9]+([.][0-9]+)?%?",
+        example="a margin in pixels or percent, such as 20 or 5%",
+    ),
     Option("overwrite", "redo finished photographs, replace any file", bool, default=False),
     Option(
         "formats",

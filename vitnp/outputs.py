@@ -6,6 +6,7 @@ To add one, add its name to ``OUTPUTS`` in :mod:`vitnp.options` and a row to :da
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -15,10 +16,14 @@ import numpy as np
 
 from vitnp import options
 from vitnp.errors import OutputError, UsageError
-from vitnp.io import write
+from vitnp.io import color, write
+from vitnp.io.geotiff import write_geotiff
 from vitnp.io.label_png import write_labels
+from vitnp.io.metadata import Metadata
 from vitnp.io.stamp import is_own_output
-from vitnp.masks import overlay
+from vitnp.masks import backdrop, overlay
+from vitnp.masks.cutout import box_with_margin, cutout
+from vitnp.masks.cutout_options import BLUR, DEFAULT_CUTOUT, CutoutOptions
 from vitnp.masks.instance import Instance
 from vitnp.method.instances import Instances
 
@@ -39,6 +44,10 @@ class Result(Protocol):
     @property
     def opacity(self) -> np.ndarray | None:
         """(height, width) uint8, None if nothing transparent was kept out of the mask."""
+
+    @property
+    def metadata(self) -> Metadata:
+        """Resolution and georeference of the photograph."""
 
     @property
     def mask(self) -> np.ndarray:
@@ -91,22 +100,73 @@ class OutputWriter(NamedTuple):
     write : callable
         ``write(path, result, stamp)``; the stamp goes into the file, see :mod:`vitnp.io.stamp`. A format that cannot
         hold text is stamped by :func:`vitnp.io.write.write_sidecar`.
+    georeferenced_suffix : str
+        The suffix for photographs with a georeference; empty if it is the same.
     """
 
     suffix: str
     write: Callable[[Path, Result, Stamp], None]
+    georeferenced_suffix: str = ""
+
+    def ending(self, georeferenced: bool) -> str:
+        """Return the suffix for a photograph with or without a georeference."""
+        return (georeferenced and self.georeferenced_suffix) or self.suffix
+
+
+def render_cutout(result: Result, options: CutoutOptions) -> tuple[np.ndarray, tuple[int, int]]:
+    """Return the cutout of a result, and where its first pixel is in the photograph.
+
+    Returns
+    -------
+    (height, width, 4 or 3) uint8
+        RGBA on a transparent background, else RGB; in the photograph's color space.
+    (int, int)
+        Left and top.
+    """
+    pixels = cutout(result.image, result.soft, result.opacity)
+    left, top, right, bottom = 0, 0, pixels.shape[1], pixels.shape[0]
+    if options.margin is not None:
+        margin, percent = options.margin
+        left, top, right, bottom = box_with_margin(pixels[..., 3], margin, percent=percent)
+    box = slice(top, bottom), slice(left, right)
+    if options.background == BLUR:
+        pixels = backdrop.over_picture(pixels[box], backdrop.blurred_background(result.image, pixels[..., 3])[box])
+    elif options.color is not None:
+        pixels = backdrop.over_color(pixels[box], color.from_srgb(options.color, result.profile))
+    else:
+        pixels = pixels[box]
+    return pixels, (left, top)
+
+
+def _write_picture(
+    path: Path, pixels: np.ndarray, metadata: Metadata, stamp: Stamp, *, profile: bytes | None = None
+) -> None:
+    """Write a PNG with the photograph's resolution, or if its name says so a GeoTIFF."""
+    if path.suffix == ".tif":
+        write_geotiff(path, pixels, metadata.georeference, stamp, profile=profile, dpi=metadata.dpi)
+    else:
+        write.write_png(path, pixels, stamp, profile=profile, dpi=metadata.dpi)
+
+
+def _write_mask(path: Path, result: Result, stamp: Stamp) -> None:
+    _write_picture(path, result.mask, result.metadata, stamp)
 
 
 def _write_overlay(path: Path, result: Result, stamp: Stamp) -> None:
-    write.write_png(path, overlay.overlay(result.image, result.mask), stamp, profile=result.profile)
+    _write_picture(path, overlay.overlay(result.image, result.mask), result.metadata, stamp, profile=result.profile)
 
 
-def _write_cutout(path: Path, result: Result, stamp: Stamp) -> None:
+def _write_cutout(path: Path, result: Result, stamp: Stamp, options: CutoutOptions = DEFAULT_CUTOUT) -> None:
     # Those of single objects come first: while the file of all exists, they do too.
     if result.instances is not None:
         _write_object_cutouts(path, result, stamp)
-    rgba = overlay.cutout(result.image, result.soft, result.opacity)
-    write.write_png(path, rgba, stamp, profile=result.profile)
+    pixels, corner = render_cutout(result, options)
+    metadata = result.metadata.cropped(*corner)
+    _write_picture(path, pixels, metadata, {**stamp, **options.stamp}, profile=result.profile)
+
+
+def _write_soft(path: Path, result: Result, stamp: Stamp) -> None:
+    _write_picture(path, result.soft, result.metadata, stamp)
 
 
 def _write_object_cutouts(path: Path, result: Result, stamp: Stamp) -> None:
@@ -117,7 +177,7 @@ def _write_object_cutouts(path: Path, result: Result, stamp: Stamp) -> None:
     OutputError
         If a file of another program is in the way, or one cannot be written.
     """
-    files = [path.with_name(f"{path.stem}_{number}{path.suffix}") for number in range(1, options.MAX_OBJECTS + 1)]
+    files = [path.with_name(f"{path.stem}_{number}.png") for number in range(1, options.MAX_OBJECTS + 1)]
     count = len(result.objects)
     for file in files[:count]:
         if os.path.lexists(file) and not is_own_output(file):
@@ -152,10 +212,10 @@ def _write_objects(path: Path, result: Result, stamp: Stamp) -> None:
 
 
 WRITERS: dict[str, OutputWriter] = {
-    "mask": OutputWriter("_mask.png", lambda path, result, stamp: write.write_png(path, result.mask, stamp)),
+    "mask": OutputWriter("_mask.png", _write_mask, "_mask.tif"),
     "overlay": OutputWriter("_overlay.png", _write_overlay),
-    "cutout": OutputWriter("_cutout.png", _write_cutout),
-    "soft": OutputWriter("_soft.png", lambda path, result, stamp: write.write_png(path, result.soft, stamp)),
+    "cutout": OutputWriter("_cutout.png", _write_cutout, "_cutout.tif"),
+    "soft": OutputWriter("_soft.png", _write_soft, "_soft.tif"),
     "score": OutputWriter("_score.npy", lambda path, result, stamp: write.write_npy(path, result.score, stamp)),
     "keys": OutputWriter("_keys.npy", lambda path, result, stamp: write.write_npy(path, result.keys, stamp)),
     "npz": OutputWriter(".npz", _write_npz),
@@ -175,7 +235,9 @@ class ExactFile(os.PathLike[str]):
         return os.fspath(self.path)
 
 
-def output_paths(stem: str | os.PathLike[str], which: Iterable[str], *, labels: bool = False) -> dict[str, Path]:
+def output_paths(
+    stem: str | os.PathLike[str], which: Iterable[str], *, labels: bool = False, georeferenced: bool = False
+) -> dict[str, Path]:
     """Return the paths of a photograph's outputs, by kind.
 
     Parameters
@@ -186,6 +248,8 @@ def output_paths(stem: str | os.PathLike[str], which: Iterable[str], *, labels: 
         Among :data:`vitnp.options.OUTPUTS`.
     labels : bool
         Whether there are classes, and so a label image too; an :class:`ExactFile` has none.
+    georeferenced : bool
+        Whether the photograph is a GeoTIFF, see :func:`vitnp.io.georeference.is_georeferenced`.
 
     Raises
     ------
@@ -206,19 +270,33 @@ def output_paths(stem: str | os.PathLike[str], which: Iterable[str], *, labels: 
             raise UsageError(f"one file holds one output, got {', '.join(which)}")
         return {which[0]: stem.path}
     which += ["labels"] * labels
-    return {name: Path(f"{os.fspath(stem)}{WRITERS[name].suffix}") for name in which}
+    return {name: Path(f"{os.fspath(stem)}{WRITERS[name].ending(georeferenced)}") for name in which}
 
 
-def write_outputs(result: Result, stem: str | os.PathLike[str], which: Iterable[str]) -> dict[str, Path]:
+def expected_stamp(name: str, stamp: Stamp, cutout_options: CutoutOptions = DEFAULT_CUTOUT) -> dict[str, str]:
+    """Return the stamp of an output: that of its result, and in a cutout the options that made it."""
+    return {**stamp, **(cutout_options.stamp if name == "cutout" else {})}
+
+
+def write_outputs(
+    result: Result,
+    stem: str | os.PathLike[str],
+    which: Iterable[str],
+    cutout_options: CutoutOptions = DEFAULT_CUTOUT,
+) -> dict[str, Path]:
     """Write the outputs of a photograph beside each other; see :meth:`vitnp.result.Segmentation.save`."""
     which = tuple(which)
-    paths = output_paths(stem, which, labels=result.labels is not None)
+    georeferenced = result.metadata.georeference is not None
+    paths = output_paths(stem, which, labels=result.labels is not None, georeferenced=georeferenced)
     write.make_folder(Path(stem).parent)
     write.check_names(paths.values())
     stamp = result.stamp
+    writers = {name: WRITERS[name].write for name in paths}
+    if "cutout" in paths:
+        writers["cutout"] = functools.partial(_write_cutout, options=cutout_options)
+    if "npz" in paths and "keys" in paths:
+        writers["npz"] = _write_npz_with_keys
     with write.writing_together(Path(stem).parent):
         for name, path in paths.items():
-            # If both are asked for, the npz file holds the keys too.
-            writer = _write_npz_with_keys if name == "npz" and "keys" in which else WRITERS[name].write
-            writer(path, result, stamp)
+            writers[name](path, result, stamp)
     return paths

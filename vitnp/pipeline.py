@@ -372,6 +372,7 @@ def segment_features(
         device=kernels.name_of(kernels.device_of(patches.score)),
         profile=image.profile,
         opacity=image.opacity,
+        metadata=image.metadata,
     )
     if parameters.get("instances"):
         instances = find_instances(

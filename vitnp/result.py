@@ -15,8 +15,11 @@ import numpy as np
 
 from vitnp import outputs
 from vitnp.errors import UsageError
+from vitnp.io.metadata import NO_METADATA, Metadata
 from vitnp.io.stamp import canonical_json, parameters_hash
 from vitnp.masks import boxes, overlay
+from vitnp.masks.cutout import cutout
+from vitnp.masks.cutout_options import CutoutOptions
 from vitnp.masks.instance import Instance
 from vitnp.masks.plot import plot
 from vitnp.masks.region import Region, regions_of
@@ -72,6 +75,8 @@ class Segmentation:
         Alpha channel of a transparent picture, if transparent parts were kept out of the mask (``alpha="mask"``).
     instances : Instances, optional
         The separated objects as one array, if they were asked for; see :attr:`objects`.
+    metadata : Metadata
+        Resolution and georeference of the photograph, which its pictures carry.
     """
 
     image: np.ndarray
@@ -90,6 +95,7 @@ class Segmentation:
     profile: bytes | None = None
     opacity: np.ndarray | None = None
     instances: Instances | None = None
+    metadata: Metadata = NO_METADATA
 
     def __repr__(self) -> str:
         height, width = self.mask.shape
@@ -151,7 +157,7 @@ class Segmentation:
     def _cutout_of(self, mask: np.ndarray) -> Image.Image:
         """Return the cutout of one object."""
         soft = keep_objects(self.soft, mask)
-        return _with_profile(overlay.cutout(self.image, soft, self.opacity), self.profile)
+        return self._picture(cutout(self.image, soft, self.opacity))
 
     def boxes(self) -> list[tuple[int, int, int, int]]:
         """Return bounding boxes of the mask's 8-connected components, the largest component first.
@@ -166,11 +172,30 @@ class Segmentation:
 
     def overlay(self) -> Image.Image:
         """Return the photograph with the mask's outline and a tint, in the photograph's color space."""
-        return _with_profile(overlay.overlay(self.image, self.mask), self.profile)
+        return self._picture(overlay.overlay(self.image, self.mask))
 
-    def cutout(self) -> Image.Image:
-        """Return the photograph with the soft map as its alpha channel, RGBA, in the photograph's color space."""
-        return _with_profile(overlay.cutout(self.image, self.soft, self.opacity), self.profile)
+    def cutout(self, *, background: str = "transparent", crop: str | float | None = None) -> Image.Image:
+        """Cut out the object, in the photograph's color space: colors of its own up to a soft edge, and no specks.
+
+        Parameters
+        ----------
+        background : str
+            "transparent" gives RGBA. "blur", the photograph's own background, blurred, and opaque colors in sRGB as CSS
+            writes them ("white", "#ff8800") give RGB.
+        crop : str or float, optional
+            Crop to the object's bounding box and a margin around it: in pixels, or in percent of the box's longer side
+            such as "5%"; 0 is the box itself. By default the cutout has the photograph's size.
+
+        Raises
+        ------
+        UsageError
+            If a value is not allowed.
+
+        Examples
+        --------
+        >>> vitnp.segment_image("cat.jpg").cutout(background="white", crop="5%")    # doctest: +SKIP
+        """
+        return self._picture(outputs.render_cutout(self, CutoutOptions(background, crop))[0])
 
     def plot(self, ax: Any = None) -> Any:
         """Draw the overlay on an axes of matplotlib, a new one by default, and return the axes.
@@ -249,7 +274,14 @@ class Segmentation:
             ],
         }
 
-    def save(self, stem: str | os.PathLike[str], which: Iterable[str] = ("mask", "overlay")) -> dict[str, Path]:
+    def save(
+        self,
+        stem: str | os.PathLike[str],
+        which: Iterable[str] = ("mask", "overlay"),
+        *,
+        background: str = "transparent",
+        crop: str | float | None = None,
+    ) -> dict[str, Path]:
         """Write results to files beside each other.
 
         Parameters
@@ -260,6 +292,9 @@ class Segmentation:
             Among "mask" (0 or 255), "overlay", "cutout" (RGBA), "soft" (16-bit PNG), "score" and "keys" (patch grid,
             .npy), "npz" (mask, score, metadata, and keys if they are named too) and "objects" (a palette PNG, objects
             from 1). With separated objects "cutout" writes one more file for each of them: NAME_cutout_1.png, ...
+            Of a GeoTIFF, mask, soft and cutout are GeoTIFF files too.
+        background, crop
+            As for :meth:`cutout`.
 
         Returns
         -------
@@ -269,7 +304,7 @@ class Segmentation:
         Raises
         ------
         UsageError
-            If a name is not one of these.
+            If a name is not one of these, or a value is not allowed.
         OutputError
             If a file cannot be written; no incomplete file is left behind.
 
@@ -278,14 +313,15 @@ class Segmentation:
         >>> vitnp.segment_image("cat.jpg").save("out/cat", ["mask", "cutout"])      # doctest: +SKIP
         {'mask': PosixPath('out/cat_mask.png'), 'cutout': PosixPath('out/cat_cutout.png')}
         """
-        return outputs.write_outputs(self, stem, which)
+        return outputs.write_outputs(self, stem, which, CutoutOptions(background, crop))
 
+    def _picture(self, pixels: np.ndarray) -> Image.Image:
+        """Return a PIL image that is saved with the photograph's color profile and resolution."""
+        from PIL import Image
 
-def _with_profile(pixels: np.ndarray, profile: bytes | None) -> Image.Image:
-    """Return a PIL image that is saved with a color profile."""
-    from PIL import Image
-
-    image = Image.fromarray(pixels)
-    if profile is not None:
-        image.info["icc_profile"] = profile
-    return image
+        image = Image.fromarray(np.ascontiguousarray(pixels))
+        if self.profile is not None:
+            image.info["icc_profile"] = self.profile
+        if self.metadata.dpi is not None:
+            image.info["dpi"] = self.metadata.dpi
+        return image

@@ -24,6 +24,7 @@ MODULES = {
     "bilateral_grid": ("grid_neighbors",),
     "similarity": ("similarity", "similarity_top"),
     "codegen.workspace": ("temporary",),
+    "foreground": ("foreground_sweeps",),
     "lattice": ("permutohedral_lattice", "lattice_filter", "normalize_lattice", "mean_field"),
 }
 _MODULE_OF = {name: module for module, names in MODULES.items() for name in names}

@@ -15,6 +15,7 @@ from PIL import Image
 from scipy import ndimage
 
 from vitnp.cli.segment import main
+from vitnp.errors import UsageError
 
 
 def picture_of(path) -> Image.Image:
@@ -113,6 +114,47 @@ def test_every_kind_of_output(tmp_path):
     assert files(tmp_path / "o") == names
     assert picture_of(tmp_path / "o" / "a_cutout.png").mode == "RGBA"
     assert np.load(tmp_path / "o" / "a_keys.npy").shape == (6, 8, 192)
+
+
+def test_cutouts_on_a_color_and_cropped(tmp_path):
+    photograph(tmp_path / "a.png")
+    assert fast(tmp_path / "a.png", "--save", "cutout", "--background", "#f80", "--crop") == 0
+    with Image.open(tmp_path / "a_cutout.png") as cropped:
+        assert cropped.mode == "RGB"
+        assert cropped.width < 96 and cropped.height < 72
+        size = cropped.size
+    assert fast(tmp_path / "a.png", "--save", "cutout", "--crop", "10%") == 0  # other options: it is done again
+    with Image.open(tmp_path / "a_cutout.png") as larger:
+        assert larger.mode == "RGBA"
+        assert larger.size > size
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--background", "bluu"], 'background must be "transparent", "blur" or an opaque color such as white'),
+        (["--crop=-3"], "--crop must be a margin in pixels or percent, such as 20 or 5%, got '-3'"),
+        (["--crop", "5", "--save", "mask"], "--background and --crop change cutouts; add cutout to the list of --save"),
+    ],
+)
+def test_options_of_cutouts_that_are_not_allowed(tmp_path, capsys, options, message):
+    photograph(tmp_path / "a.png")
+    with pytest.raises((SystemExit, UsageError)) as error:
+        fast(tmp_path / "a.png", "--save", "cutout", *options)
+    assert message in capsys.readouterr().err + str(error.value)
+    assert files(tmp_path) == {"a.png"}
+
+
+def test_cutouts_of_a_set(tmp_path):
+    for seed in range(2):
+        photograph(tmp_path / "in" / f"{seed}.png", seed=seed)
+    command = ["--levels", "all", "--out", tmp_path / "out", "--save", "cutout", "--background"]
+    for background in ("white", "blur"):  # the second run is another one
+        assert fast(tmp_path / "in", *command, background) == 0
+        before = (tmp_path / "out" / "0_cutout.png").stat().st_mtime_ns
+        assert picture_of(tmp_path / "out" / "0_cutout.png").mode == "RGB"
+    assert fast(tmp_path / "in", *command, "blur") == 0  # and the third one nothing new
+    assert (tmp_path / "out" / "0_cutout.png").stat().st_mtime_ns == before
 
 
 def test_json_describes_the_result(tmp_path, capsys):

@@ -13,7 +13,7 @@ from vitnp.features.store import FeatureStore
 from vitnp.features.stream import extract_to_store
 from vitnp.io import decode
 from vitnp.masks.alpha import opaque_part, without_white
-from vitnp.masks.overlay import cutout
+from vitnp.masks.cutout import cutout
 
 RGBA = np.array([[[200, 100, 0, 255], [200, 100, 0, 0], [200, 100, 0, 51]]], np.uint8)
 OVER_WHITE = [[200, 100, 0], [255, 255, 255], [244, 224, 204]]

@@ -309,7 +309,7 @@ def test_overlay_and_cutout_keep_colors_and_profile(tmp_path, builtin):
         assert "icc_profile" not in picture.info
     with Image.open(files["cutout"]) as picture:
         rgba = np.asarray(picture)
-    assert (rgba[..., :3][rgba[..., 3] > 0] == scene()[rgba[..., 3] > 0]).all()
+    assert (rgba[..., :3][rgba[..., 3] == 255] == scene()[rgba[..., 3] == 255]).all()
     # Of sRGB there is no profile, and nothing in the files changes.
     Image.fromarray(scene()).save(tmp_path / "b.png")
     plain = segment_image(tmp_path / "b.png", builtin, short_side=96).save(tmp_path / "b", ["overlay"])

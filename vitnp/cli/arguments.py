@@ -6,7 +6,7 @@ import argparse
 import contextlib
 import functools
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -16,6 +16,7 @@ from vitnp.options import EXPORT_FORMATS, MIN_PHOTOGRAPHS_FOR_A_SET, OPTIONS, Op
 
 if TYPE_CHECKING:
     from vitnp.io.find import Photograph
+    from vitnp.masks.cutout_options import CutoutOptions
     from vitnp.method.collection import Collection
     from vitnp.vit.model import ViT
 
@@ -44,7 +45,12 @@ def add_options(parser: argparse.ArgumentParser, title: str, *names: str, **chan
     group = parser.add_argument_group(title)
     for name in names:
         option = OPTIONS[name]
-        keywords = {"dest": name, "default": option.default, "help": option.help, **changes.get(name, {})}
+        keywords = {
+            "dest": name,
+            "default": option.default,
+            "help": option.help.replace("%", "%%"),
+            **changes.get(name, {}),
+        }
         if option.type is bool:
             keywords["action"] = "store_true"
         else:
@@ -102,6 +108,31 @@ def settings(args: argparse.Namespace) -> Settings:
 def _instances(args: argparse.Namespace) -> bool:
     """Return --instances, which only commands that list objects have."""
     return bool(getattr(args, "instances", False))
+
+
+def cutout_options(args: argparse.Namespace) -> CutoutOptions:
+    """Return the options of cutouts.
+
+    Raises
+    ------
+    UsageError
+        If the background is neither a color nor one of the words.
+    """
+    from vitnp.masks.cutout_options import CutoutOptions
+
+    return CutoutOptions(args.background, args.crop)
+
+
+def check_cutout_options(args: argparse.Namespace, which: Sequence[str]) -> None:
+    """Check that --background and --crop are allowed, and that cutouts are written if they are given.
+
+    Raises
+    ------
+    UsageError
+        If not.
+    """
+    if cutout_options(args).stamp and "cutout" not in which:
+        raise UsageError("--background and --crop change cutouts; add cutout to the list of --save, or leave them out")
 
 
 def n_threads(args: argparse.Namespace) -> int:

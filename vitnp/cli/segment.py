@@ -38,7 +38,7 @@ def build_parser() -> argparse.ArgumentParser:
         epilog=shared.EXIT_STATUSES,
     )
     parser.add_argument("photographs", nargs="+", metavar="PHOTO", help=argparse.SUPPRESS)
-    arguments.add_options(parser, "output", "out", "save", "overwrite")
+    arguments.add_options(parser, "output", "out", "save", "background", "crop", "overwrite")
     arguments.add_options(parser, "network", *arguments.NETWORK)
     arguments.add_options(parser, "method", *arguments.METHOD, "instances")
     arguments.add_options(
@@ -134,6 +134,7 @@ def _check_options(args: argparse.Namespace, which: Sequence[str]) -> None:
         raise UsageError("--save objects needs separated objects; give --instances, or --objects N")
     if arguments.formats(args) and args.out is None:
         raise UsageError("--format writes folders into the output folder; give --out DIR")
+    arguments.check_cutout_options(args, which)
     fits = args.n_classes or args.save_collection
     if arguments.names_collection(args) and (fits or args.levels in ("all", "image")):
         raise UsageError(
@@ -176,6 +177,7 @@ def _segment_single(
         overwrite=args.overwrite,
         n_threads=args.n_threads,
         batch=args.batch,
+        cutout=arguments.cutout_options(args),
     )
     yield from shared.progress(outcomes, len(photographs), quiet=args.quiet)
 
@@ -208,6 +210,7 @@ def _segment_set(
             overwrite=args.overwrite,
             unread=unread,
             save_collection=args.save_collection,
+            cutout=arguments.cutout_options(args),
         )
         try:
             yield from run.outcomes()

@@ -119,8 +119,9 @@ class Parser(argparse.ArgumentParser):
 
 
 def _is_number(text: str) -> bool:
+    """Tell whether a text is a number or a percentage."""
     try:
-        float(text)
+        float(text.removesuffix("%"))
     except ValueError:
         return False
     return True

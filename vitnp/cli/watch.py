@@ -30,7 +30,7 @@ def build_parser() -> argparse.ArgumentParser:
         epilog=shared.EXIT_STATUSES,
     )
     parser.add_argument("folder", type=Path, metavar="FOLDER", help=argparse.SUPPRESS)
-    arguments.add_options(parser, "output", "out", "save", "overwrite")
+    arguments.add_options(parser, "output", "out", "save", "background", "crop", "overwrite")
     arguments.add_options(parser, "network", *arguments.NETWORK)
     arguments.add_options(parser, "method", *arguments.METHOD, "collection")
     arguments.add_options(parser, "run", "n_threads", "quiet", "json")
@@ -42,6 +42,7 @@ def _watch(args: argparse.Namespace) -> int:
     which = [name for name in dict.fromkeys(args.save.split(",")) if name]
     if not which or not set(which) <= set(OUTPUTS):
         raise UsageError(f"--save must list some of {enumerate_words(OUTPUTS)}, got {args.save}")
+    arguments.check_cutout_options(args, which)
     if not args.folder.is_dir():
         raise UsageError(f"{args.folder}: this is not a folder; name one that exists")
     observer_class = _observer_class()
@@ -142,6 +143,7 @@ def _segment_paths(paths: list[Path], args: argparse.Namespace, vit: Any, collec
         collection=collection,
         overwrite=args.overwrite,
         n_threads=args.n_threads,
+        cutout=arguments.cutout_options(args),
     )
     for outcome in outcomes:
         error: VitnpError | OutputError | None = outcome.error

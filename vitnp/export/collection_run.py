@@ -30,10 +30,12 @@ from vitnp.export.rewrite import set_polygons
 from vitnp.export.run_record import failure_records, run_record
 from vitnp.export.writer import Writer
 from vitnp.io import find, label_png, stamp, write
+from vitnp.io.georeference import is_georeferenced
 from vitnp.io.part_files import remove_abandoned
 from vitnp.kernels.stopwatch import Stopwatch
+from vitnp.masks.cutout_options import DEFAULT_CUTOUT, CutoutOptions
 from vitnp.method.collection import Collection
-from vitnp.outputs import output_paths
+from vitnp.outputs import output_paths, write_outputs
 from vitnp.result import Segmentation
 from vitnp.segmenter import Segmenter
 
@@ -61,6 +63,8 @@ class CollectionRun:
         Failures before the run, for its record.
     save_collection : Path, optional
         File of the fitted collection.
+    cutout : CutoutOptions
+        Background and crop of cutouts.
 
     Attributes
     ----------
@@ -84,6 +88,7 @@ class CollectionRun:
     overwrite: bool = False
     unread: Sequence[VitnpError] = ()
     save_collection: Path | None = None
+    cutout: CutoutOptions = DEFAULT_CUTOUT
     unchanged: bool = dataclasses.field(default=False, init=False)
     finished: bool = dataclasses.field(default=False, init=False)
 
@@ -185,7 +190,14 @@ class CollectionRun:
         outcomes = None
         if keys is not None and keys.settings == self._settings_hash:
             outcomes = EarlierRun(
-                keys, self.segmenter, self.photographs, self.stems, self.which, self.out, self.save_collection
+                keys,
+                self.segmenter,
+                self.photographs,
+                self.stems,
+                self.which,
+                self.out,
+                self.save_collection,
+                self.cutout,
             ).outcomes()
         if outcomes is None:
             try:
@@ -206,6 +218,7 @@ class CollectionRun:
                 # Relative, so that another spelling of the same folder makes no difference.
                 "stems": [os.path.relpath(stem, self.out) for stem in self.stems],
                 "save": self.which,
+                "cutout": self.cutout.stamp,
             }
         )
 
@@ -215,12 +228,12 @@ class CollectionRun:
         """Write a photograph's outputs as soon as its mask is known; called from several threads."""
         try:
             # The label image is written at the end, but its name is known.
-            files = output_paths(self.stems[index], self.which, labels=self.segmenter.n_classes is not None)
+            files = self._files(index)
             write.check_names(files.values())
             if not self.overwrite:
                 stamp.refuse_foreign(files.values())
             clock = Stopwatch()
-            result.save(self.stems[index], self.which)
+            write_outputs(result, self.stems[index], self.which, self.cutout)
             clock.lap("write")
         except OutputError as error:
             self._errors[index] = error
@@ -231,6 +244,12 @@ class CollectionRun:
         if not result.share:
             self._empty.add(index)
 
+    def _files(self, index: int) -> dict[str, Path]:
+        """Return the paths of a photograph's outputs, by kind."""
+        georeferenced = is_georeferenced(self.photographs[index].path)
+        has_classes = self.segmenter.n_classes is not None
+        return output_paths(self.stems[index], self.which, labels=has_classes, georeferenced=georeferenced)
+
     def _finish(self, index: int, writers: Sequence[Writer]) -> Outcome:
         """Write what depends on the classes: the label image, and the outputs of the collection."""
         path = self.photographs[index].path
@@ -238,7 +257,7 @@ class CollectionRun:
             if index in self._errors:
                 raise self._errors[index]
             has_classes = self.segmenter.n_classes is not None
-            files = output_paths(self.stems[index], self.which, labels=has_classes)
+            files = self._files(index)
             photograph = fitted_record(
                 self.segmenter, index, self.photographs[index], files, empty=index in self._empty
             )

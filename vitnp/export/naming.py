@@ -18,6 +18,9 @@ from vitnp.outputs import WRITERS
 # Names of devices, which Windows does not allow for files, whatever their extension.
 _RESERVED = re.compile(r"(con|prn|aux|nul|(com|lpt)[1-9\u00b9\u00b2\u00b3]) *(\.|$)", re.IGNORECASE)
 
+# What names of outputs may end in.
+_SUFFIXES = tuple({writer.ending(georeferenced) for writer in WRITERS.values() for georeferenced in (False, True)})
+
 # Hexadecimal digits of the hash in a name.
 _HASH_DIGITS = 8
 
@@ -64,7 +67,7 @@ def output_stems(photographs: Sequence[Photograph], out_dir: str | os.PathLike[s
             groups[name].append(index)
         moving: list[int] = []
         for name, group in groups.items():
-            if len(group) > 1 or any(name + writer.suffix in inputs for writer in WRITERS.values()):
+            if len(group) > 1 or any(name + suffix in inputs for suffix in _SUFFIXES):
                 # Change those that have changed least so far.
                 least = min(steps[index] for index in group)
                 moving += [index for index in group if steps[index] == least]

@@ -16,11 +16,13 @@ from vitnp.features.record import FeatureRecord
 from vitnp.io import headers, stamp, write
 from vitnp.io.decode import DecodedImage
 from vitnp.io.find import Photograph
+from vitnp.io.georeference import is_georeferenced
 from vitnp.io.part_files import remove_abandoned
 from vitnp.kernels.stopwatch import Stopwatch
 from vitnp.kernels.threads import blas, pool
+from vitnp.masks.cutout_options import DEFAULT_CUTOUT, CutoutOptions
 from vitnp.method.collection import Collection
-from vitnp.outputs import ExactFile, output_paths
+from vitnp.outputs import ExactFile, expected_stamp, output_paths, write_outputs
 from vitnp.pipeline import ImagePipeline, image_memory_error
 from vitnp.result import Segmentation
 from vitnp.vit.model import ViT
@@ -42,6 +44,7 @@ def segment_files(
     overwrite: bool = False,
     n_threads: int = 1,
     batch: int | None = None,
+    cutout: CutoutOptions = DEFAULT_CUTOUT,
 ) -> Generator[Outcome, None, None]:
     """Segment photographs and write their outputs, in the order given.
 
@@ -68,6 +71,8 @@ def segment_files(
     batch : int, optional
         Maximum number of photographs in a GPU's network at once, see
         :func:`vitnp.features.batching.through_network`.
+    cutout : CutoutOptions
+        Background and crop of cutouts.
 
     Yields
     ------
@@ -90,7 +95,7 @@ def segment_files(
         )
     for folder in {Path(stem).parent for stem in stems}:
         remove_abandoned(folder)
-    run = _Run(pipeline, tuple(which), overwrite)
+    run = _Run(pipeline, tuple(which), overwrite, cutout)
     jobs = [
         _ImageJob(index, path=photograph.path, stem=stem)
         for index, (photograph, stem) in enumerate(zip(photographs, stems))
@@ -122,6 +127,7 @@ class _Run:
     pipeline: ImagePipeline
     which: tuple[str, ...]
     overwrite: bool
+    cutout: CutoutOptions
     writable: set[Path] = dataclasses.field(default_factory=set)  # folders that have been checked
 
     def process(self, job: _ImageJob) -> Outcome:
@@ -211,13 +217,14 @@ class _Run:
         """
         collection = self.pipeline.collection
         labels = collection is not None and collection.prototypes is not None
-        files = output_paths(job.stem, self.which, labels=labels)
+        georeferenced = is_georeferenced(job.path)
+        files = output_paths(job.stem, self.which, labels=labels, georeferenced=georeferenced)
         if not self.overwrite:
             expected = {
                 "vitnp:parameters": stamp.parameters_hash(self.pipeline.parameters),
                 "vitnp:photograph": headers.file_hash(job.path),
             }
-            if all(stamp.stamp(file) == expected for file in files.values()):
+            if all(stamp.stamp(file) == expected_stamp(kind, expected, self.cutout) for kind, file in files.items()):
                 return Outcome(job.path, files)
             stamp.refuse_foreign(files.values())
         self.check_writable(files)
@@ -253,7 +260,7 @@ class _Run:
     def write(self, job: _ImageJob, result: Segmentation) -> Outcome:
         """Write the outputs of a photograph."""
         clock = Stopwatch()
-        files = result.save(job.stem, self.which)
+        files = write_outputs(result, job.stem, self.which, self.cutout)
         clock.lap("write")
         return Outcome(job.path, files, facts=Facts.of(result, clock.seconds), capped=result.capped)
 

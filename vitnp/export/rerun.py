@@ -13,9 +13,11 @@ from vitnp.export.collection_outputs import outputs_of
 from vitnp.export.outcome import Outcome
 from vitnp.io import decode, headers, stamp
 from vitnp.io.find import Photograph
+from vitnp.io.georeference import is_georeferenced
 from vitnp.kernels.threads import pool
+from vitnp.masks.cutout_options import DEFAULT_CUTOUT, CutoutOptions
 from vitnp.method.collection import Collection
-from vitnp.outputs import output_paths
+from vitnp.outputs import expected_stamp, output_paths
 from vitnp.segmenter import Segmenter
 
 
@@ -76,6 +78,8 @@ class EarlierRun:
         Folder of the outputs of the collection.
     save_collection : Path, optional
         File of the fitted collection.
+    cutout : CutoutOptions
+        Background and crop of cutouts.
     """
 
     keys: RerunKeys
@@ -85,6 +89,7 @@ class EarlierRun:
     which: Sequence[str]
     out: Path
     save_collection: Path | None = None
+    cutout: CutoutOptions = DEFAULT_CUTOUT
 
     def outcomes(self) -> list[Outcome] | None:
         """Return the outcomes of all photographs if every output exists and is up to date, else None."""
@@ -117,16 +122,22 @@ class EarlierRun:
     def _outcome(self, index: int) -> tuple[Outcome | None, str | None]:
         """Return the outcome of a photograph and its fingerprint; no outcome if there is work to do."""
         path, has_classes = self.photographs[index].path, self.segmenter.n_classes is not None
-        files = output_paths(self.stems[index], self.which, labels=has_classes)
+        georeferenced = is_georeferenced(path)
+        files = output_paths(self.stems[index], self.which, labels=has_classes, georeferenced=georeferenced)
         try:
             fingerprint = headers.file_hash(path)
             if all(
-                stamp.stamp(file) == {
-                    "vitnp:parameters": self.keys.labels if kind == "labels" else self.keys.results,
-                    "vitnp:photograph": fingerprint,
-                }
+                stamp.stamp(file)
+                == expected_stamp(
+                    kind,
+                    {
+                        "vitnp:parameters": self.keys.labels if kind == "labels" else self.keys.results,
+                        "vitnp:photograph": fingerprint,
+                    },
+                    self.cutout,
+                )
                 for kind, file in files.items()
-            ):  # fmt: skip
+            ):
                 return Outcome(path, files), fingerprint
             decode.decode_image(path, max_pixels=self.segmenter.settings.max_pixels)
         except ImageError as error:  # a photograph that could not be read then, and cannot now

@@ -141,6 +141,26 @@ def to_srgb(rgb: np.ndarray, profile: bytes | None) -> np.ndarray:
     return result
 
 
+def from_srgb(color: tuple[int, int, int], profile: bytes | None) -> tuple[int, int, int]:
+    """Return a color of sRGB, 0 to 255, as pixels with a profile of RGB have it.
+
+    Examples
+    --------
+    >>> from_srgb((255, 136, 0), None)
+    (255, 136, 0)
+    """
+    if profile is None:
+        return color
+    from PIL import Image, ImageCms
+
+    source, target = ImageCms.createProfile("sRGB"), ImageCms.ImageCmsProfile(io.BytesIO(profile))
+    flags: Any = _BLACK_POINT_COMPENSATION
+    intent = ImageCms.Intent.RELATIVE_COLORIMETRIC
+    convert = ImageCms.buildTransform(source, target, "RGB", "RGB", intent, flags)
+    red, green, blue = np.asarray(convert.apply(Image.new("RGB", (1, 1), color)))[0, 0].tolist()
+    return red, green, blue
+
+
 def embedded_profile(image: Image.Image, code_points: tuple[int, int] | None = None) -> bytes | None:
     """Return the ICC profile of a loaded image, or one made from what the file says in numbers; None if it is sRGB.
 

@@ -17,6 +17,7 @@ from vitnp.errors import ImageError
 from vitnp.io import chunks, color
 from vitnp.io.headers import FORMATS, damaged, file_hash, open_header, pixels_of, stored_size, unopened
 from vitnp.io.inputs import as_photograph
+from vitnp.io.metadata import NO_METADATA, Metadata, metadata_of
 from vitnp.io.modes import ColorConversion, band_to_rgb, over_white
 from vitnp.io.orientation import stored_view_of
 from vitnp.io.pillow_warnings import collected
@@ -46,12 +47,15 @@ class DecodedImage:
         Alpha channel; only if `alpha` was "mask" and the image has transparent parts.
     notices : tuple of str
         What a user should know about how the image was read: one sentence each, beginning with its name.
+    metadata : Metadata
+        Resolution and georeference, which outputs carry.
     """
 
     rgb: np.ndarray
     profile: bytes | None = None
     opacity: np.ndarray | None = None
     notices: tuple[str, ...] = ()
+    metadata: Metadata = NO_METADATA
 
     def log(self) -> None:
         """Log the notices."""
@@ -183,6 +187,8 @@ class _Decoder:
         try:
             _check_size(name, image.height, image.width, max_pixels)
             samples, code_points = self._read_header(max_pixels)
+            metadata, notice = metadata_of(image, from_file=self.file_format != "image")
+            self.notices += [notice] if notice else []
             image.load()
             # While loading, Pillow applies the orientation of a TIFF itself, and reads the PNG chunks after the pixels.
             _check_size(name, image.height, image.width, max_pixels)
@@ -195,7 +201,8 @@ class _Decoder:
         except Exception as error:
             raise damaged(name, self.file_format, error) from None
         self.notices += [f"Pillow warns: {message}" for message in self.warnings]
-        return DecodedImage(rgb, conversion.profile, opacity, tuple(f"{name}: {notice}" for notice in self.notices))
+        notices = tuple(f"{name}: {notice}" for notice in self.notices)
+        return DecodedImage(rgb, conversion.profile, opacity, notices, metadata)
 
     def _read_header(self, max_pixels: int) -> tuple[Samples, tuple[int, int] | None]:
         """Return the meaning of the samples and the code points of the colors, which Pillow does not tell."""

@@ -1,6 +1,6 @@
 """Stamps: entries by which vitnp recognizes the files that it wrote.
 
-PNG, .npy and .npz files hold their own stamp. Any other file may have one beside it, in a sidecar
+PNG, TIFF, .npy and .npz files hold their own stamp. Any other file may have one beside it, in a sidecar
 (:func:`vitnp.io.write.write_sidecar`).
 """
 
@@ -19,9 +19,10 @@ import numpy as np
 from vitnp.errors import OutputError
 
 _PNG = b"\x89PNG\r\n\x1a\n"
-_NUMPY = (b"\x93NUMPY", b"PK\x03\x04")
+# Formats whose readers ignore what comes after the data: NumPy, and TIFF of either byte order.
+_STAMPED_AT_END = (b"\x93NUMPY", b"PK\x03\x04", b"II*\0", b"MM\0*")
 
-# A stamp is a few hundred bytes near the start (PNG) or at the very end (npy, npz) of a file; no more is read.
+# A stamp is a few hundred bytes near the start (PNG) or at the very end (TIFF, npy, npz) of a file; no more is read.
 _STAMP_BYTES = 4096
 _STAMP_CHUNKS = 32
 
@@ -83,8 +84,8 @@ def stamp(path: str | os.PathLike[str]) -> dict[str, str] | None:
     Parameters
     ----------
     path : path
-        Any path. A PNG, .npy or .npz file holds its own stamp, by content, not by name; any other file has it in its
-        sidecar, which counts only while the file is unchanged.
+        Any path. A PNG, TIFF, .npy or .npz file holds its own stamp, by content, not by name; any other file has it in
+        its sidecar, which counts only while the file is unchanged.
 
     Returns
     -------
@@ -109,9 +110,11 @@ def _read_entries(file: BinaryIO, path: str | os.PathLike[str]) -> dict[str, str
     head = file.read(len(_PNG))
     if head == _PNG:
         return _png_text(file)
-    if head.startswith(_NUMPY):
+    if head.startswith(_STAMPED_AT_END):
         file.seek(-min(_STAMP_BYTES, file.seek(0, os.SEEK_END)), os.SEEK_END)
-        return _last_json(file.read())
+        entries = _last_json(file.read())
+        if entries:
+            return entries
     return _read_sidecar(path)
 
 

@@ -1,11 +1,10 @@
-"""Pictures of a result: overlay and cutout, computed in bands to save memory."""
+"""The overlay of a result, computed in bands to save memory."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from vitnp.kernels.constants import LUMA
-from vitnp.masks.alpha import without_white
 
 # Pixels per band: the temporary arrays of a band take some tens of megabytes.
 _BAND_PIXELS = 1 << 20
@@ -97,46 +96,3 @@ def _ramps(line: float, sigma: float) -> tuple[list[int], list[int], list[int]]:
 def _step(distance: np.ndarray) -> np.ndarray:
     """Return a ramp one pixel wide: 0 outside, 1 inside."""
     return (distance + 0.5).clip(0, 1)
-
-
-def cutout(rgb: np.ndarray, soft: np.ndarray, opacity: np.ndarray | None = None) -> np.ndarray:
-    """Cut out the object: the photograph with the soft map as its alpha channel.
-
-    The slope of the map is increased sixteenfold around 1/2, so that objects are opaque and only their edges are soft.
-    The color is zero where alpha is zero: no background color survives under transparent pixels. If the map reaches 1/2
-    nowhere, there is no object, and everything is transparent.
-
-    Parameters
-    ----------
-    rgb : array, shape (H, W, 3), uint8
-    soft : array, shape (H, W), uint16
-        Opaque from 17/32 of 65535, transparent up to 15/32; alpha >= 128 where soft >= 32768.
-    opacity : array, shape (H, W), uint8, optional
-        Alpha channel with which the photograph was composited over white. Its own colors are restored, so that edges of
-        objects get no white fringe, and it limits the alpha channel of the result.
-
-    Returns
-    -------
-    array, shape (H, W, 4), uint8
-
-    Examples
-    --------
-    >>> cutout(np.full((1, 2, 3), 9, np.uint8), np.array([[0, 65535]], np.uint16)).tolist()
-    [[[0, 0, 0, 0], [9, 9, 9, 255]]]
-    """
-    height, width = soft.shape
-    rgba = np.empty((height, width, 4), np.uint8)
-    rows = max(1, _BAND_PIXELS // width)
-    if soft.max(initial=0) < 32768:
-        rgba[:] = 0
-        return rgba
-    for top in range(0, height, rows):
-        band = slice(top, top + rows)
-        alpha = ((soft[band].astype(np.int32) - 32768) // 16 + 128).clip(0, 255).astype(np.uint8)
-        colors = rgb[band]
-        if opacity is not None:
-            colors = without_white(colors, opacity[band])
-            alpha = np.minimum(alpha, opacity[band])
-        rgba[band, :, 3] = alpha
-        np.multiply(colors, (alpha > 0)[..., None], out=rgba[band, :, :3])
-    return rgba
