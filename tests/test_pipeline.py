@@ -192,7 +192,7 @@ def test_save_writes_everything_with_a_stamp(tmp_path, result):
         np.testing.assert_array_equal(stored["keys"], result.keys)
         metadata = json.loads(str(stored["metadata"]))
     assert metadata["model"] == "vitnp_tiny" and metadata["seed"] == 0 and metadata["version"] == vitnp.__version__
-    assert len(metadata["sha256"]) == 64 and metadata["size"] == 448
+    assert len(metadata["sha256"]) == 64 and metadata["size"] == 320
 
 
 def test_npz_holds_keys_only_when_they_are_named(tmp_path, result):

@@ -103,7 +103,7 @@ def test_file_objects_are_read_once_and_kept(path):
     [
         ({"vit": 5}, "vit must be a ViT, the name of a model, or the path of a checkpoint, got int"),
         ({"collection": 5}, "collection must be a Collection, its file, 'auto' or None, got int"),
-        ({"refine": "best"}, "refine must be one of solver, crf, guided or none, got 'best'"),
+        ({"refine": "best"}, "refine must be one of solver, crf, guided, color or none, got 'best'"),
         ({"seed": "x"}, "seed must be a whole number"),
     ],
 )
