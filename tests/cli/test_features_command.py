@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import pathlib
@@ -16,9 +17,10 @@ import random_vit
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
-from vitnp import ViTConfig, load_vit, read_image
+from vitnp import ViT, ViTConfig, load_vit, read_image
 from vitnp.cli.features import main
 from vitnp.features.extract import extract
+from vitnp.io import write
 from vitnp.io.decode import file_hash
 
 
@@ -134,6 +136,21 @@ def test_foreign_files_are_replaced_only_with_overwrite(run, tmp_path, capsys, f
     assert mine.name in capsys.readouterr().err and mine.read_text() == "mine"
     assert run(tmp_path / "a.png", "--format", form, "--overwrite") == 0
     assert read(mine)[0]["keys"].shape == (4, 6, 64)
+
+
+def test_a_place_that_takes_no_file_is_found_before_the_network_runs(run, tmp_path, capsys, monkeypatch):
+    for name in ("a.png", "b.png"):
+        photograph(tmp_path / "in" / name)
+    (tmp_path / "full").mkdir()
+
+    def disk_full(folder):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(write, "check_writable", disk_full)
+    monkeypatch.setattr(ViT, "__call__", lambda *arguments, **options: pytest.fail("the network ran"))
+    assert run(tmp_path / "in", "--out", tmp_path / "full") == 2
+    assert capsys.readouterr().err.count("the disk is full; free some space or write elsewhere (2 times)") == 1
+    assert not files(tmp_path / "full")
 
 
 def test_names_that_collide_keep_their_extension(run, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
@@ -16,12 +17,13 @@ from vitnp.cli.main import main
 from vitnp.errors import OutputError, UsageError
 from vitnp.export.collection_outputs import CollectionInfo
 from vitnp.export.formats.brush_rle import encode_brush
-from vitnp.export.formats.folder import MARKER
 from vitnp.export.formats.settings import FormatSettings
 from vitnp.export.formats.table import FORMATS, export_formats
 from vitnp.export.photograph_record import PhotographRecord, RegionRecord
 from vitnp.export.results_file import Results, ResultsWriter
 from vitnp.export.rewrite import rewrite
+from vitnp.io.find import find_photographs
+from vitnp.io.stamp import EXPORT_MARKER
 from vitnp.masks.polygons import fill_polygon
 from vitnp.options import EXPORT_FORMATS
 
@@ -260,9 +262,38 @@ def test_nothing_half_written_and_nothing_foreign_replaced(out):
     with pytest.raises(OutputError, match="e.png: this photograph is gone"):
         export_formats(out, ["coco", "yolo"])
     assert sorted(path.relative_to(out) for path in out.rglob("*")) == before
-    (out / "yolo" / MARKER).unlink()
+    (out / "yolo" / EXPORT_MARKER).unlink()
     with pytest.raises(OutputError, match="not an export of vitnp"):
         export_formats(out, ["yolo"])
+
+
+def test_an_earlier_export_is_back_if_the_new_one_cannot_take_its_place(out, monkeypatch):
+    def content():
+        return {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+
+    export_formats(out, ["coco"])
+    before, rename, targets = content(), os.rename, []
+
+    def fail_the_second_time(source, target):
+        targets.append(target)
+        if len(targets) == 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", fail_the_second_time)
+    with pytest.raises(OutputError, match="coco: No space left on device; choose another place"):
+        export_formats(out, ["coco"])
+    assert content() == before
+    assert not list(out.glob(".vitnp-*"))
+
+
+def test_photographs_of_an_export_are_not_found_again(out):
+    export_formats(out, ["coco"], copy=True)
+    (out.parent / "in" / "export").mkdir()
+    (out / "coco").rename(out.parent / "in" / "export" / "coco")
+    found = [photograph.relative.as_posix() for photograph in find_photographs([out.parent / "in"])]
+    assert sorted(found) == sorted(FILES)
+    assert len(find_photographs([out.parent / "in" / "export" / "coco"])) == len(FILES), "it is named itself"
 
 
 def test_same_run_same_bytes(out):

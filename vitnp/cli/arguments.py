@@ -216,7 +216,7 @@ def find_photographs(args: argparse.Namespace) -> Found:
     left_out: Counter[str] = Counter()
     photographs = find.find_photographs(args.photographs, failures=failures, left_out=left_out)
     for error in failures:
-        shared.report_failure(error, as_json=args.json)
+        shared.report_failure(error, as_json=args.json, photograph=error.path)
     return Found(photographs, list(failures), find.describe(left_out))
 
 

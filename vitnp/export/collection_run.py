@@ -299,7 +299,7 @@ class CollectionRun:
         failures: list[tuple[object, VitnpError]] = [
             (self.photographs[index].path, error) for index, error in sorted(self._errors.items())
         ]
-        failures += [(str(error).partition(": ")[0], error) for error in self.unread]
+        failures += [(getattr(error, "path", None), error) for error in self.unread]
         keys = RerunKeys(
             settings=self._settings_hash,
             photographs=photographs_hash(

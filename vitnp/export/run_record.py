@@ -36,13 +36,17 @@ def failure_records(failures: Iterable[tuple[object, BaseException | str]]) -> l
     Parameters
     ----------
     failures : iterable of (photograph, error)
+        The photograph is None where an error is of none.
 
     Examples
     --------
     >>> failure_records([("a.jpg", "a.jpg: this file is empty")])
     [{'photograph': 'a.jpg', 'error': 'a.jpg: this file is empty'}]
     """
-    return [{**path_entries("photograph", str(photograph)), "error": str(error)} for photograph, error in failures]
+    return [
+        {**({} if photograph is None else path_entries("photograph", str(photograph))), "error": str(error)}
+        for photograph, error in failures
+    ]
 
 
 def run_record(

@@ -14,7 +14,7 @@ from pathlib import Path
 from vitnp.errors import ImageError
 from vitnp.io.headers import FORMATS, unopened
 from vitnp.io.kinds import EXTENSIONS, LEFT_OUT, missing_support
-from vitnp.io.stamp import is_own_output
+from vitnp.io.stamp import EXPORT_MARKER, is_own_output
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,8 +42,9 @@ def find_photographs(
     """List the photographs in files and folders.
 
     A file is accepted whatever its extension. Folders are searched with their subfolders, sorted by name: files with a
-    known extension are accepted, hidden files (a leading dot) and images that vitnp itself wrote are skipped, symbolic
-    links are followed, and each folder is visited once. A file given twice is listed once.
+    known extension are accepted, hidden files (a leading dot), images that vitnp itself wrote and subfolders that it
+    exported are skipped, symbolic links are followed, and each folder is visited once. A file given twice is listed
+    once.
 
     Parameters
     ----------
@@ -102,7 +103,8 @@ def is_url(path: object) -> bool:
 
 def url_error(url: object) -> ImageError:
     """Return the error for an address where a file is expected."""
-    return ImageError(f"{url}: vitnp reads files, and fetches nothing; `curl -LO '{url}'` brings it here")
+    message = f"{url}: vitnp reads files, and fetches nothing; `curl -LO '{url}'` brings it here"
+    return ImageError(message, path=str(url))
 
 
 def _directory_entry(path: Path) -> str:
@@ -121,7 +123,7 @@ def _expand(
         return
     if not stat.S_ISDIR(information.st_mode):
         if is_own_output(path):
-            yield ImageError(f"{path}: vitnp wrote this image itself; name the photograph it was made from")
+            yield ImageError(f"{path}: vitnp wrote this image itself; name the photograph it was made from", path=path)
         else:
             yield Photograph(path, Path(path.name))
         return
@@ -144,11 +146,13 @@ def _expand(
     for (file_format, advice), files in unsupported.items():
         empty = False
         yield ImageError(
-            f"{path}: {len(files)} {file_format} left out, such as {files[0]}, for lack of a package; {advice}"
+            f"{path}: {len(files)} {file_format} left out, such as {files[0]}, for lack of a package; {advice}",
+            path=path,
         )
     if empty:
         others = f" but {describe(here)}" if here else ""
-        yield ImageError(f"{path}: this folder holds no photographs ({FORMATS}){others}; name another one")
+        message = f"{path}: this folder holds no photographs ({FORMATS}){others}; name another one"
+        yield ImageError(message, path=path)
 
 
 def describe(left_out: Counter[str]) -> str:
@@ -165,7 +169,8 @@ def describe(left_out: Counter[str]) -> str:
 def _walk(folder: Path, visited: set[tuple[int, int]]) -> Iterator[Path | ImageError]:
     """List the pictures of a folder and its subfolders, depth first, in the order of their names.
 
-    What cannot be reached is an error in their place, and the walk goes on.
+    What cannot be reached is an error in their place, and the walk goes on. The photographs of an export are those of
+    another folder, so that it is searched only if it is the folder named.
     """
     stack = [folder]
     while stack:
@@ -176,8 +181,10 @@ def _walk(folder: Path, visited: set[tuple[int, int]]) -> Iterator[Path | ImageE
                 identity = information.st_dev, information.st_ino
                 if identity not in visited:
                     visited.add(identity)
-                    names = sorted((name for name in os.listdir(entry) if not name.startswith(".")), reverse=True)
-                    stack.extend(entry / name for name in names)
+                    names = os.listdir(entry)
+                    if entry == folder or EXPORT_MARKER not in names:
+                        shown = (name for name in names if not name.startswith("."))
+                        stack.extend(entry / name for name in sorted(shown, reverse=True))
             elif stat.S_ISREG(information.st_mode) and _is_picture(entry):
                 yield entry
         except OSError as error:
@@ -200,5 +207,5 @@ def _unreached(path: Path, error: OSError) -> ImageError | None:
     if error.errno not in (errno.ENOENT, errno.ELOOP):
         return unopened(path, error)
     if path.suffix.lower() in EXTENSIONS and path.is_symlink():
-        return ImageError(f"{path}: this link leads to no file; mend or remove it")
+        return ImageError(f"{path}: this link leads to no file; mend or remove it", path=path)
     return None

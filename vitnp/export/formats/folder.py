@@ -17,9 +17,7 @@ from vitnp.export.formats.settings import FormatSettings
 from vitnp.export.photograph_record import PhotographRecord
 from vitnp.io import part_files, write
 from vitnp.io.path_text import printable
-
-# File that marks a folder as an export of vitnp: such a folder is replaced, and its photographs are not segmented.
-MARKER = ".vitnp-export"
+from vitnp.io.stamp import EXPORT_MARKER
 
 
 class FormatFolder:
@@ -45,7 +43,7 @@ class FormatFolder:
         self.path, self.settings = Path(path), settings
         if (
             self.path.exists()
-            and not (self.path / MARKER).is_file()
+            and not (self.path / EXPORT_MARKER).is_file()
             and (self.path.is_file() or any(self.path.iterdir()))
         ):
             raise OutputError(f"{self.path}: this exists and is not an export of vitnp; move it away or remove it")
@@ -60,7 +58,7 @@ class FormatFolder:
             self.folder = self._locks.enter_context(part_files.part_folder(self.path.parent))
         except OSError as error:
             raise OutputError(f"can't write {self.path}: {error.strerror}; choose another place") from None
-        write.write_text(self.folder / MARKER, f"vitnp {__version__}\n")
+        write.write_text(self.folder / EXPORT_MARKER, f"vitnp {__version__}\n")
         return self
 
     def __exit__(
@@ -120,16 +118,20 @@ class FormatFolder:
         return stem + path.suffix
 
     def _replace(self) -> None:
-        """Put the finished folder in its place."""
-        old = self.path.with_name(f".vitnp-{secrets.token_hex(8)}.part")
+        """Put the finished folder in its place; if that fails, the earlier export is back in it."""
+        earlier = self.path.with_name(f".vitnp-{secrets.token_hex(8)}.part")
         try:
             if self.path.exists():
-                os.rename(self.path, old)
-            os.rename(self.folder, self.path)
+                os.rename(self.path, earlier)
+            try:
+                os.rename(self.folder, self.path)
+            except BaseException:
+                if earlier.exists():
+                    os.rename(earlier, self.path)
+                raise
         except OSError as error:
             raise OutputError(f"can't write {self.path}: {error.strerror}; choose another place") from None
-        finally:
-            shutil.rmtree(old, ignore_errors=True)
+        shutil.rmtree(earlier, ignore_errors=True)
 
 
 def _fold(name: str) -> str:
