@@ -172,6 +172,20 @@ def test_broken_files_are_listed_and_the_others_go_on(run, tmp_path, capsys):
     assert run(tmp_path / "in" / "cut.png") == 2
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="libtiff is linked statically")
+def test_a_damaged_tiff_is_one_line(run, tmp_path, capfd):
+    photograph(tmp_path / "a.tif")
+    with Image.open(tmp_path / "a.tif") as image:
+        image.save(tmp_path / "b.tif", compression="tiff_adobe_deflate")
+    data = bytearray((tmp_path / "b.tif").read_bytes())
+    data[200:220] = bytes(20)
+    (tmp_path / "b.tif").write_bytes(data)
+    assert run(tmp_path / "b.tif", "--out", tmp_path / "out") == 2
+    # The library's log goes to standard error only from a command that is run as a process.
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith("vitnp: error: ") and "b.tif: the TIFF is truncated, damaged" in line
+
+
 def test_same_files_with_and_without_a_cache_and_for_any_threads(run, tmp_path):
     for seed in range(9):
         photograph(tmp_path / "in" / f"{seed}.png", seed, size=(40 + 8 * (seed % 3), 40))

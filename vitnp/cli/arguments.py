@@ -140,7 +140,9 @@ def load_model(args: argparse.Namespace) -> ViT:
     from vitnp.checkpoints import registry
     from vitnp.checkpoints.download import address_of, place_of
     from vitnp.checkpoints.load import load_vit
+    from vitnp.io import libtiff
 
+    libtiff.silence()
     shared.set_verbosity(quiet=args.quiet)
     scheduler = getattr(args, "scheduler", None)
     if scheduler and args.device == "cuda":
