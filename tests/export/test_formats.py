@@ -267,6 +267,32 @@ def test_nothing_half_written_and_nothing_foreign_replaced(out):
         export_formats(out, ["yolo"])
 
 
+@pytest.mark.parametrize("name", ["secret.txt", "larger.png"])
+def test_results_that_name_another_file_export_nothing(out, name):
+    (out.parent / "secret.txt").write_text("not for others")
+    Image.new("RGB", (121, 90)).save(out.parent / "larger.png")
+    lines = (out / "results.jsonl").read_text().replace("../in/e.png", f"../{name}")
+    (out / "results.jsonl").write_text(lines)
+    with pytest.raises(OutputError, match=f"{name}: this is not the photograph that was segmented"):
+        export_formats(out, ["coco"], copy=True)
+    assert not (out / "coco").exists()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"size": [2**40, 2**40]}, {"size": [90.0, 120]}, {"size": None}, {"confidence": float("nan")},
+        {"regions": {"": 0}}, {"category": "a"}, {"outputs": 3}, {"name": 10**400, "confidence": 10**400}, {"size": [0, 0]},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_changed_line_of_results_is_named(out, change):
+    first, line, *others = (out / "results.jsonl").read_text().splitlines(keepends=True)
+    (out / "results.jsonl").write_text("".join([first, json.dumps(json.loads(line) | change) + "\n", *others]))
+    with pytest.raises(OutputError, match="line 2 is no photograph"):
+        export_formats(out, ["coco"])
+
+
 def test_an_earlier_export_is_back_if_the_new_one_cannot_take_its_place(out, monkeypatch):
     def content():
         return {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
