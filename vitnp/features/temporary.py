@@ -19,7 +19,7 @@ from vitnp.io.source import Source, size_of
 from vitnp.vit.model import ViT
 
 # Beginning of the name of a temporary store.
-_PREFIX = "vitnp-features-"
+TEMPORARY_STORE = "vitnp-features-"
 
 # Number of photographs whose headers are read to estimate the size of a store.
 _HEADERS_READ = 1000
@@ -62,10 +62,10 @@ def temporary_store(
         If the disk has less free space, or nothing can be written there.
     """
     parent = Path(tempfile.gettempdir() if folder is None else folder)
-    remove_abandoned(parent, _PREFIX)
+    remove_abandoned(parent, TEMPORARY_STORE)
     check_space(parent, needed)
     try:
-        path = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
+        path = Path(tempfile.mkdtemp(prefix=TEMPORARY_STORE, dir=parent))
     except OSError as error:
         raise OutputError(
             f"cannot create a temporary folder in {parent}: {error.strerror}; set TMPDIR or give --cache DIR"
