@@ -161,6 +161,16 @@ def test_low_confidence_empties_the_mask(builtin, result):
     assert segment_image(disc()[0], builtin, min_confidence=result.confidence).mask.any()
 
 
+def test_a_few_pixels_are_no_object(builtin, monkeypatch):
+    picture = np.zeros((100, 200, 3), np.uint8)
+    for pixels, found in ((19, 0), (20, 20)):
+        soft = np.zeros((100, 200), np.uint16)
+        soft[0, :pixels] = 40_000
+        monkeypatch.setattr("vitnp.pipeline.refine", lambda *args, soft=soft, **options: soft)
+        result = segment_image(picture, builtin, short_side=96, collection=None)
+        assert result.mask.sum() == found and result.soft.any() == bool(found)
+
+
 def test_save_writes_everything_with_a_stamp(tmp_path, result):
     kinds = ("mask", "overlay", "cutout", "soft", "score", "keys", "npz")
     paths = result.save(tmp_path / "deep" / "disc", kinds)

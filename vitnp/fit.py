@@ -14,6 +14,7 @@ import numpy as np
 import scipy.linalg  # noqa: F401  (its BLAS must be loaded before it can be kept to one thread)
 
 from vitnp import kernels
+from vitnp.clustering.agglomerative import agglomerative_clusters
 from vitnp.clustering.kmeans import Mapper
 from vitnp.clustering.spectral import spectral_clusters
 from vitnp.errors import ImageError, UsageError
@@ -24,6 +25,7 @@ from vitnp.features.store import FeatureStore
 from vitnp.features.stream import Extraction
 from vitnp.features.temporary import check_space, estimate_bytes, temporary_store
 from vitnp.io import decode, headers
+from vitnp.io.resample import downscale, working_size
 from vitnp.io.spool import MaskSpool
 from vitnp.kernels.stopwatch import Stopwatch
 from vitnp.kernels.threads import blas, pool
@@ -32,14 +34,16 @@ from vitnp.method.collection import Collection
 from vitnp.method.collection_level import CollectionLevelConfig, FittedLevel, default_categories, fit_level
 from vitnp.method.image_level import ImageLevelConfig
 from vitnp.method.prototypes import fit_prototypes, label_map, split_by_class, split_pixels
+from vitnp.method.readout import ReadoutConfig, fit_readout, readout_targets
 from vitnp.method.regions import RegionRule, Regions, label_regions, region_patches
 from vitnp.options import Settings
-from vitnp.pipeline import ImageAnswer, image_memory_error, judge_image, segment_features
+from vitnp.pipeline import ImageAnswer, image_memory_error, judge_image, score_patches, segment_features
 from vitnp.progress import Progress
+from vitnp.refine.refine import WORKING_SIDE, refine
 from vitnp.result import Segmentation
 from vitnp.vit.model import ViT
 
-# Neighbors of a CLS token in the graph whose clusters are categories or classes.
+# Neighbors of a CLS token in the graph whose clusters are categories.
 N_NEIGHBORS = 30
 
 # Hard answers are kept in a byte, in units of which every mean over up to six numbers of clusters is a whole number.
@@ -66,6 +70,7 @@ class FitPlan:
     image_level: ImageLevelConfig
     dataset_level: CollectionLevelConfig
     category_level: CollectionLevelConfig
+    readout: ReadoutConfig | None
     cleaning: CleaningConfig
     cache: Path | None
     n_threads: int | None
@@ -88,6 +93,7 @@ class FitPlan:
             "image_level": dataclasses.asdict(self.image_level),
             "dataset_level": dataclasses.asdict(self.dataset_level),
             "category_level": dataclasses.asdict(self.category_level),
+            "readout": None if self.readout is None else dataclasses.asdict(self.readout),
             "cleaning": dataclasses.asdict(self.cleaning),
             "regions": dataclasses.asdict(self.rule),
         }
@@ -143,6 +149,11 @@ class Fit:
             clock.lap("categories")
             self._fit_levels(entries)
             clock.lap("levels")
+            if self.plan.readout is not None:
+                self._fit_readout(entries, self.plan.readout)
+                clock.lap("readout")
+            # Masks depend on the levels alone, not on the classes that are fitted after them.
+            self._levels_digest = self.collection.digest
             self._make_masks(entries, observe)
             clock.lap("masks")
             if self.plan.n_classes is not None:
@@ -198,8 +209,6 @@ class Fit:
             "photographs": len(self._read),
         }
         self.collection = Collection(parameters, dataset, tuple(categories), self._centers)
-        # Masks depend on the levels alone, not on the classes that are fitted after them.
-        self._levels_digest = self.collection.digest
 
     def _sample(
         self, entries: Entries, indices: Sequence[int], limit: int | str, seed: tuple[int, ...]
@@ -211,6 +220,56 @@ class Fit:
         keys, rows = entries.sample(indices, [len(part) for part in hard], limit, seed)
         return keys, np.concatenate([part[drawn] for part, drawn in zip(hard, rows)]) / np.float32(HARD_UNITS)
 
+    def _fit_readout(self, entries: Entries, config: ReadoutConfig) -> None:
+        """Fit the readout to the masks that the levels make so far, of a sample of the photographs."""
+        seed = (self.plan.settings.seed, 3)
+        certain = [index for index in self._read if self.confidences[index] >= config.min_confidence] or self._read
+        n_drawn = min(config.photographs, len(certain))
+        drawn = np.sort(np.random.default_rng(seed).choice(certain, n_drawn, replace=False)).tolist()
+
+        def work(index: int) -> tuple[np.ndarray, np.ndarray] | None:
+            photograph, features = self.photographs[index], entries[index]
+            try:
+                with _large_photograph_lock(photograph), image_memory_error(self._device):
+                    image = self._reread(photograph, features)
+                    patches = score_patches(
+                        features, self._image_answer(index), self._device, self.collection, int(self.categories[index])
+                    )
+                    # Patches are coarse, so the full size of a large photograph would change nothing.
+                    height, width = image.rgb.shape[:2]
+                    small = downscale(image.rgb, working_size(height, width, WORKING_SIDE))
+                    soft = kernels.to_host(refine(patches.score, small))
+            except ImageError:  # it was readable before; making its mask will report it
+                return None
+            targets = readout_targets(soft, features.grid, config.sharpness)
+            n_patches = min(config.patches, features.patches)
+            rng = np.random.default_rng((*seed, features.digest))
+            rows = np.sort(rng.choice(features.patches, n_patches, replace=False))
+            return _unit(features.keys[rows]), targets[rows]
+
+        parts = [part for part in self._each(work, drawn, "readout") if part is not None]
+        if not parts:
+            return
+        keys, targets = (np.concatenate(each) for each in zip(*parts))
+        weights = np.concatenate([np.full(len(part[1]), 1 / len(part[1])) for part in parts])
+        readout = fit_readout(keys, targets, weights, config.ridge)
+        parameters = {**self.collection.parameters, "readout": dataclasses.asdict(config)}
+        self.collection = dataclasses.replace(self.collection, parameters=parameters, readout=readout)
+
+    def _reread(self, photograph: Any, features: FeatureRecord) -> decode.DecodedImage:
+        """Decode a photograph whose features are known; its notices were logged when these were extracted."""
+        _check_unchanged(photograph, features.photograph)
+        settings = self.plan.settings
+        return decode.decode_image(photograph, max_pixels=settings.max_pixels, alpha=settings.alpha)
+
+    def _image_answer(self, index: int) -> ImageAnswer:
+        """Return the image level's answer, as it is kept, on the device."""
+        soft = self._soft[index].astype(np.float32)
+        hard = self._hard[index] / np.float32(HARD_UNITS)
+        return ImageAnswer(
+            kernels.to_device(soft, self._device), kernels.to_device(hard, self._device), float(self.confidences[index])
+        )
+
     def _make_masks(self, entries: Entries, observe: Callable[[int, Segmentation], None]) -> None:
         """Make the masks of all photographs, and the CLS tokens of their regions if there are classes to find."""
 
@@ -219,23 +278,16 @@ class Fit:
             photograph, features = self.photographs[index], entries[index]
             try:
                 with _large_photograph_lock(photograph), image_memory_error(self._device):
-                    _check_unchanged(photograph, features.photograph)
-                    settings = self.plan.settings
-                    # Its notices were logged when its features were extracted.
-                    image = decode.decode_image(photograph, max_pixels=settings.max_pixels, alpha=settings.alpha)
+                    image = self._reread(photograph, features)
                     clock.lap("decode")
-                    soft = self._soft.pop(index).astype(np.float32)
-                    hard = self._hard.pop(index) / np.float32(HARD_UNITS)
-                    answer = ImageAnswer(
-                        kernels.to_device(soft, self._device),
-                        kernels.to_device(hard, self._device),
-                        float(self.confidences[index]),
-                    )
+                    answer = self._image_answer(index)
+                    del self._soft[index], self._hard[index]
                     result = segment_features(
                         image, features, answer, self.result_parameters, clock, self.plan.vit, self.collection,
                         int(self.categories[index]),
                     )  # fmt: skip
                     self._masks.put(index, result.mask)
+                    self.confidences[index] = result.confidence
                     if self.plan.n_classes is not None:
                         self._describe_regions(index, features, result)
                     observe(index, result)
@@ -262,8 +314,8 @@ class Fit:
         counts = [len(self._cls[index]) for index in owners]
         self._check_n_classes(sum(counts), len(owners))
         unit = _unit(np.concatenate([self._cls.pop(index) for index in owners]))
-        labels = self._cluster_cls_tokens(unit, n_classes)
-        prototypes = fit_prototypes(unit, labels, self.plan.settings.seed)
+        labels = agglomerative_clusters(unit, n_classes, seed=self.plan.settings.seed, n_threads=self.plan.n_threads)
+        prototypes = fit_prototypes(unit, labels)
         self.collection = dataclasses.replace(self.collection, prototypes=prototypes)
         means = _unit_means(unit, labels)
         starts = np.cumsum([0, *counts])

@@ -215,7 +215,7 @@ _TABLE = (
     # The features.
     Option(
         "short_side",
-        f"short side of the network's input ({SHORT_SIDE})",
+        f"short side of the network's input (the checkpoint's own, {SHORT_SIDE} for most)",
         int,
         minimum=1,
         metavar="PX",
@@ -361,7 +361,7 @@ class Settings:
     Attributes
     ----------
     short_side : int, optional
-        Short side of the network's input in pixels; 320 by default.
+        Short side of the network's input in pixels; by default that of the checkpoint, 320 for most.
     facet : {"key", "query", "value", "token"}
         Feature to cluster.
     layer : int

@@ -1,4 +1,4 @@
-"""The method on one page: decode, extract features, find the foreground at three levels, combine, clean, refine.
+"""The method on one page: decode, extract features, find the foreground at each level, combine, clean, refine.
 
 An independent re-implementation of "A Lightweight Clustering Framework for Unsupervised Semantic Segmentation"
 (arXiv 2311.18628). Every step is one call below; its module explains it.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -27,17 +28,19 @@ from vitnp.masks.alpha import opaque_part
 from vitnp.method.agreement import combine_levels
 from vitnp.method.cleaning import CleaningConfig, clean
 from vitnp.method.collection import Collection
-from vitnp.method.confidence import confidence
+from vitnp.method.confidence import collection_confidence, image_confidence
 from vitnp.method.defaults import resolve_collection, resolve_vit
 from vitnp.method.image_level import ImageLevelConfig, image_level
 from vitnp.method.parameters import run_parameters
 from vitnp.options import Settings
-from vitnp.refine.refine import refine
-from vitnp.result import Segmentation
+from vitnp.refine.refine import refine, stretch
+from vitnp.result import HALF, MIN_SHARE, Segmentation
 from vitnp.vit.model import ViT
 
 if TYPE_CHECKING:
     from vitnp.io.inputs import Photo
+
+_LOG = logging.getLogger("vitnp")
 
 # Stages that run on the device of the network, which may be a GPU. All others run on the CPU.
 DEVICE_STAGES = ("network", "cluster", "refine")
@@ -69,7 +72,7 @@ def segment_image(
         A network, or what :func:`vitnp.load_vit` takes; the built-in network by default. With ``vit.to(device="cuda")``
         everything runs on a GPU.
     short_side : int, optional
-        Short side of the network's input in pixels; 320 by default.
+        Short side of the network's input in pixels; by default that of the checkpoint, 320 for most.
     facet : {"key", "query", "value", "token"}
         Feature to cluster.
     layer : int
@@ -91,8 +94,9 @@ def segment_image(
         colors that the file stores beneath.
     collection : "auto", None or "none", path or Collection
         A collection fitted by :class:`vitnp.Segmenter`, whose data set and category levels, and classes, are applied to
-        the photograph. "auto" takes the collection of the built-in network if network, facet, layer, stride and short
-        side are those it was fitted with, and else none. Without a collection the image level is used alone.
+        the photograph. "auto" takes the collection of the built-in network if network, facet, layer and stride are
+        those it was fitted with, and the short side is near, and else none. Without a collection the image level is
+        used alone.
 
     Returns
     -------
@@ -147,6 +151,11 @@ class ImagePipeline:
         """Return the pipeline for a network, settings and a collection; arguments and errors as in segment_image."""
         collection, _ = resolve_collection(collection, vit, settings)
         parameters = run_parameters(vit, settings, collection)
+        if collection is not None and parameters["size"] != collection.parameters["size"]:
+            _LOG.info(
+                "the collection was fitted at a short side of %s pixels, and is applied at %s",
+                collection.parameters["size"], parameters["size"],
+            )  # fmt: skip
         if collection is None:
             spec = default_spec(vit, settings)
         else:
@@ -192,7 +201,7 @@ class ImageAnswer:
     soft, hard : (N,) float32
         See :func:`vitnp.method.image_level.image_level`.
     confidence : float
-        See :func:`vitnp.method.confidence.confidence`.
+        See :func:`vitnp.method.confidence.image_confidence`.
     """
 
     soft: np.ndarray
@@ -212,7 +221,55 @@ def judge_image(
         config = ImageLevelConfig() if collection is None else collection.image_level
     keys = unit_rows(kernels.to_device(features.keys, device))
     soft, hard = image_level(keys, features.attention, features.grid, (seed, features.digest), config)
-    return ImageAnswer(soft, hard, confidence(soft, keys))
+    return ImageAnswer(soft, hard, image_confidence(soft, keys))
+
+
+@dataclasses.dataclass(frozen=True)
+class PatchScores:
+    """Foreground of the patches of one photograph, on the network's device.
+
+    Attributes
+    ----------
+    score : (rows, columns) float32
+        Answers of the levels, combined and cleaned.
+    confidence : float
+        See :mod:`vitnp.method.confidence`.
+    levels : tuple of (N,) float32, optional
+        With a collection: the answer of each level.
+    category : int, optional
+        With a collection: category of the photograph.
+    """
+
+    score: np.ndarray
+    confidence: float
+    levels: tuple[np.ndarray, ...] | None = None
+    category: int | None = None
+
+
+def score_patches(
+    features: FeatureRecord,
+    answer: ImageAnswer,
+    device: str,
+    collection: Collection | None = None,
+    category: int | None = None,
+) -> PatchScores:
+    """Combine the levels of a photograph, and clean their score.
+
+    Parameters
+    ----------
+    features, answer, collection, category
+        As for :func:`segment_features`.
+    device : str
+        Device of the network.
+    """
+    if collection is None:
+        return PatchScores(clean(answer.soft.reshape(features.grid), CleaningConfig()), answer.confidence)
+    category = collection.category_of(features.cls) if category is None else category
+    keys = unit_rows(kernels.to_device(features.keys, device))
+    levels = collection.levels(keys, (answer.soft, answer.hard), category)
+    score = combine_levels(levels, collection.consistency)
+    cleaned = clean(score.reshape(features.grid), collection.cleaning)
+    return PatchScores(cleaned, collection_confidence(score, levels), levels, category)
 
 
 def segment_features(
@@ -248,35 +305,30 @@ def segment_features(
     -------
     Segmentation
     """
-    if collection is None:
-        levels, score, cleaning = None, answer.soft, CleaningConfig()
-    else:
-        category = collection.category_of(features.cls) if category is None else category
-        keys = unit_rows(kernels.to_device(features.keys, vit.device))
-        levels = collection.levels(keys, (answer.soft, answer.hard), category)
-        score, cleaning = combine_levels(levels, collection.consistency), collection.cleaning
-    score = clean(score.reshape(features.grid), cleaning)
+    patches = score_patches(features, answer, vit.device, collection, category)
     clock.lap("cluster")
-    if answer.confidence < parameters["min_confidence"]:
-        soft = np.zeros(image.rgb.shape[:2], np.uint16)
-    else:
-        soft = kernels.to_host(refine(score, image.rgb, method=parameters["refine"]))
-    if image.opacity is not None:
-        soft = opaque_part(soft, image.opacity)
+    soft = np.zeros(image.rgb.shape[:2], np.uint16)
+    if patches.confidence >= parameters["min_confidence"]:
+        refined = kernels.to_host(refine(patches.score, image.rgb, method=parameters["refine"]))
+        refined = refined if collection is None else stretch(refined)
+        if image.opacity is not None:
+            refined = opaque_part(refined, image.opacity)
+        if np.count_nonzero(refined >= HALF) >= MIN_SHARE * refined.size:  # fewer pixels are no object
+            soft = refined
     clock.lap("refine")
     result = Segmentation(
         image=image.rgb,
         soft=soft,
-        score=kernels.to_host(score),
+        score=kernels.to_host(patches.score),
         keys=np.asarray(kernels.to_host(features.keys), np.float32).reshape(*features.grid, -1),
-        confidence=answer.confidence,
+        confidence=patches.confidence,
         parameters=parameters,
         photograph=features.photograph,
         seconds=clock.seconds,
         capped=features.capped,
-        category=category,
-        levels=None if levels is None else tuple(map(kernels.to_host, levels)),
-        device=kernels.name_of(kernels.device_of(score)),
+        category=patches.category,
+        levels=None if patches.levels is None else tuple(map(kernels.to_host, patches.levels)),
+        device=kernels.name_of(kernels.device_of(patches.score)),
         profile=image.profile,
         opacity=image.opacity,
     )

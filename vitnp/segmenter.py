@@ -22,6 +22,7 @@ from vitnp.method.collection_level import CATEGORY, DATASET, CollectionLevelConf
 from vitnp.method.defaults import resolve_vit
 from vitnp.method.image_level import ImageLevelConfig
 from vitnp.method.parameters import run_parameters
+from vitnp.method.readout import ReadoutConfig
 from vitnp.method.regions import RegionRule, Regions
 from vitnp.options import Settings
 from vitnp.pipeline import ImagePipeline
@@ -30,6 +31,7 @@ from vitnp.result import Segmentation
 from vitnp.vit.model import ViT
 
 _IMAGE_LEVEL = ImageLevelConfig()
+_READOUT = ReadoutConfig()
 _CLEANING = CleaningConfig()
 
 
@@ -67,8 +69,8 @@ class Segmenter:
         ``progress(stage, total)`` is a context manager that gives a function to be called with the steps done.
     notice : callable, optional
         Gets one line for each damaged file in the cache; the log by default.
-    image_level, dataset_level, category_level, cleaning
-        Constants, see :mod:`vitnp.method`.
+    image_level, dataset_level, category_level, readout, cleaning
+        Constants, see :mod:`vitnp.method`. Without a `readout`, None, the collection has three levels.
     **settings
         `short_side`, `facet`, `layer`, `stride`, `max_tokens`, `max_pixels`, `refine`, `seed`, `min_confidence` and
         `alpha`, as in :func:`vitnp.segment_image`.
@@ -129,11 +131,12 @@ class Segmenter:
         image_level: ImageLevelConfig = _IMAGE_LEVEL,
         dataset_level: CollectionLevelConfig = DATASET,
         category_level: CollectionLevelConfig = CATEGORY,
+        readout: ReadoutConfig | None = _READOUT,
         cleaning: CleaningConfig = _CLEANING,
         **settings: Any,
     ) -> None:
         fit_patches = options.check("fit_patches", fit_patches)
-        # The literal reading of the paper has two clusters at each level.
+        # The literal reading of the paper has two clusters at each level, and three levels that vote.
         literal = options.check("consistency", consistency) != "mean"
         n_classes, n_categories = options.check("n_classes", n_classes), options.check("n_categories", n_categories)
         for name, value, kind in (
@@ -160,6 +163,7 @@ class Segmenter:
             image_level=two_cluster_variant(image_level) if literal else image_level,
             dataset_level=two_cluster_variant(dataset_level) if literal else dataset_level,
             category_level=two_cluster_variant(category_level) if literal else category_level,
+            readout=None if literal else readout,
             cleaning=cleaning,
             cache=None if cache is None else _folder(cache),
             n_threads=options.check("n_threads", n_threads),
@@ -296,7 +300,7 @@ class Segmenter:
         """Segment a photograph with what was fitted; with classes the result has labels.
 
         The category is the one with the nearest CLS center, the image level is the photograph's own, and regions join
-        the class that most of the training regions like them belong to.
+        the class whose mean CLS token is nearest.
 
         Raises
         ------

@@ -21,6 +21,7 @@ MODULES = {
     "patch_embed": ("patch_embedding",),
     "kmeans": ("kmeans_step", "kmeans_assign", "kmeans_closer"),
     "lloyd": ("kmeans_moves", "kmeans_move"),
+    "bilateral_grid": ("grid_neighbors",),
     "similarity": ("similarity", "similarity_top"),
     "codegen.workspace": ("temporary",),
     "lattice": ("permutohedral_lattice", "lattice_filter", "normalize_lattice", "mean_field"),

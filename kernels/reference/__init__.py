@@ -14,6 +14,7 @@ array([[11.]])
 from __future__ import annotations
 
 from vitnp.kernels.reference.attention import QUERY_BLOCK, KVCache, attention, attention_row
+from vitnp.kernels.reference.bilateral_grid import grid_neighbors
 from vitnp.kernels.reference.kmeans import Step, kmeans_assign, kmeans_closer, kmeans_rows, kmeans_step
 from vitnp.kernels.reference.lattice import (
     Lattice,
@@ -48,6 +49,7 @@ __all__ = [
     "attention",
     "attention_row",
     "gelu",
+    "grid_neighbors",
     "kmeans_assign",
     "kmeans_closer",
     "kmeans_move",

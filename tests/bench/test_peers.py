@@ -15,7 +15,7 @@ from PIL import Image
 sys.path.append(str(pathlib.Path(__file__).resolve().parent.parent.parent))
 
 from bench import record
-from bench.quality import composites, peers
+from bench.quality import composites, peers, unequal
 from vitnp.errors import ImageError, UsageError
 from vitnp.evaluate.data.label_images import read_label_folder
 from vitnp.features.record import FeatureRecord
@@ -320,3 +320,21 @@ def test_composites_leave_nothing_behind_when_they_fail(tmp_path):
     with pytest.raises(ImageError):
         composites.main(arguments)
     assert list((tmp_path / "out").iterdir()) == []
+
+
+# --- Sets of classes of unequal sizes ---------------------------------------------------------------------------------
+
+
+def test_a_subset_has_classes_of_sizes_in_equal_ratios():
+    categories = [name for name in "abcd" for _ in range(30)]
+    chosen = unequal.draw_subset(categories, 3, 24, seed=0)
+    assert chosen == sorted(set(chosen)) == unequal.draw_subset(categories, 3, 24, seed=0)
+    counts = [sum(categories[index] == name for index in chosen) for name in "abcd"]
+    assert sorted(counts) == [3, 6, 12, 24]
+    others = [unequal.draw_subset(categories, 3, 24, seed=seed) for seed in range(1, 9)]
+    assert any([sum(categories[index] == name for index in each) for name in "abcd"] != counts for each in others)
+    assert all(each != chosen for each in others)
+
+
+def test_a_class_with_too_few_photographs_keeps_all():
+    assert len(unequal.draw_subset(["a"] * 5 + ["b"] * 40, 20, 20, seed=0)) == 25

@@ -34,19 +34,21 @@ def table(folders, tmp_path_factory, builtin):
 @pytest.mark.slow(reason="fits a collection per variant")
 def test_rows_and_their_order(table):
     assert list(table) == [
-        *(("levels", name) for name in ("image", "data set", "category")),
-        *(("levels", name) for name in ("image + data set", "image + category", "data set + category", "all three")),
+        *(("levels", name) for name in ("image", "data set", "category", "readout")),
+        *(("levels", name) for name in ("image + data set", "image + category", "data set + category")),
+        *(("levels", name) for name in ("image + data set + category", "all")),
         *(("consistency", how) for how in ("mean", "majority", "intersection")),
         *(("facet", name) for name in ("key", "query", "value", "token")),
     ]  # fmt: skip
-    assert table["levels", "all three"] == table["consistency", "mean"] == table["facet", "key"]
+    assert table["levels", "all"] == table["consistency", "mean"] == table["facet", "key"]
     assert all(0 <= value <= 1 for row in table.values() for value in row)
 
 
 @pytest.mark.parametrize(
     ("row", "options"),
     [
-        (("levels", "all three"), {}),
+        (("levels", "all"), {}),
+        (("levels", "image + data set + category"), {"readout": None}),
         (("consistency", "majority"), {"consistency": "majority"}),
         (("consistency", "intersection"), {"consistency": "intersection"}),
         (("facet", "query"), {"facet": "query"}),
@@ -66,7 +68,7 @@ def test_subsets_of_levels(table, folders, builtin):
     pairs, _ = match_pairs(*folders)
     found = {}
     Segmenter(builtin, short_side=96).fit([pair.image for pair in pairs], observe=found.__setitem__)
-    parts = {"image": [0], "category": [2], "image + data set": [0, 1], "data set + category": [1, 2]}
+    parts = {"image": [0], "category": [2], "readout": [3], "image + data set": [0, 1], "data set + category": [1, 2]}
     for name, taken in parts.items():
         scores = []
         for index, pair in enumerate(pairs):
@@ -92,7 +94,7 @@ def test_the_command(table, folders, builtin, capsys, tmp_path):
     head, *lines = capsys.readouterr().out.splitlines()
     assert head.split() == ["vary", "to", "cleaned", "+", "solver"]
     assert [line.split()[-2:] for line in lines] == [[f"{value:.4f}" for value in row] for row in table.values()]
-    assert len((tmp_path / "table.csv").read_text().splitlines()) == 15
+    assert len((tmp_path / "table.csv").read_text().splitlines()) == 17
 
 
 @pytest.mark.slow(reason="evaluates every variant")

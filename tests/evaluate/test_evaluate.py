@@ -24,13 +24,13 @@ from vitnp.cli.shared import EXIT_SOME_FAILED
 from vitnp.errors import ImageError, UsageError
 from vitnp.evaluate import saliency
 from vitnp.evaluate.data.pairs import Pair, match_pairs, read_truth
-from vitnp.evaluate.metrics.saliency import SaliencyScores, accuracy, iou, mae, max_f_beta, s_measure
+from vitnp.evaluate.metrics.saliency import SaliencyScores, accuracy, boundary_f, iou, mae, max_f_beta, s_measure
 from vitnp.evaluate.saliency import mean_scores, score_pair, score_pairs
 from vitnp.io.decode import read_image
 from vitnp.segmenter import Segmenter
 
 CHECKOUT = pathlib.Path(__file__).resolve().parent.parent.parent
-KEYS = ["images", "iou", "accuracy", "max_f", "mae", "s_measure"]
+KEYS = ["images", "iou", "accuracy", "max_f", "mae", "s_measure", "boundary_f"]
 
 
 def by_red_channel(image, vit=None, **options):
@@ -86,6 +86,7 @@ def test_means_worked_by_hand(two, capsys):
     assert result["max_f"] == 1.0
     assert result["mae"] == pytest.approx(0.075, abs=1e-7)
     assert result["s_measure"] == pytest.approx((1 + S_HALF) / 2, abs=1e-7)
+    assert result["boundary_f"] == 1.0  # everything is within 3 pixels
 
 
 def test_the_printed_table(two, capsys):
@@ -98,9 +99,10 @@ def test_the_printed_table(two, capsys):
         "1.0000",
         "0.0750",
         f"{(1 + S_HALF) / 2:.4f}",
+        "1.0000",
     ]
     assert len({len(line) for line in lines}) == 1
-    assert "IoU" in lines[1] and "S-measure" in lines[-1]
+    assert "IoU" in lines[1] and "S-measure" in lines[-2]
 
 
 def test_a_quiet_run_prints_only_the_result(two, capsys):
@@ -230,6 +232,7 @@ def test_scores_are_those_of_the_metrics(tmp_path, red):
             max_f_beta(soft, truth, 0.3),
             mae(soft, truth),
             s_measure(soft, truth, 0.5),
+            boundary_f(result.mask, truth),
         )
         assert scores == pytest.approx(expected, abs=1e-6)
         assert scores == score_pair(pair)
@@ -289,7 +292,7 @@ def test_mean_of_no_scores_raises():
 
 def test_mean_rounds_once():
     # Added from left to right, ten tenths make 0.9999999999999999.
-    assert mean_scores([SaliencyScores(0.1, 0.1, 0.1, 0.1, 0.1)] * 10) == (0.1,) * 5
+    assert mean_scores([SaliencyScores(0.1, 0.1, 0.1, 0.1, 0.1, 0.1)] * 10) == (0.1,) * 6
 
 
 def test_interrupt_is_status_130(two, monkeypatch, capsys):
@@ -422,7 +425,7 @@ def test_seeds_give_mean_and_deviation(tmp_path, builtin, capsys, monkeypatch, l
     table = tmp_path / "new" / "table.csv"
     argv = [*folders, "--levels", levels, "--seed", "2", "--seeds", "3", "--csv", str(table)]
     found = scored_as_a_set(capsys, *argv)
-    assert list(found)[:6] == KEYS and found["images"] == 4
+    assert list(found)[:7] == KEYS and found["images"] == 4
     assert found["seeds"] == [
         {"seed": seed, **{key: run[key] for key in KEYS[1:]}} for seed, run in zip((2, 3, 4), alone)
     ]
@@ -514,7 +517,7 @@ def test_help_fits_a_screen():
     environment["COLUMNS"] = "80"
     done = subprocess.run(argv, env=environment, capture_output=True, text=True, timeout=60, check=True)
     lines = done.stdout.splitlines()
-    assert len(lines) <= 64 and max(map(len, lines)) <= 80
+    assert len(lines) <= 70 and max(map(len, lines)) <= 80
 
 
 def test_real_photographs(shared, vit_tiny):

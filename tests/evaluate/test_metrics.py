@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from vitnp.evaluate.metrics.saliency import accuracy, iou, mae, max_f_beta, s_measure, saliency_scores
+from vitnp.evaluate.metrics.saliency import accuracy, boundary_f, iou, mae, max_f_beta, s_measure, saliency_scores
 
 GOLDEN = pathlib.Path(__file__).parent.parent / "golden"
 SHAPES = hnp.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=9)
@@ -119,6 +119,48 @@ def test_iou_of_empty_masks():
     assert iou(nothing, nothing) == 1.0
     assert iou(nothing, something) == iou(something, nothing) == 0.0
     assert accuracy(nothing, something) == 5 / 6
+
+
+def test_boundary_f_by_hand():
+    truth = grid("........", ".####...", ".####...", ".####...", "........")
+    # One column more. All but the middle rows' inner pixels are boundary: twelve here, ten there. The three of the new
+    # column are not true ones, and of the true ones that in the middle of the last column lies inside the mask.
+    mask = grid("........", ".#####..", ".#####..", ".#####..", "........")
+    precision, recall = 9 / 12, 9 / 10
+    assert boundary_f(mask, truth, 0) == pytest.approx(2 * precision * recall / (precision + recall), abs=1e-15)
+    assert boundary_f(mask, truth, 1) == 1.0
+    # A column two pixels away from a column: within 2, not within 1.9. Both have the full height, so the frame counts
+    # for nothing.
+    one, other = grid("#....", "#....", "#...."), grid("..#..", "..#..", "..#..")
+    assert boundary_f(one, other, 2) == 1.0 and boundary_f(one, other, 1.9) == 0.0
+    # Diagonal distances are Euclidean: 3, 3 is sqrt(18) away.
+    one, other = np.zeros((9, 9), bool), np.zeros((9, 9), bool)
+    one[2, 2] = other[5, 5] = True
+    assert boundary_f(one, other) == 0.0 and boundary_f(one, other, 4.25) == 1.0
+
+
+def test_boundary_f_without_a_boundary():
+    nothing, everything, something = np.zeros((3, 3), bool), np.ones((3, 3), bool), grid("...", ".#.", "...")
+    assert boundary_f(nothing, nothing) == boundary_f(everything, everything) == 1.0
+    assert boundary_f(nothing, something) == boundary_f(something, everything) == 0.0
+    with pytest.raises(ValueError, match="tolerance must be at least 0 pixels, got -1"):
+        boundary_f(nothing, nothing, -1)
+
+
+def loop_boundary_f(mask, truth, tolerance):
+    def boundary(m):
+        rows, columns = m.shape
+        inside = {(y, x) for y in range(rows) for x in range(columns) if m[y, x]}
+        steps = ((0, 1), (1, 0), (0, -1), (-1, 0))
+        around = lambda y, x: [(y + a, x + b) for a, b in steps if 0 <= y + a < rows and 0 <= x + b < columns]  # noqa: E731
+        return [p for p in inside if any(n not in inside for n in around(*p))]
+
+    found, true = boundary(mask), boundary(truth)
+    if not found or not true:
+        return float(bool(found) == bool(true))
+    near = lambda some, others: sum(any(math.dist(p, q) <= tolerance for q in others) for p in some) / len(some)  # noqa: E731
+    precision, recall = near(found, true), near(true, found)
+    return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
 
 
 def test_max_f_by_hand():
@@ -235,6 +277,13 @@ def test_iou_and_accuracy_agree_with_loops(case):
     union = mask.size - tally[False, False]
     assert iou(mask, truth) == (tally[True, True] / union if union else 1.0)
     assert accuracy(mask, truth) == (tally[True, True] + tally[False, False]) / mask.size
+
+
+@quick
+@given(masks(), st.sampled_from([0, 1, 1.5, 3]))
+def test_boundary_f_agrees_with_a_loop(case, tolerance):
+    mask, truth = case
+    assert boundary_f(mask, truth, tolerance) == pytest.approx(loop_boundary_f(mask, truth, tolerance), abs=1e-12)
 
 
 @quick

@@ -61,7 +61,8 @@ def test_converged_solver_solves_the_dense_system(cupy):
     rgb, target = picture(3, 12, 18), score(4, 12, 18)
     confidence = score(5, 12, 18) + 0.1
     grid = BilateralGrid(rgb, 4.0, 12.0, 6.0)
-    n, m = grid.bistochastize()
+    n = grid.bistochastize()
+    m = n * grid.blur(n)
     blur = 10 * np.eye(grid.count) + grid.neighbors.toarray()
     system = 128 * (np.diag(m) - n[:, None] * blur * n) + np.diag(grid.splat(confidence.ravel()))
     wanted = np.linalg.solve(system, grid.splat((confidence * target).ravel().astype(float)))

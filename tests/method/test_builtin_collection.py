@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
+import logging
 import socket
 
 import numpy as np
@@ -13,10 +15,12 @@ from vitnp.weights.train import fit_collection as fitting
 from vitnp.weights.train.data.dedup import Deduplication
 from vitnp.weights.train.data.packs import list_pictures, write_pack
 
+from vitnp.checkpoints import registry
 from vitnp.checkpoints.registry import BUILT_IN, collection_path, collection_temperature, entries
 from vitnp.cli import evaluate, segment
 from vitnp.cli.arguments import fits_a_set
 from vitnp.errors import CheckpointError, UsageError
+from vitnp.features.spec import FeatureSpec
 from vitnp.method.cleaning import clean
 from vitnp.method.collection import Collection
 from vitnp.method.defaults import default_collection, resolve_collection
@@ -300,3 +304,29 @@ def test_what_cannot_be_fitted_is_refused(folder, tmp_path, wrong):
     with pytest.raises(UsageError):
         fitting.main([str(folder), "--out", str(tmp_path / "c"), "--quiet", *wrong])
     assert not list(tmp_path.iterdir())
+
+
+# --- Short sides ----------------------------------------------------------------------------------------------------
+
+
+def test_the_short_side_is_the_checkpoints_own(builtin, monkeypatch):
+    entry = dataclasses.replace(registry.find("auto"), short_side=130)
+    monkeypatch.setattr(registry, "identify", lambda stem, sha256: entry)
+    assert run_parameters(builtin, Settings())["size"] == FeatureSpec.of(builtin).short_side == 128
+    assert run_parameters(builtin, Settings(short_side=96))["size"] == 96
+    assert segment_image(scene(0), builtin, refine="none", collection=None).score.shape == (8, 11)
+    monkeypatch.setattr(registry, "identify", lambda stem, sha256: None)
+    assert run_parameters(builtin, Settings())["size"] == FeatureSpec.of(builtin).short_side == 320
+
+
+def test_a_collection_serves_sizes_near_its_own_and_says_so(builtin, caplog):
+    own = default_collection().parameters["size"]
+    near, far = round(own / 1.4 / 16) * 16, round(own / 1.6 / 16) * 16
+    caplog.set_level(logging.INFO, "vitnp")
+    assert segment_image(scene(0), builtin, short_side=own, refine="none").levels is not None
+    assert not caplog.messages
+    assert segment_image(scene(0), builtin, short_side=near, refine="none").levels is not None
+    assert caplog.messages == [f"the collection was fitted at a short side of {own} pixels, and is applied at {near}"]
+    assert segment_image(scene(0), builtin, short_side=far, refine="none").levels is None
+    with pytest.raises(UsageError, match=f"size {own}, not {far}"):
+        segment_image(scene(0), builtin, short_side=far, collection=default_collection())

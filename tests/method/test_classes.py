@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 from vitnp.errors import UsageError
-from vitnp.method.prototypes import Prototypes, fit_prototypes, label_map, split_by_class, split_pixels
+from vitnp.method.prototypes import TEMPERATURE, Prototypes, fit_prototypes, label_map, split_by_class, split_pixels
 from vitnp.method.regions import RegionRule, Regions, bisect_region, label_regions, region_patches
 
 COMPONENTS = RegionRule("components", smallest=0.0)
@@ -204,7 +204,7 @@ KNOWN = Prototypes(np.repeat(np.eye(3, dtype=np.float16), 12, axis=0), np.repeat
 
 
 def found_regions(patches: np.ndarray) -> Regions:
-    voted, certainty = KNOWN.vote(colors(patches))
+    voted, certainty = KNOWN.classify(colors(patches))
     return Regions(voted, certainty.astype(np.float32), certainty.astype(np.float32) / 2, patches.sum(axis=1))
 
 
@@ -295,9 +295,10 @@ def vote_oracle(known: Prototypes, cls: np.ndarray) -> tuple[list[int], list[flo
 def test_vote_of_the_nearest(seed, members, labels):
     rng = np.random.default_rng(seed)
     x = rng.standard_normal((members, 4))
-    known = fit_prototypes(x, rng.integers(0, labels, members), seed)
+    unit = x / np.linalg.norm(x, axis=1, keepdims=True)
+    known = Prototypes(unit.astype(np.float16), rng.integers(0, labels, members))
     cls = rng.standard_normal((7, 4)) * 10
-    found, certainty = known.vote(cls)
+    found, certainty = known.classify(cls)
     expected, shares = vote_oracle(known, cls)
     assert found.tolist() == expected
     np.testing.assert_allclose(certainty, shares)
@@ -305,28 +306,39 @@ def test_vote_of_the_nearest(seed, members, labels):
 
 def test_ties_go_to_the_more_similar_then_to_the_lower_class():
     cls = np.array([[1, 0], [0.8, 0.6], [1, 0], [0, 1]], np.float16)
-    assert Prototypes(cls[[1, 0]], np.array([2, 6])).vote(np.array([[1.0, 0.0]]))[0].tolist() == [6]
-    assert Prototypes(cls[[0, 1, 2, 1]], np.array([5, 5, 3, 3])).vote(np.array([[1.0, 0.0]]))[0].tolist() == [3]
+    assert Prototypes(cls[[1, 0]], np.array([2, 6])).classify(np.array([[1.0, 0.0]]))[0].tolist() == [6]
+    assert Prototypes(cls[[0, 1, 2, 1]], np.array([5, 5, 3, 3])).classify(np.array([[1.0, 0.0]]))[0].tolist() == [3]
 
 
 def test_nothing_to_vote_on():
-    found, certainty = KNOWN.vote(np.empty((0, 3), np.float32))
+    found, certainty = KNOWN.classify(np.empty((0, 3), np.float32))
     assert found.shape == certainty.shape == (0,)
 
 
-def test_prototypes_are_a_seeded_sample_of_each_class():
+def test_new_regions_get_the_class_of_the_nearest_mean():
     rng = np.random.default_rng(0)
-    x = rng.standard_normal((300, 6)) * 5
-    labels = np.repeat([0, 2, 7], [200, 20, 80])
-    known = fit_prototypes(x, labels, seed=1)
-    assert collections.Counter(known.classes.tolist()) == {0: 50, 2: 20, 7: 50}
-    assert known.cls.dtype == np.float16
-    unit = (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32).astype(np.float16)
-    for row, label in zip(known.cls, known.classes):
-        assert any(np.allclose(row, own, atol=1e-3) for own in unit[labels == label])
-    again, other = fit_prototypes(x, labels, seed=1), fit_prototypes(x, labels, seed=2)
-    np.testing.assert_array_equal(known.cls, again.cls)
-    assert not np.array_equal(known.cls, other.cls)
+    labels = np.repeat([0, 2, 7], [200, 20, 3])
+    x = (rng.standard_normal((3, 6)) + 4)[np.searchsorted([0, 2, 7], labels)] + 0.3 * rng.standard_normal((223, 6))
+    x *= rng.uniform(0.1, 9, (223, 1))  # only directions count
+    known = fit_prototypes(x, labels)
+    assert known.classes.tolist() == [0, 2, 7]
+    unit = x / np.linalg.norm(x, axis=1, keepdims=True)
+    centered = unit - unit.mean(axis=0)
+    centered /= np.linalg.norm(centered, axis=1, keepdims=True)
+    means = np.stack([centered[labels == label].mean(axis=0) for label in (0, 2, 7)])
+    cosine = centered @ (means / np.linalg.norm(means, axis=1, keepdims=True)).T
+    found, certainty = known.classify(x)
+    np.testing.assert_array_equal(found, np.array([0, 2, 7])[cosine.argmax(axis=1)])
+    share = np.exp(cosine / TEMPERATURE)
+    np.testing.assert_allclose(certainty, (share / share.sum(axis=1, keepdims=True)).max(axis=1), rtol=1e-4)
+    # A class of three regions keeps them; ten voters could never give it a majority.
+    assert (found[labels == 7] == 7).all()
+
+
+def test_one_class_takes_all():
+    x = np.random.default_rng(0).standard_normal((5, 4))
+    found, certainty = fit_prototypes(x, np.full(5, 3)).classify(x)
+    assert found.tolist() == [3] * 5 and certainty.tolist() == [1.0] * 5
 
 
 @settings(derandomize=True, deadline=None, max_examples=60)

@@ -18,7 +18,7 @@ from vitnp.method.collection import Collection
 from vitnp.method.collection_level import FittedLevel
 from vitnp.method.image_level import ImageLevelConfig
 from vitnp.method.parameters import run_parameters
-from vitnp.method.prototypes import KEPT_PER_CLASS, Prototypes
+from vitnp.method.prototypes import Prototypes, fit_prototypes
 from vitnp.options import Settings
 from vitnp.vit.config import ViTConfig
 
@@ -113,8 +113,8 @@ def test_a_large_collection_is_a_few_megabytes(fitted, tmp_path):
             0.05,
         )
 
-    labels = np.repeat(np.arange(20), KEPT_PER_CLASS)
-    prototypes = Prototypes(rng.normal(size=(len(labels), 768)).astype(np.float16), labels)
+    means = rng.normal(size=(20, 768)).astype(np.float32)
+    prototypes = Prototypes(means, np.arange(20), means.mean(axis=0))
     large = Collection(
         fitted.collection.parameters,
         level(2, 5),
@@ -127,13 +127,37 @@ def test_a_large_collection_is_a_few_megabytes(fitted, tmp_path):
     assert same(Collection.load(tmp_path / "large"), large)
 
 
+def test_classes_are_stored_with_and_without_means(fitted, tmp_path):
+    """Collections that were fitted before classes had means hold regions that vote, and still do."""
+    rng = np.random.default_rng(0)
+    cls, classes = rng.normal(size=(40, 64)), np.repeat(np.arange(4), 10)
+    width = fitted.collection.centers.shape[1]
+    for prototypes in (
+        Prototypes(np.resize(cls, (40, width)).astype(np.float16), classes),
+        fit_prototypes(np.resize(cls, (40, width)), classes),
+    ):
+        dataclasses.replace(fitted.collection, prototypes=prototypes).save(tmp_path / "file")
+        read = Collection.load(tmp_path / "file").prototypes
+        assert (read.mean is None) == (prototypes.mean is None)
+        for ours, theirs in zip(prototypes.classify(np.ones((3, width))), read.classify(np.ones((3, width)))):
+            np.testing.assert_array_equal(ours, theirs)
+
+
+def test_a_mean_of_another_width_is_damage(fitted, tmp_path):
+    width = fitted.collection.centers.shape[1]
+    wrong = Prototypes(np.ones((2, width), np.float32), np.arange(2), np.ones(width + 1, np.float32))
+    dataclasses.replace(fitted.collection, prototypes=wrong).save(tmp_path / "file")
+    with pytest.raises(CheckpointError, match="damaged"):
+        Collection.load(tmp_path / "file")
+
+
 # --- Only with the features it was fitted on --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ({"short_side": 128}, "size 96, not 128"),
+        ({"short_side": 160}, "size 96, not 160"),
         ({"facet": "value"}, "facet key, not value"),
         ({"layer": 3}, "layer 5, not 3"),
         ({"stride": 8}, "stride 16, not 8"),

@@ -7,7 +7,7 @@ import pytest
 
 from vitnp.clustering.spherical import Clustering
 from vitnp.method.cleaning import CleaningConfig, clean
-from vitnp.method.confidence import confidence
+from vitnp.method.confidence import OFFSET, SLOPE, clarity, collection_confidence, image_confidence
 from vitnp.method.foreground import border_patches, foreground_clusters
 from vitnp.method.image_level import ImageLevelConfig, image_level
 
@@ -174,12 +174,29 @@ def test_diagonal_neighbors_are_one_island():
     assert (np.diag(cleaned)[:6] == 1).all() and cleaned[9, 0] == 0.25
 
 
-def test_confidence_by_hand():
+def test_confidence_of_the_image_level_by_hand():
     keys = np.repeat(np.eye(2), 2, axis=0)
     # Mean key (1/2, 1/2): the spread 1 - 0.7071 = 0.2929 exceeds 0.25, so the contrast decides,
     # the mean of |2 I - 1|: (1 + 0.5 + 0 + 1) / 4.
-    assert confidence(np.array([1.0, 0.75, 0.5, 0.0]), keys) == pytest.approx(0.625)
+    assert image_confidence(np.array([1.0, 0.75, 0.5, 0.0]), keys) == pytest.approx(0.625)
     # 60 degrees apart in two: |mean| = cos 30 = 0.8660, spread 0.1340, over 0.25 = 0.5359
     keys = np.array([[1, 0], [0.5, np.sqrt(0.75)]])
-    assert confidence(np.array([1.0, 0.0]), keys) == pytest.approx((1 - np.sqrt(0.75)) / 0.25)
-    assert confidence(np.array([1.0, 0.0]), np.ones((2, 1))) == 0.0
+    assert image_confidence(np.array([1.0, 0.0]), keys) == pytest.approx((1 - np.sqrt(0.75)) / 0.25)
+    assert image_confidence(np.array([1.0, 0.0]), np.ones((2, 1))) == 0.0
+
+
+def test_clarity_by_hand():
+    score = np.float32([0.9, 0.8, 0.4, 0.1])  # contrast: the mean of 0.8, 0.6, 0.2, 0.8
+    same, more, other = np.float32([1, 1, 0, 0]), np.float32([0.6, 0.6, 0.6, 0]), np.float32([0, 0, 0.5, 1])
+    # IoU with the score's two patches: 1, 2 of 3, none of 3 (one half is not foreground).
+    assert clarity(score, [same]) == pytest.approx(0.6)
+    assert clarity(score, [same, more, other]) == pytest.approx(0.6 * (1 + 2 / 3 + 0) / 3)
+    # Levels and score that find nothing agree.
+    assert clarity(np.zeros(4, np.float32), [np.zeros(4, np.float32)] * 2) == 1
+
+
+def test_confidence_with_a_collection_is_a_logistic_curve_of_clarity():
+    score, levels = np.float32([0.9, 0.8, 0.4, 0.1]), [np.float32([1, 1, 0, 0])]
+    odds = np.exp(SLOPE * 0.6 + OFFSET)
+    assert collection_confidence(score, levels) == pytest.approx(odds / (1 + odds), abs=1e-6)
+    assert SLOPE > 0

@@ -64,6 +64,8 @@ class Entry:
     collection_temperature : float, optional
         Temperature at which a patch belongs to several clusters of a fitted collection, if these features need another
         one than the default of 0.05.
+    short_side : int, optional
+        Short side of the network's input in pixels at which this checkpoint's masks are best, if not 320.
     """
 
     name: str
@@ -84,6 +86,7 @@ class Entry:
     original_sha256: str | None
     note: str
     collection_temperature: float | None = None
+    short_side: int | None = None
 
     @property
     def file_name(self) -> str:
@@ -166,6 +169,12 @@ def collection_temperature(sha256: str) -> float | None:
     """Return the collection temperature of the checkpoint with this SHA-256; None if it is unknown or has none."""
     entry = identify("", sha256)
     return None if entry is None else entry.collection_temperature
+
+
+def short_side(sha256: str) -> int | None:
+    """Return the short side of the checkpoint with this SHA-256; None if it is unknown or has none of its own."""
+    entry = identify("", sha256)
+    return None if entry is None else entry.short_side
 
 
 def _stem_of_url(url: str) -> str:

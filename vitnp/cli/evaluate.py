@@ -119,7 +119,7 @@ TASKS = {
         _open_pairs, _score_saliency,
         {
             "iou": "foreground IoU", "accuracy": "accuracy", "max_f": "max F-beta", "mae": "MAE (0 is best)",
-            "s_measure": "S-measure",
+            "s_measure": "S-measure", "boundary_f": "boundary F (3 px)",
         },
         "IoU",
     ),

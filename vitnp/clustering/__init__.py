@@ -1,1 +1,1 @@
-"""Cluster feature rows: k-means of any number of rows, spectral clustering, exact nearest neighbors."""
+"""Cluster feature rows: k-means of any number, spectral and agglomerative clustering, exact nearest neighbors."""

@@ -15,6 +15,7 @@ import numpy as np
 from vitnp import kernels
 from vitnp.clustering.kmeans import KMeans
 from vitnp.clustering.neighbors import nearest_neighbors
+from vitnp.clustering.rows import check_rows, distinct_rows, sort_by_size
 from vitnp.errors import UsageError
 from vitnp.kernels.threads import blas
 
@@ -81,21 +82,14 @@ def spectral_clusters(
     >>> spectral_clusters(np.stack([np.cos(angle), np.sin(angle)], axis=1), 2, neighbors=1)
     array([0, 0, 0, 1, 1])
     """
-    x = np.asarray(x)
-    if x.ndim != 2:
-        raise UsageError(f"features must be rows of numbers, (N, D), got the shape {x.shape}")
-    if not 1 <= n_clusters <= len(x):
-        raise UsageError(f"n_clusters must be between 1 and the number of rows, {len(x)}, got {n_clusters}")
+    x = check_rows(x, n_clusters)
     for name, value in ("neighbors", neighbors), ("starts", starts):
         if value < 1:
             raise UsageError(f"{name} must be at least 1, got {value}")
-    finite = np.isfinite(x).all(axis=1)
-    if not finite.all():
-        raise UsageError(f"row {int(finite.argmin())} of the features is not finite; remove or repair it")
     unit = kernels.for_device().normalize_rows(x.astype(np.float32))
-    first, node = _distinct_rows(unit)
+    first, node = distinct_rows(unit)
     labels = _cluster(unit[first], n_clusters, neighbors, starts, seed, n_threads)[node]
-    return _sort_by_size(labels)
+    return sort_by_size(labels)
 
 
 def neighbor_graph(x: np.ndarray, neighbors: int, *, n_threads: int | None = None) -> csr_matrix:
@@ -228,19 +222,3 @@ def _cluster(
     # Spherical k-means uses the rows of the eigenvectors by their direction, as Ng et al. do.
     model = KMeans(n_clusters, n_init=starts, max_iter=100, random_state=seed, n_jobs=n_threads)
     return model.fit(vectors).labels_.astype(np.int64)
-
-
-def _distinct_rows(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the index of the first of each set of identical rows, in order, and for each row the number of its set."""
-    numbers: dict[bytes, int] = {}
-    # Adding 0.0 turns -0.0 into 0.0, which is the same number with other bytes.
-    number = np.array([numbers.setdefault(row.tobytes(), len(numbers)) for row in x + 0.0])
-    return np.unique(number, return_index=True)[1], number
-
-
-def _sort_by_size(labels: np.ndarray) -> np.ndarray:
-    """Renumber labels by falling cluster size, in order of first appearance if equal."""
-    _, first, inverse, counts = np.unique(labels, return_index=True, return_inverse=True, return_counts=True)
-    rank = np.empty(len(counts), np.int64)
-    rank[np.lexsort((first, -counts))] = np.arange(len(counts))
-    return rank[inverse]

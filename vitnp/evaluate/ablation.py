@@ -1,4 +1,4 @@
-"""Ablation on a data set: single levels, pairs of levels and all three; consistency between levels; facets."""
+"""Ablation on a data set: single levels, some of them, and all; consistency between levels; facets."""
 
 from __future__ import annotations
 
@@ -22,21 +22,23 @@ from vitnp.refine.refine import refine
 from vitnp.result import HALF, Segmentation
 from vitnp.segmenter import Segmenter
 
-# Subsets of the levels, as indices into a result's `levels`.
-LEVELS = {
-    "image": (0,),
-    "data set": (1,),
-    "category": (2,),
-    "image + data set": (0, 1),
-    "image + category": (0, 2),
-    "data set + category": (1, 2),
-    "all three": (0, 1, 2),
+# Weights of a result's `levels`, image, data set, category and readout level; None for those of the method.
+LEVELS: dict[str, tuple[int, ...] | None] = {
+    "image": (1, 0, 0, 0),
+    "data set": (0, 1, 0, 0),
+    "category": (0, 0, 1, 0),
+    "readout": (0, 0, 0, 1),
+    "image + data set": (1, 1, 0, 0),
+    "image + category": (1, 0, 1, 0),
+    "data set + category": (0, 1, 1, 0),
+    "image + data set + category": (1, 1, 1, 0),
+    "all": None,
 }
 
 
 # What is varied, and to what: the key of a row.
 Row: TypeAlias = tuple[str, str]
-FULL_METHOD: Row = ("levels", "all three")
+FULL_METHOD: Row = ("levels", "all")
 
 # Combines the levels of a photograph, (N,) each, into one score, (N,).
 Combine: TypeAlias = Callable[[Sequence[np.ndarray]], np.ndarray]
@@ -82,7 +84,7 @@ class Ablation(NamedTuple):
 def ablate(pairs: Sequence[Pair], make: Callable[..., Segmenter], facet: str = "key") -> Ablation:
     """Vary one component of the method at a time.
 
-    Five fits yield fourteen variants: one fit is enough for all subsets of levels, and one for majority and
+    Five fits yield sixteen variants: one fit is enough for all subsets of levels, and one for majority and
     intersection.
 
     Parameters
@@ -123,7 +125,7 @@ def _fits(make: Callable[..., Segmenter], facet: str) -> Iterator[tuple[Segmente
     """Yield the segmenters to fit, each with the rows that its levels yield."""
     yield (
         make(facet=facet, consistency="mean"),
-        {("levels", name): partial(_combine_subset, indices) for name, indices in LEVELS.items()},
+        {("levels", name): partial(combine_levels, weights=weights) for name, weights in LEVELS.items()},
     )
     yield (
         make(facet=facet, consistency="majority"),
@@ -135,10 +137,6 @@ def _fits(make: Callable[..., Segmenter], facet: str) -> Iterator[tuple[Segmente
     for other in FACETS:
         if other != facet:
             yield make(facet=other, consistency="mean"), {("facet", other): combine_levels}
-
-
-def _combine_subset(indices: Sequence[int], levels: Sequence[np.ndarray]) -> np.ndarray:
-    return combine_levels([levels[index] for index in indices])
 
 
 class _IoUs(NamedTuple):

@@ -165,8 +165,8 @@ def mean_scores(scores: Iterable[SaliencyScores]) -> SaliencyScores:
 
     Examples
     --------
-    >>> mean_scores([SaliencyScores(1, 1, 1, 0, 1), SaliencyScores(0, 0.5, 0, 0.5, 0)])
-    SaliencyScores(iou=0.5, accuracy=0.75, max_f=0.5, mae=0.25, s_measure=0.5)
+    >>> mean_scores([SaliencyScores(1, 1, 1, 0, 1, 1), SaliencyScores(0, 0.5, 0, 0.5, 0, 0)])
+    SaliencyScores(iou=0.5, accuracy=0.75, max_f=0.5, mae=0.25, s_measure=0.5, boundary_f=0.5)
     """
     columns = list(zip(*scores))
     if not columns:

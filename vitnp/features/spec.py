@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from vitnp import options
+from vitnp.checkpoints import registry
 from vitnp.errors import UsageError
 from vitnp.io import preprocess
 from vitnp.io.stamp import parameters_hash
@@ -124,7 +125,7 @@ class FeatureSpec:
             facet=options.check("facet", facet),
             layer=config.resolve_layer(layer),
             stride=config.resolve_stride(stride),
-            short_side=preprocess.short_side_of(options.check("short_side", short_side), config.patch),
+            short_side=short_side_of(vit, options.check("short_side", short_side)),
             precision=precision,
             numerics=vit.numerics,
             pos_embed=config.pos_embed,
@@ -168,6 +169,25 @@ class FeatureSpec:
     def name(self) -> str:
         """Fingerprint of the spec, 32 hexadecimal digits: the folder name of a store."""
         return parameters_hash(self.as_stored())
+
+
+def short_side_of(vit: ViT, short_side: int | None = None) -> int:
+    """Return the short side in pixels at which photographs enter a network.
+
+    Parameters
+    ----------
+    vit : ViT
+    short_side : int, optional
+        Requested short side; by default that of the checkpoint in the registry, else 320.
+
+    Returns
+    -------
+    int
+        A multiple of the patch size.
+    """
+    if short_side is None:
+        short_side = registry.short_side(vit.sha256)
+    return preprocess.short_side_of(short_side, vit.config.patch)
 
 
 def _three_floats(values: Sequence[float]) -> tuple[float, float, float]:

@@ -1,1 +1,1 @@
-"""The method: foreground at three levels, their combination and cleaning, and classes of regions."""
+"""The method: foreground at four levels, their combination and cleaning, and classes of regions."""

@@ -23,6 +23,7 @@ from vitnp.method.cleaning import CleaningConfig
 from vitnp.method.collection_level import FittedLevel
 from vitnp.method.image_level import ImageLevelConfig
 from vitnp.method.prototypes import Prototypes, label_map, split_by_class, split_pixels
+from vitnp.method.readout import Readout
 from vitnp.method.regions import RegionRule, Regions, label_regions, region_patches
 from vitnp.options import CONSISTENCIES
 from vitnp.vit.model import ViT
@@ -31,6 +32,10 @@ FORMAT = "vitnp collection 1"
 
 # Parameters that must be equal for features to be comparable, under their names in files.
 COMPARABLE = ("sha256", "facet", "layer", "stride", "size", "pos_embed", "mean", "std", "heads")
+
+# Largest ratio of two short sides at which keys are still alike: centroids of 320 pixels serve at 448, and the other
+# way round.
+NEAR_SIZES = 1.5
 
 # Further parameters that every file has.
 _REQUIRED = ("consistency", "max_tokens", "refine", "seed")
@@ -59,7 +64,9 @@ class Collection:
     centers : (C, D) float32
         Mean CLS token of each category, normalized to unit length.
     prototypes : Prototypes, optional
-        Labeled regions, if classes were fitted.
+        Means of the classes, if there are any.
+    readout : Readout, optional
+        Readout level; files of earlier versions have none, and votes of the paper's three levels do without.
 
     Examples
     --------
@@ -72,6 +79,7 @@ class Collection:
     categories: tuple[FittedLevel, ...]
     centers: np.ndarray
     prototypes: Prototypes | None = None
+    readout: Readout | None = None
 
     def category_of(self, cls: np.ndarray) -> int:
         """Return the category whose center is nearest to the CLS token (D,) of a photograph."""
@@ -81,8 +89,8 @@ class Collection:
 
     def levels(
         self, keys: np.ndarray, image_level: tuple[np.ndarray, np.ndarray], category: int
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return the answers of the image, data set and category levels for the patches of one photograph.
+    ) -> tuple[np.ndarray, ...]:
+        """Return the answers of the levels for the patches of one photograph.
 
         Parameters
         ----------
@@ -95,15 +103,16 @@ class Collection:
 
         Returns
         -------
-        image, dataset, category : (N,) float32
+        image, dataset, category[, readout] : (N,) float32
             Soft answers if levels are combined by their mean, else hard ones; see
             :func:`vitnp.method.agreement.combine_levels`.
         """
         soft, hard = image_level
         with blas.one_blas_thread():
-            if self.consistency == "mean":
-                return soft, self.dataset.soft_foreground(keys), self.categories[category].soft_foreground(keys)
-            return hard, self.dataset.hard_foreground(keys), self.categories[category].hard_foreground(keys)
+            if self.consistency != "mean":
+                return hard, self.dataset.hard_foreground(keys), self.categories[category].hard_foreground(keys)
+            levels = soft, self.dataset.soft_foreground(keys), self.categories[category].soft_foreground(keys)
+            return levels if self.readout is None else (*levels, self.readout.soft_foreground(keys))
 
     @property
     def consistency(self) -> str:
@@ -127,7 +136,7 @@ class Collection:
         return RegionRule(**self.parameters["regions"])
 
     def labels(self, vit: ViT, features: FeatureRecord, mask: np.ndarray) -> np.ndarray:
-        """Return the classes of the pixels of a photograph, by votes of the training regions.
+        """Return the classes of the pixels of a photograph, by the nearest class means.
 
         Parameters
         ----------
@@ -151,7 +160,7 @@ class Collection:
         regions = label_regions(mask, self.rule)
         patches = region_patches(regions, features.grid)
         region_cls = functools.partial(vit.region_cls, features.cls_state, features.last_key, features.value)
-        classes, certainty = self.prototypes.vote(region_cls(patches))
+        classes, certainty = self.prototypes.classify(region_cls(patches))
         if self.rule.how == "split":
             seed = (int(self.parameters["seed"]), features.digest)
             whole = Regions(classes, certainty, certainty, patches.sum(axis=1))
@@ -170,10 +179,15 @@ class Collection:
         return digest.hexdigest()
 
     def mismatch(self, parameters: Mapping[str, Any]) -> str | None:
-        """Return why features made with these parameters do not fit the collection: half a sentence, or None."""
+        """Return why features made with these parameters do not fit the collection: half a sentence, or None.
+
+        Short sides may differ by a factor of up to :data:`NEAR_SIZES`.
+        """
         for name in (*COMPARABLE, "grid"):  # files name the grid of the position embeddings if it isn't square
             ours, theirs = (json.loads(canonical_json(each.get(name))) for each in (self.parameters, parameters))
             if ours == theirs:
+                continue
+            if name == "size" and max(ours, theirs) <= NEAR_SIZES * min(ours, theirs):
                 continue
             if name == "sha256":
                 ours, theirs = (str(each.get("model") or each["sha256"])[:64] for each in (self.parameters, parameters))
@@ -228,4 +242,4 @@ class Collection:
         return collection
 
     def _arrays(self) -> dict[str, np.ndarray]:
-        return collection_file.to_arrays(self.dataset, self.categories, self.centers, self.prototypes)
+        return collection_file.to_arrays(self.dataset, self.categories, self.centers, self.prototypes, self.readout)

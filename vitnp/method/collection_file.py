@@ -8,13 +8,18 @@ import numpy as np
 
 from vitnp.method.collection_level import FittedLevel
 from vitnp.method.prototypes import Prototypes
+from vitnp.method.readout import Readout
 
 # Labels are stored as uint16, 0 is the background.
 _MAX_CLASSES = 65_535
 
 
 def to_arrays(
-    dataset: FittedLevel, categories: Sequence[FittedLevel], centers: np.ndarray, prototypes: Prototypes | None
+    dataset: FittedLevel,
+    categories: Sequence[FittedLevel],
+    centers: np.ndarray,
+    prototypes: Prototypes | None,
+    readout: Readout | None,
 ) -> dict[str, np.ndarray]:
     """Return the arrays of a collection under the names that files use."""
     arrays = {"centres": centers}
@@ -24,13 +29,17 @@ def to_arrays(
             arrays[f"{name}.{index}.centroids"], arrays[f"{name}.{index}.shares"] = centroids, shares
     if prototypes is not None:
         arrays["prototypes.cls"], arrays["prototypes.classes"] = prototypes.cls, prototypes.classes
+        if prototypes.mean is not None:
+            arrays["prototypes.mean"] = prototypes.mean
+    if readout is not None:
+        arrays["readout.weights"], arrays["readout.bias"] = readout.weights, np.array([readout.bias], np.float32)
     return arrays
 
 
 def from_arrays(
     arrays: Mapping[str, np.ndarray], temperatures: Mapping[str, float]
-) -> tuple[FittedLevel, tuple[FittedLevel, ...], np.ndarray, Prototypes | None]:
-    """Return the data set level, category levels, centers and prototypes that :func:`to_arrays` was given.
+) -> tuple[FittedLevel, tuple[FittedLevel, ...], np.ndarray, Prototypes | None, Readout | None]:
+    """Return the data set level, category levels, centers, prototypes and readout that :func:`to_arrays` was given.
 
     Parameters
     ----------
@@ -49,9 +58,10 @@ def from_arrays(
         _level(arrays, f"category.{index}", temperatures["category"], centers.shape[1]) for index in range(len(centers))
     )
     prototypes = _prototypes(arrays, centers.shape[1]) if "prototypes.cls" in arrays else None
+    readout = _readout(arrays, centers.shape[1]) if "readout.weights" in arrays else None
     if not all(np.isfinite(array).all() for array in arrays.values()):
         raise ValueError("an array contains NaN or infinity")
-    return dataset, categories, centers, prototypes
+    return dataset, categories, centers, prototypes, readout
 
 
 def _level(arrays: Mapping[str, np.ndarray], name: str, temperature: float, width: int) -> FittedLevel:
@@ -63,10 +73,20 @@ def _level(arrays: Mapping[str, np.ndarray], name: str, temperature: float, widt
     return FittedLevel(centroids, shares, float(temperature))
 
 
+def _readout(arrays: Mapping[str, np.ndarray], width: int) -> Readout:
+    weights, bias = (np.array(arrays[f"readout.{name}"], np.float32) for name in ("weights", "bias"))
+    if weights.shape != (width,) or bias.shape != (1,):
+        raise ValueError("the shapes of the readout do not fit together")
+    return Readout(weights, float(bias[0]))
+
+
 def _prototypes(arrays: Mapping[str, np.ndarray], width: int) -> Prototypes:
     cls, classes = np.array(arrays["prototypes.cls"]), np.array(arrays["prototypes.classes"], np.int64)
     if cls.shape != (len(classes), width) or not len(classes):
         raise ValueError("the shapes of the prototypes do not fit together")
     if classes.min() < 0 or classes.max() >= _MAX_CLASSES:
         raise ValueError(f"the classes of the prototypes must be from 0 to {_MAX_CLASSES - 1}")
-    return Prototypes(cls, classes)
+    mean = np.array(arrays["prototypes.mean"], np.float32) if "prototypes.mean" in arrays else None
+    if mean is not None and mean.shape != (width,):
+        raise ValueError("the shape of the prototypes' mean does not fit")
+    return Prototypes(cls, classes, mean)

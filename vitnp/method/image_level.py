@@ -2,7 +2,8 @@
 
 The method has three levels, after "A Lightweight Clustering Framework for Unsupervised Semantic Segmentation"
 (arXiv 2311.18628). Each clusters the keys of patches by cosine: within one image (this module), within a category of
-similar images, and within the whole data set (both in :mod:`vitnp.method.collection_level`).
+similar images, and within the whole data set (both in :mod:`vitnp.method.collection_level`). A fourth level, of our
+own, is fitted to the masks of the three (:mod:`vitnp.method.readout`).
 
 One image is segmented in four steps, for several numbers of clusters K:
 

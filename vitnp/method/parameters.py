@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from vitnp import __version__
 from vitnp.errors import UsageError
-from vitnp.io import preprocess
+from vitnp.features.spec import short_side_of
 from vitnp.method.collection import Collection
 from vitnp.options import Settings
 from vitnp.vit.model import ViT
@@ -42,7 +42,7 @@ def run_parameters(vit: ViT, settings: Settings, collection: Collection | None =
         "pos_embed": config.pos_embed,
         "mean": list(config.mean),
         "std": list(config.std),
-        "size": preprocess.short_side_of(settings.short_side, config.patch),
+        "size": short_side_of(vit, settings.short_side),
         "facet": settings.facet,
         "layer": config.resolve_layer(settings.layer),
         "stride": config.resolve_stride(settings.stride),

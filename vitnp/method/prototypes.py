@@ -1,4 +1,4 @@
-"""Class prototypes: label new regions by the CLS tokens of labeled ones."""
+"""Class prototypes: label new regions by the mean CLS token of each class."""
 
 from __future__ import annotations
 
@@ -8,33 +8,40 @@ from collections.abc import Callable
 import numpy as np
 
 from vitnp import kernels
+from vitnp.clustering.agglomerative import center_directions, cluster_means
 from vitnp.kernels.threads import blas
 from vitnp.method.regions import RegionRule, Regions, bisect_region, patch_cells
 
-# Number of training regions that vote on the class of a new one, and maximum number kept for this of each class.
+# Number of training regions that vote on the class of a new one, in collections that were fitted with such votes.
 VOTERS = 10
-KEPT_PER_CLASS = 50
+# Temperature of the softmax over the cosines to the class means: the certainty that a region is split by.
+TEMPERATURE = 0.1
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Prototypes:
-    """Labeled regions by which classes are recognized in new photographs.
+    """CLS tokens by which classes are recognized in new photographs.
 
     Attributes
     ----------
-    cls : (S, D) float16
-        CLS tokens of training regions, normalized to unit length; at most :data:`KEPT_PER_CLASS` per class.
+    cls : (S, D) float
+        CLS tokens normalized to unit length: the mean of each class, seen from `mean`; without `mean`, training regions
+        that vote, as in collections that were fitted before classes had means.
     classes : (S,) int64
-        Class of each region, from 0.
+        Class of each of them, from 0.
+    mean : (D,) float32, optional
+        Mean of the unit CLS tokens of all training regions.
     """
 
     cls: np.ndarray
     classes: np.ndarray
+    mean: np.ndarray | None = None
 
-    def vote(self, cls: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return the classes of new regions by vote of the most similar training regions, :data:`VOTERS` at most.
+    def classify(self, cls: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the classes of new regions: those with the nearest mean, or with most votes if there are no means.
 
-        Of classes with equal votes the one with the higher sum of cosines wins, then the lower class.
+        Of training regions the :data:`VOTERS` most similar vote. Of classes with equal votes the one with the higher
+        sum of cosines wins, then the lower class.
 
         Parameters
         ----------
@@ -45,14 +52,24 @@ class Prototypes:
         -------
         classes : (G,) int64
         certainty : (G,) float64
-            Share of the votes for the class, 0 to 1.
+            0 to 1: softmax of the cosines at the temperature :data:`TEMPERATURE`, or the share of the votes.
 
         Examples
         --------
-        >>> known = Prototypes(np.eye(2, dtype=np.float16), np.array([3, 5]))
-        >>> known.vote(np.array([[0.1, 2.0]]))[0]
-        array([5])
+        >>> known = fit_prototypes(np.array([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0]]), np.array([0, 0, 1]))
+        >>> known.classify(np.array([[0.1, 2.0]]))[0]
+        array([1])
         """
+        return self._nearest_mean(cls) if self.mean is not None else self._vote(cls)
+
+    def _nearest_mean(self, cls: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        unit, _ = center_directions(cls, self.mean)
+        with blas.one_blas_thread():
+            cosine = unit @ self.cls.astype(np.float64).T  # (G, S)
+        share = np.exp((cosine - cosine.max(axis=1, keepdims=True)) / TEMPERATURE)
+        return self.classes[cosine.argmax(axis=1)], share.max(axis=1) / share.sum(axis=1)
+
+    def _vote(self, cls: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         with blas.one_blas_thread():
             unit = kernels.for_device().normalize_rows(np.asarray(cls, np.float32))
             cosine = unit @ self.cls.astype(np.float32).T  # (G, S)
@@ -68,8 +85,11 @@ class Prototypes:
         return classes, np.take_along_axis(votes, classes[:, None], axis=1)[:, 0] / voters
 
 
-def fit_prototypes(cls: np.ndarray, classes: np.ndarray, seed: int) -> Prototypes:
-    """Draw at most :data:`KEPT_PER_CLASS` regions of each class.
+def fit_prototypes(cls: np.ndarray, classes: np.ndarray) -> Prototypes:
+    """Compute the mean of each class.
+
+    Votes would favor large classes: of ten neighbors a class of three regions has three at most. A mean is one row,
+    however many regions it is the mean of.
 
     Parameters
     ----------
@@ -77,20 +97,15 @@ def fit_prototypes(cls: np.ndarray, classes: np.ndarray, seed: int) -> Prototype
         CLS tokens of all regions, of any length.
     classes : (G,) int
         Class of each region, from 0.
-    seed : int
 
     Returns
     -------
     Prototypes
     """
-    unit = kernels.for_device().normalize_rows(np.asarray(cls, np.float32))
-    rng = np.random.default_rng((seed, 9))
-    drawn = [np.empty(0, np.int64)]
-    for label in np.unique(classes):
-        members = np.flatnonzero(classes == label)
-        drawn.append(np.sort(rng.choice(members, min(len(members), KEPT_PER_CLASS), replace=False)))
-    kept = np.concatenate(drawn)
-    return Prototypes(unit[kept].astype(np.float16), np.asarray(classes)[kept].astype(np.int64))
+    unit, mean = center_directions(cls)
+    present, labels = np.unique(classes, return_inverse=True)
+    means = cluster_means(unit, labels, len(present))
+    return Prototypes(means.astype(np.float32), present.astype(np.int64), mean.astype(np.float32))
 
 
 def split_by_class(
@@ -118,7 +133,7 @@ def split_by_class(
     region_cls : callable
         Returns the CLS tokens (G, D) of regions (G, N) bool.
     prototypes : Prototypes
-        Vote on the halves.
+        They classify the halves.
     seed : tuple of int
         Seed of k-means.
     rule : RegionRule
@@ -134,7 +149,7 @@ def split_by_class(
         halves = bisect_region(keys, patches[region], grid, (*seed, region), rule)
         if halves is None:
             continue
-        voted, certainty = prototypes.vote(region_cls(halves))
+        voted, certainty = prototypes.classify(region_cls(halves))
         if voted[0] == voted[1] or certainty.min() < rule.certainty:
             continue
         parents.append(region)

@@ -2,7 +2,7 @@
 
 A region gets a CLS token of its own: the last block computed for the CLS row alone, with attention restricted to CLS
 and the patches of the region (:meth:`vitnp.vit.model.ViT.region_cls`). The tokens of all regions of a collection are
-clustered spectrally into classes; a new region gets the class of the training regions nearest to it
+clustered into classes (:mod:`vitnp.clustering.agglomerative`); a new region gets the class with the nearest mean
 (:mod:`vitnp.method.prototypes`).
 """
 
@@ -42,7 +42,8 @@ class RegionRule:
     half : float
         Minimum share of a component's patches in each half.
     certainty : float
-        Minimum share of the votes that the class of each half needs for a split.
+        Minimum certainty of the class of each half for a split, see
+        :meth:`vitnp.method.prototypes.Prototypes.classify`.
     """
 
     how: str = "image"
