@@ -38,6 +38,8 @@ def _sidecar(path: pathlib.Path) -> pathlib.Path:
 
 def read_sidecar(path: pathlib.Path) -> str | None:
     """Return the SHA-256 that was written beside a file, or None."""
+    if not _sidecar(path).is_file():  # opening a pipe would wait for its writer
+        return None
     try:
         words = _sidecar(path).read_text(encoding="ascii").split()
     except (OSError, ValueError):

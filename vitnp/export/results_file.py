@@ -140,6 +140,8 @@ class Results:
             If the folder holds no results of a finished run, or the file is damaged.
         """
         path = Path(folder, RESULTS)
+        if path.exists() and not path.is_file():  # opening a pipe would wait for its writer
+            raise _damaged(path, "this is no file")
         try:
             with open(path, encoding="ascii") as file:
                 header = json.loads(file.readline())

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from vitnp import options
 from vitnp.export.collection_outputs import RUN_RECORD, CollectionInfo, outputs_of, refuse_foreign_outputs
 from vitnp.export.results_file import Results
 from vitnp.io import write
@@ -85,8 +86,11 @@ def rewrite(
 
 def _run_record(out: Path) -> dict[str, Any]:
     """Return the content of ``run.json``; empty if there is none or it is damaged."""
+    path = out / RUN_RECORD
+    if not path.is_file():  # opening a pipe would wait for its writer
+        return {}
     try:
-        record = json.loads((out / RUN_RECORD).read_bytes())
+        record = json.loads(path.read_bytes())
         return record if isinstance(record["parameters"], dict) else {}
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return {}
@@ -94,4 +98,5 @@ def _run_record(out: Path) -> dict[str, Any]:
 
 def recorded_polygons(out: str | os.PathLike[str]) -> float | None:
     """Return the tolerance of the polygons in ``annotations.json``; None for run lengths."""
-    return _run_record(Path(out)).get("parameters", {}).get("polygons")
+    tolerance = _run_record(Path(out)).get("parameters", {}).get("polygons")
+    return tolerance if options.OPTIONS["polygons"].accepts(tolerance) else None

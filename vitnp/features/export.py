@@ -228,6 +228,8 @@ def stamp(path: str | os.PathLike[str]) -> dict[str, str] | None:
         return stamp_.stamp(path)
     from safetensors import SafetensorError, safe_open
 
+    if not os.path.isfile(path):  # opening a pipe would wait for its writer
+        return None
     try:
         with safe_open(os.fspath(path), framework="numpy") as file:
             metadata = file.metadata() or {}
