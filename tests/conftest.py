@@ -122,8 +122,8 @@ def pytest_terminal_summary(terminalreporter) -> None:
 
 
 def pytest_collection_modifyitems(items) -> None:
-    """Mark GPU, training and fuzz tests as slow too, and run slow tests first, so that none of them ends the run."""
+    """Mark the tests of lanes of their own as slow too, and run slow tests first, so that none of them ends the run."""
     for item in items:
-        if any(map(item.get_closest_marker, ("gpu", "train", "parity", "fuzz"))):
+        if any(map(item.get_closest_marker, ("gpu", "train", "parity", "fuzz", "clients", "browser"))):
             item.add_marker("slow")
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)

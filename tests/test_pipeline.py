@@ -54,8 +54,8 @@ def test_types_and_shapes(result, builtin):
     assert result.mask.dtype == bool and result.mask.shape == (240, 320)
     assert result.soft.dtype == np.uint16 and result.soft.shape == (240, 320)
     np.testing.assert_array_equal(result.mask, result.soft >= 32768)
-    assert result.score.dtype == np.float32 and result.score.shape == (20, 27)
-    assert result.keys.dtype == np.float32 and result.keys.shape == (20, 27, builtin.config.width)
+    assert result.score.dtype == np.float32 and result.score.shape == (28, 37)
+    assert result.keys.dtype == np.float32 and result.keys.shape == (28, 37, builtin.config.width)
     assert result.score.min() >= 0 and result.score.max() <= 1
     assert 0 <= result.confidence <= 1
     assert set(result.seconds) == {"decode", "network", "cluster", "refine"}
@@ -190,7 +190,7 @@ def test_save_writes_everything_with_a_stamp(tmp_path, result):
         np.testing.assert_array_equal(stored["keys"], result.keys)
         metadata = json.loads(str(stored["metadata"]))
     assert metadata["model"] == "vitnp_tiny" and metadata["seed"] == 0 and metadata["version"] == vitnp.__version__
-    assert len(metadata["sha256"]) == 64 and metadata["size"] == 320
+    assert len(metadata["sha256"]) == 64 and metadata["size"] == 448
 
 
 def test_npz_holds_keys_only_when_they_are_named(tmp_path, result):

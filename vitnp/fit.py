@@ -26,13 +26,14 @@ from vitnp.features.stream import Extraction
 from vitnp.features.temporary import check_space, estimate_bytes, temporary_store
 from vitnp.io import decode, headers
 from vitnp.io.resample import downscale, working_size
-from vitnp.io.spool import MaskSpool
+from vitnp.io.spool import LabelSpool, MaskSpool
 from vitnp.kernels.stopwatch import Stopwatch
 from vitnp.kernels.threads import blas, pool
 from vitnp.method.cleaning import CleaningConfig
 from vitnp.method.collection import Collection
 from vitnp.method.collection_level import CollectionLevelConfig, FittedLevel, default_categories, fit_level
 from vitnp.method.image_level import ImageLevelConfig
+from vitnp.method.instances import Instances
 from vitnp.method.prototypes import fit_prototypes, label_map, split_by_class, split_pixels
 from vitnp.method.readout import ReadoutConfig, fit_readout, readout_targets
 from vitnp.method.regions import RegionRule, Regions, label_regions, region_patches
@@ -125,6 +126,7 @@ class Fit:
         self.regions: list[Regions | None] = [None] * len(photographs)
         self._device = plan.vit.device
         self._masks = MaskSpool()
+        self._objects = LabelSpool() if plan.settings.instances else None  # objects of each photograph, from 1
         self._grids: dict[int, tuple[int, int]] = {}
         # By photograph: the image level's answers until its mask is made, and its regions until they have classes.
         self._soft: dict[int, np.ndarray] = {}
@@ -166,7 +168,10 @@ class Fit:
         self.confidences = np.zeros(len(self.photographs))
 
         def work(index: int) -> tuple[np.ndarray, np.ndarray, float]:
-            answer = judge_image(entries[index], self._device, self.plan.settings.seed, config=self.plan.image_level)
+            answer = judge_image(
+                entries[index], self._device, self.plan.settings.seed, config=self.plan.image_level,
+                domain=self.plan.settings.domain,
+            )  # fmt: skip
             soft, hard = kernels.to_host(answer.soft), kernels.to_host(answer.hard)
             return soft.astype(np.float16), np.rint(hard * HARD_UNITS).astype(np.uint8), answer.confidence
 
@@ -193,8 +198,9 @@ class Fit:
             indices, config, limit, seed = item
             keys, hard = self._sample(entries, indices, limit, seed)
             return fit_level(
-                keys, hard, seed, config, mapper=self.plan.mapper, n_threads=self.plan.n_threads, device=self._device
-            )
+                keys, hard, seed, config, mapper=self.plan.mapper, n_threads=self.plan.n_threads, device=self._device,
+                domain=self.plan.settings.domain,
+            )  # fmt: skip
 
         # One after the other: each is parallel inside.
         dataset, *categories = self._watch(map(work, sets), len(sets), "levels")
@@ -288,8 +294,12 @@ class Fit:
                     )  # fmt: skip
                     self._masks.put(index, result.mask)
                     self.confidences[index] = result.confidence
+                    if self._objects is not None and result.instances is not None:
+                        self._objects.put(index, result.instances.labels)
                     if self.plan.n_classes is not None:
                         self._describe_regions(index, features, result)
+                    elif result.instances is not None:
+                        self._describe_objects(index, features.grid, result.instances)
                     observe(index, result)
             except ImageError as error:  # it was readable before, and is gone or changed now
                 return error
@@ -303,11 +313,19 @@ class Fit:
             raise self.failures[self._read[0]]
 
     def _describe_regions(self, index: int, features: FeatureRecord, result: Segmentation) -> None:
-        patches = region_patches(label_regions(result.mask, self.plan.rule), features.grid)
+        patches = region_patches(self._whole_regions(index), features.grid)
         cls = self.plan.vit.region_cls(features.cls_state, features.last_key, features.value, patches)
         self._cls[index] = cls.astype(np.float16)
         mean = (patches @ result.score.ravel()) / np.maximum(patches.sum(axis=1), 1)
-        self._scores[index] = (result.confidence * mean).astype(np.float32)
+        scores = result.confidence * mean if result.instances is None else result.instances.confidences
+        self._scores[index] = scores.astype(np.float32)
+
+    def _describe_objects(self, index: int, grid: tuple[int, int], instances: Instances) -> None:
+        """Make each object a region of its own; without classes all of them are of one, the foreground."""
+        sizes = region_patches(instances.labels, grid).sum(axis=1)
+        scores = instances.confidences.astype(np.float32)
+        self.regions[index] = Regions(np.zeros(len(sizes), np.int64), scores, scores, sizes)
+        self._grids[index] = grid
 
     def _fit_classes(self, entries: Entries, n_classes: int) -> None:
         owners = [index for index in self._read if index not in self.failures]
@@ -347,6 +365,8 @@ class Fit:
             )
 
     def _whole_regions(self, index: int) -> np.ndarray:
+        if self._objects is not None:
+            return self._objects.get(index).astype(np.uint16)
         mask = self._masks.get(index)
         with pool.large_image_lock(mask.size):
             return label_regions(mask, self.plan.rule)

@@ -21,12 +21,13 @@ POS_EMBED_INTERPS = ("offset", "exact", "antialias")
 NORMALIZATIONS = ("imagenet", "half")
 DEVICES = ("auto", "cpu", "cuda")
 PRECISIONS = ("auto", "fp32", "tf32", "bf16", "fp16")
-REFINEMENTS = ("solver", "crf", "guided", "none")
+REFINEMENTS = ("solver", "crf", "guided", "color", "none")
+DOMAINS = ("photo", "texture")
 LEVELS = ("auto", "image", "single", "all")
 CONSISTENCIES = ("mean", "majority", "intersection")
 REGIONS = ("image", "components", "split")
 ALPHAS = ("background", "mask", "ignore")
-OUTPUTS = ("mask", "overlay", "cutout", "soft", "score", "keys", "npz")
+OUTPUTS = ("mask", "overlay", "cutout", "soft", "score", "keys", "npz", "objects")
 EXPORT_FORMATS = ("coco", "yolo", "voc", "labelme", "labelstudio")
 FEATURE_FORMATS = ("npz", "safetensors")
 FEATURE_DTYPES = ("float16", "float32")
@@ -39,6 +40,8 @@ SHORT_SIDE = 320
 MAX_TOKENS = 4096
 MAX_PIXELS = 120_000_000
 MAX_CLASSES = 65_535
+# Most objects of a photograph: as many as COCO's scores consider. Label images hold 255, VOC's 254.
+MAX_OBJECTS = 100
 
 # The command line fits at least this many photographs as a set; fewer are segmented one by one.
 MIN_PHOTOGRAPHS_FOR_A_SET = 30
@@ -222,7 +225,7 @@ _TABLE = (
         old_flags=("--size",),
     ),
     Option("facet", "key, query, value or token (key)", default="key", choices=FACETS, metavar="NAME"),
-    Option("layer", "block to read; negative from the last (-1)", int, default=-1, metavar="N"),
+    Option("layer", "block to read; negative from the last (-1)", int, metavar="N"),
     Option("stride", "pixels between patches (the patch size)", int, minimum=1, metavar="PX"),
     Option("max_tokens", f"most patches per photograph ({MAX_TOKENS})", int, MAX_TOKENS, minimum=1, metavar="N"),
     Option("max_pixels", "most pixels per photograph (120e6)", int, MAX_PIXELS, minimum=1, metavar="N"),
@@ -234,7 +237,10 @@ _TABLE = (
         metavar="NAME",
     ),
     # The mask.
-    Option("refine", "solver, crf, guided or none (solver)", default="solver", choices=REFINEMENTS, metavar="NAME"),
+    Option(
+        "domain", "photo; texture: many small or thin parts (photo)", default="photo", choices=DOMAINS, metavar="NAME"
+    ),
+    Option("refine", "solver, crf, guided, color or none (solver)", choices=REFINEMENTS, metavar="NAME"),
     Option("seed", "seed of k-means: same seed, same masks (0)", int, default=0, minimum=0, metavar="N"),
     Option(
         "min_confidence",
@@ -244,6 +250,10 @@ _TABLE = (
         minimum=0,
         maximum=1,
         metavar="C",
+    ),
+    Option("instances", "separate the objects of a mask, ranked", bool, default=False),
+    Option(
+        "objects", "keep the N first objects; implies --instances", int, minimum=1, maximum=MAX_OBJECTS, metavar="N"
     ),
     # The collection.
     Option(
@@ -285,7 +295,7 @@ _TABLE = (
     ),
     # The outputs.
     Option("out", "output folder (that of each photograph)", Path, metavar="DIR"),
-    Option("save", "of mask,overlay,cutout,soft,score,keys,npz", default="mask,overlay", metavar="LIST"),
+    Option("save", "of mask,overlay,cutout,soft,score,keys,npz,objects", default="mask,overlay", metavar="LIST"),
     Option("overwrite", "redo finished photographs, replace any file", bool, default=False),
     Option(
         "formats",
@@ -364,16 +374,18 @@ class Settings:
         Short side of the network's input in pixels; by default that of the checkpoint, 320 for most.
     facet : {"key", "query", "value", "token"}
         Feature to cluster.
-    layer : int
-        Block to read; negative numbers count from the last.
+    layer : int, optional
+        Block to read; negative numbers count from the last. By default the last one; for textures None stays, which
+        stands for the middle one.
     stride : int, optional
         Pixels between patches, a divisor of the patch size; the patch size by default.
     max_tokens : int
         Maximum number of patches; a larger grid is made coarser.
     max_pixels : int
         Larger photographs are refused before they are decoded.
-    refine : {"solver", "crf", "guided", "none"}
-        Bilateral solver, dense CRF, guided filter, or bilinear enlargement alone.
+    refine : {"solver", "crf", "guided", "color", "none"}, optional
+        Bilateral solver, dense CRF, guided filter, mean of each color, or bilinear enlargement alone. By default the
+        solver; for textures the mean of each color.
     seed : int
         Seed of k-means. The same seed and photograph give the same result, bit for bit.
     min_confidence : float
@@ -381,6 +393,13 @@ class Settings:
     alpha : {"background", "mask", "ignore"}
         What transparent parts of a picture are: a white background; that, and never foreground; or nothing, with the
         colors that the file stores beneath.
+    domain : {"photo", "texture"}
+        Photographs of objects; or pictures of many small or thin parts on an even ground, see
+        :mod:`vitnp.method.texture`.
+    instances : bool
+        Whether the objects of a mask are separated and ranked.
+    objects : int, optional
+        Number of objects to keep, also in the mask, the first of the ranking; implies `instances`. All by default.
 
     Raises
     ------
@@ -390,18 +409,26 @@ class Settings:
 
     short_side: int | None = None
     facet: str = "key"
-    layer: int = -1
+    layer: int | None = None
     stride: int | None = None
     max_tokens: int = MAX_TOKENS
     max_pixels: int = MAX_PIXELS
-    refine: str = "solver"
+    refine: str | None = None
     seed: int = 0
     min_confidence: float = 0.0
     alpha: str = "background"
+    domain: str = "photo"
+    instances: bool = False
+    objects: int | None = None
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             object.__setattr__(self, field.name, check(field.name, getattr(self, field.name)))
+        if self.refine is None:
+            object.__setattr__(self, "refine", "color" if self.domain == "texture" else "solver")
+        if self.layer is None and self.domain == "photo":
+            object.__setattr__(self, "layer", -1)
+        object.__setattr__(self, "instances", bool(self.instances) or self.objects is not None)
 
     @property
     def of_features(self) -> dict[str, Any]:

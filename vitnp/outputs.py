@@ -7,17 +7,20 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from vitnp import options
-from vitnp.errors import UsageError
+from vitnp.errors import OutputError, UsageError
 from vitnp.io import write
 from vitnp.io.label_png import write_labels
+from vitnp.io.stamp import is_own_output
 from vitnp.masks import overlay
+from vitnp.masks.instance import Instance
+from vitnp.method.instances import Instances
 
 Stamp = Mapping[str, str]
 
@@ -52,6 +55,14 @@ class Result(Protocol):
     @property
     def keys(self) -> np.ndarray:
         """(rows, columns, D) float32."""
+
+    @property
+    def instances(self) -> Instances | None:
+        """The separated objects as one array, None if they were not asked for."""
+
+    @property
+    def objects(self) -> Sequence[Instance]:
+        """The separated objects, the most confident first."""
 
     @property
     def labels(self) -> np.ndarray | None:
@@ -91,8 +102,31 @@ def _write_overlay(path: Path, result: Result, stamp: Stamp) -> None:
 
 
 def _write_cutout(path: Path, result: Result, stamp: Stamp) -> None:
+    # Those of single objects come first: while the file of all exists, they do too.
+    if result.instances is not None:
+        _write_object_cutouts(path, result, stamp)
     rgba = overlay.cutout(result.image, result.soft, result.opacity)
     write.write_png(path, rgba, stamp, profile=result.profile)
+
+
+def _write_object_cutouts(path: Path, result: Result, stamp: Stamp) -> None:
+    """Write NAME_cutout_1.png, NAME_cutout_2.png, ..., and remove those of an earlier run with more objects.
+
+    Raises
+    ------
+    OutputError
+        If a file of another program is in the way, or one cannot be written.
+    """
+    files = [path.with_name(f"{path.stem}_{number}{path.suffix}") for number in range(1, options.MAX_OBJECTS + 1)]
+    count = len(result.objects)
+    for file in files[:count]:
+        if os.path.lexists(file) and not is_own_output(file):
+            raise OutputError(f"{file}: this file exists and vitnp did not write it; move it away")
+    for file, each in zip(files, result.objects):
+        write.write_png(file, np.asarray(each.cutout()), stamp, profile=result.profile)
+    for file in files[count:]:
+        if is_own_output(file):
+            file.unlink()
 
 
 def _write_npz(path: Path, result: Result, stamp: Stamp) -> None:
@@ -111,6 +145,12 @@ def _write_labels(path: Path, result: Result, stamp: Stamp) -> None:
     write_labels(path, result.labels, stamp)
 
 
+def _write_objects(path: Path, result: Result, stamp: Stamp) -> None:
+    if result.instances is None:
+        raise UsageError("objects can be saved only where they were separated; segment with instances=True")
+    write_labels(path, result.instances.labels, stamp)
+
+
 WRITERS: dict[str, OutputWriter] = {
     "mask": OutputWriter("_mask.png", lambda path, result, stamp: write.write_png(path, result.mask, stamp)),
     "overlay": OutputWriter("_overlay.png", _write_overlay),
@@ -119,6 +159,7 @@ WRITERS: dict[str, OutputWriter] = {
     "score": OutputWriter("_score.npy", lambda path, result, stamp: write.write_npy(path, result.score, stamp)),
     "keys": OutputWriter("_keys.npy", lambda path, result, stamp: write.write_npy(path, result.keys, stamp)),
     "npz": OutputWriter(".npz", _write_npz),
+    "objects": OutputWriter("_objects.png", _write_objects),
     # Written in addition to the requested outputs if there are classes.
     "labels": OutputWriter("_labels.png", _write_labels),
 }

@@ -25,12 +25,14 @@ from vitnp.io.source import fingerprint
 from vitnp.kernels.stopwatch import Stopwatch
 from vitnp.kernels.threads import blas
 from vitnp.masks.alpha import opaque_part
+from vitnp.method import texture
 from vitnp.method.agreement import combine_levels
-from vitnp.method.cleaning import CleaningConfig, clean
+from vitnp.method.cleaning import clean
 from vitnp.method.collection import Collection
 from vitnp.method.confidence import collection_confidence, image_confidence
 from vitnp.method.defaults import resolve_collection, resolve_vit
 from vitnp.method.image_level import ImageLevelConfig, image_level
+from vitnp.method.instances import find_instances, keep_objects
 from vitnp.method.parameters import run_parameters
 from vitnp.options import Settings
 from vitnp.refine.refine import refine, stretch
@@ -52,14 +54,17 @@ def segment_image(
     *,
     short_side: int | None = None,
     facet: str = "key",
-    layer: int = -1,
+    layer: int | None = None,
     stride: int | None = None,
-    refine: str = "solver",
+    refine: str | None = None,
     seed: int = 0,
     max_tokens: int = options.MAX_TOKENS,
     max_pixels: int = options.MAX_PIXELS,
     min_confidence: float = 0.0,
     alpha: str = "background",
+    domain: str = "photo",
+    instances: bool = False,
+    objects: int | None = None,
     collection: Collection | str | os.PathLike[str] | None = "auto",
 ) -> Segmentation:
     """Segment one photograph into foreground and background.
@@ -75,12 +80,13 @@ def segment_image(
         Short side of the network's input in pixels; by default that of the checkpoint, 320 for most.
     facet : {"key", "query", "value", "token"}
         Feature to cluster.
-    layer : int
-        Block to read; negative numbers count from the last.
+    layer : int, optional
+        Block to read; negative numbers count from the last. By default the last one, for textures the middle one.
     stride : int, optional
         Pixels between patches, a divisor of the patch size; the patch size by default.
-    refine : {"solver", "crf", "guided", "none"}
-        Bilateral solver, dense CRF, guided filter, or bilinear enlargement alone.
+    refine : {"solver", "crf", "guided", "color", "none"}, optional
+        Bilateral solver, dense CRF, guided filter, mean of each color, or bilinear enlargement alone. By default the
+        solver, for textures the mean of each color.
     seed : int
         Seed of k-means. The same seed and photograph give the same result, bit for bit.
     max_tokens : int
@@ -92,6 +98,13 @@ def segment_image(
     alpha : {"background", "mask", "ignore"}
         What transparent parts of a picture are: a white background; that, and never foreground; or nothing, with the
         colors that the file stores beneath.
+    domain : {"photo", "texture"}
+        Photographs of objects; or pictures of many small or thin parts on an even ground, such as cells or seedlings,
+        whose foreground is the smaller of two clusters.
+    instances : bool
+        Separate the objects of the mask; the result has them as ``objects``, the most confident first.
+    objects : int, optional
+        Keep only so many objects, 1 to 100, the first of the ranking, also in the mask; implies `instances`.
     collection : "auto", None or "none", path or Collection
         A collection fitted by :class:`vitnp.Segmenter`, whose data set and category levels, and classes, are applied to
         the photograph. "auto" takes the collection of the built-in network if network, facet, layer and stride are
@@ -119,7 +132,21 @@ def segment_image(
     >>> result.mask.mean(), result.confidence               # doctest: +SKIP
     (0.31, 0.62)
     """
-    settings = Settings(short_side, facet, layer, stride, max_tokens, max_pixels, refine, seed, min_confidence, alpha)
+    settings = Settings(
+        short_side,
+        facet,
+        layer,
+        stride,
+        max_tokens,
+        max_pixels,
+        refine,
+        seed,
+        min_confidence,
+        alpha,
+        domain,
+        instances,
+        objects,
+    )
     return ImagePipeline.create(resolve_vit(vit), settings, collection)(as_photograph(image))
 
 
@@ -188,7 +215,9 @@ class ImagePipeline:
 
     def segment(self, image: DecodedImage, features: FeatureRecord, clock: Stopwatch) -> Segmentation:
         """Segment a photograph with features from :meth:`extract`."""
-        answer = judge_image(features, self.vit.device, self.settings.seed, self.collection)
+        answer = judge_image(
+            features, self.vit.device, self.settings.seed, self.collection, domain=self.settings.domain
+        )
         return segment_features(image, features, answer, self.parameters, clock, self.vit, self.collection)
 
 
@@ -215,12 +244,17 @@ def judge_image(
     seed: int,
     collection: Collection | None = None,
     config: ImageLevelConfig | None = None,
+    *,
+    domain: str = "photo",
 ) -> ImageAnswer:
     """Compute the image level of a photograph and its confidence, from its own patches alone."""
     if config is None:
         config = ImageLevelConfig() if collection is None else collection.image_level
     keys = unit_rows(kernels.to_device(features.keys, device))
-    soft, hard = image_level(keys, features.attention, features.grid, (seed, features.digest), config)
+    if domain == "texture":
+        soft, hard = texture.texture_image_level(keys, (seed, features.digest), config)
+    else:
+        soft, hard = image_level(keys, features.attention, features.grid, (seed, features.digest), config)
     return ImageAnswer(soft, hard, image_confidence(soft, keys))
 
 
@@ -252,6 +286,8 @@ def score_patches(
     device: str,
     collection: Collection | None = None,
     category: int | None = None,
+    *,
+    domain: str = "photo",
 ) -> PatchScores:
     """Combine the levels of a photograph, and clean their score.
 
@@ -261,9 +297,13 @@ def score_patches(
         As for :func:`segment_features`.
     device : str
         Device of the network.
+    domain : {"photo", "texture"}
+        Decides the cleaning where there is no collection.
     """
     if collection is None:
-        return PatchScores(clean(answer.soft.reshape(features.grid), CleaningConfig()), answer.confidence)
+        return PatchScores(
+            clean(answer.soft.reshape(features.grid), texture.default_cleaning(domain)), answer.confidence
+        )
     category = collection.category_of(features.cls) if category is None else category
     keys = unit_rows(kernels.to_device(features.keys, device))
     levels = collection.levels(keys, (answer.soft, answer.hard), category)
@@ -305,7 +345,8 @@ def segment_features(
     -------
     Segmentation
     """
-    patches = score_patches(features, answer, vit.device, collection, category)
+    domain = str(parameters.get("domain", "photo"))
+    patches = score_patches(features, answer, vit.device, collection, category, domain=domain)
     clock.lap("cluster")
     soft = np.zeros(image.rgb.shape[:2], np.uint16)
     if patches.confidence >= parameters["min_confidence"]:
@@ -332,9 +373,15 @@ def segment_features(
         profile=image.profile,
         opacity=image.opacity,
     )
+    if parameters.get("instances"):
+        instances = find_instances(
+            result.soft, result.keys, result.image, result.confidence, n_objects=parameters["objects"]
+        )
+        result = dataclasses.replace(result, soft=keep_objects(result.soft, instances.labels), instances=instances)
+        clock.lap("instances")
     if collection is None or collection.prototypes is None:
         return result
-    return dataclasses.replace(result, labels=collection.labels(vit, features, result.mask))
+    return dataclasses.replace(result, labels=collection.labels(vit, features, result.mask, result.instances))
 
 
 @contextlib.contextmanager

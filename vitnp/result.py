@@ -14,10 +14,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vitnp import outputs
+from vitnp.errors import UsageError
 from vitnp.io.stamp import canonical_json, parameters_hash
 from vitnp.masks import boxes, overlay
+from vitnp.masks.instance import Instance
 from vitnp.masks.plot import plot
 from vitnp.masks.region import Region, regions_of
+from vitnp.method.instances import Instances, keep_objects
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -67,6 +70,8 @@ class Segmentation:
         ICC color profile of the photograph; None if its colors are sRGB. Overlay and cutout carry it.
     opacity : (height, width) uint8, optional
         Alpha channel of a transparent picture, if transparent parts were kept out of the mask (``alpha="mask"``).
+    instances : Instances, optional
+        The separated objects as one array, if they were asked for; see :attr:`objects`.
     """
 
     image: np.ndarray
@@ -84,6 +89,7 @@ class Segmentation:
     device: str = "cpu"
     profile: bytes | None = None
     opacity: np.ndarray | None = None
+    instances: Instances | None = None
 
     def __repr__(self) -> str:
         height, width = self.mask.shape
@@ -112,8 +118,40 @@ class Segmentation:
 
     @functools.cached_property
     def regions(self) -> list[Region]:
-        """The regions by ascending class, numbered as in `labels`; without classes the whole mask, if there is one."""
+        """The regions by ascending class, numbered as in `labels`; without classes the whole mask, if there is one.
+
+        Separated objects are a region each, in the order of :attr:`objects`.
+        """
+        if self.instances is not None:
+            return list(self.objects)
         return regions_of(self.mask, self.labels, self.confidence)
+
+    @functools.cached_property
+    def objects(self) -> list[Instance]:
+        """The objects of the mask, the most confident first.
+
+        Raises
+        ------
+        UsageError
+            If they were not separated: ask for ``instances=True``, or for a number of ``objects``.
+        """
+        if self.instances is None:
+            raise UsageError("the objects were not separated; segment with instances=True, or with objects=N")
+        labels, confidences = self.instances.labels, self.instances.confidences
+        masks = (labels == number for number in range(1, len(confidences) + 1))
+        return [
+            Instance(self._class_of(mask), mask, float(confidence), self._cutout_of)
+            for mask, confidence in zip(masks, confidences)
+        ]
+
+    def _class_of(self, mask: np.ndarray) -> int:
+        """Return the class of most of an object's pixels; 1 without classes."""
+        return 1 if self.labels is None else int(np.bincount(self.labels[mask]).argmax())
+
+    def _cutout_of(self, mask: np.ndarray) -> Image.Image:
+        """Return the cutout of one object."""
+        soft = keep_objects(self.soft, mask)
+        return _with_profile(overlay.cutout(self.image, soft, self.opacity), self.profile)
 
     def boxes(self) -> list[tuple[int, int, int, int]]:
         """Return bounding boxes of the mask's 8-connected components, the largest component first.
@@ -150,21 +188,25 @@ class Segmentation:
         Returns
         -------
         dict
-            "width", "height", "share", "confidence", "boxes", "regions" (label, box, area), "category", "seconds",
-            "device", "photograph" and "parameters".
+            "width", "height", "share", "confidence", "boxes", "regions" (label, box, area; confidence if they are
+            separated objects), "category", "seconds", "device", "photograph" and "parameters".
 
         Examples
         --------
         >>> json.dumps(vitnp.segment_image("cat.jpg").to_dict())                    # doctest: +SKIP
         """
         height, width = self.mask.shape
+
+        def own(region: Region) -> dict[str, float]:
+            return {"confidence": round(region.confidence, 6)} if self.instances is not None else {}
+
         facts = {
             "width": width,
             "height": height,
             "share": round(self.share, 6),
             "confidence": round(float(self.confidence), 6),
             "boxes": [list(box) for box in self.boxes()],
-            "regions": [{"label": r.label, "box": list(r.box), "area": r.area} for r in self.regions],
+            "regions": [{"label": r.label, "box": list(r.box), "area": r.area, **own(r)} for r in self.regions],
             "category": self.category,
             "seconds": dict(self.seconds),
             "device": self.device,
@@ -201,7 +243,10 @@ class Segmentation:
         return {
             "images": [{"id": image_id, "file_name": file_name, "width": width, "height": height}],
             "annotations": annotations,
-            "categories": [{"id": region.label, "name": names.format(region.label)} for region in self.regions],
+            "categories": [
+                {"id": label, "name": names.format(label)}
+                for label in sorted({region.label for region in self.regions})
+            ],
         }
 
     def save(self, stem: str | os.PathLike[str], which: Iterable[str] = ("mask", "overlay")) -> dict[str, Path]:
@@ -213,7 +258,8 @@ class Segmentation:
             Beginning of the file names: ``OUT/cat`` gives ``OUT/cat_mask.png`` and so on. Missing folders are created.
         which : iterable of str
             Among "mask" (0 or 255), "overlay", "cutout" (RGBA), "soft" (16-bit PNG), "score" and "keys" (patch grid,
-            .npy) and "npz" (mask, score, metadata, and keys if they are named too).
+            .npy), "npz" (mask, score, metadata, and keys if they are named too) and "objects" (a palette PNG, objects
+            from 1). With separated objects "cutout" writes one more file for each of them: NAME_cutout_1.png, ...
 
         Returns
         -------

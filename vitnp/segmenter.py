@@ -15,6 +15,7 @@ from vitnp.errors import ImageError, UsageError
 from vitnp.features.stream import Extraction, extract_to_store
 from vitnp.fit import Fit, FitPlan
 from vitnp.io.inputs import as_photograph, as_photographs
+from vitnp.method import texture
 from vitnp.method.agreement import two_cluster_variant
 from vitnp.method.cleaning import CleaningConfig
 from vitnp.method.collection import Collection
@@ -72,8 +73,8 @@ class Segmenter:
     image_level, dataset_level, category_level, readout, cleaning
         Constants, see :mod:`vitnp.method`. Without a `readout`, None, the collection has three levels.
     **settings
-        `short_side`, `facet`, `layer`, `stride`, `max_tokens`, `max_pixels`, `refine`, `seed`, `min_confidence` and
-        `alpha`, as in :func:`vitnp.segment_image`.
+        `short_side`, `facet`, `layer`, `stride`, `max_tokens`, `max_pixels`, `refine`, `seed`, `min_confidence`,
+        `alpha` and `domain`, as in :func:`vitnp.segment_image`.
 
     Notes
     -----
@@ -136,8 +137,6 @@ class Segmenter:
         **settings: Any,
     ) -> None:
         fit_patches = options.check("fit_patches", fit_patches)
-        # The literal reading of the paper has two clusters at each level, and three levels that vote.
-        literal = options.check("consistency", consistency) != "mean"
         n_classes, n_categories = options.check("n_classes", n_classes), options.check("n_categories", n_categories)
         for name, value, kind in (
             ("image_level", image_level, ImageLevelConfig),
@@ -149,6 +148,12 @@ class Segmenter:
                 raise UsageError(f"{name} must be a {kind.__name__}, got {type(value).__name__}")
         rule = regions if isinstance(regions, RegionRule) else RegionRule(regions)
         self.settings = Settings(**settings)
+        is_texture = self.settings.domain == "texture"
+        # The literal reading of the paper has two clusters at each level, and three levels that vote; textures have two
+        # clusters as well. Neither has a readout.
+        two_clusters = options.check("consistency", consistency) != "mean" or is_texture
+        if is_texture and cleaning is _CLEANING:
+            cleaning = texture.CLEANING
         self.vit = resolve_vit(vit)
         self.parameters = run_parameters(self.vit, self.settings)
         self.plan = FitPlan(
@@ -160,10 +165,10 @@ class Segmenter:
             consistency=consistency,
             rule=rule,
             fit_patches=dataset_level.sample if fit_patches is None else fit_patches,
-            image_level=two_cluster_variant(image_level) if literal else image_level,
-            dataset_level=two_cluster_variant(dataset_level) if literal else dataset_level,
-            category_level=two_cluster_variant(category_level) if literal else category_level,
-            readout=None if literal else readout,
+            image_level=two_cluster_variant(image_level) if two_clusters else image_level,
+            dataset_level=two_cluster_variant(dataset_level) if two_clusters else dataset_level,
+            category_level=two_cluster_variant(category_level) if two_clusters else category_level,
+            readout=None if two_clusters else readout,
             cleaning=cleaning,
             cache=None if cache is None else _folder(cache),
             n_threads=options.check("n_threads", n_threads),
@@ -354,6 +359,7 @@ class Segmenter:
         names |= {name: name for name in ("refine", "seed")}
         own = {name: collection.parameters[stored] for name, stored in names.items()}
         own["alpha"] = collection.parameters.get("alpha", "background")  # files of earlier versions don't have it
+        own["domain"] = collection.parameters.get("domain", "photo")
         segmenter = cls(vit, **{**own, **arguments})
         run_parameters(segmenter.vit, segmenter.settings, collection)  # checks that they fit
         segmenter.collection = collection

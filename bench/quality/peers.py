@@ -58,7 +58,7 @@ def lost(keys: np.ndarray, grid: tuple[int, int], *, expand: int = 100) -> np.nd
     by_degree = np.argsort((correlation > 0).sum(axis=1), kind="stable")
     seed, candidates = by_degree[0], by_degree[:expand]
     similar = candidates[correlation[seed, candidates] > 0]
-    return _component_around(seed, (correlation[similar].sum(axis=0) > 0).reshape(grid))
+    return component_around(seed, (correlation[similar].sum(axis=0) > 0).reshape(grid))
 
 
 def tokencut(keys: np.ndarray, grid: tuple[int, int], *, threshold: float = 0.2) -> np.ndarray:
@@ -74,7 +74,7 @@ def tokencut(keys: np.ndarray, grid: tuple[int, int], *, threshold: float = 0.2)
     cut = second_eigenvector(np.where(unit @ unit.T > threshold, 1.0, 1e-5))
     seed = int(np.abs(cut).argmax())
     side = cut > cut.mean()
-    return _component_around(seed, (side if side[seed] else ~side).reshape(grid))
+    return component_around(seed, (side if side[seed] else ~side).reshape(grid))
 
 
 def deep_spectral(keys: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
@@ -147,7 +147,7 @@ def repair_outliers(keys: np.ndarray, grid: tuple[int, int], *, deviations: floa
     return repaired
 
 
-def _component_around(seed: int, mask: np.ndarray) -> np.ndarray:
+def component_around(seed: int, mask: np.ndarray) -> np.ndarray:
     """Return the 4-connected component of a mask that contains the seed; empty if the seed is outside."""
     from scipy import ndimage
 
@@ -274,7 +274,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.json:
         shared.print_json(measured)
     else:
-        print(f"{len(rows)} photographs, {vit.name}, refinement: {args.refine}\n\n{'':<46}mean IoU")
+        print(f"{len(rows)} photographs, {vit.name}, refinement: {args.refine or 'solver'}\n\n{'':<46}mean IoU")
         for title, mean in means.items():
             print(f"{title:<46}{mean:8.3f}")
         shared.say(f"written to {path}", quiet=args.quiet)

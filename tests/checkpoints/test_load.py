@@ -303,11 +303,11 @@ def test_a_known_file_name_determines_the_normalization(tmp_path):
 
 def test_the_builtin(builtin):
     config = builtin.config
-    assert (config.width, config.depth, config.heads, config.patch, config.grid) == (192, 6, 3, 16, (14, 14))
-    assert (config.eps, config.pos_embed, config.mean, config.std) == (1e-6, "exact", (0.5,) * 3, (0.5,) * 3)
-    assert builtin.sha256 == "665d98e41e1b62cf432288f56d44774e89ef8f7bfe7967abeb5456afdda053b0"
+    assert (config.width, config.depth, config.heads, config.patch, config.grid) == (192, 12, 3, 16, (14, 14))
+    assert (config.eps, config.pos_embed, config.mean, config.std) == (1e-6, "offset", (0.5,) * 3, (0.5,) * 3)
+    assert builtin.sha256 == "8870f9006309ffd57c22f568d012dec4aaa120f567926c1cdc8ac3c331b48570"
     assert load_vit("vitnp_tiny").config == config
-    assert "2.86 million" in describe("auto")["parameters"]
+    assert "5.52 million" in describe("auto")["parameters"]
 
 
 def test_the_shared_vit(vit_tiny):

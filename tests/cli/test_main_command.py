@@ -53,7 +53,8 @@ def test_an_unknown_command_is_answered_with_the_known_ones(capsys):
     with pytest.raises(SystemExit):
         main(["nonsense"])
     message = capsys.readouterr().err
-    assert "must be one of segment, watch, export, features, evaluate or weights, got 'nonsense'" in message
+    commands = "segment, watch, export, apply, features, evaluate or weights"
+    assert f"must be one of {commands}, got 'nonsense'" in message
 
 
 @pytest.mark.parametrize(
@@ -137,7 +138,7 @@ def test_segment_takes_former_names(tmp_path, capsys):
         (["--min-confidence", "nan"], "--min-confidence must be a number from 0 to 1, got 'nan'"),
         (["--classes", "70000"], "--classes must be a whole number from 1 to 65535, got '70000'"),
         (["--fit-patches", "some"], "--fit-patches must be a whole number of at least 1 or \"all\", got 'some'"),
-        (["--refine", "magic"], "--refine must be one of solver, crf, guided or none, got 'magic'"),
+        (["--refine", "magic"], "--refine must be one of solver, crf, guided, color or none, got 'magic'"),
         (["--max-pixels", "1e999"], "--max-pixels must be a whole number of at least 1, got '1e999'"),
     ],
 )

@@ -29,6 +29,11 @@ from vitnp.method.regions import RegionRule
 RUN_FILES = {"annotations.json", "classes.json", "contact-sheet.png", "gallery.html", "results.jsonl", "run.json"}
 
 
+def previews(n: int) -> set[str]:
+    """Files of the larger pictures for the gallery."""
+    return {f"gallery/{number:05}.jpg" for number in range(1, n + 1)} | {"gallery/.vitnp-export"}
+
+
 def photograph(path, seed: int = 0, size: tuple[int, int] = (128, 96)) -> None:
     """Save a square, a disc or a triangle of some color on noise."""
     rng = np.random.default_rng(seed)
@@ -113,7 +118,7 @@ NAMES = [f"{folder}/{seed}" for folder in "xy" for seed in range(4)]
 
 def test_all_files_and_no_others(outputs):
     own = {f"{name}_{kind}.png" for name in NAMES for kind in ("mask", "overlay", "labels")}
-    assert files(outputs) == own | RUN_FILES | {"fitted.safetensors"}
+    assert files(outputs) == own | RUN_FILES | previews(8) | {"fitted.safetensors"}
 
 
 def test_labels_are_palette_pictures_that_agree_with_the_masks(outputs):
@@ -157,7 +162,9 @@ def test_classes_json_counts_what_the_labels_show(outputs):
 
 def test_gallery_and_contact_sheet_show_the_collection(outputs):
     page = (outputs / "gallery.html").read_text()
-    assert all(f"{name}.png" in page for name in NAMES) and "cut.jpg" not in page
+    cards, failures = page.partition('<ul id="grid">')[2], page.partition('<ul id="grid">')[0]
+    assert all(f"{name}.png" in cards for name in NAMES) and "cut.jpg" not in cards
+    assert "2 photographs failed" in failures and "cut.jpg</bdi>: the JPEG is truncated" in failures
     assert min(pixels(outputs / "contact-sheet.png").shape[:2]) > 100
 
 
@@ -205,7 +212,7 @@ def test_without_classes_and_without_out(collection, tmp_path, capsys):
     assert files(tmp_path) == {f"x/{n}.png" for n in range(4)} | {f"x/{n}_mask.png" for n in range(4)} | {"x/notes.txt"}
     assert "--out" in capsys.readouterr().err
     assert segment(tmp_path / "x", "--levels", "all", "--out", tmp_path / "o", "--save", "mask") == 0
-    assert files(tmp_path / "o") == {f"{n}_mask.png" for n in range(4)} | RUN_FILES - {"classes.json"}
+    assert files(tmp_path / "o") == {f"{n}_mask.png" for n in range(4)} | previews(4) | RUN_FILES - {"classes.json"}
     annotations = json.loads((tmp_path / "o" / "annotations.json").read_text())["annotations"]
     for annotation, seed in zip(annotations, range(4), strict=True):
         np.testing.assert_array_equal(

@@ -22,8 +22,7 @@ from vitnp.export.formats.table import FORMATS, export_formats
 from vitnp.export.photograph_record import PhotographRecord, RegionRecord
 from vitnp.export.results_file import Results, ResultsWriter
 from vitnp.export.rewrite import rewrite
-from vitnp.io.find import find_photographs
-from vitnp.io.stamp import EXPORT_MARKER
+from vitnp.io.find import FOLDER_MARKER, find_photographs
 from vitnp.masks.polygons import fill_polygon
 from vitnp.options import EXPORT_FORMATS
 
@@ -262,8 +261,8 @@ def test_nothing_half_written_and_nothing_foreign_replaced(out):
     with pytest.raises(OutputError, match="e.png: this photograph is gone"):
         export_formats(out, ["coco", "yolo"])
     assert sorted(path.relative_to(out) for path in out.rglob("*")) == before
-    (out / "yolo" / EXPORT_MARKER).unlink()
-    with pytest.raises(OutputError, match="not an export of vitnp"):
+    (out / "yolo" / FOLDER_MARKER).unlink()
+    with pytest.raises(OutputError, match="vitnp did not make it"):
         export_formats(out, ["yolo"])
 
 

@@ -7,6 +7,7 @@ import functools
 import hashlib
 import html.parser
 import io
+import json
 import re
 
 import numpy as np
@@ -15,7 +16,9 @@ from PIL import Image
 
 from vitnp.errors import OutputError
 from vitnp.export.gallery import GalleryWriter
+from vitnp.export.gallery_page import set_decisions
 from vitnp.export.photograph_record import PhotographRecord, RegionRecord
+from vitnp.io.find import find_photographs
 from vitnp.masks.palette import bright_colors
 
 VOID = {"meta", "img", "input", "path"}
@@ -155,7 +158,7 @@ def test_outlines_lie_on_the_mask(path):
 )
 def test_names_are_shown_as_text_only(path, name):
     page = write(path, [(name, picture(), labels((1, 60, 80, 40)), 0.5)], classes=[name, name], title=name)
-    assert len(page.all("script")) == 1 and len(page.all("img")) == 1
+    assert len(page.all("script")) == 3 and len(page.all("img")) == 1
     assert not any(key.startswith("on") for element in page.elements for key in element)
     texts = [page.all("title")[0], page.all("h1")[0], *page.all("span", class_="name", within=page.cards()[0])]
     assert [element["text"] for element in texts] == [name] * 3
@@ -180,40 +183,116 @@ def test_page_is_self_contained(path):
 def test_only_the_page_s_own_script_may_run(path):
     page = write(path, [("a.jpg", picture(), labels(), 0.5)])
     (policy,) = (meta["content"] for meta in page.all("meta") if meta.get("http-equiv") == "Content-Security-Policy")
-    script = page.all("script")[0]["text"]
+    script = page.all("script")[-1]["text"]
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     assert f"script-src 'sha256-{digest}'" in policy and "default-src 'none'" in policy
 
 
-def test_filter_has_a_button_for_each_class_that_occurs(path):
-    first, both = labels((1, 60, 80, 40)), labels((1, 40, 40, 25), (3, 80, 120, 20))
-    page = write(path, [(f"{k}.jpg", picture(), both if k == 0 else first, 0.5) for k in range(3)])
-    (chips,) = page.all("div", id="chips")
-    assert [(button["data-k"], button["text"]) for button in page.all("button", chips)] == [
-        ("", "all 3"),
-        ("1", "class 1 3"),
-        ("3", "class 3 1"),
-    ]
-    assert [button["aria-pressed"] for button in page.all("button", chips)] == ["true", "false", "false"]
+def test_classes_have_their_colors(path):
+    page = write(path, [("a.jpg", picture(), labels((1, 60, 80, 40)), 0.5)])
     colors = bright_colors()
     for number in (1, 2, 3):
-        assert f".k{number}{{--k:#{bytes(colors[number].tolist()).hex()}}}" in page.source
+        assert f"--c{number}:#{bytes(colors[number].tolist()).hex()};" in page.source
+        assert f".k{number}{{--k:var(--c{number})}}" in page.source
 
 
-def test_a_single_class_needs_no_filter(path):
-    page = write(path, [("a.jpg", picture(), labels((1, 60, 80, 40)), 0.5)], classes=["object"])
-    (chips,) = page.all("div", id="chips")
-    assert page.all("button", chips) == []
+def test_scripts_get_the_names_as_they_are(path):
+    undecodable = b"caf\xe9.jpg".decode("utf-8", "surrogateescape")
+    names = [SCRIPT_NAME, "a\nb.jpg", undecodable]
+    page = write(path, [(name, picture(), labels(), 0.5) for name in names], classes=["</script>"])
+    run = json.loads(page.all("script", id="run")[0]["text"])
+    assert run["classes"] == ["</script>"]
+    assert run["photographs"] == [[1, SCRIPT_NAME], [2, "a\nb.jpg"], [3, "caf\\xe9.jpg", "Y2Fm6S5qcGc="]]
+    assert json.loads(page.all("script", id="decisions")[0]["text"]) is None
 
 
 def test_every_element_that_the_script_uses_exists(path):
     page = write(path, [])
-    script = page.all("script")[0]["text"]
+    script = page.all("script")[-1]["text"]
     ids = {element["id"] for element in page.elements if "id" in element}
     wanted = set(re.findall(r'get\("(\w+)"\)', script))
     assert wanted and wanted <= ids
-    options = [option["value"] for option in page.all("option")]
-    assert all(re.search(rf"^    {option}: function", script, re.MULTILINE) for option in options)
+    for menu, table in (("order", "orders"), ("state", "states")):
+        (select,) = page.all("select", id=menu)
+        entries = re.search(rf"const {table} = {{(.*?)}};", script, re.DOTALL)[1]
+        assert [option["value"] for option in page.all("option", select)]
+        assert all(f" {option['value']}: (" in entries for option in page.all("option", select))
+
+
+def test_links_lead_to_the_files(path):
+    files = {"photograph": path.parent / "in" / "a #1 %.jpg", "mask": path.parent / "javascript:alert(1).png"}
+    photograph = PhotographRecord(
+        "a.jpg", 0.5, (), labels, picture, path=files["photograph"], outputs={"mask": files["mask"]}
+    )
+    with GalleryWriter(path, ["object"]) as gallery:
+        gallery.add(photograph)
+    page = Page(path)
+    links = {link["text"]: link["href"] for link in page.all("a", page.cards()[0])}
+    assert links == {"photograph": "in/a%20%231%20%25.jpg", "mask": "javascript%3Aalert%281%29.png"}
+
+
+def test_failures_are_listed(path):
+    failures = [{"photograph": SCRIPT_NAME, "error": f"{SCRIPT_NAME}: the file is empty"}]
+    page = write(path, [], failures=lambda: failures)
+    (listed,) = page.all("details", id="failures")
+    assert [item["text"] for item in page.all("li", listed)] == [f"{SCRIPT_NAME}: the file is empty"]
+    assert [name["text"] for name in page.all("bdi", listed)] == [SCRIPT_NAME]
+    assert page.all("summary", listed)[0]["text"] == "1 photograph failed"
+
+
+def with_preview(name, rgb):
+    return PhotographRecord(
+        name, 0.5, (), lambda: np.zeros(rgb.shape[:2], np.uint8), lambda: None, load_preview=lambda: rgb
+    )
+
+
+def test_previews_lie_beside_the_page_and_are_replaced_with_it(path):
+    for count in (3, 2, 0):
+        with GalleryWriter(path, ["object"]) as gallery:
+            for number in range(count):
+                gallery.add(with_preview(f"{number}.jpg", picture(400, 500, number)))
+        found = sorted(file.name for file in path.with_suffix("").glob("*.jpg"))
+        assert found == [f"{number:05}.jpg" for number in range(1, count + 1)]
+        assert [card["data-p"] for card in Page(path).cards()] == [f"gallery/{name}" for name in found]
+        for number, name in enumerate(found):
+            with Image.open(path.with_suffix("") / name) as preview:
+                difference = np.asarray(preview).astype(int) - picture(400, 500, number)
+            assert np.abs(difference).mean() < 4
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_previews_are_no_photographs(path):
+    with GalleryWriter(path, ["object"]) as gallery:
+        gallery.add(with_preview("a.jpg", picture()))
+    Image.fromarray(picture()).save(path.parent / "b.jpg")
+    assert [photograph.path.name for photograph in find_photographs([path.parent])] == ["b.jpg"]
+
+
+def test_an_unfinished_run_leaves_the_previews_that_were_there(path):
+    with GalleryWriter(path, ["object"]) as gallery:
+        gallery.add(with_preview("a.jpg", picture()))
+    before = {file: file.read_bytes() for file in path.parent.rglob("*") if file.is_file()}
+    with pytest.raises(KeyboardInterrupt), GalleryWriter(path, ["object"]) as gallery:
+        gallery.add(with_preview("b.jpg", picture(seed=1)))
+        raise KeyboardInterrupt
+    assert {file: file.read_bytes() for file in path.parent.rglob("*") if file.is_file()} == before
+
+
+def test_a_folder_of_another_program_is_left_alone(path):
+    path.with_suffix("").mkdir()
+    (path.with_suffix("") / "mine.txt").write_text("mine")
+    with pytest.raises(OutputError, match="vitnp did not make it"):
+        GalleryWriter(path, ["object"])
+
+
+def test_decisions_of_a_page_can_be_exchanged(path):
+    write(path, [("a.jpg", picture(), labels(), 0.5)])
+    before = path.read_bytes()
+    assert set_decisions(path, {"vitnp": "decisions", "names": ["</script>"]})
+    assert json.loads(Page(path).all("script", id="decisions")[0]["text"])["names"] == ["</script>"]
+    assert set_decisions(path, {}) and path.read_bytes() == before
+    path.write_text("<html>of an older version</html>")
+    assert not set_decisions(path, {}) and not set_decisions(path.with_name("missing.html"), {})
 
 
 def test_bytes_stay_bounded_however_ragged_the_picture(path):

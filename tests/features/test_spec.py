@@ -10,10 +10,19 @@ import pytest
 import random_vit
 
 from vitnp import ViT, ViTConfig, segment_image
+from vitnp.checkpoints.registry import find
 from vitnp.features.record import FeatureRecord
 from vitnp.features.shards import write_shard
 from vitnp.features.spec import FeatureSpec
 from vitnp.features.store import FeatureStore
+
+# Of the built-in network's first revision, as a store of that time has it.
+STORED = {
+    "sha256": "665d98e41e1b62cf432288f56d44774e89ef8f7bfe7967abeb5456afdda053b0", "facet": "key", "layer": 5,
+    "stride": 16, "size": 320, "precision": "float16", "arithmetic": "fp32", "pos_embed": "exact", "mean": [0.5] * 3,
+    "std": [0.5] * 3, "heads": 3, "eps": 1e-6, "max_tokens": 4096, "regions": True,
+    "alpha": "background", "version": 2,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -27,20 +36,23 @@ from vitnp.features.store import FeatureStore
         ),
     ],
 )
-def test_folders_of_the_built_in_network_keep_their_names(builtin, options, name):
-    assert FeatureSpec.of(builtin, **options).name == name
+def test_folders_keep_their_names(options, name):
+    assert dataclasses.replace(FeatureSpec.from_stored(STORED), **options).name == name
 
 
-def test_spec_file_has_the_fields_of_earlier_versions(builtin, tmp_path):
-    spec = FeatureSpec.of(builtin)
+def test_spec_file_has_the_fields_of_earlier_versions(tmp_path):
+    spec = FeatureSpec.from_stored(STORED)
     FeatureStore(tmp_path, spec).make_writable()
     stored = json.loads((tmp_path / "7dde0ff23189f2e63e80262dd41739a5" / "identity.json").read_text())
-    assert stored == {
-        "sha256": builtin.sha256, "facet": "key", "layer": 5, "stride": 16, "size": 320, "precision": "float16",
-        "arithmetic": "fp32", "pos_embed": "exact", "mean": [0.5] * 3, "std": [0.5] * 3, "heads": 3, "eps": 1e-6,
-        "max_tokens": 4096, "regions": True, "alpha": "background", "version": 2,
+    assert stored == STORED
+
+
+def test_the_spec_of_a_network_is_that_of_its_configuration(builtin):
+    config, spec = builtin.config, FeatureSpec.of(builtin)
+    assert json.loads(json.dumps(spec.as_stored())) == {
+        **STORED, "sha256": builtin.sha256, "layer": config.depth - 1, "size": find("auto").short_side,
+        "pos_embed": config.pos_embed, "heads": config.heads,
     }  # fmt: skip
-    assert FeatureSpec.from_stored(stored) == spec
 
 
 def test_stores_of_version_1_are_not_read(builtin):
@@ -66,7 +78,7 @@ def test_every_field_changes_the_name(builtin):
     spec = FeatureSpec.of(builtin)
     changed = {
         "sha256": "0" * 64, "facet": "token", "layer": 0, "stride": 8, "short_side": 96, "precision": "float32",
-        "numerics": "bf16", "pos_embed": "offset", "mean": (0.4,) * 3, "std": (0.4,) * 3, "heads": 6, "eps": 1e-5,
+        "numerics": "bf16", "pos_embed": "antialias", "mean": (0.4,) * 3, "std": (0.4,) * 3, "heads": 6, "eps": 1e-5,
         "max_tokens": 100, "regions": False, "alpha": "ignore", "version": 3, "grid": (4, 5),
     }  # fmt: skip
     assert changed.keys() == {field.name for field in dataclasses.fields(spec)}

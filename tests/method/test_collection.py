@@ -159,7 +159,7 @@ def test_a_mean_of_another_width_is_damage(fitted, tmp_path):
     [
         ({"short_side": 160}, "size 96, not 160"),
         ({"facet": "value"}, "facet key, not value"),
-        ({"layer": 3}, "layer 5, not 3"),
+        ({"layer": 3}, r"layer \d+, not 3"),
         ({"stride": 8}, "stride 16, not 8"),
     ],
 )
@@ -174,7 +174,7 @@ def test_other_features_are_refused_with_the_reason(file, builtin, options, told
     ("name", "value", "told"),
     [
         ("sha256", "ff", "checkpoint"),
-        ("pos_embed", "offset", "position convention"),
+        ("pos_embed", "antialias", "position convention"),
         ("mean", [0.4, 0.5, 0.6], "normalization"),
         ("heads", 12, "heads"),
     ],
@@ -192,6 +192,17 @@ def test_another_checkpoint_is_named(file, builtin):
     with pytest.raises(UsageError, match=r"checkpoint .*not other"):
         Segmenter.load(file, other)
     assert isinstance(other.config, ViTConfig)
+
+
+def test_another_revision_of_the_checkpoint_is_refused(file, builtin):
+    from vitnp.vit.model import ViT
+
+    revised = ViT(builtin.config, builtin.weights, name=builtin.name, sha256="00")
+    told = f"it was fitted with another file of the checkpoint {builtin.name}, such as an earlier revision"
+    with pytest.raises(UsageError, match=f"{told}; use the options it was fitted with, or fit another"):
+        Segmenter.load(file, revised)
+    with pytest.raises(UsageError, match=told):
+        segment_image(scene(0), revised, collection=Collection.load(file), short_side=96)
 
 
 # --- Files that are none ----------------------------------------------------------------------------------------------

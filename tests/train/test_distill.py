@@ -187,7 +187,7 @@ def test_ctrl_c_saves_the_run(tmp_path, photographs, teacher_file, monkeypatch):
     train_step = module._Run._train_step
 
     def interrupted(self, batch, progress):
-        if self.step == 2:
+        if self.counters.step == 2:
             os.kill(os.getpid(), signal.SIGINT)
         return train_step(self, batch, progress)
 

@@ -29,6 +29,24 @@ def test_features_equal_those_of_vitnp(form, size):
         assert np.abs(got - expected[name]).max() <= 1e-5 * max(1, np.abs(expected[name]).max())
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_region_cls_equals_that_of_vitnp(form):
+    vit = network(**FORMS[form])
+    images = np.random.default_rng(0).standard_normal((2, 3, 192, 320)).astype(np.float32)
+    found = vit(images, ("key", "value", "cls_state"))
+    regions = np.random.default_rng(1).random((2, found["key"].shape[1])) < 0.3
+    regions[1] = False  # CLS then attends to itself alone
+    expected = [
+        vit.region_cls(found["cls_state"][i], found["key"][i], found["value"][i], regions[i : i + 1])[0]
+        for i in range(2)
+    ]
+    with torch.no_grad():
+        weights = torch_vit.to_torch(vit)
+        states, _ = torch_vit.forward(weights, vit.config, torch.from_numpy(images))
+        cls = torch_vit.region_cls(weights, vit.config, states[-2], torch.from_numpy(regions)).numpy()
+    assert np.abs(cls - expected).max() <= 1e-5 * max(1, np.abs(expected).max())
+
+
 def test_weights_round_trip(teacher):
     back = torch_vit.to_numpy(torch_vit.to_torch(teacher))
     assert back.keys() == teacher.weights.keys()

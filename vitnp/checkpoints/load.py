@@ -81,7 +81,7 @@ def load_vit(
     Examples
     --------
     >>> load_vit("auto")
-    ViT(vitnp_tiny: depth 6, width 192, heads 3, patch 16)
+    ViT(vitnp_tiny: depth 12, width 192, heads 3, patch 16)
     """
     (_, name, path, sha256), checkpoint, inferred = _open(
         name_or_path, Overrides(heads, pos_embed, normalization, grid)

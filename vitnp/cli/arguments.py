@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 CHECKPOINT = ("heads", "pos_embed", "normalization", "grid")
 NETWORK = ("model", *CHECKPOINT, "device", "precision")
 FEATURES = ("short_side", "facet", "layer", "stride", "max_tokens", "max_pixels", "alpha")
-METHOD = (*FEATURES, "refine", "seed", "min_confidence")
+METHOD = (*FEATURES, "domain", "refine", "seed", "min_confidence", "objects")
 COLLECTION = ("levels", "collection", "n_categories", "consistency", "fit_patches", "cache", "scheduler")
 RUN = ("n_threads", "batch", "quiet", "json")
 
@@ -96,7 +96,12 @@ natural = number(0)
 
 def settings(args: argparse.Namespace) -> Settings:
     """Return the settings of the method."""
-    return Settings(**{name: getattr(args, name) for name in METHOD})
+    return Settings(**{name: getattr(args, name) for name in METHOD}, instances=_instances(args))
+
+
+def _instances(args: argparse.Namespace) -> bool:
+    """Return --instances, which only commands that list objects have."""
+    return bool(getattr(args, "instances", False))
 
 
 def n_threads(args: argparse.Namespace) -> int:
@@ -170,6 +175,7 @@ def segmenter_arguments(args: argparse.Namespace) -> dict[str, Any]:
     names = (*METHOD, "n_categories", "consistency", "fit_patches", "cache", "n_threads", "batch")
     return {
         **{name: getattr(args, name) for name in names},
+        "instances": _instances(args),
         "progress": functools.partial(shared.stage_progress, quiet=args.quiet),
         "notice": functools.partial(shared.say, quiet=args.quiet),
     }

@@ -247,5 +247,5 @@ def _ablate(
         make = functools.partial(_made, vit, {**options, "seed": seed, "min_confidence": 0.0})
         rows, images, failures = ablate(pairs, make, args.facet)
         runs.append(rows)
-    table, records = tabulate(runs, args.refine, deviations=bool(args.seeds))
+    table, records = tabulate(runs, str(arguments.settings(args).refine), deviations=bool(args.seeds))
     return table, {"images": images, "rows": records}, failures, len(pairs)

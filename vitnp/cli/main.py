@@ -13,6 +13,7 @@ COMMANDS = {
     "segment": "masks, overlays and cutouts of photographs",
     "watch": "segment what arrives in a folder",
     "export": "COCO, YOLO, VOC, LabelMe and Label Studio, from a finished run",
+    "apply": "what a person has decided on gallery.html, in all outputs",
     "features": "keys and CLS tokens, for other programs",
     "evaluate": "scores against true masks, classes or boxes",
     "weights": "checkpoints: list, fetch, convert, info",

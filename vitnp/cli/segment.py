@@ -40,7 +40,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("photographs", nargs="+", metavar="PHOTO", help=argparse.SUPPRESS)
     arguments.add_options(parser, "output", "out", "save", "overwrite")
     arguments.add_options(parser, "network", *arguments.NETWORK)
-    arguments.add_options(parser, "method", *arguments.METHOD)
+    arguments.add_options(parser, "method", *arguments.METHOD, "instances")
     arguments.add_options(
         parser, "collection", *arguments.COLLECTION, "n_classes", "regions", "formats", "polygons", "save_collection"
     )
@@ -130,6 +130,8 @@ def _check_options(args: argparse.Namespace, which: Sequence[str]) -> None:
     if unknown or not which:
         given = ", ".join(unknown) or "nothing"
         raise UsageError(f"--save must list some of {enumerate_words(OUTPUTS)}, got {given}")
+    if "objects" in which and not (args.instances or args.objects):
+        raise UsageError("--save objects needs separated objects; give --instances, or --objects N")
     if arguments.formats(args) and args.out is None:
         raise UsageError("--format writes folders into the output folder; give --out DIR")
     fits = args.n_classes or args.save_collection
@@ -247,9 +249,11 @@ def report(args: argparse.Namespace, outcome: Outcome) -> None:
             streams.print_line(f"{outcome.photograph}: done before -> {files}")
             return
         classes = "".join(f", class {label}" for label in facts.classes or ())
+        count = len(facts.objects or ())
+        objects = "" if facts.objects is None else f", {count} object{'s' * (count != 1)}"
         streams.print_line(
-            f"{outcome.photograph}: foreground {facts.share:.0%}{classes}, confidence {facts.confidence:.2f}, "
-            f"{sum(facts.seconds.values()):.2f} s -> {files}"
+            f"{outcome.photograph}: foreground {facts.share:.0%}{objects}{classes}, "
+            f"confidence {facts.confidence:.2f}, {sum(facts.seconds.values()):.2f} s -> {files}"
         )
 
 

@@ -17,6 +17,7 @@ from vitnp.evaluate.protocol import Statistics, aggregate, score_as_set, separat
 from vitnp.evaluate.table import Cell, Table
 from vitnp.method.agreement import combine_levels
 from vitnp.method.cleaning import clean
+from vitnp.method.texture import default_cleaning
 from vitnp.options import CONSISTENCIES, FACETS
 from vitnp.refine.refine import refine
 from vitnp.result import HALF, Segmentation
@@ -159,7 +160,7 @@ def _score_rows(
 
 
 def _ious(result: Segmentation, truth: np.ndarray, score: np.ndarray) -> _IoUs:
-    cleaned = clean(score.reshape(result.score.shape))
+    cleaned = clean(score.reshape(result.score.shape), default_cleaning(str(result.parameters.get("domain", "photo"))))
     coarse = refine(cleaned, result.image, method="none") >= HALF
     if np.array_equal(cleaned, result.score):
         return _IoUs(iou(coarse, truth), iou(result.mask, truth))

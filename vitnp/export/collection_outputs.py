@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from vitnp.errors import CheckpointError, OutputError
@@ -16,6 +16,7 @@ from vitnp.export.classes import ClassesWriter
 from vitnp.export.coco import CocoWriter
 from vitnp.export.contact_sheet import ContactSheetWriter
 from vitnp.export.gallery import GalleryWriter
+from vitnp.export.output_folder import refuse_foreign_folder
 from vitnp.export.results_file import RESULTS, ResultsWriter
 from vitnp.export.writer import Writer, class_names
 from vitnp.io import stamp, write
@@ -23,6 +24,13 @@ from vitnp.method.collection import Collection
 
 # Record of the run itself, written last: while it exists, the other files are those that it describes.
 RUN_RECORD = "run.json"
+
+# The page, and the folder of its larger pictures.
+GALLERY, PREVIEWS = "gallery.html", "gallery"
+
+# Where decisions of a person were applied: these, and what the run had found.
+DECISIONS_FILE = "decisions.json"
+ORIGINAL_RESULTS = "results-original.jsonl"
 
 # Files of vitnp without a stamp (JSON and HTML) name it within so many characters.
 _HEAD_CHARACTERS = 4096
@@ -44,6 +52,10 @@ class CollectionInfo:
         Polygons in annotations.json, simplified within so many pixels, instead of run lengths.
     class_names : sequence of str, optional
         Names of the classes; "class 1", "class 2", ... by default.
+    decided : bool
+        Whether decisions of a person are applied.
+    failures : callable
+        Returns what could not be segmented, as in ``run.json``; complete once all photographs are added.
     """
 
     n_photographs: int
@@ -51,6 +63,8 @@ class CollectionInfo:
     has_classes: bool
     tolerance: float | None = None
     class_names: Sequence[str] | None = None
+    decided: bool = False
+    failures: Callable[[], Sequence[Mapping[str, str]]] = list
 
     @property
     def names(self) -> list[str]:
@@ -78,12 +92,16 @@ class CollectionOutput:
 
 
 COLLECTION_OUTPUTS = (
-    CollectionOutput(RESULTS, lambda path, info: ResultsWriter(path, info.names, has_classes=info.has_classes)),
+    CollectionOutput(
+        RESULTS,
+        lambda path, info: ResultsWriter(path, info.names, has_classes=info.has_classes, decided=info.decided),
+    ),
     CollectionOutput("annotations.json", lambda path, info: CocoWriter(path, info.names, tolerance=info.tolerance)),
     CollectionOutput("classes.json", lambda path, info: ClassesWriter(path, info.names), needs_classes=True),
     CollectionOutput("contact-sheet.png", lambda path, info: ContactSheetWriter(path, info.names)),
     CollectionOutput(
-        "gallery.html", lambda path, info: GalleryWriter(path, info.names, total=info.n_photographs)
+        GALLERY,
+        lambda path, info: GalleryWriter(path, info.names, total=info.n_photographs, failures=info.failures),
     ),
 )  # fmt: skip
 
@@ -100,7 +118,11 @@ def outputs_of(*, has_classes: bool) -> list[CollectionOutput]:
 
 
 def remove_stale_outputs(folder: Path, *, has_classes: bool) -> None:
-    """Remove the outputs of an earlier run with classes from a folder if this run has none."""
+    """Remove what an earlier run has left in a folder and this one does not write.
+
+    These are the outputs of a run with classes if this run has none, and the results before decisions.
+    """
+    (folder / ORIGINAL_RESULTS).unlink(missing_ok=True)
     current = outputs_of(has_classes=has_classes)
     for output in COLLECTION_OUTPUTS:
         if output not in current:
@@ -115,7 +137,9 @@ def refuse_foreign_outputs(folder: Path) -> None:
     OutputError
         For the first such file, or one that cannot be read.
     """
-    for name in sorted([RUN_RECORD, *(output.name for output in COLLECTION_OUTPUTS)]):
+    refuse_foreign_folder(folder / PREVIEWS)
+    names = [RUN_RECORD, DECISIONS_FILE, ORIGINAL_RESULTS, *(output.name for output in COLLECTION_OUTPUTS)]
+    for name in sorted(names):
         path = folder / name
         if path.suffix == ".png":
             if path.exists():

@@ -13,6 +13,7 @@ import numpy as np
 
 from vitnp.errors import ImageError, OutputError, UsageError, VitnpError
 from vitnp.export.collection_outputs import (
+    PREVIEWS,
     RUN_RECORD,
     CollectionInfo,
     check_collection_file,
@@ -21,11 +22,12 @@ from vitnp.export.collection_outputs import (
     remove_stale_outputs,
 )
 from vitnp.export.outcome import Facts, Outcome
+from vitnp.export.output_folder import refuse_foreign_folder
 from vitnp.export.per_image import MAX_LABELS
 from vitnp.export.photograph_record import fitted_record
 from vitnp.export.rerun import EarlierRun, RerunKeys, photographs_hash
 from vitnp.export.rewrite import set_polygons
-from vitnp.export.run_record import run_record
+from vitnp.export.run_record import failure_records, run_record
 from vitnp.export.writer import Writer
 from vitnp.io import find, label_png, stamp, write
 from vitnp.io.part_files import remove_abandoned
@@ -167,6 +169,7 @@ class CollectionRun:
             write.make_folder(self.out)
             if not self.overwrite:
                 refuse_foreign_outputs(self.out)
+            refuse_foreign_folder(self.out / PREVIEWS)  # a folder is never replaced with all that it holds
         if self.save_collection is not None:
             check_collection_file(self.save_collection, overwrite=self.overwrite)
 
@@ -282,6 +285,7 @@ class CollectionRun:
                 n_labels=1 if prototypes is None else int(prototypes.classes.max()) + 1,
                 has_classes=self.segmenter.n_classes is not None,
                 tolerance=self.polygons,
+                failures=lambda: failure_records(self._failures),
             )
             for output in outputs_of(has_classes=info.has_classes):
                 yield output.create(self.out / output.name, info)
@@ -293,13 +297,17 @@ class CollectionRun:
             raise UsageError("nothing is fitted yet; call outcomes first")
         return collection
 
-    def _record(self, seconds: Mapping[str, float]) -> dict[str, object]:
-        """Return the content of ``run.json``."""
-        segmenter, collection = self.segmenter, self._collection
+    @property
+    def _failures(self) -> list[tuple[object, VitnpError]]:
+        """What could not be segmented, and why."""
         failures: list[tuple[object, VitnpError]] = [
             (self.photographs[index].path, error) for index, error in sorted(self._errors.items())
         ]
-        failures += [(getattr(error, "path", None), error) for error in self.unread]
+        return failures + [(_path_of(error), error) for error in self.unread]
+
+    def _record(self, seconds: Mapping[str, float]) -> dict[str, object]:
+        """Return the content of ``run.json``."""
+        segmenter, collection, failures = self.segmenter, self._collection, self._failures
         keys = RerunKeys(
             settings=self._settings_hash,
             photographs=photographs_hash(
@@ -334,3 +342,9 @@ class CollectionRun:
             failures=failures,
         )
         return {**record, "rerun": dataclasses.asdict(keys)}
+
+
+def _path_of(error: VitnpError) -> str:
+    """Return the path that an error before the run is about."""
+    path = error.path if isinstance(error, ImageError) else None
+    return str(error).partition(": ")[0] if path is None else path

@@ -1,53 +1,42 @@
-"""Write ``gallery.html``: the photographs of a collection with their masks, in one self-contained page."""
+"""Write ``gallery.html``: the photographs of a collection with their masks, on a page where a person decides."""
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import html
-import io
-import math
+import contextlib
 import os
-import string
-from collections import Counter
-from collections.abc import Sequence
+import shutil
+import urllib.parse
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
 import numpy as np
 
-from vitnp import __version__
+from vitnp.export.decisions import RunKey
+from vitnp.export.gallery_card import address, card
+from vitnp.export.gallery_page import CARDS, page
+from vitnp.export.output_folder import OutputFolder, is_own_folder
 from vitnp.export.photograph_record import PhotographRecord
-from vitnp.io.path_text import printable
+from vitnp.io.path_text import path_entries
 from vitnp.io.spool import Spool
 from vitnp.io.write import replacing
-from vitnp.masks.contours import smooth_rings
-from vitnp.masks.palette import bright_colors
 
 # Limit of the photographs on a page: at 10 KB each, browsers open it within a second and stay responsive.
 LIMIT = 2000
 
-# Short and long side of the embedded pictures in pixels. They are shown somewhat smaller, and enlarged on a click. The
-# ratio bounds the proportions of the cards.
-_SHORT, _LONG = 200, 600
-
-# Limit of the bytes of a picture, before base64 makes four of three; the rest of a card takes 1 to 2 KB. The first
-# quality that stays within it is used.
-_PICTURE_BYTES = 7200
-_QUALITIES = (72, 60, 48, 36, 24, 12)
-
-# Limit of the points of a photograph's outlines, and units per pixel of their coordinates.
-_POINTS = 360
-_UNITS = 4
+# Of Pillow's JPEG: a preview takes 100 to 300 KB.
+_PREVIEW_QUALITY = 82
 
 
 class GalleryWriter:
     """Write a gallery; it appears, complete, when the ``with`` block ends without an exception.
 
-    The page filters by class and by name, sorts by name and by confidence, enlarges, and shows or hides the masks; it
-    follows the system's light or dark theme and works by keyboard. It loads nothing, neither from the network nor from
-    other files: pictures are embedded, and a content security policy forbids everything else. Text is buffered on the
-    disk, so memory does not grow with the collection.
+    On the page a person looks through the photographs and decides: names classes and merges them, marks masks as wrong
+    and photographs as showing no object. Decisions stay in the browser and are saved as ``decisions.json``, for
+    :mod:`vitnp.export.apply`. The page works from disk, follows the light or dark theme, and is used by keyboard
+    or by touch. It loads nothing from the network: thumbnails are embedded, previews lie beside it in a folder of its
+    name, and a content security policy forbids everything else. Text is buffered on the disk, so memory does not grow
+    with the collection.
 
     Parameters
     ----------
@@ -62,6 +51,8 @@ class GalleryWriter:
         ones.
     limit : int
         Maximum number of photographs on the page.
+    failures : callable
+        Returns what could not be segmented, as in ``run.json``; called at the end.
 
     Raises
     ------
@@ -89,12 +80,17 @@ class GalleryWriter:
         title: str = "Gallery",
         total: int | None = None,
         limit: int = LIMIT,
+        failures: Callable[[], Sequence[Mapping[str, str]]] = list,
     ) -> None:
-        self._path, self._names, self._title = path, list(names), title
-        self._total, self._limit = total, limit
-        self._offered = self._added = 0
-        self._n_photographs: Counter[int] = Counter()  # per class
+        self._path, self._names, self._title = Path(path), list(names), title
+        self._total, self._limit, self._failures = total, limit, failures
+        self._offered = 0
+        self._shown: list[list[object]] = []  # number and name of each photograph on the page
+        self._key = RunKey()
+        self._previews = OutputFolder(self._path.with_suffix(""))
+        self._n_previews = 0
         self._cards = Spool(path)
+        self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> GalleryWriter:
         return self
@@ -103,7 +99,10 @@ class GalleryWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         with self._cards:
-            if kind is None:
+            suppressed = self._stack.__exit__(kind, error, traceback)  # puts the previews in place, or removes them
+            if kind is None and not suppressed:
+                if not self._n_previews and is_own_folder(self._previews.path):
+                    shutil.rmtree(self._previews.path, ignore_errors=True)
                 self._write()
 
     def add(self, photograph: PhotographRecord) -> None:
@@ -114,135 +113,67 @@ class GalleryWriter:
         ValueError
             If the label map holds a class that has no name.
         """
-        thumbnail = photograph.load_thumbnail() if self._wants_next() else None
-        if thumbnail is not None:
-            labels = photograph.label_map
-            numbers = [int(number) for number in np.unique(labels) if number]
-            if numbers and numbers[-1] > len(self._names):
-                raise ValueError(f"a class must be from 1 to {len(self._names)}, got {numbers[-1]}")
-            self._cards.write(self._card(photograph.name, thumbnail, labels, numbers, photograph.confidence))
-            self._n_photographs.update(numbers)
-            self._added += 1
+        rgb = None
+        if self._wants_next():
+            rgb = (photograph.load_preview or photograph.load_thumbnail)()
         self._offered += 1
+        self._key.add(photograph)
+        if rgb is None:
+            return
+        labels = photograph.label_map
+        numbers = [int(number) for number in np.unique(labels) if number]
+        if numbers and numbers[-1] > len(self._names):
+            raise ValueError(f"a class must be from 1 to {len(self._names)}, got {numbers[-1]}")
+        folder = self._path.parent
+        files = {} if photograph.path is None else {"photograph": photograph.path}
+        files |= photograph.outputs
+        item = card(
+            photograph.name,
+            rgb,
+            labels,
+            {number: self._names[number - 1] for number in numbers},
+            photograph.confidence,
+            preview=self._write_preview(rgb) if photograph.load_preview else "",
+            files={kind: address(path, folder) for kind, path in files.items()},
+        )
+        self._cards.write(item)
+        self._shown.append([self._offered, *path_entries("name", photograph.name).values()])
 
     def _wants_next(self) -> bool:
         """Tell whether the next photograph is to be on the page."""
         if self._total is None or self._total <= self._limit:
-            return self._added < self._limit
+            return len(self._shown) < self._limit
         before, after = (number * self._limit // self._total for number in (self._offered, self._offered + 1))
-        return after > before and self._added < self._limit
+        return after > before and len(self._shown) < self._limit
 
-    def _card(self, name: str, rgb: np.ndarray, labels: np.ndarray, numbers: Sequence[int], confidence: float) -> str:
-        """Return the list item of a photograph."""
-        picture, (width, height) = _embedded(rgb)
-        ratio = min(max(width / height, _SHORT / _LONG), _LONG / _SHORT)
-        paths = _paths(labels, numbers, (width, height))
-        # Each path is drawn twice, a wide white line below a colored one, to be visible on any background.
-        lines = "".join(f'<path class="halo" d="{d}"/>' for _, d in paths)
-        lines += "".join(f'<path class="k{number}" d="{d}"/>' for number, d in paths)
-        chips = "".join(
-            f'<span><i class="k{number}"></i>{html.escape(self._names[number - 1])}</span>' for number in numbers
-        )
-        return (
-            f'<li class="card" data-k="{" ".join(map(str, numbers))}" data-c="{confidence:.4f}" '
-            f'style="--r:{ratio:.4f}"><button type="button"><span class="shot">'
-            f'<img alt="" loading="lazy" decoding="async" width="{width}" height="{height}" src="{picture}">'
-            f'<svg viewBox="0 0 {width * _UNITS} {height * _UNITS}" aria-hidden="true">{lines}</svg></span>'
-            f'<span class="name">{html.escape(printable(name))}</span>'
-            f'<span class="facts"><span><span class="word">confidence </span>{confidence:.2f}</span>{chips}</span>'
-            "</button></li>\n"
-        )
+    def _write_preview(self, rgb: np.ndarray) -> str:
+        """Write the preview of a photograph and return its address."""
+        from PIL import Image
+
+        if not self._n_previews:
+            self._stack.enter_context(self._previews)
+        self._n_previews += 1
+        name = f"{self._offered:05d}.jpg"
+        with replacing(self._previews.file(name)) as file:
+            Image.fromarray(np.ascontiguousarray(rgb)).save(file, "JPEG", quality=_PREVIEW_QUALITY)
+        return urllib.parse.quote(os.fsencode(f"{self._previews.path.name}/{name}"))
 
     def _write(self) -> None:
-        template = Path(__file__).with_name("gallery.html").read_text(encoding="utf-8")
-        script = template[template.index("<script>") + len("<script>") : template.index("</script>")]
-        page = string.Template(template).substitute(
-            generator=f"vitnp {__version__}",
-            script_hash="sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-            title=html.escape(self._title),
+        whole = page(
+            self._title,
+            run={"run": self._key.hexdigest(), "classes": self._names, "photographs": self._shown},
             summary=self._summary(),
-            colors=self._colors(),
-            chips=self._chips(),
+            failures=self._failures(),
         )
-        head, _, tail = page.partition("<!-- cards -->\n")
+        head, _, tail = whole.partition(CARDS)
         with replacing(self._path) as file:
             file.write(head.encode("utf-8", "replace"))
             self._cards.copy_to(file)
-            file.write(tail.encode())
+            file.write(tail.encode("utf-8", "replace"))
 
     def _summary(self) -> str:
         """Return the number of photographs in words."""
-        photographs = f"{self._added:,} photograph{'s' * (self._added != 1)}"
-        return photographs if self._added == self._offered else f"{photographs}, chosen from {self._offered:,}"
-
-    def _colors(self) -> str:
-        """Return the style rules of the colors of the classes."""
-        colors = bright_colors()[1 : len(self._names) + 1].tolist()
-        return "".join(f".k{number}{{--k:#{bytes(color).hex()}}}" for number, color in enumerate(colors, 1))
-
-    def _chips(self) -> str:
-        """Return the buttons of the filter by class."""
-        if len(self._names) < 2:
-            return ""
-        everything = f'<button type="button" data-k="" aria-pressed="true">all <small>{self._added:,}</small></button>'
-        return everything + "".join(
-            f'<button type="button" data-k="{number}" aria-pressed="false"><i class="k{number}"></i>'
-            f"{html.escape(name)} <small>{self._n_photographs[number]:,}</small></button>"
-            for number, name in enumerate(self._names, 1)
-            if self._n_photographs[number]
-        )
-
-
-def _embedded(rgb: np.ndarray) -> tuple[str, tuple[int, int]]:
-    """Return a picture, scaled down, as a data URI within the limit of bytes, and its width and height."""
-    from PIL import Image, features
-
-    # Some builds of Pillow lack WebP; JPEG takes 1.5 times the bytes for the same quality.
-    kind = "WEBP" if features.check("webp") else "JPEG"
-    picture = Image.fromarray(np.ascontiguousarray(rgb))
-    scale = min(1.0, _SHORT / min(picture.size), _LONG / max(picture.size))
-    size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
-    picture = picture.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)
-    for quality in _QUALITIES:
-        file = io.BytesIO()
-        picture.save(file, kind, quality=quality)
-        if file.tell() <= _PICTURE_BYTES:
-            break
-    return f"data:image/{kind.lower()};base64,{base64.b64encode(file.getvalue()).decode()}", size
-
-
-def _paths(labels: np.ndarray, numbers: Sequence[int], size: tuple[int, int]) -> list[tuple[int, str]]:
-    """Return the outlines of each class as SVG path data.
-
-    Parameters
-    ----------
-    labels : (h, w) uint8
-    numbers : sequence of int
-        Classes in `labels`.
-    size : (int, int)
-        Width and height of the picture that the outlines are drawn on, `_UNITS` units to a pixel.
-    """
-    from PIL import Image
-
-    small = np.asarray(Image.fromarray(np.ascontiguousarray(labels)).resize(size, Image.Resampling.NEAREST))
-    length = np.count_nonzero(np.diff(small, axis=0)) + np.count_nonzero(np.diff(small, axis=1))
-    step = max(3, math.ceil(length / _POINTS))
-    paths = []
-    for number in numbers:
-        data = "".join(_path(ring) for ring in smooth_rings(small == number, step=step))
-        if data:
-            paths.append((number, data))
-    return paths
-
-
-def _path(ring: np.ndarray) -> str:
-    """Return a closed line, (n, 2) x and y in pixels, as SVG path data: one absolute point, then relative steps.
-
-    Examples
-    --------
-    >>> _path(np.array([[1.0, 1.0], [2.0, 1.0], [2.0, 2.5]]))
-    'M4 4l4 0 0 6z'
-    """
-    points = np.round(ring * _UNITS).astype(np.int64)
-    steps = " ".join(map(str, np.diff(points, axis=0).ravel().tolist())).replace(" -", "-")
-    return f"M{points[0, 0]} {points[0, 1]}l{steps}z"
+        photographs = f"{len(self._shown):,} photograph{'s' * (len(self._shown) != 1)}"
+        if len(self._shown) == self._offered:
+            return photographs
+        return f"{photographs}, chosen from {self._offered:,}"

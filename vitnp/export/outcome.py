@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from vitnp.errors import ImageError, OutputError
+from vitnp.masks.instance import Instance
 from vitnp.pipeline import DEVICE_STAGES
 from vitnp.result import Segmentation
 
@@ -64,6 +65,9 @@ class Facts:
         Category of similar photographs.
     classes : list of int, optional
         Classes in the photograph, from 1.
+    objects : list of dict, optional
+        The separated objects, the most confident first: ``box`` (x, y, width, height), ``area`` in pixels and
+        ``confidence``.
     """
 
     width: int
@@ -75,6 +79,7 @@ class Facts:
     device: dict[str, str]
     category: int | None = None
     classes: list[int] | None = None
+    objects: list[dict[str, object]] | None = None
 
     @classmethod
     def of(cls, result: Segmentation, more_seconds: Mapping[str, float]) -> Facts:
@@ -92,8 +97,13 @@ class Facts:
             device={stage: result.device if stage in DEVICE_STAGES else "cpu" for stage in seconds},
             category=result.category,
             classes=labels,
+            objects=None if result.instances is None else [_object_facts(each) for each in result.objects],
         )
 
     def as_dict(self) -> dict[str, object]:
         """Return the fields that are known, for JSON."""
         return {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
+
+
+def _object_facts(each: Instance) -> dict[str, object]:
+    return {"box": each.box, "area": each.area, "confidence": round(each.confidence, 6)}

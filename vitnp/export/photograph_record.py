@@ -21,8 +21,9 @@ from vitnp.options import MAX_PIXELS
 if TYPE_CHECKING:
     from vitnp.segmenter import Segmenter
 
-# Short side of thumbnails in pixels.
+# Short side of thumbnails, and long side of previews, in pixels.
 THUMBNAIL = 240
+PREVIEW = 1280
 
 
 class RegionRecord(NamedTuple):
@@ -69,6 +70,8 @@ class PhotographRecord:
         Files that were written for the photograph, by kind.
     category : int, optional
         Category of similar photographs.
+    load_preview : callable, optional
+        As `load_thumbnail`, for a picture of up to `PREVIEW` pixels.
 
     Examples
     --------
@@ -86,6 +89,7 @@ class PhotographRecord:
     path: Path | None = None
     outputs: Mapping[str, Path] = dataclasses.field(default_factory=dict)
     category: int | None = None
+    load_preview: Callable[[], np.ndarray | None] | None = None
 
     @functools.cached_property
     def region_map(self) -> np.ndarray:
@@ -161,6 +165,7 @@ def fitted_record(
         photograph.path,
         outputs,
         int(segmenter.categories[index]),
+        functools.partial(read_preview, photograph.path, settings.max_pixels, settings.alpha),
     )
 
 
@@ -170,12 +175,26 @@ def _foreground(segmenter: Segmenter, index: int) -> np.ndarray:
 
 
 def read_thumbnail(path: Path, max_pixels: int = MAX_PIXELS, alpha: str = "background") -> np.ndarray | None:
-    """Return a photograph scaled down, (h, w, 3) uint8 in sRGB; None if it can no longer be read."""
+    """Return a photograph scaled down to a thumbnail, (h, w, 3) uint8 in sRGB; None if it can no longer be read."""
+    image = _decode(path, max_pixels, alpha)
+    return None if image is None else _scaled(image, THUMBNAIL / min(image.rgb.shape[:2]))
+
+
+def read_preview(path: Path, max_pixels: int = MAX_PIXELS, alpha: str = "background") -> np.ndarray | None:
+    """Return a photograph scaled down to a preview, likewise."""
+    image = _decode(path, max_pixels, alpha)
+    return None if image is None else _scaled(image, PREVIEW / max(image.rgb.shape[:2]))
+
+
+def _decode(path: Path, max_pixels: int, alpha: str) -> decode.DecodedImage | None:
     try:
-        image = decode.decode_image(path, max_pixels=max_pixels, alpha=alpha)
+        return decode.decode_image(path, max_pixels=max_pixels, alpha=alpha)
     except ImageError:
         return None
+
+
+def _scaled(image: decode.DecodedImage, scale: float) -> np.ndarray:
     height, width = image.rgb.shape[:2]
-    scale = min(1.0, THUMBNAIL / min(height, width))
+    scale = min(1.0, scale)
     small = downscale(image.rgb, (max(1, round(height * scale)), max(1, round(width * scale))))
     return to_srgb(small, image.profile)

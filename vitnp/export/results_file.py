@@ -1,7 +1,7 @@
 r"""Write and read ``results.jsonl``: what a run over a collection found, from which every other format is made.
 
-The first line says what follows: ``{"vitnp": "results", "version": 1, "classes": [names], "has_classes": bool}``. Each
-further line is a photograph:
+The first line says what follows: ``{"vitnp": "results", "version": 1, "classes": [names], "has_classes": bool}``, and
+``"decided": true`` if decisions of a person are applied (:mod:`vitnp.export.apply`). Each further line is a photograph:
 
 ``name``
     Path within the collection, with forward slashes.
@@ -36,7 +36,7 @@ from types import TracebackType
 import numpy as np
 
 from vitnp.errors import OutputError
-from vitnp.export.photograph_record import PhotographRecord, RegionRecord, read_thumbnail
+from vitnp.export.photograph_record import PhotographRecord, RegionRecord, read_preview, read_thumbnail
 from vitnp.io.path_text import ascii_json, mapping_entries, path_entries, read_mapping, read_path
 from vitnp.io.spool import Spool
 from vitnp.io.write import replacing
@@ -61,6 +61,8 @@ class ResultsWriter:
         Names of the classes 1, 2, ...
     has_classes : bool
         Whether classes were asked for; if not, the only class is the foreground.
+    decided : bool
+        Whether decisions of a person are applied.
 
     Raises
     ------
@@ -68,9 +70,13 @@ class ResultsWriter:
         If the file or the buffer cannot be written.
     """
 
-    def __init__(self, path: str | os.PathLike[str], names: Sequence[str], *, has_classes: bool) -> None:
+    def __init__(
+        self, path: str | os.PathLike[str], names: Sequence[str], *, has_classes: bool, decided: bool = False
+    ) -> None:
         self._path = Path(path)
         self._header = {"vitnp": "results", "version": _VERSION, "classes": list(names), "has_classes": has_classes}
+        if decided:
+            self._header["decided"] = True
         self._lines = Spool(path)
 
     def __enter__(self) -> ResultsWriter:
@@ -123,23 +129,26 @@ class Results:
         Whether classes were asked for.
     n_photographs : int
         Number of segmented photographs.
+    decided : bool
+        Whether decisions of a person are applied.
     """
 
     path: Path
     names: tuple[str, ...]
     has_classes: bool
     n_photographs: int
+    decided: bool = False
 
     @classmethod
-    def read(cls, folder: str | os.PathLike[str]) -> Results:
-        """Read the head of ``results.jsonl`` in the output folder of a run.
+    def read(cls, folder: str | os.PathLike[str], name: str = RESULTS) -> Results:
+        """Read the head of ``results.jsonl``, or a file of the same kind, in the output folder of a run.
 
         Raises
         ------
         OutputError
             If the folder holds no results of a finished run, or the file is damaged.
         """
-        path = Path(folder, RESULTS)
+        path = Path(folder, name)
         if path.exists() and not path.is_file():  # opening a pipe would wait for its writer
             raise _damaged(path, "this is no file")
         try:
@@ -149,15 +158,16 @@ class Results:
             if header["vitnp"] != "results" or header["version"] != _VERSION:
                 raise _damaged(path, f"version {header['version']!r}, where this vitnp reads version {_VERSION}")
             names, has_classes = tuple(map(str, header["classes"])), bool(header["has_classes"])
+            decided = bool(header.get("decided", False))
         except FileNotFoundError:
             raise OutputError(
-                f"{folder}: no {RESULTS} there; give the folder that `vitnp segment --levels all --out` has finished"
+                f"{folder}: no {name} there; give the folder that `vitnp segment --levels all --out` has finished"
             ) from None
         except OSError as error:
             raise OutputError(f"cannot read {path}: {error.strerror}; check its permissions") from None
         except _WRONG_CONTENT:
             raise _damaged(path, "its first line is not that of results") from None
-        return cls(path, names, has_classes, count)
+        return cls(path, names, has_classes, count, decided)
 
     def photographs(self) -> Iterator[PhotographRecord]:
         """Yield the photographs in order; their arrays are loaded on access.
@@ -200,6 +210,7 @@ class Results:
                 kind: Path(os.path.normpath(folder / file)) for kind, file in read_mapping(record, "outputs").items()
             },
             category=None if record["category"] is None else operator.index(record["category"]),
+            load_preview=None if path is None else functools.partial(read_preview, path),
         )
 
 

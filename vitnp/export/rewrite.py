@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from vitnp import options
+from vitnp.export.apply import rename_classes
 from vitnp.export.collection_outputs import RUN_RECORD, CollectionInfo, outputs_of, refuse_foreign_outputs
+from vitnp.export.gallery_page import run_failures
 from vitnp.export.results_file import Results
+from vitnp.export.run_record import read_run_record
 from vitnp.io import write
 
 
@@ -61,6 +62,10 @@ def rewrite(
     """
     out = Path(out)
     results = Results.read(out)
+    if names is not None and results.decided:
+        rename_classes(out, names)
+        set_polygons(out, tolerance)
+        return
     refuse_foreign_outputs(out)
     info = CollectionInfo(
         n_photographs=results.n_photographs,
@@ -68,6 +73,8 @@ def rewrite(
         has_classes=results.has_classes,
         tolerance=tolerance,
         class_names=results.names if names is None else names,
+        decided=results.decided,
+        failures=lambda: run_failures(out / RUN_RECORD),
     )
     with contextlib.ExitStack() as stack:
         writers = [
@@ -78,25 +85,13 @@ def rewrite(
         for photograph in results.photographs():
             for writer in writers:
                 writer.add(photograph)
-    record = _run_record(out)
+    record = read_run_record(out / RUN_RECORD)
     if record:
         record["parameters"]["polygons"] = tolerance
         write.write_json(out / RUN_RECORD, record)
 
 
-def _run_record(out: Path) -> dict[str, Any]:
-    """Return the content of ``run.json``; empty if there is none or it is damaged."""
-    path = out / RUN_RECORD
-    if not path.is_file():  # opening a pipe would wait for its writer
-        return {}
-    try:
-        record = json.loads(path.read_bytes())
-        return record if isinstance(record["parameters"], dict) else {}
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return {}
-
-
 def recorded_polygons(out: str | os.PathLike[str]) -> float | None:
     """Return the tolerance of the polygons in ``annotations.json``; None for run lengths."""
-    tolerance = _run_record(Path(out)).get("parameters", {}).get("polygons")
+    tolerance = read_run_record(Path(out, RUN_RECORD)).get("parameters", {}).get("polygons")
     return tolerance if options.OPTIONS["polygons"].accepts(tolerance) else None

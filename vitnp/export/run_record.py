@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import platform
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import metadata
+from pathlib import Path
+from typing import Any
 
 from vitnp import __version__
 from vitnp.io.path_text import path_entries
@@ -30,23 +33,30 @@ def versions() -> dict[str, str]:
     return found
 
 
+def read_run_record(path: Path) -> dict[str, Any]:
+    """Return the content of ``run.json``; empty if there is none or it is damaged."""
+    if not path.is_file():  # opening a pipe would wait for its writer
+        return {}
+    try:
+        record = json.loads(path.read_bytes())
+        return record if isinstance(record["parameters"], dict) else {}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return {}
+
+
 def failure_records(failures: Iterable[tuple[object, BaseException | str]]) -> list[dict[str, str]]:
     """Return failures as values that JSON can represent.
 
     Parameters
     ----------
     failures : iterable of (photograph, error)
-        The photograph is None where an error is of none.
 
     Examples
     --------
     >>> failure_records([("a.jpg", "a.jpg: this file is empty")])
     [{'photograph': 'a.jpg', 'error': 'a.jpg: this file is empty'}]
     """
-    return [
-        {**({} if photograph is None else path_entries("photograph", str(photograph))), "error": str(error)}
-        for photograph, error in failures
-    ]
+    return [{**path_entries("photograph", str(photograph)), "error": str(error)} for photograph, error in failures]
 
 
 def run_record(

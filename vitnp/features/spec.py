@@ -82,7 +82,7 @@ class FeatureSpec:
         *,
         short_side: int | None = None,
         facet: str = "key",
-        layer: int = -1,
+        layer: int | None = -1,
         stride: int | None = None,
         max_tokens: int = options.MAX_TOKENS,
         precision: str = "float16",

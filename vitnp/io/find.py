@@ -14,7 +14,11 @@ from pathlib import Path
 from vitnp.errors import ImageError
 from vitnp.io.headers import FORMATS, unopened
 from vitnp.io.kinds import EXTENSIONS, LEFT_OUT, missing_support
-from vitnp.io.stamp import EXPORT_MARKER, is_own_output
+from vitnp.io.stamp import is_own_output
+
+# Hidden file in a folder that vitnp made of photographs: an export, or the previews of a gallery. Folders are searched
+# without those.
+FOLDER_MARKER = ".vitnp-export"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,9 +46,9 @@ def find_photographs(
     """List the photographs in files and folders.
 
     A file is accepted whatever its extension. Folders are searched with their subfolders, sorted by name: files with a
-    known extension are accepted, hidden files (a leading dot), images that vitnp itself wrote and subfolders that it
-    exported are skipped, symbolic links are followed, and each folder is visited once. A file given twice is listed
-    once.
+    known extension are accepted; hidden files (a leading dot), images that vitnp itself wrote, and folders that it made
+    of photographs are skipped; symbolic links are followed, and each folder is visited once. A file given twice is
+    listed once.
 
     Parameters
     ----------
@@ -182,9 +186,9 @@ def _walk(folder: Path, visited: set[tuple[int, int]]) -> Iterator[Path | ImageE
                 if identity not in visited:
                     visited.add(identity)
                     names = os.listdir(entry)
-                    if entry == folder or EXPORT_MARKER not in names:
-                        shown = (name for name in names if not name.startswith("."))
-                        stack.extend(entry / name for name in sorted(shown, reverse=True))
+                    if entry == folder or FOLDER_MARKER not in names:
+                        shown = sorted((name for name in names if not name.startswith(".")), reverse=True)
+                        stack.extend(entry / name for name in shown)
             elif stat.S_ISREG(information.st_mode) and _is_picture(entry):
                 yield entry
         except OSError as error:

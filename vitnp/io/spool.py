@@ -108,7 +108,7 @@ class MaskSpool:
         OutputError
             If the temporary file cannot be written.
         """
-        packed = zlib.compress(np.packbits(mask).tobytes(), 1)
+        packed = zlib.compress(self._to_bytes(mask), 1)
         with self._lock:
             try:
                 self._file.seek(self._end)
@@ -129,11 +129,38 @@ class MaskSpool:
         with self._lock:
             self._file.seek(offset)
             packed = self._file.read(length)
-        bits = np.unpackbits(np.frombuffer(zlib.decompress(packed), np.uint8), count=shape[0] * shape[1])
-        return bits.reshape(shape).view(bool)
+        return self._from_bytes(zlib.decompress(packed), shape)
+
+    @staticmethod
+    def _to_bytes(mask: np.ndarray) -> bytes:
+        return np.packbits(mask).tobytes()
+
+    @staticmethod
+    def _from_bytes(content: bytes, shape: tuple[int, ...]) -> np.ndarray:
+        return np.unpackbits(np.frombuffer(content, np.uint8), count=shape[0] * shape[1]).reshape(shape).view(bool)
 
     def __contains__(self, index: int) -> bool:
         return index in self._index
 
     def __del__(self) -> None:
         self._file.close()
+
+
+class LabelSpool(MaskSpool):
+    """Label images (height, width) uint8 by number, kept like masks.
+
+    Examples
+    --------
+    >>> spool = LabelSpool()
+    >>> spool.put(7, np.array([[0, 200]], np.uint8))
+    >>> spool.get(7)
+    array([[  0, 200]], dtype=uint8)
+    """
+
+    @staticmethod
+    def _to_bytes(mask: np.ndarray) -> bytes:
+        return mask.tobytes()
+
+    @staticmethod
+    def _from_bytes(content: bytes, shape: tuple[int, ...]) -> np.ndarray:
+        return np.frombuffer(content, np.uint8).reshape(shape)

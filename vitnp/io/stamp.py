@@ -27,9 +27,6 @@ _STAMP_CHUNKS = 32
 
 SIDECAR_SUFFIX = ".vitnp.json"
 
-# File that marks a folder as an export of vitnp: it may be replaced, and its photographs are not segmented again.
-EXPORT_MARKER = ".vitnp-export"
-
 # Entry of a sidecar: the hash of the file that it describes.
 _CONTENT = "content"
 

@@ -22,6 +22,7 @@ from vitnp.method import collection_file
 from vitnp.method.cleaning import CleaningConfig
 from vitnp.method.collection_level import FittedLevel
 from vitnp.method.image_level import ImageLevelConfig
+from vitnp.method.instances import Instances
 from vitnp.method.prototypes import Prototypes, label_map, split_by_class, split_pixels
 from vitnp.method.readout import Readout
 from vitnp.method.regions import RegionRule, Regions, label_regions, region_patches
@@ -135,7 +136,9 @@ class Collection:
         """Rule that divides masks into regions."""
         return RegionRule(**self.parameters["regions"])
 
-    def labels(self, vit: ViT, features: FeatureRecord, mask: np.ndarray) -> np.ndarray:
+    def labels(
+        self, vit: ViT, features: FeatureRecord, mask: np.ndarray, instances: Instances | None = None
+    ) -> np.ndarray:
         """Return the classes of the pixels of a photograph, by the nearest class means.
 
         Parameters
@@ -144,6 +147,8 @@ class Collection:
         features : FeatureRecord
             Features of the photograph, with the arrays that regions need.
         mask : (height, width) bool
+        instances : Instances, optional
+            The objects of the mask, which get a class each; by default the regions that the collection's rule makes.
 
         Returns
         -------
@@ -157,7 +162,7 @@ class Collection:
         """
         if self.prototypes is None:
             raise UsageError("the collection has no classes; fit it with n_classes")
-        regions = label_regions(mask, self.rule)
+        regions = label_regions(mask, self.rule) if instances is None else instances.labels.astype(np.uint16)
         patches = region_patches(regions, features.grid)
         region_cls = functools.partial(vit.region_cls, features.cls_state, features.last_key, features.value)
         classes, certainty = self.prototypes.classify(region_cls(patches))
@@ -183,8 +188,12 @@ class Collection:
 
         Short sides may differ by a factor of up to :data:`NEAR_SIZES`.
         """
-        for name in (*COMPARABLE, "grid"):  # files name the grid of the position embeddings if it isn't square
-            ours, theirs = (json.loads(canonical_json(each.get(name))) for each in (self.parameters, parameters))
+        # Files name the domain unless it is photographs, and the grid of the position embeddings if it isn't square.
+        for name in ("domain", *COMPARABLE, "grid"):
+            default = "photo" if name == "domain" else None
+            ours, theirs = (
+                json.loads(canonical_json(each.get(name, default))) for each in (self.parameters, parameters)
+            )
             if ours == theirs:
                 continue
             if name == "size" and max(ours, theirs) <= NEAR_SIZES * min(ours, theirs):
@@ -192,7 +201,7 @@ class Collection:
             if name == "sha256":
                 ours, theirs = (str(each.get("model") or each["sha256"])[:64] for each in (self.parameters, parameters))
                 if ours == theirs:
-                    theirs = "another file of that name"
+                    return f"it was fitted with another file of the checkpoint {ours}, such as an earlier revision"
             return f"it was fitted with the {_IN_WORDS.get(name, name)} {ours}, not {theirs}"
         return None
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from vitnp import kernels
 from vitnp.clustering.kmeans import KMeans, Mapper
+from vitnp.method.texture import smaller_cluster
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,6 +113,7 @@ def fit_level(
     mapper: Mapper | None = None,
     n_threads: int | None = None,
     device: str = "cpu",
+    domain: str = "photo",
 ) -> FittedLevel:
     """Cluster the patches of many images and measure the share of foreground of each cluster.
 
@@ -130,6 +132,8 @@ def fit_level(
         Number of chunks of keys that are processed at the same time.
     device : {"cpu", "cuda"}
         Device of k-means.
+    domain : {"photo", "texture"}
+        With "texture" the smallest cluster alone is foreground, whatever the hard answers.
 
     Returns
     -------
@@ -156,8 +160,11 @@ def fit_level(
             n_jobs=n_threads,
             device=device,
         ).fit(keys, mapper=mapper)
-        foreground = np.bincount(kmeans.labels_, weights=hard, minlength=n_clusters)
         centroids.append(kmeans.cluster_centers_)
+        if domain == "texture":
+            shares.append(smaller_cluster(kmeans.counts_))
+            continue
+        foreground = np.bincount(kmeans.labels_, weights=hard, minlength=n_clusters)
         shares.append((foreground / np.maximum(kmeans.counts_, 1)).astype(np.float32))
     return FittedLevel(tuple(centroids), tuple(shares), config.temperature)
 

@@ -52,8 +52,12 @@ def run_parameters(vit: ViT, settings: Settings, collection: Collection | None =
         "min_confidence": settings.min_confidence,
         "alpha": settings.alpha,
     }
+    if settings.domain != "photo":
+        parameters["domain"] = settings.domain
     if config.oblong_grid is not None:
         parameters["grid"] = list(config.oblong_grid)
+    if settings.instances:  # without it, results are those of versions that did not know it
+        parameters |= {"instances": True, "objects": settings.objects}
     if collection is not None:
         reason = collection.mismatch(parameters)
         if reason:

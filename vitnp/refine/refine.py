@@ -10,6 +10,7 @@ import numpy as np
 from vitnp import kernels, options
 from vitnp.io.resample import bilinear, check_map, check_photograph, downscale, working_size
 from vitnp.refine.bilateral_solver import bilateral_solver
+from vitnp.refine.color_mean import color_mean
 from vitnp.refine.dense_crf import dense_crf
 from vitnp.refine.guided_filter import fixed_point, guided_filter, guided_upsample
 
@@ -42,9 +43,9 @@ def refine(
         Foreground score of each patch. Everything is computed on its device.
     rgb : uint8 array, shape (H, W, 3)
         Photograph, on the same device or in host memory.
-    method : "solver", "crf", "guided" or "none"
-        `bilateral_solver` in two passes, `dense_crf` at half the working size, `guided_filter`, or only bilinear
-        interpolation to the full size.
+    method : "solver", "crf", "guided", "color" or "none"
+        `bilateral_solver` in two passes, `dense_crf` at half the working size, `guided_filter`, `color_mean` (on the
+        CPU), or only bilinear interpolation to the full size.
     working_side : int
         Long side of the working size in pixels.
 
@@ -87,6 +88,9 @@ def refine(
         soft = bilateral_solver(soft, small, sigma_xy=max(1.0, _FINE_SIGMA_XY * max(size)), **_FINE)
     elif method == "crf":
         soft = dense_crf(soft.clip(0, 1), small)[..., 1]
+    elif method == "color":
+        means = color_mean(kernels.to_host(soft), kernels.to_host(small))
+        soft = kernels.to_device(means.astype(soft.dtype), kernels.device_of(score))
     else:
         soft = guided_filter(soft, small, radius=max(1, round(_GUIDED_RADIUS * max(size))), eps=_GUIDED_EPS)
     if size == full:

@@ -81,14 +81,16 @@ class ViTConfig:
         stride = stride or self.patch
         return (height - self.patch) // stride + 1, (width - self.patch) // stride + 1
 
-    def resolve_layer(self, layer: int) -> int:
-        """Return a block's index counted from 0; negative numbers count from the last block.
+    def resolve_layer(self, layer: int | None) -> int:
+        """Return a block's index counted from 0; negative numbers count from the last block, None is the middle one.
 
         Raises
         ------
         UsageError
             If there is no such block.
         """
+        if layer is None:
+            return self.depth // 2
         if not isinstance(layer, numbers.Integral) or not -self.depth <= layer < self.depth:
             raise UsageError(
                 f"layer must be between -{self.depth} and {self.depth - 1} for this network of {self.depth} blocks, "

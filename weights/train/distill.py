@@ -16,17 +16,17 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
 from torch import Tensor
-from vitnp.weights.train import schedule, torch_vit
+from vitnp.weights.train import loop, schedule, torch_vit
 from vitnp.weights.train.data.loader import CropLoader
 from vitnp.weights.train.data.packs import Picture
-from vitnp.weights.train.export import write_student
+from vitnp.weights.train.export import write_checkpoint
 from vitnp.weights.train.log import RunLog
 from vitnp.weights.train.losses import FeatureScales, distillation_losses
 from vitnp.weights.train.recipe import Recipe, RunEnvironment, StudentInfo, check_run
@@ -125,8 +125,7 @@ class _Run:
         self.inputs = run_inputs(teacher, pictures, recipe, init)
         self.student_path, self.state_path = folder / "student.safetensors", folder / "state.pt"
         self.log = RunLog(folder / "log.jsonl")
-        self.step = self.crops = 0
-        self.seconds = 0.0  # of training
+        self.counters = loop.Counters()
         self.scales: FeatureScales | None = None
 
     def run(self) -> Path | None:
@@ -139,13 +138,18 @@ class _Run:
             raise OutputError(
                 f"{self.student_path} exists and is finished; choose another folder, or remove it to train again"
             )
-        self.log.rewind(self.step)
+        self.log.rewind(self.counters.step)
         with self._target_pool(pool_state) as targets:
             finished = self._train(targets)
         self._save(None if finished else targets)
         if not finished:
             return None
-        entry = {"step": self.step, "crops": self.crops, "held_out_cosine": self._held_out_cosine(), "finished": True}
+        entry = {
+            "step": self.counters.step,
+            "crops": self.counters.crops,
+            "held_out_cosine": self._held_out_cosine(),
+            "finished": True,
+        }
         self.log.write(entry)
         return self.student_path
 
@@ -173,37 +177,23 @@ class _Run:
 
     def _train(self, targets: TargetPool) -> bool:
         """Train until the run is finished (True) or asked to stop (False)."""
-        sums: dict[str, Tensor] = {}
-        n_summed = 0
-        start = saved = logged = time.monotonic()
-        crops, seconds = self.crops, self.seconds
-        while (progress := self.recipe.progress(self.step, seconds + time.monotonic() - start)) < 1:
-            if self.environment.should_stop():
-                self.seconds = seconds + time.monotonic() - start
-                return False
-            losses = self._train_step(targets(self.step), progress)
-            self.step += 1
-            sums = {name: value + sums[name] if sums else value for name, value in losses.items()}
-            n_summed += 1
-            now = time.monotonic()
-            self.seconds = seconds + now - start
-            if self.step % self.environment.log_steps == 0:
-                speed = (self.crops - crops) / (now - logged)
-                self._log_progress({name: value.item() / n_summed for name, value in sums.items()}, progress, speed)
-                sums, n_summed, crops, logged = {}, 0, self.crops, now
-            if now - saved > 60 * self.environment.save_minutes:
-                self._save(targets)
-                saved = time.monotonic()
-        return True
+        return loop.train(
+            self.counters,
+            self.recipe.progress,
+            self.environment,
+            lambda progress: self._train_step(targets(self.counters.step), progress),
+            self._log_progress,
+            lambda: self._save(targets),
+        )
 
-    def _train_step(self, batch: TargetBatch, progress: float) -> dict[str, Tensor]:
-        """Update the student once, and return the losses before the update."""
-        rng = np.random.default_rng([self.recipe.seed, _FREE_RUNNING_STREAM, self.step])
+    def _train_step(self, batch: TargetBatch, progress: float) -> tuple[dict[str, Tensor], int]:
+        """Update the student once; return the losses before the update, and the number of crops."""
+        step = self.counters.step
+        rng = np.random.default_rng([self.recipe.seed, _FREE_RUNNING_STREAM, step])
         free_running = rng.random() < schedule.free_running_probability(progress, self.from_scratch)
         losses = self._losses(self.student.weights, batch, None if free_running else batch.states)
-        self.student.step(losses["loss"], schedule.lr_factor(progress, self.step, self.recipe.steps))
-        self.crops += len(batch.crops)
-        return {name: value.detach() for name, value in losses.items()}
+        self.student.step(losses["loss"], schedule.lr_factor(progress, step, self.recipe.steps))
+        return {name: value.detach() for name, value in losses.items()}, len(batch.crops)
 
     def _losses(
         self, weights: torch_vit.Weights, batch: TargetBatch, block_inputs: Sequence[Tensor] | None = None
@@ -220,21 +210,23 @@ class _Run:
 
     def _log_progress(self, losses: dict[str, float], progress: float, crops_per_second: float) -> None:
         if not math.isfinite(losses["loss"]):
-            raise VitnpError(f"the loss is infinite or NaN at step {self.step}; train again with lower learning rates")
+            raise VitnpError(
+                f"the loss is infinite or NaN at step {self.counters.step}; train again with lower learning rates"
+            )
         self.log.write(
             {
-                "step": self.step,
-                "minutes": self.seconds / 60,
+                "step": self.counters.step,
+                "minutes": self.counters.seconds / 60,
                 "progress": progress,
-                "crops": self.crops,
+                "crops": self.counters.crops,
                 "crops_per_second": crops_per_second,
-                "lr_factor": schedule.lr_factor(progress, self.step, self.recipe.steps),
+                "lr_factor": schedule.lr_factor(progress, self.counters.step, self.recipe.steps),
                 "free_running": schedule.free_running_probability(progress, self.from_scratch),
                 **losses,
             }
         )
         message = "%.0f%%, step %d, %.0f crops/s, loss %.3f, key cosine %.3f"
-        logger.info(message, 100 * progress, self.step, crops_per_second, losses["loss"], losses["cosine"])
+        logger.info(message, 100 * progress, self.counters.step, crops_per_second, losses["loss"], losses["cosine"])
 
     @torch.no_grad()
     def _held_out_cosine(self) -> float | None:
@@ -255,38 +247,37 @@ class _Run:
         weights = torch_vit.to_numpy(self.student.average)
         if not all(np.isfinite(weight).all() for weight in weights.values()):
             raise VitnpError(
-                f"the weights contain NaN or infinity at step {self.step}; train again with lower learning rates"
+                f"the weights contain NaN or infinity at step {self.counters.step}; "
+                "train again with lower learning rates"
             )
         if targets is not None:
             assert self.scales is not None, "run() measures or restores them"
             state: TrainingState = {
                 "inputs": self.inputs,
-                "step": self.step,
-                "crops": self.crops,
-                "seconds": self.seconds,
+                "step": self.counters.step,
+                "crops": self.counters.crops,
+                "seconds": self.counters.seconds,
                 "scales": (self.scales.states, self.scales.key, self.scales.token),
                 "student": self.student.state_dict(),
                 "targets": targets.state_dict(),
             }
             save_state(self.state_path, state)
-        write_student(
-            self.student_path,
-            weights,
-            self.config,
-            name=self.info.name,
-            license=self.info.license,
-            distilled_from=self.teacher.name,
-            crops=self.info.previous_crops + self.crops,
-        )
+        metadata = {
+            "name": self.info.name,
+            "license": self.info.license,
+            "distilled_from": self.teacher.name,
+            "crops": str(self.info.previous_crops + self.counters.crops),
+        }
+        write_checkpoint(self.student_path, weights, self.config, metadata)
         if targets is None:
             self.state_path.unlink(missing_ok=True)
 
     def _resume(self) -> PoolState:
         """Restore the saved state, and return that of the target pool."""
-        state = load_state(self.state_path, self.inputs, self.device)
-        self.step, self.crops, self.seconds = state["step"], state["crops"], state["seconds"]
+        state = cast(TrainingState, load_state(self.state_path, self.inputs, self.device))
+        self.counters = loop.Counters(state["step"], state["crops"], state["seconds"])
         self.scales = FeatureScales(*state["scales"])
         self.student.load_state_dict(state["student"])
         message = "resuming the run in %s after step %d, %.1f minutes"
-        logger.info(message, self.state_path.parent, self.step, self.seconds / 60)
+        logger.info(message, self.state_path.parent, self.counters.step, self.counters.seconds / 60)
         return state["targets"]

@@ -1,4 +1,4 @@
-"""Export of a student as a checkpoint that vitnp reads."""
+"""Export of a trained network as a checkpoint that vitnp reads."""
 
 from __future__ import annotations
 
@@ -12,15 +12,11 @@ from vitnp.checkpoints.safetensors_io import write_safetensors
 from vitnp.vit.config import ViTConfig
 
 
-def write_student(
+def write_checkpoint(
     path: str | os.PathLike[str],
     weights: Mapping[str, np.ndarray],
     config: ViTConfig,
-    *,
-    name: str,
-    license: str,
-    distilled_from: str,
-    crops: int,
+    metadata: Mapping[str, str],
 ) -> None:
     """Write weights as float16, with everything needed to load them as metadata; atomic.
 
@@ -32,10 +28,8 @@ def write_student(
         Weights by name.
     config : ViTConfig
         Architecture and preprocessing.
-    name, license, distilled_from : str
-        Informational metadata.
-    crops : int
-        Number of crops that the student was trained on.
+    metadata : mapping of str to str
+        Informational metadata, such as name, license and origin.
 
     Raises
     ------
@@ -43,10 +37,7 @@ def write_student(
         If the file cannot be written.
     """
     metadata = {
-        "name": name,
-        "license": license,
-        "distilled_from": distilled_from,
-        "crops": str(crops),
+        **metadata,
         "img": str(round_to_patch((BASE_SIZE, BASE_SIZE), config.patch)[0]),
         "patch": str(config.patch),
         "dim": str(config.width),

@@ -74,6 +74,7 @@ def fit_collection(
     *,
     n_categories: int = 20,
     temperature: float | None = None,
+    short_side: int | None = None,
     seed: int = 0,
     cache: str | os.PathLike[str] | None = None,
     n_threads: int | None = None,
@@ -92,6 +93,8 @@ def fit_collection(
     temperature : float, optional
         Softmax temperature of the assignment of a patch to clusters, at both levels; by default the registry's value
         for the checkpoint, else 0.05.
+    short_side : int, optional
+        Short side of the network's input in pixels; by default that of the checkpoint.
     seed : int
         Seed of the clustering.
     cache : path, optional
@@ -124,6 +127,7 @@ def fit_collection(
     segmenter = Segmenter(
         vit,
         n_categories=n_categories,
+        short_side=short_side,
         refine="none",
         seed=seed,
         cache=cache,
@@ -158,6 +162,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="groups of similar photographs (20)",
     )  # fmt: skip
     add("--temperature", type=float, metavar="T", help="temperature of both levels (the registry's, else 0.05)")
+    arguments.add_options(parser, "features", "short_side")
     add("--seed", type=arguments.natural, default=0, metavar="N", help="same seed, same file (0)")
     add("--cache", metavar="DIR", help="folder that keeps features for later runs")
     arguments.add_options(parser, "network", *arguments.NETWORK)
@@ -183,6 +188,7 @@ def main(argv: list[str] | None = None) -> int:
         arguments.load_model(args),
         n_categories=args.n_categories,
         temperature=args.temperature,
+        short_side=args.short_side,
         seed=args.seed,
         cache=args.cache,
         n_threads=args.n_threads,

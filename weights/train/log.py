@@ -1,9 +1,10 @@
 """Log of a training run: one JSON object per line, so that any program can plot its curves.
 
 Each entry of a run contains ``step``, ``minutes`` of training, ``progress`` (0 to 1), the number of ``crops`` so far,
-``crops_per_second``, ``lr_factor`` and ``free_running`` (:mod:`vitnp.weights.train.schedule`), and the mean losses
-since the entry before (:mod:`vitnp.weights.train.losses`). The last entry of a finished run contains ``step``,
-``crops``, ``held_out_cosine`` (null without held-out photographs) and ``finished``.
+``crops_per_second``, ``lr_factor`` (:mod:`vitnp.weights.train.schedule`), and the mean losses since the entry before
+(:mod:`vitnp.weights.train.losses`, :mod:`vitnp.weights.train.selftrain_losses`). The last entry of a finished run
+contains ``step``, ``crops`` and ``finished``. Distillation adds ``free_running``, and at the end ``held_out_cosine``
+(null without held-out photographs).
 """
 
 from __future__ import annotations

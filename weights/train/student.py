@@ -10,7 +10,6 @@ from torch import Tensor
 from vitnp.weights.train.muon import Muon
 
 _MUON_WEIGHTS = ("attn.qkv.weight", "attn.proj.weight", "mlp.fc1.weight", "mlp.fc2.weight")
-_WEIGHT_DECAY = 0.02
 _BETAS = (0.9, 0.98)
 _MAX_GRAD_NORM = 1.0
 
@@ -29,6 +28,12 @@ class Student:
         Optimizer of the matrices of the blocks.
     lr, muon_lr : float
         Peak learning rates of AdamW and Muon.
+    lr_factors : mapping of str to float, optional
+        Factors of AdamW's learning rate for weights that differ from the others, by name.
+    weight_decay : float
+        Weight decay of matrices under AdamW.
+    average_decay : float
+        Largest decay of the moving average; 1 / (1 - average_decay) is the number of steps that it covers.
 
     Attributes
     ----------
@@ -42,16 +47,33 @@ class Student:
     Loshchilov and Hutter 2019, Decoupled weight decay regularization, arXiv 1711.05101.
     """
 
-    def __init__(self, weights: Mapping[str, Tensor], optimizer: str, lr: float, muon_lr: float) -> None:
+    def __init__(
+        self,
+        weights: Mapping[str, Tensor],
+        optimizer: str,
+        lr: float,
+        muon_lr: float = 0.0,
+        *,
+        lr_factors: Mapping[str, float] | None = None,
+        weight_decay: float = 0.02,
+        average_decay: float = 0.999,
+    ) -> None:
         self.weights = {name: weight.detach().clone().requires_grad_() for name, weight in weights.items()}
         self.average = {name: weight.detach().clone() for name, weight in weights.items()}
-        self._lr, self._muon_lr, self._steps = lr, muon_lr, 0
+        self._lr, self._muon_lr, self._steps, self._average_decay = lr, muon_lr, 0, average_decay
         muon = {name for name in self.weights if optimizer == "muon" and name.endswith(_MUON_WEIGHTS)}
-        others = [weight for name, weight in self.weights.items() if name not in muon]
+        factors = lr_factors or {}
+        # One group per factor, matrices before vectors.
+        groups: dict[tuple[float, bool], list[Tensor]] = {(1.0, False): [], (1.0, True): []}
+        for name, weight in self.weights.items():
+            if name not in muon:
+                groups.setdefault((factors.get(name, 1.0), weight.ndim <= 1), []).append(weight)
+        groups = {key: group for key, group in groups.items() if group}
+        self._lr_factors = [factor for factor, _ in groups]
         self._adamw = torch.optim.AdamW(
             [
-                {"params": [weight for weight in others if weight.ndim > 1], "weight_decay": _WEIGHT_DECAY},
-                {"params": [weight for weight in others if weight.ndim <= 1], "weight_decay": 0.0},
+                {"params": group, "weight_decay": 0.0 if is_vector else weight_decay}
+                for (_, is_vector), group in groups.items()
             ],
             lr=lr,
             betas=_BETAS,
@@ -66,14 +88,14 @@ class Student:
             weight.grad = None
         loss.backward()
         torch.nn.utils.clip_grad_norm_(weights, _MAX_GRAD_NORM)
-        for group in self._adamw.param_groups:
-            group["lr"] = self._lr * lr_factor
+        for group, factor in zip(self._adamw.param_groups, self._lr_factors, strict=True):
+            group["lr"] = self._lr * factor * lr_factor
         self._adamw.step()
         if self._muon:
             self._muon.step(self._muon_lr * lr_factor)
         self._steps += 1
-        # A short memory at first, to forget the initial weights; a thousand steps in the end.
-        decay = min(0.999, (1 + self._steps) / (10 + self._steps))
+        # A short memory at first, to forget the initial weights.
+        decay = min(self._average_decay, (1 + self._steps) / (10 + self._steps))
         with torch.no_grad():
             torch._foreach_lerp_(list(self.average.values()), weights, 1 - decay)
 

@@ -164,8 +164,46 @@ def block(weights: Weights, config: ViTConfig, x: Tensor, index: int) -> tuple[T
     y = _linear(weights, layer_norm(weights, config, x, f"{name}.norm1"), f"{name}.attn.qkv")
     query, key, value = y.chunk(3, -1)
     q, k, v = (part.reshape(batch, n_tokens, config.heads, -1).transpose(1, 2) for part in (query, key, value))
-    y = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, n_tokens, width)
-    y = _linear(weights, y, f"{name}.attn.proj").float()
+    attn_out = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, n_tokens, width)
+    return _block_tail(weights, config, x, attn_out, name), key
+
+
+def region_cls(weights: Weights, config: ViTConfig, x: Tensor, patches: Tensor) -> Tensor:
+    """Return CLS of a part of each image, like :meth:`vitnp.vit.model.ViT.region_cls`, by which classes are found.
+
+    In the last block, the attention of CLS is restricted to itself and the patches of the part.
+
+    Parameters
+    ----------
+    weights : mapping of str to Tensor
+    config : ViTConfig
+    x : (B, T, D) Tensor
+        Input of the last block.
+    patches : (B, N) bool Tensor
+        The patches of each part.
+
+    Returns
+    -------
+    (B, D) float32 Tensor
+        After the final norm.
+    """
+    batch, n_tokens, width = x.shape
+    name = f"blocks.{config.depth - 1}"
+    y = _linear(weights, layer_norm(weights, config, x, f"{name}.norm1"), f"{name}.attn.qkv")
+    query, key, value = y.chunk(3, -1)
+    parts = (query[:, :1], key, value)
+    q, k, v = (part.reshape(batch, part.shape[1], config.heads, -1).transpose(1, 2) for part in parts)
+    attended = patches.new_zeros((batch, n_tokens))
+    attended[:, 0] = True
+    attended[:, n_tokens - patches.shape[1] :] = patches  # registers, between the two, are left out
+    attn_out = F.scaled_dot_product_attention(q, k, v, attn_mask=attended[:, None, None])
+    cls = _block_tail(weights, config, x[:, :1], attn_out.transpose(1, 2).reshape(batch, 1, width), name)
+    return layer_norm(weights, config, cls)[:, 0]
+
+
+def _block_tail(weights: Weights, config: ViTConfig, x: Tensor, attn_out: Tensor, name: str) -> Tensor:
+    """Apply the second half of a block: output projection, MLP, residuals."""
+    y = _linear(weights, attn_out, f"{name}.attn.proj").float()
     x = x + (y * weights[f"{name}.ls1.gamma"] if config.layerscale else y)
     y = layer_norm(weights, config, x, f"{name}.norm2")
     if config.swiglu:
@@ -173,7 +211,7 @@ def block(weights: Weights, config: ViTConfig, x: Tensor, index: int) -> tuple[T
         y = _linear(weights, F.silu(gate) * y, f"{name}.mlp.w3").float()
     else:
         y = _linear(weights, F.gelu(_linear(weights, y, f"{name}.mlp.fc1")), f"{name}.mlp.fc2").float()
-    return x + (y * weights[f"{name}.ls2.gamma"] if config.layerscale else y), key
+    return x + (y * weights[f"{name}.ls2.gamma"] if config.layerscale else y)
 
 
 def layer_norm(weights: Weights, config: ViTConfig, x: Tensor, name: str = "norm") -> Tensor:

@@ -6,9 +6,9 @@ import dataclasses
 import hashlib
 import json
 import pickle
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypedDict, cast
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
@@ -22,7 +22,7 @@ from vitnp.vit.model import ViT
 
 
 class TrainingState(TypedDict):
-    """Contents of ``state.pt``."""
+    """Contents of ``state.pt`` of a distillation."""
 
     inputs: dict[str, object]  # see run_inputs()
     step: int
@@ -60,8 +60,8 @@ def run_inputs(teacher: ViT, pictures: Sequence[Picture], recipe: Recipe, init: 
     return {**dataclasses.asdict(recipe), **hashes}
 
 
-def save_state(path: Path, state: TrainingState) -> None:
-    """Write the state of a run; atomic.
+def save_state(path: Path, state: Mapping[str, object]) -> None:
+    """Write the state of a run, with its inputs under "inputs"; atomic.
 
     Raises
     ------
@@ -69,10 +69,10 @@ def save_state(path: Path, state: TrainingState) -> None:
         If the file cannot be written.
     """
     with replacing(path) as file:
-        torch.save(state, file)
+        torch.save(dict(state), file)
 
 
-def load_state(path: Path, inputs: dict[str, object], device: torch.device) -> TrainingState:
+def load_state(path: Path, inputs: dict[str, object], device: torch.device) -> dict[str, Any]:
     """Read the state of a run.
 
     Parameters
@@ -80,7 +80,7 @@ def load_state(path: Path, inputs: dict[str, object], device: torch.device) -> T
     path : path
         A ``state.pt``.
     inputs : dict
-        The result of :func:`run_inputs` for the run that resumes.
+        What must be equal to the saved inputs, such as the result of :func:`run_inputs`.
     device : torch.device
         Where to put the tensors.
 
@@ -99,7 +99,7 @@ def load_state(path: Path, inputs: dict[str, object], device: torch.device) -> T
             f"the run in {path.parent} was started with different values of {', '.join(different)}; "
             "give the same values, or choose another folder"
         )
-    return cast(TrainingState, state)
+    return state
 
 
 def _with_present_names(state: dict[str, Any]) -> dict[str, Any]:

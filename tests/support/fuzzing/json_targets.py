@@ -12,9 +12,12 @@ from PIL import Image
 from vitnp import ViTConfig, load_vit
 from vitnp.checkpoints.safetensors_io import write_safetensors
 from vitnp.evaluate.data.coco import read_coco
+from vitnp.export.decisions import Decisions
+from vitnp.export.gallery_page import run_failures
 from vitnp.export.photograph_record import PhotographRecord, RegionRecord
 from vitnp.export.rerun import RerunKeys
 from vitnp.export.results_file import RESULTS, Results, ResultsWriter
+from vitnp.export.rewrite import recorded_polygons
 from vitnp.masks import rle
 
 SHAPE = (24, 32)
@@ -101,6 +104,13 @@ def check_config(path: pathlib.Path) -> None:
 # --- results and records of runs --------------------------------------------------------------------------------------
 
 
+DECIDED = [{"id": 1, "name": "lynx"}, {"id": 2, "into": 1}]
+DECIDED_PHOTOGRAPHS = [
+    {"id": 1, "name": "a", "decision": "wrong"},
+    {"id": 2, "name": "b", "decision": "class", "class": 2},
+]
+
+
 def results(folder: pathlib.Path) -> dict[str, bytes]:
     regions = np.zeros(SHAPE, np.uint8)
     regions[2:9, 3:20], regions[10:20, 5:9] = 1, 2
@@ -110,13 +120,38 @@ def results(folder: pathlib.Path) -> dict[str, bytes]:
         for name in ("a.png", "sub/b.png"):
             writer.add(PhotographRecord(name, 0.5, records, lambda: regions, lambda: None, folder / "a.png"))
     keys = dict.fromkeys(("settings", "photographs", "results", "labels", "collection"), "1" * 32)
-    return {RESULTS: (folder / RESULTS).read_bytes(), "run.json": json.dumps({"rerun": keys}).encode()}
+    record = {
+        "rerun": keys,
+        "parameters": {"polygons": 1.0},
+        "failures": [{"photograph": "c.png", "error": "c.png: empty"}],
+    }
+    decisions = {
+        "vitnp": "decisions",
+        "version": 1,
+        "run": None,
+        "classes": DECIDED,
+        "photographs": DECIDED_PHOTOGRAPHS,
+    }
+    return {
+        RESULTS: (folder / RESULTS).read_bytes(),
+        "run.json": json.dumps(record).encode(),
+        "decisions.json": json.dumps(decisions).encode(),
+    }
 
 
 def check_results(path: pathlib.Path) -> None:
-    if path.name != RESULTS:
+    if path.name == "decisions.json":
+        photographs = [
+            PhotographRecord(name, 0.5, (), lambda: np.zeros(SHAPE, np.uint8), lambda: None) for name in "ab"
+        ]
+        names, numbers = Decisions.read(path, ("cat", "dog"), photographs).classes(("cat", "dog"))
+        assert all(isinstance(name, str) for name in names) and set(numbers.values()) <= {1, 2}
+        return
+    if path.name == "run.json":
         keys = RerunKeys.read(path)
         assert keys is None or isinstance(keys.collection, str)
+        assert recorded_polygons(path.parent) is None or recorded_polygons(path.parent) >= 0
+        assert all(isinstance(text, str) for failure in run_failures(path) for text in failure.values())
         return
     found = Results.read(path.parent)
     for photograph in found.photographs():

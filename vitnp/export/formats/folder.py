@@ -1,31 +1,27 @@
-"""A format's folder: built under a temporary name, with the photographs linked or copied, and then put in place."""
+"""A format's folder, with the photographs linked or copied."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
 import os
-import secrets
 import shutil
 import unicodedata
 from pathlib import Path, PurePosixPath
-from types import TracebackType
 
-from vitnp import __version__
 from vitnp.errors import ImageError, OutputError
 from vitnp.export.formats.settings import FormatSettings
+from vitnp.export.output_folder import OutputFolder
 from vitnp.export.photograph_record import PhotographRecord
-from vitnp.io import headers, part_files, write
+from vitnp.io import headers
 from vitnp.io.path_text import printable
-from vitnp.io.stamp import EXPORT_MARKER
+
+# Settings that make an export, kept in its folder so that it can be written anew.
+_KEPT = ("tolerance", "copy", "split", "seed")
 
 
-class FormatFolder:
-    """Base of the writers of formats: a context manager around the folder of one format.
-
-    The folder is built beside its final place and moved there when the ``with`` block ends without an exception;
-    otherwise it is removed and the folder of an earlier export stays. Derived classes override :meth:`add` and
-    :meth:`finish`.
+class FormatFolder(OutputFolder):
+    """Base of the writers of formats. Derived classes override :meth:`add` and :meth:`finish`.
 
     Parameters
     ----------
@@ -40,49 +36,13 @@ class FormatFolder:
     """
 
     def __init__(self, path: str | os.PathLike[str], settings: FormatSettings) -> None:
-        self.path, self.settings = Path(path), settings
-        if (
-            self.path.exists()
-            and not (self.path / EXPORT_MARKER).is_file()
-            and (self.path.is_file() or any(self.path.iterdir()))
-        ):
-            raise OutputError(f"{self.path}: this exists and is not an export of vitnp; move it away or remove it")
-        self.folder = self.path  # until the block begins
-        self._locks = contextlib.ExitStack()
+        super().__init__(path, {name: getattr(settings, name) for name in _KEPT})
+        self.settings = settings
         self._taken: set[str] = set()
-
-    def __enter__(self) -> FormatFolder:
-        write.make_folder(self.path.parent)
-        part_files.remove_abandoned(self.path.parent)
-        try:
-            self.folder = self._locks.enter_context(part_files.part_folder(self.path.parent))
-        except OSError as error:
-            raise OutputError(f"can't write {self.path}: {error.strerror}; choose another place") from None
-        write.write_text(self.folder / EXPORT_MARKER, f"vitnp {__version__}\n")
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        try:
-            if kind is None:
-                self.finish()
-                self._replace()
-        finally:
-            self._locks.close()
 
     def add(self, photograph: PhotographRecord) -> None:
         """Add a photograph."""
         raise NotImplementedError
-
-    def finish(self) -> None:
-        """Write what needs all photographs."""
-
-    def file(self, *parts: str) -> Path:
-        """Return the path of a file in the folder, and make the folder it lies in."""
-        path = self.folder.joinpath(*parts)
-        write.make_folder(path.parent)
-        return path
 
     def image(self, photograph: PhotographRecord, *parts: str) -> str:
         """Link or copy a photograph into a subfolder under a name of its own, and return that name.
@@ -121,22 +81,6 @@ class FormatFolder:
             stem = f"{stem}-{hashlib.sha256(os.fsencode(name)).hexdigest()[:8]}"
         self._taken.add(_fold(stem))
         return stem + path.suffix
-
-    def _replace(self) -> None:
-        """Put the finished folder in its place; if that fails, the earlier export is back in it."""
-        earlier = self.path.with_name(f".vitnp-{secrets.token_hex(8)}.part")
-        try:
-            if self.path.exists():
-                os.rename(self.path, earlier)
-            try:
-                os.rename(self.folder, self.path)
-            except BaseException:
-                if earlier.exists():
-                    os.rename(earlier, self.path)
-                raise
-        except OSError as error:
-            raise OutputError(f"can't write {self.path}: {error.strerror}; choose another place") from None
-        shutil.rmtree(earlier, ignore_errors=True)
 
 
 def _fold(name: str) -> str:
