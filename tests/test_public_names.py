@@ -11,6 +11,7 @@ import sys
 import pytest
 
 import vitnp
+import vitnp.errors
 
 SOURCE = pathlib.Path(vitnp.__file__)
 
@@ -23,7 +24,7 @@ try:
     vitnp.load_vit("nonsense", heads=3).config.depth
 except vitnp.ImageError as error:
     reveal_type(error)
-vitnp.segment_image(3.5)
+vitnp.segment_image("a.jpg", short_side="large")
 """
 
 
@@ -64,4 +65,4 @@ def test_mypy_knows_the_public_names(tmp_path):
     assert revealed[0] == "vitnp.result.Segmentation", done.stdout + done.stderr
     assert "ndarray" in revealed[1]
     assert revealed[2:] == ["vitnp.segmenter.Segmenter", "vitnp.errors.ImageError"]
-    assert done.stdout.count(": error:") == 1 and 'Argument 1 to "segment_image"' in done.stdout
+    assert done.stdout.count(": error:") == 1 and 'Argument "short_side" to "segment_image"' in done.stdout

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 
 class VitnpError(Exception):
     """Base class of all errors that vitnp raises on purpose.
@@ -11,7 +13,17 @@ class VitnpError(Exception):
 
 
 class ImageError(VitnpError):
-    """A photograph cannot be read or used."""
+    """A photograph cannot be read or used.
+
+    Attributes
+    ----------
+    path : str or None
+        Photograph or folder that the error is about, where it is found before anything is read from it.
+    """
+
+    def __init__(self, *arguments: object, path: str | os.PathLike[str] | None = None) -> None:
+        super().__init__(*arguments)
+        self.path = None if path is None else os.fspath(path)
 
 
 class CheckpointError(VitnpError):

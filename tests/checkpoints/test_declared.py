@@ -261,6 +261,18 @@ def test_any_json_beside_a_checkpoint_gives_a_network_or_one_sentence(tmp_path_f
         assert np.isfinite([*loaded.mean, *loaded.std, loaded.eps]).all() and min(loaded.std) > 0
 
 
+def test_layerscale_that_is_declared_and_not_there_is_refused(load):
+    with pytest.raises(CheckpointError, match="says that the use of LayerScale is True, but its weights have False"):
+        load(config={**TIMM, "model_args": {"init_values": 1e-5}})
+
+
+@pytest.mark.parametrize("name", ["config", "preprocessor"])
+@pytest.mark.parametrize("content", [[], 7, "vit"])
+def test_json_that_is_no_table_is_refused(load, name, content):
+    with pytest.raises(CheckpointError, match="config.json beside it should be a table, not"):
+        load(**{name: content})
+
+
 # ---- heads, normalization and grids that nothing declares ------------------------------------------------------------
 
 

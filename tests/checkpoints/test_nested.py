@@ -15,6 +15,8 @@ from vitnp.checkpoints import nested
 from vitnp.checkpoints.load import describe, load_vit
 from vitnp.cli.segment import main as segment
 from vitnp.errors import CheckpointError, UsageError
+from vitnp.features.spec import FeatureSpec
+from vitnp.segmenter import Segmenter
 from vitnp.vit import plain
 from vitnp.vit.config import ViTConfig
 
@@ -114,6 +116,17 @@ def test_without_any_norm_keys_are_right_and_what_is_normed_is_refused(tmp_path,
     assert segment([str(photograph), *options, "--out", str(tmp_path / "keys")]) == 0
     with pytest.raises(UsageError, match="final norm"):
         segment([str(photograph), *options, "--facet", "token", "--out", str(tmp_path / "tokens")])
+    assert not (tmp_path / "tokens").exists()
+
+
+def test_what_is_taken_after_a_missing_norm_is_refused_before_any_photograph(tmp_path, monkeypatch):
+    vit = load_vit(save(tmp_path / "a.safetensors", without_norm()))
+    monkeypatch.setattr("vitnp.features.stream.opened", lambda *arguments: pytest.fail("a photograph was opened"))
+    with pytest.raises(UsageError, match="'token' is taken after the final norm"):
+        FeatureSpec.of(vit, facet="token", stored=False)
+    with pytest.raises(UsageError, match="'cls' is taken after the final norm"):
+        Segmenter(vit).fit([np.zeros((32, 32, 3), np.uint8)] * 3)
+    assert FeatureSpec.of(vit, stored=False).facet == "key"
 
 
 def test_half_a_norm_is_refused(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import pathlib
@@ -16,9 +17,10 @@ import random_vit
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
-from vitnp import ViTConfig, load_vit, read_image
+from vitnp import ViT, ViTConfig, load_vit, read_image
 from vitnp.cli.features import main
 from vitnp.features.extract import extract
+from vitnp.io import write
 from vitnp.io.decode import file_hash
 
 
@@ -136,6 +138,21 @@ def test_foreign_files_are_replaced_only_with_overwrite(run, tmp_path, capsys, f
     assert read(mine)[0]["keys"].shape == (4, 6, 64)
 
 
+def test_a_place_that_takes_no_file_is_found_before_the_network_runs(run, tmp_path, capsys, monkeypatch):
+    for name in ("a.png", "b.png"):
+        photograph(tmp_path / "in" / name)
+    (tmp_path / "full").mkdir()
+
+    def disk_full(folder):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(write, "check_writable", disk_full)
+    monkeypatch.setattr(ViT, "__call__", lambda *arguments, **options: pytest.fail("the network ran"))
+    assert run(tmp_path / "in", "--out", tmp_path / "full") == 2
+    assert capsys.readouterr().err.count("the disk is full; free some space or write elsewhere (2 times)") == 1
+    assert not files(tmp_path / "full")
+
+
 def test_names_that_collide_keep_their_extension(run, tmp_path):
     photograph(tmp_path / "in" / "a.png")
     photograph(tmp_path / "in" / "a.bmp", seed=1)
@@ -153,6 +170,20 @@ def test_broken_files_are_listed_and_the_others_go_on(run, tmp_path, capsys):
     assert sorted(json.loads(line)["status"] for line in out.splitlines()) == ["done", "failed", "failed", "failed"]
     assert files(tmp_path / "out") == {"good.npz"}
     assert run(tmp_path / "in" / "cut.png") == 2
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="libtiff is linked statically")
+def test_a_damaged_tiff_is_one_line(run, tmp_path, capfd):
+    photograph(tmp_path / "a.tif")
+    with Image.open(tmp_path / "a.tif") as image:
+        image.save(tmp_path / "b.tif", compression="tiff_adobe_deflate")
+    data = bytearray((tmp_path / "b.tif").read_bytes())
+    data[200:220] = bytes(20)
+    (tmp_path / "b.tif").write_bytes(data)
+    assert run(tmp_path / "b.tif", "--out", tmp_path / "out") == 2
+    # The library's log goes to standard error only from a command that is run as a process.
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith("vitnp: error: ") and "b.tif: the TIFF is truncated, damaged" in line
 
 
 def test_same_files_with_and_without_a_cache_and_for_any_threads(run, tmp_path):

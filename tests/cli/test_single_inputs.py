@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from PIL import Image
 
 import vitnp
 from vitnp.cli.segment import main
-from vitnp.errors import ImageError, UsageError
+from vitnp.errors import ImageError, OutputError, UsageError
 
 PHOTOGRAPH = Path(__file__).parent.parent / "photographs" / "coffee.jpg"
 QUICK = ("--short-side", "64", "--quiet")
@@ -63,6 +64,44 @@ def test_an_empty_standard_input_is_said(here, piped):
     with pytest.raises(ImageError, match="standard input brings no photograph"):
         main(["-", *QUICK])
     assert files(here) == {"a.jpg"}
+
+
+def test_a_broken_standard_input_has_the_name_that_was_given(here, piped, capsys):
+    piped(PHOTOGRAPH.read_bytes()[:300])
+    assert main(["-", *QUICK, "--json"]) == 2
+    captured = capsys.readouterr()
+    line = json.loads(captured.out)
+    assert line["photograph"] == "-" and line["error"].startswith("standard input: the JPEG is truncated")
+    assert captured.err == f"vitnp: error: {line['error']}\n"
+
+
+def test_standard_input_that_cannot_be_read_or_kept_is_one_sentence(here, piped, monkeypatch):
+    piped(PHOTOGRAPH.read_bytes())
+    with monkeypatch.context() as patch:
+        patch.setattr("vitnp.cli.standard_input._MAX_BYTES", 1000)
+        patch.setattr("vitnp.cli.standard_input._READ_BYTES", 500)
+        with pytest.raises(ImageError, match="standard input brings more than"):
+            main(["-", *QUICK])
+    piped(PHOTOGRAPH.read_bytes())
+    sys.stdin.buffer.close()
+    with pytest.raises(ImageError, match="standard input can't be read"):
+        main(["-", *QUICK])
+    piped(PHOTOGRAPH.read_bytes())
+    monkeypatch.setattr(tempfile, "tempdir", str(here / "gone"))
+    with pytest.raises(OutputError, match="can't keep standard input in .*gone: No such file"):
+        main(["-", *QUICK])
+    assert files(here) == {"a.jpg"}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="locks of POSIX")
+def test_what_a_killed_run_kept_of_standard_input_is_removed(here, piped, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(here))
+    (here / "vitnp-stdin-killed").mkdir()
+    for name in ("in-use", "stdin"):
+        (here / "vitnp-stdin-killed" / name).write_bytes(b"")
+    piped(PHOTOGRAPH.read_bytes())
+    assert main(["-", *QUICK, "--out", "m.png"]) == 0
+    assert files(here) == {"a.jpg", "m.png"}
 
 
 @pytest.mark.parametrize("url", ["https://example.org/a.jpg", "HTTP://example.org/a.jpg?x=1", "s3://bucket/a.jpg"])
@@ -162,7 +201,9 @@ def test_watch_segments_what_is_there_and_what_arrives(tmp_path):
         (inbox / "sub").mkdir()
         shutil.copy(PHOTOGRAPH, inbox / ".part")
         os.rename(inbox / ".part", inbox / "moved.jpg")
-        wait_for(lambda: (out / "slow_mask.png").is_file() and (out / "moved_mask.png").is_file(), process)
+        shutil.copy(PHOTOGRAPH, inbox / "first.jpeg")  # must not replace the mask of first.jpg
+        expected = ("slow_mask.png", "moved_mask.png", "first.jpeg_mask.png")
+        wait_for(lambda: all((out / name).is_file() for name in expected), process)
         time.sleep(1.5)
         process.send_signal(signal.SIGINT)
         output, _ = process.communicate(timeout=30)
@@ -170,8 +211,9 @@ def test_watch_segments_what_is_there_and_what_arrives(tmp_path):
         process.kill()
     assert process.returncode == 130
     statuses = {Path(line["photograph"]).name: line["status"] for line in map(json.loads, output.splitlines())}
-    assert statuses == {"first.jpg": "done", "slow.jpg": "done", "moved.jpg": "done", "broken.jpg": "failed"}
-    assert files(out) == {"first_mask.png", "slow_mask.png", "moved_mask.png"}
+    done = dict.fromkeys(("first.jpg", "first.jpeg", "slow.jpg", "moved.jpg"), "done")
+    assert statuses == {**done, "broken.jpg": "failed"}
+    assert files(out) == {"first_mask.png", *expected}
 
 
 def test_watch_names_its_extra(tmp_path, monkeypatch):

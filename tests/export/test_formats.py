@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
@@ -21,7 +22,7 @@ from vitnp.export.formats.table import FORMATS, export_formats
 from vitnp.export.photograph_record import PhotographRecord, RegionRecord
 from vitnp.export.results_file import Results, ResultsWriter
 from vitnp.export.rewrite import rewrite
-from vitnp.io.find import FOLDER_MARKER
+from vitnp.io.find import FOLDER_MARKER, find_photographs
 from vitnp.masks.polygons import fill_polygon
 from vitnp.options import EXPORT_FORMATS
 
@@ -263,6 +264,61 @@ def test_nothing_half_written_and_nothing_foreign_replaced(out):
     (out / "yolo" / FOLDER_MARKER).unlink()
     with pytest.raises(OutputError, match="vitnp did not make it"):
         export_formats(out, ["yolo"])
+
+
+@pytest.mark.parametrize("name", ["secret.txt", "larger.png"])
+def test_results_that_name_another_file_export_nothing(out, name):
+    (out.parent / "secret.txt").write_text("not for others")
+    Image.new("RGB", (121, 90)).save(out.parent / "larger.png")
+    lines = (out / "results.jsonl").read_text().replace("../in/e.png", f"../{name}")
+    (out / "results.jsonl").write_text(lines)
+    with pytest.raises(OutputError, match=f"{name}: this is not the photograph that was segmented"):
+        export_formats(out, ["coco"], copy=True)
+    assert not (out / "coco").exists()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"size": [2**40, 2**40]}, {"size": [90.0, 120]}, {"size": None}, {"confidence": float("nan")},
+        {"regions": {"": 0}}, {"category": "a"}, {"outputs": 3}, {"confidence": 10**400}, {"size": [0, 0]},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_changed_line_of_results_is_named(out, change):
+    first, line, *others = (out / "results.jsonl").read_text().splitlines(keepends=True)
+    (out / "results.jsonl").write_text("".join([first, json.dumps(json.loads(line) | change) + "\n", *others]))
+    with pytest.raises(OutputError, match="line 2 is no photograph"):
+        export_formats(out, ["coco"])
+
+
+def test_an_earlier_export_is_back_if_the_new_one_cannot_take_its_place(out, monkeypatch):
+    def content():
+        return {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+
+    export_formats(out, ["coco"])
+    before, rename, targets = content(), os.rename, []
+
+    def fail_the_second_time(source, target):
+        targets.append(target)
+        if len(targets) == 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", fail_the_second_time)
+    with pytest.raises(OutputError, match="coco: No space left on device; choose another place"):
+        export_formats(out, ["coco"])
+    assert content() == before
+    assert not list(out.glob(".vitnp-*"))
+
+
+def test_photographs_of_an_export_are_not_found_again(out):
+    export_formats(out, ["coco"], copy=True)
+    (out.parent / "in" / "export").mkdir()
+    (out / "coco").rename(out.parent / "in" / "export" / "coco")
+    found = [photograph.relative.as_posix() for photograph in find_photographs([out.parent / "in"])]
+    assert sorted(found) == sorted(FILES)
+    assert len(find_photographs([out.parent / "in" / "export" / "coco"])) == len(FILES), "it is named itself"
 
 
 def test_same_run_same_bytes(out):

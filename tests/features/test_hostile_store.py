@@ -8,6 +8,7 @@ import json
 import os
 import pathlib
 import sys
+import tempfile
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from PIL import Image
 
 from vitnp import ViT, ViTConfig
 from vitnp.checkpoints.safetensors_io import read_safetensors, serialized
+from vitnp.evaluate.protocol import shared_cache
 from vitnp.features import shards
 from vitnp.features.maintenance import prune
 from vitnp.features.spec import FeatureSpec
@@ -313,3 +315,15 @@ def test_no_map_is_open_when_a_temporary_store_is_removed(vit, paths, store, tmp
             assert name in pathlib.Path("/proc/self/maps").read_text()
         assert name not in pathlib.Path("/proc/self/maps").read_text()
     assert not temporary.folder.exists()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="locks of POSIX")
+def test_features_of_an_evaluation_that_was_killed_are_removed(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    (tmp_path / "vitnp-features-killed").mkdir()
+    (tmp_path / "vitnp-features-killed" / "in-use").write_bytes(b"")
+    with shared_cache(None, runs=2) as folder:
+        assert os.listdir(tmp_path) == [os.path.basename(folder)]
+        with shared_cache(None, runs=2):
+            assert os.path.isdir(folder), "it is in use"
+    assert not os.listdir(tmp_path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import pickle
 from collections import Counter
 from pathlib import Path
 
@@ -85,6 +86,16 @@ def test_paths_without_photographs_are_an_error(album, tmp_path):
     found = find.find_photographs([*(path for path, _ in cases), album / "b.jpg"], failures=failures)
     assert relatives(found) == ["b.jpg"]
     assert len(failures) == len(cases)
+
+
+def test_errors_know_their_path(tmp_path):
+    names = ["gone: really.jpg", "empty: folder"]
+    (tmp_path / names[1]).mkdir()
+    given = [tmp_path / name for name in names] + ["https://example.org/a.jpg"]
+    failures = []
+    assert find.find_photographs(given, failures=failures) == []
+    assert {str(error.path) for error in failures} == set(map(str, given))
+    assert str(pickle.loads(pickle.dumps(failures[0])).path) == str(failures[0].path)
 
 
 def test_a_folder_given_twice_is_not_an_error(album):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import pathlib
 import re
-import tempfile
 
-from vitnp.errors import CheckpointError
+from vitnp.errors import CheckpointError, OutputError
+from vitnp.io.write import write_text
 
 _CHUNK_BYTES = 2**20
 
@@ -37,6 +38,8 @@ def _sidecar(path: pathlib.Path) -> pathlib.Path:
 
 def read_sidecar(path: pathlib.Path) -> str | None:
     """Return the SHA-256 that was written beside a file, or None."""
+    if not _sidecar(path).is_file():  # opening a pipe would wait for its writer
+        return None
     try:
         words = _sidecar(path).read_text(encoding="ascii").split()
     except (OSError, ValueError):
@@ -46,15 +49,5 @@ def read_sidecar(path: pathlib.Path) -> str | None:
 
 def write_sidecar(path: pathlib.Path, sha256: str) -> None:
     """Write a SHA-256 beside a file, in the format of ``sha256sum --check``; a read-only cache is no error."""
-    temporary = None
-    try:
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="ascii") as file:
-            temporary = file.name
-            file.write(f"{sha256}  {path.name}\n")
-        os.replace(temporary, _sidecar(path))
-        temporary = None
-    except OSError:
-        pass
-    finally:
-        if temporary is not None:
-            os.unlink(temporary)
+    with contextlib.suppress(OutputError):
+        write_text(_sidecar(path), f"{sha256}  {path.name}\n")

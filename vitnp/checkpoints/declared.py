@@ -22,7 +22,7 @@ class DeclaredConfig:
     ----------
     library : {"timm", "transformers", ""}
         Library that wrote it; empty if there is none.
-    width, depth, heads, patch, registers, swiglu
+    width, depth, heads, patch, registers, swiglu, layerscale
         As in :class:`vitnp.vit.config.ViTConfig`.
     hidden : int, optional
         Width of the MLP of two layers.
@@ -49,6 +49,7 @@ class DeclaredConfig:
     patch: int | None = None
     registers: int | None = None
     swiglu: bool | None = None
+    layerscale: bool | None = None
     hidden: int | None = None
     qkv_bias: bool | None = None
     eps: float | None = None
@@ -77,6 +78,7 @@ class DeclaredConfig:
             "patch": architecture.patch,
             "registers": architecture.registers,
             "swiglu": architecture.swiglu,
+            "layerscale": architecture.layerscale,
             "hidden": None if first_linear is None else len(first_linear),
         }
         if self.qkv_bias is False and any(
@@ -101,6 +103,7 @@ _IN_WORDS = {
     "patch": "the patch size",
     "registers": "the number of registers",
     "swiglu": "the use of SwiGLU",
+    "layerscale": "the use of LayerScale",
     "hidden": "the width of the MLP",
 }
 

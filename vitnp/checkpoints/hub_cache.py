@@ -7,6 +7,7 @@ https://huggingface.co/docs/huggingface_hub/guides/manage-cache
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pathlib
 import re
@@ -76,11 +77,11 @@ def snapshot_of(repo: pathlib.Path, revision: str | None = None) -> pathlib.Path
 
     Without a revision that of ``refs/main`` is taken, or the only snapshot that there is.
     """
-    try:
-        with open(repo / "refs" / (revision or "main"), encoding="ascii") as file:
-            commit = file.read(100).strip()
-    except (OSError, ValueError):
-        commit = revision or ""
+    reference, commit = repo / "refs" / (revision or "main"), revision or ""
+    with contextlib.suppress(OSError, ValueError):
+        if reference.is_file():  # opening a pipe would wait for its writer
+            with open(reference, encoding="ascii") as file:
+                commit = file.read(100).strip()
     if _COMMIT.fullmatch(commit):
         snapshot = repo / "snapshots" / commit
         return snapshot if snapshot.is_dir() else None

@@ -288,4 +288,8 @@ def _read_json(path: pathlib.Path) -> dict[str, Any]:
             content = json.loads(file.read(_MAX_JSON).decode("utf-8"))
     except (OSError, ValueError, RecursionError):
         raise CheckpointError(f"{path.name} beside it can't be read: repair it or move it away") from None
-    return content if isinstance(content, dict) else {}
+    if not isinstance(content, dict):
+        raise CheckpointError(
+            f"{path.name} beside it should be a table, not {str(content)[:40]!r}: repair it or move it away"
+        )
+    return content

@@ -96,6 +96,7 @@ def read_timm_config(config: Mapping[str, Any]) -> DeclaredConfig:
         patch=whole(arguments, "patch_size"),
         registers=whole(arguments, "reg_tokens"),
         swiglu=True if swiglu else None,
+        layerscale=True if arguments.get("init_values") else None,
         qkv_bias=switch(arguments, "qkv_bias"),
         eps=_EPS,
         image_size=size(arguments.get("img_size"), "img_size") or _input_size(preprocessing),

@@ -176,7 +176,9 @@ def load_model(args: argparse.Namespace) -> ViT:
     from vitnp.checkpoints import registry
     from vitnp.checkpoints.download import address_of, place_of
     from vitnp.checkpoints.load import load_vit
+    from vitnp.io import libtiff
 
+    libtiff.silence()
     shared.set_verbosity(quiet=args.quiet)
     scheduler = getattr(args, "scheduler", None)
     if scheduler and args.device == "cuda":
@@ -253,7 +255,7 @@ def find_photographs(args: argparse.Namespace) -> Found:
     left_out: Counter[str] = Counter()
     photographs = find.find_photographs(args.photographs, failures=failures, left_out=left_out)
     for error in failures:
-        shared.report_failure(error, as_json=args.json)
+        shared.report_failure(error, as_json=args.json, photograph=error.path)
     return Found(photographs, list(failures), find.describe(left_out))
 
 

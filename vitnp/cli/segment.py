@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vitnp.cli import arguments, export, shared, streams
-from vitnp.cli.standard_input import DASH, TEMPORARY, photograph_from_stdin
+from vitnp.cli.standard_input import DASH, named_as_given, photograph_from_stdin
 from vitnp.errors import UsageError, VitnpError
 from vitnp.io.path_text import mapping_entries, path_entries
 from vitnp.options import OPTIONS, OUTPUTS, enumerate_words
@@ -81,7 +81,7 @@ def _segment_all(args: argparse.Namespace, which: list[str], piped: Photograph |
                 quiet=args.quiet,
             )
         segment = _segment_set if as_a_set else _segment_single
-        outcomes = segment(args, photographs, stems, vit, which, tuple(failures))
+        outcomes = named_as_given(segment(args, photographs, stems, vit, which, tuple(failures)), piped)
         done = shared.report_outcomes(outcomes, failures, functools.partial(report, args), as_json=args.json)
     return shared.conclude(failures, total, done, left_out="" if args.quiet else left_out)
 
@@ -240,7 +240,7 @@ def report(args: argparse.Namespace, outcome: Outcome) -> None:
     if args.json:
         shared.print_json(
             {
-                **path_entries("photograph", _shown(outcome.photograph)),
+                **path_entries("photograph", outcome.photograph),
                 "status": outcome.status,
                 **mapping_entries("outputs", outcome.outputs),
                 **({} if facts is None else facts.as_dict()),
@@ -249,20 +249,15 @@ def report(args: argparse.Namespace, outcome: Outcome) -> None:
     elif not args.quiet:
         files = _files_in_words(list(outcome.outputs.values()))
         if facts is None:
-            streams.print_line(f"{_shown(outcome.photograph)}: done before -> {files}")
+            streams.print_line(f"{outcome.photograph}: done before -> {files}")
             return
         classes = "".join(f", class {label}" for label in facts.classes or ())
         count = len(facts.objects or ())
         objects = "" if facts.objects is None else f", {count} object{'s' * (count != 1)}"
         streams.print_line(
-            f"{_shown(outcome.photograph)}: foreground {facts.share:.0%}{objects}{classes}, "
+            f"{outcome.photograph}: foreground {facts.share:.0%}{objects}{classes}, "
             f"confidence {facts.confidence:.2f}, {sum(facts.seconds.values()):.2f} s -> {files}"
         )
-
-
-def _shown(photograph: Path) -> Path:
-    """Return the path as the user gave it: ``-`` for standard input."""
-    return Path(DASH) if photograph.parent.name.startswith(TEMPORARY) and photograph.name == "stdin" else photograph
 
 
 def _files_in_words(files: Sequence[Path]) -> str:

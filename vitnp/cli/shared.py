@@ -274,17 +274,17 @@ def say_capped(photograph: Path, max_tokens: int, *, quiet: bool) -> None:
 
 
 def list_failures(failures: Sequence[Exception], total: int) -> None:
-    """Print what failed at the end of a run, one line each; equal ones, as of a full disk, are counted."""
+    """Print what failed in a run, one line each; equal ones, as of a full disk, are counted."""
     say(f"{len(failures)} of {total} failed:")
     for error, count in Counter(map(str, failures)).items():
         streams.print_error(f"  {error}" if count == 1 else f"  {error} ({count} times)")
 
 
-def report_failure(error: VitnpError, *, as_json: bool, photograph: Path | None = None) -> None:
+def report_failure(error: VitnpError, *, as_json: bool, photograph: Path | str | None = None) -> None:
     """Print the JSON line of a failure; without JSON, failures are listed at the end."""
     if as_json:
-        line = {} if photograph is None else path_entries("photograph", photograph)
-        print_json({**line, "status": "failed", "error": str(error)})
+        about = {} if photograph is None else path_entries("photograph", photograph)
+        print_json({**about, "status": "failed", "error": str(error)})
 
 
 def conclude(failures: Sequence[VitnpError], total: int, done: int, *, left_out: str = "") -> int:

@@ -122,21 +122,16 @@ def _segment_paths(paths: list[Path], args: argparse.Namespace, vit: Any, collec
     """Segment photographs, and report each; what is no photograph, or ours, is passed over in silence."""
     from vitnp.export import naming
     from vitnp.export.per_image import segment_files
-    from vitnp.io.find import EXTENSIONS, Photograph, find_photographs
-    from vitnp.io.stamp import is_own_output
+    from vitnp.io.find import find_photographs
 
     failures: list[ImageError] = []
-    if paths == [args.folder]:
-        photographs = find_photographs(paths, failures=failures)
-    else:
-        photographs = [
-            Photograph(path, path.relative_to(args.folder))
-            for path in paths
-            if path.suffix.lower() in EXTENSIONS and not path.name.startswith(".") and not is_own_output(path)
-        ]
+    found = find_photographs([args.folder], failures=failures)
+    # The names of all decide: what arrives must not replace the outputs of another photograph.
+    stems = dict(zip(found, naming.output_stems(found, args.out)))
+    photographs = [photograph for photograph in found if args.folder in paths or photograph.path in paths]
     outcomes = segment_files(
         photographs,
-        naming.output_stems(photographs, args.out),
+        [stems[photograph] for photograph in photographs],
         vit,
         which,
         settings=arguments.settings(args),

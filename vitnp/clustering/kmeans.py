@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import functools
-import numbers
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,12 +19,10 @@ from vitnp.clustering.estimator import Estimator, check_rows, check_weights, not
 from vitnp.clustering.kmeans_plusplus import kmeans_plusplus
 from vitnp.clustering.lloyd import LloydResult, lloyd
 from vitnp.clustering.metric import Cosine, Euclidean, Metric
+from vitnp.clustering.parameters import check_parameters, given_centroids
 from vitnp.clustering.passes import Mapper, Passes
 from vitnp.errors import UsageError
 from vitnp.kernels.threads import blas, pool
-
-# Largest n_clusters that the CUDA kernels support.
-MAX_GPU_CLUSTERS = 256
 
 
 class KMeans(Estimator):
@@ -155,7 +152,7 @@ class KMeans(Estimator):
             If a parameter is out of its range, there are fewer rows than clusters, a row is not finite (the first one
             is named), X is an iterator, which can be read only once, or blocks change from one pass to the next.
         """
-        device = self._check_parameters()
+        device = check_parameters(self)
         x = check_rows(X)
         weights = None if sample_weight is None else check_weights(sample_weight, x)
         passes = self._passes(x, mapper, device, weights)
@@ -219,25 +216,6 @@ class KMeans(Estimator):
         losses = nearest if self._metric.name == "cosine" else nearest**2
         return -float((losses * weights).sum())
 
-    def _check_parameters(self) -> str:
-        """Check the parameters and return the device."""
-        for name, value in ("n_clusters", self.n_clusters), ("max_iter", self.max_iter):
-            if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
-                raise UsageError(f"{name} must be a whole number of at least 1, got {value!r}")
-        if self.n_init != "auto" and (not isinstance(self.n_init, numbers.Integral) or self.n_init < 1):
-            raise UsageError(f"n_init must be 'auto' or a whole number of at least 1, got {self.n_init!r}")
-        if self.metric not in ("cosine", "euclidean"):
-            raise UsageError(f"metric must be 'cosine' or 'euclidean', got {self.metric!r}")
-        if not isinstance(self.tol, numbers.Real) or not self.tol >= 0:
-            raise UsageError(f"tol must be a number of at least 0, got {self.tol!r}")
-        _check_init(self.init, self.n_clusters, self.n_init)
-        device = kernels.choose_device(self.device)
-        if device == "cuda" and self.n_clusters > MAX_GPU_CLUSTERS:
-            raise UsageError(
-                f"n_clusters must be at most {MAX_GPU_CLUSTERS} on a GPU, got {self.n_clusters}; choose device='cpu'"
-            )
-        return device
-
     @property
     def _n_threads(self) -> int | None:
         return None if self.n_jobs == -1 else self.n_jobs
@@ -299,7 +277,7 @@ class KMeans(Estimator):
                 passes.weights,
             )
         else:
-            centroids = _own_centroids(self.init, data.n_features, metric)
+            centroids = given_centroids(self.init, data.n_features, metric)
         block = rows_per_block(data.n_rows)
         few = (
             passes.mapper is None
@@ -317,30 +295,3 @@ class KMeans(Estimator):
                 data.array if few else None,
                 block,
             )
-
-
-def _check_init(init: str | np.ndarray, n_clusters: int, n_init: int | str) -> None:
-    if isinstance(init, str):
-        if init != "k-means++":
-            raise UsageError(f"init must be 'k-means++' or an array of centroids, got {init!r}")
-        return
-    centroids = np.asarray(init)
-    if centroids.ndim != 2 or len(centroids) != n_clusters or centroids.dtype.kind not in "fiub":
-        raise UsageError(
-            f"init must be 'k-means++' or real numbers of shape (n_clusters, D) = ({n_clusters}, D), "
-            f"got {centroids.dtype} of shape {centroids.shape}"
-        )
-    if n_init not in (1, "auto"):
-        raise UsageError(f"n_init must be 1 if init is an array of centroids, got {n_init}")
-
-
-def _own_centroids(init: np.ndarray, n_features: int | None, metric: Metric) -> np.ndarray:
-    """Return the caller's initial centroids as the metric sees them."""
-    centroids = np.asarray(init)
-    if centroids.shape[1] != n_features:
-        raise UsageError(f"init must have {n_features} numbers per centroid as the rows have, got {centroids.shape[1]}")
-    with np.errstate(over="ignore"):
-        centroids = centroids.astype(np.float32)
-    if not np.isfinite(centroids).all():
-        raise UsageError("init must be finite, but contains NaN, infinity, or values too large for float32")
-    return kernels.for_device("cpu").kmeans_rows(centroids, **metric.kernel_options(centroids))

@@ -15,6 +15,8 @@ import numpy as np
 
 from vitnp.errors import ImageError, OutputError, UsageError
 from vitnp.evaluate.table import Cell, Table
+from vitnp.features.temporary import TEMPORARY_STORE
+from vitnp.io.locked_folder import locked, remove_abandoned
 from vitnp.kernels.threads.blas import one_blas_thread
 from vitnp.kernels.threads.pool import map_ordered, resolve_n_threads
 from vitnp.progress import Progress, silent
@@ -186,14 +188,15 @@ def shared_cache(cache: str | Path | None, runs: int) -> Iterator[str | Path | N
     if cache is not None or runs < 2:
         yield cache
         return
+    remove_abandoned(tempfile.gettempdir(), TEMPORARY_STORE)
     try:
-        temporary = tempfile.TemporaryDirectory(prefix="vitnp-features-")
+        temporary = tempfile.TemporaryDirectory(prefix=TEMPORARY_STORE)
     except OSError as error:
         raise OutputError(
             f"cannot create a temporary folder in {tempfile.gettempdir()}: {error.strerror}; "
             "set TMPDIR or give --cache DIR"
         ) from None
-    with temporary as folder:
+    with temporary as folder, locked(Path(folder)):
         yield folder
 
 

@@ -171,7 +171,9 @@ def check_collection_file(path: Path, *, overwrite: bool) -> None:
 
 
 def _head(path: Path) -> str:
-    """Return the first characters of a text file."""
+    """Return the first characters of a text file; nothing of a pipe, which would wait for its writer."""
+    if not path.is_file():
+        return ""
     try:
         with open(path, encoding="utf-8", errors="replace") as file:
             return file.read(_HEAD_CHARACTERS)

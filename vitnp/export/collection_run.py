@@ -322,7 +322,7 @@ class CollectionRun:
         failures: list[tuple[object, VitnpError]] = [
             (self.photographs[index].path, error) for index, error in sorted(self._errors.items())
         ]
-        return failures + [(str(error).partition(": ")[0], error) for error in self.unread]
+        return failures + [(_path_of(error), error) for error in self.unread]
 
     def _record(self, seconds: Mapping[str, float]) -> dict[str, object]:
         """Return the content of ``run.json``."""
@@ -361,3 +361,9 @@ class CollectionRun:
             failures=failures,
         )
         return {**record, "rerun": dataclasses.asdict(keys)}
+
+
+def _path_of(error: VitnpError) -> str:
+    """Return the path that an error before the run is about."""
+    path = error.path if isinstance(error, ImageError) else None
+    return str(error).partition(": ")[0] if path is None else path

@@ -258,7 +258,7 @@ def _photographs(entries: Iterable[Mapping[str, Any]], names: Sequence[str], n_c
             found = [number for number in found if number == entry["id"]]
         if len(found) != 1:
             problem = f"{len(found)} photographs" if found else "no photograph"
-            which = f" with id {entry['id']}" if "id" in entry else ""
+            which = f" with id {entry['id']!r}" if "id" in entry else ""
             raise UsageError(f"the run has {problem} '{printable(name)}'{which}")
         decision = entry.get("decision")
         if decision not in DECISIONS:

@@ -132,6 +132,8 @@ def _failure(photograph: str, error: str) -> str:
 
 def run_failures(path: Path) -> list[dict[str, str]]:
     """Return the failures in ``run.json``; none if there is no such file or it is damaged."""
+    if not path.is_file():  # opening a pipe would wait for its writer
+        return []
     try:
         failures = json.loads(path.read_bytes())["failures"]
         return [{key: str(failure[key]) for key in ("photograph", "error")} for failure in failures]

@@ -75,16 +75,20 @@ class OutputFolder:
         return path
 
     def _replace(self) -> None:
-        """Put the finished folder in its place."""
-        old = self.path.with_name(f".vitnp-{secrets.token_hex(8)}.part")
+        """Put the finished folder in its place; if that fails, the earlier one is back in it."""
+        earlier = self.path.with_name(f".vitnp-{secrets.token_hex(8)}.part")
         try:
             if self.path.exists():
-                os.rename(self.path, old)
-            os.rename(self.folder, self.path)
+                os.rename(self.path, earlier)
+            try:
+                os.rename(self.folder, self.path)
+            except BaseException:
+                if earlier.exists():
+                    os.rename(earlier, self.path)
+                raise
         except OSError as error:
             raise OutputError(f"can't write {self.path}: {error.strerror}; choose another place") from None
-        finally:
-            shutil.rmtree(old, ignore_errors=True)
+        shutil.rmtree(earlier, ignore_errors=True)
 
 
 def refuse_foreign_folder(path: Path) -> None:
@@ -106,6 +110,8 @@ def is_own_folder(path: Path) -> bool:
 
 def folder_settings(path: Path) -> dict[str, Any]:
     """Return what a folder was made with; nothing if that is not known."""
+    if not is_own_folder(path):  # opening a pipe would wait for its writer
+        return {}
     try:
         settings = json.loads((path / FOLDER_MARKER).read_bytes())["settings"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):

@@ -46,6 +46,8 @@ class RerunKeys:
     @classmethod
     def read(cls, path: Path) -> RerunKeys | None:
         """Read the keys from the record of a run; None if there is none or it is damaged."""
+        if not path.is_file():  # opening a pipe would wait for its writer
+            return None
         try:
             entry = json.loads(path.read_bytes())["rerun"]
             keys = [entry[field.name] for field in dataclasses.fields(cls)]

@@ -26,6 +26,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import math
+import operator
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -42,6 +44,10 @@ from vitnp.masks.rle import decode, encode
 
 RESULTS = "results.jsonl"
 _VERSION = 1
+
+# Limits of the pixels and the regions of a photograph, and what reading a line with other content than its own raises.
+_MAX_PIXELS, _MAX_REGIONS = 1 << 30, 65535
+_WRONG_CONTENT = (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError)
 
 
 class ResultsWriter:
@@ -143,6 +149,8 @@ class Results:
             If the folder holds no results of a finished run, or the file is damaged.
         """
         path = Path(folder, name)
+        if path.exists() and not path.is_file():  # opening a pipe would wait for its writer
+            raise _damaged(path, "this is no file")
         try:
             with open(path, encoding="ascii") as file:
                 header = json.loads(file.readline())
@@ -157,7 +165,7 @@ class Results:
             ) from None
         except OSError as error:
             raise OutputError(f"cannot read {path}: {error.strerror}; check its permissions") from None
-        except (ValueError, KeyError, TypeError, RecursionError):
+        except _WRONG_CONTENT:
             raise _damaged(path, "its first line is not that of results") from None
         return cls(path, names, has_classes, count, decided)
 
@@ -174,34 +182,51 @@ class Results:
             for number, line in enumerate(file, 2):
                 try:
                     yield self._photograph(json.loads(line))
-                except (ValueError, KeyError, TypeError, RecursionError):
+                except _WRONG_CONTENT:
                     raise _damaged(self.path, f"line {number} is no photograph") from None
 
     def _photograph(self, record: dict) -> PhotographRecord:
         folder = self.path.parent
-        height, width = (int(length) for length in record["size"])
-        regions = tuple(
-            RegionRecord(int(region["class"]), float(region["score"]), float(region["typicality"]), region["patches"])
-            for region in record["regions"]
-        )
+        height, width = map(operator.index, record["size"])
+        if min(height, width) < 1 or height * width > _MAX_PIXELS:
+            raise ValueError("no size of a photograph")
+        regions = tuple(map(_region, record["regions"]))
+        counts = [region["counts"] for region in record["regions"]]
         if not all(1 <= region.label <= len(self.names) for region in regions):
             raise ValueError("a class without a name")
+        if not all(0 <= region.n_patches <= height * width for region in regions):
+            raise ValueError("a region of an impossible size")
+        if len(regions) > _MAX_REGIONS or not all(isinstance(text, str) for text in counts):
+            raise ValueError("no regions")
         path = None if record["file"] is None else Path(os.path.normpath(folder / read_path(record, "file")))
         return PhotographRecord(
             name=read_path(record, "name"),
-            confidence=float(record["confidence"]),
+            confidence=_finite(record["confidence"]),
             regions=regions,
-            load_region_map=functools.partial(
-                _region_map, [region["counts"] for region in record["regions"]], (height, width), self.path
-            ),
+            load_region_map=functools.partial(_region_map, counts, (height, width), self.path),
             load_thumbnail=(lambda: None) if path is None else functools.partial(read_thumbnail, path),
             path=path,
             outputs={
                 kind: Path(os.path.normpath(folder / file)) for kind, file in read_mapping(record, "outputs").items()
             },
-            category=record["category"],
+            category=None if record["category"] is None else operator.index(record["category"]),
             load_preview=None if path is None else functools.partial(read_preview, path),
         )
+
+
+def _region(record: dict) -> RegionRecord:
+    return RegionRecord(
+        operator.index(record["class"]),
+        _finite(record["score"]),
+        _finite(record["typicality"]),
+        operator.index(record["patches"]),
+    )
+
+
+def _finite(value: float) -> float:
+    if not math.isfinite(value):
+        raise ValueError("not a finite number")
+    return float(value)
 
 
 def _region_map(counts: Sequence[str], size: tuple[int, int], path: Path) -> np.ndarray:

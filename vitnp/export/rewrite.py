@@ -7,6 +7,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from vitnp import options
 from vitnp.export.apply import rename_classes
 from vitnp.export.collection_outputs import RUN_RECORD, CollectionInfo, outputs_of, refuse_foreign_outputs
 from vitnp.export.gallery_page import run_failures
@@ -92,4 +93,5 @@ def rewrite(
 
 def recorded_polygons(out: str | os.PathLike[str]) -> float | None:
     """Return the tolerance of the polygons in ``annotations.json``; None for run lengths."""
-    return read_run_record(Path(out, RUN_RECORD)).get("parameters", {}).get("polygons")
+    tolerance = read_run_record(Path(out, RUN_RECORD)).get("parameters", {}).get("polygons")
+    return tolerance if options.OPTIONS["polygons"].accepts(tolerance) else None

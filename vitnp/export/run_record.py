@@ -35,6 +35,8 @@ def versions() -> dict[str, str]:
 
 def read_run_record(path: Path) -> dict[str, Any]:
     """Return the content of ``run.json``; empty if there is none or it is damaged."""
+    if not path.is_file():  # opening a pipe would wait for its writer
+        return {}
     try:
         record = json.loads(path.read_bytes())
         return record if isinstance(record["parameters"], dict) else {}

@@ -101,12 +101,19 @@ def write_features(
     parameters = parameters_hash(metadata)
     paths = [Path(f"{stem}.{form}") for stem in stems]
     finished: set[int] = set()
+    refused: dict[int, OutputError] = {}
+    check_place = _PlaceCheck(overwrite)
     for folder in {path.parent for path in paths}:
         remove_abandoned(folder)
 
     def skip(index: int, photograph: str) -> bool:
         if not overwrite and stamp(paths[index]) == {"vitnp:parameters": parameters, "vitnp:photograph": photograph}:
             finished.add(index)
+            return True
+        try:
+            check_place(paths[index])
+        except OutputError as error:
+            refused[index] = error
             return True
         return store is not None and in_store(store, photograph, vit)
 
@@ -122,6 +129,9 @@ def write_features(
             if job.error is not None or job.photograph is None:
                 yield Outcome(source, error=job.error)
                 continue
+            if job.index in refused:
+                yield Outcome(source, error=refused[job.index])
+                continue
             if job.index in finished:
                 yield Outcome(source, path)
                 continue
@@ -129,17 +139,37 @@ def write_features(
                 writer.add(features)
             if features is None and store is not None:
                 features = store.entry(job.photograph)
-            assert features is not None  # only finished photographs and those in the store are skipped
+            assert features is not None  # only photographs that are finished, refused or in the store are skipped
             try:
-                if not overwrite and stamp(path) is None:
-                    refuse_foreign([path])
-                write.make_folder(path.parent)
                 stamps = {"vitnp:parameters": parameters, "vitnp:photograph": features.photograph}
                 write_file(path, features, {**metadata, **stamps})
             except OutputError as error:
                 yield Outcome(source, error=error)
             else:
                 yield Outcome(source, path, features=features)
+
+
+class _PlaceCheck:
+    """Check, before its features are computed, that the file of a photograph can be written.
+
+    Parameters
+    ----------
+    overwrite : bool
+        Whether files that vitnp did not write are replaced.
+    """
+
+    def __init__(self, overwrite: bool) -> None:
+        self._overwrite = overwrite
+        self._writable: set[Path] = set()
+
+    def __call__(self, path: Path) -> None:
+        """Raise OutputError if another program's file is in the way, or the folder takes no file of this name."""
+        if path.parent not in self._writable:
+            write.prepare_folder(path.parent)
+            self._writable.add(path.parent)
+        write.check_names([path])
+        if not self._overwrite and stamp(path) is None:
+            refuse_foreign([path])
 
 
 def metadata_of(vit: ViT, spec: FeatureSpec) -> dict[str, object]:
@@ -198,6 +228,8 @@ def stamp(path: str | os.PathLike[str]) -> dict[str, str] | None:
         return stamp_.stamp(path)
     from safetensors import SafetensorError, safe_open
 
+    if not os.path.isfile(path):  # opening a pipe would wait for its writer
+        return None
     try:
         with safe_open(os.fspath(path), framework="numpy") as file:
             metadata = file.metadata() or {}

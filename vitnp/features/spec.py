@@ -113,11 +113,12 @@ class FeatureSpec:
         Raises
         ------
         UsageError
-            If the network does not have the layer or the stride, or a value is not allowed.
+            If the network does not have the layer, the stride or the final norm, or a value is not allowed.
         """
         if precision not in options.FEATURE_DTYPES:
             allowed = options.enumerate_words(options.FEATURE_DTYPES)
             raise UsageError(f"precision must be one of {allowed}, got {precision!r}")
+        vit.require_final_norm((facet, "cls") if stored else (facet,))
         config = vit.config
         return cls(
             sha256=vit.sha256 or (_hash_weights(vit) if stored else ""),

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
-import stat
-import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -17,11 +14,12 @@ from vitnp.errors import ImageError, OutputError
 from vitnp.features.spec import FeatureSpec
 from vitnp.features.store import FeatureStore
 from vitnp.io import preprocess
+from vitnp.io.locked_folder import locked, remove_abandoned
 from vitnp.io.source import Source, size_of
 from vitnp.vit.model import ViT
 
-# Name of a temporary store, and of the file in it that its process keeps locked.
-_PREFIX, _LOCK_FILE = "vitnp-features-", "in-use"
+# Beginning of the name of a temporary store.
+TEMPORARY_STORE = "vitnp-features-"
 
 # Number of photographs whose headers are read to estimate the size of a store.
 _HEADERS_READ = 1000
@@ -64,17 +62,17 @@ def temporary_store(
         If the disk has less free space, or nothing can be written there.
     """
     parent = Path(tempfile.gettempdir() if folder is None else folder)
-    _remove_abandoned(parent)
+    remove_abandoned(parent, TEMPORARY_STORE)
     check_space(parent, needed)
     try:
-        path = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
+        path = Path(tempfile.mkdtemp(prefix=TEMPORARY_STORE, dir=parent))
     except OSError as error:
         raise OutputError(
             f"cannot create a temporary folder in {parent}: {error.strerror}; set TMPDIR or give --cache DIR"
         ) from None
     kept = False
     try:
-        with _locked(path):
+        with locked(path):
             store = FeatureStore(path, spec, notice=notice)
             try:
                 yield store
@@ -90,62 +88,6 @@ def temporary_store(
     finally:
         if not kept:
             shutil.rmtree(path, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Keep a locked file in a folder.
-
-    The system releases the lock however the process ends: a lock file without a lock is of a process that has ended.
-    """
-    if sys.platform == "win32":
-        yield
-        return
-    import fcntl
-
-    path = folder / _LOCK_FILE
-    with contextlib.ExitStack() as stack:
-        # If files cannot be locked, there is no lock file, and other processes never remove the folder.
-        with contextlib.suppress(OSError):
-            file = stack.enter_context(open(folder / f"{_LOCK_FILE}.new", "wb"))
-            fcntl.flock(file, fcntl.LOCK_EX)
-            os.rename(file.name, path)  # under this name it is locked from the beginning
-        try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)
-
-
-def _remove_abandoned(parent: Path) -> None:
-    """Remove the temporary stores of this user's processes that were killed.
-
-    Everybody may write to the parent folder, so whatever has such a name may be anything, such as a pipe, which would
-    never open, or a link.
-    """
-    if sys.platform == "win32":
-        return
-    for path in parent.glob(f"{_PREFIX}*/{_LOCK_FILE}"):
-        with contextlib.suppress(OSError):
-            _remove_unlocked(path)
-
-
-def _remove_unlocked(lock_file: Path) -> None:
-    """Remove the folder of a lock file of this user unless a process has locked it."""
-    if sys.platform == "win32":
-        return
-    import fcntl
-
-    folder = os.lstat(lock_file.parent)
-    if not stat.S_ISDIR(folder.st_mode) or folder.st_uid != os.getuid():
-        return
-    descriptor = os.open(lock_file, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
-    try:
-        status = os.fstat(descriptor)
-        if stat.S_ISREG(status.st_mode) and status.st_uid == os.getuid():
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(lock_file.parent, ignore_errors=True)
-    finally:
-        os.close(descriptor)
 
 
 def check_space(folder: Path | str, needed: int) -> None:

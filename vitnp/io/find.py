@@ -107,7 +107,8 @@ def is_url(path: object) -> bool:
 
 def url_error(url: object) -> ImageError:
     """Return the error for an address where a file is expected."""
-    return ImageError(f"{url}: vitnp reads files, and fetches nothing; `curl -LO '{url}'` brings it here")
+    message = f"{url}: vitnp reads files, and fetches nothing; `curl -LO '{url}'` brings it here"
+    return ImageError(message, path=str(url))
 
 
 def _directory_entry(path: Path) -> str:
@@ -126,7 +127,7 @@ def _expand(
         return
     if not stat.S_ISDIR(information.st_mode):
         if is_own_output(path):
-            yield ImageError(f"{path}: vitnp wrote this image itself; name the photograph it was made from")
+            yield ImageError(f"{path}: vitnp wrote this image itself; name the photograph it was made from", path=path)
         else:
             yield Photograph(path, Path(path.name))
         return
@@ -149,11 +150,13 @@ def _expand(
     for (file_format, advice), files in unsupported.items():
         empty = False
         yield ImageError(
-            f"{path}: {len(files)} {file_format} left out, such as {files[0]}, for lack of a package; {advice}"
+            f"{path}: {len(files)} {file_format} left out, such as {files[0]}, for lack of a package; {advice}",
+            path=path,
         )
     if empty:
         others = f" but {describe(here)}" if here else ""
-        yield ImageError(f"{path}: this folder holds no photographs ({FORMATS}){others}; name another one")
+        message = f"{path}: this folder holds no photographs ({FORMATS}){others}; name another one"
+        yield ImageError(message, path=path)
 
 
 def describe(left_out: Counter[str]) -> str:
@@ -170,7 +173,8 @@ def describe(left_out: Counter[str]) -> str:
 def _walk(folder: Path, visited: set[tuple[int, int]]) -> Iterator[Path | ImageError]:
     """List the pictures of a folder and its subfolders, depth first, in the order of their names.
 
-    What cannot be reached is an error in their place, and the walk goes on.
+    What cannot be reached is an error in their place, and the walk goes on. The photographs of an export are those of
+    another folder, so that it is searched only if it is the folder named.
     """
     stack = [folder]
     while stack:
@@ -207,5 +211,5 @@ def _unreached(path: Path, error: OSError) -> ImageError | None:
     if error.errno not in (errno.ENOENT, errno.ELOOP):
         return unopened(path, error)
     if path.suffix.lower() in EXTENSIONS and path.is_symlink():
-        return ImageError(f"{path}: this link leads to no file; mend or remove it")
+        return ImageError(f"{path}: this link leads to no file; mend or remove it", path=path)
     return None

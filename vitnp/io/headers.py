@@ -125,11 +125,11 @@ def unopened(path: str | os.PathLike[str], error: OSError | ValueError) -> Image
     """Return the error for a file that cannot be opened, or a folder that cannot be listed."""
     number = getattr(error, "errno", None)
     if number in (errno.ENOENT, errno.ENOTDIR):
-        return ImageError(f"{path}: there is no such file or folder; check the spelling")
+        return ImageError(f"{path}: there is no such file or folder; check the spelling", path=path)
     if number in (errno.EACCES, errno.EPERM):
-        return ImageError(f"{path}: no permission to read it; change its permissions or use a copy")
+        return ImageError(f"{path}: no permission to read it; change its permissions or use a copy", path=path)
     reason = getattr(error, "strerror", None) or error
-    return ImageError(f"{path}: it can't be opened ({reason}); check the path and the disk")
+    return ImageError(f"{path}: it can't be opened ({reason}); check the path and the disk", path=path)
 
 
 def damaged(name: object, file_format: str, error: Exception) -> ImageError:

@@ -141,7 +141,7 @@ class ViT:
         (G, D) float
             CLS tokens after the final norm, in host memory.
         """
-        self._require_final_norm(("cls",))
+        self.require_final_norm(("cls",))
         config, weights = self.config, self._packed_weights()
         xp = weights.xp
         state, key, value = (xp.asarray(kernels.to_device(x, self.device), weights.dtype) for x in (state, key, value))
@@ -224,7 +224,7 @@ class ViT:
         unknown = [name for name in features if name not in FEATURES]
         if unknown or not features:
             raise UsageError(f"features must be among {', '.join(FEATURES)}, got {unknown or 'none'}")
-        self._require_final_norm(features)
+        self.require_final_norm(features)
         if not isinstance(images, np.ndarray) and kernels.device_of(images) == "cpu":
             raise UsageError(f"images must be an array of shape (B, 3, height, width), got a {type(images).__name__}")
         if images.ndim != 4 or images.shape[1] != 3 or any(side % patch or not side for side in images.shape[2:]):
@@ -234,8 +234,14 @@ class ViT:
             )
         return self.config.resolve_layer(layer), self.config.resolve_stride(stride)
 
-    def _require_final_norm(self, features: tuple[str, ...]) -> None:
-        """Refuse features that are taken after the final norm if the checkpoint has none."""
+    def require_final_norm(self, features: Iterable[str]) -> None:
+        """Check that the checkpoint has the final norm if features are taken after it.
+
+        Raises
+        ------
+        UsageError
+            If it has none, as a MAE fine-tuned with average pooling.
+        """
         after_norm = [name for name in features if name in ("token", "cls", "register")]
         if after_norm and "norm.weight" not in self.weights:
             raise UsageError(

@@ -130,6 +130,14 @@ def change_json(content: bytes, rng: np.random.Generator) -> bytes:
     return dump(change_value(json.loads(content), rng))
 
 
+def change_json_lines(content: bytes, rng: np.random.Generator) -> bytes:
+    """Change values of one line of JSON Lines."""
+    lines = content.splitlines(keepends=True)
+    at = int(rng.integers(len(lines)))
+    lines[at] = dump(change_value(json.loads(lines[at]), rng)) + b"\n"
+    return b"".join(lines)
+
+
 def dump(value: object) -> bytes:
     """Return JSON; lone surrogates and NaN are written as other programs do."""
     return json.dumps(value).encode()

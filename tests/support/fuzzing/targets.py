@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-import json
 import os
 import pathlib
 import tempfile
@@ -15,13 +14,13 @@ import numpy as np
 import random_vit
 from PIL import Image, features
 
-from fuzzing import mutations
+from fuzzing import json_targets, mutations
+from fuzzing.json_targets import SHAPE
 from fuzzing.mutations import Mutation
 from vitnp import Segmenter, ViT, ViTConfig, load_vit
 from vitnp.checkpoints.safetensors_io import write_safetensors
 from vitnp.checkpoints.torch_io import read_torch_file
 from vitnp.evaluate.data.class_tables import read_class_table
-from vitnp.evaluate.data.coco import read_coco
 from vitnp.evaluate.data.label_images import read_labels
 from vitnp.evaluate.data.pairs import read_truth
 from vitnp.evaluate.data.voc import read_split
@@ -33,11 +32,9 @@ from vitnp.features.stream import extract_to_store
 from vitnp.io.decode import read_image
 from vitnp.io.stamp import SIDECAR_SUFFIX, stamp
 from vitnp.io.write import write_npz, write_png, write_sidecar
-from vitnp.masks import rle
 from vitnp.method.collection import Collection
 
 GOLDEN = pathlib.Path(__file__).resolve().parent.parent.parent / "golden" / "torch_files"
-SHAPE = (24, 32)
 MAX_PIXELS = 1_000_000
 CLASSES = ("background", "cat", "dog", "bird")
 
@@ -207,30 +204,6 @@ def check_shard(path: pathlib.Path) -> None:
 # --- data sets --------------------------------------------------------------------------------------------------------
 
 
-def coco(folder: pathlib.Path) -> dict[str, bytes]:
-    Image.new("RGB", SHAPE[::-1]).save(folder / "a.png")
-    run_lengths = {"size": list(SHAPE), "counts": [5, 20, 700, 43]}
-    packed = {"size": list(SHAPE), "counts": rle.encode(np.eye(*SHAPE, dtype=bool))}
-    content = {
-        "images": [{"id": 1, "file_name": "a.png", "height": SHAPE[0], "width": SHAPE[1]}],
-        "annotations": [
-            {"id": 1, "image_id": 1, "category_id": 1, "segmentation": [[1, 1, 20, 1, 20, 20.5, 1, 20]], "iscrowd": 0},
-            {"id": 2, "image_id": 1, "category_id": 2, "segmentation": run_lengths, "iscrowd": 1},
-            {"id": 3, "image_id": 1, "category_id": 2, "segmentation": packed, "iscrowd": 0},
-        ],
-        "categories": [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}],
-    }
-    return {"a.json": json.dumps(content).encode()}
-
-
-def check_coco(path: pathlib.Path) -> None:
-    found = read_coco(path, path.parent)
-    for sample in found.samples:
-        assert sample.image.is_relative_to(path.parent) and ".." not in sample.image.relative_to(path.parent).parts
-        labels = sample.load_truth(SHAPE)
-        assert labels.shape == SHAPE and set(np.unique(labels)) <= {*range(len(found.classes)), 255}
-
-
 XML = b"""<?xml version="1.0"?>
 <annotation><folder>VOC2012</folder><size><width>32</width><height>24</height></size>
 <object><name>cat</name><truncated>0</truncated><difficult>0</difficult>
@@ -288,6 +261,7 @@ def check_stamp(path: pathlib.Path) -> None:
 
 
 TEXT = (mutations.change_bytes, mutations.change_numbers, mutations.change_lines)
+JSON = (*TEXT[:2], mutations.change_json, mutations.change_json)
 HEADER = (mutations.change_bytes, mutations.change_header, mutations.change_header, mutations.change_shape)
 
 TARGETS: dict[str, Target] = {
@@ -298,7 +272,9 @@ TARGETS: dict[str, Target] = {
     "torch files": Target(torch_files, check_torch_file),
     "collections": Target(collections, check_collection, HEADER),
     "shards": Target(shards, check_shard, HEADER),
-    "coco": Target(coco, check_coco, (*TEXT[:2], mutations.change_json, mutations.change_json)),
+    "coco": Target(json_targets.coco, json_targets.check_coco, JSON),
+    "configurations": Target(json_targets.configs, json_targets.check_config, JSON),
+    "results": Target(json_targets.results, json_targets.check_results, (*JSON, mutations.change_json_lines)),
     "voc boxes": Target(lambda folder: {"a.xml": XML}, check_boxes, TEXT),
     "class tables": Target(lambda folder: {"a.txt": TABLE, "b.txt": NUMBERED}, check_table, TEXT),
     "lists": Target(lambda folder: {"a.txt": LIST}, check_list, TEXT),

@@ -9,10 +9,11 @@ import shutil
 import unicodedata
 from pathlib import Path, PurePosixPath
 
-from vitnp.errors import OutputError
+from vitnp.errors import ImageError, OutputError
 from vitnp.export.formats.settings import FormatSettings
 from vitnp.export.output_folder import OutputFolder
 from vitnp.export.photograph_record import PhotographRecord
+from vitnp.io import headers
 from vitnp.io.path_text import printable
 
 # Settings that make an export, kept in its folder so that it can be written anew.
@@ -52,12 +53,17 @@ class FormatFolder(OutputFolder):
         Raises
         ------
         OutputError
-            If the photograph is gone, or it cannot be linked or copied.
+            If the photograph is gone or another one, or it cannot be linked or copied.
         """
         name = self._unique_name(photograph.name)
         if photograph.path is None or not photograph.path.is_file():
             raise OutputError(
                 f"{photograph.path or photograph.name}: this photograph is gone; put it back, or segment again"
+            )
+        # The results may come from others, so no other file is linked or copied.
+        if not _is_picture_of(photograph.path, photograph.shape):
+            raise OutputError(
+                f"{photograph.path}: this is not the photograph that was segmented; put it back, or segment again"
             )
         target = self.file(*parts, name)
         if self.settings.copy:
@@ -80,6 +86,14 @@ class FormatFolder(OutputFolder):
 def _fold(name: str) -> str:
     """Return a form that is equal for names that some file system treats as the same."""
     return unicodedata.normalize("NFC", name.casefold())
+
+
+def _is_picture_of(path: Path, shape: tuple[int, int]) -> bool:
+    """Tell whether a file is a picture of this height and width, upright or turned."""
+    try:
+        return sorted(headers.stored_size(path)) == sorted(shape)
+    except ImageError:
+        return False
 
 
 def _copy(source: Path, target: Path) -> None:
