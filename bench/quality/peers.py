@@ -244,7 +244,7 @@ def main(argv: list[str] | None = None) -> int:
     args = _parse(argv)
     pairs, _ = match_pairs(args.images, args.masks)
     vit = arguments.load_model(args)
-    options = {"short_side": args.short_side, "seed": args.seed, "refine": args.refine}
+    options = {"short_side": args.short_side, "seed": args.seed, "refine": args.refine or "solver"}
     n_threads = pool.resolve_n_threads(args.n_threads)
     outcomes = compare(pairs, vit, n_threads=n_threads, repair=not args.no_repair, **options)
     rows, scored, failures = [], [], []
@@ -274,7 +274,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.json:
         shared.print_json(measured)
     else:
-        print(f"{len(rows)} photographs, {vit.name}, refinement: {args.refine or 'solver'}\n\n{'':<46}mean IoU")
+        print(f"{len(rows)} photographs, {vit.name}, refinement: {options['refine']}\n\n{'':<46}mean IoU")
         for title, mean in means.items():
             print(f"{title:<46}{mean:8.3f}")
         shared.say(f"written to {path}", quiet=args.quiet)

@@ -393,7 +393,7 @@ def test_a_large_photograph_is_never_copied_as_floats():
 
 
 def test_error_for_an_unknown_method_lists_the_known_ones():
-    with pytest.raises(UsageError, match="one of solver, crf, guided or none, got 'grabcut'"):
+    with pytest.raises(UsageError, match="one of solver, crf, guided, color or none, got 'grabcut'"):
         refine(np.zeros((2, 2)), blobs(8, 8, seed=0), method="grabcut")
 
 
