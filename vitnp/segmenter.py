@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from vitnp import options
+from vitnp.clustering.estimator import not_fitted
 from vitnp.clustering.kmeans import Mapper
 from vitnp.errors import ImageError, UsageError
 from vitnp.features.stream import Extraction, extract_to_store
@@ -136,6 +138,8 @@ class Segmenter:
         cleaning: CleaningConfig = _CLEANING,
         **settings: Any,
     ) -> None:
+        own = {name: value for name, value in locals().items() if name not in ("self", "settings")}
+        self._arguments = {**own, **settings}
         fit_patches = options.check("fit_patches", fit_patches)
         n_classes, n_categories = options.check("n_classes", n_classes), options.check("n_categories", n_categories)
         for name, value, kind in (
@@ -182,8 +186,31 @@ class Segmenter:
         self.collection: Collection | None = None
         self._last_fit: Fit | None = None
 
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """Return the arguments of the constructor by name, as scikit-learn's ``clone`` asks for them."""
+        return dict(self._arguments)
+
+    def set_params(self, **params: Any) -> Segmenter:
+        """Change arguments of the constructor and return this object; what was fitted is forgotten.
+
+        Raises
+        ------
+        UsageError
+            If a name or a value is not allowed.
+        """
+        known = {*self._arguments, *(field.name for field in dataclasses.fields(Settings))}
+        for name in params:
+            if name not in known:
+                raise UsageError(f"a parameter must be one of {', '.join(sorted(known))}, got {name!r}")
+        self.__init__(**{**self._arguments, **params})  # type: ignore[misc]  # the one way to check them all
+        return self
+
     def fit(
-        self, photographs: Any, *, observe: Callable[[int, Segmentation], None] = lambda index, result: None
+        self,
+        photographs: Any,
+        y: object = None,
+        *,
+        observe: Callable[[int, Segmentation], None] = lambda index, result: None,
     ) -> Segmenter:
         """Fit a collection to photographs, and segment them.
 
@@ -192,6 +219,7 @@ class Segmenter:
         photographs : folder, array (N, height, width, 3) uint8, or iterable of photographs
             Photographs are paths, file objects, bytes, PIL images, arrays, or rows of a data set, see
             :func:`vitnp.io.inputs.as_photographs`.
+        y : ignored
         observe : callable, optional
             ``observe(index, segmentation)`` is called once per photograph when its mask is known, from several threads;
             write files there.
@@ -223,7 +251,7 @@ class Segmenter:
     @property
     def _fit(self) -> Fit:
         if self._last_fit is None:
-            raise UsageError("no photographs are fitted yet; call fit first (a loaded collection can predict)")
+            raise not_fitted(self)
         return self._last_fit
 
     @property
@@ -315,7 +343,7 @@ class Segmenter:
             Before :meth:`fit`.
         """
         if self.collection is None:
-            raise UsageError("nothing is fitted yet; call fit first, or load a fitted collection")
+            raise not_fitted(self)
         return ImagePipeline.create(self.vit, self.settings, self.collection)(as_photograph(photograph))
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -329,7 +357,7 @@ class Segmenter:
             If the file cannot be written.
         """
         if self.collection is None:
-            raise UsageError("nothing is fitted yet; call fit first")
+            raise not_fitted(self)
         self.collection.save(path)
 
     @classmethod

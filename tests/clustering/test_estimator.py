@@ -7,6 +7,7 @@ import pickle
 import numpy as np
 import pytest
 
+import vitnp
 from vitnp import KMeans
 from vitnp.errors import UsageError
 
@@ -150,3 +151,26 @@ def test_a_fitted_model_can_be_pickled():
     x = np.random.default_rng(0).standard_normal((30, 3))
     model = KMeans(3).fit(x)
     assert np.array_equal(pickle.loads(pickle.dumps(model)).predict(x), model.labels_)
+
+
+def test_a_segmenter_has_parameters_too(builtin):
+    segmenter = vitnp.Segmenter(builtin, 3, short_side=96, seed=2)
+    params = segmenter.get_params()
+    assert (params["n_classes"], params["short_side"], params["seed"]) == (3, 96, 2) and params["vit"] is builtin
+    assert segmenter.set_params(n_classes=2, facet="token").n_classes == 2
+    assert segmenter.settings.facet == "token" and segmenter.settings.short_side == 96
+    with pytest.raises(UsageError, match="a parameter must be one of alpha, .*got 'classes'"):
+        segmenter.set_params(classes=3)
+    with pytest.raises(UsageError, match="seed must be a whole number"):
+        segmenter.set_params(seed="x")
+    for use in (lambda: segmenter.predict(np.zeros((32, 32, 3), np.uint8)), lambda: segmenter.masks):
+        with pytest.raises(UsageError, match="this Segmenter is not fitted yet; call fit first") as caught:
+            use()
+        assert isinstance(caught.value, AttributeError)
+
+
+def test_a_segmenter_can_be_cloned(builtin):
+    base = pytest.importorskip("sklearn.base", reason="scikit-learn is not installed")
+    segmenter = vitnp.Segmenter(n_classes=3, seed=1)
+    copied = base.clone(segmenter)
+    assert copied is not segmenter and copied.get_params() == segmenter.get_params()

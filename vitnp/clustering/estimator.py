@@ -92,7 +92,7 @@ def column_names(x: Any) -> np.ndarray | None:
     return np.asarray(columns, dtype=object)
 
 
-def not_fitted(estimator: Estimator) -> UsageError:
+def not_fitted(estimator: object) -> UsageError:
     """Return the error for an estimator that was used before ``fit``.
 
     It is a ValueError and an AttributeError, as scikit-learn's NotFittedError is; and where scikit-learn is loaded, it
