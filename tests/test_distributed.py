@@ -204,15 +204,19 @@ def test_rows_that_were_changed_are_sent_again(cluster):
 
 
 @pytest.mark.slow(reason="kills workers")
-@pytest.mark.parametrize("consistency, fit_patches", [("mean", 900), ("majority", "all")])
+@pytest.mark.parametrize(
+    "consistency, fit_patches, n_classes, options",
+    # The readout of a network without training finds nothing, so that there are no classes to find with it.
+    [("mean", 900, None, {}), ("mean", 900, 2, {"readout": None}), ("majority", "all", 2, {})],
+)
 def test_a_collection_is_the_same_when_a_worker_is_killed(
-    cluster, monkeypatch, vit, paths, tmp_path, consistency, fit_patches
+    cluster, monkeypatch, vit, paths, tmp_path, consistency, fit_patches, n_classes, options
 ):
     monkeypatch.setattr(chunks, "CHUNK_ROWS", 400)  # several chunks of few photographs
     few = {"starts": 1, "max_iterations": 6}
     fit = functools.partial(
-        Segmenter, vit, 2, short_side=48, n_categories=2, consistency=consistency, fit_patches=fit_patches,
-        dataset_level=dataclasses.replace(collection_level.DATASET, **few),
+        Segmenter, vit, n_classes, short_side=48, n_categories=2, consistency=consistency, fit_patches=fit_patches,
+        **options, dataset_level=dataclasses.replace(collection_level.DATASET, **few),
         category_level=dataclasses.replace(collection_level.CATEGORY, **few),
     )  # fmt: skip
     kill = Kill(cluster.client)
@@ -229,7 +233,8 @@ def test_a_collection_is_the_same_when_a_worker_is_killed(
     assert list(found.failures) == list(expected.failures) == [30]
     for ours, theirs in [(found.masks, expected.masks), (found.labels, expected.labels)]:
         assert all(np.array_equal(a, b) for a, b in zip(ours, theirs) if a is not None or b is not None)
-    assert sum(labels is not None and labels.any() for labels in found.labels) > 2
+    assert (found.collection.readout is None) == (n_classes is not None)
+    assert n_classes is None or sum(labels is not None and labels.any() for labels in found.labels) > 2
 
 
 @pytest.mark.slow(reason="runs a collection twice")

@@ -54,8 +54,8 @@ def test_types_and_shapes(result, builtin):
     assert result.mask.dtype == bool and result.mask.shape == (240, 320)
     assert result.soft.dtype == np.uint16 and result.soft.shape == (240, 320)
     np.testing.assert_array_equal(result.mask, result.soft >= 32768)
-    assert result.score.dtype == np.float32 and result.score.shape == (28, 37)
-    assert result.keys.dtype == np.float32 and result.keys.shape == (28, 37, builtin.config.width)
+    assert result.score.dtype == np.float32 and result.score.shape == (20, 27)
+    assert result.keys.dtype == np.float32 and result.keys.shape == (20, 27, builtin.config.width)
     assert result.score.min() >= 0 and result.score.max() <= 1
     assert 0 <= result.confidence <= 1
     assert set(result.seconds) == {"decode", "network", "cluster", "refine"}

@@ -22,8 +22,9 @@ from bench.gpu.report import Report
 
 SAMPLES = processes.ROOT / "tests" / "photographs"
 MOST_PHOTOGRAPHS = 160
-# Tolerances: relative norm of the difference of keys, and difference of mean IoU.
-KEYS_WITHIN = {"fp32": 1e-5, "fp16": 2e-3}
+# Tolerances: relative norm of the difference of keys, and difference of mean IoU. In half precision rounding adds up
+# over the twelve blocks of the built-in network to 0.0028 in the emulator.
+KEYS_WITHIN = {"fp32": 1e-5, "fp16": 4e-3}
 MASKS_WITHIN = 0.002
 # Numbers that overflow an int; rows beyond this size, and last rows that are also computed separately.
 MANY, BEYOND, TAIL = 2**31, 100_000, 150_000

@@ -15,6 +15,7 @@ from vitnp.features.record import FeatureRecord
 from vitnp.features.shards import write_shard
 from vitnp.features.spec import FeatureSpec
 from vitnp.features.store import FeatureStore
+from vitnp.options import SHORT_SIDE
 
 # Of the built-in network's first revision, as a store of that time has it.
 STORED = {
@@ -50,7 +51,7 @@ def test_spec_file_has_the_fields_of_earlier_versions(tmp_path):
 def test_the_spec_of_a_network_is_that_of_its_configuration(builtin):
     config, spec = builtin.config, FeatureSpec.of(builtin)
     assert json.loads(json.dumps(spec.as_stored())) == {
-        **STORED, "sha256": builtin.sha256, "layer": config.depth - 1, "size": find("auto").short_side,
+        **STORED, "sha256": builtin.sha256, "layer": config.depth - 1, "size": find("auto").short_side or SHORT_SIDE,
         "pos_embed": config.pos_embed, "heads": config.heads,
     }  # fmt: skip
 

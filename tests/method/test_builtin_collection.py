@@ -26,10 +26,10 @@ from vitnp.method.cleaning import clean
 from vitnp.method.collection import Collection
 from vitnp.method.defaults import default_collection, resolve_collection
 from vitnp.method.parameters import run_parameters
-from vitnp.options import Settings
+from vitnp.options import SHORT_SIDE, Settings
 from vitnp.pipeline import segment_image
 
-SIDE = find(BUILT_IN).short_side  # pixels
+SIDE = find(BUILT_IN).short_side or SHORT_SIDE  # pixels
 
 
 def scene(seed: int, size: tuple[int, int] = (72, 96)) -> np.ndarray:
