@@ -610,7 +610,7 @@ def test_memory_of_a_photograph_is_a_few_kilobytes(builtin, collection, tmp_path
     run = CollectionRun(segmenter, found, output_stems(found, tmp_path), ["mask"], out=tmp_path)
     list(run.outcomes())
     checked = 0
-    for name, value in attributes(run, skip=("photographs", "stems", "vit", "settings", "parameters")):
+    for name, value in attributes(run, skip=("photographs", "stems", "vit", "settings", "parameters", "_arguments")):
         if isinstance(value, (dict, list)) and len(value) >= len(found):
             assert len(pickle.dumps(value)) < 2000 * len(found), name
             checked += 1
