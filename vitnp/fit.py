@@ -34,11 +34,12 @@ from vitnp.method.collection import Collection
 from vitnp.method.collection_level import CollectionLevelConfig, FittedLevel, default_categories, fit_level
 from vitnp.method.image_level import ImageLevelConfig
 from vitnp.method.instances import Instances
+from vitnp.method.patch_scores import ImageAnswer, judge_image, score_patches
 from vitnp.method.prototypes import fit_prototypes, label_map, split_by_class, split_pixels
 from vitnp.method.readout import ReadoutConfig, fit_readout, readout_targets
 from vitnp.method.regions import RegionRule, Regions, label_regions, region_patches
 from vitnp.options import Settings
-from vitnp.pipeline import ImageAnswer, image_memory_error, judge_image, score_patches, segment_features
+from vitnp.pipeline import image_memory_error, segment_features
 from vitnp.progress import Progress
 from vitnp.refine.refine import WORKING_SIDE, refine
 from vitnp.result import Segmentation

@@ -17,7 +17,7 @@ import numpy as np
 
 from vitnp import kernels, options
 from vitnp.features.extract import NetworkInput, default_spec, extract_batch, prepare
-from vitnp.features.record import FeatureRecord, unit_rows
+from vitnp.features.record import FeatureRecord
 from vitnp.features.spec import FeatureSpec
 from vitnp.io.decode import DecodedImage, decode_image
 from vitnp.io.inputs import as_photograph
@@ -25,15 +25,11 @@ from vitnp.io.source import fingerprint
 from vitnp.kernels.stopwatch import Stopwatch
 from vitnp.kernels.threads import blas
 from vitnp.masks.alpha import opaque_part
-from vitnp.method import texture
-from vitnp.method.agreement import combine_levels
-from vitnp.method.cleaning import clean
 from vitnp.method.collection import Collection
-from vitnp.method.confidence import collection_confidence, image_confidence
 from vitnp.method.defaults import resolve_collection, resolve_vit
-from vitnp.method.image_level import ImageLevelConfig, image_level
 from vitnp.method.instances import find_instances, keep_objects
 from vitnp.method.parameters import run_parameters
+from vitnp.method.patch_scores import ImageAnswer, judge_image, score_patches
 from vitnp.options import Settings
 from vitnp.refine.refine import refine, stretch
 from vitnp.result import HALF, MIN_SHARE, Segmentation
@@ -219,97 +215,6 @@ class ImagePipeline:
             features, self.vit.device, self.settings.seed, self.collection, domain=self.settings.domain
         )
         return segment_features(image, features, answer, self.parameters, clock, self.vit, self.collection)
-
-
-@dataclasses.dataclass(frozen=True)
-class ImageAnswer:
-    """Result of the image level for one photograph, on the network's device.
-
-    Attributes
-    ----------
-    soft, hard : (N,) float32
-        See :func:`vitnp.method.image_level.image_level`.
-    confidence : float
-        See :func:`vitnp.method.confidence.image_confidence`.
-    """
-
-    soft: np.ndarray
-    hard: np.ndarray
-    confidence: float
-
-
-def judge_image(
-    features: FeatureRecord,
-    device: str,
-    seed: int,
-    collection: Collection | None = None,
-    config: ImageLevelConfig | None = None,
-    *,
-    domain: str = "photo",
-) -> ImageAnswer:
-    """Compute the image level of a photograph and its confidence, from its own patches alone."""
-    if config is None:
-        config = ImageLevelConfig() if collection is None else collection.image_level
-    keys = unit_rows(kernels.to_device(features.keys, device))
-    if domain == "texture":
-        soft, hard = texture.texture_image_level(keys, (seed, features.digest), config)
-    else:
-        soft, hard = image_level(keys, features.attention, features.grid, (seed, features.digest), config)
-    return ImageAnswer(soft, hard, image_confidence(soft, keys))
-
-
-@dataclasses.dataclass(frozen=True)
-class PatchScores:
-    """Foreground of the patches of one photograph, on the network's device.
-
-    Attributes
-    ----------
-    score : (rows, columns) float32
-        Answers of the levels, combined and cleaned.
-    confidence : float
-        See :mod:`vitnp.method.confidence`.
-    levels : tuple of (N,) float32, optional
-        With a collection: the answer of each level.
-    category : int, optional
-        With a collection: category of the photograph.
-    """
-
-    score: np.ndarray
-    confidence: float
-    levels: tuple[np.ndarray, ...] | None = None
-    category: int | None = None
-
-
-def score_patches(
-    features: FeatureRecord,
-    answer: ImageAnswer,
-    device: str,
-    collection: Collection | None = None,
-    category: int | None = None,
-    *,
-    domain: str = "photo",
-) -> PatchScores:
-    """Combine the levels of a photograph, and clean their score.
-
-    Parameters
-    ----------
-    features, answer, collection, category
-        As for :func:`segment_features`.
-    device : str
-        Device of the network.
-    domain : {"photo", "texture"}
-        Decides the cleaning where there is no collection.
-    """
-    if collection is None:
-        return PatchScores(
-            clean(answer.soft.reshape(features.grid), texture.default_cleaning(domain)), answer.confidence
-        )
-    category = collection.category_of(features.cls) if category is None else category
-    keys = unit_rows(kernels.to_device(features.keys, device))
-    levels = collection.levels(keys, (answer.soft, answer.hard), category)
-    score = combine_levels(levels, collection.consistency)
-    cleaned = clean(score.reshape(features.grid), collection.cleaning)
-    return PatchScores(cleaned, collection_confidence(score, levels), levels, category)
 
 
 def segment_features(

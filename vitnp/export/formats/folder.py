@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import hashlib
 import os
@@ -20,7 +21,7 @@ from vitnp.io.path_text import printable
 _KEPT = ("tolerance", "copy", "split", "seed")
 
 
-class FormatFolder(OutputFolder):
+class FormatFolder(OutputFolder, abc.ABC):
     """Base of the writers of formats. Derived classes override :meth:`add` and :meth:`finish`.
 
     Parameters
@@ -40,9 +41,9 @@ class FormatFolder(OutputFolder):
         self.settings = settings
         self._taken: set[str] = set()
 
+    @abc.abstractmethod
     def add(self, photograph: PhotographRecord) -> None:
         """Add a photograph."""
-        raise NotImplementedError
 
     def image(self, photograph: PhotographRecord, *parts: str) -> str:
         """Link or copy a photograph into a subfolder under a name of its own, and return that name.

@@ -1,0 +1,107 @@
+"""Foreground of the patches of one photograph: its image level, and the levels of a collection combined with it."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from vitnp import kernels
+from vitnp.features.record import FeatureRecord, unit_rows
+from vitnp.method import texture
+from vitnp.method.agreement import combine_levels
+from vitnp.method.cleaning import clean
+from vitnp.method.collection import Collection
+from vitnp.method.confidence import collection_confidence, image_confidence
+from vitnp.method.image_level import ImageLevelConfig, image_level
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageAnswer:
+    """Result of the image level for one photograph, on the network's device.
+
+    Attributes
+    ----------
+    soft, hard : (N,) float32
+        See :func:`vitnp.method.image_level.image_level`.
+    confidence : float
+        See :func:`vitnp.method.confidence.image_confidence`.
+    """
+
+    soft: np.ndarray
+    hard: np.ndarray
+    confidence: float
+
+
+def judge_image(
+    features: FeatureRecord,
+    device: str,
+    seed: int,
+    collection: Collection | None = None,
+    config: ImageLevelConfig | None = None,
+    *,
+    domain: str = "photo",
+) -> ImageAnswer:
+    """Compute the image level of a photograph and its confidence, from its own patches alone."""
+    if config is None:
+        config = ImageLevelConfig() if collection is None else collection.image_level
+    keys = unit_rows(kernels.to_device(features.keys, device))
+    if domain == "texture":
+        soft, hard = texture.texture_image_level(keys, (seed, features.digest), config)
+    else:
+        soft, hard = image_level(keys, features.attention, features.grid, (seed, features.digest), config)
+    return ImageAnswer(soft, hard, image_confidence(soft, keys))
+
+
+@dataclasses.dataclass(frozen=True)
+class PatchScores:
+    """Foreground of the patches of one photograph, on the network's device.
+
+    Attributes
+    ----------
+    score : (rows, columns) float32
+        Answers of the levels, combined and cleaned.
+    confidence : float
+        See :mod:`vitnp.method.confidence`.
+    levels : tuple of (N,) float32, optional
+        With a collection: the answer of each level.
+    category : int, optional
+        With a collection: category of the photograph.
+    """
+
+    score: np.ndarray
+    confidence: float
+    levels: tuple[np.ndarray, ...] | None = None
+    category: int | None = None
+
+
+def score_patches(
+    features: FeatureRecord,
+    answer: ImageAnswer,
+    device: str,
+    collection: Collection | None = None,
+    category: int | None = None,
+    *,
+    domain: str = "photo",
+) -> PatchScores:
+    """Combine the levels of a photograph, and clean their score.
+
+    Parameters
+    ----------
+    features, answer, collection, category
+        As for :func:`vitnp.pipeline.segment_features`.
+    device : str
+        Device of the network.
+    domain : {"photo", "texture"}
+        Decides the cleaning where there is no collection.
+    """
+    if collection is None:
+        return PatchScores(
+            clean(answer.soft.reshape(features.grid), texture.default_cleaning(domain)), answer.confidence
+        )
+    category = collection.category_of(features.cls) if category is None else category
+    keys = unit_rows(kernels.to_device(features.keys, device))
+    levels = collection.levels(keys, (answer.soft, answer.hard), category)
+    score = combine_levels(levels, collection.consistency)
+    cleaned = clean(score.reshape(features.grid), collection.cleaning)
+    return PatchScores(cleaned, collection_confidence(score, levels), levels, category)
