@@ -29,7 +29,7 @@ from vitnp.kernels.cpu.codegen.microkernels import (
     row_to_pairs,
     transpose_tile,
 )
-from vitnp.kernels.cpu.codegen.simd import LANES, LOG2_E
+from vitnp.kernels.cpu.codegen.simd import HAS_BF16, LANES, LOG2_E
 from vitnp.kernels.cpu.codegen.workspace import workspace
 
 # Tiles of the second product are as wide as a head of 64, or with narrower vectors a quarter or an eighth of it.
@@ -44,8 +44,8 @@ MAX_BASE = np.float32(2**20)  # the largest base of row_exponentials
 
 _scores_tile = product_tile(TILE_ROWS, TILE_VECTORS)
 _values_tile = product_tile(VALUE_ROWS, VALUE_VECTORS, cache=2)
-_scores_tile_of_pairs = product_tile(TILE_ROWS, TILE_VECTORS, pairs=True)
-_values_tile_of_pairs = product_tile(VALUE_ROWS, VALUE_VECTORS, pairs=True, cache=2)
+_scores_tile_of_pairs = product_tile(TILE_ROWS, TILE_VECTORS, packed=2)
+_values_tile_of_pairs = product_tile(VALUE_ROWS, VALUE_VECTORS, packed=2, cache=2)
 
 
 class KVCache:
@@ -62,7 +62,7 @@ class KVCache:
         slot: int = 0,
         precision: str = "fp32",
     ):
-        self.heads, self.size, self.tokens, self.pairs = heads, width // heads, tokens, precision == "bf16"
+        self.heads, self.size, self.tokens, self.pairs = heads, width // heads, tokens, precision == "bf16" or (precision == "int8" and HAS_BF16)
         panels, padded = -(-tokens // PANEL), -(-self.size // VALUE_PANEL) * VALUE_PANEL
         # With bfloat16, each float32 element holds two numbers: consecutive features in keys, consecutive tokens in
         # values.

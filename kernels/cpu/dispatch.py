@@ -51,6 +51,7 @@ def __getattr__(name: str) -> Any:
 def precisions() -> tuple[str, ...]:
     """Return the precisions that this processor supports in linear layers and attention."""
     with importing:
+        from vitnp.kernels.cpu.codegen.int8 import HAS_INT8
         from vitnp.kernels.cpu.codegen.simd import HAS_BF16
 
-    return ("fp32", "bf16") if HAS_BF16 else ("fp32",)
+    return "fp32", *(["bf16"] if HAS_BF16 else []), *(["int8"] if HAS_INT8 else [])

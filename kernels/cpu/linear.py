@@ -14,16 +14,17 @@ import numpy as np
 from numba import types
 from vitnp.kernels import reference
 from vitnp.kernels.cpu.codegen.gil import enter_kernel, leave_kernel
-from vitnp.kernels.cpu.codegen.jit import IN, OUT, intrinsic, kernel
+from vitnp.kernels.cpu.codegen.jit import IN, OUT, kernel
 from vitnp.kernels.cpu.codegen.microkernels import PANEL, TILE_ROWS, TILE_VECTORS, product_tile, row_to_pairs
-from vitnp.kernels.cpu.codegen.simd import LANES, Vectors
+from vitnp.kernels.cpu.codegen.simd import LANES
 from vitnp.kernels.cpu.codegen.workspace import workspace
+from vitnp.kernels.cpu.epilogue import epilogue, finish_panel
 
 ROWS = 128
 DEPTH = 96
 
 _tile = product_tile(TILE_ROWS, TILE_VECTORS, cache=2)
-_tile_of_pairs = product_tile(TILE_ROWS, TILE_VECTORS, pairs=True)
+_tile_of_pairs = product_tile(TILE_ROWS, TILE_VECTORS, packed=2)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,9 +48,35 @@ class PackedLinear:
     pairs: bool = False
 
 
-def pack_linear(weight: np.ndarray, precision: str = "fp32") -> PackedLinear | np.ndarray:
+@dataclasses.dataclass(frozen=True)
+class PackedInt8:
+    """Weights of a linear layer in 8 bits, in the order in which the micro-kernel reads them.
+
+    Attributes
+    ----------
+    panels : (panels, ceil(C / 4), PANEL) float32
+        As those of :class:`vitnp.kernels.cpu.linear.PackedLinear`; each element holds four consecutive inputs.
+    totals : (panels * PANEL,) int32
+        Sum of the weights of each output, which the zero point of a row is multiplied with.
+    scales : (panels * PANEL,) float32
+    outputs, inputs : int
+        E and C.
+    """
+
+    panels: np.ndarray
+    totals: np.ndarray
+    scales: np.ndarray
+    outputs: int
+    inputs: int
+
+
+def pack_linear(weight: np.ndarray, precision: str = "fp32") -> PackedLinear | PackedInt8 | np.ndarray:
     if weight.dtype != np.float32:
         return reference.pack_linear(weight, precision)
+    if precision == "int8":
+        from vitnp.kernels.cpu.int8 import pack_int8
+
+        return pack_int8(weight)
     return _pack(weight, precision)
 
 
@@ -90,6 +117,10 @@ def linear(
     if x.dtype != np.float32:
         weight = unpacked(weight)
         return reference.linear(x, weight, bias, activation=activation, scale=scale, residual=residual, out=out)
+    if isinstance(weight, PackedInt8):
+        from vitnp.kernels.cpu.int8 import linear_int8
+
+        return linear_int8(x, weight, bias, activation=activation, scale=scale, residual=residual, out=out)
     packed = weight if isinstance(weight, PackedLinear) else _pack(weight)
     if out is None:
         out = np.empty((*x.shape[:-1], packed.outputs), np.float32)
@@ -114,94 +145,6 @@ def unpacked(weight: np.ndarray | PackedLinear) -> np.ndarray:
     if isinstance(weight, PackedLinear):
         raise TypeError("packed weights are for float32 inputs only; convert the inputs to float32")
     return weight
-
-
-def epilogue(
-    bias: np.ndarray | None,
-    activation: str | None,
-    scale: np.ndarray | None,
-    residual: np.ndarray | None,
-    out: np.ndarray,
-) -> tuple[np.ndarray, bool, np.ndarray, np.ndarray, np.ndarray]:
-    """Return the arguments of a kernel with an epilogue: missing arrays become empty ones."""
-    return (
-        _EMPTY if bias is None else bias,
-        activation == "gelu",
-        _EMPTY if scale is None else scale,
-        _EMPTY_2D if residual is None else residual.reshape(out.shape),
-        out,
-    )
-
-
-_EMPTY, _EMPTY_2D = np.empty(0, np.float32), np.empty((0, 0), np.float32)
-
-
-@intrinsic
-def _finish(context, sums, bias, scale, residual, has_residual, gelu, out):
-    """Compute one row of a panel, ``out = residual + scale gelu(sums + bias)``; arrays are given by their addresses."""
-
-    def generate(context, builder, signature, arguments):
-        sums, bias, scale, residual, has_residual, gelu, out = arguments
-        v = Vectors(builder)
-        sums, bias, scale, residual, out = map(v.pointer, (sums, bias, scale, residual, out))
-        for j in range(TILE_VECTORS):
-            value = builder.fadd(v.load(v.at(sums, j * LANES)), v.load(v.at(bias, j * LANES)))
-            before = builder.block
-            with builder.if_then(gelu):
-                activated, inside = v.gelu(value), builder.block
-            result = builder.phi(v.type)
-            result.add_incoming(value, before)
-            result.add_incoming(activated, inside)
-            value = builder.fmul(result, v.load(v.at(scale, j * LANES)))
-            before = builder.block
-            with builder.if_then(has_residual):
-                added, inside = builder.fadd(v.load(v.at(residual, j * LANES)), value), builder.block
-            result = builder.phi(v.type)
-            result.add_incoming(value, before)
-            result.add_incoming(added, inside)
-            v.store(result, v.at(out, j * LANES))
-        return context.get_dummy_value()
-
-    return types.void(*[types.int64] * 4, types.boolean, types.boolean, types.int64), generate
-
-
-@kernel
-def finish_panel(sums, first, count, column, bias, gelu, scale, residual, out, work):
-    """Apply the epilogue to the sums of a panel, and write them to `out` from row `first` and column `column` on.
-
-    Parameters
-    ----------
-    sums : (count or more, PANEL) float32, IN
-    first, count, column : int
-    bias, gelu, scale, residual, out
-        As in :func:`_linear`.
-    work : (4, PANEL) float32, OUT
-        Workspace: bias, scale, residual and output of a row.
-    """
-    columns = min(PANEL, out.shape[1] - column)
-    for j in range(PANEL):
-        work[0, j] = bias[column + j] if len(bias) and j < columns else np.float32(0)
-        work[1, j] = scale[column + j] if len(scale) and j < columns else np.float32(1)
-    has_residual = residual.shape[0] > 0
-    in_place = columns == PANEL and out.strides[1] == 4 and (not has_residual or residual.strides[1] == 4)
-    for i in range(count):
-        row = first + i
-        if in_place:
-            added = residual.ctypes.data + row * residual.strides[0] + 4 * column
-            target = out.ctypes.data + row * out.strides[0] + 4 * column
-            _finish(
-                sums[i].ctypes.data, work[0].ctypes.data, work[1].ctypes.data, added, has_residual, gelu, target
-            )  # fmt: skip
-            continue
-        if has_residual:
-            for j in range(columns):
-                work[2, j] = residual[row, column + j]
-        _finish(
-            sums[i].ctypes.data, work[0].ctypes.data, work[1].ctypes.data, work[2].ctypes.data, has_residual, gelu,
-            work[3].ctypes.data,
-        )  # fmt: skip
-        for j in range(columns):
-            out[row, column + j] = work[3, j]
 
 
 @kernel
@@ -265,5 +208,5 @@ def _linear(x, panels, bias, gelu, scale, residual, out, sums, pairs):
                     else:
                         _tile(a, count - i, step // 4, weights, PANEL, target, PANEL, depth, start, ahead, every)
                     ahead += every * depth
-            finish_panel(sums, first, count, panel * PANEL, bias, gelu, scale, residual, out, work)
+            finish_panel(sums, first, count, panel * PANEL, bias, gelu, scale, residual, out, work, None)
     leave_kernel()

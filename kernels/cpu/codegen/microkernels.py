@@ -6,12 +6,14 @@ are the two passes of a softmax; :func:`row_sum` and :func:`row_squares` those o
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 from llvmlite import ir
 from numba import types
+from vitnp.kernels.cpu.codegen.int8 import add_products_of_quads
 from vitnp.kernels.cpu.codegen.jit import intrinsic
-from vitnp.kernels.cpu.codegen.simd import EXP2, HAS_BF16, I16, I32, I64, LANES, Vectors, loop
+from vitnp.kernels.cpu.codegen.simd import EXP2, HAS_BF16, I16, I32, I64, LANES, ROUNDER, Vectors, loop
 
 # A tile of results is held in registers: rows x vectors accumulators, one vector of B per column of vectors, and one of
 # A. AVX-512 and NEON have 32 registers; AVX2 and SSE2 have 16. More rows per column of B mean fewer loads per
@@ -21,7 +23,7 @@ TILE_VECTORS = 3
 PANEL = TILE_VECTORS * LANES  # columns of a tile
 
 
-def product_tile(rows: int, vectors: int, pairs: bool = False, cache: int = 1) -> Callable:
+def product_tile(rows: int, vectors: int, packed: int = 1, cache: int = 1) -> Callable:
     """Generate a micro-kernel of matrix products: a tile of A B that is held in registers, and stored in or added to C.
 
     For each k, a row of B is loaded once (`vectors` vectors) and used for all rows; each A[i, k] is loaded once, copied
@@ -32,9 +34,10 @@ def product_tile(rows: int, vectors: int, pairs: bool = False, cache: int = 1) -
     ----------
     rows, vectors : int
         Shape of the tile.
-    pairs : bool
-        True if each element of A and B consists of two bfloat16 numbers, consecutive along k, in the space of one
-        float32. Such a micro-kernel must only be called if HAS_BF16.
+    packed : {1, 2, 4}
+        Numbers, consecutive along k, that each element of A and B consists of, in the space of one float32: one
+        float32, two bfloat16, or four bytes. With bytes C is int32. A micro-kernel of bfloat16 must only be called if
+        HAS_BF16, one of bytes only if HAS_INT8.
     cache : int
         Cache level for prefetched memory, 1 or 2.
 
@@ -60,8 +63,8 @@ def product_tile(rows: int, vectors: int, pairs: bool = False, cache: int = 1) -
                 for i in range(rows)
                 for j in range(vectors)
             ]
-            multiply_add = v.add_products_of_pairs if pairs and HAS_BF16 else v.fma
-            zero = v.constant(0.0)
+            multiply_add, plus = _multiply_add(v, packed)
+            zero = ir.Constant(v.integers if packed == 4 else v.type, None)
 
             def body(k, sums):
                 v.prefetch(builder.add(ahead, builder.mul(k, every)), cache)
@@ -78,7 +81,7 @@ def product_tile(rows: int, vectors: int, pairs: bool = False, cache: int = 1) -
             with builder.if_else(adding) as (then, otherwise):
                 with then:
                     for value, slot in zip(sums, slots):
-                        v.store(builder.fadd(v.load(slot), value), slot)
+                        v.store(plus(builder.bitcast(v.load(slot), value.type), value), slot)
                 with otherwise:
                     for value, slot in zip(sums, slots):
                         v.store(value, slot)
@@ -87,6 +90,13 @@ def product_tile(rows: int, vectors: int, pairs: bool = False, cache: int = 1) -
         return types.void(*[types.int64] * 11), generate
 
     return tile
+
+
+def _multiply_add(v: Vectors, packed: int) -> tuple[Callable[..., ir.Value], Callable[..., ir.Value]]:
+    """Return the instruction that adds products to sums, and the one that adds sums; see :func:`product_tile`."""
+    if packed == 4:
+        return functools.partial(add_products_of_quads, v), v.builder.add
+    return v.add_products_of_pairs if packed == 2 and HAS_BF16 else v.fma, v.builder.fadd
 
 
 def _row_pointers(v: Vectors, base: ir.Value, count: ir.Value, step: ir.Value, rows: int) -> list[ir.Value]:
@@ -225,10 +235,6 @@ def _over_row(unrolled: int, first: Callable, combine: Callable, each: Callable)
     return over
 
 
-# Adding this to a number of moderate size leaves the nearest integer in the last bits of the sum.
-ROUNDER = 1.5 * 2**23
-
-
 def _exponential(v: Vectors, pointer: ir.Value, x: ir.Value) -> ir.Value:
     """Replace a vector by 2^(vector - x) for an integer x, and return it.
 
@@ -250,6 +256,10 @@ def _squared_deviation(v: Vectors, pointer: ir.Value, x: ir.Value) -> ir.Value:
     return v.builder.fmul(difference, difference)
 
 
+def _times_zero(v: Vectors, pointer: ir.Value, x: ir.Value) -> ir.Value:
+    return v.builder.fmul(v.load(pointer), v.constant(0.0))
+
+
 def _plus(v: Vectors, a: ir.Value, b: ir.Value) -> ir.Value:
     return v.builder.fadd(a, b)
 
@@ -264,6 +274,8 @@ def _load(v: Vectors, pointer: ir.Value, x: ir.Value) -> ir.Value:
 
 # Reductions of a row, called with its address, its length (a multiple of LANES), and a float x.
 row_maximum = _over_row(4, lambda v, x: x, Vectors.larger, _load)  # the maximum of the row and x
+row_minimum = _over_row(4, lambda v, x: x, Vectors.smaller, _load)  # the minimum of the row and x
 row_exponentials = _over_row(4, _zero, _plus, _exponential)  # row = 2^(row - x) for an integer x; returns the sum
 row_sum = _over_row(4, _zero, _plus, _load)  # the sum of the row; x is not used
+row_times_zero = _over_row(4, _zero, _plus, _times_zero)  # 0, or NaN if the row contains NaN or infinity
 row_squares = _over_row(4, _zero, _plus, _squared_deviation)  # the sum of (row - x)^2

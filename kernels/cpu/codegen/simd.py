@@ -76,6 +76,9 @@ GELU = (
 )  # fmt: skip
 LOG2_E = 1.4426950408889634
 
+# Adding this to a number of moderate size leaves the nearest integer in the last bits of the sum.
+ROUNDER = 1.5 * 2**23
+
 
 class BFloat(ir.Type):
     """The IR type bfloat16, the upper half of a float32, which llvmlite does not define."""
@@ -103,7 +106,7 @@ class Vectors:
 
     def __init__(self, builder: ir.IRBuilder, lanes: int = LANES):
         self.builder, self.lanes = builder, lanes
-        self.type = ir.VectorType(FLOAT, lanes)
+        self.type, self.integers = ir.VectorType(FLOAT, lanes), ir.VectorType(I32, lanes)
 
     def pointer(self, address: ir.Value, element: ir.Type = FLOAT) -> ir.Value:
         """Convert an address, an integer, to a pointer to elements."""
@@ -181,9 +184,8 @@ class Vectors:
         x = self.larger(x, self.constant(-126.0))
         whole = self.call("rint", x)
         mantissa = self.polynomial(EXP2, b.fsub(x, whole))
-        integers = ir.VectorType(I32, self.lanes)
-        exponent = b.shl(b.fptosi(whole, integers), ir.Constant(integers, [23] * self.lanes))
-        return b.bitcast(b.add(b.bitcast(mantissa, integers), exponent), self.type)
+        exponent = b.shl(b.fptosi(whole, self.integers), ir.Constant(self.integers, [23] * self.lanes))
+        return b.bitcast(b.add(b.bitcast(mantissa, self.integers), exponent), self.type)
 
     def gelu(self, x: ir.Value) -> ir.Value:
         """Compute ``x Phi(x) = max(x, 0) - |x| Phi(-|x|)``, with an error below 4e-7.
