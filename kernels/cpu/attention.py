@@ -1,10 +1,10 @@
 """Attention by online softmax: groups of queries against chunks of keys, without storing the whole matrix of scores.
 
-For each group of GROUP queries and each chunk of up to 240 keys, the micro-kernel of matrix products computes the
+For each group of GROUP queries and each chunk of up to 480 keys, the micro-kernel of matrix products computes the
 scores. Then follow their row maxima, 2^(score - maximum), row sums, and the products with the values, by the
 micro-kernel again. If a later chunk contains a larger maximum, the sums so far are scaled down (Milakov and Gimelshein
-2018; Dao et al. 2022, algorithm 1). The scores of a group (23 KB) and a panel of keys (12 KB with AVX-512) stay in the
-L1 cache.
+2018; Dao et al. 2022, algorithm 1). The scores of a group (46 KB) stay in the L2 cache, and a panel of keys (12 KB with AVX-512)
+in the L1 cache.
 
 Keys are stored transposed, in panels of PANEL columns, and values per head, so that both are read contiguously.
 """
@@ -23,20 +23,20 @@ from vitnp.kernels.cpu.codegen.microkernels import (
     TILE_VECTORS,
     as_bfloat,
     product_tile,
-    row_exponentials,
-    row_maximum,
     row_times,
     row_to_pairs,
+    rows_to_pairs,
     transpose_tile,
 )
+from vitnp.kernels.cpu.codegen.reductions import row_exponentials, row_exponentials_in_bfloat, row_maximum
 from vitnp.kernels.cpu.codegen.simd import HAS_BF16, LANES, LOG2_E
 from vitnp.kernels.cpu.codegen.workspace import workspace
 
 # Tiles of the second product are as wide as a head of 64, or with narrower vectors a quarter or an eighth of it.
 VALUE_ROWS, VALUE_VECTORS = (6, 4) if LANES == 16 else (4, 2)
 VALUE_PANEL = VALUE_VECTORS * LANES
-GROUP = 96  # a multiple of the rows of both tiles
-CHUNK_PANELS = 240 // PANEL  # panels of a chunk of keys, at most
+GROUP = 24  # a multiple of the rows of both tiles
+CHUNK_PANELS = 480 // PANEL  # panels of a chunk of keys, at most
 CHUNK = CHUNK_PANELS * PANEL
 CACHE_LINE = 64  # bytes
 MASKED = np.float32(-1e30)
@@ -146,23 +146,44 @@ def _write(key, value, keys, values, start):
     leave_kernel()
 
 
-@kernel(IN(2), IN(2), OUT(4, types.uint16), OUT(3, types.uint16), types.int64, types.int64)
+@kernel(IN(2), IN(2), OUT(4, types.uint16, layout="C"), OUT(3, types.uint16, layout="C"), types.int64, types.int64)
 def _write_pairs(key, value, keys, values, size, start):
     """Copy rows of keys and values into a cache of bfloat16 numbers, as :func:`_write`.
 
     Keys are (H, panels, ceil(D/H / 2), 2 PANEL) and values (H, ceil(N / 2), 2 padded D/H), uint16.
     """
     enter_kernel()
+    evenly = size // (2 * LANES) * 2 * LANES
+    block = np.empty((LANES, max(1, evenly // 2)), np.float32)  # rows of keys as pairs of features
+    first = start % 2  # the first row whose value is the first of a pair
+    last = first + max(0, len(value) - first) // 2 * 2
     for head in range(keys.shape[0]):
         column = head * size
+        for i in range(first, last, 2):
+            target = values[head, (start + i) // 2]
+            rows_to_pairs(
+                value[i, column:].ctypes.data, value[i + 1, column:].ctypes.data, target.ctypes.data, evenly
+            )  # fmt: skip
         for i in range(len(value)):
             half, odd = divmod(start + i, 2)
-            for d in range(size):
+            for d in range(evenly if first <= i < last else 0, size):
                 values[head, half, 2 * d + odd] = as_bfloat(value[i, column + d])
-        for i in range(len(key)):
+        i = 0
+        while i < len(key):
             panel, offset = divmod(start + i, PANEL)
-            for d in range(size):
-                keys[head, panel, d // 2, 2 * offset + d % 2] = as_bfloat(key[i, column + d])
+            count = min(PANEL - offset, len(key) - i)
+            done = 0
+            while evenly and done + LANES <= count:
+                for j in range(LANES):
+                    row_to_pairs(key[i + done + j, column:].ctypes.data, block[j].ctypes.data, evenly)
+                for d in range(0, evenly // 2, LANES):
+                    source, target = block[0, d:], keys[head, panel, d, 2 * (offset + done) :]
+                    transpose_tile(source.ctypes.data, evenly // 2, target.ctypes.data, PANEL)
+                done += LANES
+            for j in range(count):
+                for d in range(evenly if j < done else 0, size):
+                    keys[head, panel, d // 2, 2 * (offset + j) + d % 2] = as_bfloat(key[i + j, column + d])
+            i += count
     leave_kernel()
 
 
@@ -198,7 +219,7 @@ def _attend(query, keys, values, out, tokens, pairs, queries, scores, sums, stat
     padded, size = values.shape[2], query.shape[1] // heads
     # exp(x) is computed as 2^(x log2(e)); scaling the queries is cheaper than scaling the scores.
     scale = np.float32(LOG2_E / np.sqrt(size))
-    # Chunks of about equal length: 197 keys make one chunk of up to 240, not 192 and 5.
+    # Chunks of about equal length: 501 keys make two chunks of 288 and 213, not 480 and 21.
     chunk = -(-panels // -(-panels // CHUNK_PANELS)) * PANEL
     largest, weight = state[0], state[1]
     step = queries.shape[1]
@@ -246,9 +267,10 @@ def _attend(query, keys, values, out, tokens, pairs, queries, scores, sums, stat
                         for j in range(whole):
                             scores[i, j] -= maximum
                         base = np.float32(0)
-                    weight[i] += row_exponentials(line, whole, base)
                     if pairs:
-                        row_to_pairs(line, line, whole)
+                        weight[i] += row_exponentials_in_bfloat(line, whole, base)
+                    else:
+                        weight[i] += row_exponentials(line, whole, base)
                 for first in range(0, padded, VALUE_PANEL):
                     rows, at = ((length + 1) // 2, start // 2) if pairs else (length, start)
                     b = values[head, at, first:].ctypes.data

@@ -12,15 +12,8 @@ from vitnp.kernels import reference
 from vitnp.kernels.cpu.codegen.gil import enter_kernel, leave_kernel
 from vitnp.kernels.cpu.codegen.int8 import OFFSET, row_to_bytes
 from vitnp.kernels.cpu.codegen.jit import IN, OUT, kernel
-from vitnp.kernels.cpu.codegen.microkernels import (
-    PANEL,
-    TILE_ROWS,
-    TILE_VECTORS,
-    product_tile,
-    row_maximum,
-    row_minimum,
-    row_times_zero,
-)
+from vitnp.kernels.cpu.codegen.microkernels import PANEL, TILE_ROWS, TILE_VECTORS, product_tile
+from vitnp.kernels.cpu.codegen.reductions import row_maximum, row_minimum, row_times_zero
 from vitnp.kernels.cpu.codegen.simd import LANES
 from vitnp.kernels.cpu.codegen.workspace import workspace
 from vitnp.kernels.cpu.epilogue import epilogue, finish_panel

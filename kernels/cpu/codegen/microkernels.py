@@ -1,7 +1,7 @@
-"""Micro-kernels: the innermost loops of matrix products, softmax and layer normalization, for kernels to call.
+"""Micro-kernels: the innermost loops of matrix products, and of conversions of rows, for kernels to call.
 
-:func:`product_tile` generates the micro-kernel of all matrix products; :func:`row_maximum` and :func:`row_exponentials`
-are the two passes of a softmax; :func:`row_sum` and :func:`row_squares` those of a layer normalization.
+:func:`product_tile` generates the micro-kernel of all matrix products. The loops of softmax and layer normalization are
+in :mod:`vitnp.kernels.cpu.codegen.reductions`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from llvmlite import ir
 from numba import types
 from vitnp.kernels.cpu.codegen.int8 import add_products_of_quads
 from vitnp.kernels.cpu.codegen.jit import intrinsic
-from vitnp.kernels.cpu.codegen.simd import EXP2, HAS_BF16, I16, I32, I64, LANES, ROUNDER, Vectors, loop
+from vitnp.kernels.cpu.codegen.simd import HAS_BF16, I16, I32, I64, LANES, Vectors, loop
 
 # A tile of results is held in registers: rows x vectors accumulators, one vector of B per column of vectors, and one of
 # A. AVX-512 and NEON have 32 registers; AVX2 and SSE2 have 16. More rows per column of B mean fewer loads per
@@ -131,23 +131,36 @@ def row_to_pairs(context, source, target, n):
         source, target, n = arguments
         v = Vectors(builder)
         source, target = v.pointer(source), v.pointer(target, I16)
-        wide, narrow = ir.VectorType(I32, LANES), ir.VectorType(I16, LANES)
-
-        def constant(number):
-            return ir.Constant(wide, [number] * LANES)
 
         def body(index, carried):
-            bits = builder.bitcast(v.load(v.at(source, index)), wide)
-            odd = builder.and_(builder.lshr(bits, constant(16)), constant(1))
-            rounded = builder.lshr(builder.add(bits, builder.add(odd, constant(0x7FFF))), constant(16))
-            slot = builder.bitcast(v.at(target, index), narrow.as_pointer())
-            builder.store(builder.trunc(rounded, narrow), slot).align = 2
+            v.store(v.to_bfloat(v.load(v.at(source, index))), v.at(target, index), 2)
             return carried
 
         loop(builder, 0, n, LANES, [], body)
         return context.get_dummy_value()
 
     return types.void(*[types.int64] * 3), generate
+
+
+@intrinsic
+def rows_to_pairs(context, first, second, target, n):
+    """Convert two rows of n floats to n pairs of bfloat16 numbers, one of each row; n is a multiple of LANES."""
+
+    def generate(context, builder, signature, arguments):
+        first, second, target, n = arguments
+        v = Vectors(builder)
+        first, second, target = v.pointer(first), v.pointer(second), v.pointer(target)
+        sixteen = ir.Constant(v.integers, [16] * LANES)
+
+        def body(index, carried):
+            low, high = (builder.zext(v.to_bfloat(v.load(v.at(p, index))), v.integers) for p in (first, second))
+            v.store(builder.or_(low, builder.shl(high, sixteen)), v.at(target, index))
+            return carried
+
+        loop(builder, 0, n, LANES, [], body)
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 4), generate
 
 
 @intrinsic
@@ -201,81 +214,23 @@ def row_times(context, source, target, n, factor):
     return types.void(types.int64, types.int64, types.int64, types.float32), generate
 
 
-def _over_row(unrolled: int, first: Callable, combine: Callable, each: Callable) -> Callable:
-    """Generate a reduction ``f(p, n, x)`` of the n floats at address p, `unrolled` vectors at a time.
+@intrinsic
+def row_normalize(context, source, weight, bias, target, n, mean, scale):
+    """Write ``(x - mean) scale weight + bias`` of n floats; n is a multiple of LANES, arrays are given by addresses."""
 
-    `first(v, x)` is the initial value of every lane; `each(v, pointer, x)` returns the contribution of a vector, and
-    may store something; `combine(v, a, b)` combines two vectors. n is a multiple of LANES: the caller handles the
-    remaining numbers.
-    """
+    def generate(context, builder, signature, arguments):
+        *addresses, n, mean, scale = arguments
+        v = Vectors(builder)
+        source, weight, bias, target = map(v.pointer, addresses)
+        mean, scale = v.splat(mean), v.splat(scale)
 
-    @intrinsic
-    def over(context, p, n, x):
-        def generate(context, builder, signature, arguments):
-            p, n, x = arguments
-            v = Vectors(builder)
-            p, x = v.pointer(p), v.splat(x)
-            start = first(v, x)
+        def body(index, carried):
+            x, w, shift = (v.load(v.at(p, index)) for p in (source, weight, bias))
+            normalized = builder.fmul(builder.fsub(x, mean), scale)
+            v.store(builder.fadd(builder.fmul(normalized, w), shift), v.at(target, index))
+            return carried
 
-            def iteration(vectors):
-                def body(index, carried):
-                    values = [each(v, v.at(p, builder.add(index, I64(u * LANES))), x) for u in range(vectors)]
-                    return [combine(v, a, b) for a, b in zip(carried, values)]
+        loop(builder, 0, n, LANES, [], body)
+        return context.get_dummy_value()
 
-                return body
-
-            index, partial = loop(builder, 0, n, unrolled * LANES, [start] * unrolled, iteration(unrolled))
-            index, total = loop(builder, index, n, LANES, partial[:1], iteration(1))
-            for other in partial[1:]:
-                total = [combine(v, total[0], other)]
-            return v.fold(total[0], lambda a, b: combine(v, a, b))
-
-        return types.float32(types.int64, types.int64, types.float32), generate
-
-    return over
-
-
-def _exponential(v: Vectors, pointer: ir.Value, x: ir.Value) -> ir.Value:
-    """Replace a vector by 2^(vector - x) for an integer x, and return it.
-
-    As :meth:`Vectors.exp2`, but x needs no subtraction of its own: it is part of the number that is added for rounding.
-    """
-    b, integers = v.builder, ir.VectorType(I32, v.lanes)
-    rounder = b.fsub(v.constant(ROUNDER), x)
-    value = v.larger(v.load(pointer), b.fsub(x, v.constant(126.0)))
-    shifted = b.fadd(value, rounder)
-    mantissa = v.polynomial(EXP2, b.fsub(value, b.fsub(shifted, rounder)))
-    exponent = b.shl(b.bitcast(shifted, integers), ir.Constant(integers, [23] * v.lanes))
-    power = b.bitcast(b.add(b.bitcast(mantissa, integers), exponent), v.type)
-    v.store(power, pointer)
-    return power
-
-
-def _squared_deviation(v: Vectors, pointer: ir.Value, x: ir.Value) -> ir.Value:
-    difference = v.builder.fsub(v.load(pointer), x)
-    return v.builder.fmul(difference, difference)
-
-
-def _times_zero(v: Vectors, pointer: ir.Value, x: ir.Value) -> ir.Value:
-    return v.builder.fmul(v.load(pointer), v.constant(0.0))
-
-
-def _plus(v: Vectors, a: ir.Value, b: ir.Value) -> ir.Value:
-    return v.builder.fadd(a, b)
-
-
-def _zero(v: Vectors, x: ir.Value) -> ir.Value:
-    return v.constant(0.0)
-
-
-def _load(v: Vectors, pointer: ir.Value, x: ir.Value) -> ir.Value:
-    return v.load(pointer)
-
-
-# Reductions of a row, called with its address, its length (a multiple of LANES), and a float x.
-row_maximum = _over_row(4, lambda v, x: x, Vectors.larger, _load)  # the maximum of the row and x
-row_minimum = _over_row(4, lambda v, x: x, Vectors.smaller, _load)  # the minimum of the row and x
-row_exponentials = _over_row(4, _zero, _plus, _exponential)  # row = 2^(row - x) for an integer x; returns the sum
-row_sum = _over_row(4, _zero, _plus, _load)  # the sum of the row; x is not used
-row_times_zero = _over_row(4, _zero, _plus, _times_zero)  # 0, or NaN if the row contains NaN or infinity
-row_squares = _over_row(4, _zero, _plus, _squared_deviation)  # the sum of (row - x)^2
+    return types.void(*[types.int64] * 5, types.float32, types.float32), generate

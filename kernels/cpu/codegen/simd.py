@@ -122,9 +122,9 @@ class Vectors:
         value.align = 4
         return value
 
-    def store(self, value: ir.Value, pointer: ir.Value) -> None:
-        """Store a vector to memory of any alignment."""
-        self.builder.store(value, self.builder.bitcast(pointer, value.type.as_pointer())).align = 4
+    def store(self, value: ir.Value, pointer: ir.Value, align: int = 4) -> None:
+        """Store a vector to memory, aligned to its elements."""
+        self.builder.store(value, self.builder.bitcast(pointer, value.type.as_pointer())).align = align
 
     def prefetch(self, address: ir.Value, cache: int) -> None:
         """Prefetch the cache line at an address, which may be invalid, into the cache of level 1 or 2."""
@@ -159,6 +159,17 @@ class Vectors:
         name = "llvm.x86.avx512bf16.dpbf16ps.512"
         function = cgutils.get_or_insert_function(self.builder.module, signature, name)
         return self.builder.call(function, [c, self.builder.bitcast(a, pairs), self.builder.bitcast(b, pairs)])
+
+    def to_bfloat(self, value: ir.Value) -> ir.Value:
+        """Round floats to the 16 bits of bfloat16, ties to even. Infinity stays infinity."""
+        if HAS_BF16:
+            return self.builder.bitcast(
+                self.builder.fptrunc(value, ir.VectorType(BFloat(), self.lanes)), ir.VectorType(I16, self.lanes)
+            )
+        sixteen, one, half = (ir.Constant(self.integers, [number] * self.lanes) for number in (16, 1, 0x7FFF))
+        b, bits = self.builder, self.builder.bitcast(value, self.integers)
+        rounded = b.add(bits, b.add(b.and_(b.lshr(bits, sixteen), one), half))
+        return b.trunc(b.lshr(rounded, sixteen), ir.VectorType(I16, self.lanes))
 
     def larger(self, a: ir.Value, b: ir.Value) -> ir.Value:
         """Return the larger of two vectors, lane by lane; b where a is NaN."""
