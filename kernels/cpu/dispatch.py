@@ -15,6 +15,7 @@ from vitnp.kernels.threads.fork import importing
 # Operations by module.
 MODULES = {
     "linear": ("linear", "pack_linear"),
+    "int8": ("layernorm_int8", "quantize_rows"),
     "layernorm": ("layernorm",),
     "activations": ("gelu", "swiglu"),
     "attention": ("attention", "KVCache"),

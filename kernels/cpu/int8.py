@@ -1,7 +1,7 @@
 """Linear layers in 8-bit integers, see :mod:`vitnp.kernels.reference.int8`, with the loops of float32 layers.
 
-Four consecutive inputs, a quad, take the place of one float32: a block of rows is quantized into quads when it is read,
-weights are packed as quads, and the micro-kernel adds four products per lane.
+Four consecutive inputs, a *quad*, take the place of one float32: rows are quantized into quads when they are normalized
+or first read, weights are packed as quads, and the micro-kernel adds four products per lane.
 """
 
 from __future__ import annotations
@@ -17,16 +17,15 @@ from vitnp.kernels.cpu.codegen.reductions import row_maximum, row_minimum, row_t
 from vitnp.kernels.cpu.codegen.simd import LANES
 from vitnp.kernels.cpu.codegen.workspace import workspace
 from vitnp.kernels.cpu.epilogue import epilogue, finish_panel
+from vitnp.kernels.cpu.layernorm import normalize_row
 from vitnp.kernels.cpu.linear import PackedInt8
-from vitnp.kernels.reference.int8 import MAX_INPUTS, STEPS, quantize_weight
-
-from vitnp.errors import UsageError
+from vitnp.kernels.reference.int8 import STEPS, QuantizedRows, check_inputs, quantize_weight
 
 ROWS = 128
 DEPTH = 96  # quads
 QUAD = 4
 
-STEPS_F, TINY = np.float32(STEPS), np.finfo(np.float32).tiny
+_STEPS, _TINY = np.float32(STEPS), np.finfo(np.float32).tiny
 
 _tile = product_tile(TILE_ROWS, TILE_VECTORS, packed=4, cache=2)
 
@@ -34,19 +33,55 @@ _tile = product_tile(TILE_ROWS, TILE_VECTORS, packed=4, cache=2)
 def pack_int8(weight: np.ndarray) -> PackedInt8:
     """Quantize and pack float32 weights (E, C)."""
     outputs, inputs = weight.shape
+    check_inputs(inputs)
     quantized = quantize_weight(weight)
     n_panels, quads = -(-outputs // PANEL), -(-inputs // QUAD)
     values = np.zeros((n_panels * PANEL, quads * QUAD), np.int8)
     values[:outputs, :inputs] = quantized.values
     panels = values.reshape(n_panels, PANEL, quads, QUAD).transpose(0, 2, 1, 3)
-    totals = values.sum(axis=1, dtype=np.int32)
     scales = np.zeros(len(values), np.float32)
     scales[:outputs] = quantized.scale
-    return PackedInt8(np.ascontiguousarray(panels).view(np.float32)[..., 0], totals, scales, outputs, inputs)
+    return PackedInt8(
+        np.ascontiguousarray(panels).view(np.float32)[..., 0], values.sum(axis=1, dtype=np.int32), scales, outputs,
+        inputs,
+    )  # fmt: skip
+
+
+def _empty_rows(name: str, shape: tuple[int, ...]) -> QuantizedRows:
+    """Return memory for quantized rows, valid until the same thread asks for the same name again."""
+    *rows, inputs = shape
+    padded = -(-inputs // (QUAD * LANES)) * QUAD * LANES
+    return QuantizedRows(
+        workspace(f"{name} bytes", *rows, padded, dtype=np.uint8), workspace(f"{name} scales", *rows),
+        workspace(f"{name} zeros", *rows, dtype=np.int32), inputs,
+    )  # fmt: skip
+
+
+def _flat(rows: QuantizedRows) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    return rows.values.reshape(-1, rows.values.shape[-1]), rows.scale.reshape(-1), rows.zero.reshape(-1)
+
+
+def quantize_rows(x: np.ndarray) -> QuantizedRows:
+    if x.dtype != np.float32:
+        return reference.quantize_rows(x)
+    rows = _empty_rows("rows", x.shape)
+    _quantize(x.reshape(-1, x.shape[-1]), *_flat(rows))
+    return rows
+
+
+def layernorm_int8(x: np.ndarray, weight: np.ndarray, bias: np.ndarray, eps: float) -> QuantizedRows:
+    if x.dtype != np.float32:
+        return reference.layernorm_int8(x, weight, bias, eps)
+    rows = _empty_rows("normed", x.shape)
+    work = workspace("normed", rows.values.shape[-1])
+    _layernorm_int8(
+        x.reshape(-1, x.shape[-1]), np.ascontiguousarray(weight), np.ascontiguousarray(bias), eps, *_flat(rows), work
+    )  # fmt: skip
+    return rows
 
 
 def linear_int8(
-    x: np.ndarray,
+    x: np.ndarray | QuantizedRows,
     weight: PackedInt8,
     bias: np.ndarray | None = None,
     *,
@@ -55,24 +90,21 @@ def linear_int8(
     residual: np.ndarray | None = None,
     out: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Apply a linear layer with packed weights to float32 rows, see :func:`vitnp.kernels.reference.linear`."""
+    """Apply a linear layer with packed weights, see :func:`vitnp.kernels.reference.linear`."""
+    rows = x if isinstance(x, QuantizedRows) else quantize_rows(x)
     if out is None:
         out = np.empty((*x.shape[:-1], weight.outputs), np.float32)
-    rows = x.reshape(-1, weight.inputs)
-    flat = out.reshape(len(rows), weight.outputs)
-    if len(rows) == 0:
-        return out
-    sums = workspace("int8 sums", ROWS + TILE_ROWS, PANEL, dtype=np.int32)
-    quads = workspace("int8 rows", ROWS, -(-weight.inputs // (QUAD * LANES)) * QUAD * LANES, dtype=np.uint8)
-    scales, zeros = workspace("int8 scales", ROWS), workspace("int8 zeros", ROWS, dtype=np.int32)
-    arguments = epilogue(bias, activation, scale, residual, flat)
-    _linear_int8(rows, weight.panels, weight.totals, weight.scales, *arguments, sums, quads, scales, zeros)
+    flat = out.reshape(-1, weight.outputs)
+    if len(flat):
+        sums = workspace("int8 sums", ROWS + TILE_ROWS, PANEL, dtype=np.int32)
+        arguments = epilogue(bias, activation, scale, residual, flat)
+        _linear_int8(*_flat(rows), weight.panels, weight.totals, weight.scales, *arguments, sums)
     return out
 
 
 @kernel(fastmath=False)
-def _row_range(row, work):
-    """Return the scale of a row and its zero point, as the reference does."""
+def _row_range(row):
+    """Return the scale of a row and its zero point, to the same bits as the reference."""
     whole = len(row) // LANES * LANES
     address = row.ctypes.data
     high = row_maximum(address, whole, np.float32(0))
@@ -80,54 +112,75 @@ def _row_range(row, work):
     nothing = row_times_zero(address, whole, np.float32(0))  # NaN if there is NaN or infinity
     for j in range(whole, len(row)):
         high, low, nothing = max(high, row[j]), min(low, row[j]), nothing + row[j] * np.float32(0)
-    scale = max(high / STEPS_F - low / STEPS_F, TINY) + nothing
+    scale = max(high / _STEPS - low / _STEPS, _TINY) + nothing
     return scale, np.rint(-low * (np.float32(1) / scale))
 
 
 @kernel
-def quantize_rows(x, first, count, quads, scales, zeros, work):
-    """Quantize `count` rows from `first` on, with the bytes of zero appended up to a multiple of 4 LANES.
+def quantize_row(row, values, i, scales, zeros, work):
+    """Quantize a row into row i of `values`, with the bytes of zero appended up to its length.
 
     Parameters
     ----------
-    x : (N, C) float32, IN
-        Rows are contiguous.
-    first, count : int
-    quads : (count or more, C or more) uint8, OUT
-    scales : (count or more,) float32, OUT
-    zeros : (count or more,) int32, OUT
+    row : (C,) float32, IN
+        Contiguous.
+    values : (N, C or more) uint8, OUT
+        Rows are multiples of LANES.
+    i : int
+    scales : (N,) float32, OUT
+    zeros : (N,) int32, OUT
         Zero points of the bytes as they are stored, see OFFSET.
-    work : (LANES or more,) float32, OUT
+    work : (LANES,) float32, OUT
         Workspace.
     """
-    inputs = x.shape[1]
-    whole = inputs // LANES * LANES
-    for i in range(count):
-        row, target = x[first + i], quads[i]
-        scale, zero = _row_range(row, work)
-        inverse = np.float32(1) / scale
-        scales[i] = scale
-        zeros[i] = np.int32(zero) + OFFSET if scale == scale else np.int32(0)
-        zero += np.float32(OFFSET)
-        row_to_bytes(row.ctypes.data, target.ctypes.data, whole, inverse, zero)
-        for j in range(whole, len(target), LANES):
-            work[:LANES] = np.float32(0)
-            for lane in range(min(LANES, inputs - j)):
-                work[lane] = row[j + lane]
-            row_to_bytes(work.ctypes.data, target[j:].ctypes.data, LANES, inverse, zero)
+    target = values[i]
+    inputs, whole = len(row), len(row) // LANES * LANES
+    scale, zero = _row_range(row)
+    inverse = np.float32(1) / scale
+    scales[i] = scale
+    zeros[i] = np.int32(zero) + OFFSET if scale == scale else np.int32(0)
+    zero += np.float32(OFFSET)
+    row_to_bytes(row.ctypes.data, target.ctypes.data, whole, inverse, zero)
+    for j in range(whole, len(target), LANES):
+        work[:] = np.float32(0)
+        for lane in range(min(LANES, inputs - j)):
+            work[lane] = row[j + lane]
+        row_to_bytes(work.ctypes.data, target[j:].ctypes.data, LANES, inverse, zero)
+
+
+@kernel(IN(2), OUT(2, types.uint8), OUT(1), OUT(1, types.int32))
+def _quantize(x, values, scales, zeros):
+    """Quantize rows, see :func:`quantize_row`."""
+    enter_kernel()
+    work = np.empty(LANES, np.float32)
+    for i in range(len(x)):
+        quantize_row(x[i], values, i, scales, zeros, work)
+    leave_kernel()
+
+
+@kernel(IN(2), IN(1), IN(1), types.float64, OUT(2, types.uint8), OUT(1), OUT(1, types.int32), OUT(1))
+def _layernorm_int8(x, weight, bias, eps, values, scales, zeros, normed):
+    """Normalize and quantize rows, see :func:`normalize_row` and :func:`quantize_row`; `normed` is a workspace."""
+    enter_kernel()
+    work = np.empty(LANES, np.float32)
+    row = normed[: x.shape[1]]
+    for i in range(len(x)):
+        normalize_row(x[i], weight, bias, eps, row)
+        quantize_row(row, values, i, scales, zeros, work)
+    leave_kernel()
 
 
 @kernel(
-    IN(2), IN(3), IN(1, types.int32), IN(1), IN(1), types.boolean, IN(1), IN(2), OUT(2), OUT(2, types.int32),
-    OUT(2, types.uint8), OUT(1), OUT(1, types.int32),
+    IN(2, types.uint8), IN(1), IN(1, types.int32), IN(3), IN(1, types.int32), IN(1), IN(1), types.boolean, IN(1),
+    IN(2), OUT(2), OUT(2, types.int32),
 )  # fmt: skip
-def _linear_int8(x, panels, totals, scales, bias, gelu, scale, residual, out, sums, quads, row_scales, zeros):
+def _linear_int8(values, row_scales, zeros, panels, totals, scales, bias, gelu, scale, residual, out, sums):
     """Compute ``out = residual + scale gelu(x W + bias)``.
 
     Parameters
     ----------
-    x : (N, C) float32, IN
-        Rows are contiguous.
+    values, row_scales, zeros
+        Rows as :func:`quantize_row` writes them.
     panels, totals, scales
         See :class:`PackedInt8`.
     bias, scale : (E,) or (0,) float32, IN
@@ -136,18 +189,15 @@ def _linear_int8(x, panels, totals, scales, bias, gelu, scale, residual, out, su
         May be `out`.
     out : (N, E) float32, OUT
     sums : (ROWS + TILE_ROWS, PANEL) int32, OUT
-        Workspace, as all that follow.
-    quads : (ROWS, C or more) uint8, OUT
-    row_scales : (ROWS,) float32, OUT
-    zeros : (ROWS,) int32, OUT
+        Workspace.
     """
     enter_kernel()
     inputs = panels.shape[1]
     work = np.empty((4, PANEL), np.float32)
-    step = quads.strides[0]
-    for first in range(0, x.shape[0], ROWS):
-        count = min(ROWS, x.shape[0] - first)
-        quantize_rows(x, first, count, quads, row_scales, zeros, work[0])
+    step = values.strides[0]
+    for first in range(0, values.shape[0], ROWS):
+        count = min(ROWS, values.shape[0] - first)
+        quantized = row_scales[first:], zeros[first:], totals, scales
         for panel in range(panels.shape[0]):
             for start in range(0, inputs, DEPTH):
                 depth = min(DEPTH, inputs - start)
@@ -156,9 +206,8 @@ def _linear_int8(x, panels, totals, scales, bias, gelu, scale, residual, out, su
                 every = -(-4 * PANEL // -(-count // TILE_ROWS))
                 ahead = weights + 4 * depth * PANEL
                 for i in range(0, count, TILE_ROWS):
-                    a, target = quads.ctypes.data + i * step + 4 * start, sums[i].ctypes.data
+                    a, target = values.ctypes.data + (first + i) * step + 4 * start, sums[i].ctypes.data
                     _tile(a, count - i, step // 4, weights, PANEL, target, PANEL, depth, start, ahead, every)
                     ahead += every * depth
-            quantized = row_scales, zeros, totals, scales
             finish_panel(sums, first, count, panel * PANEL, bias, gelu, scale, residual, out, work, quantized)
     leave_kernel()

@@ -19,6 +19,7 @@ from vitnp.kernels.cpu.codegen.microkernels import PANEL, TILE_ROWS, TILE_VECTOR
 from vitnp.kernels.cpu.codegen.simd import LANES
 from vitnp.kernels.cpu.codegen.workspace import workspace
 from vitnp.kernels.cpu.epilogue import epilogue, finish_panel
+from vitnp.kernels.reference.int8 import QuantizedRows, QuantizedWeight
 
 ROWS = 128
 DEPTH = 96
@@ -70,7 +71,7 @@ class PackedInt8:
     inputs: int
 
 
-def pack_linear(weight: np.ndarray, precision: str = "fp32") -> PackedLinear | PackedInt8 | np.ndarray:
+def pack_linear(weight: np.ndarray, precision: str = "fp32") -> PackedLinear | PackedInt8 | QuantizedWeight | np.ndarray:
     if weight.dtype != np.float32:
         return reference.pack_linear(weight, precision)
     if precision == "int8":
@@ -105,8 +106,8 @@ def _bfloat(x: np.ndarray) -> np.ndarray:
 
 
 def linear(
-    x: np.ndarray,
-    weight: np.ndarray | PackedLinear,
+    x: np.ndarray | QuantizedRows,
+    weight: np.ndarray | PackedLinear | PackedInt8,
     bias: np.ndarray | None = None,
     *,
     activation: str | None = None,
@@ -114,13 +115,13 @@ def linear(
     residual: np.ndarray | None = None,
     out: np.ndarray | None = None,
 ) -> np.ndarray:
-    if x.dtype != np.float32:
-        weight = unpacked(weight)
-        return reference.linear(x, weight, bias, activation=activation, scale=scale, residual=residual, out=out)
-    if isinstance(weight, PackedInt8):
+    if isinstance(weight, PackedInt8) and (isinstance(x, QuantizedRows) or x.dtype == np.float32):
         from vitnp.kernels.cpu.int8 import linear_int8
 
         return linear_int8(x, weight, bias, activation=activation, scale=scale, residual=residual, out=out)
+    if isinstance(x, QuantizedRows) or x.dtype != np.float32:
+        weight = unpacked(weight)
+        return reference.linear(x, weight, bias, activation=activation, scale=scale, residual=residual, out=out)
     packed = weight if isinstance(weight, PackedLinear) else _pack(weight)
     if out is None:
         out = np.empty((*x.shape[:-1], packed.outputs), np.float32)
@@ -134,7 +135,7 @@ def linear(
     return out
 
 
-def unpacked(weight: np.ndarray | PackedLinear) -> np.ndarray:
+def unpacked(weight: np.ndarray | PackedLinear | PackedInt8) -> np.ndarray:
     """Check that weights are a plain array, as the reference needs for inputs that are not float32.
 
     Raises
@@ -142,7 +143,7 @@ def unpacked(weight: np.ndarray | PackedLinear) -> np.ndarray:
     TypeError
         If the weights are packed.
     """
-    if isinstance(weight, PackedLinear):
+    if isinstance(weight, (PackedLinear, PackedInt8)):
         raise TypeError("packed weights are for float32 inputs only; convert the inputs to float32")
     return weight
 

@@ -8,7 +8,7 @@ from vitnp.kernels import reference
 from vitnp.kernels.cpu.codegen.gil import enter_kernel, leave_kernel
 from vitnp.kernels.cpu.codegen.jit import IN, OUT, kernel
 from vitnp.kernels.cpu.codegen.workspace import workspace
-from vitnp.kernels.cpu.linear import PackedLinear, linear, unpacked
+from vitnp.kernels.cpu.linear import PackedInt8, PackedLinear, linear, unpacked
 
 from vitnp.errors import UsageError
 
@@ -17,7 +17,7 @@ ROWS = 96  # patches of a block
 
 def patch_embedding(
     images: np.ndarray,
-    weight: np.ndarray | PackedLinear,
+    weight: np.ndarray | PackedLinear | PackedInt8,
     bias: np.ndarray,
     stride: int,
     *,

@@ -16,6 +16,14 @@ from __future__ import annotations
 from vitnp.kernels.reference.attention import QUERY_BLOCK, KVCache, attention, attention_row
 from vitnp.kernels.reference.bilateral_grid import grid_neighbors
 from vitnp.kernels.reference.foreground import foreground_sweeps
+from vitnp.kernels.reference.int8 import (
+    QuantizedRows,
+    QuantizedWeight,
+    layernorm_int8,
+    product_int8,
+    quantize_rows,
+    quantize_weight,
+)
 from vitnp.kernels.reference.kmeans import Step, kmeans_assign, kmeans_closer, kmeans_rows, kmeans_step
 from vitnp.kernels.reference.lattice import (
     Lattice,
@@ -46,6 +54,8 @@ __all__ = [
     "KVCache",
     "Lattice",
     "Moves",
+    "QuantizedRows",
+    "QuantizedWeight",
     "Step",
     "attention",
     "attention_row",
@@ -61,6 +71,7 @@ __all__ = [
     "lattice_filter",
     "lattice_geometry",
     "layernorm",
+    "layernorm_int8",
     "linear",
     "mean_field",
     "normalize_lattice",
@@ -69,6 +80,9 @@ __all__ = [
     "patch_embedding",
     "permutohedral_lattice",
     "precisions",
+    "product_int8",
+    "quantize_rows",
+    "quantize_weight",
     "similarity",
     "similarity_top",
     "softmax",

@@ -9,46 +9,57 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from vitnp.errors import UsageError
+from vitnp.kernels.reference.int8 import (
+    QuantizedRows,
+    QuantizedWeight,
+    check_inputs,
+    product_int8,
+    quantize_rows,
+    quantize_weight,
+)
 
 # Tokens that one thread takes through a layer at a time; None means all tokens of an image. BLAS may round differently
 # when a product has another number of rows, so the reference never splits an image.
 BLOCK = None
 
 
-def pack_linear(weight: np.ndarray, precision: str = "fp32") -> np.ndarray:
+def pack_linear(weight: np.ndarray, precision: str = "fp32") -> np.ndarray | QuantizedWeight:
     """Pack the weights of a linear layer into the layout that :func:`linear` reads fastest; call it once per layer.
 
     Parameters
     ----------
     weight : (E, C) float
         One row per output, as in checkpoints.
-    precision : {"fp32", "bf16", "fp16", "tf32"}
-        Type of the products' operands, one of :func:`precisions`; sums are always float32. The reference supports only
-        "fp32", which means the type of the weights.
+    precision : {"fp32", "bf16", "fp16", "tf32", "int8"}
+        Type of the products' operands, one of :func:`precisions`. Sums are float32, and 32-bit integers with "int8".
+        The reference supports "fp32", which means the type of the weights, and "int8".
 
     Returns
     -------
     object
-        Packed weights for :func:`linear`; in the reference the weights themselves.
+        Packed weights for :func:`linear`; in the reference the weights themselves, or a :class:`QuantizedWeight`.
 
     Raises
     ------
     UsageError
-        If the device does not support the precision.
+        If the device does not support the precision, or the layer has too many inputs for "int8".
 
     Examples
     --------
     >>> linear(np.array([[1.0, 2.0]]), pack_linear(np.array([[3.0, 4.0]])))
     array([[11.]])
     """
+    if precision == "int8":
+        check_inputs(weight.shape[1])
+        return quantize_weight(weight)
     if precision != "fp32":
-        raise UsageError(f"precision must be fp32 without compiled kernels, got {precision}")
+        raise UsageError(f"precision must be fp32 or int8 without compiled kernels, got {precision}")
     return weight
 
 
 def linear(
-    x: np.ndarray,
-    weight: np.ndarray,
+    x: np.ndarray | QuantizedRows,
+    weight: np.ndarray | QuantizedWeight,
     bias: np.ndarray | None = None,
     *,
     activation: str | None = None,
@@ -60,7 +71,8 @@ def linear(
 
     Parameters
     ----------
-    x : (..., C) float
+    x : (..., C) float or QuantizedRows
+        Quantized rows need weights that were packed with precision "int8". Such weights quantize other rows.
     weight : (E, C) float
         One row per output, as in checkpoints; or the result of :func:`pack_linear`.
     bias : (E,) float, optional
@@ -82,7 +94,12 @@ def linear(
     >>> linear(np.array([[1.0, 2.0]]), np.array([[3.0, 4.0]]), np.array([5.0]))
     array([[16.]])
     """
-    y = x @ weight.T
+    if isinstance(weight, QuantizedWeight):
+        y = product_int8(x if isinstance(x, QuantizedRows) else quantize_rows(x), weight)
+    elif isinstance(x, QuantizedRows):
+        raise TypeError("quantized rows need weights packed with precision int8")
+    else:
+        y = x @ weight.T
     if bias is not None:
         y += bias
     if activation == "gelu":
@@ -203,7 +220,7 @@ def softmax(x: np.ndarray) -> np.ndarray:
 
 def patch_embedding(
     images: np.ndarray,
-    weight: np.ndarray,
+    weight: np.ndarray | QuantizedWeight,
     bias: np.ndarray,
     stride: int,
     *,
@@ -237,12 +254,16 @@ def patch_embedding(
     array([[[12.],
             [12.]]])
     """
-    patch = patch or weight.shape[-1]
+    patch = patch or (weight.shape[-1] if isinstance(weight, np.ndarray) else None)
+    if patch is None:
+        raise UsageError("patch is required with packed weights; pass the side of a patch in pixels")
     windows = np.lib.stride_tricks.sliding_window_view(images, (patch, patch), axis=(2, 3))[:, :, ::stride, ::stride]
     batch, channels, rows, columns = windows.shape[:4]
     # (B, 3, rows, columns, P, P) -> (B, rows, columns, 3, P, P), to match the axes of the weights.
     flat = windows.transpose(0, 2, 3, 1, 4, 5).reshape(batch, rows * columns, channels * patch * patch)
-    return linear(flat[:, start:stop], weight.reshape(len(weight), -1), bias)
+    if isinstance(weight, np.ndarray):
+        weight = weight.reshape(len(weight), -1)
+    return linear(flat[:, start:stop], weight, bias)
 
 
 def temporary(name: str, *shape: int, dtype: DTypeLike = np.float32) -> np.ndarray:
@@ -262,6 +283,6 @@ def precisions() -> tuple[str, ...]:
     Examples
     --------
     >>> precisions()
-    ('fp32',)
+    ('fp32', 'int8')
     """
-    return ("fp32",)
+    return "fp32", "int8"

@@ -163,7 +163,7 @@ class ForwardPass:
     def project_qkv(self, chunk: Chunk, index: int, kv: Any) -> None:
         """Compute query, key and value of a chunk in a block that isn't the last."""
         w, (images, rows) = self.weights, chunk
-        y = norm(w, self.x[chunk], f"blocks.{index}.norm1")  # (b, n, D)
+        y = operand(w, self.x[chunk], f"blocks.{index}.norm1")  # (b, n, D)
         key, value = (project(w, y, index, facet, w.temporary(facet, *y.shape)) for facet in ("key", "value"))
         kv.write(images, rows.start, key, value)
         project(w, y, index, "query", self.queries[chunk])
@@ -173,7 +173,7 @@ class ForwardPass:
         w, index, out = self.weights, self.layer, self.out
         kv = self.kv[index % len(self.kv)]
         for images, rows in chunks:
-            y = norm(w, self.x[images, rows], f"blocks.{index}.norm1")
+            y = operand(w, self.x[images, rows], f"blocks.{index}.norm1")
             for facet in [name for name in ("query", "key", "value") if name in out]:
                 needed = slice(rows.start, min(rows.stop, self.n_query_rows)) if facet == "query" else rows
                 if needed.start < needed.stop:
@@ -206,7 +206,7 @@ class ForwardPass:
         return {name: xp.ascontiguousarray(result[name], self.images.dtype) for name in self.features}
 
 
-def project(weights: PackedWeights, y: np.ndarray, index: int, facet: str, out: np.ndarray | None = None) -> np.ndarray:
+def project(weights: PackedWeights, y: Any, index: int, facet: str, out: np.ndarray | None = None) -> np.ndarray:
     """Compute "query", "key" or "value" (b, n, D) of normalized tokens: one third of the fused projection."""
     name = f"blocks.{index}.attn.qkv"
     return weights.kernels.linear(y, weights[f"{name}.weight:{facet}"], weights.get(f"{name}.bias:{facet}"), out=out)
@@ -237,13 +237,21 @@ def block_tail(
         return kernels.linear(y, weights[f"{name}.{layer}.weight"], weights.get(f"{name}.{layer}.bias"), **options)
 
     x = linear(attn_out, "attn.proj", scale=weights.get(f"{name}.ls1.gamma"), residual=x, out=out)
-    y = norm(weights, x, f"{name}.norm2")
+    y = operand(weights, x, f"{name}.norm2")
     if weights.config.swiglu:
         y, last_layer = kernels.swiglu(linear(y, "mlp.w12")), "mlp.w3"
     else:
         hidden = weights.temporary("hidden", *y.shape[:-1], len(weights[f"{name}.mlp.fc1.bias"]))
         y, last_layer = linear(y, "mlp.fc1", activation="gelu", out=hidden), "mlp.fc2"
     return linear(y, last_layer, scale=weights.get(f"{name}.ls2.gamma"), residual=x, out=out)
+
+
+def operand(weights: PackedWeights, x: np.ndarray, name: str) -> Any:
+    """Apply LayerNorm as :func:`norm`, for linear layers alone: in int8 the result is quantized."""
+    if weights.precision != "int8":
+        return norm(weights, x, name)
+    eps = weights.config.eps
+    return weights.kernels.layernorm_int8(x, weights[f"{name}.weight"], weights[f"{name}.bias"], eps)
 
 
 def norm(weights: PackedWeights, x: np.ndarray, name: str) -> np.ndarray:
