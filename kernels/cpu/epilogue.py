@@ -9,7 +9,8 @@ from llvmlite import ir
 from numba import types
 from vitnp.kernels.cpu.codegen.jit import intrinsic, kernel
 from vitnp.kernels.cpu.codegen.microkernels import PANEL, TILE_VECTORS
-from vitnp.kernels.cpu.codegen.simd import LANES, Vectors
+from vitnp.kernels.cpu.codegen.simd import I32, LANES, Vectors, loop
+
 
 def epilogue(
     bias: np.ndarray | None,
@@ -31,81 +32,110 @@ def epilogue(
 _EMPTY, _EMPTY_2D = np.empty(0, np.float32), np.empty((0, 0), np.float32)
 
 
-def _finish_vectors(
+def _columns(v: Vectors, pointer: ir.Value) -> list[ir.Value]:
+    """Load the vectors of a row of a panel."""
+    return [v.load(v.at(pointer, j * LANES)) for j in range(TILE_VECTORS)]
+
+
+def _optionally(
+    v: Vectors, condition: ir.Value, values: Sequence[ir.Value], change: Callable[[Sequence[ir.Value]], list[ir.Value]]
+) -> list[ir.Value]:
+    """Append a branch that changes values under a condition."""
+    before = v.builder.block
+    with v.builder.if_then(condition):
+        changed = change(values)
+        inside = v.builder.block
+    results = []
+    for value, other in zip(values, changed):
+        result = v.builder.phi(v.type)
+        result.add_incoming(value, before)
+        result.add_incoming(other, inside)
+        results.append(result)
+    return results
+
+
+def _finish_rows(
     v: Vectors,
-    values: Sequence[ir.Value],
-    scale: ir.Value,
-    residual: ir.Value,
-    has_residual: ir.Value,
-    gelu: ir.Value,
-    out: ir.Value,
+    sums: Callable[[ir.Value], list[ir.Value]],
+    count: ir.Value,
+    arguments: Sequence[ir.Value],
 ) -> None:
-    """Append ``out = residual + scale f(values)`` of a row of a panel, where f is GELU or the identity."""
+    """Append ``out = residual + scale f(sums + bias)`` of the rows of a panel, where f is GELU or the identity.
+
+    `sums(row)` appends the sums of a row as floats; arguments are those of :func:`_finish` from `bias` on.
+    """
     builder = v.builder
+    bias, scale, residual, ld_residual, has_residual, gelu, out, ld_out = arguments
+    residual, out = v.pointer(residual), v.pointer(out)
+    biases, factors = (_columns(v, v.pointer(p)) for p in (bias, scale))
 
-    def optionally(condition: ir.Value, values: Sequence[ir.Value], compute: Callable[..., ir.Value]) -> list[ir.Value]:
-        before = builder.block
-        with builder.if_then(condition):
-            changed = [compute(j, value) for j, value in enumerate(values)]
-            inside = builder.block
-        results = []
-        for value, other in zip(values, changed):
-            result = builder.phi(v.type)
-            result.add_incoming(value, before)
-            result.add_incoming(other, inside)
-            results.append(result)
-        return results
+    def activate(values: Sequence[ir.Value]) -> list[ir.Value]:
+        return [v.gelu(value) for value in values]
 
-    values = optionally(gelu, values, lambda j, value: v.gelu(value))
-    values = [builder.fmul(value, v.load(v.at(scale, j * LANES))) for j, value in enumerate(values)]
-    values = optionally(
-        has_residual, values, lambda j, value: builder.fadd(v.load(v.at(residual, j * LANES)), value)
-    )  # fmt: skip
-    for j, value in enumerate(values):
-        v.store(value, v.at(out, j * LANES))
+    def body(row, carried):
+        def add(values: Sequence[ir.Value]) -> list[ir.Value]:
+            return list(map(builder.fadd, _columns(v, v.at(residual, builder.mul(row, ld_residual))), values))
+
+        values = _optionally(v, gelu, list(map(builder.fadd, sums(row), biases)), activate)
+        values = _optionally(v, has_residual, list(map(builder.fmul, values, factors)), add)
+        target = v.at(out, builder.mul(row, ld_out))
+        for j, value in enumerate(values):
+            v.store(value, v.at(target, j * LANES))
+        return carried
+
+    loop(builder, 0, count, 1, [], body)
 
 
-@intrinsic
-def _finish(context, sums, bias, scale, residual, has_residual, gelu, out):
-    """Compute one row of a panel, ``out = residual + scale gelu(sums + bias)``; arrays are given by their addresses."""
-
-    def generate(context, builder, signature, arguments):
-        sums, bias, scale, residual, has_residual, gelu, out = arguments
-        v = Vectors(builder)
-        sums, bias, scale, residual, out = map(v.pointer, (sums, bias, scale, residual, out))
-        values = [
-            builder.fadd(v.load(v.at(sums, j * LANES)), v.load(v.at(bias, j * LANES))) for j in range(TILE_VECTORS)
-        ]
-        _finish_vectors(v, values, scale, residual, has_residual, gelu, out)
-        return context.get_dummy_value()
-
-    return types.void(*[types.int64] * 4, types.boolean, types.boolean, types.int64), generate
+_ARGUMENTS = (*[types.int64] * 4, types.boolean, types.boolean, types.int64, types.int64)
 
 
 @intrinsic
-def _finish_int8(context, sums, row_scale, zero, totals, scales, bias, scale, residual, has_residual, gelu, out):
-    """Compute one row of a panel as :func:`_finish`, from ``(sums - zero totals) row_scale scales`` instead of sums."""
+def _finish(context, sums, count, bias, scale, residual, ld_residual, has_residual, gelu, out, ld_out):
+    """Compute rows of a panel, ``out = residual + scale gelu(sums + bias)``.
+
+    Arrays are given by addresses. Rows of `residual` and `out` are `ld_residual` and `ld_out` elements apart.
+    """
 
     def generate(context, builder, signature, arguments):
-        sums, row_scale, zero, totals, scales, bias, scale, residual, has_residual, gelu, out = arguments
         v = Vectors(builder)
-        sums, totals, scales, bias, scale, residual, out = map(
-            v.pointer, (sums, totals, scales, bias, scale, residual, out)
-        )
-        row_scale, zero = v.splat(row_scale), v.splat(zero)
-        values = []
-        for j in range(TILE_VECTORS):
-            total, integers = (builder.bitcast(v.load(v.at(p, j * LANES)), v.integers) for p in (totals, sums))
-            value = builder.sitofp(builder.sub(integers, builder.mul(zero, total)), v.type)
-            value = builder.fmul(value, builder.fmul(row_scale, v.load(v.at(scales, j * LANES))))
-            values.append(builder.fadd(value, v.load(v.at(bias, j * LANES))))
-        _finish_vectors(v, values, scale, residual, has_residual, gelu, out)
+        pointer = v.pointer(arguments[0])
+        _finish_rows(v, lambda row: _columns(v, v.at(pointer, builder.mul(row, ir.Constant(row.type, PANEL)))),
+                     arguments[1], arguments[2:])  # fmt: skip
         return context.get_dummy_value()
 
-    signature = types.void(
-        types.int64, types.float32, types.int32, *[types.int64] * 5, types.boolean, types.boolean, types.int64
-    )
-    return signature, generate
+    return types.void(types.int64, types.int64, *_ARGUMENTS), generate
+
+
+@intrinsic
+def _finish_int8(
+    context, sums, count, row_scales, zeros, totals, scales,
+    bias, scale, residual, ld_residual, has_residual, gelu, out, ld_out,
+):  # fmt: skip
+    """Compute rows of a panel as :func:`_finish`, from ``(sums - zero total) row_scale scale`` instead of sums.
+
+    Every operation is rounded by itself, as in the reference.
+    """
+
+    def generate(context, builder, signature, arguments):
+        v = Vectors(builder)
+        sums, row_scales, totals, scales = (v.pointer(arguments[i]) for i in (0, 2, 4, 5))
+        zeros = v.pointer(arguments[3], I32)
+        of_outputs = _columns(v, scales)
+        integers = [builder.bitcast(total, v.integers) for total in _columns(v, totals)]
+
+        def dequantized(row: ir.Value) -> list[ir.Value]:
+            of_row, zero = v.splat(builder.load(v.at(row_scales, row))), v.splat(builder.load(v.at(zeros, row)))
+            values = []
+            line = _columns(v, v.at(sums, builder.mul(row, ir.Constant(row.type, PANEL))))
+            for value, total, of_output in zip(line, integers, of_outputs):
+                exact = builder.sub(builder.bitcast(value, v.integers), builder.mul(zero, total))
+                values.append(builder.fmul(builder.sitofp(exact, v.type), builder.fmul(of_row, of_output)))
+            return values
+
+        _finish_rows(v, dequantized, arguments[1], arguments[6:])
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 6, *_ARGUMENTS), generate
 
 
 @kernel
@@ -114,42 +144,46 @@ def finish_panel(sums, first, count, column, bias, gelu, scale, residual, out, w
 
     Parameters
     ----------
-    sums : (count or more, PANEL) float32, IN
+    sums : (count or more, PANEL) float32, or int32 of int8 products, IN
     first, count, column : int
-    bias, gelu, scale, residual, out
-        As in :func:`_linear`.
+    bias, scale : (E,) or (0,) float32, IN
+    gelu : bool
+    residual : (N, E) or (0, 0) float32, IN
+        May be `out`.
+    out : (N, E) float32, OUT
     work : (4, PANEL) float32, OUT
         Workspace: bias, scale, residual and output of a row.
     quantized : None or (row_scales, zeros, totals, scales)
-        For sums of int8 products: scale and zero point of each of the `count` rows, sum of the weights and scale of
-        each output.
+        For int8 products: scale and zero point of each of the `count` rows, sum of the weights and scale of each
+        output.
     """
     columns = min(PANEL, out.shape[1] - column)
     for j in range(PANEL):
         work[0, j] = bias[column + j] if len(bias) and j < columns else np.float32(0)
         work[1, j] = scale[column + j] if len(scale) and j < columns else np.float32(1)
     has_residual = residual.shape[0] > 0
+    added, ld_added = residual.ctypes.data + first * residual.strides[0] + 4 * column, residual.strides[0] // 4
+    target, ld_target = out.ctypes.data + first * out.strides[0] + 4 * column, out.strides[0] // 4
     in_place = columns == PANEL and out.strides[1] == 4 and (not has_residual or residual.strides[1] == 4)
-    for i in range(count):
-        row = first + i
+    if not in_place:
+        added, target = work[2].ctypes.data, work[3].ctypes.data
+    at_once = count if in_place else 1
+    for i in range(0, count, at_once):
         if has_residual and not in_place:
             for j in range(columns):
-                work[2, j] = residual[row, column + j]
-        if in_place:
-            added = residual.ctypes.data + row * residual.strides[0] + 4 * column
-            target = out.ctypes.data + row * out.strides[0] + 4 * column
-        else:
-            added, target = work[2].ctypes.data, work[3].ctypes.data
+                work[2, j] = residual[first + i, column + j]
         if quantized is None:
             _finish(
-                sums[i].ctypes.data, work[0].ctypes.data, work[1].ctypes.data, added, has_residual, gelu, target
+                sums[i].ctypes.data, at_once, work[0].ctypes.data, work[1].ctypes.data,
+                added, ld_added, has_residual, gelu, target, ld_target,
             )  # fmt: skip
         else:
             row_scales, zeros, totals, scales = quantized
             _finish_int8(
-                sums[i].ctypes.data, row_scales[i], zeros[i], totals[column:].ctypes.data, scales[column:].ctypes.data,
-                work[0].ctypes.data, work[1].ctypes.data, added, has_residual, gelu, target,
+                sums[i].ctypes.data, at_once, row_scales[i:].ctypes.data, zeros[i:].ctypes.data,
+                totals[column:].ctypes.data, scales[column:].ctypes.data, work[0].ctypes.data, work[1].ctypes.data,
+                added, ld_added, has_residual, gelu, target, ld_target,
             )  # fmt: skip
         if not in_place:
             for j in range(columns):
-                out[row, column + j] = work[3, j]
+                out[first + i, column + j] = work[3, j]

@@ -13,7 +13,7 @@ from vitnp.kernels.cpu.codegen.gil import enter_kernel, leave_kernel
 from vitnp.kernels.cpu.codegen.int8 import OFFSET, row_to_bytes
 from vitnp.kernels.cpu.codegen.jit import IN, OUT, kernel
 from vitnp.kernels.cpu.codegen.microkernels import PANEL, TILE_ROWS, TILE_VECTORS, product_tile
-from vitnp.kernels.cpu.codegen.reductions import row_maximum, row_minimum, row_times_zero
+from vitnp.kernels.cpu.codegen.reductions import row_range
 from vitnp.kernels.cpu.codegen.simd import LANES
 from vitnp.kernels.cpu.codegen.workspace import workspace
 from vitnp.kernels.cpu.epilogue import epilogue, finish_panel
@@ -103,15 +103,12 @@ def linear_int8(
 
 
 @kernel(fastmath=False)
-def _row_range(row):
+def _scale_and_zero(row):
     """Return the scale of a row and its zero point, to the same bits as the reference."""
     whole = len(row) // LANES * LANES
-    address = row.ctypes.data
-    high = row_maximum(address, whole, np.float32(0))
-    low = row_minimum(address, whole, np.float32(0))
-    nothing = row_times_zero(address, whole, np.float32(0))  # NaN if there is NaN or infinity
+    low, high, nothing = row_range(row.ctypes.data, whole)
     for j in range(whole, len(row)):
-        high, low, nothing = max(high, row[j]), min(low, row[j]), nothing + row[j] * np.float32(0)
+        low, high, nothing = min(low, row[j]), max(high, row[j]), nothing + row[j] * np.float32(0)
     scale = max(high / _STEPS - low / _STEPS, _TINY) + nothing
     return scale, np.rint(-low * (np.float32(1) / scale))
 
@@ -135,7 +132,7 @@ def quantize_row(row, values, i, scales, zeros, work):
     """
     target = values[i]
     inputs, whole = len(row), len(row) // LANES * LANES
-    scale, zero = _row_range(row)
+    scale, zero = _scale_and_zero(row)
     inverse = np.float32(1) / scale
     scales[i] = scale
     zeros[i] = np.int32(zero) + OFFSET if scale == scale else np.int32(0)
