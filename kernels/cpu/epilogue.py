@@ -138,7 +138,7 @@ def _finish_int8(
     return types.void(*[types.int64] * 6, *_ARGUMENTS), generate
 
 
-@kernel
+@kernel(fastmath=False)
 def finish_panel(sums, first, count, column, bias, gelu, scale, residual, out, work, quantized):
     """Apply the epilogue to the sums of a panel, and write them to `out` from row `first` and column `column` on.
 

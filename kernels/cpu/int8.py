@@ -10,22 +10,19 @@ import numpy as np
 from numba import types
 from vitnp.kernels import reference
 from vitnp.kernels.cpu.codegen.gil import enter_kernel, leave_kernel
-from vitnp.kernels.cpu.codegen.int8 import OFFSET, row_to_bytes
+from vitnp.kernels.cpu.codegen.int8 import quantize_row
 from vitnp.kernels.cpu.codegen.jit import IN, OUT, kernel
 from vitnp.kernels.cpu.codegen.microkernels import PANEL, TILE_ROWS, TILE_VECTORS, product_tile
-from vitnp.kernels.cpu.codegen.reductions import row_range
 from vitnp.kernels.cpu.codegen.simd import LANES
 from vitnp.kernels.cpu.codegen.workspace import workspace
 from vitnp.kernels.cpu.epilogue import epilogue, finish_panel
 from vitnp.kernels.cpu.layernorm import normalize_row
 from vitnp.kernels.cpu.linear import PackedInt8
-from vitnp.kernels.reference.int8 import STEPS, QuantizedRows, check_inputs, quantize_weight
+from vitnp.kernels.reference.int8 import QuantizedRows, check_inputs, quantize_weight
 
 ROWS = 128
 DEPTH = 96  # quads
 QUAD = 4
-
-_STEPS, _TINY = np.float32(STEPS), np.finfo(np.float32).tiny
 
 _tile = product_tile(TILE_ROWS, TILE_VECTORS, packed=4, cache=2)
 
@@ -73,7 +70,7 @@ def layernorm_int8(x: np.ndarray, weight: np.ndarray, bias: np.ndarray, eps: flo
     if x.dtype != np.float32:
         return reference.layernorm_int8(x, weight, bias, eps)
     rows = _empty_rows("normed", x.shape)
-    work = workspace("normed", rows.values.shape[-1])
+    work = workspace("normed", x.shape[-1])
     _layernorm_int8(
         x.reshape(-1, x.shape[-1]), np.ascontiguousarray(weight), np.ascontiguousarray(bias), eps, *_flat(rows), work
     )  # fmt: skip
@@ -102,68 +99,23 @@ def linear_int8(
     return out
 
 
-@kernel(fastmath=False)
-def _scale_and_zero(row):
-    """Return the scale of a row and its zero point, to the same bits as the reference."""
-    whole = len(row) // LANES * LANES
-    low, high, nothing = row_range(row.ctypes.data, whole)
-    for j in range(whole, len(row)):
-        low, high, nothing = min(low, row[j]), max(high, row[j]), nothing + row[j] * np.float32(0)
-    scale = max(high / _STEPS - low / _STEPS, _TINY) + nothing
-    return scale, np.rint(-low * (np.float32(1) / scale))
-
-
-@kernel
-def quantize_row(row, values, i, scales, zeros, work):
-    """Quantize a row into row i of `values`, with the bytes of zero appended up to its length.
-
-    Parameters
-    ----------
-    row : (C,) float32, IN
-        Contiguous.
-    values : (N, C or more) uint8, OUT
-        Rows are multiples of LANES.
-    i : int
-    scales : (N,) float32, OUT
-    zeros : (N,) int32, OUT
-        Zero points of the bytes as they are stored, see OFFSET.
-    work : (LANES,) float32, OUT
-        Workspace.
-    """
-    target = values[i]
-    inputs, whole = len(row), len(row) // LANES * LANES
-    scale, zero = _scale_and_zero(row)
-    inverse = np.float32(1) / scale
-    scales[i] = scale
-    zeros[i] = np.int32(zero) + OFFSET if scale == scale else np.int32(0)
-    zero += np.float32(OFFSET)
-    row_to_bytes(row.ctypes.data, target.ctypes.data, whole, inverse, zero)
-    for j in range(whole, len(target), LANES):
-        work[:] = np.float32(0)
-        for lane in range(min(LANES, inputs - j)):
-            work[lane] = row[j + lane]
-        row_to_bytes(work.ctypes.data, target[j:].ctypes.data, LANES, inverse, zero)
-
-
-@kernel(IN(2), OUT(2, types.uint8), OUT(1), OUT(1, types.int32))
+# Rounding must be that of the reference, so that these kernels are compiled without fastmath.
+@kernel(IN(2), OUT(2, types.uint8), OUT(1), OUT(1, types.int32), fastmath=False)
 def _quantize(x, values, scales, zeros):
-    """Quantize rows, see :func:`quantize_row`."""
+    """Quantize rows, which are contiguous, see :func:`quantize_row`."""
     enter_kernel()
-    work = np.empty(LANES, np.float32)
-    for i in range(len(x)):
-        quantize_row(x[i], values, i, scales, zeros, work)
+    for i in range(x.shape[0]):
+        scales[i], zeros[i] = quantize_row(x[i].ctypes.data, x.shape[1], values[i].ctypes.data, values.shape[1])
     leave_kernel()
 
 
-@kernel(IN(2), IN(1), IN(1), types.float64, OUT(2, types.uint8), OUT(1), OUT(1, types.int32), OUT(1))
-def _layernorm_int8(x, weight, bias, eps, values, scales, zeros, normed):
-    """Normalize and quantize rows, see :func:`normalize_row` and :func:`quantize_row`; `normed` is a workspace."""
+@kernel(IN(2), IN(1), IN(1), types.float64, OUT(2, types.uint8), OUT(1), OUT(1, types.int32), OUT(1), fastmath=False)
+def _layernorm_int8(x, weight, bias, eps, values, scales, zeros, row):
+    """Normalize and quantize rows, see :func:`normalize_row` and :func:`quantize_row`; `row` is a workspace."""
     enter_kernel()
-    work = np.empty(LANES, np.float32)
-    row = normed[: x.shape[1]]
-    for i in range(len(x)):
+    for i in range(x.shape[0]):
         normalize_row(x[i], weight, bias, eps, row)
-        quantize_row(row, values, i, scales, zeros, work)
+        scales[i], zeros[i] = quantize_row(row.ctypes.data, x.shape[1], values[i].ctypes.data, values.shape[1])
     leave_kernel()
 
 

@@ -10,9 +10,11 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from vitnp.kernels.cpu.codegen.jit import intrinsic
-from vitnp.kernels.cpu.codegen.simd import FEATURES, I16, I32, LANES, ROUNDER, Vectors, loop
+from vitnp.kernels.cpu.codegen.simd import FEATURES, FLOAT, I16, I32, I64, LANES, ROUNDER, Vectors, loop, single
+from vitnp.kernels.reference.int8 import STEPS
 
 I8 = ir.IntType(8)
+TINY = 2.0**-126  # the smallest normal float
 
 
 def _instruction() -> str | None:
@@ -59,26 +61,65 @@ def _call(builder: ir.IRBuilder, name: str, *values: ir.Value, result: ir.Type |
 
 
 @intrinsic
-def row_to_bytes(context, source, target, n, inverse, zero):
-    """Write ``round(x inverse) + zero`` of n floats at one address to n bytes at another; n is a multiple of LANES.
+def quantize_row(context, source, inputs, target, padded):
+    """Quantize `inputs` floats at one address to `padded` bytes, a multiple of LANES, at another; return scale and zero.
 
-    The results must fit into a byte. The product and the sum are rounded separately, as in the reference.
+    To the same bits as :func:`vitnp.kernels.reference.quantize_rows`, if the kernel that calls this is compiled without
+    fastmath. OFFSET is added to the bytes and to the zero point.
     """
 
     def generate(context, builder, signature, arguments):
-        source, target, n, inverse, zero = arguments
+        source, inputs, target, padded = arguments
         v = Vectors(builder)
-        source, target = v.pointer(source), builder.inttoptr(target, I8.as_pointer())
-        narrow = ir.VectorType(I8, LANES)
-        inverse, rounder = v.splat(inverse), builder.fadd(v.constant(ROUNDER), v.splat(zero))
+        source, target = v.pointer(source), v.pointer(target, I8)
+        low, high, nothing = _row_range(v, source, inputs)
+        one, steps, tiny = (ir.Constant(FLOAT, single(number)) for number in (1.0, STEPS, TINY))
+        range_ = builder.fsub(builder.fdiv(high, steps), builder.fdiv(low, steps))
+        scale = builder.select(builder.fcmp_ordered(">", range_, tiny), range_, tiny)
+        inverse = builder.fdiv(one, scale)
+        rounder = ir.Constant(FLOAT, ROUNDER)
+        zero = builder.fsub(builder.fadd(builder.fmul(builder.fsub(ir.Constant(FLOAT, -0.0), low), inverse), rounder), rounder)
+        zero = builder.fadd(zero, ir.Constant(FLOAT, float(OFFSET)))
+        inverses, rounders = v.splat(inverse), v.splat(builder.fadd(zero, rounder))
 
+        def each(load):
+            def body(index, carried):
+                rounded = builder.fadd(builder.fmul(load(index), inverses), rounders)
+                narrow = builder.trunc(builder.bitcast(rounded, v.integers), ir.VectorType(I8, LANES))
+                v.store(narrow, v.at(target, index), 1)
+                return carried
+
+            return body
+
+        index, _ = loop(builder, 0, inputs, LANES, [], each(lambda index: v.load(v.at(source, index))))
+        loop(builder, index, padded, LANES, [], each(lambda index: v.load_part(source, index, inputs)))
+        return context.make_tuple(
+            builder, signature.return_type, [builder.fadd(scale, nothing), builder.fptosi(zero, I32)]
+        )
+
+    result = types.Tuple((types.float32, types.int32))
+    return result(*[types.int64] * 4), generate
+
+
+def _row_range(v: Vectors, source: ir.Value, n: ir.Value) -> list[ir.Value]:
+    """Return the least and the greatest of n floats and 0, and 0, or NaN if there is NaN or infinity among them."""
+    builder, zero = v.builder, v.constant(0.0)
+
+    def extend(values: list[ir.Value], low: list[ir.Value], high: list[ir.Value], nothing: list[ir.Value]):
+        return [
+            *map(v.smaller, values, low), *map(v.larger, values, high),
+            *(builder.fadd(a, builder.fmul(value, zero)) for a, value in zip(nothing, values)),
+        ]  # fmt: skip
+
+    def iteration(count):
         def body(index, carried):
-            rounded = builder.fadd(builder.fmul(v.load(v.at(source, index)), inverse), rounder)
-            slot = builder.bitcast(builder.gep(target, [index]), narrow.as_pointer())
-            builder.store(builder.trunc(builder.bitcast(rounded, v.integers), narrow), slot).align = 1
-            return carried
+            values = [v.load(v.at(source, builder.add(index, I64(u * LANES)))) for u in range(count)]
+            return extend(values, carried[:count], carried[count:-count], carried[-count:])
 
-        loop(builder, 0, n, LANES, [], body)
-        return context.get_dummy_value()
+        return body
 
-    return types.void(types.int64, types.int64, types.int64, types.float32, types.float32), generate
+    index, pairs = loop(builder, 0, n, 2 * LANES, [zero] * 6, iteration(2))
+    first = [v.smaller(*pairs[:2]), v.larger(*pairs[2:4]), builder.fadd(*pairs[4:])]
+    index, whole = loop(builder, index, n, LANES, first, iteration(1))
+    result = extend([v.load_part(source, index, n)], *([value] for value in whole))
+    return [v.fold(value, combine) for value, combine in zip(result, (v.smaller, v.larger, builder.fadd))]

@@ -96,38 +96,6 @@ def _load(v: Vectors, row: ir.Value, index: ir.Value, x: ir.Value) -> ir.Value:
     return v.load(v.at(row, index))
 
 
-@intrinsic
-def row_range(context, p, n):
-    """Return the least and the greatest of n floats at address p and 0, and their sum times 0, which may be NaN.
-
-    n is a multiple of LANES.
-    """
-
-    def generate(context, builder, signature, arguments):
-        p, n = arguments
-        v = Vectors(builder)
-        p, zero = v.pointer(p), v.constant(0.0)
-
-        def iteration(vectors):
-            def body(index, carried):
-                values = [v.load(v.at(p, builder.add(index, I64(u * LANES)))) for u in range(vectors)]
-                low, high, nothing = carried[:vectors], carried[vectors:-vectors], carried[-vectors:]
-                return [
-                    *map(v.smaller, values, low), *map(v.larger, values, high),
-                    *(builder.fadd(a, builder.fmul(value, zero)) for a, value in zip(nothing, values)),
-                ]  # fmt: skip
-
-            return body
-
-        index, pairs = loop(builder, 0, n, 2 * LANES, [zero] * 6, iteration(2))
-        first = [v.smaller(*pairs[:2]), v.larger(*pairs[2:4]), builder.fadd(*pairs[4:])]
-        _, result = loop(builder, index, n, LANES, first, iteration(1))
-        numbers = [v.fold(value, combine) for value, combine in zip(result, (v.smaller, v.larger, builder.fadd))]
-        return context.make_tuple(builder, signature.return_type, numbers)
-
-    return types.UniTuple(types.float32, 3)(types.int64, types.int64), generate
-
-
 # Reductions of a row, called with its address, its length (a multiple of LANES), and a float x.
 row_maximum = _over_row(4, lambda v, x: x, Vectors.larger, _load)  # the maximum of the row and x
 row_exponentials = _over_row(4, _zero, _plus, _exponential)  # row = 2^(row - x) for an integer x; returns the sum
