@@ -210,7 +210,7 @@ _TABLE = (
     Option("device", "cpu, cuda or auto: cuda if available (auto)", default="auto", choices=DEVICES, metavar="D"),
     Option(
         "precision",
-        "fp32, tf32, bf16, fp16; auto: fp32, on cuda fp16",
+        "fp32, tf32, bf16, fp16, int8; auto: fp32, cuda fp16",
         default="auto",
         choices=PRECISIONS,
         metavar="P",

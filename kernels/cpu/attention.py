@@ -3,8 +3,8 @@
 For each group of GROUP queries and each chunk of up to 480 keys, the micro-kernel of matrix products computes the
 scores. Then follow their row maxima, 2^(score - maximum), row sums, and the products with the values, by the
 micro-kernel again. If a later chunk contains a larger maximum, the sums so far are scaled down (Milakov and Gimelshein
-2018; Dao et al. 2022, algorithm 1). The scores of a group (46 KB) stay in the L2 cache, and a panel of keys (12 KB with AVX-512)
-in the L1 cache.
+2018; Dao et al. 2022, algorithm 1). The scores of a group (46 KB) stay in the L2 cache, and a panel of keys (12 KB with
+AVX-512) in the L1 cache.
 
 Keys are stored transposed, in panels of PANEL columns, and values per head, so that both are read contiguously.
 """
@@ -62,7 +62,12 @@ class KVCache:
         slot: int = 0,
         precision: str = "fp32",
     ):
-        self.heads, self.size, self.tokens, self.pairs = heads, width // heads, tokens, precision == "bf16" or (precision == "int8" and HAS_BF16)
+        self.heads, self.size, self.tokens, self.pairs = (
+            heads,
+            width // heads,
+            tokens,
+            precision == "bf16" or (precision == "int8" and HAS_BF16),
+        )
         panels, padded = -(-tokens // PANEL), -(-self.size // VALUE_PANEL) * VALUE_PANEL
         # With bfloat16, each float32 element holds two numbers: consecutive features in keys, consecutive tokens in
         # values.

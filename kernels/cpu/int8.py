@@ -17,7 +17,7 @@ from vitnp.kernels.cpu.codegen.simd import LANES
 from vitnp.kernels.cpu.codegen.workspace import workspace
 from vitnp.kernels.cpu.epilogue import epilogue, finish_panel
 from vitnp.kernels.cpu.layernorm import normalize_row
-from vitnp.kernels.cpu.linear import PackedInt8
+from vitnp.kernels.cpu.linear import PackedInt8, unpacked
 from vitnp.kernels.reference.int8 import QuantizedRows, check_inputs, quantize_weight
 
 ROWS = 128
@@ -88,6 +88,8 @@ def linear_int8(
     out: np.ndarray | None = None,
 ) -> np.ndarray:
     """Apply a linear layer with packed weights, see :func:`vitnp.kernels.reference.linear`."""
+    if isinstance(x, np.ndarray) and x.dtype != np.float32:
+        unpacked(weight)  # raises
     rows = x if isinstance(x, QuantizedRows) else quantize_rows(x)
     if out is None:
         out = np.empty((*x.shape[:-1], weight.outputs), np.float32)

@@ -71,7 +71,9 @@ class PackedInt8:
     inputs: int
 
 
-def pack_linear(weight: np.ndarray, precision: str = "fp32") -> PackedLinear | PackedInt8 | QuantizedWeight | np.ndarray:
+def pack_linear(
+    weight: np.ndarray, precision: str = "fp32"
+) -> PackedLinear | PackedInt8 | QuantizedWeight | np.ndarray:
     if weight.dtype != np.float32:
         return reference.pack_linear(weight, precision)
     if precision == "int8":
@@ -115,13 +117,13 @@ def linear(
     residual: np.ndarray | None = None,
     out: np.ndarray | None = None,
 ) -> np.ndarray:
-    if isinstance(weight, PackedInt8) and (isinstance(x, QuantizedRows) or x.dtype == np.float32):
+    if isinstance(weight, PackedInt8):
         from vitnp.kernels.cpu.int8 import linear_int8
 
         return linear_int8(x, weight, bias, activation=activation, scale=scale, residual=residual, out=out)
     if isinstance(x, QuantizedRows) or x.dtype != np.float32:
-        weight = unpacked(weight)
-        return reference.linear(x, weight, bias, activation=activation, scale=scale, residual=residual, out=out)
+        plain = unpacked(weight)
+        return reference.linear(x, plain, bias, activation=activation, scale=scale, residual=residual, out=out)
     packed = weight if isinstance(weight, PackedLinear) else _pack(weight)
     if out is None:
         out = np.empty((*x.shape[:-1], packed.outputs), np.float32)

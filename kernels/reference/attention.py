@@ -27,7 +27,7 @@ class KVCache:
     slot : int
         Number of the buffer. Caches that are in use at the same time need different numbers, because compiled kernels
         reuse the memory of a slot.
-    precision : {"fp32", "bf16", "fp16", "tf32"}
+    precision : {"fp32", "bf16", "fp16", "tf32", "int8"}
         Type of the products' operands, see :func:`pack_linear`.
 
     Examples
@@ -49,8 +49,8 @@ class KVCache:
         slot: int = 0,
         precision: str = "fp32",
     ):
-        if precision != "fp32":
-            raise UsageError(f"precision must be fp32 without compiled kernels, got {precision}")
+        if precision not in ("fp32", "int8"):
+            raise UsageError(f"precision must be fp32 or int8 without compiled kernels, got {precision}")
         self.heads = heads
         self.key = np.empty((images, tokens, width), dtype)
         self.value = np.empty_like(self.key)

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import DTypeLike
-
-from vitnp.errors import UsageError
 from vitnp.kernels.reference.int8 import (
     QuantizedRows,
     QuantizedWeight,
@@ -17,6 +15,8 @@ from vitnp.kernels.reference.int8 import (
     quantize_rows,
     quantize_weight,
 )
+
+from vitnp.errors import UsageError
 
 # Tokens that one thread takes through a layer at a time; None means all tokens of an image. BLAS may round differently
 # when a product has another number of rows, so the reference never splits an image.

@@ -17,6 +17,13 @@ from vitnp.vit.config import ViTConfig
 from vitnp.vit.forward import ForwardPass, block_tail, norm
 from vitnp.vit.weights import PackedWeights
 
+# What some precisions need, for error messages.
+NEEDED = {
+    ("bf16", "cpu"): ", which would need AVX512-BF16",
+    ("int8", "cpu"): ", which would need SSE2 of x86 or the dot products of ARM (asimddp)",
+    ("int8", "cuda"): ": int8 is for the CPU",
+}
+
 
 class ViT:
     """A vision transformer that returns the features of any block.
@@ -29,7 +36,7 @@ class ViT:
         Under the names of DINO's files; linear weights are (outputs, inputs). float32, or float64 to check results.
     name, source, sha256 : str
         Name, file and SHA-256 of the checkpoint, kept for records of what was computed.
-    precision : {"auto", "fp32", "tf32", "bf16", "fp16"}
+    precision : {"auto", "fp32", "tf32", "bf16", "fp16", "int8"}
         Precision of linear layers and attention, see :meth:`to`.
     device : {"auto", "cpu", "cuda"}
         Device to compute on, see :meth:`to`.
@@ -178,9 +185,11 @@ class ViT:
         ----------
         device : {"auto", "cpu", "cuda"}, optional
             Where the network computes and leaves its results; "auto" is "cuda" where that works, else "cpu".
-        precision : {"auto", "fp32", "tf32", "bf16", "fp16"}, optional
-            Precision of the operands of linear layers and attention; sums are always float32. "auto" is fp32 on the CPU
-            and fp16 on a GPU, where fp16 applies to all values between layers too.
+        precision : {"auto", "fp32", "tf32", "bf16", "fp16", "int8"}, optional
+            Precision of the operands of linear layers and attention; sums are float32. "auto" is fp32 on the CPU and
+            fp16 on a GPU, where fp16 applies to all values between layers too. "int8", on the CPU, is for linear
+            layers: 8-bit activations with a scale for each token, 8-bit weights with a scale for each output, and
+            32-bit integer sums; attention is in bf16 where the processor has it, else in fp32.
 
         Raises
         ------
@@ -270,7 +279,7 @@ def resolve_precision(precision: str, device: str = "cpu") -> str:
     available = kernels.for_device(device).precisions()
     if precision not in available:
         raise UsageError(
-            f"there is no precision {precision!r} on this machine's {'GPU' if device == 'cuda' else 'CPU'}; "
-            f"choose among auto, {', '.join(available)}"
+            f"there is no precision {precision!r} on this machine's {'GPU' if device == 'cuda' else 'CPU'}"
+            f"{NEEDED.get((precision, device), '')}; choose among auto, {', '.join(available)}"
         )
     return precision

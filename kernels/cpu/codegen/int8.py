@@ -62,9 +62,9 @@ def _call(builder: ir.IRBuilder, name: str, *values: ir.Value, result: ir.Type |
 
 @intrinsic
 def quantize_row(context, source, inputs, target, padded):
-    """Quantize `inputs` floats at one address to `padded` bytes, a multiple of LANES, at another; return scale and zero.
+    """Quantize `inputs` floats at one address to `padded` bytes at another, and return their scale and zero point.
 
-    To the same bits as :func:`vitnp.kernels.reference.quantize_rows`, if the kernel that calls this is compiled without
+    `padded` is a multiple of LANES. To the same bits as :func:`vitnp.kernels.reference.quantize_rows`, if the kernel that calls this is compiled without
     fastmath. OFFSET is added to the bytes and to the zero point.
     """
 
@@ -74,13 +74,13 @@ def quantize_row(context, source, inputs, target, padded):
         source, target = v.pointer(source), v.pointer(target, I8)
         low, high, nothing = _row_range(v, source, inputs)
         one, steps, tiny = (ir.Constant(FLOAT, single(number)) for number in (1.0, STEPS, TINY))
-        range_ = builder.fsub(builder.fdiv(high, steps), builder.fdiv(low, steps))
-        scale = builder.select(builder.fcmp_ordered(">", range_, tiny), range_, tiny)
+        step = builder.fsub(builder.fdiv(high, steps), builder.fdiv(low, steps))
+        scale = builder.select(builder.fcmp_ordered(">", step, tiny), step, tiny)
         inverse = builder.fdiv(one, scale)
         rounder = ir.Constant(FLOAT, ROUNDER)
-        zero = builder.fsub(builder.fadd(builder.fmul(builder.fsub(ir.Constant(FLOAT, -0.0), low), inverse), rounder), rounder)
-        zero = builder.fadd(zero, ir.Constant(FLOAT, float(OFFSET)))
-        inverses, rounders = v.splat(inverse), v.splat(builder.fadd(zero, rounder))
+        zero = builder.fsub(builder.fadd(builder.fmul(builder.fneg(low), inverse), rounder), rounder)
+        shifted = builder.fadd(builder.fadd(zero, ir.Constant(FLOAT, float(OFFSET))), rounder)
+        inverses, rounders = v.splat(inverse), v.splat(shifted)
 
         def each(load):
             def body(index, carried):
@@ -93,9 +93,9 @@ def quantize_row(context, source, inputs, target, padded):
 
         index, _ = loop(builder, 0, inputs, LANES, [], each(lambda index: v.load(v.at(source, index))))
         loop(builder, index, padded, LANES, [], each(lambda index: v.load_part(source, index, inputs)))
-        return context.make_tuple(
-            builder, signature.return_type, [builder.fadd(scale, nothing), builder.fptosi(zero, I32)]
-        )
+        # The bits of a number shifted by ROUNDER differ from those of ROUNDER by that number.
+        offset = builder.sub(builder.bitcast(shifted, I32), builder.bitcast(rounder, I32))
+        return context.make_tuple(builder, signature.return_type, [builder.fadd(scale, nothing), offset])
 
     result = types.Tuple((types.float32, types.int32))
     return result(*[types.int64] * 4), generate
@@ -105,7 +105,9 @@ def _row_range(v: Vectors, source: ir.Value, n: ir.Value) -> list[ir.Value]:
     """Return the least and the greatest of n floats and 0, and 0, or NaN if there is NaN or infinity among them."""
     builder, zero = v.builder, v.constant(0.0)
 
-    def extend(values: list[ir.Value], low: list[ir.Value], high: list[ir.Value], nothing: list[ir.Value]):
+    def extend(
+        values: list[ir.Value], low: list[ir.Value], high: list[ir.Value], nothing: list[ir.Value]
+    ) -> list[ir.Value]:
         return [
             *map(v.smaller, values, low), *map(v.larger, values, high),
             *(builder.fadd(a, builder.fmul(value, zero)) for a, value in zip(nothing, values)),

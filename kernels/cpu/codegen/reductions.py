@@ -20,9 +20,9 @@ EXP2_BFLOAT = (0.9999280736083698, 0.6932609868108184, 0.24261112163301296, 0.05
 def _over_row(unrolled: int, first: Callable, combine: Callable, each: Callable) -> Callable:
     """Generate a reduction ``f(p, n, x)`` of the n floats at address p, `unrolled` vectors at a time.
 
-    `first(v, x)` is the initial value of every lane; `each(v, pointer, index, x)` returns the contribution of the vector
-    at pointer + index, and may store something; `combine(v, a, b)` combines two vectors. n is a multiple of LANES: the caller handles the
-    remaining numbers.
+    `first(v, x)` is the initial value of every lane; `each(v, pointer, index, x)` returns the contribution of the
+    vector at pointer + index, and may store something; `combine(v, a, b)` combines two vectors. n is a multiple of
+    LANES: the caller handles the remaining numbers.
     """
 
     @intrinsic
