@@ -21,6 +21,7 @@ BENCHMARKS = {
     "photograph": Benchmark("bench.scale.photograph", "seconds per photograph, by stage, warm and from a cold start"),
     "quality": Benchmark("bench.quality.image_level", "mean IoU of the image level over seeds, on your own data"),
     "alone": Benchmark("bench.quality.alone", "mean IoU with the image level, with a fitted collection, and of a set"),
+    "precisions": Benchmark("bench.quality.precisions", "keys and masks in int8 and bf16 against those in float32"),
     "confidence": Benchmark("bench.quality.confidence", "calibrate the confidence on photographs with true masks"),
     "domains": Benchmark("bench.quality.domains", "mean IoU on pictures of other kinds, such as cells and cracks"),
     "pictures": Benchmark("bench.pictures", "draw the pictures of the README"),

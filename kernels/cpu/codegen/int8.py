@@ -64,8 +64,8 @@ def _call(builder: ir.IRBuilder, name: str, *values: ir.Value, result: ir.Type |
 def quantize_row(context, source, inputs, target, padded):
     """Quantize `inputs` floats at one address to `padded` bytes at another, and return their scale and zero point.
 
-    `padded` is a multiple of LANES. To the same bits as :func:`vitnp.kernels.reference.quantize_rows`, if the kernel that calls this is compiled without
-    fastmath. OFFSET is added to the bytes and to the zero point.
+    `padded` is a multiple of LANES. OFFSET is added to the bytes and to the zero point. The bits are those of
+    :func:`vitnp.kernels.reference.quantize_rows`, if the kernel that calls this is compiled without fastmath.
     """
 
     def generate(context, builder, signature, arguments):
