@@ -234,14 +234,12 @@ def _attend(query, keys, values, out, tokens, pairs, queries, scores, sums, stat
         for row in range(0, len(query), GROUP):
             count = min(GROUP, len(query) - row)
             for i in range(count):
-                largest[i], weight[i] = MASKED, np.float32(0)
                 row_times(query[row + i, column:].ctypes.data, queries[i].ctypes.data, evenly, scale)
                 for d in range(evenly, size):
                     queries[i, d] = query[row + i, column + d] * scale
                 if pairs:
                     queries[i, size:] = np.float32(0)
                     row_to_pairs(queries[i].ctypes.data, queries[i].ctypes.data, step)
-            sums[:count] = np.float32(0)
             for start in range(0, tokens, chunk):
                 length = min(chunk, tokens - start)
                 whole = -(-length // LANES) * LANES
@@ -259,9 +257,12 @@ def _attend(query, keys, values, out, tokens, pairs, queries, scores, sums, stat
                     for j in range(length, whole):
                         scores[i, j] = MASKED
                     line = scores[i].ctypes.data
-                    maximum = row_maximum(line, whole, largest[i])
-                    if maximum > largest[i]:
+                    maximum = row_maximum(line, whole, MASKED if start == 0 else largest[i])
+                    if start == 0:
                         # Any number near the maximum will do, and row_exponentials takes an integer.
+                        maximum = np.ceil(maximum)
+                        largest[i], weight[i] = maximum, np.float32(0)
+                    elif maximum > largest[i]:
                         maximum = np.ceil(maximum)
                         shrink = np.exp2(largest[i] - maximum)
                         largest[i] = maximum
@@ -283,9 +284,9 @@ def _attend(query, keys, values, out, tokens, pairs, queries, scores, sums, stat
                     for i in range(0, count, VALUE_ROWS):
                         a, c = scores[i].ctypes.data, sums[i, first:].ctypes.data
                         if pairs:
-                            _values_tile_of_pairs(a, count - i, CHUNK, b, padded, c, padded, rows, 1, ahead, CACHE_LINE)
+                            _values_tile_of_pairs(a, count - i, CHUNK, b, padded, c, padded, rows, start, ahead, CACHE_LINE)
                         else:
-                            _values_tile(a, count - i, CHUNK, b, padded, c, padded, rows, 1, ahead, CACHE_LINE)
+                            _values_tile(a, count - i, CHUNK, b, padded, c, padded, rows, start, ahead, CACHE_LINE)
                         ahead += CACHE_LINE * rows
             for i in range(count):
                 share = np.float32(1) / weight[i]
