@@ -20,7 +20,7 @@ from vitnp.kernels.cpu.layernorm import normalize_row
 from vitnp.kernels.cpu.linear import PackedInt8, unpacked
 from vitnp.kernels.reference.int8 import QuantizedRows, check_inputs, quantize_weight
 
-ROWS = 128
+ROWS = 256
 DEPTH = 96  # quads
 QUAD = 4
 
