@@ -29,6 +29,7 @@ REGIONS = ("image", "components", "split")
 ALPHAS = ("background", "mask", "ignore")
 OUTPUTS = ("mask", "overlay", "cutout", "soft", "score", "keys", "npz", "objects")
 EXPORT_FORMATS = ("coco", "yolo", "voc", "labelme", "labelstudio")
+FEATURE_OUTPUTS = ("features", "pca", "attention", "maps")
 FEATURE_FORMATS = ("npz", "safetensors")
 FEATURE_DTYPES = ("float16", "float32")
 TASKS = ("saliency", "semantic", "discovery")
@@ -340,6 +341,18 @@ _TABLE = (
     Option("format", "npz or safetensors (npz)", default="npz", choices=FEATURE_FORMATS, metavar="NAME"),
     Option("dtype", "float16 or float32 (float16)", default="float16", choices=FEATURE_DTYPES, metavar="TYPE"),
     Option("prune", "remove all other photographs from the cache", bool, default=False),
+    # Pictures and tables of features.
+    Option("basis", "colors of a saved basis (fitted to all given)", Path, metavar="FILE"),
+    Option("save_basis", "save the fitted basis, for --basis", Path, metavar="FILE"),
+    Option(
+        "foreground",
+        "color what is above T on component 1 (auto)",
+        float,
+        const="auto",
+        words=("auto",),
+        metavar="T",
+    ),
+    Option("nearest", "one color per patch, not interpolated", bool, default=False),
     # The run.
     Option("n_threads", "photographs at a time (all cores)", int, minimum=1, metavar="N", flag="--threads"),
     Option("batch", "photographs per forward pass (by memory)", int, minimum=1, metavar="N"),

@@ -1,0 +1,392 @@
+"""Principal components of patch features: one basis, and so one meaning of each color, for any number of photographs.
+
+With `foreground` this is the picture of the DINOv2 paper (Oquab et al. 2023, arXiv 2304.07193, figure 1): the first
+component separates foreground and background, and the colors are the components of the foreground alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import numbers
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from vitnp.clustering.chunks import Chunks
+from vitnp.clustering.estimator import Estimator, check_rows, not_fitted
+from vitnp.errors import UsageError
+from vitnp.features import moments, pca_file
+from vitnp.features.moments import Moments
+from vitnp.io.stamp import canonical_json
+from vitnp.kernels.threads import blas, pool
+
+# Percentiles of each component that are shown as 0 and 255: a few outliers must not make all other colors pale.
+PERCENTILES = (1.0, 99.0)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ForegroundAxis:
+    """The first component of all patches, and the threshold that separates the foreground.
+
+    Attributes
+    ----------
+    component : (D,) float64
+        Unit vector that points to the foreground.
+    mean : (D,) float64
+        Mean of all patches.
+    deviation : float
+        Standard deviation of the patches along the component.
+    threshold : float
+        In standard deviations.
+    """
+
+    component: np.ndarray
+    mean: np.ndarray
+    deviation: float
+    threshold: float
+
+    def score(self, rows: np.ndarray) -> np.ndarray:
+        """Return by how many standard deviations rows (n, D) lie above the threshold, (n,) float64."""
+        along = project(rows, self.mean, self.component[None])[:, 0]
+        return along / (self.deviation or 1.0) - self.threshold
+
+
+class PatchPCA(Estimator):
+    """Principal components of patch features, and the colors that they give.
+
+    Rows are read in chunks of a fixed size, so that there may be more than fit into memory: one pass for mean and
+    covariance, in float64, and one for percentiles, which `foreground` doubles. The result is the same to the bit for
+    any number of threads and however the rows are passed in.
+
+    Conventions are those of scikit-learn (without scikit-learn). The sign of each component is chosen so that its
+    entry of the largest magnitude is positive, as in ``sklearn.decomposition.PCA``.
+
+    Parameters
+    ----------
+    n_components : int
+        K; 3 for colors.
+    foreground : None, "auto" or float
+        Fit the components to the foreground alone, as the DINOv2 paper does: rows whose first component (of all rows)
+        is above a threshold. A number is the threshold in standard deviations; 0 is that of the paper. "auto" is the
+        threshold that separates the rows into two classes best (Otsu 1979).
+    n_jobs : int, optional
+        Number of chunks processed at the same time; all cores if None or -1.
+
+    Attributes
+    ----------
+    components_ : (K, D) float64
+        Orthonormal, by descending variance.
+    mean_ : (D,) float64
+    explained_variance_ : (K,) float64
+    explained_variance_ratio_ : (K,) float64
+        Share of the total variance.
+    n_samples_ : int
+        Number of rows that the components were fitted to.
+    range_ : (2, K) float64
+        First and 99th percentile of each component, shown as 0 and 255.
+    foreground_ : ForegroundAxis or None
+    n_features_in_ : int
+        D.
+    features_ : mapping
+        What the features depend on, if it is known: fields of :class:`vitnp.features.spec.FeatureSpec`.
+
+    Examples
+    --------
+    >>> rows = np.random.default_rng(0).normal(size=(500, 8)) * [1, 9, 1, 1, 5, 1, 1, 3]
+    >>> pca = PatchPCA().fit(rows)
+    >>> np.abs(pca.components_).argmax(axis=1).tolist()
+    [1, 4, 7]
+    >>> pca.colors(rows).shape, pca.colors(rows).dtype
+    ((500, 3), dtype('uint8'))
+    """
+
+    components_: np.ndarray
+    mean_: np.ndarray
+    explained_variance_: np.ndarray
+    explained_variance_ratio_: np.ndarray
+    n_samples_: int
+    range_: np.ndarray
+    foreground_: ForegroundAxis | None
+    features_: Mapping[str, Any]
+
+    def __init__(
+        self, n_components: int = 3, *, foreground: str | float | None = None, n_jobs: int | None = None
+    ) -> None:
+        self.n_components = n_components
+        self.foreground = foreground
+        self.n_jobs = n_jobs
+
+    def fit(self, X: Any, y: object = None, *, attention: Any = None) -> PatchPCA:
+        """Compute the components.
+
+        Parameters
+        ----------
+        X : (N, D) array, memory map, object with ``shape`` and slices of rows, or iterable of (n, D) blocks
+            Real numbers, for example float16. See :class:`vitnp.clustering.chunks.Chunks`.
+        y : ignored
+        attention : (N,) array, optional
+            CLS attention of each row. With `foreground` it tells which side of the first component is the foreground:
+            that with more attention. By default the foreground is the side with fewer rows.
+
+        Returns
+        -------
+        PatchPCA
+            This object.
+
+        Raises
+        ------
+        UsageError
+            If a parameter is out of its range, there are fewer rows or columns than components, a row is not finite
+            (the first one is named), or X is an iterator, which can be read only once.
+        """
+        self._check_parameters()
+        chunks = Chunks(check_rows(X))
+        weights = None if attention is None else np.asarray(attention)
+        with blas.one_blas_thread():
+            whole = moments.moments(chunks, self._n_threads, weights=weights)
+            self._check_size(whole, "rows")
+            axis, part = None, whole
+            if self.foreground is not None:
+                axis = self._foreground_axis(chunks, whole)
+                part = moments.moments(chunks, self._n_threads, keep=lambda rows: axis.score(rows) > 0)
+                self._check_size(part, "rows above the threshold of the foreground")
+            components, variances = leading_components(part, self.n_components)
+            deviations = np.sqrt(variances)
+            counts = moments.histograms(
+                chunks,
+                self._n_threads,
+                lambda rows: project(rows, part.mean, components),
+                deviations,
+                None if axis is None else lambda rows: axis.score(rows) > 0,
+            )
+        self.components_, self.mean_, self.foreground_ = components, part.mean, axis
+        self.explained_variance_ = variances
+        total = float(np.trace(part.covariance))
+        self.explained_variance_ratio_ = variances / total if total > 0 else np.zeros_like(variances)
+        self.n_samples_ = part.n
+        self.range_ = np.stack([moments.percentiles(counts, deviations, percent) for percent in PERCENTILES])
+        self.features_ = {}
+        self._note_columns(X, whole.mean.size)
+        return self
+
+    def transform(self, X: Any) -> np.ndarray:
+        """Return the components of rows, (N, K) float32, or float64 if the rows are.
+
+        Parameters
+        ----------
+        X : as for :meth:`fit`
+
+        Raises
+        ------
+        UsageError
+            If the rows have another length than those of :meth:`fit` or are not finite, or :meth:`fit` was not called.
+        """
+        self._check_fitted()
+        self._check_columns(X)
+        x = check_rows(X)
+        dtype = np.float64 if getattr(x, "dtype", None) == np.float64 else np.float32
+        parts = [np.empty((0, len(self.components_)), dtype)]
+        for chunk in Chunks(x, self.n_features_in_):
+            parts.append(project(moments.rows_of(chunk), self.mean_, self.components_).astype(dtype))
+        return np.concatenate(parts)
+
+    def fit_transform(self, X: Any, y: object = None, *, attention: Any = None) -> np.ndarray:
+        """Compute the components and return :meth:`transform` of the same rows."""
+        return self.fit(X, attention=attention).transform(X)
+
+    def scaled(self, X: Any) -> np.ndarray:
+        """Return components of rows in which the range of colors is 0 to 1, (N, K) float32; outliers lie beyond it."""
+        low, high = self._range
+        return ((self.transform(X) - low) / (high - low)).astype(np.float32)
+
+    def foreground_score(self, X: Any) -> np.ndarray:
+        """Return how far rows are above the threshold of the foreground, (N,) float32; 1 if there is none."""
+        self._check_fitted()
+        self._check_columns(X)
+        rows = np.asarray(check_rows(X), np.float64)
+        if self.foreground_ is None:
+            return np.ones(len(rows), np.float32)
+        return self.foreground_.score(rows).astype(np.float32)
+
+    def colors(self, X: Any) -> np.ndarray:
+        """Return a color for each row, (N, 3) uint8: the components as red, green and blue; the background is black.
+
+        Raises
+        ------
+        UsageError
+            As for :meth:`transform`, and if there are not three components.
+        """
+        self.check_colors()
+        colors = to_bytes(self.scaled(X))
+        colors[self.foreground_score(X) <= 0] = 0
+        return colors
+
+    def check_colors(self) -> None:
+        """Check that there are three components.
+
+        Raises
+        ------
+        UsageError
+            If not, or if :meth:`fit` was not called.
+        """
+        self._check_fitted()
+        if len(self.components_) != 3:
+            raise UsageError(f"colors need three components, got {len(self.components_)}; use PatchPCA(3)")
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write one safetensors file, in full or not at all.
+
+        Raises
+        ------
+        OutputError
+            If it cannot be written.
+        UsageError
+            If :meth:`fit` was not called.
+        """
+        self._check_fitted()
+        pca_file.write(path, self._arrays(), self._facts(), self.digest)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> PatchPCA:
+        """Read a file that :meth:`save` wrote.
+
+        Raises
+        ------
+        CheckpointError
+            If there is no such file, it holds no basis, or it is damaged.
+        """
+        return pca_file.read(path, cls._from_file)
+
+    @property
+    def digest(self) -> str:
+        """Fingerprint of everything that colors depend on: 32 hexadecimal digits."""
+        digest = hashlib.blake2b(canonical_json(self._facts()).encode(), digest_size=16)
+        for name, array in sorted(self._arrays().items()):
+            digest.update(f"{name} {array.shape}".encode())
+            digest.update(np.ascontiguousarray(array).data)
+        return digest.hexdigest()
+
+    def _arrays(self) -> dict[str, np.ndarray]:
+        arrays = {
+            "components": self.components_,
+            "mean": self.mean_,
+            "explained_variance": self.explained_variance_,
+            "explained_variance_ratio": self.explained_variance_ratio_,
+            "range": self.range_,
+        }
+        axis = self.foreground_
+        if axis is not None:
+            arrays |= {"foreground.component": axis.component, "foreground.mean": axis.mean}
+            arrays["foreground.scale"] = np.array([axis.deviation, axis.threshold])
+        return arrays
+
+    def _facts(self) -> dict[str, Any]:
+        return {"foreground": self.foreground, "n_samples": self.n_samples_, "features": dict(self.features_)}
+
+    @classmethod
+    def _from_file(cls, arrays: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> PatchPCA:
+        pca = cls(len(arrays["components"]), foreground=facts["foreground"])
+        pca._check_parameters()
+        pca.components_, pca.mean_, pca.range_ = arrays["components"], arrays["mean"], arrays["range"]
+        pca.explained_variance_ = arrays["explained_variance"]
+        pca.explained_variance_ratio_ = arrays["explained_variance_ratio"]
+        pca.n_samples_, pca.features_ = int(facts["n_samples"]), dict(facts["features"])
+        pca.n_features_in_ = len(pca.mean_)
+        pca.foreground_ = None
+        if pca.foreground is not None:
+            deviation, threshold = arrays["foreground.scale"].tolist()
+            pca.foreground_ = ForegroundAxis(
+                arrays["foreground.component"], arrays["foreground.mean"], deviation, threshold
+            )
+        return pca
+
+    def _foreground_axis(self, chunks: Chunks, whole: Moments) -> ForegroundAxis:
+        """Return the first component of all rows, turned to the foreground, and the threshold."""
+        (component,), (variance,) = leading_components(whole, 1)
+        deviation = np.sqrt(variance)
+        if whole.weight > 0 and component @ (whole.weighted - whole.weight * whole.mean) < 0:
+            component = -component
+        threshold = self.foreground
+        if threshold == "auto" or whole.weight <= 0:
+            (counts,) = moments.histograms(
+                chunks, self._n_threads, lambda rows: project(rows, whole.mean, component[None]), np.array([deviation])
+            )
+            found = moments.otsu_threshold(counts)
+            if whole.weight <= 0:
+                above = int(counts[moments.bin_edges(np.arange(moments.BINS)) >= found].sum())
+                if 2 * above > whole.n:
+                    component, found = -component, -found
+            threshold = found if threshold == "auto" else threshold
+        assert threshold is not None and not isinstance(threshold, str)
+        return ForegroundAxis(component, whole.mean, float(deviation), float(threshold))
+
+    @property
+    def _n_threads(self) -> int:
+        return pool.resolve_n_threads(None if self.n_jobs == -1 else self.n_jobs)
+
+    @property
+    def _range(self) -> tuple[np.ndarray, np.ndarray]:
+        """Lower and upper end of the colors; around a component without variance one unit to both sides."""
+        low, high = self.range_
+        flat = high <= low
+        return low - flat, high + flat
+
+    @property
+    def _n_features_out(self) -> int:
+        """Number of columns of :meth:`transform`, for scikit-learn."""
+        return len(self.components_)
+
+    def __sklearn_tags__(self) -> Any:
+        """Return what scikit-learn wants to know of an estimator; only scikit-learn calls this."""
+        from sklearn.utils import Tags, TargetTags, TransformerTags
+
+        return Tags(
+            estimator_type=None,
+            target_tags=TargetTags(required=False),
+            transformer_tags=TransformerTags(preserves_dtype=["float64", "float32"]),
+        )
+
+    def _check_parameters(self) -> None:
+        count, foreground = self.n_components, self.foreground
+        if isinstance(count, bool) or not isinstance(count, numbers.Integral) or count < 1:
+            raise UsageError(f"n_components must be a whole number of at least 1, got {count!r}")
+        number = isinstance(foreground, numbers.Real) and not isinstance(foreground, bool)
+        if foreground not in (None, "auto") and not (number and np.isfinite(foreground)):
+            raise UsageError(f"foreground must be None, 'auto' or a number, got {foreground!r}")
+
+    def _check_size(self, found: Moments, what: str) -> None:
+        if found.n < max(2, self.n_components):
+            raise UsageError(
+                f"{self.n_components} components need at least {max(2, self.n_components)} {what}, "
+                f"got n_samples = {found.n}; give more photographs, or fewer components"
+            )
+        if found.mean.size < self.n_components:
+            raise UsageError(
+                f"n_components must be at most {found.mean.size}, the length of a row, got {self.n_components}"
+            )
+
+    def _check_fitted(self) -> None:
+        if not hasattr(self, "components_"):
+            raise not_fitted(self)
+
+
+def leading_components(found: Moments, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the eigenvectors (K, D) and eigenvalues (K,) of the covariance, the largest first, with fixed signs."""
+    values, vectors = np.linalg.eigh(found.covariance)
+    components = vectors.T[::-1][:count]
+    largest = np.abs(components).argmax(axis=1)
+    signs = np.where(components[np.arange(len(components)), largest] < 0, -1.0, 1.0)
+    return np.ascontiguousarray(components * signs[:, None]), values[::-1][:count].clip(0)
+
+
+def project(rows: np.ndarray, mean: np.ndarray, components: np.ndarray) -> np.ndarray:
+    """Return the coordinates of rows (n, D) along components (K, D), (n, K) float64; each row by itself."""
+    return np.einsum("nd,kd->nk", np.asarray(rows, np.float64) - mean, components)
+
+
+def to_bytes(values: np.ndarray) -> np.ndarray:
+    """Return values from 0 to 1 as uint8, rounded; what lies beyond is clipped."""
+    return (values.clip(0, 1) * 255 + 0.5).astype(np.uint8)
