@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vitnp.cli import arguments, shared, streams
+from vitnp.cli import arguments, region_features, shared, streams
 from vitnp.errors import UsageError, VitnpError
 from vitnp.io.path_text import mapping_entries, path_entries
 from vitnp.options import FEATURE_OUTPUTS, OPTIONS, enumerate_words
@@ -30,13 +30,12 @@ def build_parser() -> argparse.ArgumentParser:
     """Return the command's parser."""
     parser = shared.parser(
         "vitnp features",
-        "Write the ViT features of photographs (files or folders), one file each:\n"
-        "keys (rows, columns, D), attention, cls and metadata; and pictures of them.",
+        "Write the ViT features of photographs (files or folders): a file of arrays each,\n"
+        "pictures of them, or with --mask one table of the features of all regions.",
         usage="vitnp features [options] PHOTO [PHOTO ...]",
         examples=(
-            "vitnp features PHOTOS/ --out KEYS/",
-            "vitnp features PHOTOS/ --out OUT/ --save pca,attention",
-            "vitnp features cat.jpg --facet token --format safetensors --dtype float32",
+            "vitnp features PHOTOS/ --out OUT/ --save pca,attention --foreground",
+            "vitnp features PHOTOS/ --mask --instances --out regions.npz",
         ),
         epilog=shared.EXIT_STATUSES,
     )
@@ -47,6 +46,12 @@ def build_parser() -> argparse.ArgumentParser:
         cache={"help": "keep features in this folder and reuse them"},
     )  # fmt: skip
     arguments.add_options(parser, "pictures", *PICTURES)
+    arguments.add_options(
+        parser, "table of regions", "mask", "masks", *region_features.OPTIONS_OF_MASKS,
+        regions={"help": "rows: image, components (image)"},
+        instances={"help": "rows: the objects of each mask"},
+    )  # fmt: skip
+    parser.set_defaults(**{name: OPTIONS[name].default for name in region_features.NOT_OFFERED})
     arguments.add_options(parser, "network", *arguments.NETWORK)
     arguments.add_options(parser, "features", *arguments.FEATURES)
     arguments.add_options(parser, "run", *arguments.RUN)
@@ -65,6 +70,8 @@ def _features(args: argparse.Namespace) -> int:
     total, done = len(photographs) + len(failures), 0
     if args.prune:
         done += _prune(args, photographs, complete=not failures)
+    elif photographs and (args.mask or args.masks):
+        done = region_features.write_table(args, photographs, failures)
     elif photographs:
         done = _write_features(args, which, photographs, failures)
     return shared.conclude(failures, total, done, left_out="" if args.quiet else left_out)
@@ -83,6 +90,7 @@ def _check_options(args: argparse.Namespace, which: Sequence[str]) -> None:
     """
     if args.prune and args.cache is None:
         raise UsageError("--prune removes features from a cache; give --cache DIR")
+    region_features.check_options(args)
     unknown = [name for name in which if name not in FEATURE_OUTPUTS]
     if unknown or not which:
         names = ", ".join(unknown) or "nothing"
