@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vitnp.cli import arguments, region_features, shared, streams
-from vitnp.errors import UsageError, VitnpError
+from vitnp.errors import ImageError, UsageError, VitnpError
 from vitnp.io.path_text import mapping_entries, path_entries
 from vitnp.options import FEATURE_OUTPUTS, OPTIONS, enumerate_words
 
@@ -131,7 +131,14 @@ def _write_features(
     )
     fits = "pca" in which and args.basis is None
     with _opened_store(args, photographs, vit, spec, needed=fits) as store:
-        basis = _basis(args, photographs, vit, store) if "pca" in which else None
+        unread: dict[int, ImageError] = {}
+        try:
+            basis = _basis(args, photographs, vit, store, unread) if "pca" in which else None
+        except ImageError:  # there is nothing to fit a basis to
+            for index, error in unread.items():
+                shared.report_failure(error, as_json=args.json, photograph=photographs[index].path)
+            failures += unread.values()
+            return 0
         outcomes = write_features(
             photographs,
             stems,
@@ -170,7 +177,11 @@ def _opened_store(
 
 
 def _basis(
-    args: argparse.Namespace, photographs: Sequence[Photograph], vit: ViT, store: FeatureStore | None
+    args: argparse.Namespace,
+    photographs: Sequence[Photograph],
+    vit: ViT,
+    store: FeatureStore | None,
+    unread: dict[int, ImageError],
 ) -> PatchPCA:
     """Return the basis of the colors: that of --basis, or one fitted to all photographs."""
     from vitnp.features.basis import fit_basis
@@ -192,6 +203,7 @@ def _basis(
             batch=args.batch,
             max_pixels=args.max_pixels,
             progress=advance,
+            failures=unread,
         )
     if args.save_basis is not None:
         basis.save(args.save_basis)

@@ -55,15 +55,14 @@ def check_options(args: argparse.Namespace) -> None:
 def write_table(args: argparse.Namespace, photographs: Sequence[Photograph], failures: list[VitnpError]) -> int:
     """Write the table of the regions of photographs, and return the number of photographs done."""
     from vitnp.export.region_features import RegionFeatures
-    from vitnp.export.region_table import require_pyarrow
+    from vitnp.export.region_table import check_place, require_pyarrow
     from vitnp.io import write
-    from vitnp.io.stamp import refuse_foreign
 
     path = _table_path(args)
     if path.suffix.lower() == ".parquet":
         require_pyarrow()
     if not args.overwrite:
-        refuse_foreign([path])
+        check_place(path)
     if args.masks is not None and not args.masks.is_dir():
         raise UsageError(f"--masks must be a folder of masks, got {args.masks}; check the spelling")
     vit = arguments.load_model(args)

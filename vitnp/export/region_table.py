@@ -12,7 +12,7 @@ import numpy as np
 from vitnp.errors import UsageError
 from vitnp.io import write
 from vitnp.io.path_text import valid_unicode
-from vitnp.io.stamp import canonical_json, with_software
+from vitnp.io.stamp import canonical_json, foreign_error, refuse_foreign, with_software
 
 # Formats by the ending of the file name.
 TABLE_FORMATS = ("npz", "parquet")
@@ -113,8 +113,8 @@ class RegionTable:
         Parameters
         ----------
         path : path
-            In an npz file the columns are arrays. In a Parquet file ``box``, ``cls`` and the mean feature are lists of
-            fixed length, and unknown classes and confidences are null.
+            In an npz file the columns are arrays; in a Parquet file ``box``, ``cls`` and the mean feature are lists of
+            fixed length.
         metadata : mapping, optional
             What JSON can represent; an array "metadata" in npz, and the key "vitnp" of the schema in Parquet.
 
@@ -145,12 +145,37 @@ class RegionTable:
             elif column.dtype.kind == "U":
                 arrays[name] = pyarrow.array([valid_unicode(text) for text in column.tolist()], pyarrow.string())
             else:
-                unknown = {"label": self.label == 0, "confidence": np.isnan(self.confidence)}.get(name)
-                arrays[name] = pyarrow.array(column, mask=unknown)
+                arrays[name] = pyarrow.array(column)
         facts = {key: str(value) for key, value in with_software(None).items()}
         table = pyarrow.table(arrays).replace_schema_metadata({**facts, "vitnp": canonical_json(metadata)})
         with write.replacing(path) as file:
             parquet.write_table(table, file)
+
+
+def check_place(path: str | os.PathLike[str]) -> None:
+    """Check that writing a table destroys no file of another program.
+
+    Raises
+    ------
+    OutputError
+        If there is such a file.
+    UsageError
+        If pyarrow is missing for Parquet.
+    """
+    if os.path.splitext(os.fspath(path))[1].lower() != ".parquet":
+        refuse_foreign([path])
+        return
+    pyarrow = require_pyarrow()
+    from pyarrow import parquet
+
+    if not os.path.lexists(path):
+        return
+    try:
+        software = (parquet.read_schema(path).metadata or {}).get(b"Software", b"")
+    except (OSError, pyarrow.ArrowException):
+        software = b""
+    if not software.startswith(b"vitnp "):
+        raise foreign_error(path)
 
 
 def require_pyarrow() -> Any:

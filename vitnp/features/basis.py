@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from vitnp.errors import UsageError
+from vitnp.errors import ImageError, UsageError
 from vitnp.features.pca import PatchPCA
 from vitnp.features.pictures import comparable
 from vitnp.features.shared import StoredKeys
@@ -27,6 +27,7 @@ def fit_basis(
     batch: int | None = None,
     max_pixels: int = MAX_PIXELS,
     progress: Callable[[int], object] | None = None,
+    failures: dict[int, ImageError] | None = None,
 ) -> PatchPCA:
     """Fit one basis to the patches of all photographs together.
 
@@ -46,6 +47,8 @@ def fit_basis(
         foreground.
     n_threads, batch, max_pixels, progress
         As for :func:`vitnp.features.stream.extract_to_store`.
+    failures : dict, optional
+        Filled with the errors of photographs that cannot be read, by position.
 
     Returns
     -------
@@ -69,6 +72,8 @@ def fit_basis(
     extraction = extract_to_store(
         photographs, vit, store, n_threads=n_threads, batch=batch, max_pixels=max_pixels, progress=progress
     )
+    if failures is not None:
+        failures |= extraction.failures
     fingerprints = sorted(name for name in extraction.hashes if name is not None)
     if not fingerprints:
         raise next(iter(extraction.failures.values()), UsageError("there are no photographs; give some"))

@@ -52,14 +52,14 @@ def write_file(path: Path, features: FeatureRecord, metadata: Mapping[str, objec
 
 
 def stamp(path: str | os.PathLike[str]) -> dict[str, str] | None:
-    """Return the entries that begin with "vitnp:" in the metadata of a file of features.
+    """Return the entries that begin with "vitnp:" in the metadata of a file of features, or of a picture of them.
 
     Returns
     -------
     dict or None
         None if there is no such file, or vitnp did not write it; see :func:`vitnp.io.stamp.stamp`.
     """
-    if os.fspath(path).endswith(".npz"):
+    if not os.fspath(path).endswith(".safetensors"):
         return stamp_.stamp(path)
     from safetensors import SafetensorError, safe_open
 
