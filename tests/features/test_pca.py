@@ -57,6 +57,15 @@ def test_signs_and_conventions_are_those_of_scikit_learn():
     assert make_pipeline(StandardScaler(), PatchPCA(2)).fit_transform(x).shape == (3000, 2)
 
 
+@pytest.mark.slow(reason="some fifty checks")
+@pytest.mark.filterwarnings("ignore")
+def test_scikit_learn_accepts_it():
+    checks = pytest.importorskip("sklearn.utils.estimator_checks", reason="scikit-learn is not installed")
+    expected = {"check_dtype_object": "text among the numbers raises a UsageError, which is a ValueError"}
+    results = checks.check_estimator(PatchPCA(2), expected_failed_checks=expected, on_skip=None, on_fail=None)
+    assert [result["check_name"] for result in results if result["status"] == "failed"] == []
+
+
 def test_same_bits_for_any_number_of_threads_and_any_blocks():
     x = rows(30_000)
     attention = np.abs(x[:, 0])

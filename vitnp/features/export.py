@@ -25,8 +25,6 @@ from vitnp.io.stamp import refuse_foreign
 from vitnp.kernels.threads import blas, pool
 from vitnp.vit.model import ViT
 
-FORMATS = ("npz", "safetensors")
-
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
