@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import pathlib
+import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -197,3 +201,26 @@ def test_basis_of_other_features_is_refused(run, folder, tmp_path):
     assert run(folder, "--out", tmp_path / "out", "--save", "pca", "--save-basis", tmp_path / "b.safetensors") == 0
     with pytest.raises(UsageError, match="fitted with the facet key, not token"):
         run(folder, "--out", tmp_path / "o", "--save", "pca", "--basis", tmp_path / "b.safetensors", "--facet", "token")
+
+
+@pytest.mark.slow(reason="interrupts a running command")
+@pytest.mark.skipif(os.name != "posix", reason="signals as POSIX has them")
+@pytest.mark.parametrize("arguments", [["--save", "pca,attention"], ["--mask"]])
+def test_interrupt_leaves_whole_files(tmp_path, arguments):
+    rng = np.random.default_rng(0)
+    (tmp_path / "in").mkdir()
+    for index in range(60):
+        Image.fromarray(rng.integers(0, 256, (240, 320, 3), np.uint8)).save(tmp_path / "in" / f"{index:02}.bmp")
+    command = [sys.executable, "-m", "vitnp.features", str(tmp_path / "in"), "--out", str(tmp_path / "out"), *arguments]
+    command += ["--threads", "2", "--short-side", "160", "--cache", str(tmp_path / "cache")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    process.stdout.readline()  # the first photograph is done
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and "Traceback" not in err and "interrupted" in err
+    written = sorted((tmp_path / "out").iterdir())
+    assert all(read_image(path).shape == (240, 320, 3) for path in written)
+    assert not list(tmp_path.rglob("*.part")) and len(written) < 300
+    if arguments == ["--mask"]:
+        assert written == []
