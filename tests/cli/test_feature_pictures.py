@@ -28,7 +28,7 @@ ORIENTATION = 0x0112
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> pathlib.Path:
     """Write a checkpoint so small that the network takes no time."""
-    config = ViTConfig(width=64, depth=2, heads=1, patch=8, grid=(4, 4))
+    config = ViTConfig(width=64, depth=2, heads=2, patch=8, grid=(4, 4))
     weights = random_vit.random_weights(config, seed=3, hidden=128, class_position=True, dtype=np.float32)
     path = tmp_path_factory.mktemp("model") / "small.safetensors"
     save_file(weights, path)
@@ -38,7 +38,8 @@ def model(tmp_path_factory) -> pathlib.Path:
 @pytest.fixture
 def run(model):
     """Return the command with that checkpoint, at a small size."""
-    return lambda *arguments: main([*map(str, arguments), "--model", str(model), "--short-side", "32", "--quiet"])
+    options = ["--model", str(model), "--heads", "2", "--short-side", "32", "--quiet"]
+    return lambda *arguments: main([*map(str, arguments), *options])
 
 
 @pytest.fixture
@@ -60,7 +61,7 @@ def contents(folder: pathlib.Path) -> dict[str, bytes]:
 
 def test_pictures_have_the_size_of_the_upright_photograph(run, folder, tmp_path):
     assert run(folder, "--out", tmp_path / "out", "--save", "pca,attention", "--foreground") == 0
-    names = {f"{k}_{kind}.png" for k in range(4) for kind in ("pca", "attention", "attention_head0")}
+    names = {f"{k}_{kind}.png" for k in range(4) for kind in ("pca", "attention", "attention_head0", "attention_head1")}
     assert contents(tmp_path / "out").keys() == names
     for name in names:
         expected = read_image(folder / f"{name[0]}.png").shape
@@ -70,7 +71,7 @@ def test_pictures_have_the_size_of_the_upright_photograph(run, folder, tmp_path)
 
 def test_numbers_are_those_of_the_plain_network(run, folder, model, tmp_path):
     assert run(folder, "--out", tmp_path / "out", "--save", "maps,features", "--dtype", "float32", "--stride", 4) == 0
-    vit = load_vit(model)
+    vit = load_vit(model, heads=2)
     weights = {name: array.astype(np.float64) for name, array in vit.weights.items()}
     for k in range(4):
         maps, file = np.load(tmp_path / "out" / f"{k}_maps.npz"), np.load(tmp_path / "out" / f"{k}.npz")
@@ -79,7 +80,7 @@ def test_numbers_are_those_of_the_plain_network(run, folder, model, tmp_path):
         image = normalize(downscale(rgb, metadata["pixels"]), vit.config.mean, vit.config.std).astype(np.float64)
         expected = plain.features(weights, vit.config, image, layer=1, stride=4)["attention"]
         assert set(maps) == {"attention", "attention_heads", "metadata"}
-        np.testing.assert_allclose(maps["attention_heads"].reshape(1, -1), expected, rtol=1e-4)
+        np.testing.assert_allclose(maps["attention_heads"].reshape(2, -1), expected, rtol=1e-4)
         np.testing.assert_allclose(maps["attention"].ravel(), expected.mean(axis=0), rtol=1e-4)
         assert np.array_equal(maps["attention"], file["attention"])
         assert metadata["photograph_size"] == list(rgb.shape[:2])
@@ -89,7 +90,7 @@ def test_one_basis_for_all_photographs(run, folder, model, tmp_path):
     basis_file = tmp_path / "basis.safetensors"
     arguments = ("--save", "pca,maps", "--dtype", "float32")
     assert run(folder, "--out", tmp_path / "out", "--save-basis", basis_file, *arguments) == 0
-    vit, basis = load_vit(model), PatchPCA.load(basis_file)
+    vit, basis = load_vit(model, heads=2), PatchPCA.load(basis_file)
     keys = np.concatenate(
         [extract(read_image(path), vit, short_side=32).keys for path in sorted(folder.iterdir())]
     ).astype(np.float64)
@@ -119,7 +120,7 @@ def test_same_bits_for_any_threads_batches_order_and_cache(run, folder, tmp_path
     assert run(*names, "--out", tmp_path / "c", "--cache", tmp_path / "cache", *arguments) == 0
     assert run(*names, "--out", tmp_path / "d", "--cache", tmp_path / "cache", *arguments) == 0
     expected = contents(tmp_path / "a")
-    assert len(expected) == 16 and all(contents(tmp_path / name) == expected for name in "bcd")
+    assert len(expected) == 20 and all(contents(tmp_path / name) == expected for name in "bcd")
 
 
 def test_rerun_does_only_what_changed(run, folder, tmp_path, capsys):
@@ -127,7 +128,7 @@ def test_rerun_does_only_what_changed(run, folder, tmp_path, capsys):
         capsys.readouterr()
         assert run(folder, "--out", tmp_path / "out", "--save", "attention", "--json", *more) == 0
         lines = sorted(map(json.loads, capsys.readouterr().out.splitlines()), key=lambda line: line["photograph"])
-        assert all(line["outputs"].keys() == {"attention", "attention_head0"} for line in lines)
+        assert all(line["outputs"].keys() == {"attention", "attention_head0", "attention_head1"} for line in lines)
         return [line["status"] for line in lines]
 
     assert statuses() == ["done"] * 4

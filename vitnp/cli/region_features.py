@@ -13,7 +13,7 @@ from vitnp.io.path_text import path_entries
 from vitnp.options import OPTIONS
 
 if TYPE_CHECKING:
-    from vitnp.export.region_features import Outcome
+    from vitnp.export.region_rows import Outcome
     from vitnp.io.find import Photograph
 
 # How masks are made, and divided into regions.
@@ -54,7 +54,7 @@ def check_options(args: argparse.Namespace) -> None:
 
 def write_table(args: argparse.Namespace, photographs: Sequence[Photograph], failures: list[VitnpError]) -> int:
     """Write the table of the regions of photographs, and return the number of photographs done."""
-    from vitnp.export.region_features import RegionFeatures
+    from vitnp.export.region_rows import RegionFeatures
     from vitnp.export.region_table import check_place, require_pyarrow
     from vitnp.io import write
 

@@ -123,7 +123,7 @@ class MaskFolder:
             If there are none.
         """
         candidates = {kind: Path(f"{stem}{suffix}") for kind, suffix in MASK_SUFFIXES.items()}
-        candidates["any"] = self._folder / relative.with_suffix(".png")
+        candidates["any"] = Path(f"{stem}.png")
         files = {kind: path for kind, path in candidates.items() if path.is_file()}
         if not files:
             names = enumerate_words(tuple(path.name for path in candidates.values()))

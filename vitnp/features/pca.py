@@ -6,7 +6,6 @@ component separates foreground and background, and the colors are the components
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import numbers
 import os
@@ -19,39 +18,14 @@ from vitnp.clustering.chunks import Chunks
 from vitnp.clustering.estimator import Estimator, check_rows, not_fitted
 from vitnp.errors import UsageError
 from vitnp.features import moments, pca_file
+from vitnp.features.components import leading_components, project, to_bytes
+from vitnp.features.foreground_axis import ForegroundAxis, fit_axis
 from vitnp.features.moments import Moments
 from vitnp.io.stamp import canonical_json
 from vitnp.kernels.threads import blas, pool
 
 # Percentiles of each component that are shown as 0 and 255: a few outliers must not make all other colors pale.
 PERCENTILES = (1.0, 99.0)
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class ForegroundAxis:
-    """The first component of all patches, and the threshold that separates the foreground.
-
-    Attributes
-    ----------
-    component : (D,) float64
-        Unit vector that points to the foreground.
-    mean : (D,) float64
-        Mean of all patches.
-    deviation : float
-        Standard deviation of the patches along the component.
-    threshold : float
-        In standard deviations.
-    """
-
-    component: np.ndarray
-    mean: np.ndarray
-    deviation: float
-    threshold: float
-
-    def score(self, rows: np.ndarray) -> np.ndarray:
-        """Return by how many standard deviations rows (n, D) lie above the threshold, (n,) float64."""
-        along = project(rows, self.mean, self.component[None])[:, 0]
-        return along / (self.deviation or 1.0) - self.threshold
 
 
 class PatchPCA(Estimator):
@@ -150,7 +124,7 @@ class PatchPCA(Estimator):
             self._check_size(whole, "rows")
             axis, part = None, whole
             if self.foreground is not None:
-                axis = self._foreground_axis(chunks, whole)
+                axis = fit_axis(chunks, whole, self.foreground, self._n_threads)
                 part = moments.moments(chunks, self._n_threads, keep=lambda rows: axis.score(rows) > 0)
                 self._check_size(part, "rows above the threshold of the foreground")
             components, variances = leading_components(part, self.n_components)
@@ -303,26 +277,6 @@ class PatchPCA(Estimator):
             )
         return pca
 
-    def _foreground_axis(self, chunks: Chunks, whole: Moments) -> ForegroundAxis:
-        """Return the first component of all rows, turned to the foreground, and the threshold."""
-        (component,), (variance,) = leading_components(whole, 1)
-        deviation = np.sqrt(variance)
-        if whole.weight > 0 and component @ (whole.weighted - whole.weight * whole.mean) < 0:
-            component = -component
-        threshold = self.foreground
-        if threshold == "auto" or whole.weight <= 0:
-            (counts,) = moments.histograms(
-                chunks, self._n_threads, lambda rows: project(rows, whole.mean, component[None]), np.array([deviation])
-            )
-            found = moments.otsu_threshold(counts)
-            if whole.weight <= 0:
-                above = int(counts[moments.bin_edges(np.arange(moments.BINS)) >= found].sum())
-                if 2 * above > whole.n:
-                    component, found = -component, -found
-            threshold = found if threshold == "auto" else threshold
-        assert threshold is not None and not isinstance(threshold, str)
-        return ForegroundAxis(component, whole.mean, float(deviation), float(threshold))
-
     @property
     def _n_threads(self) -> int:
         return pool.resolve_n_threads(None if self.n_jobs == -1 else self.n_jobs)
@@ -371,22 +325,3 @@ class PatchPCA(Estimator):
     def _check_fitted(self) -> None:
         if not hasattr(self, "components_"):
             raise not_fitted(self)
-
-
-def leading_components(found: Moments, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the eigenvectors (K, D) and eigenvalues (K,) of the covariance, the largest first, with fixed signs."""
-    values, vectors = np.linalg.eigh(found.covariance)
-    components = vectors.T[::-1][:count]
-    largest = np.abs(components).argmax(axis=1)
-    signs = np.where(components[np.arange(len(components)), largest] < 0, -1.0, 1.0)
-    return np.ascontiguousarray(components * signs[:, None]), values[::-1][:count].clip(0)
-
-
-def project(rows: np.ndarray, mean: np.ndarray, components: np.ndarray) -> np.ndarray:
-    """Return the coordinates of rows (n, D) along components (K, D), (n, K) float64; each row by itself."""
-    return np.einsum("nd,kd->nk", np.asarray(rows, np.float64) - mean, components)
-
-
-def to_bytes(values: np.ndarray) -> np.ndarray:
-    """Return values from 0 to 1 as uint8, rounded; what lies beyond is clipped."""
-    return (values.clip(0, 1) * 255 + 0.5).astype(np.uint8)
