@@ -98,6 +98,7 @@ def test_foreground_is_the_side_with_more_attention(sign):
     _, _, components = np.linalg.svd(x[inside] - x[inside].mean(axis=0), full_matrices=False)
     np.testing.assert_allclose(np.abs((pca.components_ * components[:3]).sum(axis=1)), 1, rtol=1e-12)
     assert pca.n_samples_ == inside.sum()
+    assert np.array_equal(pca.colors([x[:10], x[10:]]), pca.colors(x))
     assert not pca.colors(x)[~inside].any() and pca.colors(x)[inside].any(axis=1).mean() > 0.99
     background = PatchPCA(foreground="auto").fit(x, attention=np.where(inside, 1.0, 2.0))
     assert np.array_equal(background.foreground_score(x) > 0, ~inside)
@@ -176,7 +177,12 @@ def test_missing_file_is_named(tmp_path):
         (lambda x: PatchPCA().fit(np.where(np.arange(len(x))[:, None] == 9, np.nan, x)), "row 9 contains NaN"),
         (lambda x: PatchPCA().fit(iter([x])), "read only once"),
         (lambda x: PatchPCA().fit(x[:, 0]), "Expected 2D"),
+        (
+            lambda x: PatchPCA(foreground=0).fit(x, attention=np.ones(9)),
+            "one number per row, \\(4000,\\), got \\(9,\\)",
+        ),
         (lambda x: PatchPCA().transform(x), "not fitted"),
+        (lambda x: PatchPCA().foreground_score(x), "not fitted"),
         (lambda x: PatchPCA().fit(x).transform(x[:, :4]), "expecting 6"),
         (lambda x: PatchPCA(2).fit(x).colors(x), "three components"),
     ],

@@ -80,7 +80,7 @@ def moments(chunks: Chunks, n_threads: int, *, weights: np.ndarray | None = None
     n_threads : int
         Chunks in flight.
     weights : (N,) float, optional
-        Weights for the sum `weighted`; mean and scatter are without weights.
+        Weights for the sum `weighted`, missing ones are 0; mean and scatter are without weights.
     keep : callable, optional
         Selects the rows that count.
 
@@ -218,7 +218,10 @@ def rows_of(chunk: Chunk) -> np.ndarray:
 def _moments(chunk: Chunk, weights: np.ndarray | None, keep: Keep | None) -> Moments:
     rows = rows_of(chunk)
     width = rows.shape[1]
-    own = np.zeros(len(rows)) if weights is None else weights[chunk.first : chunk.first + len(rows)].astype(np.float64)
+    own = np.zeros(len(rows))
+    if weights is not None:
+        given = weights[chunk.first : chunk.first + len(rows)]
+        own[: len(given)] = given
     if keep is not None:
         kept = keep(rows)
         rows, own = rows[kept], own[kept]

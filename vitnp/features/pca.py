@@ -6,10 +6,9 @@ component separates foreground and background, and the colors are the components
 
 from __future__ import annotations
 
-import hashlib
 import numbers
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,6 @@ from vitnp.features import moments, pca_file
 from vitnp.features.components import leading_components, project, to_bytes
 from vitnp.features.foreground_axis import ForegroundAxis, fit_axis
 from vitnp.features.moments import Moments
-from vitnp.io.stamp import canonical_json
 from vitnp.kernels.threads import blas, pool
 
 # Percentiles of each component that are shown as 0 and 255: a few outliers must not make all other colors pale.
@@ -116,12 +114,14 @@ class PatchPCA(Estimator):
             If a parameter is out of its range, there are fewer rows or columns than components, a row is not finite
             (the first one is named), or X is an iterator, which can be read only once.
         """
-        self._check_parameters()
+        self.check_parameters()
         chunks = Chunks(check_rows(X))
         weights = None if attention is None else np.asarray(attention)
         with blas.one_blas_thread():
             whole = moments.moments(chunks, self._n_threads, weights=weights)
             self._check_size(whole, "rows")
+            if weights is not None and weights.shape != (whole.n,):
+                raise UsageError(f"attention must have one number per row, ({whole.n},), got {weights.shape}")
             axis, part = None, whole
             if self.foreground is not None:
                 axis = fit_axis(chunks, whole, self.foreground, self._n_threads)
@@ -158,14 +158,7 @@ class PatchPCA(Estimator):
         UsageError
             If the rows have another length than those of :meth:`fit` or are not finite, or :meth:`fit` was not called.
         """
-        self._check_fitted()
-        self._check_columns(X)
-        x = check_rows(X)
-        dtype = np.float64 if getattr(x, "dtype", None) == np.float64 else np.float32
-        parts = [np.empty((0, len(self.components_)), dtype)]
-        for chunk in Chunks(x, self.n_features_in_):
-            parts.append(project(moments.rows_of(chunk), self.mean_, self.components_).astype(dtype))
-        return np.concatenate(parts)
+        return self._by_chunk(X, lambda rows: project(rows, self.mean_, self.components_))
 
     def fit_transform(self, X: Any, y: object = None, *, attention: Any = None) -> np.ndarray:
         """Compute the components and return :meth:`transform` of the same rows."""
@@ -177,13 +170,12 @@ class PatchPCA(Estimator):
         return ((self.transform(X) - low) / (high - low)).astype(np.float32)
 
     def foreground_score(self, X: Any) -> np.ndarray:
-        """Return how far rows are above the threshold of the foreground, (N,) float32; 1 if there is none."""
-        self._check_fitted()
-        self._check_columns(X)
-        rows = np.asarray(check_rows(X), np.float64)
-        if self.foreground_ is None:
-            return np.ones(len(rows), np.float32)
-        return self.foreground_.score(rows).astype(np.float32)
+        """Return by how many standard deviations rows are above the threshold of the foreground, (N,) float.
+
+        Without a foreground it is 1 for every row.
+        """
+        axis = self.foreground_ if hasattr(self, "foreground_") else None
+        return self._by_chunk(X, lambda rows: np.ones(len(rows)) if axis is None else axis.score(rows))
 
     def colors(self, X: Any) -> np.ndarray:
         """Return a color for each row, (N, 3) uint8: the components as red, green and blue; the background is black.
@@ -221,7 +213,7 @@ class PatchPCA(Estimator):
             If :meth:`fit` was not called.
         """
         self._check_fitted()
-        pca_file.write(path, self._arrays(), self._facts(), self.digest)
+        pca_file.write(path, self)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> PatchPCA:
@@ -232,50 +224,22 @@ class PatchPCA(Estimator):
         CheckpointError
             If there is no such file, it holds no basis, or it is damaged.
         """
-        return pca_file.read(path, cls._from_file)
+        return pca_file.read(path, cls)
 
     @property
     def digest(self) -> str:
         """Fingerprint of everything that colors depend on: 32 hexadecimal digits."""
-        digest = hashlib.blake2b(canonical_json(self._facts()).encode(), digest_size=16)
-        for name, array in sorted(self._arrays().items()):
-            digest.update(f"{name} {array.shape}".encode())
-            digest.update(np.ascontiguousarray(array).data)
-        return digest.hexdigest()
+        return pca_file.digest(self)
 
-    def _arrays(self) -> dict[str, np.ndarray]:
-        arrays = {
-            "components": self.components_,
-            "mean": self.mean_,
-            "explained_variance": self.explained_variance_,
-            "explained_variance_ratio": self.explained_variance_ratio_,
-            "range": self.range_,
-        }
-        axis = self.foreground_
-        if axis is not None:
-            arrays |= {"foreground.component": axis.component, "foreground.mean": axis.mean}
-            arrays["foreground.scale"] = np.array([axis.deviation, axis.threshold])
-        return arrays
-
-    def _facts(self) -> dict[str, Any]:
-        return {"foreground": self.foreground, "n_samples": self.n_samples_, "features": dict(self.features_)}
-
-    @classmethod
-    def _from_file(cls, arrays: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> PatchPCA:
-        pca = cls(len(arrays["components"]), foreground=facts["foreground"])
-        pca._check_parameters()
-        pca.components_, pca.mean_, pca.range_ = arrays["components"], arrays["mean"], arrays["range"]
-        pca.explained_variance_ = arrays["explained_variance"]
-        pca.explained_variance_ratio_ = arrays["explained_variance_ratio"]
-        pca.n_samples_, pca.features_ = int(facts["n_samples"]), dict(facts["features"])
-        pca.n_features_in_ = len(pca.mean_)
-        pca.foreground_ = None
-        if pca.foreground is not None:
-            deviation, threshold = arrays["foreground.scale"].tolist()
-            pca.foreground_ = ForegroundAxis(
-                arrays["foreground.component"], arrays["foreground.mean"], deviation, threshold
-            )
-        return pca
+    def _by_chunk(self, X: Any, function: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+        """Return the results of a function of rows (n, D) for all rows, float32, or float64 if the rows are."""
+        self._check_fitted()
+        self._check_columns(X)
+        x = check_rows(X)
+        dtype = np.float64 if getattr(x, "dtype", None) == np.float64 else np.float32
+        chunks = Chunks(x, self.n_features_in_)
+        parts = [function(moments.rows_of(chunk)).astype(dtype) for chunk in chunks]
+        return np.concatenate([function(np.empty((0, self.n_features_in_))).astype(dtype), *parts])
 
     @property
     def _n_threads(self) -> int:
@@ -303,7 +267,8 @@ class PatchPCA(Estimator):
             transformer_tags=TransformerTags(preserves_dtype=["float64", "float32"]),
         )
 
-    def _check_parameters(self) -> None:
+    def check_parameters(self) -> None:
+        """Raise UsageError if a parameter is out of its range."""
         count, foreground = self.n_components, self.foreground
         if isinstance(count, bool) or not isinstance(count, numbers.Integral) or count < 1:
             raise UsageError(f"n_components must be a whole number of at least 1, got {count!r}")

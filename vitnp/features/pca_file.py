@@ -2,52 +2,45 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from vitnp.checkpoints.safetensors_io import read_safetensors, write_safetensors
 from vitnp.errors import CheckpointError, UsageError
+from vitnp.features.foreground_axis import ForegroundAxis
 from vitnp.io.stamp import canonical_json
+
+if TYPE_CHECKING:
+    from vitnp.features.pca import PatchPCA
 
 FORMAT = "vitnp patch pca 1"
 
-Basis = TypeVar("Basis")
 
-
-def write(
-    path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray], facts: Mapping[str, Any], digest: str
-) -> None:
+def write(path: str | os.PathLike[str], pca: PatchPCA) -> None:
     """Write a basis, in full or not at all.
-
-    Parameters
-    ----------
-    path : path
-    arrays : mapping of str to float64 array
-    facts : mapping
-        What else there is to know; JSON can represent it.
-    digest : str
-        Fingerprint of arrays and facts.
 
     Raises
     ------
     OutputError
         If it cannot be written.
     """
-    write_safetensors(path, arrays, {"format": FORMAT, "facts": canonical_json(facts), "digest": digest})
+    metadata = {"format": FORMAT, "facts": canonical_json(_facts(pca)), "digest": digest(pca)}
+    write_safetensors(path, _arrays(pca), metadata)
 
 
-def read(path: str | os.PathLike[str], build: Callable[[Mapping[str, np.ndarray], Mapping[str, Any]], Basis]) -> Basis:
+def read(path: str | os.PathLike[str], kind: type[PatchPCA]) -> PatchPCA:
     """Read a basis that :func:`write` wrote.
 
     Parameters
     ----------
     path : path
-    build : callable
-        Makes the basis from arrays and facts. Its attribute ``digest`` must be that of the file.
+    kind : type
+        Class of the basis.
 
     Raises
     ------
@@ -60,16 +53,60 @@ def read(path: str | os.PathLike[str], build: Callable[[Mapping[str, np.ndarray]
     try:
         # Copies, so that the file may be replaced, and removed on Windows.
         arrays = {name: np.array(array, np.float64) for name, array in arrays.items()}
-        _check_shapes(arrays)
-        basis = build(arrays, json.loads(metadata["facts"]))
-        if basis.digest != metadata["digest"]:  # type: ignore[attr-defined]
+        _check(arrays)
+        pca = _build(kind, arrays, json.loads(metadata["facts"]))
+        if digest(pca) != metadata["digest"]:
             raise ValueError("its checksum differs")
     except (KeyError, ValueError, TypeError, IndexError, AttributeError, RecursionError, UsageError) as error:
         raise CheckpointError(f"{path} is damaged ({error}); fit the basis again with --save-basis") from None
-    return basis
+    return pca
 
 
-def _check_shapes(arrays: Mapping[str, np.ndarray]) -> None:
+def digest(pca: PatchPCA) -> str:
+    """Return the fingerprint of everything that colors depend on: 32 hexadecimal digits."""
+    found = hashlib.blake2b(canonical_json(_facts(pca)).encode(), digest_size=16)
+    for name, array in sorted(_arrays(pca).items()):
+        found.update(f"{name} {array.shape}".encode())
+        found.update(np.ascontiguousarray(array).data)
+    return found.hexdigest()
+
+
+def _arrays(pca: PatchPCA) -> dict[str, np.ndarray]:
+    arrays = {
+        "components": pca.components_,
+        "mean": pca.mean_,
+        "explained_variance": pca.explained_variance_,
+        "explained_variance_ratio": pca.explained_variance_ratio_,
+        "range": pca.range_,
+    }
+    axis = pca.foreground_
+    if axis is not None:
+        arrays |= {"foreground.component": axis.component, "foreground.mean": axis.mean}
+        arrays["foreground.scale"] = np.array([axis.deviation, axis.threshold])
+    return arrays
+
+
+def _facts(pca: PatchPCA) -> dict[str, Any]:
+    return {"foreground": pca.foreground, "n_samples": pca.n_samples_, "features": dict(pca.features_)}
+
+
+def _build(kind: type[PatchPCA], arrays: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> PatchPCA:
+    pca = kind(len(arrays["components"]), foreground=facts["foreground"])
+    pca.check_parameters()
+    pca.components_, pca.mean_, pca.range_ = arrays["components"], arrays["mean"], arrays["range"]
+    pca.explained_variance_ = arrays["explained_variance"]
+    pca.explained_variance_ratio_ = arrays["explained_variance_ratio"]
+    pca.n_samples_, pca.features_ = int(facts["n_samples"]), dict(facts["features"])
+    pca.n_features_in_ = len(pca.mean_)
+    pca.foreground_ = None
+    if pca.foreground is not None:
+        deviation, threshold = arrays["foreground.scale"].tolist()
+        component, mean = arrays["foreground.component"], arrays["foreground.mean"]
+        pca.foreground_ = ForegroundAxis(component, mean, deviation, threshold)
+    return pca
+
+
+def _check(arrays: Mapping[str, np.ndarray]) -> None:
     """Raise ValueError unless the shapes fit each other and all numbers are finite."""
     count, width = arrays["components"].shape
     expected = {
