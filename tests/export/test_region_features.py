@@ -75,16 +75,22 @@ def network_input(vit, rgb: np.ndarray) -> np.ndarray:
 
 
 def plain_cls(vit, image: np.ndarray, patches: np.ndarray) -> np.ndarray:
-    """Return the CLS token with the attention of the last block restricted to patches (N,), in float64."""
+    """Return the CLS token of a network whose last block has only the CLS token and patches (N,) as tokens, float64."""
     config = vit.config
     w = plain.nest({name: array.astype(np.float64) for name, array in vit.weights.items()})
     x = plain.prepare_tokens(image, w, config, 8)
-    for index in range(config.depth - 1):
-        x = plain.block(x, w["blocks"][str(index)], config)
-    last = w["blocks"][str(config.depth - 1)]
-    seen = x[np.concatenate([[0], 1 + np.flatnonzero(patches)])]  # without the other patches, CLS cannot attend to them
-    seen = plain.block(seen, last, config)
-    return plain.norm(seen, **w["norm"], eps=config.eps)[0]
+    for index in range(config.depth):
+        of_block = w["blocks"][str(index)]
+        if index == config.depth - 1:
+            x = x[np.concatenate([[0], 1 + np.flatnonzero(patches)])]
+        qkv = plain.linear(plain.norm(x, **of_block["norm1"], eps=config.eps), **of_block["attn"]["qkv"])
+        query, key, value = qkv.reshape(len(x), 3, config.heads, -1).transpose(1, 2, 0, 3)  # (heads, tokens, d) each
+        weight = np.exp(query @ key.transpose(0, 2, 1) / np.sqrt(query.shape[-1]))
+        weight /= weight.sum(axis=2, keepdims=True)
+        attended = (weight @ value).transpose(1, 0, 2).reshape(x.shape)
+        x = x + plain.linear(attended, **of_block["attn"]["proj"])
+        x = x + plain.mlp(plain.norm(x, **of_block["norm2"], eps=config.eps), of_block["mlp"])
+    return plain.norm(x, **w["norm"], eps=config.eps)[0]
 
 
 def test_rows_are_those_of_the_plain_network(vit, photographs, tmp_path):
