@@ -23,7 +23,8 @@ class ViTConfig:
     patch : int
         Height and width of a patch in pixels, P.
     grid : (int, int)
-        Rows and columns of the patch grid that the position embeddings were trained on.
+        Rows and columns of the patch grid that the position embeddings were trained on. Rotary position embeddings fit
+        any grid; for them it is that of the size of training, and nothing is computed from it.
     registers : int
         Number of register tokens, R.
     swiglu : bool
@@ -33,9 +34,12 @@ class ViTConfig:
     eps : float
         Epsilon of every LayerNorm.
     pos_embed : {"offset", "exact", "antialias"}
-        Interpolation of the position embeddings, see :mod:`vitnp.vit.pos_embed`.
+        Interpolation of the position embeddings, see :mod:`vitnp.vit.pos_embed`. Not used with `rotary`.
     mean, std : (float, float, float)
         Mean and standard deviation that normalize RGB values in 0..1.
+    rotary : bool
+        Whether positions are encoded by rotating queries and keys of patches, as in DINOv3, see
+        :mod:`vitnp.vit.rotary`, instead of by a table of position embeddings that is added to the patches.
 
     Examples
     --------
@@ -55,6 +59,7 @@ class ViTConfig:
     pos_embed: str = "offset"
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    rotary: bool = False
 
     @property
     def num_prefix_tokens(self) -> int:
