@@ -18,7 +18,7 @@ from vitnp.errors import UsageError
 FACETS = ("key", "query", "value", "token")
 FEATURES = (*FACETS, "cls", "register", "attention", "cls_state")
 POS_EMBED_INTERPS = ("offset", "exact", "antialias")
-NORMALIZATIONS = ("imagenet", "half")
+NORMALIZATIONS = ("imagenet", "half", "sat493m")
 DEVICES = ("auto", "cpu", "cuda")
 PRECISIONS = ("auto", "fp32", "tf32", "bf16", "fp16")
 REFINEMENTS = ("solver", "crf", "guided", "color", "none")
@@ -195,7 +195,7 @@ _TABLE = (
     ),
     Option(
         "normalization",
-        "imagenet or half (by the checkpoint)",
+        "imagenet, half or sat493m (by the checkpoint)",
         choices=NORMALIZATIONS,
         metavar="NAME",
         old_flags=("--normalise", "--normalize"),

@@ -149,7 +149,7 @@ def test_antialiasing_belongs_to_registers_or_is_declared(load):
     ("fields", "message"),
     [
         ({"model_type": "siglip_vision_model"}, "SigLIP"),
-        ({"model_type": "dinov3_vit"}, "DINOv3"),
+        ({"model_type": "dinov3_vit"}, "use of rotary positions is True"),
         ({"model_type": "yolos"}, "model_type: yolos"),
         ({"hidden_act": "gelu_pytorch_tanh"}, "hidden_act: gelu_pytorch_tanh"),
         ({"hidden_act": "quick_gelu"}, "hidden_act"),

@@ -213,7 +213,10 @@ def _check_unrecorded(entry: Entry, path: pathlib.Path) -> None:
         if container_format(path) != "safetensors":
             raise CheckpointError("it isn't a safetensors file")
         checkpoint = read_checkpoint(path)
-        architecture = infer_architecture(checkpoint.weights, class_position=checkpoint.dialect.class_position)
+        dialect = checkpoint.dialect
+        architecture = infer_architecture(
+            checkpoint.weights, class_position=dialect.class_position, rotary=dialect.rotary
+        )
         check_tensors(checkpoint.weights, architecture)
         entry.check_architecture(architecture)
     except CheckpointError as error:

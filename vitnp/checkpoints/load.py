@@ -7,8 +7,9 @@ from typing import NamedTuple
 
 from vitnp.checkpoints import registry
 from vitnp.checkpoints.container import container_format
-from vitnp.checkpoints.infer_config import InferredConfig, Overrides, infer_config
+from vitnp.checkpoints.infer_config import InferredConfig, infer_config
 from vitnp.checkpoints.locate import Location, locate
+from vitnp.checkpoints.overrides import Overrides
 from vitnp.checkpoints.read import Checkpoint, read_checkpoint
 from vitnp.checkpoints.sharded import files_of
 from vitnp.errors import CheckpointError
@@ -19,6 +20,7 @@ _FINAL_NORMS = {
     "norm": "yes",
     "fc_norm": "fc_norm, trained on the average of the patches",
     "none": "none: tokens and CLS can't be used, keys can",
+    "cls_norm": "yes, another one for CLS and registers",
 }
 
 
@@ -58,7 +60,7 @@ def load_vit(
         Interpolation of position embeddings, see :mod:`vitnp.vit.pos_embed`. By default as in the official code of a
         registered name, else the metadata, else as in the code base that a ``config.json`` or the tensor names tell:
         "antialias" for timm and networks with registers, "exact" for transformers, "offset" for DINO and DINOv2.
-    normalization : {"imagenet", "half"}, optional
+    normalization : {"imagenet", "half", "sat493m"}, optional
         Mean and standard deviation of the input: those of ImageNet, or 0.5. By default as in the metadata, else a
         ``preprocessor_config.json`` or timm's ``config.json`` beside the file, else the registry (found by SHA-256 or
         file name), else the code base. Else "imagenet" is taken, and logged as a guess.
@@ -86,7 +88,10 @@ def load_vit(
     (_, name, path, sha256), checkpoint, inferred = _open(
         name_or_path, Overrides(heads, pos_embed, normalization, grid)
     )
-    return ViT(inferred.config, checkpoint.weights, name=valid_unicode(name), source=str(path), sha256=sha256)
+    weights = checkpoint.weights
+    if inferred.periods is not None:
+        weights = weights | {"rope_embed.periods": inferred.periods}
+    return ViT(inferred.config, weights, name=valid_unicode(name), source=str(path), sha256=sha256)
 
 
 def describe(
@@ -109,7 +114,7 @@ def describe(
     >>> describe("auto")["trained grid"]
     '14 x 14 patches (square)'
     """
-    location, checkpoint, (config, sources, resizing) = _open(
+    location, checkpoint, (config, sources, resizing, periods) = _open(
         name_or_path, Overrides(heads, pos_embed, normalization, grid)
     )
     entry, _, path, sha256 = location
@@ -132,7 +137,9 @@ def describe(
         "LayerScale": "yes" if config.layerscale else "no",
         "LayerNorm eps": f"{config.eps:g} ({sources['eps']})",
         "final norm": _FINAL_NORMS[checkpoint.final_norm],
-        "positions": f"{config.pos_embed} ({sources['pos_embed']})",
+        "positions": f"{config.pos_embed} ({sources['pos_embed']})"
+        if periods is None
+        else f"rotary ({sources['periods']})",
         "mean, std": f"{config.mean}, {config.std} ({sources['normalization']})",
     }
     if resizing:

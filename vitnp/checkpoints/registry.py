@@ -26,6 +26,7 @@ MeanAndStd = tuple[tuple[float, float, float], tuple[float, float, float]]
 NORMALIZATIONS: dict[str, MeanAndStd] = {
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+    "sat493m": ((0.430, 0.411, 0.296), (0.213, 0.156, 0.143)),  # satellite photographs of DINOv3
 }
 
 
@@ -49,7 +50,7 @@ class Entry:
         SHA-256 of the file at `url`, where it is published.
     license : str
         SPDX identifier of its license.
-    normalization : {"imagenet", "half"}
+    normalization : {"imagenet", "half", "sat493m"}
         Mean and standard deviation of its input, a key of :data:`NORMALIZATIONS`.
     heads : int
         Number of attention heads.
