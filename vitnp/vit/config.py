@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import numbers
+from collections.abc import Iterable
 
 from vitnp.errors import UsageError
+from vitnp.options import FACETS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +69,11 @@ class ViTConfig:
         return 1 + self.registers
 
     @property
+    def facets(self) -> tuple[str, ...]:
+        """Names of the facets that the network has: only a network that rotates its keys has rotated ones."""
+        return tuple(name for name in FACETS if self.rotary or name != "key_rotated")
+
+    @property
     def oblong_grid(self) -> tuple[int, int] | None:
         """Grid of the position embeddings if it isn't square, else None.
 
@@ -116,3 +123,17 @@ class ViTConfig:
         if not isinstance(stride, numbers.Integral) or not 0 < stride <= self.patch or self.patch % stride:
             raise UsageError(f"stride must be a divisor of the patch size {self.patch}, got {stride!r}")
         return int(stride)
+
+    def require_rotary(self, features: Iterable[str]) -> None:
+        """Check that the network rotates its keys if features are taken after that.
+
+        Raises
+        ------
+        UsageError
+            If it has no rotary position embeddings.
+        """
+        if "key_rotated" in features and not self.rotary:
+            raise UsageError(
+                "'key_rotated' is the key after the rotation by its position, which this network lacks: use key, or "
+                "a network with rotary position embeddings, such as DINOv3"
+            )
