@@ -151,9 +151,15 @@ def names(folder):
 
 def test_registry_entries_are_complete_and_consistent():
     for name, entry in registry.entries().items():
-        assert name == entry.name and entry.license == "Apache-2.0"
+        assert name == entry.name
+        own_license = name.startswith("dinov3")  # is accepted by the user, or nothing is fetched
+        assert entry.license == ("DINOv3" if own_license else "Apache-2.0")
+        assert bool(entry.license_url) == bool(entry.gate) == bool(entry.original_sha256_start) == own_license
         assert entry.normalization in registry.NORMALIZATIONS and entry.pos_embed in ("offset", "exact", "antialias")
         assert entry.url is None or entry.url.startswith("https://")
+        if own_license:
+            assert entry.original.endswith(f"-{entry.original_sha256_start}.pth")
+            assert entry.normalization == ("sat493m" if name.endswith("_sat") else "imagenet")
         for sha256 in (entry.sha256, entry.original_sha256):
             assert sha256 is None or len(bytes.fromhex(sha256)) == 32
         assert entry.pos_embed == "antialias" or not name.endswith("_reg")

@@ -14,6 +14,7 @@ import numpy as np
 
 from vitnp.checkpoints.dialects import DIALECTS, Dialect, recognize
 from vitnp.checkpoints.fuse import fuse
+from vitnp.checkpoints.memory import require_memory
 from vitnp.checkpoints.unsupported import FAMILIES, WITHOUT_CLASS_TOKEN, refuse_unsupported_names
 from vitnp.errors import CheckpointError
 
@@ -70,8 +71,8 @@ def to_canonical(tensors: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarra
     Raises
     ------
     CheckpointError
-        If there is no ViT in the file, or one with parts that a plain ViT lacks. The message names the tensor, not the
-        file.
+        If there is no ViT in the file, one with parts that a plain ViT lacks, or one that memory doesn't hold. The
+        message names the tensor, not the file.
 
     Examples
     --------
@@ -86,6 +87,7 @@ def to_canonical(tensors: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarra
     # Names that the form of DINOv3 in timm shares with other families don't tell those.
     refuse_unsupported_names(name for name in names if not (dialect.rotary and _canonical(name.removeprefix(prefix))))
     backbone = {name.removeprefix(prefix): tensors[name] for name in names}
+    require_memory(sum(tensor.size for tensor in backbone.values()))
     weights: dict[str, np.ndarray] = {}
     for name, tensor in backbone.items():
         full_name = (prefix + name)[:100]
