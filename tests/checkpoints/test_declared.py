@@ -299,6 +299,8 @@ def test_heads_of_published_networks(tmp_path, prefix, width, depth, heads):
 
 def test_heads_of_large_networks():
     assert [HEADS[size] for size in ((1024, 24), (1280, 32), (1408, 40), (1536, 40))] == [16, 16, 16, 24]
+    webssl = ((2688, 24), (3072, 26), (3584, 32), (4096, 32))
+    assert [HEADS[size] for size in webssl] == [21, 24, 28, 32]
 
 
 def test_a_guess_is_logged_as_one(tmp_path, caplog):

@@ -209,6 +209,9 @@ class Peer:
 def official_peer(seed: int, *, container: str = "safetensors", runs: tuple[Run, ...] = RUNS, **options) -> Peer:
     model = Official(**options)
     randomize(model, seed)
+    state = model.state_dict()
+    if container == "pth":  # as in the published files
+        state["rope_embed.periods"] = state["rope_embed.periods"].to(torch.bfloat16)
 
     @contextlib.contextmanager
     def rotated_keys() -> Iterator[list[torch.Tensor]]:
@@ -229,7 +232,7 @@ def official_peer(seed: int, *, container: str = "safetensors", runs: tuple[Run,
         projections=lambda block: [block.attn.qkv],
         attention=lambda block: block.attn.weights,
         rotated_keys=rotated_keys,
-        checkpoint=pth(model.state_dict()) if container == "pth" else arrays(model),
+        checkpoint=pth(state) if container == "pth" else arrays(model),
         heads=options.get("heads", HEADS),
         runs=runs,
     )

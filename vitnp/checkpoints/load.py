@@ -47,8 +47,8 @@ def load_vit(
 
         - "auto", the built-in checkpoint;
         - a name in the registry (``python -m vitnp.weights list``), downloaded unless it is in the cache;
-        - a ``.safetensors``, ``.pth``, ``.pt`` or ``.bin`` file of DINO, DINOv2, timm or transformers, told by its
-          content, not by its extension, or the ``.index.json`` of one in several files;
+        - a ``.safetensors``, ``.pth``, ``.pt`` or ``.bin`` file of DINO, DINOv2, DINOv3, timm or transformers, told by
+          its content, not by its extension, or the ``.index.json`` of one in several files;
         - a folder that holds ``model.safetensors`` or ``pytorch_model.bin``, whole or in shards, as transformers and
           timm save it;
         - "org/name", a model in the local cache of the Hugging Face Hub; nothing is fetched from there.
@@ -59,14 +59,15 @@ def load_vit(
     pos_embed : {"offset", "exact", "antialias"}, optional
         Interpolation of position embeddings, see :mod:`vitnp.vit.pos_embed`. By default as in the official code of a
         registered name, else the metadata, else as in the code base that a ``config.json`` or the tensor names tell:
-        "antialias" for timm and networks with registers, "exact" for transformers, "offset" for DINO and DINOv2.
+        "antialias" for timm and networks with registers, "exact" for transformers, "offset" for DINO and DINOv2. It has
+        no effect on networks with rotary positions, as DINOv3.
     normalization : {"imagenet", "half", "sat493m"}, optional
         Mean and standard deviation of the input: those of ImageNet, or 0.5. By default as in the metadata, else a
         ``preprocessor_config.json`` or timm's ``config.json`` beside the file, else the registry (found by SHA-256 or
         file name), else the code base. Else "imagenet" is taken, and logged as a guess.
     grid : str or (int, int), optional
         Rows and columns of patches that the position embeddings were trained on, such as "14x16". By default as in the
-        metadata, else the image size in a ``config.json``, else square.
+        metadata, else the image size in a ``config.json``, else square. It has no effect on rotary positions.
 
     Returns
     -------

@@ -47,9 +47,8 @@ _BACKBONE = (
     *("cls_norm.", "local_cls_norm.", "cls_attn_blocks.", "cls_token_", "dist_token", "prompt", "rope", "rel_pos"),
 )
 
-# Preferred backbone of a file that has several: the one that each method's own evaluation code takes. Where DINOv3 was
-# distilled, its teacher is another network, and model_ema the one that was trained.
-_PREFERENCE = ("model_ema", "teacher", "target_encoder", "base_encoder", "", "momentum_encoder", "student")
+# Preferred backbone of a file that has several: the one that each method's own evaluation code takes.
+_PREFERENCE = ("teacher", "target_encoder", "base_encoder", "", "momentum_encoder", "student")
 
 
 def to_canonical(tensors: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], Dialect]:
@@ -120,9 +119,14 @@ def _backbone_prefix(tensors: Mapping[str, np.ndarray]) -> str:
         refuse_unsupported_names(tensors, (*FAMILIES, *WITHOUT_CLASS_TOKEN))
         raise CheckpointError("it holds no ViT: no tensor is named cls_token")
 
+    # A teacher beside a model_ema is the network that a DINOv3 was distilled from; elsewhere it is the average itself.
+    preference = (
+        ("model_ema", *_PREFERENCE) if any("teacher" in prefix.split(".") for prefix in prefixes) else _PREFERENCE
+    )
+
     def rank(prefix: str) -> int:
         parts = prefix.split(".")
-        return next((i for i, word in enumerate(_PREFERENCE) if word in parts and word), _PREFERENCE.index(""))
+        return next((i for i, word in enumerate(preference) if word in parts and word), preference.index(""))
 
     return min(prefixes, key=rank)
 
