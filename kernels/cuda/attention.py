@@ -46,7 +46,8 @@ def _attend(
     sizes = [np.int32(rows), np.int32(key.shape[1])]
     steps = [np.int64(x.strides[axis] // x.itemsize) for x in arrays for axis in (1, 0)]
     scale = np.float32(math.log2(math.e) / math.sqrt(size))
-    rotation = None if rotation is None else contiguous(rotation, np.float32)
+    if rotation is not None:
+        rotation, options = contiguous(rotation, np.float32), (*options, "-DROTARY")
     if size == _SIZE:
         grid = (-(-rows // _QUERIES[variant]), heads, images)
         # Two blocks of attention_half need 96 KB of shared memory, more than the driver may reserve by default.
@@ -55,7 +56,7 @@ def _attend(
     else:
         shared = 4 * 4 * (2 * size + 32)
         arguments = (*arrays, out, np.int32(size), *sizes, *steps, scale, rotation)
-        launch = kernel("attention", f"attention_any_{variant}", shared=shared)
+        launch = kernel("attention", f"attention_any_{variant}", *options, shared=shared)
         launch((-(-rows // 4), heads, images), (128,), arguments, shared_mem=shared)
     return out
 

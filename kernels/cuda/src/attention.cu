@@ -7,8 +7,9 @@
 // relative to this maximum, and the output scaled accordingly. Exponentials are powers of two, with log2(e) / sqrt(S)
 // as a factor of a multiply-add.
 //
-// rotation (M, S) float32, or null: the rotary position embedding of each query, as rotation.cu has it for keys. Queries
-// are rotated in registers on their way to the first product. Keys and values are taken as they are.
+// With ROTARY defined, rotation (M, S) float32 is the rotary position embedding of each query, as rotation.cu has it for
+// keys: queries are rotated in registers on their way to the first product. Keys are rotated already. It is an option of
+// the compiler, so that networks without it need no registers for it.
 //
 //   attention_half   S = 64, 16-bit numbers with float32 accumulation on tensor cores
 //   attention_float  S = 64, float32 with plain multiply-adds
@@ -47,6 +48,12 @@
 #define THREADS 128
 #define LOWEST (-1e30f)  // instead of minus infinity, because the difference of two of them must not be NaN
 #define SLACK 8.0f       // probabilities may temporarily be 2^8 times too large without overflowing a half
+
+#ifdef ROTARY
+#define ROTATED true
+#else
+#define ROTATED false
+#endif
 
 #ifdef BFLOAT16
 typedef unsigned short Half;
@@ -303,7 +310,7 @@ attention_half(const Half* __restrict__ query, const Half* __restrict__ key, con
 #pragma unroll
         for (int d = 0; d < 4; d++)
             load_matrices<false>(left[half][d], after(place_of(query_tile), (mine + half * 16) * SIZE + at[d]));
-    if (rotation) rotate_fragments(left, rotation, first + mine, queries);
+    if (ROTATED) rotate_fragments(left, rotation, first + mine, queries);
 
     float output[2][8][4] = {}, largest[2][2], sum[2][2];  // a lane sees rows lane / 4 and lane / 4 + 8 of each half
 #pragma unroll
@@ -452,29 +459,40 @@ __device__ __forceinline__ void store_column(float (*tile)[ROWS], int column, in
     tile[column + 3][row] = four.w;
 }
 
-// Transposed copy of 64 rows, rotated if there is a rotation.
-__device__ __forceinline__ void load_columns(float (*tile)[ROWS], const float* source, long long step, int first,
-                                             int rows, const float* rotation = nullptr) {
-    const int row = threadIdx.x & 63;
+// Transposed copy of 64 rows.
+__device__ __forceinline__ void
+load_columns(float (*tile)[ROWS], const float* source, long long step, int first, int rows) {
+    int row = threadIdx.x & 63;
 #pragma unroll
-    for (int i = 0; i < 4; i++) {
-        const int column = 4 * ((threadIdx.x >> 6) + 2 * i);
-        float4 x = make_float4(0.0f, 0.0f, 0.0f, 0.0f), y = x;
+    for (int i = 0; i < 8; i++) {
+        int column = 4 * ((threadIdx.x >> 6) + 2 * i);
+        float4 four = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+        if (first + row < rows) four = *reinterpret_cast<const float4*>(source + (first + row) * step + column);
+        store_column(tile, column, row, four);
+    }
+}
+
+// The same, rotated. Numbers i and i + 32 of a row are the coordinates of a point.
+__device__ __forceinline__ void rotate_columns(float (*tile)[ROWS], const float* source, long long step, int first,
+                                               int rows, const float* rotation) {
+    const int row = threadIdx.x & 63;
+#pragma unroll 1
+    for (int column = 4 * (threadIdx.x >> 6); column < SIZE / 2; column += 8) {
+        float4 x = make_float4(0.0f, 0.0f, 0.0f, 0.0f), y = x, c = x, s = x;
         if (first + row < rows) {
-            x = *reinterpret_cast<const float4*>(source + (first + row) * step + column);
-            y = *reinterpret_cast<const float4*>(source + (first + row) * step + column + SIZE / 2);
-            if (rotation) {
-                const float* cosine = rotation + (long long)(first + row) * SIZE + column;
-                const float4 c = *reinterpret_cast<const float4*>(cosine), before = x;
-                const float4 s = *reinterpret_cast<const float4*>(cosine + SIZE / 2);
-                x = make_float4(x.x * c.x - y.x * s.x, x.y * c.y - y.y * s.y, x.z * c.z - y.z * s.z,
-                                x.w * c.w - y.w * s.w);
-                y = make_float4(y.x * c.x + before.x * s.x, y.y * c.y + before.y * s.y, y.z * c.z + before.z * s.z,
-                                y.w * c.w + before.w * s.w);
-            }
+            const float* from = source + (first + row) * step + column;
+            const float* cosine = rotation + (long long)(first + row) * SIZE + column;
+            x = *reinterpret_cast<const float4*>(from);
+            y = *reinterpret_cast<const float4*>(from + SIZE / 2);
+            c = *reinterpret_cast<const float4*>(cosine);
+            s = *reinterpret_cast<const float4*>(cosine + SIZE / 2);
         }
-        store_column(tile, column, row, x);
-        store_column(tile, column + SIZE / 2, row, y);
+        store_column(tile, column, row,
+                     make_float4(x.x * c.x - y.x * s.x, x.y * c.y - y.y * s.y, x.z * c.z - y.z * s.z,
+                                 x.w * c.w - y.w * s.w));
+        store_column(tile, column + SIZE / 2, row,
+                     make_float4(y.x * c.x + x.x * s.x, y.y * c.y + x.y * s.y, y.z * c.z + x.z * s.z,
+                                 y.w * c.w + x.w * s.w));
     }
 }
 
@@ -514,7 +532,10 @@ attention_float(const float* __restrict__ query, const float* __restrict__ key, 
     value += blockIdx.z * value_image + blockIdx.y * SIZE;
     out += blockIdx.z * queries * width + blockIdx.y * SIZE;
 
-    load_columns(query_tile, query, query_row, first, queries, rotation);
+    if (ROTATED)
+        rotate_columns(query_tile, query, query_row, first, queries, rotation);
+    else
+        load_columns(query_tile, query, query_row, first, queries);
     float output[8][4] = {}, largest[8], sum[8];
 #pragma unroll
     for (int i = 0; i < 8; i++) largest[i] = LOWEST, sum[i] = 0.0f;
@@ -603,7 +624,7 @@ attend(const Number* query, const Number* key, const Number* value, Number* out,
     out += (blockIdx.z * queries + row) * width + blockIdx.y * size;
     for (int d = lane; d < size; d += 32) {
         float number = (float)query[d];
-        if (rotation) {
+        if (ROTATED) {
             const bool second = d >= size / 2;  // the second coordinate of a point
             const int point = second ? d - size / 2 : d;
             const float* cosine = rotation + row * size + point;
