@@ -235,7 +235,7 @@ def test_a_registered_name_has_the_periods_of_the_official_file(load):
     [(384, 12, 6), (768, 12, 12), (1024, 24, 16), (1280, 32, 20), (4096, 40, 32)],
 )
 @pytest.mark.parametrize("write", [transformers, timm])
-def test_heads_of_the_published_networks(tmp_path, width, depth, heads, write):
+def test_heads_of_the_published_networks(tmp_path, caplog, width, depth, heads, write):
     zero = np.zeros((), np.float32)  # shown as tensors of any shape, which would take gigabytes
     config = ViTConfig(width=16, depth=1, heads=2, patch=16, grid=(14, 14), registers=4, layerscale=True, rotary=True)
     weights = random_vit.random_weights(
@@ -256,6 +256,10 @@ def test_heads_of_the_published_networks(tmp_path, width, depth, heads, write):
     assert inferred.config.heads == heads and "guess" not in inferred.sources["heads"]
     # The networks of these sizes that were trained on satellite photographs have the same tensors.
     assert (inferred.sources["normalization"] == "a guess") == (width in (1024, 4096))
+    logged = (
+        "ImageNet's mean and standard deviation (--normalization, sat493m for satellite photographs)" in caplog.text
+    )
+    assert logged == (width in (1024, 4096))
 
 
 # ---- what lies beside the file -----------------------------------------------------------------------------------
@@ -354,6 +358,13 @@ def test_the_normalization_of_satellite_photographs(load, caplog):
     with caplog.at_level(logging.WARNING):
         assert load(official(canonical())).config.mean == registry.NORMALIZATIONS["imagenet"][0]
     assert "guess" not in caplog.text
+
+
+def test_a_grid_that_can_not_be_is_refused(tmp_path):
+    for grid in ("0,0", "1e9,1"):
+        save_file(official(canonical()), tmp_path / "a.safetensors", {"grid": grid})
+        with pytest.raises(CheckpointError, match="can't be that of its training"):
+            load_vit(tmp_path / "a.safetensors")
 
 
 def test_the_original_files_are_known_by_the_first_digits_of_their_sha256():

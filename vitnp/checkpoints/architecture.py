@@ -11,6 +11,8 @@ from vitnp.checkpoints.grid import DeclaredGrid, trained_grid
 from vitnp.errors import CheckpointError
 from vitnp.vit.config import ViTConfig
 
+_MAX_SIDE = 9999  # patches
+
 
 def infer_architecture(
     weights: Mapping[str, np.ndarray],
@@ -55,6 +57,8 @@ def infer_architecture(
         )
     if rotary:
         trained = grid[:2] if grid else (1, 1)
+        if not all(1 <= side <= _MAX_SIDE for side in trained):
+            raise CheckpointError(f"a grid of {trained[0]} x {trained[1]} patches can't be that of its training")
     elif "pos_embed" in weights:
         trained = trained_grid(_require(weights, "pos_embed", 3).shape[1], grid, class_position)
     else:

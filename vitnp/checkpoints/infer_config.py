@@ -148,7 +148,8 @@ def _log_guesses(path: pathlib.Path, config: ViTConfig, sources: Mapping[str, st
     if sources["heads"] == GUESS:
         guesses.append(f"{config.heads} attention heads (--heads)")
     if sources["normalization"] == GUESS:
-        guesses.append("ImageNet's mean and standard deviation (--normalization)")
+        options = "--normalization, sat493m for satellite photographs" if config.rotary else "--normalization"
+        guesses.append(f"ImageNet's mean and standard deviation ({options})")
     if sources["pos_embed"] == GUESS:
         guesses.append("positions resampled as in DINO (--pos-embed-interp)")
     if guesses:
