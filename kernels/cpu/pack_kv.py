@@ -88,14 +88,15 @@ def write_pairs(key, value, keys, values, rotation, rotated, size, start):
                 values[head, half, 2 * d + odd] = as_bfloat(value[i, column + d])
         for i in range(len(key)):
             panel, offset = divmod(start + i, PANEL)
-            if len(rotation):
-                rotate_rows(
-                    key[i, column:].ctypes.data, 0, rotation[i].ctypes.data, 0, rotated.ctypes.data, 0,
-                    1, size // 2, np.float32(1),
-                )  # fmt: skip
-                for d in range(size):
-                    keys[head, panel, d // 2, 2 * offset + d % 2] = as_bfloat(rotated[0, d])
-            else:
+            if len(rotation) == 0:
                 for d in range(size):
                     keys[head, panel, d // 2, 2 * offset + d % 2] = as_bfloat(key[i, column + d])
+                continue
+            if i % LANES == 0:
+                rotate_rows(
+                    key[i, column:].ctypes.data, key.strides[0] // 4, rotation[i].ctypes.data, rotation.strides[0] // 4,
+                    rotated.ctypes.data, size, min(LANES, len(key) - i), size // 2, np.float32(1),
+                )  # fmt: skip
+            for d in range(size):
+                keys[head, panel, d // 2, 2 * offset + d % 2] = as_bfloat(rotated[i % LANES, d])
     leave_kernel()

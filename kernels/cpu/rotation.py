@@ -24,12 +24,13 @@ def rotate_rows(context, x, ld_x, rotation, ld_rotation, target, ld_target, rows
         x, rotation, target = map(v.pointer, (x, rotation, target))
 
         def row(index, carried):
-            pointers = [
-                v.at(first, builder.mul(index, step))
-                for first, step in ((x, ld_x), (rotation, ld_rotation), (target, ld_target))
-            ]
-            done, _ = loop(builder, 0, half, LANES, [], _rotate_points(Vectors(builder), *pointers, half, factor))
-            loop(builder, done, half, 1, [], _rotate_points(Vectors(builder, 1), *pointers, half, factor))
+            pointers = (
+                v.at(x, builder.mul(index, ld_x)),
+                v.at(rotation, builder.mul(index, ld_rotation)),
+                v.at(target, builder.mul(index, ld_target)),
+            )
+            done, _ = loop(builder, 0, half, LANES, [], _rotate_points(v, pointers, half, factor))
+            loop(builder, done, half, 1, [], _rotate_points(Vectors(builder, 1), pointers, half, factor))
             return carried
 
         loop(builder, 0, rows, 1, [], row)
@@ -39,12 +40,16 @@ def rotate_rows(context, x, ld_x, rotation, ld_rotation, target, ld_target, rows
 
 
 def _rotate_points(
-    v: Vectors, x: ir.Value, rotation: ir.Value, target: ir.Value, half: ir.Value, factor: ir.Value
-) -> Callable:
-    """Return the body of a loop over the points of a head, as many at a time as a vector has lanes."""
+    v: Vectors, row: tuple[ir.Value, ir.Value, ir.Value], half: ir.Value, factor: ir.Value
+) -> Callable[[ir.Value, list[ir.Value]], list[ir.Value]]:
+    """Return the body of a loop over the points of a row, as many at a time as a vector has lanes.
+
+    The row is given by its pointers in x, the rotation and the target.
+    """
+    x, rotation, target = row
     b, factor = v.builder, v.splat(factor)
 
-    def body(index, carried):
+    def body(index: ir.Value, carried: list[ir.Value]) -> list[ir.Value]:
         second = b.add(index, half)
         a, c = v.load(v.at(x, index)), v.load(v.at(rotation, index))
         a2, s = v.load(v.at(x, second)), v.load(v.at(rotation, second))
