@@ -32,7 +32,7 @@ from vitnp.kernels.cpu.codegen.microkernels import (
 from vitnp.kernels.cpu.codegen.simd import LANES, LOG2_E
 from vitnp.kernels.cpu.codegen.workspace import workspace
 from vitnp.kernels.cpu.pack_kv import write, write_pairs
-from vitnp.kernels.cpu.rotation import rotate_row
+from vitnp.kernels.cpu.rotation import rotate_rows
 
 # Tiles of the second product are as wide as a head of 64, or with narrower vectors a quarter or an eighth of it.
 VALUE_ROWS, VALUE_VECTORS = (6, 4) if LANES == 16 else (4, 2)
@@ -161,11 +161,15 @@ def _attend(query, keys, values, out, rotation, tokens, pairs, queries, scores, 
         column = head * size
         for row in range(0, len(query), GROUP):
             count = min(GROUP, len(query) - row)
+            if len(rotation):
+                rotate_rows(
+                    query[row, column:].ctypes.data, query.strides[0] // 4,
+                    rotation[row].ctypes.data, rotation.strides[0] // 4,
+                    queries.ctypes.data, step, count, size // 2, scale,
+                )  # fmt: skip
             for i in range(count):
                 largest[i], weight[i] = MASKED, np.float32(0)
-                if len(rotation):
-                    rotate_row(query[row + i, column:], rotation[row + i], queries[i], scale)
-                else:
+                if len(rotation) == 0:
                     row_times(query[row + i, column:].ctypes.data, queries[i].ctypes.data, evenly, scale)
                     for d in range(evenly, size):
                         queries[i, d] = query[row + i, column + d] * scale

@@ -11,7 +11,7 @@ from vitnp.kernels.cpu.codegen.gil import enter_kernel, leave_kernel
 from vitnp.kernels.cpu.codegen.jit import IN, OUT, kernel
 from vitnp.kernels.cpu.codegen.microkernels import PANEL, as_bfloat, row_times, transpose_tile
 from vitnp.kernels.cpu.codegen.simd import LANES
-from vitnp.kernels.cpu.rotation import rotate_row
+from vitnp.kernels.cpu.rotation import rotate_rows
 
 
 @kernel
@@ -59,8 +59,11 @@ def write(key, value, keys, values, rotation, rotated, start):
             panel, offset = divmod(start + i, PANEL)
             count = min(PANEL - offset, len(key) - i, LANES)
             if len(rotation):
-                for j in range(count):
-                    rotate_row(key[i + j, column:], rotation[i + j], rotated[j], np.float32(1))
+                rotate_rows(
+                    key[i, column:].ctypes.data, key.strides[0] // 4,
+                    rotation[i].ctypes.data, rotation.strides[0] // 4,
+                    rotated.ctypes.data, size, count, size // 2, np.float32(1),
+                )  # fmt: skip
                 _rows_to_columns(rotated, count, keys[head, panel], offset)
             else:
                 _rows_to_columns(key[i:, column:], count, keys[head, panel], offset)
@@ -85,11 +88,15 @@ def write_pairs(key, value, keys, values, rotation, rotated, size, start):
                 values[head, half, 2 * d + odd] = as_bfloat(value[i, column + d])
         for i in range(len(key)):
             panel, offset = divmod(start + i, PANEL)
-            if len(rotation):
-                rotate_row(key[i, column:], rotation[i], rotated[0], np.float32(1))
-                for d in range(size):
-                    keys[head, panel, d // 2, 2 * offset + d % 2] = as_bfloat(rotated[0, d])
-            else:
+            if len(rotation) == 0:
                 for d in range(size):
                     keys[head, panel, d // 2, 2 * offset + d % 2] = as_bfloat(key[i, column + d])
+                continue
+            if i % LANES == 0:
+                rotate_rows(
+                    key[i, column:].ctypes.data, key.strides[0] // 4, rotation[i].ctypes.data, rotation.strides[0] // 4,
+                    rotated.ctypes.data, size, min(LANES, len(key) - i), size // 2, np.float32(1),
+                )  # fmt: skip
+            for d in range(size):
+                keys[head, panel, d // 2, 2 * offset + d % 2] = as_bfloat(rotated[i % LANES, d])
     leave_kernel()

@@ -2,57 +2,60 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+from llvmlite import ir
 from numba import types
-from vitnp.kernels.cpu.codegen.jit import intrinsic, kernel
+from vitnp.kernels.cpu.codegen.jit import intrinsic
 from vitnp.kernels.cpu.codegen.simd import LANES, Vectors, loop
 
 
-@kernel
-def rotate_row(source, rotation, target, factor):
-    """Compute one head of ``factor * rotate(x, rotation, heads)`` for one token; see rotate in the reference.
-
-    Parameters
-    ----------
-    source : (d or more,) float32, IN
-    rotation : (d,) float32, IN
-        Cosines of the d / 2 angles, then their sines.
-    target : (d or more,) float32, OUT
-        Other memory than that of `source`.
-    factor : float32
-    """
-    half = len(rotation) // 2
-    evenly = half // LANES * LANES
-    _rotate_vectors(
-        source.ctypes.data, source[half:].ctypes.data, rotation.ctypes.data, rotation[half:].ctypes.data,
-        target.ctypes.data, target[half:].ctypes.data, evenly, factor,
-    )  # fmt: skip
-    for i in range(evenly, half):
-        x, y, cos, sin = source[i], source[half + i], rotation[i], rotation[half + i]
-        target[i] = (x * cos - y * sin) * factor
-        target[half + i] = (y * cos + x * sin) * factor
-
-
 @intrinsic
-def _rotate_vectors(context, x, y, cos, sin, new_x, new_y, n, factor):
-    """Rotate the points (x, y), given by addresses, and multiply them by a factor; n is a multiple of LANES."""
+def rotate_rows(context, x, ld_x, rotation, ld_rotation, target, ld_target, rows, half, factor):
+    """Compute one head of ``factor * rotate(x, rotation, heads)`` for a few tokens; see rotate in the reference.
+
+    Everything is given by addresses and row strides in elements: x and target are (rows, 2 half) float32, and rotation
+    (rows, 2 half) has the cosines of each token's angles, then their sines. The target is other memory than x.
+    """
 
     def generate(context, builder, signature, arguments):
-        *addresses, n, factor = arguments
+        x, ld_x, rotation, ld_rotation, target, ld_target, rows, half, factor = arguments
         v = Vectors(builder)
-        x, y, cos, sin, new_x, new_y = map(v.pointer, addresses)
-        factor = v.splat(factor)
+        x, rotation, target = map(v.pointer, (x, rotation, target))
 
-        def body(index, carried):
-            a, b, c, s = (v.load(v.at(pointer, index)) for pointer in (x, y, cos, sin))
-            minus_s = builder.fsub(v.constant(0.0), s)
-            for pointer, value in (
-                (new_x, v.fma(a, c, builder.fmul(b, minus_s))),
-                (new_y, v.fma(b, c, builder.fmul(a, s))),
-            ):
-                v.store(builder.fmul(value, factor), v.at(pointer, index))
+        def row(index, carried):
+            pointers = (
+                v.at(x, builder.mul(index, ld_x)),
+                v.at(rotation, builder.mul(index, ld_rotation)),
+                v.at(target, builder.mul(index, ld_target)),
+            )
+            done, _ = loop(builder, 0, half, LANES, [], _rotate_points(v, pointers, half, factor))
+            loop(builder, done, half, 1, [], _rotate_points(Vectors(builder, 1), pointers, half, factor))
             return carried
 
-        loop(builder, 0, n, LANES, [], body)
+        loop(builder, 0, rows, 1, [], row)
         return context.get_dummy_value()
 
-    return types.void(*[types.int64] * 7, types.float32), generate
+    return types.void(*[types.int64] * 8, types.float32), generate
+
+
+def _rotate_points(
+    v: Vectors, row: tuple[ir.Value, ir.Value, ir.Value], half: ir.Value, factor: ir.Value
+) -> Callable[[ir.Value, list[ir.Value]], list[ir.Value]]:
+    """Return the body of a loop over the points of a row, as many at a time as a vector has lanes.
+
+    The row is given by its pointers in x, the rotation and the target.
+    """
+    x, rotation, target = row
+    b, factor = v.builder, v.splat(factor)
+
+    def body(index: ir.Value, carried: list[ir.Value]) -> list[ir.Value]:
+        second = b.add(index, half)
+        a, c = v.load(v.at(x, index)), v.load(v.at(rotation, index))
+        a2, s = v.load(v.at(x, second)), v.load(v.at(rotation, second))
+        minus = b.fsub(v.constant(0.0), b.fmul(a2, s))
+        v.store(b.fmul(v.fma(a, c, minus), factor), v.at(target, index))
+        v.store(b.fmul(v.fma(a2, c, b.fmul(a, s)), factor), v.at(target, second))
+        return carried
+
+    return body
