@@ -315,11 +315,22 @@ class Fit:
 
     def _describe_regions(self, index: int, features: FeatureRecord, result: Segmentation) -> None:
         patches = region_patches(self._whole_regions(index), features.grid)
-        cls = self.plan.vit.region_cls(features.cls_state, features.last_key, features.value, patches)
+        cls = self._region_cls_of(features)(patches)
         self._cls[index] = cls.astype(np.float16)
         mean = (patches @ result.score.ravel()) / np.maximum(patches.sum(axis=1), 1)
         scores = result.confidence * mean if result.instances is None else result.instances.confidences
         self._scores[index] = scores.astype(np.float32)
+
+    def _region_cls_of(self, features: FeatureRecord) -> Callable[[np.ndarray], np.ndarray]:
+        """Return the function from regions (G, N) of a photograph to their CLS tokens (G, D)."""
+        return functools.partial(
+            self.plan.vit.region_cls,
+            features.cls_state,
+            features.last_key,
+            features.value,
+            grid=features.grid,
+            stride=self.plan.settings.stride,
+        )
 
     def _describe_objects(self, index: int, grid: tuple[int, int], instances: Instances) -> None:
         """Make each object a region of its own; without classes all of them are of one, the foreground."""
@@ -347,9 +358,7 @@ class Fit:
             regions = Regions(labels[part], self._scores.pop(index), typical, patches.sum(axis=1))
             if self.plan.rule.how != "split":
                 return regions
-            region_cls = functools.partial(
-                self.plan.vit.region_cls, features.cls_state, features.last_key, features.value
-            )
+            region_cls = self._region_cls_of(features)
             seed = (self.plan.settings.seed, features.digest)
             return split_by_class(
                 regions, patches, features.unit, features.grid, region_cls, prototypes, seed, self.plan.rule

@@ -15,10 +15,10 @@ from typing import Any
 
 from vitnp.errors import UsageError
 
-FACETS = ("key", "query", "value", "token")
+FACETS = ("key", "key_rotated", "query", "value", "token")
 FEATURES = (*FACETS, "cls", "register", "attention", "cls_state")
 POS_EMBED_INTERPS = ("offset", "exact", "antialias")
-NORMALIZATIONS = ("imagenet", "half")
+NORMALIZATIONS = ("imagenet", "half", "sat493m")
 DEVICES = ("auto", "cpu", "cuda")
 PRECISIONS = ("auto", "fp32", "tf32", "bf16", "fp16")
 REFINEMENTS = ("solver", "crf", "guided", "color", "none")
@@ -154,7 +154,7 @@ class Option:
         --------
         >>> OPTIONS["facet"].check("keys")
         Traceback (most recent call last):
-        vitnp.errors.UsageError: facet must be one of key, query, value or token, got 'keys'
+        vitnp.errors.UsageError: facet must be one of key, key_rotated, query, value or token, got 'keys'
         """
         if not self.accepts(value):
             raise UsageError(f"{self.name} must be {self.allowed}, got {value!r}")
@@ -196,7 +196,7 @@ _TABLE = (
     ),
     Option(
         "normalization",
-        "imagenet or half (by the checkpoint)",
+        "imagenet, half or sat493m (by the checkpoint)",
         choices=NORMALIZATIONS,
         metavar="NAME",
         old_flags=("--normalise", "--normalize"),
@@ -225,7 +225,7 @@ _TABLE = (
         metavar="PX",
         old_flags=("--size",),
     ),
-    Option("facet", "key, query, value or token (key)", default="key", choices=FACETS, metavar="NAME"),
+    Option("facet", "key, key_rotated, query, value or token (key)", default="key", choices=FACETS, metavar="NAME"),
     Option("layer", "block to read; negative from the last (-1)", int, metavar="N"),
     Option("stride", "pixels between patches (the patch size)", int, minimum=1, metavar="PX"),
     Option("max_tokens", f"most patches per photograph ({MAX_TOKENS})", int, MAX_TOKENS, minimum=1, metavar="N"),
@@ -408,8 +408,8 @@ class Settings:
     ----------
     short_side : int, optional
         Short side of the network's input in pixels; by default that of the checkpoint, 320 for most.
-    facet : {"key", "query", "value", "token"}
-        Feature to cluster.
+    facet : {"key", "key_rotated", "query", "value", "token"}
+        Feature to cluster. "key_rotated" is the key after its rotation in networks with rotary position embeddings.
     layer : int, optional
         Block to read; negative numbers count from the last. By default the last one; for textures None stays, which
         stands for the middle one.

@@ -74,7 +74,7 @@ def segment_image(
         everything runs on a GPU.
     short_side : int, optional
         Short side of the network's input in pixels; by default that of the checkpoint, 320 for most.
-    facet : {"key", "query", "value", "token"}
+    facet : {"key", "key_rotated", "query", "value", "token"}
         Feature to cluster.
     layer : int, optional
         Block to read; negative numbers count from the last. By default the last one, for textures the middle one.

@@ -18,7 +18,7 @@ from vitnp.evaluate.table import Cell, Table
 from vitnp.method.agreement import OWN_PHOTOGRAPHS, combine_levels, level_weights
 from vitnp.method.cleaning import clean
 from vitnp.method.texture import default_cleaning
-from vitnp.options import CONSISTENCIES, FACETS
+from vitnp.options import CONSISTENCIES
 from vitnp.refine.refine import refine
 from vitnp.result import HALF, Segmentation
 from vitnp.segmenter import Segmenter
@@ -101,7 +101,8 @@ def ablate(pairs: Sequence[Pair], make: Callable[..., Segmenter], facet: str = "
         When no photograph could be scored.
     """
     outcomes: list[dict[Row, _IoUs] | ImageError] = [{} for _ in pairs]
-    for segmenter, rows in _fits(make, facet):
+    facets = make(facet=facet, consistency="mean").vit.config.facets
+    for segmenter, rows in _fits(make, facet, facets):
         for index, outcome in enumerate(_score_rows(pairs, segmenter, rows)):
             earlier = outcomes[index]
             if isinstance(outcome, ImageError):
@@ -113,7 +114,7 @@ def ablate(pairs: Sequence[Pair], make: Callable[..., Segmenter], facet: str = "
     alias = {("consistency", "mean"): FULL_METHOD, ("facet", facet): FULL_METHOD}
     order = [*(("levels", name) for name in LEVELS), FULL_METHOD]
     order += [("consistency", consistency) for consistency in CONSISTENCIES]
-    order += [("facet", name) for name in FACETS]
+    order += [("facet", name) for name in facets]
     variants = []
     for row in order:
         ious = [score[alias.get(row, row)] for score in scores.values()]
@@ -121,7 +122,9 @@ def ablate(pairs: Sequence[Pair], make: Callable[..., Segmenter], facet: str = "
     return Ablation(variants, len(scores), failures)
 
 
-def _fits(make: Callable[..., Segmenter], facet: str) -> Iterator[tuple[Segmenter, dict[Row, Combine]]]:
+def _fits(
+    make: Callable[..., Segmenter], facet: str, facets: Sequence[str]
+) -> Iterator[tuple[Segmenter, dict[Row, Combine]]]:
     """Yield the segmenters to fit, each with the rows that its levels yield."""
     yield (
         make(facet=facet, consistency="mean"),
@@ -135,7 +138,7 @@ def _fits(make: Callable[..., Segmenter], facet: str) -> Iterator[tuple[Segmente
             for consistency in ("majority", "intersection")
         },
     )
-    for other in FACETS:
+    for other in facets:
         if other != facet:
             yield make(facet=other, consistency="mean"), {("facet", other): _combine_as_fitted}
 

@@ -33,7 +33,7 @@ class FeatureSpec:
     ----------
     sha256 : str
         Checksum of the checkpoint, or of the weights themselves if there is no file.
-    facet : {"key", "query", "value", "token"}
+    facet : {"key", "key_rotated", "query", "value", "token"}
         Feature that is stored as keys.
     layer : int
         Block that is read, from 0.
@@ -119,13 +119,14 @@ class FeatureSpec:
         Raises
         ------
         UsageError
-            If the network does not have the layer, the stride or the final norm, or a value is not allowed.
+            If the network does not have the layer, the stride, the final norm or the facet, or a value is not allowed.
         """
         if precision not in options.FEATURE_DTYPES:
             allowed = options.enumerate_words(options.FEATURE_DTYPES)
             raise UsageError(f"precision must be one of {allowed}, got {precision!r}")
         vit.require_final_norm((facet, "cls") if stored else (facet,))
         config = vit.config
+        config.require_rotary((facet,))
         return cls(
             sha256=vit.sha256 or (_hash_weights(vit) if stored else ""),
             facet=options.check("facet", facet),

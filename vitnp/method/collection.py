@@ -173,7 +173,14 @@ class Collection:
             raise UsageError("the collection has no classes; fit it with n_classes")
         regions = label_regions(mask, self.rule) if instances is None else instances.labels.astype(np.uint16)
         patches = region_patches(regions, features.grid)
-        region_cls = functools.partial(vit.region_cls, features.cls_state, features.last_key, features.value)
+        region_cls = functools.partial(
+            vit.region_cls,
+            features.cls_state,
+            features.last_key,
+            features.value,
+            grid=features.grid,
+            stride=self.parameters["stride"],
+        )
         classes, certainty = self.prototypes.classify(region_cls(patches))
         if self.rule.how == "split":
             seed = (int(self.parameters["seed"]), features.digest)
