@@ -125,7 +125,7 @@ def test_responses_of_a_line_are_its_contrast():
     rng = np.random.default_rng(2)
     y = np.arange(256)[:, None]
     luma = 128 + rng.normal(0, 20, (256, 256)) - 100 * np.exp(-0.5 * ((y - 128) / 2.0) ** 2)
-    dark, bright = line_responses(np.repeat(luma.clip(0, 255).astype(np.uint8)[..., None], 3, axis=2))
+    dark, _ = line_responses(np.repeat(luma.clip(0, 255).astype(np.uint8)[..., None], 3, axis=2))
     assert dark[128].mean() == pytest.approx(100 / luma[80:177].std(), rel=0.15)
     assert dark[128].min() > dark[:100].max()
 

@@ -54,8 +54,8 @@ def test_sides_are_swapped_with_the_scores():
         (np.ones((1, 1)), np.zeros((1, 1, 3), np.uint8)),
     ],
 )
-def test_nothing_stands_out_of_one_color_or_one_score(score, rgb):
-    assert not color_direction(score, rgb).any()
+def test_one_color_or_one_score_gives_the_mean_score(score, rgb):
+    np.testing.assert_allclose(color_direction(score, rgb), score.mean())
 
 
 def test_wrong_shapes_and_values_are_refused():

@@ -40,7 +40,7 @@ def color_direction(score: np.ndarray, rgb: np.ndarray) -> np.ndarray:
     Returns
     -------
     (height, width) float64
-        0 to 1, 1/2 at the threshold; 0 everywhere if color and score have nothing to do with each other.
+        0 to 1, 1/2 at the threshold; the mean score everywhere if color has nothing to do with it.
 
     Raises
     ------
@@ -67,7 +67,7 @@ def color_direction(score: np.ndarray, rgb: np.ndarray) -> np.ndarray:
     channels = [channel - channel.mean() for channel in channels]
     # Means of products, not a matrix product: the same bits for any number of threads.
     covariance = np.array([[(one * other).mean() for other in channels] for one in channels])
-    soft = np.zeros(rgb.shape[:2])
+    soft = np.full(rgb.shape[:2], target.mean())
     if np.ptp(target) < EXPLAINED:
         return soft
     for _ in range(FITS):
@@ -76,7 +76,7 @@ def color_direction(score: np.ndarray, rgb: np.ndarray) -> np.ndarray:
         weights = np.linalg.solve(covariance + RIDGE * np.eye(3), slope)
         along = sum(weight * channel for weight, channel in zip(weights, channels))
         if np.ptp(along) < EXPLAINED:
-            return np.zeros(rgb.shape[:2])
+            return soft
         threshold = otsu_threshold(along)
         above = along >= threshold
         soft = np.clip(0.5 + (along - threshold) / (along[above].mean() - along[~above].mean()), 0, 1)
