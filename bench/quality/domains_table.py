@@ -29,26 +29,30 @@ def write_table(page: Path, domains: Mapping[str, Any]) -> None:
 
 
 def tables(domains: Mapping[str, Any]) -> str:
-    """Return two tables in Markdown: one row per method, one column per domain, the best of each column in bold.
+    """Return three tables in Markdown: one row per method, one column per domain, the best of each column in bold.
 
     Parameters
     ----------
     domains : mapping
-        By folder ``{"methods": {name: {"best", "best_error", "f", "f_error"}}}``.
+        By folder ``{"methods": {name: {"iou", "error", "best", "best_error", "f", "f_error"}}}``.
     """
     names = [name for name in TITLES if name in domains] + [name for name in domains if name not in TITLES]
     parts = []
-    for title, score in (("IoU of mask or complement", "best"), ("F within 2 pixels", "f")):
+    for title, score, error in (
+        ("IoU of mask or complement", "best", "best_error"),
+        ("F within 2 pixels", "f", "f_error"),
+        ("IoU of the mask", "iou", "error"),
+    ):
         head = " | ".join([title, *(TITLES.get(name, name) for name in names)])
         lines = [f"| {head} |", "|---" * (len(names) + 1) + "|"]
         for method in domains[names[0]]["methods"]:
-            cells = [_cell(domains[name]["methods"], method, score) for name in names]
+            cells = [_cell(domains[name]["methods"], method, score, error) for name in names]
             lines.append("| " + " | ".join([method.removesuffix(", built-in collection"), *cells]) + " |")
         parts.append("\n".join(lines) + "\n")
     return "\n".join(parts)
 
 
-def _cell(methods: Mapping[str, Any], method: str, score: str) -> str:
-    mean, error = methods[method][score], methods[method][f"{score}_error"]
-    text = f"{mean:.3f}".lstrip("0") + " ± " + f"{error:.3f}".lstrip("0")
-    return f"**{text}**" if mean == max(each[score] for each in methods.values()) else text
+def _cell(methods: Mapping[str, Any], method: str, score: str, error: str) -> str:
+    means = {name: f"{each[score]:.3f}" for name, each in methods.items()}
+    text = f"{means[method].lstrip('0')} ± {methods[method][error]:.3f}".replace("± 0.", "± .")
+    return f"**{text}**" if means[method] == max(means.values()) else text
