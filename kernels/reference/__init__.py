@@ -13,7 +13,7 @@ array([[11.]])
 
 from __future__ import annotations
 
-from vitnp.kernels.reference.attention import QUERY_BLOCK, KVCache, attention, attention_row
+from vitnp.kernels.reference.attention import QUERY_BLOCK, KVCache, attention, attention_row, rotate
 from vitnp.kernels.reference.bilateral_grid import grid_neighbors
 from vitnp.kernels.reference.foreground import foreground_sweeps
 from vitnp.kernels.reference.int8 import (
@@ -83,6 +83,7 @@ __all__ = [
     "product_int8",
     "quantize_rows",
     "quantize_weight",
+    "rotate",
     "similarity",
     "similarity_top",
     "softmax",
