@@ -31,7 +31,7 @@ MODULES = {
 _MODULE_OF = {name: module for module, names in MODULES.items() for name in names}
 
 # Tokens that one thread takes through a layer at a time: few enough for the intermediate results to stay in its caches.
-BLOCK = 128
+BLOCK = 256
 
 
 def __getattr__(name: str) -> Any:

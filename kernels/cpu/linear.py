@@ -21,7 +21,7 @@ from vitnp.kernels.cpu.codegen.workspace import workspace
 from vitnp.kernels.cpu.epilogue import epilogue, finish_panel
 from vitnp.kernels.reference.int8 import QuantizedRows, QuantizedWeight
 
-ROWS = 128
+ROWS = 256
 DEPTH = 96
 
 _tile = product_tile(TILE_ROWS, TILE_VECTORS, cache=2)

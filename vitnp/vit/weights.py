@@ -51,6 +51,7 @@ class PackedWeights:
         self.dtype = np.dtype(np.float16 if precision == "fp16" else np.float32) if device == "cuda" else dtype
         self._weights = weights
         self._packed: dict[str, Any] = {}
+        self._layers: dict[str, tuple[Any, Any]] = {}
         self._lock = unlocked_in_child(threading.Lock())
         # Grid of the last image, with its prefix tokens and position embeddings; grid and stride, with the rotation.
         self._embeddings: tuple[tuple[int, int], tuple[np.ndarray, np.ndarray | None]] | None = None
@@ -68,6 +69,15 @@ class PackedWeights:
     def has(self, name: str) -> bool:
         """Return whether the network has a tensor of this name."""
         return name.partition(":")[0] in self._weights
+
+    def layer(self, name: str) -> tuple[Any, Any]:
+        """Return weight and bias of a linear layer, or None for a bias that it lacks; suffixes as in __getitem__."""
+        found = self._layers.get(name)
+        if found is None:
+            whole, colon, part = name.partition(":")
+            found = self[f"{whole}.weight{colon}{part}"], self.get(f"{whole}.bias{colon}{part}")
+            self._layers[name] = found
+        return found
 
     def n_outputs(self, layer: str) -> int:
         """Return the number of outputs of a linear layer."""
