@@ -23,9 +23,11 @@ PICTURES = Path(__file__).parent.parent / "pictures"
 COLORS = {
     "vitnp": "#c8102e",
     "vitnp, bf16": "#e8869a",
+    "vitnp, int8": "#7a0a1c",
     "vitnp, solver": "#e8869a",
     "OpenVINO": "#3b6ea8",
     "OpenVINO, bf16": "#9dbbdc",
+    "OpenVINO, int8": "#1d3a5c",
     "onnxruntime": "#4f9a74",
     "torch, eager": "#d08a2c",
     "scikit-learn": "#3b6ea8",

@@ -26,8 +26,9 @@ from bench.scale.photograph import usual_photograph
 ROOT = Path(__file__).parent.parent.parent
 
 # Names of the contenders.
-OURS, KEYS, BF16 = "vitnp", "vitnp, keys only", "vitnp, bf16"
+OURS, KEYS, BF16, INT8 = "vitnp", "vitnp, keys only", "vitnp, bf16", "vitnp, int8"
 TORCH, ONNXRUNTIME, OPENVINO, OPENVINO_BF16 = "torch, eager", "onnxruntime", "OpenVINO", "OpenVINO, bf16"
+OPENVINO_INT8 = "OpenVINO, int8"
 SCIKIT_LEARN, FAISS, PYDENSECRF, ASSEMBLED = "scikit-learn", "faiss", "pydensecrf2", "assembled"
 SOLVER = "vitnp, solver"
 
@@ -49,10 +50,14 @@ VIT_BARS = [
     Bar(OURS, OPENVINO, 0.95),
     Bar(KEYS, OURS, 1.07),
     Bar(BF16, OPENVINO_BF16),
+    Bar(INT8, OPENVINO_INT8),
+    Bar(INT8, OURS),
 ]
 VIT_MEANS = {
     "against OpenVINO, geometric mean": Bar(OURS, OPENVINO, 1.0, stretch=1.1),
     "in bf16 against OpenVINO in bf16, geometric mean": Bar(BF16, OPENVINO_BF16, 1.0),
+    "in int8 against OpenVINO in int8 and bf16, geometric mean": Bar(INT8, OPENVINO_INT8, 1.0),
+    "in int8 against float32, geometric mean": Bar(INT8, OURS, 2.4),
 }
 PEAK_STRETCH = 0.85
 CRF_BARS = {2: (1.5, 2.0), 21: (1.2, 1.5)}
@@ -96,7 +101,7 @@ def vit(settings: RunSettings) -> Iterator[dict[str, Any]]:
 
 def _vit_case(case: vit_peers.Case, settings: RunSettings) -> dict[str, Any]:
     config, weights, images = case.config, vit_peers.random_weights(case.config), case.images()
-    in_bf16 = (BF16, OPENVINO_BF16)
+    precisions = {BF16: "bf16", OPENVINO_BF16: "bf16", INT8: "int8", OPENVINO_INT8: "int8"}
 
     @functools.cache
     def onnx_model() -> bytes:
@@ -120,6 +125,8 @@ def _vit_case(case: vit_peers.Case, settings: RunSettings) -> dict[str, Any]:
         KEYS: on_arrays(vit_peers.ours, feature="key"),
         BF16: on_arrays(vit_peers.ours, "bf16"),
         OPENVINO_BF16: on_onnx(vit_peers.openvino, precision="bf16"),
+        INT8: on_arrays(vit_peers.ours, "int8"),
+        OPENVINO_INT8: on_onnx(vit_peers.openvino_int8, images=images),
     }
     expected: list[np.ndarray] = []
 
@@ -127,12 +134,12 @@ def _vit_case(case: vit_peers.Case, settings: RunSettings) -> dict[str, Any]:
         if name != KEYS:
             patches = tokens[:, -(case.tokens - 1) :]
             expected.append(patches)
-            vit_peers.check_tokens(name, patches, expected[0], precision="bf16" if name in in_bf16 else "fp32")
+            vit_peers.check_tokens(name, patches, expected[0], precision=precisions.get(name, "fp32"))
 
     work = {
-        name: {"flops": case.flops, "peak": settings.limits["bf16_flops" if name in in_bf16 else "fp32_flops"]}
+        name: {"flops": case.flops, "peak": settings.limits[f"{precisions.get(name, 'fp32')}_flops"]}
         for name in builders
-        if name != KEYS
+        if name != KEYS and precisions.get(name) != "int8"
     }
     facts = {
         "model": f"ViT-{case.size}/{case.patch}", "side": case.side, "batch": case.batch, "tokens": case.tokens,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -20,8 +21,8 @@ Weights = Mapping[str, np.ndarray]
 Forward = Callable[[np.ndarray], np.ndarray]
 
 # Allowed difference from the tokens of torch: in float32 the largest difference relative to the largest token, in
-# bfloat16, whose significand has 8 bits, the mean difference relative to the mean token.
-FLOAT32_TOLERANCE, BFLOAT16_TOLERANCE = 1e-4, 2e-2
+# bfloat16, whose significand has 8 bits, and in int8 the mean difference relative to the mean token.
+FLOAT32_TOLERANCE, TOLERANCES = 1e-4, {"bf16": 2e-2, "int8": 1e-1}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,7 +114,7 @@ def check_tokens(name: str, found: np.ndarray, expected: np.ndarray, *, precisio
     if precision == "fp32":
         error, tolerance = np.abs(found - expected).max() / np.abs(expected).max(), FLOAT32_TOLERANCE
     else:
-        error, tolerance = np.abs(found - expected).mean() / np.abs(expected).mean(), BFLOAT16_TOLERANCE
+        error, tolerance = np.abs(found - expected).mean() / np.abs(expected).mean(), TOLERANCES[precision]
     if not error <= tolerance:  # also true for NaN
         raise WrongAnswer(f"{name} computes something else: its tokens are off by {error:.2g}, more than {tolerance:g}")
 
@@ -183,8 +184,31 @@ def openvino(model: bytes, n_threads: int, precision: str = "f32") -> Callable[[
     import openvino as ov
 
     core = ov.Core()
-    if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+    return _compiled(core, core.read_model(model), n_threads, precision)
+
+
+def openvino_int8(model: bytes, n_threads: int, images: np.ndarray) -> Callable[[np.ndarray], list[np.ndarray]]:
+    """Return a function that runs an ONNX model in OpenVINO in int8, and in bfloat16 where the processor has that.
+
+    NNCF quantizes it with its preset for transformers, which needs images to calibrate it: those that are timed.
+    """
+    import nncf
+    import openvino as ov
+
+    core = ov.Core()
+    quantized = nncf.quantize(
+        core.read_model(model), nncf.Dataset([images]), model_type=nncf.ModelType.TRANSFORMER, subset_size=1
+    )
+    return _compiled(core, quantized, n_threads, "bf16" if _has_bf16(core) else "f32")
+
+
+def _has_bf16(core: Any) -> bool:
+    return "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
+def _compiled(core: Any, model: Any, n_threads: int, precision: str) -> Callable[[np.ndarray], list[np.ndarray]]:
+    if precision == "bf16" and not _has_bf16(core):
         raise Missing("OpenVINO has no bf16 on this processor")
     hints = {"INFERENCE_PRECISION_HINT": precision, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": n_threads}
-    request = core.compile_model(core.read_model(model), "CPU", hints).create_infer_request()
+    request = core.compile_model(model, "CPU", hints).create_infer_request()
     return lambda batch: list(request.infer([batch]).values())

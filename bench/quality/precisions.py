@@ -6,6 +6,7 @@ Every photograph is segmented by itself, as by ``vitnp.segment_image``, in each 
 from __future__ import annotations
 
 import argparse
+import statistics
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -37,9 +38,10 @@ def main(argv: list[str] | None = None) -> int:
     for paths in args.set:
         photographs = read_photographs(paths)[:: args.every]
         for model, by_precision in vits.items():
-            found = [_measure(photograph, by_precision) for photograph in photographs]
+            found = [_measure(photograph, by_precision, args.seeds) for photograph in photographs]
             for precision in args.precision:
-                row = {"set": name_of(paths), "images": len(found), **_summary(found, precision)}
+                row = {"set": name_of(paths), "images": len(found), "seeds": args.seeds}
+                row |= _summary(found, precision)
                 rows.append({**row, "model": networks[model].name, "sha256": networks[model].sha256})
                 print(_line(rows[-1]), flush=True)
     print(f"written to {record.write(args.name, {'rows': rows})}")
@@ -51,6 +53,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--set", type=Path, nargs="+", action="append", metavar="PATH", help=PATHS + "; repeatable")
     parser.add_argument("--model", nargs="+", default=["auto"], help="one or more checkpoints (the built-in one)")
     parser.add_argument("--precision", nargs="+", default=["int8"], help="one or more precisions (int8)")
+    parser.add_argument("--seeds", type=int, default=1, help="number of seeds of k-means, from 0 (1)")
     parser.add_argument("--every", type=int, default=1, help="only every Nth photograph (1)")
     parser.add_argument("--name", default="int8", help="name of the result file (int8)")
     args = parser.parse_args(argv)
@@ -59,15 +62,17 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
-def _measure(photograph: Photograph, vits: Mapping[str, ViT]) -> dict[str, tuple[float, float]]:
-    """Return the mean cosine of the keys to those of float32, and the IoU of the mask, by precision."""
+def _measure(photograph: Photograph, vits: Mapping[str, ViT], n_seeds: int) -> dict[str, tuple[float, float]]:
+    """Return the mean cosine of the keys to those of float32, and the mean IoU of the masks, by precision."""
     rgb = read_image(photograph.image)
     keys = {precision: extract(rgb, vit).keys.astype(np.float64) for precision, vit in vits.items()}
     unit = {precision: rows / np.linalg.norm(rows, axis=1, keepdims=True) for precision, rows in keys.items()}
     return {
         precision: (
             float((unit[precision] * unit[EXACT]).sum(axis=1).mean()),
-            photograph.iou(segment_image(photograph.image, vit).mask),
+            statistics.mean(
+                photograph.iou(segment_image(photograph.image, vit, seed=seed).mask) for seed in range(n_seeds)
+            ),
         )
         for precision, vit in vits.items()
     }

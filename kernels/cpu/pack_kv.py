@@ -38,8 +38,8 @@ def _rows_to_columns(rows, count, panel, offset):
 def _next_columns(start, i, n):
     """Return which of n rows to copy next, from row i on: the first, its panel and column, and their number.
 
-    Row 0 is token `start`. There are at most LANES rows, all for one panel. Fewer than LANES would be copied one by one,
-    which takes longer than to copy some of the previous ones again.
+    Row 0 is token `start`. There are at most LANES rows, all for one panel. Fewer than LANES would be copied one by
+    one, which takes longer than to copy some of the previous ones again.
     """
     panel, offset = divmod(start + i, PANEL)
     count = min(PANEL - offset, n - i, LANES)
@@ -94,7 +94,7 @@ def write(key, value, keys, values, rotation, rotated, start):
 
 @kernel
 def _pairs_to_columns(rows, count, panel, offset, block):
-    """Copy rows as :func:`_rows_to_columns`, to a panel (ceil(D/H / 2), 2 PANEL) of bfloat16; `block` is a workspace."""
+    """Copy rows as :func:`_rows_to_columns`, to a panel (ceil(D/H / 2), 2 PANEL) of bfloat16, by way of `block`."""
     size = rows.shape[1]
     evenly = 2 * block.shape[1] if count == LANES else 0
     for j in range(count if evenly else 0):
