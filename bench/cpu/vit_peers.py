@@ -22,7 +22,7 @@ Forward = Callable[[np.ndarray], np.ndarray]
 
 # Allowed difference from the tokens of torch: in float32 the largest difference relative to the largest token, in
 # bfloat16, whose significand has 8 bits, and in int8 the mean difference relative to the mean token.
-FLOAT32_TOLERANCE, TOLERANCES = 1e-4, {"bf16": 2e-2, "int8": 1e-1}
+FLOAT32_TOLERANCE, TOLERANCES = 1e-4, {"bf16": 2e-2, "int8": 5e-2}
 
 
 @dataclasses.dataclass(frozen=True)
