@@ -6,11 +6,12 @@ consecutive bytes in the space of one float32.
 
 from __future__ import annotations
 
+import llvmlite.binding
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from vitnp.kernels.cpu.codegen.jit import intrinsic
-from vitnp.kernels.cpu.codegen.simd import FEATURES, FLOAT, I16, I32, I64, LANES, ROUNDER, Vectors, loop, single
+from vitnp.kernels.cpu.codegen.simd import FEATURES, FLOAT, I16, I32, I64, LANES, ROUNDER, Vectors, loop, single, splat
 from vitnp.kernels.reference.int8 import STEPS
 
 I8 = ir.IntType(8)
@@ -92,7 +93,7 @@ def quantize_row(context, source, inputs, target, padded):
             return body
 
         index, _ = loop(builder, 0, inputs, LANES, [], each(lambda index: v.load(v.at(source, index))))
-        loop(builder, index, padded, LANES, [], each(lambda index: v.load_part(source, index, inputs)))
+        loop(builder, index, padded, LANES, [], each(lambda index: _load_part(v, source, index, inputs)))
         # The bits of a number shifted by ROUNDER differ from those of ROUNDER by that number.
         offset = builder.sub(builder.bitcast(shifted, I32), builder.bitcast(rounder, I32))
         return context.make_tuple(builder, signature.return_type, [builder.fadd(scale, nothing), offset])
@@ -123,5 +124,16 @@ def _row_range(v: Vectors, source: ir.Value, n: ir.Value) -> list[ir.Value]:
     index, pairs = loop(builder, 0, n, 2 * LANES, [zero] * 6, iteration(2))
     first = [v.smaller(*pairs[:2]), v.larger(*pairs[2:4]), builder.fadd(*pairs[4:])]
     index, whole = loop(builder, index, n, LANES, first, iteration(1))
-    result = extend([v.load_part(source, index, n)], *([value] for value in whole))
+    result = extend([_load_part(v, source, index, n)], *([value] for value in whole))
     return [v.fold(value, combine) for value, combine in zip(result, (v.smaller, v.larger, builder.fadd))]
+
+
+def _load_part(v: Vectors, pointer: ir.Value, start: ir.Value, stop: ir.Value) -> ir.Value:
+    """Load the elements from `start` to before `stop`, with zeros for those that a vector has more."""
+    b, lanes = v.builder, ir.Constant(ir.VectorType(I64, v.lanes), list(range(v.lanes)))
+    mask = b.icmp_signed("<", lanes, splat(b, b.sub(stop, start), v.lanes))
+    address = b.bitcast(v.at(pointer, start), v.type.as_pointer())
+    # LLVM before 15 names the type that the pointer points to.
+    kind = "p0" if llvmlite.binding.llvm_version_info[0] >= 15 else f"p0v{v.lanes}f32"
+    values = (address, I32(4), mask, v.constant(0.0))
+    return _call(b, f"llvm.masked.load.v{v.lanes}f32.{kind}", *values, result=v.type)

@@ -122,16 +122,6 @@ class Vectors:
         value.align = 4
         return value
 
-    def load_part(self, pointer: ir.Value, start: ir.Value, stop: ir.Value) -> ir.Value:
-        """Load the elements from `start` to before `stop`, with zeros for those that a vector has more."""
-        b, lanes = self.builder, ir.Constant(ir.VectorType(I64, self.lanes), list(range(self.lanes)))
-        mask = b.icmp_signed("<", lanes, splat(b, b.sub(stop, start), self.lanes))
-        address = b.bitcast(self.at(pointer, start), self.type.as_pointer())
-        name = f"llvm.masked.load.v{self.lanes}f32.p0"
-        values = [address, I32(4), mask, self.constant(0.0)]
-        signature = ir.FunctionType(self.type, [value.type for value in values])
-        return b.call(cgutils.get_or_insert_function(b.module, signature, name), values)
-
     def store(self, value: ir.Value, pointer: ir.Value, align: int = 4) -> None:
         """Store a vector to memory, aligned to its elements."""
         self.builder.store(value, self.builder.bitcast(pointer, value.type.as_pointer())).align = align
