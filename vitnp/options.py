@@ -18,7 +18,7 @@ from vitnp.errors import UsageError
 FACETS = ("key", "key_rotated", "query", "value", "token")
 FEATURES = (*FACETS, "cls", "register", "attention", "cls_state")
 POS_EMBED_INTERPS = ("offset", "exact", "antialias")
-NORMALIZATIONS = ("imagenet", "half")
+NORMALIZATIONS = ("imagenet", "half", "sat493m")
 DEVICES = ("auto", "cpu", "cuda")
 PRECISIONS = ("auto", "fp32", "tf32", "bf16", "fp16")
 REFINEMENTS = ("solver", "crf", "guided", "color", "none")
@@ -29,7 +29,8 @@ REGIONS = ("image", "components", "split")
 ALPHAS = ("background", "mask", "ignore")
 OUTPUTS = ("mask", "overlay", "cutout", "soft", "score", "keys", "npz", "objects")
 EXPORT_FORMATS = ("coco", "yolo", "voc", "labelme", "labelstudio")
-FEATURE_FORMATS = ("npz", "safetensors")
+FEATURE_OUTPUTS = ("features", "pca", "attention", "maps")
+FEATURE_FORMATS = ("npz", "safetensors", "parquet")
 FEATURE_DTYPES = ("float16", "float32")
 TASKS = ("saliency", "semantic", "discovery")
 LAYOUTS = ("auto", "voc", "coco", "coseg", "folder")
@@ -195,7 +196,7 @@ _TABLE = (
     ),
     Option(
         "normalization",
-        "imagenet or half (by the checkpoint)",
+        "imagenet, half or sat493m (by the checkpoint)",
         choices=NORMALIZATIONS,
         metavar="NAME",
         old_flags=("--normalise", "--normalize"),
@@ -337,9 +338,29 @@ _TABLE = (
         metavar="SHARE",
         flag="--split",
     ),
-    Option("format", "npz or safetensors (npz)", default="npz", choices=FEATURE_FORMATS, metavar="NAME"),
+    Option(
+        "format",
+        "npz or safetensors; parquet with --mask (npz)",
+        default="npz",
+        choices=FEATURE_FORMATS,
+        metavar="NAME",
+    ),
     Option("dtype", "float16 or float32 (float16)", default="float16", choices=FEATURE_DTYPES, metavar="TYPE"),
     Option("prune", "remove all other photographs from the cache", bool, default=False),
+    # Pictures and tables of features.
+    Option("basis", "colors of a saved basis (fitted to all given)", Path, metavar="FILE"),
+    Option("save_basis", "save the fitted basis, for --basis", Path, metavar="FILE"),
+    Option(
+        "foreground",
+        "color what is above T on component 1 (auto)",
+        float,
+        const="auto",
+        words=("auto",),
+        metavar="T",
+    ),
+    Option("nearest", "one color per patch, not interpolated", bool, default=False),
+    Option("mask", "a table: masked CLS and mean key of each region", bool, default=False),
+    Option("masks", "masks or labels in DIR, not own; implies --mask", Path, metavar="DIR"),
     # The run.
     Option("n_threads", "photographs at a time (all cores)", int, minimum=1, metavar="N", flag="--threads"),
     Option("batch", "photographs per forward pass (by memory)", int, minimum=1, metavar="N"),

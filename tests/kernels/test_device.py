@@ -609,6 +609,25 @@ def test_features_command(cupy, model, folder, tmp_path, capsys):
                 assert off(found[array], wanted[array]) < 2e-5
 
 
+@pytest.mark.slow(reason="a network, pictures and masks on the emulator")
+def test_pictures_and_regions_of_features(cupy, model, folder, tmp_path):
+    options = ["--model", str(model), "--short-side", "40", "--quiet", "--precision", "fp32"]
+    for device in ("cpu", "cuda"):
+        out = ["--out", str(tmp_path / device), "--device", device]
+        assert features_command([str(folder), *out, *options, "--save", "pca,attention,maps", "--foreground"]) == 0
+        assert features_command([str(folder), *out, *options, "--mask", "--collection", "none"]) == 0
+    names = [path.name for path in sorted((tmp_path / "cpu").glob("*.npz"))]
+    assert len(names) == 4
+    for name in names:
+        with np.load(tmp_path / "cpu" / name) as wanted, np.load(tmp_path / "cuda" / name) as found:
+            arrays = ("cls", "key") if name == "regions.npz" else ("attention", "attention_heads")
+            for array in arrays:
+                assert found[array].shape == wanted[array].shape and off(found[array], wanted[array]) < 2e-2
+    for path in (tmp_path / "cpu").glob("*.png"):
+        wanted, found = (np.asarray(Image.open(each)).astype(int) for each in (path, tmp_path / "cuda" / path.name))
+        assert (np.abs(found - wanted).max(axis=2) <= 8).mean() > 0.97
+
+
 def test_results_of_another_device_are_made_anew(cupy, model, folder, tmp_path, capsys):
     options = [str(folder / "0.png"), "--model", str(model), "--size", "16", "--refine", "none", "--levels", "image"]
     options += ["--out", str(tmp_path / "out"), "--json"]

@@ -15,7 +15,7 @@ from vitnp.evaluate.data.pairs import Pair, read_truth
 from vitnp.evaluate.metrics.saliency import iou
 from vitnp.evaluate.protocol import Statistics, aggregate, score_as_set, separate_failures
 from vitnp.evaluate.table import Cell, Table
-from vitnp.method.agreement import combine_levels
+from vitnp.method.agreement import OWN_PHOTOGRAPHS, combine_levels, level_weights
 from vitnp.method.cleaning import clean
 from vitnp.method.texture import default_cleaning
 from vitnp.options import CONSISTENCIES
@@ -23,8 +23,8 @@ from vitnp.refine.refine import refine
 from vitnp.result import HALF, Segmentation
 from vitnp.segmenter import Segmenter
 
-# Weights of a result's `levels`, image, data set, category and readout level; None for those of the method.
-LEVELS: dict[str, tuple[int, ...] | None] = {
+# Weights of a result's `levels`: image, data set, category and readout level.
+LEVELS: dict[str, tuple[int, ...]] = {
     "image": (1, 0, 0, 0),
     "data set": (0, 1, 0, 0),
     "category": (0, 0, 1, 0),
@@ -33,7 +33,6 @@ LEVELS: dict[str, tuple[int, ...] | None] = {
     "image + category": (1, 0, 1, 0),
     "data set + category": (0, 1, 1, 0),
     "image + data set + category": (1, 1, 1, 0),
-    "all": None,
 }
 
 
@@ -113,7 +112,7 @@ def ablate(pairs: Sequence[Pair], make: Callable[..., Segmenter], facet: str = "
     scores, failures = separate_failures(outcomes)
     # The full method is part of each group.
     alias = {("consistency", "mean"): FULL_METHOD, ("facet", facet): FULL_METHOD}
-    order = [("levels", name) for name in LEVELS]
+    order = [*(("levels", name) for name in LEVELS), FULL_METHOD]
     order += [("consistency", consistency) for consistency in CONSISTENCIES]
     order += [("facet", name) for name in facets]
     variants = []
@@ -129,7 +128,8 @@ def _fits(
     """Yield the segmenters to fit, each with the rows that its levels yield."""
     yield (
         make(facet=facet, consistency="mean"),
-        {("levels", name): partial(combine_levels, weights=weights) for name, weights in LEVELS.items()},
+        {("levels", name): partial(combine_levels, weights=weights) for name, weights in LEVELS.items()}
+        | {FULL_METHOD: _combine_as_fitted},
     )
     yield (
         make(facet=facet, consistency="majority"),
@@ -140,7 +140,11 @@ def _fits(
     )
     for other in facets:
         if other != facet:
-            yield make(facet=other, consistency="mean"), {("facet", other): combine_levels}
+            yield make(facet=other, consistency="mean"), {("facet", other): _combine_as_fitted}
+
+
+def _combine_as_fitted(levels: Sequence[np.ndarray]) -> np.ndarray:
+    return combine_levels(levels, weights=level_weights(levels, OWN_PHOTOGRAPHS))
 
 
 class _IoUs(NamedTuple):

@@ -7,7 +7,7 @@ import functools
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from vitnp.features.record import FeatureRecord
 from vitnp.io.stamp import canonical_json
 from vitnp.kernels.threads import blas
 from vitnp.method import collection_file
+from vitnp.method.agreement import ANY_PHOTOGRAPHS, combine_levels, level_weights
 from vitnp.method.cleaning import CleaningConfig
 from vitnp.method.collection_level import FittedLevel
 from vitnp.method.image_level import ImageLevelConfig
@@ -105,8 +106,7 @@ class Collection:
         Returns
         -------
         image, dataset, category[, readout] : (N,) float32
-            Soft answers if levels are combined by their mean, else hard ones; see
-            :func:`vitnp.method.agreement.combine_levels`.
+            Soft answers if levels are combined by their mean, else hard ones; see :meth:`combine`.
         """
         soft, hard = image_level
         with blas.one_blas_thread():
@@ -114,6 +114,15 @@ class Collection:
                 return hard, self.dataset.hard_foreground(keys), self.categories[category].hard_foreground(keys)
             levels = soft, self.dataset.soft_foreground(keys), self.categories[category].soft_foreground(keys)
             return levels if self.readout is None else (*levels, self.readout.soft_foreground(keys))
+
+    def combine(self, levels: Sequence[np.ndarray]) -> np.ndarray:
+        """Combine the answers of :meth:`levels` into one score (N,) float32 per patch, on their device.
+
+        See :func:`vitnp.method.agreement.combine_levels`. The weights of four levels are stored with the readout; files
+        without them, as that of the built-in collection, are for photographs of any kind.
+        """
+        four = (self.parameters.get("readout") or {}).get("weights", ANY_PHOTOGRAPHS)
+        return combine_levels(levels, self.consistency, level_weights(levels, four))
 
     @property
     def consistency(self) -> str:

@@ -9,7 +9,6 @@ import numpy as np
 from vitnp import kernels
 from vitnp.features.record import FeatureRecord, unit_rows
 from vitnp.method import texture
-from vitnp.method.agreement import combine_levels
 from vitnp.method.cleaning import clean
 from vitnp.method.collection import Collection
 from vitnp.method.confidence import collection_confidence, image_confidence
@@ -102,6 +101,6 @@ def score_patches(
     category = collection.category_of(features.cls) if category is None else category
     keys = unit_rows(kernels.to_device(features.keys, device))
     levels = collection.levels(keys, (answer.soft, answer.hard), category)
-    score = combine_levels(levels, collection.consistency)
+    score = collection.combine(levels)
     cleaned = clean(score.reshape(features.grid), collection.cleaning)
     return PatchScores(cleaned, collection_confidence(score, levels), levels, category)
