@@ -231,7 +231,7 @@ def test_cls_of_regions(cupy, shape):
     regions[2] = False
     for place, tolerance in ((vit, 0), (vit.to(device="cuda", precision="fp32"), 1e-5), (vit.to(device="cuda"), 4e-3)):
         found = place(images, ("cls_state", "key", "value"))
-        cls = place.region_cls(found["cls_state"][0], found["key"][0], found["value"][0], regions, grid=(3, 4))
+        cls = place.region_cls(found["cls_state"][0], found["key"][0], found["value"][0], regions, size=(24, 32))
         assert isinstance(cls, np.ndarray) and kernels.device_of(cls) == "cpu"
         if place is vit:
             wanted = cls

@@ -37,7 +37,9 @@ def test_region_cls_equals_that_of_vitnp(form):
     regions = np.random.default_rng(1).random((2, found["key"].shape[1])) < 0.3
     regions[1] = False  # CLS then attends to itself alone
     expected = [
-        vit.region_cls(found["cls_state"][i], found["key"][i], found["value"][i], regions[i : i + 1], grid=(6, 10))[0]
+        vit.region_cls(found["cls_state"][i], found["key"][i], found["value"][i], regions[i : i + 1], size=(192, 320))[
+            0
+        ]
         for i in range(2)
     ]
     with torch.no_grad():
