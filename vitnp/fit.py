@@ -34,6 +34,7 @@ from vitnp.method.collection import Collection
 from vitnp.method.collection_level import CollectionLevelConfig, FittedLevel, default_categories, fit_level
 from vitnp.method.image_level import ImageLevelConfig
 from vitnp.method.instances import Instances
+from vitnp.method.lines import COUNTS, count_responses, fit_line_rule
 from vitnp.method.patch_scores import ImageAnswer, judge_image, score_patches
 from vitnp.method.prototypes import fit_prototypes, label_map, split_by_class, split_pixels
 from vitnp.method.readout import ReadoutConfig, fit_readout, readout_targets
@@ -152,6 +153,9 @@ class Fit:
             clock.lap("categories")
             self._fit_levels(entries)
             clock.lap("levels")
+            if self.plan.settings.domain == "lines":
+                self._fit_lines(entries)
+                clock.lap("lines")
             if self.plan.readout is not None:
                 self._fit_readout(entries, self.plan.readout)
                 clock.lap("readout")
@@ -262,6 +266,20 @@ class Fit:
         readout = fit_readout(keys, targets, weights, config.ridge)
         parameters = {**self.collection.parameters, "readout": dataclasses.asdict(config)}
         self.collection = dataclasses.replace(self.collection, parameters=parameters, readout=readout)
+
+    def _fit_lines(self, entries: Entries) -> None:
+        """Find sign and thresholds of lines, from the responses of all photographs."""
+
+        def work(index: int) -> np.ndarray:
+            photograph = self.photographs[index]
+            try:
+                with _large_photograph_lock(photograph):
+                    return count_responses(self._reread(photograph, entries[index]).rgb)
+            except ImageError:  # it was readable before; making its mask will report it
+                return np.zeros(COUNTS, np.int64)
+
+        rule = fit_line_rule(sum(self._each(work, self._read, "lines"), np.zeros(COUNTS, np.int64)))
+        self.collection = dataclasses.replace(self.collection, lines=rule)
 
     def _reread(self, photograph: Any, features: FeatureRecord) -> decode.DecodedImage:
         """Decode a photograph whose features are known; its notices were logged when these were extracted."""

@@ -22,7 +22,7 @@ NORMALIZATIONS = ("imagenet", "half", "sat493m")
 DEVICES = ("auto", "cpu", "cuda")
 PRECISIONS = ("auto", "fp32", "tf32", "bf16", "fp16")
 REFINEMENTS = ("solver", "crf", "guided", "color", "none")
-DOMAINS = ("photo", "texture")
+DOMAINS = ("photo", "texture", "lines")
 LEVELS = ("auto", "image", "single", "all")
 CONSISTENCIES = ("mean", "majority", "intersection")
 REGIONS = ("image", "components", "split")
@@ -239,7 +239,7 @@ _TABLE = (
     ),
     # The mask.
     Option(
-        "domain", "photo; texture: many small or thin parts (photo)", default="photo", choices=DOMAINS, metavar="NAME"
+        "domain", "photo; texture: many small parts; lines (photo)", default="photo", choices=DOMAINS, metavar="NAME"
     ),
     Option("refine", "solver, crf, guided, color or none (solver)", choices=REFINEMENTS, metavar="NAME"),
     Option("seed", "seed of k-means: same seed, same masks (0)", int, default=0, minimum=0, metavar="N"),
@@ -400,6 +400,10 @@ def check(name: str, value: Any) -> Any:
     return OPTIONS[name].check(value)
 
 
+# Refinement of each domain, unless it is given.
+_REFINEMENT_OF = {"photo": "solver", "texture": "color", "lines": "none"}
+
+
 @dataclasses.dataclass(frozen=True)
 class Settings:
     """Options of the method: how a photograph is segmented, whatever the network.
@@ -411,8 +415,8 @@ class Settings:
     facet : {"key", "key_rotated", "query", "value", "token"}
         Feature to cluster. "key_rotated" is the key after its rotation in networks with rotary position embeddings.
     layer : int, optional
-        Block to read; negative numbers count from the last. By default the last one; for textures None stays, which
-        stands for the middle one.
+        Block to read; negative numbers count from the last. By default the last one; for other domains than
+        photographs None stays, which stands for the middle one.
     stride : int, optional
         Pixels between patches, a divisor of the patch size; the patch size by default.
     max_tokens : int
@@ -420,8 +424,8 @@ class Settings:
     max_pixels : int
         Larger photographs are refused before they are decoded.
     refine : {"solver", "crf", "guided", "color", "none"}, optional
-        Bilateral solver, dense CRF, guided filter, mean of each color, or bilinear enlargement alone. By default the
-        solver; for textures the mean of each color.
+        Bilateral solver, dense CRF, guided filter, a division by color, or bilinear enlargement alone. By default the
+        solver; for textures the division by color. Lines have no refinement.
     seed : int
         Seed of k-means. The same seed and photograph give the same result, bit for bit.
     min_confidence : float
@@ -429,9 +433,9 @@ class Settings:
     alpha : {"background", "mask", "ignore"}
         What transparent parts of a picture are: a white background; that, and never foreground; or nothing, with the
         colors that the file stores beneath.
-    domain : {"photo", "texture"}
-        Photographs of objects; or pictures of many small or thin parts on an even ground, see
-        :mod:`vitnp.method.texture`.
+    domain : {"photo", "texture", "lines"}
+        Photographs of objects; pictures of many small parts on an even ground, see :mod:`vitnp.method.texture`; or of
+        lines thinner than a patch, see :mod:`vitnp.method.lines`.
     instances : bool
         Whether the objects of a mask are separated and ranked.
     objects : int, optional
@@ -460,8 +464,12 @@ class Settings:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             object.__setattr__(self, field.name, check(field.name, getattr(self, field.name)))
+        if self.domain == "lines" and self.refine not in (None, "none"):
+            raise UsageError(
+                f"the domain lines finds pixels without a refinement, got refine {self.refine!r}; leave refine out"
+            )
         if self.refine is None:
-            object.__setattr__(self, "refine", "color" if self.domain == "texture" else "solver")
+            object.__setattr__(self, "refine", _REFINEMENT_OF[self.domain])
         if self.layer is None and self.domain == "photo":
             object.__setattr__(self, "layer", -1)
         object.__setattr__(self, "instances", bool(self.instances) or self.objects is not None)

@@ -17,7 +17,7 @@ from vitnp.evaluate.protocol import Statistics, aggregate, score_as_set, separat
 from vitnp.evaluate.table import Cell, Table
 from vitnp.method.agreement import OWN_PHOTOGRAPHS, combine_levels, level_weights
 from vitnp.method.cleaning import clean
-from vitnp.method.texture import default_cleaning
+from vitnp.method.texture import default_cleaning, smaller_side
 from vitnp.options import CONSISTENCIES
 from vitnp.refine.refine import refine
 from vitnp.result import HALF, Segmentation
@@ -171,8 +171,9 @@ def _ious(result: Segmentation, truth: np.ndarray, score: np.ndarray) -> _IoUs:
     coarse = refine(cleaned, result.image, method="none") >= HALF
     if np.array_equal(cleaned, result.score):
         return _IoUs(iou(coarse, truth), iou(result.mask, truth))
-    refined = refine(cleaned, result.image, method=str(result.parameters["refine"])) >= HALF
-    return _IoUs(iou(coarse, truth), iou(refined, truth))
+    refined = refine(cleaned, result.image, method=str(result.parameters["refine"]))
+    refined = smaller_side(refined) if result.parameters.get("domain") == "texture" else refined
+    return _IoUs(iou(coarse, truth), iou(refined >= HALF, truth))
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -24,6 +24,7 @@ from vitnp.method.cleaning import CleaningConfig
 from vitnp.method.collection_level import FittedLevel
 from vitnp.method.image_level import ImageLevelConfig
 from vitnp.method.instances import Instances
+from vitnp.method.lines import LineRule
 from vitnp.method.prototypes import Prototypes, label_map, split_by_class, split_pixels
 from vitnp.method.readout import Readout
 from vitnp.method.regions import RegionRule, Regions, label_regions, region_patches
@@ -69,6 +70,8 @@ class Collection:
         Means of the classes, if there are any.
     readout : Readout, optional
         Readout level; files of earlier versions have none, and votes of the paper's three levels do without.
+    lines : LineRule, optional
+        Sign and thresholds of lines, in the domain "lines".
 
     Examples
     --------
@@ -82,6 +85,7 @@ class Collection:
     centers: np.ndarray
     prototypes: Prototypes | None = None
     readout: Readout | None = None
+    lines: LineRule | None = None
 
     def category_of(self, cls: np.ndarray) -> int:
         """Return the category whose center is nearest to the CLS token (D,) of a photograph."""
@@ -261,9 +265,13 @@ class Collection:
             raise ValueError(f"unknown consistency {parameters['consistency']!r}"[:80])
         collection = cls(parameters, *collection_file.from_arrays(arrays, parameters["temperatures"]))
         collection.image_level, collection.cleaning, collection.rule  # noqa: B018  (raise if the constants do not fit)
+        if parameters.get("domain") == "lines" and collection.lines is None:
+            raise KeyError("lines")
         if collection.digest != metadata["digest"]:
             raise ValueError("its checksum differs")
         return collection
 
     def _arrays(self) -> dict[str, np.ndarray]:
-        return collection_file.to_arrays(self.dataset, self.categories, self.centers, self.prototypes, self.readout)
+        return collection_file.to_arrays(
+            self.dataset, self.categories, self.centers, self.prototypes, self.readout, self.lines
+        )
