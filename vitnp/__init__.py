@@ -33,6 +33,8 @@ if TYPE_CHECKING:  # the same names for type checkers and editors
     from vitnp.pipeline import segment_image as segment_image
     from vitnp.result import Segmentation as Segmentation
     from vitnp.segmenter import Segmenter as Segmenter
+    from vitnp.video.frames import read_frames as read_frames
+    from vitnp.video.segment import segment_video as segment_video
     from vitnp.vit.config import ViTConfig as ViTConfig
     from vitnp.vit.model import ViT as ViT
 
@@ -45,6 +47,7 @@ if (_parent / "setup.cfg").is_file() and (_parent / "kernels" / "__init__.py").i
 
 _PUBLIC = {
     "segment_image": "vitnp.pipeline",
+    "segment_video": "vitnp.video.segment",
     "Segmentation": "vitnp.result",
     "Segmenter": "vitnp.segmenter",
     "Collection": "vitnp.method.collection",
@@ -54,6 +57,7 @@ _PUBLIC = {
     "ViTConfig": "vitnp.vit.config",
     "read_image": "vitnp.io.decode",
     "find_photographs": "vitnp.io.find",
+    "read_frames": "vitnp.video.frames",
     "VitnpError": "vitnp.errors",
     "ImageError": "vitnp.errors",
     "CheckpointError": "vitnp.errors",

@@ -29,7 +29,7 @@ from vitnp.method.collection import Collection
 from vitnp.method.defaults import resolve_collection, resolve_vit
 from vitnp.method.instances import find_instances, keep_objects
 from vitnp.method.parameters import run_parameters
-from vitnp.method.patch_scores import ImageAnswer, judge_image, score_patches
+from vitnp.method.patch_scores import ImageAnswer, PatchScores, judge_image, score_patches
 from vitnp.options import Settings
 from vitnp.refine.refine import refine, stretch
 from vitnp.result import HALF, MIN_SHARE, Segmentation
@@ -253,6 +253,22 @@ def segment_features(
     domain = str(parameters.get("domain", "photo"))
     patches = score_patches(features, answer, vit.device, collection, category, domain=domain)
     clock.lap("cluster")
+    return segment_patches(image, features, patches, parameters, clock, vit, collection)
+
+
+def segment_patches(
+    image: DecodedImage,
+    features: FeatureRecord,
+    patches: PatchScores,
+    parameters: Mapping[str, Any],
+    clock: Stopwatch,
+    vit: ViT,
+    collection: Collection | None = None,
+) -> Segmentation:
+    """Make the mask of a photograph from the cleaned scores of its patches; arguments as for :func:`segment_features`.
+
+    The stopwatch records the lap "refine".
+    """
     soft = np.zeros(image.rgb.shape[:2], np.uint16)
     if patches.confidence >= parameters["min_confidence"]:
         refined = kernels.to_host(refine(patches.score, image.rgb, method=parameters["refine"]))
