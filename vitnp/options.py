@@ -311,6 +311,7 @@ _TABLE = (
         pattern=r"[0-9]+([.][0-9]+)?%?",
         example="a margin in pixels or percent, such as 20 or 5%",
     ),
+    Option("video", "each folder holds the frames of a clip", bool, default=False),
     Option("overwrite", "redo finished photographs, replace any file", bool, default=False),
     Option(
         "formats",

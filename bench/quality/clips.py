@@ -1,4 +1,4 @@
-"""Draw short clips whose true masks are known: a moving object before a still background, a moving view of a photograph.
+"""Draw short clips whose true masks are known: an object that moves, and a camera that moves over a photograph.
 
 All of them have sensor noise, without which a still picture would give the same mask in every frame.
 """

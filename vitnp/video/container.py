@@ -100,6 +100,16 @@ def decode_video(path: Path, max_pixels: int) -> Iterator[tuple[float | None, Vi
         yield from _checked(path, _frames(av, path, container, stream))
 
 
+def count_frames(path: Path) -> int:
+    """Return the number of frames that a video claims to have; 0 if it does not tell, or cannot be read."""
+    av = import_av()
+    try:
+        with av.open(str(path), metadata_errors="replace") as container:
+            return int(next((stream.frames for stream in container.streams.video if not _is_cover(stream)), 0))
+    except (OSError, av.error.FFmpegError):
+        return 0
+
+
 def _checked(path: Path, frames: Iterator[Any]) -> Iterator[tuple[float | None, VideoPicture | ImageError]]:
     """Add times; check that there are frames, and that all of them have one size."""
     size, start, count = None, None, 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from vitnp import options
 from vitnp.errors import ImageError, UsageError
 from vitnp.io.decode import DecodedImage, decode_image
 from vitnp.io.find import find_photographs
-from vitnp.io.headers import file_hash
+from vitnp.io.headers import file_hash, stored_size
 from vitnp.io.kinds import LEFT_OUT
 from vitnp.io.source import content_hash
 from vitnp.video.container import VideoPicture, decode_video
@@ -148,3 +148,29 @@ def natural_order(name: str) -> tuple[list[tuple[int, str]], str]:
     """Return a key that sorts names by the numbers in them: "frame2" before "frame10"."""
     parts = re.split(r"([0-9]+)", name)
     return [(int(part), "") if part.isdecimal() and part.isascii() else (-1, part) for part in parts], name
+
+
+def check_sizes(files: Sequence[Path]) -> None:
+    """Check by the headers of files that all of them have one size, in either orientation.
+
+    Files that cannot be read are passed over.
+
+    Raises
+    ------
+    ImageError
+        If one has another size than the first.
+    """
+    first: tuple[Path, tuple[int, int]] | None = None
+    for file in files:
+        try:
+            size = stored_size(file)
+        except ImageError:
+            continue
+        if first is None:
+            first = file, size
+        elif sorted(size) != sorted(first[1]):
+            raise ImageError(
+                f"{file}: this frame has {size[1]} x {size[0]} pixels, and {first[0].name} {first[1][1]} x "
+                f"{first[1][0]}; the frames of a clip have one size",
+                path=file,
+            )

@@ -44,6 +44,9 @@ class SmoothingConfig:
     cut: float = 0.8
 
 
+SMOOTHING = SmoothingConfig()
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Smoothable(Generic[Payload]):
     """Scores of one frame on their way through the steps, in host memory.
@@ -83,7 +86,7 @@ class Match:
     weights: np.ndarray
 
 
-def match_patches(keys: np.ndarray, others: np.ndarray, config: SmoothingConfig = SmoothingConfig()) -> Match | None:
+def match_patches(keys: np.ndarray, others: np.ndarray, config: SmoothingConfig = SMOOTHING) -> Match | None:
     """Match the patches of a frame with those of a neighboring one.
 
     Parameters
@@ -118,9 +121,7 @@ def match_patches(keys: np.ndarray, others: np.ndarray, config: SmoothingConfig 
     return Match(np.take_along_axis(found, best, axis=0), weights / np.float32(len(best)))
 
 
-def smooth(
-    frames: Iterable[Smoothable[Payload]], config: SmoothingConfig = SmoothingConfig()
-) -> Iterator[Smoothable[Payload]]:
+def smooth(frames: Iterable[Smoothable[Payload]], config: SmoothingConfig = SMOOTHING) -> Iterator[Smoothable[Payload]]:
     """Smooth the scores of frames along time.
 
     At most ``steps + 2`` frames are held, whatever the length of the clip, and a frame is yielded when ``steps`` more
