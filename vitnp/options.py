@@ -218,7 +218,7 @@ _TABLE = (
     # The features.
     Option(
         "short_side",
-        f"short side of the network's input (the checkpoint's own, {SHORT_SIDE} for most)",
+        f"short side of the network's input ({SHORT_SIDE} for most)",
         int,
         minimum=1,
         metavar="PX",

@@ -97,6 +97,8 @@ def decode_video(path: Path, max_pixels: int) -> Iterator[tuple[float | None, Vi
                 "video down or raise the limit (--max-pixels, max_pixels)",
                 path=path,
             )
+        # Without this, decoders fill what is damaged with gray or with the frame before, and say nothing.
+        stream.codec_context.options = {"err_detect": "explode"}
         yield from _checked(path, _frames(av, path, container, stream))
 
 
