@@ -35,6 +35,7 @@ if TYPE_CHECKING:  # the same names for type checkers and editors
     from vitnp.segmenter import Segmenter as Segmenter
     from vitnp.video.frames import read_frames as read_frames
     from vitnp.video.segment import segment_video as segment_video
+    from vitnp.video.smoothing import SmoothingConfig as SmoothingConfig
     from vitnp.vit.config import ViTConfig as ViTConfig
     from vitnp.vit.model import ViT as ViT
 
@@ -48,6 +49,7 @@ if (_parent / "setup.cfg").is_file() and (_parent / "kernels" / "__init__.py").i
 _PUBLIC = {
     "segment_image": "vitnp.pipeline",
     "segment_video": "vitnp.video.segment",
+    "SmoothingConfig": "vitnp.video.smoothing",
     "Segmentation": "vitnp.result",
     "Segmenter": "vitnp.segmenter",
     "Collection": "vitnp.method.collection",

@@ -79,7 +79,7 @@ class Match:
     patches : (k, rows, columns) int64
         Their positions in the other frame, row by row.
     weights : (k, rows, columns) float32
-        Their weights; the sum over the first axis is at most 1.
+        Their weights; the sum over the first axis is at most 1, and 0 stands for a place outside.
     """
 
     patches: np.ndarray
@@ -143,7 +143,7 @@ def smooth(frames: Iterable[Smoothable[Payload]], config: SmoothingConfig = SMOO
     >>> keys = np.ones((1, 1, 1), np.float32)
     >>> frames = [Smoothable(np.full((1, 1), score, np.float32), 1.0, keys, "", None) for score in (0, 1, 0)]
     >>> [round(float(frame.score[0, 0]), 2) for frame in smooth(frames, SmoothingConfig(steps=1))]
-    [0.5, 0.33, 0.5]
+    [0.2, 0.67, 0.2]
     """
     linked = _linked(frames, config) if config.steps else ((frame, None, None) for frame in frames)
     for _ in range(config.steps):
