@@ -11,7 +11,7 @@ from PIL import Image
 
 from bench.scale.photograph import SAMPLE
 from vitnp import segment_image
-from vitnp.cli import segment, shared
+from vitnp.cli import features, segment, shared
 from vitnp.masks.backdrop import over_color
 from vitnp.masks.cutout import steep_alpha
 
@@ -27,6 +27,7 @@ def main(argv: list[str] | None = None) -> int:
     _save(_side_by_side(_without_and_with_collection(cat), height=250), cat.name, quality=88)
     _save(_contact_sheet(), "contact-sheet.jpg", quality=85)
     _save(_side_by_side(_edge_before_and_after(SAMPLE), height=320), "cutout-edge.jpg", quality=90)
+    _save(_features(), "features.jpg", quality=82)
     return shared.EXIT_OK
 
 
@@ -72,6 +73,21 @@ def _contact_sheet() -> Image.Image:
         segment.main([folder, "--levels", "all", "--classes", "5", "--out", str(out), "--quiet"])
         with Image.open(out / "contact-sheet.png") as sheet:
             return sheet.convert("RGB")
+
+
+def _features() -> Image.Image:
+    """Run ``vitnp features PHOTOS/ --save pca,attention --foreground --stride 8`` on the sample photographs."""
+    with tempfile.TemporaryDirectory() as folder:
+        photographs = sorted(SAMPLE.parent.glob("*.jpg"))
+        options = ["--save", "pca,attention", "--foreground", "--stride", "8", "--out", folder, "--quiet"]
+        features.main([*map(str, photographs), *options])
+        rows = [[Image.open(path).convert("RGB") for path in photographs]]
+        for kind in ("pca", "attention"):
+            rows.append([Image.open(Path(folder) / f"{path.stem}_{kind}.png") for path in photographs])
+        strips = [_side_by_side(row, height=170) for row in rows]
+    return Image.fromarray(
+        np.concatenate([np.pad(strip, ((0, 6), (0, 0), (0, 0)), constant_values=255) for strip in strips])
+    )
 
 
 def _random_crop(picture: Image.Image, rng: np.random.Generator) -> Image.Image:

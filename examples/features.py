@@ -65,14 +65,9 @@ def compute_keys(vit: vitnp.ViT, photograph: Path, short_side: int = 320) -> np.
 
 def pca_colors(keys: list[np.ndarray]) -> list[np.ndarray]:
     """Map the three leading principal components to red, green and blue, with the same colors in all pictures."""
-    rows = np.concatenate([array.reshape(-1, array.shape[-1]) for array in keys])
-    mean = rows.mean(axis=0)
-    _, _, components = np.linalg.svd(rows - mean, full_matrices=False)
-    projected = (rows - mean) @ components[:3].T
-    low, high = np.percentile(projected, [2, 98], axis=0)
-    colors = (np.clip((projected - low) / (high - low), 0, 1) * 255).astype(np.uint8)
-    ends = np.cumsum([array.shape[0] * array.shape[1] for array in keys])
-    return [part.reshape(*array.shape[:2], 3) for part, array in zip(np.split(colors, ends[:-1]), keys)]
+    rows = [array.reshape(-1, array.shape[-1]) for array in keys]
+    pca = vitnp.PatchPCA().fit(rows)
+    return [pca.colors(each).reshape(*array.shape[:2], 3) for each, array in zip(rows, keys)]
 
 
 def nearest_patches(query: np.ndarray, keys: np.ndarray, count: int) -> list[tuple[tuple[int, int], float]]:

@@ -27,6 +27,9 @@ if TYPE_CHECKING:  # the same names for type checkers and editors
     from vitnp.errors import OutputError as OutputError
     from vitnp.errors import UsageError as UsageError
     from vitnp.errors import VitnpError as VitnpError
+    from vitnp.export.region_features import region_features as region_features
+    from vitnp.export.region_table import RegionTable as RegionTable
+    from vitnp.features.pca import PatchPCA as PatchPCA
     from vitnp.io.decode import read_image as read_image
     from vitnp.io.find import find_photographs as find_photographs
     from vitnp.method.collection import Collection as Collection
@@ -54,6 +57,9 @@ _PUBLIC = {
     "Segmenter": "vitnp.segmenter",
     "Collection": "vitnp.method.collection",
     "KMeans": "vitnp.clustering.kmeans",
+    "PatchPCA": "vitnp.features.pca",
+    "region_features": "vitnp.export.region_features",
+    "RegionTable": "vitnp.export.region_table",
     "load_vit": "vitnp.checkpoints.load",
     "ViT": "vitnp.vit.model",
     "ViTConfig": "vitnp.vit.config",

@@ -34,6 +34,7 @@ from vitnp.method.collection import Collection
 from vitnp.method.collection_level import CollectionLevelConfig, FittedLevel, default_categories, fit_level
 from vitnp.method.image_level import ImageLevelConfig
 from vitnp.method.instances import Instances
+from vitnp.method.lines import COUNTS, count_responses, fit_line_rule
 from vitnp.method.patch_scores import ImageAnswer, judge_image, score_patches
 from vitnp.method.prototypes import fit_prototypes, label_map, split_by_class, split_pixels
 from vitnp.method.readout import ReadoutConfig, fit_readout, readout_targets
@@ -157,6 +158,9 @@ class Fit:
                 clock.lap("categories")
                 self._fit_levels(entries)
                 clock.lap("levels")
+                if self.plan.settings.domain == "lines":
+                    self._fit_lines(entries)
+                    clock.lap("lines")
                 if self.plan.readout is not None:
                     self._fit_readout(entries, self.plan.readout)
                     clock.lap("readout")
@@ -275,6 +279,20 @@ class Fit:
         parameters = {**self.collection.parameters, "readout": dataclasses.asdict(config)}
         self.collection = dataclasses.replace(self.collection, parameters=parameters, readout=readout)
 
+    def _fit_lines(self, entries: Entries) -> None:
+        """Find sign and thresholds of lines, from the responses of all photographs."""
+
+        def work(index: int) -> np.ndarray:
+            photograph = self.photographs[index]
+            try:
+                with _large_photograph_lock(photograph):
+                    return count_responses(self._reread(photograph, entries[index]).rgb)
+            except ImageError:  # it was readable before; making its mask will report it
+                return np.zeros(COUNTS, np.int64)
+
+        rule = fit_line_rule(sum(self._each(work, self._read, "lines"), np.zeros(COUNTS, np.int64)))
+        self.collection = dataclasses.replace(self.collection, lines=rule)
+
     def _reread(self, photograph: Any, features: FeatureRecord) -> decode.DecodedImage:
         """Decode a photograph whose features are known; its notices were logged when these were extracted."""
         _check_unchanged(photograph, features.photograph)
@@ -327,11 +345,22 @@ class Fit:
 
     def _describe_regions(self, index: int, features: FeatureRecord, result: Segmentation) -> None:
         patches = region_patches(self._whole_regions(index), features.grid)
-        cls = self.plan.vit.region_cls(features.cls_state, features.last_key, features.value, patches)
+        cls = self._region_cls_of(features)(patches)
         self._cls[index] = cls.astype(np.float16)
         mean = (patches @ result.score.ravel()) / np.maximum(patches.sum(axis=1), 1)
         scores = result.confidence * mean if result.instances is None else result.instances.confidences
         self._scores[index] = scores.astype(np.float32)
+
+    def _region_cls_of(self, features: FeatureRecord) -> Callable[[np.ndarray], np.ndarray]:
+        """Return the function from regions (G, N) of a photograph to their CLS tokens (G, D)."""
+        return functools.partial(
+            self.plan.vit.region_cls,
+            features.cls_state,
+            features.last_key,
+            features.value,
+            grid=features.grid,
+            stride=self.plan.settings.stride,
+        )
 
     def _describe_objects(self, index: int, grid: tuple[int, int], instances: Instances) -> None:
         """Make each object a region of its own; without classes all of them are of one, the foreground."""
@@ -359,9 +388,7 @@ class Fit:
             regions = Regions(labels[part], self._scores.pop(index), typical, patches.sum(axis=1))
             if self.plan.rule.how != "split":
                 return regions
-            region_cls = functools.partial(
-                self.plan.vit.region_cls, features.cls_state, features.last_key, features.value
-            )
+            region_cls = self._region_cls_of(features)
             seed = (self.plan.settings.seed, features.digest)
             return split_by_class(
                 regions, patches, features.unit, features.grid, region_cls, prototypes, seed, self.plan.rule

@@ -15,21 +15,22 @@ from typing import Any
 
 from vitnp.errors import UsageError
 
-FACETS = ("key", "query", "value", "token")
+FACETS = ("key", "key_rotated", "query", "value", "token")
 FEATURES = (*FACETS, "cls", "register", "attention", "cls_state")
 POS_EMBED_INTERPS = ("offset", "exact", "antialias")
-NORMALIZATIONS = ("imagenet", "half")
+NORMALIZATIONS = ("imagenet", "half", "sat493m")
 DEVICES = ("auto", "cpu", "cuda")
 PRECISIONS = ("auto", "fp32", "tf32", "bf16", "fp16")
 REFINEMENTS = ("solver", "crf", "guided", "color", "none")
-DOMAINS = ("photo", "texture")
+DOMAINS = ("photo", "texture", "lines")
 LEVELS = ("auto", "image", "single", "all")
 CONSISTENCIES = ("mean", "majority", "intersection")
 REGIONS = ("image", "components", "split")
 ALPHAS = ("background", "mask", "ignore")
 OUTPUTS = ("mask", "overlay", "cutout", "soft", "score", "keys", "npz", "objects")
 EXPORT_FORMATS = ("coco", "yolo", "voc", "labelme", "labelstudio")
-FEATURE_FORMATS = ("npz", "safetensors")
+FEATURE_OUTPUTS = ("features", "pca", "attention", "maps")
+FEATURE_FORMATS = ("npz", "safetensors", "parquet")
 FEATURE_DTYPES = ("float16", "float32")
 TASKS = ("saliency", "semantic", "discovery")
 LAYOUTS = ("auto", "voc", "coco", "coseg", "folder")
@@ -153,7 +154,7 @@ class Option:
         --------
         >>> OPTIONS["facet"].check("keys")
         Traceback (most recent call last):
-        vitnp.errors.UsageError: facet must be one of key, query, value or token, got 'keys'
+        vitnp.errors.UsageError: facet must be one of key, key_rotated, query, value or token, got 'keys'
         """
         if not self.accepts(value):
             raise UsageError(f"{self.name} must be {self.allowed}, got {value!r}")
@@ -195,7 +196,7 @@ _TABLE = (
     ),
     Option(
         "normalization",
-        "imagenet or half (by the checkpoint)",
+        "imagenet, half or sat493m (by the checkpoint)",
         choices=NORMALIZATIONS,
         metavar="NAME",
         old_flags=("--normalise", "--normalize"),
@@ -224,7 +225,7 @@ _TABLE = (
         metavar="PX",
         old_flags=("--size",),
     ),
-    Option("facet", "key, query, value or token (key)", default="key", choices=FACETS, metavar="NAME"),
+    Option("facet", "key, key_rotated, query, value or token (key)", default="key", choices=FACETS, metavar="NAME"),
     Option("layer", "block to read; negative from the last (-1)", int, metavar="N"),
     Option("stride", "pixels between patches (the patch size)", int, minimum=1, metavar="PX"),
     Option("max_tokens", f"most patches per photograph ({MAX_TOKENS})", int, MAX_TOKENS, minimum=1, metavar="N"),
@@ -238,7 +239,7 @@ _TABLE = (
     ),
     # The mask.
     Option(
-        "domain", "photo; texture: many small or thin parts (photo)", default="photo", choices=DOMAINS, metavar="NAME"
+        "domain", "photo; texture: many small parts; lines (photo)", default="photo", choices=DOMAINS, metavar="NAME"
     ),
     Option("refine", "solver, crf, guided, color or none (solver)", choices=REFINEMENTS, metavar="NAME"),
     Option("seed", "seed of k-means: same seed, same masks (0)", int, default=0, minimum=0, metavar="N"),
@@ -338,9 +339,29 @@ _TABLE = (
         metavar="SHARE",
         flag="--split",
     ),
-    Option("format", "npz or safetensors (npz)", default="npz", choices=FEATURE_FORMATS, metavar="NAME"),
+    Option(
+        "format",
+        "npz or safetensors; parquet with --mask (npz)",
+        default="npz",
+        choices=FEATURE_FORMATS,
+        metavar="NAME",
+    ),
     Option("dtype", "float16 or float32 (float16)", default="float16", choices=FEATURE_DTYPES, metavar="TYPE"),
     Option("prune", "remove all other photographs from the cache", bool, default=False),
+    # Pictures and tables of features.
+    Option("basis", "colors of a saved basis (fitted to all given)", Path, metavar="FILE"),
+    Option("save_basis", "save the fitted basis, for --basis", Path, metavar="FILE"),
+    Option(
+        "foreground",
+        "color what is above T on component 1 (auto)",
+        float,
+        const="auto",
+        words=("auto",),
+        metavar="T",
+    ),
+    Option("nearest", "one color per patch, not interpolated", bool, default=False),
+    Option("mask", "a table: masked CLS and mean key of each region", bool, default=False),
+    Option("masks", "masks or labels in DIR, not own; implies --mask", Path, metavar="DIR"),
     # The run.
     Option("n_threads", "photographs at a time (all cores)", int, minimum=1, metavar="N", flag="--threads"),
     Option("batch", "photographs per forward pass (by memory)", int, minimum=1, metavar="N"),
@@ -380,6 +401,10 @@ def check(name: str, value: Any) -> Any:
     return OPTIONS[name].check(value)
 
 
+# Refinement of each domain, unless it is given.
+_REFINEMENT_OF = {"photo": "solver", "texture": "color", "lines": "none"}
+
+
 @dataclasses.dataclass(frozen=True)
 class Settings:
     """Options of the method: how a photograph is segmented, whatever the network.
@@ -388,11 +413,11 @@ class Settings:
     ----------
     short_side : int, optional
         Short side of the network's input in pixels; by default that of the checkpoint, 320 for most.
-    facet : {"key", "query", "value", "token"}
-        Feature to cluster.
+    facet : {"key", "key_rotated", "query", "value", "token"}
+        Feature to cluster. "key_rotated" is the key after its rotation in networks with rotary position embeddings.
     layer : int, optional
-        Block to read; negative numbers count from the last. By default the last one; for textures None stays, which
-        stands for the middle one.
+        Block to read; negative numbers count from the last. By default the last one; for other domains than
+        photographs None stays, which stands for the middle one.
     stride : int, optional
         Pixels between patches, a divisor of the patch size; the patch size by default.
     max_tokens : int
@@ -400,8 +425,8 @@ class Settings:
     max_pixels : int
         Larger photographs are refused before they are decoded.
     refine : {"solver", "crf", "guided", "color", "none"}, optional
-        Bilateral solver, dense CRF, guided filter, mean of each color, or bilinear enlargement alone. By default the
-        solver; for textures the mean of each color.
+        Bilateral solver, dense CRF, guided filter, a division by color, or bilinear enlargement alone. By default the
+        solver; for textures the division by color. Lines have no refinement.
     seed : int
         Seed of k-means. The same seed and photograph give the same result, bit for bit.
     min_confidence : float
@@ -409,9 +434,9 @@ class Settings:
     alpha : {"background", "mask", "ignore"}
         What transparent parts of a picture are: a white background; that, and never foreground; or nothing, with the
         colors that the file stores beneath.
-    domain : {"photo", "texture"}
-        Photographs of objects; or pictures of many small or thin parts on an even ground, see
-        :mod:`vitnp.method.texture`.
+    domain : {"photo", "texture", "lines"}
+        Photographs of objects; pictures of many small parts on an even ground, see :mod:`vitnp.method.texture`; or of
+        lines thinner than a patch, see :mod:`vitnp.method.lines`.
     instances : bool
         Whether the objects of a mask are separated and ranked.
     objects : int, optional
@@ -440,8 +465,12 @@ class Settings:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             object.__setattr__(self, field.name, check(field.name, getattr(self, field.name)))
+        if self.domain == "lines" and self.refine not in (None, "none"):
+            raise UsageError(
+                f"the domain lines finds pixels without a refinement, got refine {self.refine!r}; leave refine out"
+            )
         if self.refine is None:
-            object.__setattr__(self, "refine", "color" if self.domain == "texture" else "solver")
+            object.__setattr__(self, "refine", _REFINEMENT_OF[self.domain])
         if self.layer is None and self.domain == "photo":
             object.__setattr__(self, "layer", -1)
         object.__setattr__(self, "instances", bool(self.instances) or self.objects is not None)

@@ -28,8 +28,10 @@ from vitnp.masks.alpha import opaque_part
 from vitnp.method.collection import Collection
 from vitnp.method.defaults import resolve_collection, resolve_vit
 from vitnp.method.instances import find_instances, keep_objects
+from vitnp.method.lines import find_lines
 from vitnp.method.parameters import run_parameters
 from vitnp.method.patch_scores import ImageAnswer, PatchScores, judge_image, score_patches
+from vitnp.method.texture import smaller_side
 from vitnp.options import Settings
 from vitnp.refine.refine import refine, stretch
 from vitnp.result import HALF, MIN_SHARE, Segmentation
@@ -74,15 +76,16 @@ def segment_image(
         everything runs on a GPU.
     short_side : int, optional
         Short side of the network's input in pixels; by default that of the checkpoint, 320 for most.
-    facet : {"key", "query", "value", "token"}
+    facet : {"key", "key_rotated", "query", "value", "token"}
         Feature to cluster.
     layer : int, optional
-        Block to read; negative numbers count from the last. By default the last one, for textures the middle one.
+        Block to read; negative numbers count from the last. By default the last one, for textures and lines the middle
+        one.
     stride : int, optional
         Pixels between patches, a divisor of the patch size; the patch size by default.
     refine : {"solver", "crf", "guided", "color", "none"}, optional
-        Bilateral solver, dense CRF, guided filter, mean of each color, or bilinear enlargement alone. By default the
-        solver, for textures the mean of each color.
+        Bilateral solver, dense CRF, guided filter, a division by color, or bilinear enlargement alone. By default the
+        solver, for textures the division by color. Lines have none.
     seed : int
         Seed of k-means. The same seed and photograph give the same result, bit for bit.
     max_tokens : int
@@ -94,9 +97,10 @@ def segment_image(
     alpha : {"background", "mask", "ignore"}
         What transparent parts of a picture are: a white background; that, and never foreground; or nothing, with the
         colors that the file stores beneath.
-    domain : {"photo", "texture"}
-        Photographs of objects; or pictures of many small or thin parts on an even ground, such as cells or seedlings,
-        whose foreground is the smaller of two clusters.
+    domain : {"photo", "texture", "lines"}
+        Photographs of objects; pictures of many small parts on an even ground, such as cells or seedlings, whose
+        foreground is the smaller of two clusters; or of lines thinner than a patch, such as cracks or membranes, which
+        are found in pixels.
     instances : bool
         Separate the objects of the mask; the result has them as ``objects``, the most confident first.
     objects : int, optional
@@ -252,8 +256,12 @@ def segment_features(
     """
     domain = str(parameters.get("domain", "photo"))
     patches = score_patches(features, answer, vit.device, collection, category, domain=domain)
+    lines = None
+    if domain == "lines":
+        lines, confidence = find_lines(image.rgb, None if collection is None else collection.lines)
+        patches = patches.from_pixels(lines, confidence)
     clock.lap("cluster")
-    return segment_patches(image, features, patches, parameters, clock, vit, collection)
+    return segment_patches(image, features, patches, parameters, clock, vit, collection, lines)
 
 
 def segment_patches(
@@ -264,15 +272,15 @@ def segment_patches(
     clock: Stopwatch,
     vit: ViT,
     collection: Collection | None = None,
+    lines: np.ndarray | None = None,
 ) -> Segmentation:
     """Make the mask of a photograph from the cleaned scores of its patches; arguments as for :func:`segment_features`.
 
-    The stopwatch records the lap "refine".
+    With `lines`, (height, width) uint16, these are the soft map. The stopwatch records the lap "refine".
     """
     soft = np.zeros(image.rgb.shape[:2], np.uint16)
     if patches.confidence >= parameters["min_confidence"]:
-        refined = kernels.to_host(refine(patches.score, image.rgb, method=parameters["refine"]))
-        refined = refined if collection is None else stretch(refined)
+        refined = _refined(patches, image, parameters, collection) if lines is None else lines
         if image.opacity is not None:
             refined = opaque_part(refined, image.opacity)
         if np.count_nonzero(refined >= HALF) >= MIN_SHARE * refined.size:  # fewer pixels are no object
@@ -304,6 +312,15 @@ def segment_patches(
     if collection is None or collection.prototypes is None:
         return result
     return dataclasses.replace(result, labels=collection.labels(vit, features, result.mask, result.instances))
+
+
+def _refined(
+    patches: PatchScores, image: DecodedImage, parameters: Mapping[str, Any], collection: Collection | None
+) -> np.ndarray:
+    """Return the soft map of patch scores, (height, width) uint16."""
+    refined = kernels.to_host(refine(patches.score, image.rgb, method=parameters["refine"]))
+    refined = refined if collection is None else stretch(refined)
+    return smaller_side(refined) if parameters.get("domain") == "texture" else refined
 
 
 @contextlib.contextmanager

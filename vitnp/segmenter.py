@@ -155,11 +155,11 @@ class Segmenter:
                 raise UsageError(f"{name} must be a {kind.__name__}, got {type(value).__name__}")
         rule = regions if isinstance(regions, RegionRule) else RegionRule(regions)
         self.settings = Settings(**settings)
-        is_texture = self.settings.domain == "texture"
-        # The literal reading of the paper has two clusters at each level, and three levels that vote; textures have two
-        # clusters as well. Neither has a readout.
-        two_clusters = options.check("consistency", consistency) != "mean" or is_texture
-        if is_texture and cleaning is _CLEANING:
+        is_photo = self.settings.domain == "photo"
+        # The literal reading of the paper has two clusters at each level, and three levels that vote; domains other
+        # than that of photographs have two clusters as well. Neither has a readout.
+        two_clusters = options.check("consistency", consistency) != "mean" or not is_photo
+        if not is_photo and cleaning is _CLEANING:
             cleaning = texture.CLEANING
         self.vit = resolve_vit(vit)
         self.parameters = run_parameters(self.vit, self.settings)

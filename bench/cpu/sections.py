@@ -1,4 +1,4 @@
-"""The sections of ``python -m bench cpu``: forward passes, k-means, the CRF, and whole photographs.
+"""The sections of ``python -m bench cpu``: forward passes, rotary positions, k-means, the CRF, and whole photographs.
 
 Each section is a function that yields the record of each of its cases, see :func:`bench.cpu.comparison.compare`.
 """
@@ -20,6 +20,7 @@ import numpy as np
 from bench.cpu import crf_peers, kmeans_peers, pipeline_bundle, pipeline_peer, vit_onnx, vit_peers
 from bench.cpu.comparison import Bar, Call, WrongAnswer, compare
 from bench.cpu.interleave import Plan
+from bench.cpu.rotary import rotary
 from bench.scale.photograph import usual_photograph
 
 ROOT = Path(__file__).parent.parent.parent
@@ -285,6 +286,7 @@ def mask_checker() -> Callable[[str, np.ndarray], None]:
 
 SECTIONS: dict[str, Callable[[RunSettings], Iterator[dict[str, Any]]]] = {
     "vit": vit,
+    "rotary": rotary,
     "kmeans": kmeans,
     "crf": crf,
     "photograph": photograph,

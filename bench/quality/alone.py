@@ -21,7 +21,7 @@ from vitnp.errors import UsageError
 from vitnp.features.spec import FeatureSpec
 from vitnp.features.store import FeatureStore
 from vitnp.features.stream import extract_to_store
-from vitnp.method import agreement, cleaning
+from vitnp.method import cleaning
 from vitnp.method.collection import Collection
 from vitnp.method.defaults import resolve_collection
 from vitnp.options import Settings
@@ -99,7 +99,7 @@ def _scores(photographs: list[Photograph], vit: ViT, collection: Collection, see
     def observe(index: int, whole: Segmentation) -> None:
         entry = store.entry(extraction.hashes[index])
         own = whole.levels[0]
-        score = agreement.combine_levels(collection.levels(entry.unit, (own, own), collection.category_of(entry.cls)))
+        score = collection.combine(collection.levels(entry.unit, (own, own), collection.category_of(entry.cls)))
         masks = [_mask(own, whole, cleaning.CleaningConfig()), _mask(score, whole, collection.cleaning), whole.mask]
         scores[:, index] = [photographs[index].iou(mask) for mask in masks]
 

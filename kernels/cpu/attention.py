@@ -6,7 +6,9 @@ micro-kernel again. If a later chunk contains a larger maximum, the sums so far 
 2018; Dao et al. 2022, algorithm 1). The scores of a group (23 KB) and a panel of keys (12 KB with AVX-512) stay in the
 L1 cache.
 
-Keys are stored transposed, in panels of PANEL columns, and values per head, so that both are read contiguously.
+Keys are stored transposed, in panels of PANEL columns, and values per head, so that both are read contiguously, see
+:mod:`vitnp.kernels.cpu.pack_kv`. Rotary position embeddings are applied where keys and queries are copied anyway: to
+keys on the way into the cache, to queries on the way into their group.
 """
 
 from __future__ import annotations
@@ -21,16 +23,16 @@ from vitnp.kernels.cpu.codegen.microkernels import (
     PANEL,
     TILE_ROWS,
     TILE_VECTORS,
-    as_bfloat,
     product_tile,
     row_exponentials,
     row_maximum,
     row_times,
     row_to_pairs,
-    transpose_tile,
 )
 from vitnp.kernels.cpu.codegen.simd import LANES, LOG2_E
 from vitnp.kernels.cpu.codegen.workspace import workspace
+from vitnp.kernels.cpu.pack_kv import write, write_pairs
+from vitnp.kernels.cpu.rotation import rotate_rows
 
 # Tiles of the second product are as wide as a head of 64, or with narrower vectors a quarter or an eighth of it.
 VALUE_ROWS, VALUE_VECTORS = (6, 4) if LANES == 16 else (4, 2)
@@ -41,6 +43,7 @@ CHUNK = CHUNK_PANELS * PANEL
 CACHE_LINE = 64  # bytes
 MASKED = np.float32(-1e30)
 MAX_BASE = np.float32(2**20)  # the largest base of row_exponentials
+_NONE = np.empty((0, 0), np.float32)  # without rotary position embeddings
 
 _scores_tile = product_tile(TILE_ROWS, TILE_VECTORS)
 _values_tile = product_tile(VALUE_ROWS, VALUE_VECTORS, cache=2)
@@ -61,7 +64,9 @@ class KVCache:
         *,
         slot: int = 0,
         precision: str = "fp32",
+        rotation: np.ndarray | None = None,
     ):
+        self.rotation = _NONE if rotation is None else np.ascontiguousarray(rotation, np.float32)
         self.heads, self.size, self.tokens, self.pairs = heads, width // heads, tokens, precision == "bf16"
         panels, padded = -(-tokens // PANEL), -(-self.size // VALUE_PANEL) * VALUE_PANEL
         # With bfloat16, each float32 element holds two numbers: consecutive features in keys, consecutive tokens in
@@ -78,99 +83,46 @@ class KVCache:
             self.keys[..., -1, :] = 0
 
     def write(self, images: slice, start: int, key: np.ndarray, value: np.ndarray) -> None:
+        rotation = self.rotation[start : start + key.shape[1]]
+        rotated = workspace("rotated keys", LANES if len(rotation) else 0, self.size)
         for image, (k, v) in enumerate(zip(key, value), images.start):
             keys, values = self.keys[image], self.values[image]
             if self.pairs:
-                _write_pairs(k, v, keys.view(np.uint16), values.view(np.uint16), self.size, start)
+                keys, values = keys.view(np.uint16), values.view(np.uint16)
+                write_pairs(k, v, keys, values, rotation, rotated, self.size, start)
             else:
-                _write(k, v, keys, values, start)
+                write(k, v, keys, values, rotation, rotated, start)
 
-    def attend(self, query: np.ndarray, images: slice, out: np.ndarray | None = None) -> np.ndarray:
+    def attend(self, query: np.ndarray, images: slice, out: np.ndarray | None = None, *, start: int = 0) -> np.ndarray:
+        rotation = self.rotation[start : start + query.shape[1]]
         out = np.empty(query.shape, np.float32) if out is None else out
         scores = workspace("scores", GROUP + TILE_ROWS, CHUNK)
         sums = workspace("attention sums", GROUP + VALUE_ROWS, self.values.shape[-1])
         queries = workspace("queries", GROUP, -(-self.size // (2 * LANES)) * 2 * LANES)
         state = workspace("softmax state", 2, GROUP)
         for image, (q, o) in enumerate(zip(query, out), images.start):
-            _attend(q, self.keys[image], self.values[image], o, self.tokens, self.pairs, queries, scores, sums, state)
+            keys, values = self.keys[image], self.values[image]
+            _attend(q, keys, values, o, rotation, self.tokens, self.pairs, queries, scores, sums, state)
         return out
 
 
-def attention(query: np.ndarray, key: np.ndarray, value: np.ndarray, heads: int) -> np.ndarray:
+def attention(
+    query: np.ndarray, key: np.ndarray, value: np.ndarray, heads: int, rotation: np.ndarray | None = None
+) -> np.ndarray:
     if query.dtype != np.float32:
-        return reference.attention(query, key, value, heads)
+        return reference.attention(query, key, value, heads, rotation)
     images, tokens, width = key.shape
     all_images = slice(0, images)
-    cache = KVCache(images, tokens, width, heads, slot=2)
+    cache = KVCache(images, tokens, width, heads, slot=2, rotation=rotation)
     cache.write(all_images, 0, key, value)
     return cache.attend(query, all_images)
 
 
-@kernel(IN(2), IN(2), OUT(4, layout="C"), OUT(3, layout="C"), types.int64)
-def _write(key, value, keys, values, start):
-    """Copy rows of keys and values into the cache.
-
-    Parameters
-    ----------
-    key, value : (n, D) float32, IN
-        Rows are contiguous.
-    keys : (H, panels, D/H, PANEL) float32, OUT
-    values : (H, N, padded D/H) float32, OUT
-    start : int
-        Token of the first row.
-    """
-    enter_kernel()
-    heads, size = keys.shape[0], keys.shape[2]
-    evenly = size // LANES * LANES
-    for head in range(heads):
-        column = head * size
-        for i in range(len(value)):
-            target_row = values[head, start + i]
-            row_times(value[i, column:].ctypes.data, target_row.ctypes.data, evenly, np.float32(1))
-            for d in range(evenly, size):
-                target_row[d] = value[i, column + d]
-        i = 0
-        while i < len(key):
-            panel, offset = divmod(start + i, PANEL)
-            count = min(PANEL - offset, len(key) - i)
-            done = 0
-            while done + LANES <= count:
-                for d in range(0, evenly, LANES):
-                    source, target = key[i + done, column + d :], keys[head, panel, d, offset + done :]
-                    transpose_tile(source.ctypes.data, key.strides[0] // 4, target.ctypes.data, PANEL)
-                done += LANES
-            for j in range(count):
-                for d in range(evenly if j < done else 0, size):
-                    keys[head, panel, d, offset + j] = key[i + j, column + d]
-            i += count
-    leave_kernel()
-
-
-@kernel(IN(2), IN(2), OUT(4, types.uint16), OUT(3, types.uint16), types.int64, types.int64)
-def _write_pairs(key, value, keys, values, size, start):
-    """Copy rows of keys and values into a cache of bfloat16 numbers, as :func:`_write`.
-
-    Keys are (H, panels, ceil(D/H / 2), 2 PANEL) and values (H, ceil(N / 2), 2 padded D/H), uint16.
-    """
-    enter_kernel()
-    for head in range(keys.shape[0]):
-        column = head * size
-        for i in range(len(value)):
-            half, odd = divmod(start + i, 2)
-            for d in range(size):
-                values[head, half, 2 * d + odd] = as_bfloat(value[i, column + d])
-        for i in range(len(key)):
-            panel, offset = divmod(start + i, PANEL)
-            for d in range(size):
-                keys[head, panel, d // 2, 2 * offset + d % 2] = as_bfloat(key[i, column + d])
-    leave_kernel()
-
-
 @kernel(
-    IN(2), IN(4), IN(3), OUT(2), types.int64, types.boolean,
+    IN(2), IN(4), IN(3), OUT(2), IN(2), types.int64, types.boolean,
     *[OUT(2, layout="C")] * 4,
 )  # fmt: skip
-def _attend(query, keys, values, out, tokens, pairs, queries, scores, sums, state):
+def _attend(query, keys, values, out, rotation, tokens, pairs, queries, scores, sums, state):
     """Compute the attention of all queries and heads of one image.
 
     Parameters
@@ -180,6 +132,8 @@ def _attend(query, keys, values, out, tokens, pairs, queries, scores, sums, stat
     keys : (H, panels, D/H, PANEL) float32, IN
     values : (H, N, padded D/H) float32, IN
     out : (M, D) float32, OUT
+    rotation : (M, D/H) or (0, 0) float32, IN
+        Rotations of the queries, or none.
     tokens : int
         N.
     pairs : bool
@@ -207,11 +161,18 @@ def _attend(query, keys, values, out, tokens, pairs, queries, scores, sums, stat
         column = head * size
         for row in range(0, len(query), GROUP):
             count = min(GROUP, len(query) - row)
+            if len(rotation):
+                rotate_rows(
+                    query[row, column:].ctypes.data, query.strides[0] // 4,
+                    rotation[row].ctypes.data, rotation.strides[0] // 4,
+                    queries.ctypes.data, step, count, size // 2, scale,
+                )  # fmt: skip
             for i in range(count):
                 largest[i], weight[i] = MASKED, np.float32(0)
-                row_times(query[row + i, column:].ctypes.data, queries[i].ctypes.data, evenly, scale)
-                for d in range(evenly, size):
-                    queries[i, d] = query[row + i, column + d] * scale
+                if len(rotation) == 0:
+                    row_times(query[row + i, column:].ctypes.data, queries[i].ctypes.data, evenly, scale)
+                    for d in range(evenly, size):
+                        queries[i, d] = query[row + i, column + d] * scale
                 if pairs:
                     queries[i, size:] = np.float32(0)
                     row_to_pairs(queries[i].ctypes.data, queries[i].ctypes.data, step)

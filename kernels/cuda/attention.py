@@ -1,4 +1,4 @@
-"""Attention on the GPU: the kernels of ``attention.cu`` under the names of :mod:`vitnp.kernels.reference`."""
+"""Attention on the GPU: ``attention.cu`` and ``rotation.cu`` under the names of :mod:`vitnp.kernels.reference`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import DTypeLike
 from vitnp.kernels.cuda import bfloat16
-from vitnp.kernels.cuda.loader import kernel
+from vitnp.kernels.cuda.loader import contiguous, kernel
 
 if TYPE_CHECKING:
     import cupy
@@ -16,9 +16,23 @@ if TYPE_CHECKING:
 # The head size that attention.cu is optimized for, and the queries per block there.
 _SIZE = 64
 _QUERIES = {"half": 128, "float": 64}
+# Options of rotation.cu by the type of what is rotated, and by the type of the result.
+_SOURCES: dict[str, tuple[str, ...]] = {"float32": (), "float16": ("-DSOURCE_HALF",)}
+_TARGETS = {"float32": (), "float16": ("-DTARGET_HALF",), "uint16": ("-DTARGET_BFLOAT16",)}
 
 
-def attention(query: cupy.ndarray, key: cupy.ndarray, value: cupy.ndarray, heads: int) -> cupy.ndarray:
+def attention(
+    query: cupy.ndarray, key: cupy.ndarray, value: cupy.ndarray, heads: int, rotation: cupy.ndarray | None = None
+) -> cupy.ndarray:
+    if rotation is not None:
+        key, rotation = rotate(key, rotation, heads), rotation[: query.shape[1]]
+    return _attend(query, key, value, heads, rotation)
+
+
+def _attend(
+    query: cupy.ndarray, key: cupy.ndarray, value: cupy.ndarray, heads: int, rotation: cupy.ndarray | None
+) -> cupy.ndarray:
+    """Compute :func:`attention` of keys that are rotated already, and queries that are rotated by the kernel."""
     import cupy
 
     images, rows, width = query.shape
@@ -26,28 +40,34 @@ def attention(query: cupy.ndarray, key: cupy.ndarray, value: cupy.ndarray, heads
     variant, options = _variant(query.dtype)
     if size != _SIZE and options:  # bfloat16 with another head size is rare, so it is computed in float32
         query, key, value = (bfloat16.lengthen(x) for x in (query, key, value))
-        return bfloat16.shorten(attention(query, key, value, heads))
+        return bfloat16.shorten(_attend(query, key, value, heads, rotation))
     arrays = [_readable(x) for x in (query, key, value)]
     out = cupy.empty((images, rows, width), query.dtype)
     sizes = [np.int32(rows), np.int32(key.shape[1])]
     steps = [np.int64(x.strides[axis] // x.itemsize) for x in arrays for axis in (1, 0)]
     scale = np.float32(math.log2(math.e) / math.sqrt(size))
+    if rotation is not None:
+        rotation, options = contiguous(rotation, np.float32), (*options, "-DROTARY")
     if size == _SIZE:
         grid = (-(-rows // _QUERIES[variant]), heads, images)
         # Two blocks of attention_half need 96 KB of shared memory, more than the driver may reserve by default.
         launch = kernel("attention", f"attention_{variant}", *options, carveout=100 if variant == "half" else None)
-        launch(grid, (128,), (*arrays, out, *sizes, *steps, scale))
+        launch(grid, (128,), (*arrays, out, *sizes, *steps, scale, rotation))
     else:
         shared = 4 * 4 * (2 * size + 32)
-        arguments = (*arrays, out, np.int32(size), *sizes, *steps, scale)
-        launch = kernel("attention", f"attention_any_{variant}", shared=shared)
+        arguments = (*arrays, out, np.int32(size), *sizes, *steps, scale, rotation)
+        launch = kernel("attention", f"attention_any_{variant}", *options, shared=shared)
         launch((-(-rows // 4), heads, images), (128,), arguments, shared_mem=shared)
     return out
 
 
-def attention_row(query: cupy.ndarray, key: cupy.ndarray, heads: int) -> cupy.ndarray:
+def attention_row(
+    query: cupy.ndarray, key: cupy.ndarray, heads: int, rotation: cupy.ndarray | None = None
+) -> cupy.ndarray:
     import cupy
 
+    if rotation is not None:
+        query, key = rotate(query, rotation[:1], heads), rotate(key, rotation, heads)
     images, tokens, width = key.shape
     size = width // heads
     # Always in float32: scores around 10, rounded to half precision, would change weights by half a percent.
@@ -58,6 +78,27 @@ def attention_row(query: cupy.ndarray, key: cupy.ndarray, heads: int) -> cupy.nd
     scores = (key * query).sum(axis=-1).transpose(0, 2, 1)  # (B, H, N)
     weights = cupy.exp(scores - scores.max(axis=-1, keepdims=True))
     return weights / weights.sum(axis=-1, keepdims=True)
+
+
+def rotate(x: cupy.ndarray, rotation: cupy.ndarray, heads: int) -> cupy.ndarray:
+    import cupy
+
+    out = cupy.empty(x.shape, x.dtype)
+    _rotate_into(out, x, rotation, heads)
+    return out
+
+
+def _rotate_into(out: cupy.ndarray, x: cupy.ndarray, rotation: cupy.ndarray, heads: int) -> None:
+    """Write rotated rows to an array with contiguous rows, in its type."""
+    images, tokens, width = x.shape
+    half = width // heads // 2
+    x = _readable(x)
+    options = (*_SOURCES[x.dtype.name], *_TARGETS[out.dtype.name])
+    longest = 16 // max(x.itemsize, out.itemsize)
+    each = math.gcd(half, longest)
+    steps = [np.int64(array.strides[axis] // array.itemsize) for array in (x, out) for axis in (1, 0)]
+    arguments = (x, contiguous(rotation, np.float32), out, np.int32(heads), np.int32(half), *steps)
+    kernel("rotation", "rotate", *options, f"-DPER_THREAD={each}")((tokens, images), (64,), arguments)
 
 
 class KVCache:
@@ -71,6 +112,7 @@ class KVCache:
     slot : int
         Not used: CuPy's pool reuses memory.
     precision : {"fp32", "tf32", "fp16", "bf16"}
+    rotation : (N, d) float32, optional
     """
 
     def __init__(
@@ -83,25 +125,31 @@ class KVCache:
         *,
         slot: int = 0,
         precision: str = "fp32",
+        rotation: cupy.ndarray | None = None,
     ):
         import cupy
 
-        self.heads = heads
+        self.heads, self.rotation = heads, rotation
         stored: dict[str, DTypeLike] = {"fp16": np.float16, "bf16": np.uint16}
         self.key, self.value = (cupy.empty((images, tokens, width), stored.get(precision, dtype)) for _ in range(2))
 
     def write(self, images: slice, start: int, key: cupy.ndarray, value: cupy.ndarray) -> None:
         """Store keys and values (b, n, D) of the tokens from `start` on, for a range of images."""
-        rows = slice(start, start + key.shape[1])
-        if self.key.dtype == np.uint16:
-            key, value = bfloat16.shorten(key), bfloat16.shorten(value)
-        self.key[images, rows], self.value[images, rows] = key, value
+        rows, short = slice(start, start + key.shape[1]), self.key.dtype == np.uint16
+        if self.rotation is not None:
+            _rotate_into(self.key[images, rows], key, self.rotation[rows], self.heads)
+        else:
+            self.key[images, rows] = bfloat16.shorten(key) if short else key
+        self.value[images, rows] = bfloat16.shorten(value) if short else value
 
-    def attend(self, query: cupy.ndarray, images: slice, out: cupy.ndarray | None = None) -> cupy.ndarray:
+    def attend(
+        self, query: cupy.ndarray, images: slice, out: cupy.ndarray | None = None, *, start: int = 0
+    ) -> cupy.ndarray:
         """Return the attention output (b, M, D) of queries (b, M, D) over their images; `out` is not used."""
+        rotation = None if self.rotation is None else self.rotation[start : start + query.shape[1]]
         short = self.key.dtype == np.uint16
         converted = bfloat16.shorten(query) if short else query.astype(self.key.dtype, copy=False)
-        result = attention(converted, self.key[images], self.value[images], self.heads)
+        result = _attend(converted, self.key[images], self.value[images], self.heads, rotation)
         return (bfloat16.lengthen(result) if short else result).astype(query.dtype, copy=False)
 
 

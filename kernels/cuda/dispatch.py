@@ -25,7 +25,7 @@ MODULES = {
         "precisions",
         "products",
     ),
-    "attention": ("attention", "attention_row", "KVCache"),
+    "attention": ("attention", "attention_row", "rotate", "KVCache"),
     "kmeans": ("kmeans_step", "kmeans_assign", "kmeans_closer"),
     "similarity": ("similarity", "similarity_top", "normalize_rows"),
     "crf": ("permutohedral_lattice", "lattice_filter", "normalize_lattice", "mean_field"),

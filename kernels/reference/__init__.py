@@ -13,7 +13,7 @@ array([[11.]])
 
 from __future__ import annotations
 
-from vitnp.kernels.reference.attention import QUERY_BLOCK, KVCache, attention, attention_row
+from vitnp.kernels.reference.attention import QUERY_BLOCK, KVCache, attention, attention_row, rotate
 from vitnp.kernels.reference.bilateral_grid import grid_neighbors
 from vitnp.kernels.reference.foreground import foreground_sweeps
 from vitnp.kernels.reference.kmeans import Step, kmeans_assign, kmeans_closer, kmeans_rows, kmeans_step
@@ -69,6 +69,7 @@ __all__ = [
     "patch_embedding",
     "permutohedral_lattice",
     "precisions",
+    "rotate",
     "similarity",
     "similarity_top",
     "softmax",

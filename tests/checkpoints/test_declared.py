@@ -149,7 +149,7 @@ def test_antialiasing_belongs_to_registers_or_is_declared(load):
     ("fields", "message"),
     [
         ({"model_type": "siglip_vision_model"}, "SigLIP"),
-        ({"model_type": "dinov3_vit"}, "DINOv3"),
+        ({"model_type": "dinov3_vit"}, "use of rotary positions is True"),
         ({"model_type": "yolos"}, "model_type: yolos"),
         ({"hidden_act": "gelu_pytorch_tanh"}, "hidden_act: gelu_pytorch_tanh"),
         ({"hidden_act": "quick_gelu"}, "hidden_act"),
@@ -299,6 +299,8 @@ def test_heads_of_published_networks(tmp_path, prefix, width, depth, heads):
 
 def test_heads_of_large_networks():
     assert [HEADS[size] for size in ((1024, 24), (1280, 32), (1408, 40), (1536, 40))] == [16, 16, 16, 24]
+    webssl = ((2688, 24), (3072, 26), (3584, 32), (4096, 32))
+    assert [HEADS[size] for size in webssl] == [21, 24, 28, 32]
 
 
 def test_a_guess_is_logged_as_one(tmp_path, caplog):

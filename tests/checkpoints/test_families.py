@@ -1,7 +1,7 @@
 """Checkpoints as the libraries of their families save them, from the raw picture to the features.
 
 The golden files are those of golden/make_families.py. `pytest -m parity`, with torch, timm and transformers installed,
-makes the same families anew with other numbers, and training checkpoints of DeiT, MAE and MoCo v3 besides.
+makes the same families anew with other numbers, and checkpoints of DeiT, Franca, MAE, MoCo v3 and Web-SSL besides.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from vitnp.io.preprocess import normalize
 
 GOLDEN = pathlib.Path(__file__).parent.parent / "golden"
 NAMES = sorted(file.stem for file in (GOLDEN / "families").glob("*.npz"))
-ALL_NAMES = sorted([*NAMES, "deit", "mae", "moco_v3"])
+ALL_NAMES = sorted([*NAMES, "deit", "franca", "mae", "moco_v3", "webssl"])
 # Features are of the order of 1. float32 in another order of operations differs by some 1e-6.
 TOLERANCE = 1e-5
 

@@ -114,6 +114,13 @@ def timm_dinov2(weights):
     return rename(weights, *rules)
 
 
+def franca(weights):
+    """Write DINOv2's weights as Franca's code does, beside its head that takes positions out of tokens."""
+    names = rename(weights, (r"^blocks\.([01])\.", r"blocks.\1.\1."), (r"^", "teacher.module.backbone."))
+    rasa = {"teacher.module.rasa_head.pre_pos_layers.0.weight": np.ones((2, 64), np.float32)}
+    return names | rasa | {"teacher.module.backbone.mask_token": np.zeros((1, 64), np.float32)}
+
+
 HEADS = {
     "head.weight": np.zeros((5, 64), np.float32),
     "head.bias": np.zeros(5, np.float32),
@@ -143,6 +150,7 @@ CASES = {
     ),
     "transformers Dinov2": (DINOV2, transformers_dinov2, "transformers-dinov2"),
     "transformers Dinov2 giant with registers": (GIANT, transformers_dinov2, "transformers-dinov2"),
+    "Franca": (GIANT | {"registers": 0}, franca, "DINOv2"),
     "DataParallel": (DINO, lambda w: rename(w | HEADS, ("^", "module.")), "timm"),
     "transformers around timm": (DINO, lambda w: rename(w, ("^", "timm_model.")), "timm"),
     "MSN": (DINO, lambda w: rename(w, ("^", "target_encoder.module.")), "MSN"),
@@ -565,3 +573,17 @@ def test_fuzzed_files_give_a_clean_error_or_a_complete_vit(tmp_path_factory, dat
     else:
         assert vit.weights["blocks.0.attn.qkv.weight"].shape == (12, 4)
         assert all(np.isfinite(array).all() for array in vit.weights.values())
+
+
+def test_an_average_is_preferred_only_beside_a_teacher(tmp_path):
+    # DeiT evaluates "model" and not its average; of DINOv3 "teacher" may be another network.
+    weights = make()
+    path = tmp_path / "a.safetensors"
+    for other, preferred in (("model", "model"), ("teacher.backbone", "model_ema")):
+        tables = {other: 1.0, "model_ema": 2.0}
+        tensors = {
+            f"{table}.{name}": scale * array for table, scale in tables.items() for name, array in weights.items()
+        }
+        safetensors.numpy.save_file(tensors, path)
+        found = read_checkpoint(path).weights["cls_token"]
+        np.testing.assert_array_equal(found, tables[preferred] * weights["cls_token"])

@@ -16,7 +16,7 @@ UNRECORDED = [entry for entry in registry.entries().values() if entry.url and no
 
 def shapes_of_timm(entry: registry.Entry) -> dict[str, tuple[int, ...]]:
     """Return the tensors of an entry's file, which timm has published."""
-    width, dinov2 = entry.width, entry.registers > 0
+    width, dinov2, dinov3 = entry.width, entry.name.startswith("dinov2"), entry.name.startswith("dinov3")
     n_patches = ((518 if dinov2 else 224) // entry.patch) ** 2
     shapes = {
         "cls_token": (1, 1, width),
@@ -26,19 +26,28 @@ def shapes_of_timm(entry: registry.Entry) -> dict[str, tuple[int, ...]]:
         "norm.weight": (width,),
         "norm.bias": (width,),
     }
-    if dinov2:
+    if dinov3:
+        del shapes["pos_embed"]
+    if entry.registers:
         shapes["reg_token"] = (1, entry.registers, width)
     if "augreg" in entry.name:
         shapes |= {"head.weight": (1000, width), "head.bias": (1000,)}
     linear = {"attn.qkv": (3 * width, width), "attn.proj": (width, width)}
-    linear |= {"mlp.fc1": (4 * width, width), "mlp.fc2": (width, 4 * width)}
+    hidden = 4 * width
+    if "plus" in entry.name or "7b" in entry.name:
+        hidden = 2 * width if "7b" in entry.name else hidden
+        linear |= {"mlp.fc1_g": (hidden, width), "mlp.fc1_x": (hidden, width)}
+    else:
+        linear |= {"mlp.fc1": (hidden, width)}
+    linear |= {"mlp.fc2": (width, hidden)}
+    layer_scale = ("gamma_1", "gamma_2") if dinov3 else ("ls1.gamma", "ls2.gamma") if dinov2 else ()
     for index in range(entry.depth):
         for name, shape in linear.items():
             shapes |= {f"blocks.{index}.{name}.weight": shape, f"blocks.{index}.{name}.bias": shape[:1]}
-        for name in ("norm1.weight", "norm1.bias", "norm2.weight", "norm2.bias"):
+        for name in ("norm1.weight", "norm1.bias", "norm2.weight", "norm2.bias", *layer_scale):
             shapes[f"blocks.{index}.{name}"] = (width,)
-        if dinov2:
-            shapes |= {f"blocks.{index}.ls1.gamma": (width,), f"blocks.{index}.ls2.gamma": (width,)}
+        if dinov3:
+            del shapes[f"blocks.{index}.attn.qkv.bias"]
     return shapes
 
 

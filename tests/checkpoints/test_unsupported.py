@@ -51,13 +51,12 @@ NAMES = {
         ["stages.0.0.dwconv.weight", "downsample_layers.0.0.weight"],
         ["stages.0.blocks.0.conv_dw.weight", "stem.0.weight"],
         ["convnext.encoder.stages.0.layers.0.dwconv.weight"],
+        ["downsample_layers.0.0.weight", "stages.0.0.dwconv.weight", "stages.0.0.gamma", "norms.3.weight"],  # DINOv3's
+        ["model.stages.0.layers.0.depthwise_conv.weight", "layer_norm.weight"],
     ),
-    "DINOv3": (
-        ["cls_token", "storage_tokens", "rope_embed.periods", "blocks.0.attn.qkv.bias_mask"],
-        ["embeddings.cls_token", "embeddings.register_tokens", "layer.0.attention.q_proj.weight"],
-        ["embeddings.cls_token", "model.layer.0.attention.q_proj.weight"],
-        ["cls_token", "reg_token", "patch_embed.proj.weight", "blocks.0.attn.qkv.weight"],
-    ),
+    "CAPI": (["registers", "encoder.blocks.0.residual1.fn.q_proj.weight", "encoder.blocks.0.residual1.fn.rope.freqs"],),
+    "RADIO": (["radio_model.model.patch_generator.cls_token.token", "radio_model.model.blocks.0.attn.qkv.weight"],),
+    "RASA head of Franca": (["pre_pos_layers.0.weight", "pos_pred.weight"],),
     "SAM": (
         ["image_encoder.pos_embed", "image_encoder.neck.0.weight", "image_encoder.blocks.0.attn.rel_pos_h"],
         ["vision_encoder.layers.0.attn.rel_pos_h", "mask_decoder.transformer.layers.0.self_attn.q_proj.weight"],
@@ -93,7 +92,8 @@ def test_tensor_names_tell_the_family(tmp_path, family, index):
         *(("vit_base_patch16_siglip_224", "SigLIP"), ("swinv2", "Swin"), ("beitv2_base_patch16_224", "BEiT")),
         *(("data2vec-vision", "BEiT"), ("eva02_tiny_patch14_224", "EVA"), ("xcit_nano_12_p8_224", "XCiT")),
         *(("ijepa", "I-JEPA"), ("deit", "distillation"), ("deit_tiny_distilled_patch16_224", "distillation")),
-        *(("convnextv2", "ConvNeXt"), ("dinov3_vit", "DINOv3"), ("vit_small_patch16_dinov3", "DINOv3")),
+        *(("convnextv2", "ConvNeXt"), ("dinov3_convnext", "ConvNeXt"), ("convnext_tiny_dinov3", "ConvNeXt")),
+        *(("capi_vitl14_lvd", "CAPI"), ("c-radio_v3", "RADIO"), ("vit_base_patch16_sapiens2", "EVA")),
         *(("sam_vision_model", "SAM"), ("samvit_base_patch16", "SAM"), ("hiera", "Hiera"), ("vit-hybrid", "hybrid")),
     ],
 )
@@ -109,6 +109,9 @@ def test_a_model_name_tells_the_family(model, family):
             "vit",
             "vit_mae",
             "vit_msn",
+            "dinov3_vit",
+            "vit_small_patch16_dinov3",
+            "vit_giant_patch16_lingbot",
             "dinov2",
             "dinov2_with_registers",
             "vit_small_patch16_224",

@@ -146,14 +146,29 @@ def names(folder):
     return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
 
 
+def timm_dinov3():
+    """Return a DINOv3 of width 12 as timm's safetensors file."""
+    tensors = safetensors.numpy.load(network())
+    for name in ("pos_embed", "blocks.0.attn.qkv.bias"):
+        del tensors[name]
+    gammas = {f"blocks.0.gamma_{index}": np.full(12, 0.5, np.float32) for index in (1, 2)}
+    return safetensors.numpy.save(tensors | gammas | {"reg_token": np.ones((1, 4, 12), np.float32)})
+
+
 # ---- registry ----------------------------------------------------------------------------------------------------
 
 
 def test_registry_entries_are_complete_and_consistent():
     for name, entry in registry.entries().items():
-        assert name == entry.name and entry.license == "Apache-2.0"
+        assert name == entry.name
+        own_license = name.startswith("dinov3")  # is accepted by the user, or nothing is fetched
+        assert entry.license == ("DINOv3" if own_license else "Apache-2.0")
+        assert bool(entry.license_url) == bool(entry.gate) == bool(entry.original_sha256_start) == own_license
         assert entry.normalization in registry.NORMALIZATIONS and entry.pos_embed in ("offset", "exact", "antialias")
         assert entry.url is None or entry.url.startswith("https://")
+        if own_license:
+            assert entry.original.endswith(f"-{entry.original_sha256_start}.pth")
+            assert entry.normalization == ("sat493m" if name.endswith("_sat") else "imagenet")
         for sha256 in (entry.sha256, entry.original_sha256):
             assert sha256 is None or len(bytes.fromhex(sha256)) == 32
         assert entry.pos_embed == "antialias" or not name.endswith("_reg")
@@ -366,6 +381,33 @@ def test_a_file_of_another_architecture_in_the_cache_is_refused(mirror, cache, s
 def test_a_server_that_sends_no_length(mirror, recorded):
     mirror.answers = [serve(network(), length="none")]
     assert fetch(RECORDED)[0].read_bytes() == network()
+
+
+@pytest.mark.parametrize("option", ["--accept-license", "--accept-licence"])
+def test_dinov3_is_fetched_only_with_its_license_accepted(mirror, cache, small_registry, capsys, option):
+    content = timm_dinov3()
+    small = {"width": 12, "depth": 1, "patch": 2, "registers": 4, "heads": 3, "megabytes": len(content) / 1e6}
+    small_registry["dinov3_vitl16_sat"] = dataclasses.replace(small_registry["dinov3_vitl16_sat"], **small)
+    mirror.answers = [serve(content)]
+    said = r"DINOv3 License, https://ai\.meta\.com/.*--accept-license.*https://huggingface\.co/facebook/.*--model FILE"
+    for ask in (fetch, load_vit, lambda name: main(["fetch", name]), lambda name: main(["info", name])):
+        with pytest.raises(CheckpointError, match=said) as caught:
+            ask("dinov3_vitl16_sat")
+        assert "\n" not in str(caught.value)
+    assert mirror.requests == [] and names(cache) == [] and "fetching" not in capsys.readouterr().err
+    assert main(["fetch", "dinov3_vitl16_sat", option]) == 0
+    assert names(cache) == ["dinov3_vitl16_sat.safetensors", "dinov3_vitl16_sat.safetensors.sha256"]
+    config = load_vit("dinov3_vitl16_sat").config  # what is in the cache is used
+    assert (config.rotary, config.eps, config.heads) == (True, 1e-5, 3)
+    assert (config.mean, config.std) == registry.NORMALIZATIONS["sat493m"]
+    assert len(mirror.requests) == 1
+
+
+def test_a_gate_that_stays_closed_is_named(mirror, cache):
+    mirror.answers = [fail(401)]
+    with pytest.raises(CheckpointError, match=r"answers 401.*: get the file from https://.*dinov3-vits16-.*--model"):
+        fetch("dinov3_vits16", accept_license=True)
+    assert names(cache) == []
 
 
 def test_a_mirror_that_is_not_an_address(monkeypatch):

@@ -295,7 +295,7 @@ def test_help_fits_a_screen():
         env={"COLUMNS": "80"},
     ).stdout
     lines = text.splitlines()
-    assert len(lines) <= 42 and max(map(len, lines)) <= 80
+    assert len(lines) <= 60 and max(map(len, lines)) <= 80
 
 
 @pytest.mark.slow(reason="interrupts a running command")

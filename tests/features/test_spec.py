@@ -81,6 +81,7 @@ def test_every_field_changes_the_name(builtin):
         "sha256": "0" * 64, "facet": "token", "layer": 0, "stride": 8, "short_side": 96, "precision": "float32",
         "numerics": "bf16", "pos_embed": "antialias", "mean": (0.4,) * 3, "std": (0.4,) * 3, "heads": 6, "eps": 1e-5,
         "max_tokens": 100, "regions": False, "alpha": "ignore", "version": 3, "grid": (4, 5),
+        "attention_heads": True,
     }  # fmt: skip
     assert changed.keys() == {field.name for field in dataclasses.fields(spec)}
     names = {dataclasses.replace(spec, **{field: value}).name for field, value in changed.items()}

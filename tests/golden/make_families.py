@@ -14,6 +14,7 @@ import argparse
 import json
 import math
 import pathlib
+import re
 import sys
 import tempfile
 from collections.abc import Callable
@@ -27,19 +28,20 @@ from torch import nn
 HERE = pathlib.Path(__file__).resolve().parent
 PATCH, WIDTH, DEPTH = 4, 24, 2
 TRAINED = (24, 40)  # pixels: a grid of 6 x 10
+STORED = ("key", "cls")  # features in the golden files
 SIZES = (TRAINED, (44, 16), (16, 28))  # of pictures: as trained, then larger and smaller grids
 
 
 class Peer(NamedTuple):
     """A network of a library, which has saved it to a folder.
 
-    `embed` turns normalized pictures into tokens (B, T, D) after the final norm; `key` is the module whose output holds
-    the keys of the last block, alone or as the second third.
+    `embed` turns normalized pictures into tokens (B, T, D) after the final norm; `projections` are the modules of the
+    last block that compute query, key and value: one for all, or three.
     """
 
     embed: Callable[[torch.Tensor], torch.Tensor]
     preprocess: Callable[[np.ndarray], torch.Tensor]  # (h, w, 3) uint8 -> (3, h, w)
-    key: nn.Module
+    projections: list[nn.Module]
     prefix: int  # tokens before the patches
     file: str = "model.safetensors"
     sizes: tuple[tuple[int, int], ...] = SIZES
@@ -78,7 +80,7 @@ def timm_transform(model: nn.Module) -> Callable[[np.ndarray], torch.Tensor]:
 
 
 def timm_peer(model: nn.Module) -> Peer:
-    return Peer(model.forward_features, timm_transform(model), model.blocks[-1].attn.qkv, model.num_prefix_tokens)
+    return Peer(model.forward_features, timm_transform(model), [model.blocks[-1].attn.qkv], model.num_prefix_tokens)
 
 
 def timm_model(architecture: str, seed: int, **arguments) -> tuple[nn.Module, dict]:
@@ -185,7 +187,9 @@ def transformers_saved(
     def preprocess(picture: np.ndarray) -> torch.Tensor:
         return processor(picture, do_resize=False, return_tensors="pt")["pixel_values"][0]
 
-    return Peer(embed, preprocess, layers[-1].attention.k_proj, prefix, sizes=(oblong,) if oblong else SIZES)
+    attention = layers[-1].attention
+    projections = [attention.q_proj, attention.k_proj, attention.v_proj]
+    return Peer(embed, preprocess, projections, prefix, sizes=(oblong,) if oblong else SIZES)
 
 
 IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
@@ -223,6 +227,56 @@ def hf_dinov2_registers(folder: pathlib.Path, seed: int) -> Peer:
     """SwiGLU and three registers."""
     options = {"num_register_tokens": 3, "mlp_ratio": 2, "use_swiglu_ffn": True, "prefix": 4}
     return transformers_saved(folder, "Dinov2WithRegistersModel", seed, preprocessing=IMAGENET, **options)
+
+
+def webssl(folder: pathlib.Path, seed: int) -> Peer:
+    """Web-SSL's DINO: a Dinov2Model with SwiGLU, whose MLP has two thirds of the width that its ratio says."""
+    return transformers_saved(folder, "Dinov2Model", seed, mlp_ratio=4, use_swiglu_ffn=True, preprocessing=IMAGENET)
+
+
+def franca(folder: pathlib.Path, seed: int) -> Peer:
+    """Franca's own file: DINOv2's names in chunks of blocks, nested, beside heads and RASA, and nothing beside it.
+
+    Its code is DINOv2's with SwiGLU, which transformers computes too, at the size that positions were trained at.
+    """
+    options = {"hidden_size": 64, "num_attention_heads": 1, "use_swiglu_ffn": True, "mlp_ratio": 1}
+    peer = transformers_saved(folder, "Dinov2Model", seed, preprocessing=IMAGENET, **options)
+    state = dinov2_names(load_safetensors(folder / peer.file))
+    heads = {"rasa_head.pos_pred.weight": torch.ones(2, 64), "dino_head.mlp.0.weight": torch.ones(8, 64)}
+    heads["rasa_head.pre_pos_layers.0.weight"] = torch.ones(2, 64)
+    nested = {f"module.{name}": value for name, value in heads.items()}
+    nested |= {f"module.backbone.{name}": value for name, value in state.items()}
+    torch.save({"teacher": nested}, folder / "franca_vitb14_In21K.pth")
+    for name in ("config.json", "preprocessor_config.json", peer.file):
+        (folder / name).unlink()
+    return peer._replace(file="franca_vitb14_In21K.pth", sizes=((24, 24),))
+
+
+def load_safetensors(path: pathlib.Path) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file
+
+    return load_file(path)
+
+
+def dinov2_names(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Rename the tensors of a Dinov2Model to those of DINOv2 with each block in a chunk of its own."""
+    rules = (
+        ("embeddings.position_embeddings", "pos_embed"), ("embeddings.patch_embeddings.projection", "patch_embed.proj"),
+        ("embeddings.", ""), ("layernorm", "norm"), ("attention.output.dense", "attn.proj"),
+        ("layer_scale1.lambda1", "ls1.gamma"), ("layer_scale2.lambda1", "ls2.gamma"),
+        ("weights_in", "w12"), ("weights_out", "w3"),
+    )  # fmt: skip
+    state = {}
+    for theirs, value in tensors.items():
+        name = re.sub(r"encoder\.layer\.(\d+)", r"blocks.\1.\1", theirs)
+        for before, after in rules:
+            name = name.replace(before, after)
+        if ".query." in name:
+            parts = [tensors[theirs.replace(".query.", f".{part}.")] for part in ("query", "key", "value")]
+            state[name.replace("attention.attention.query", "attn.qkv")] = torch.cat(parts)
+        elif ".key." not in name and ".value." not in name:
+            state[name] = value
+    return state
 
 
 # ---- training checkpoints of code that is built on timm ------------------------
@@ -266,7 +320,7 @@ SMALL = (
     timm_augreg, timm_deit3, timm_dinov2_registers, timm_dinov2_giant, timm_flexivit, timm_wrapper,
     hf_dino, hf_vit_classifier, hf_msn, hf_mae, hf_dinov2, hf_dinov2_registers,
 )  # fmt: skip
-FAMILIES = {family.__name__: family for family in (*SMALL, moco_v3, deit, mae)}
+FAMILIES = {family.__name__: family for family in (*SMALL, webssl, franca, moco_v3, deit, mae)}
 
 
 def pictures(peer: Peer, seed: int) -> list[np.ndarray]:
@@ -276,14 +330,23 @@ def pictures(peer: Peer, seed: int) -> list[np.ndarray]:
 
 
 def features(peer: Peer, picture: np.ndarray) -> dict[str, np.ndarray]:
-    """Return keys (N, D) of the last block, and tokens (N, D) and CLS (D,) after the final norm, of a raw picture."""
-    kept = {}
-    handle = peer.key.register_forward_hook(lambda _module, _inputs, output: kept.update(key=output))
+    """Return the features of a raw picture.
+
+    "query", "key", "value" (N, D) are those of the last block; "token" (N, D), "cls" (D,) and "register" (R, D) are
+    taken after the final norm.
+    """
+    kept: dict[nn.Module, torch.Tensor] = {}
+    handles = [
+        module.register_forward_hook(lambda module, _inputs, output: kept.update({module: output}))
+        for module in peer.projections
+    ]
     tokens = peer.embed(peer.preprocess(picture)[None])[0]
-    handle.remove()
-    key = kept["key"][0]
-    key = key.chunk(3, dim=-1)[1] if key.shape[-1] == 3 * tokens.shape[-1] else key
-    return {"key": key[peer.prefix :].numpy(), "token": tokens[peer.prefix :].numpy(), "cls": tokens[0].numpy()}
+    for handle in handles:
+        handle.remove()
+    facets = torch.cat([kept[module][0] for module in peer.projections], dim=-1).chunk(3, dim=-1)
+    found = {name: facet[peer.prefix :] for name, facet in zip(("query", "key", "value"), facets, strict=True)}
+    found |= {"token": tokens[peer.prefix :], "cls": tokens[0], "register": tokens[1 : peer.prefix]}
+    return {name: array.numpy() for name, array in found.items() if len(array)}
 
 
 def golden(name: str, seed: int) -> dict[str, np.ndarray]:
@@ -299,7 +362,7 @@ def golden(name: str, seed: int) -> dict[str, np.ndarray]:
         content["files"] = np.array(json.dumps(files))
         for index, picture in enumerate(pictures(peer, seed)):
             content[f"picture{index}"] = picture
-            content |= {f"{key}{index}": value for key, value in features(peer, picture).items() if key != "token"}
+            content |= {f"{key}{index}": value for key, value in features(peer, picture).items() if key in STORED}
     return content
 
 

@@ -171,6 +171,44 @@ def test_attention(b, m, n, heads, size, seed, sharp):
     assert np.abs(k.attention(query, key, value, heads) - exact_attention(query, key, value, heads)).max() <= tolerance
 
 
+def random_rotation(seed, tokens, size):
+    angles = np.random.default_rng(seed).uniform(-7, 7, (tokens, size // 2))
+    angles[0] = 0  # CLS
+    return np.concatenate([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
+
+
+def exactly_rotated(x, rotation, heads):
+    half = rotation.shape[1] // 2
+    points = double(x)[0].reshape(*x.shape[:2], heads, 2, half)
+    turned = (points[..., 0, :] + 1j * points[..., 1, :]) * (rotation[:, :half] + 1j * rotation[:, half:])[:, None]
+    return np.stack([turned.real, turned.imag], axis=-2).reshape(x.shape)
+
+
+@steady
+@given(
+    b=st.integers(1, 2), m=st.integers(1, 30), n=st.integers(1, 120), heads=st.integers(1, 3), seed=st.integers(0, 99),
+    size=st.sampled_from([4, 12, 32, 64, 80, 128]), piece=st.integers(1, 130),
+)  # fmt: skip
+def test_attention_with_rotation(b, m, n, heads, size, seed, piece):
+    m, rotation = min(m, n), random_rotation(seed, n, size)
+    query, key, value = (random(seed + i, b, count, heads * size) for i, count in enumerate((m, n, n)))
+    turned = exactly_rotated(key, rotation, heads)
+    exact = exact_attention(exactly_rotated(query, rotation[:m], heads), turned, value, heads)
+    np.testing.assert_allclose(k.attention(query, key, value, heads, rotation), exact, atol=1e-5)
+    # Keys written in pieces, and queries of the last tokens instead of the first.
+    cache = k.KVCache(b, n, heads * size, heads, rotation=rotation)
+    for start in range(0, n, piece):
+        cache.write(slice(0, b), start, key[:, start : start + piece], value[:, start : start + piece])
+    exact = exact_attention(exactly_rotated(query, rotation[n - m :], heads), turned, value, heads)
+    np.testing.assert_allclose(cache.attend(query, slice(0, b), start=n - m), exact, atol=1e-5)
+
+
+def test_tokens_without_angles_are_not_changed_by_a_rotation():
+    query, key, value = (random(i, 2, 70, 128) for i in range(3))
+    still = np.concatenate([np.ones((70, 32)), np.zeros((70, 32))], axis=1).astype(np.float32)
+    np.testing.assert_array_equal(k.attention(query, key, value, 2, still), k.attention(query, key, value, 2))
+
+
 @pytest.mark.parametrize("tokens", [239, 240, 241, 481, 700])
 def test_attention_over_several_stretches_of_keys_whose_maxima_rise_and_fall(tokens):
     query, key, value = random(0, 1, 50, 64, scale=2), random(1, 1, tokens, 64), random(2, 1, tokens, 64)
@@ -231,7 +269,14 @@ def network(**changes) -> tuple:
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"registers": 4, "layerscale": True}, {"swiglu": True}, {"width": 90, "heads": 5}]
+    "changes",
+    [
+        {},
+        {"registers": 4, "layerscale": True},
+        {"swiglu": True},
+        {"width": 90, "heads": 5},
+        {"rotary": True, "registers": 4},
+    ],
 )
 def test_the_network_gives_the_same_bits_for_any_number_of_threads_and_any_batch(changes):
     vit = ViT(*network(**changes))
@@ -268,7 +313,7 @@ def test_linear_in_bfloat16(n, c, e, seed):
 
 
 @needs_bf16
-@pytest.mark.parametrize("changes", [{}, {"width": 90, "heads": 2}, {"swiglu": True}])
+@pytest.mark.parametrize("changes", [{}, {"width": 90, "heads": 2}, {"swiglu": True}, {"rotary": True}])
 def test_a_network_in_bfloat16_is_near_and_the_same_for_any_number_of_threads(changes):
     exact = ViT(*network(**changes))
     vit = exact.to(precision="bf16")
@@ -313,6 +358,9 @@ near(k.layernorm(x, w[0], w[1], 1e-6), reference.layernorm(x, w[0], w[1], 1e-6))
 near(k.swiglu(x[:, :74]), reference.swiglu(x[:, :74]))
 q, key, v = (random.standard_normal((1, 300, 96)).astype("f") for _ in range(3))
 near(k.attention(q, key, v, 2), reference.attention(q, key, v, 2))
+angles = random.uniform(-7, 7, (300, 24))
+rotation = np.concatenate([np.cos(angles), np.sin(angles)], axis=1).astype("f")
+near(k.attention(q, key, v, 2, rotation), reference.attention(q, key, v, 2, rotation))
 print(kernels.describe())
 """
 

@@ -190,3 +190,82 @@ def test_two_blocks_of_half_precision_have_room(cupy, monkeypatch):
         x = random(0, 1, 70, 64, dtype=dtype)
         attention(cupy, x, x, x, 1)
     assert asked == {"attention_half": 100, "attention_float": None}
+
+
+# --- Rotary position embeddings -------------------------------------------------------------------------------------
+
+
+def rotation_of(seed: int, tokens: int, size: int) -> np.ndarray:
+    """Random angles; the first token isn't rotated."""
+    angles = np.random.default_rng(seed).uniform(-7, 7, (tokens, size // 2))
+    angles[0] = 0
+    return np.concatenate([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
+
+
+def rotated(x, rotation: np.ndarray, heads: int) -> np.ndarray:
+    """Written out with complex numbers, in float64."""
+    half = rotation.shape[1] // 2
+    points = x.astype(float).reshape(*x.shape[:2], heads, 2, half)
+    turned = (points[..., 0, :] + 1j * points[..., 1, :]) * (rotation[:, :half] + 1j * rotation[:, half:])[:, None]
+    return np.stack([turned.real, turned.imag], axis=-2).reshape(x.shape)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+@pytest.mark.parametrize("size, heads, tokens", [(64, 2, 3), (80, 1, 5), (4, 3, 2), (12, 12, 1)])
+def test_rotation(cupy, dtype, size, heads, tokens):
+    from vitnp.kernels.cuda.attention import rotate
+
+    x, rotation = random(20, 2, tokens, heads * size, dtype=dtype), rotation_of(21, tokens, size)
+    found = cupy.asnumpy(rotate(cupy.asarray(x), cupy.asarray(rotation), heads))
+    assert found.dtype == dtype
+    np.testing.assert_allclose(found, rotated(x, rotation, heads), atol=1e-6 if dtype == np.float32 else 2e-3, rtol=0)
+    np.testing.assert_array_equal(found[:, 0], x[:, 0])
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+@pytest.mark.parametrize(
+    "images, rows, tokens, size, heads",
+    [(2, 1, 5, 64, 2), (1, 130, 131, 64, 1), (2, 70, 70, 64, 1), (1, 5, 40, 80, 2), (2, 3, 9, 128, 1)],
+)
+def test_attention_with_rotation(cupy, dtype, images, rows, tokens, size, heads):
+    from vitnp.kernels.cuda.attention import attention
+
+    width, rotation = heads * size, rotation_of(22, tokens, size)
+    query = random(23, images, rows, width, dtype=dtype)
+    key, value = random(24, 2, images, tokens, width, dtype=dtype)
+    arrays = [cupy.asarray(x) for x in (query, key, value)]
+    found = cupy.asnumpy(attention(*arrays, heads, cupy.asarray(rotation)))
+    wanted = expected(rotated(query, rotation[:rows], heads), rotated(key, rotation, heads), value, heads)
+    np.testing.assert_allclose(found, wanted, atol=2 * TOLERANCE[dtype], rtol=0)
+
+
+@pytest.mark.parametrize("precision, tolerance", [("fp32", 1e-5), ("fp16", 4e-3), ("bf16", 3e-2)])
+@pytest.mark.parametrize("size", [64, 20])
+def test_the_cache_rotates_what_is_put_in_piece_by_piece(cupy, precision, tolerance, size):
+    from vitnp.kernels.cuda.attention import KVCache
+
+    heads, tokens, start = 2, 10, 4  # queries of tokens 4 to 6
+    rotation = rotation_of(25, tokens, size)
+    query = random(26, 2, 3, heads * size)
+    key, value = random(27, 2, 2, tokens, heads * size)
+    held = KVCache(2, tokens, heads * size, heads, precision=precision, rotation=cupy.asarray(rotation))
+    for first, last in ((0, 4), (4, 10)):
+        held.write(slice(0, 2), first, cupy.asarray(key[:, first:last]), cupy.asarray(value[:, first:last]))
+    found = held.attend(cupy.asarray(query[1:]), slice(1, 2), start=start)
+    turned = rotated(query[1:], rotation[start : start + 3], heads)
+    wanted = expected(turned, rotated(key[1:], rotation, heads), value[1:], heads)
+    np.testing.assert_allclose(cupy.asnumpy(found), wanted, atol=tolerance, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_attention_row_with_rotation(cupy, dtype):
+    from vitnp.kernels.cuda.attention import attention_row
+
+    query, key, rotation = (
+        random(28, 2, 1, 128, dtype=dtype),
+        random(29, 2, 9, 128, dtype=dtype),
+        rotation_of(30, 9, 64),
+    )
+    found = cupy.asnumpy(attention_row(*map(cupy.asarray, (query, key)), 2, cupy.asarray(rotation)))
+    wanted = reference.attention_row(query.astype(float), rotated(key, rotation, 2), 2)
+    np.testing.assert_allclose(found, wanted, atol=1e-6 if dtype == np.float32 else 2e-3)

@@ -53,11 +53,18 @@ def variants(file: str, arch: int) -> set[tuple[str, ...]]:
     if file == "layernorm":
         return halves().union(*(halves(f"-DWIDTH={width}") for width in (384, 1536, 1920, transformer._MAX_WIDTH)))
     return {
-        "attention": {()} | ({("-DBFLOAT16",)} if arch >= 80 else set()),
+        "attention": {(), ("-DROTARY",)} | ({("-DBFLOAT16",), ("-DBFLOAT16", "-DROTARY")} if arch >= 80 else set()),
         "bfloat16": {()},
         "crf": {("-DFEATURES=2",), ("-DFEATURES=5",)},
         "gelu": {*halves(), ("-DPER_THREAD=4",), ("-DHALF", "-DPER_THREAD=8")},
         "image": {()},
+        "rotation": {
+            ("-DPER_THREAD=4",),
+            ("-DPER_THREAD=1",),
+            ("-DSOURCE_HALF", "-DTARGET_HALF", "-DPER_THREAD=8"),
+            ("-DTARGET_HALF", "-DPER_THREAD=4"),
+            ("-DTARGET_BFLOAT16", "-DPER_THREAD=4"),
+        },
         "solver": {()},
     }[file]
 

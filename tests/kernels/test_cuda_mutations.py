@@ -66,6 +66,22 @@ def attention_any(cupy, operations):
     test_cuda_attention.test_heads_of_any_other_size(cupy, np.float32, 5, 33)
 
 
+def rotary_half(cupy, operations):
+    test_cuda_attention.test_attention_with_rotation(cupy, np.float16, 1, 130, 131, 64, 1)
+
+
+def rotary_float(cupy, operations):
+    test_cuda_attention.test_attention_with_rotation(cupy, np.float32, 1, 130, 131, 64, 1)
+
+
+def rotary_any(cupy, operations):
+    test_cuda_attention.test_attention_with_rotation(cupy, np.float32, 1, 5, 40, 80, 2)
+
+
+def rotary_cache(cupy, operations):
+    test_cuda_attention.test_the_cache_rotates_what_is_put_in_piece_by_piece(cupy, "fp16", 4e-3, 64)
+
+
 def solver(cupy, operations):
     test_cuda_refine.test_solver_gives_the_cpu_s_answer(cupy, 24, 31, 4.0)
 
@@ -143,6 +159,21 @@ DEFECTS = [
     (attention_float, "attention", "the values have arrived"),
     (attention_float, "attention", "values and probabilities have been used"),
     (attention_any, "attention", "__syncwarp();  // the probabilities have been computed", ""),
+    # Rotary position embeddings
+    (rotary_half, "attention", "if (row >= queries) continue;", ""),
+    (rotary_half, "attention", "if (ROTATED) rotate_fragments(left, rotation, first + mine, queries);", ""),
+    (rotary_half, "attention", "first + half * 16 + (i & 1) * 8 + (lane >> 2)", "first + half * 16 + (lane >> 2)"),
+    (rotary_half, "attention", "d * 16 + (i >> 1) * 8 + 2 * (lane & 3)", "d * 16 + (i & 1) * 8 + 2 * (lane & 3)"),
+    (rotary_half, "attention", "x.x * c.x - y.x * s.x, x.y * c.y - y.y * s.y", "x.x * c.x - y.x * s.x, x.y * c.y"),
+    (rotary_float, "attention", "column < SIZE / 2; column += 8", "column < SIZE / 2; column += 16"),
+    (rotary_float, "attention", "x.w * c.w - y.w * s.w", "x.w * c.w + y.w * s.w"),
+    (rotary_float, "attention", "y.y * c.y + x.y * s.y, y.z", "y.y * c.y + x.x * s.y, y.z"),
+    (rotary_any, "attention", "second ? sine : -sine", "sine"),
+    (rotary_any, "attention", "rotation + row * size + point", "rotation + row * size + d"),
+    (rotary_cache, "rotation", "i < heads * pieces", "i < pieces"),
+    (rotary_cache, "rotation", "rotation += blockIdx.x * 2ll * half;", ""),
+    (rotary_cache, "rotation", "blockIdx.x * out_row + blockIdx.y * out_image", "blockIdx.x * out_row"),
+    (rotary_cache, "rotation", "store(out + at + half, new_second);", "store(out + at + half + 1, new_second);"),
     # Refinement
     (solver, "solver", "the warps' sums have been stored"),
     (solver, "solver", "the sums have been stored"),

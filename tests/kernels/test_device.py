@@ -172,6 +172,9 @@ SHAPES = {
         width=64, depth=2, heads=1, patch=8, grid=(4, 4), registers=3, swiglu=True, layerscale=True
     ),
     "two odd heads": ViTConfig(width=96, depth=3, heads=2, patch=8, grid=(3, 4)),
+    "rotary": ViTConfig(
+        width=128, depth=2, heads=2, patch=8, grid=(4, 4), registers=4, swiglu=True, layerscale=True, rotary=True
+    ),
 }
 
 
@@ -188,12 +191,13 @@ def test_features_are_the_cpu_s(cupy, shape, precision):
         (("key", "attention", "cls", "cls_state"), {}),
         (("query", "key", "value", "token", "register", "cls"), {"layer": 0}),
         (("key",), {"stride": 4}),
+        *([(("key_rotated", "cls"), {"stride": 4})] if SHAPES[shape].rotary else []),
     ):
         wanted, found = vit(images, want, **options), there(images, want, **options)
         for name in (name for name in want if wanted[name].size):
             assert kernels.device_of(found[name]) == "cuda" and found[name].dtype == np.float32
             assert found[name].shape == wanted[name].shape
-            assert off(found[name], wanted[name]) < TOLERANCE[precision] * (1 if name == "key" else 4), name
+            assert off(found[name], wanted[name]) < TOLERANCE[precision] * (1 if name.startswith("key") else 4), name
 
 
 def test_images_may_be_on_the_gpu_already(cupy, vit):
@@ -207,13 +211,14 @@ def test_images_may_be_on_the_gpu_already(cupy, vit):
     np.testing.assert_array_equal(found, vit(images)["key"])
 
 
-def test_cls_of_regions(cupy, vit):
-    images = np.random.default_rng(1).standard_normal((1, 3, 24, 32)).astype(np.float32)
+@pytest.mark.parametrize("shape", ["plain", "rotary"])
+def test_cls_of_regions(cupy, shape):
+    vit, images = network(SHAPES[shape]), np.random.default_rng(1).standard_normal((1, 3, 24, 32)).astype(np.float32)
     regions = np.random.default_rng(2).random((3, 12)) < 0.5
     regions[2] = False
     for place, tolerance in ((vit, 0), (vit.to(device="cuda", precision="fp32"), 1e-5), (vit.to(device="cuda"), 4e-3)):
         found = place(images, ("cls_state", "key", "value"))
-        cls = place.region_cls(found["cls_state"][0], found["key"][0], found["value"][0], regions)
+        cls = place.region_cls(found["cls_state"][0], found["key"][0], found["value"][0], regions, grid=(3, 4))
         assert isinstance(cls, np.ndarray) and kernels.device_of(cls) == "cpu"
         if place is vit:
             wanted = cls
@@ -589,6 +594,25 @@ def test_features_command(cupy, model, folder, tmp_path, capsys):
         with np.load(path) as wanted, np.load(tmp_path / "cuda" / path.name) as found:
             for array in ("keys", "attention", "cls"):
                 assert off(found[array], wanted[array]) < 2e-5
+
+
+@pytest.mark.slow(reason="a network, pictures and masks on the emulator")
+def test_pictures_and_regions_of_features(cupy, model, folder, tmp_path):
+    options = ["--model", str(model), "--short-side", "40", "--quiet", "--precision", "fp32"]
+    for device in ("cpu", "cuda"):
+        out = ["--out", str(tmp_path / device), "--device", device]
+        assert features_command([str(folder), *out, *options, "--save", "pca,attention,maps", "--foreground"]) == 0
+        assert features_command([str(folder), *out, *options, "--mask", "--collection", "none"]) == 0
+    names = [path.name for path in sorted((tmp_path / "cpu").glob("*.npz"))]
+    assert len(names) == 4
+    for name in names:
+        with np.load(tmp_path / "cpu" / name) as wanted, np.load(tmp_path / "cuda" / name) as found:
+            arrays = ("cls", "key") if name == "regions.npz" else ("attention", "attention_heads")
+            for array in arrays:
+                assert found[array].shape == wanted[array].shape and off(found[array], wanted[array]) < 2e-2
+    for path in (tmp_path / "cpu").glob("*.png"):
+        wanted, found = (np.asarray(Image.open(each)).astype(int) for each in (path, tmp_path / "cuda" / path.name))
+        assert (np.abs(found - wanted).max(axis=2) <= 8).mean() > 0.97
 
 
 def test_results_of_another_device_are_made_anew(cupy, model, folder, tmp_path, capsys):

@@ -92,7 +92,7 @@ def test_it_is_part_of_the_score(fitted):
     unit = keys / np.linalg.norm(keys, axis=1, keepdims=True)
     np.testing.assert_allclose(readout, fitted.collection.readout.soft_foreground(unit), atol=1e-5)
     assert overlap(dataset, readout) > 0.5
-    score = clean(((image + dataset + category + 2 * readout) / 5).reshape(result.score.shape))
+    score = clean(((image + dataset + 2 * category + 3 * readout) / 7).reshape(result.score.shape))
     np.testing.assert_allclose(result.score, score, atol=1e-6)
 
 
@@ -102,6 +102,8 @@ def test_it_is_saved_and_read(fitted, tmp_path):
     np.testing.assert_array_equal(read.readout.weights, fitted.collection.readout.weights)
     assert read.readout.bias == fitted.collection.readout.bias
     assert read.digest == fitted.collection.digest
+    levels = list(np.random.default_rng(0).random((4, 9)))
+    np.testing.assert_array_equal(read.combine(levels), fitted.collection.combine(levels))
     without = dataclasses.replace(read, readout=None)
     assert without.digest != read.digest
 
@@ -156,6 +158,8 @@ def test_the_built_in_file_reads():
     collection = default_collection()
     levels = (3,) if collection.readout is None else (4,)
     assert len(collection.levels(np.eye(192, dtype=np.float32)[:5], (np.zeros(5, np.float32),) * 2, 0)) in levels
+    one, two = np.float32([1, 0]), np.float32([0.8, 0.2])
+    np.testing.assert_allclose(collection.combine([one, two, one, two]), np.float32([4.4, 0.6]) / 5)  # of any kind
 
 
 def test_the_readout_counts_where_it_agrees_with_the_data_set_level():

@@ -10,8 +10,7 @@ from vitnp.errors import UsageError
 from vitnp.evaluate.metrics.saliency import iou
 from vitnp.method.collection import Collection
 from vitnp.method.collection_level import CollectionLevelConfig, fit_level
-from vitnp.method.texture import smaller_cluster, texture_image_level
-from vitnp.refine.color_mean import color_mean
+from vitnp.method.texture import smaller_cluster, smaller_side, texture_image_level
 
 
 def picture(seed: int, n_parts: int = 14, size: int = 192) -> tuple[np.ndarray, np.ndarray]:
@@ -81,7 +80,7 @@ def test_layer_and_refinement_may_be_given(drawn, fitted):
 
 def test_photographs_do_not_change():
     assert vitnp.options.Settings() == vitnp.options.Settings(layer=-1, refine="solver", domain="photo")
-    with pytest.raises(UsageError, match="domain must be one of photo or texture, got 'cells'"):
+    with pytest.raises(UsageError, match="domain must be one of photo, texture or lines, got 'cells'"):
         vitnp.segment_image(np.zeros((32, 32, 3), np.uint8), domain="cells")
 
 
@@ -104,15 +103,18 @@ def test_level_of_many_textures_ignores_the_hard_answers():
     np.testing.assert_array_equal(level.hard_foreground(keys), np.repeat([0.0, 1.0], [7, 3]))
 
 
-def test_color_mean_is_the_mean_of_each_color():
-    rng = np.random.default_rng(3)
-    colors = np.array([[0, 0, 0], [255, 0, 0], [255, 255, 255]], np.uint8)
-    which, score = rng.integers(0, 3, (20, 30)), rng.random((20, 30))
-    expected = np.choose(which, [score[which == index].mean() for index in range(3)])
-    np.testing.assert_allclose(color_mean(score, colors[which]), expected)
+def test_mask_covers_the_smaller_side():
+    soft = np.array([[0, 32767, 32768, 65535, 65535]], np.uint16)
+    np.testing.assert_array_equal(smaller_side(soft), [[65535, 32768, 32767, 0, 0]])
+    np.testing.assert_array_equal(smaller_side(soft[:, :4]), soft[:, :4])
 
 
-@pytest.mark.parametrize("bin_size", [0, 0.5, np.inf])
-def test_bad_bin_size(bin_size):
-    with pytest.raises(ValueError, match="bin_size must be at least 1 and finite"):
-        color_mean(np.zeros((2, 2)), np.zeros((2, 2, 3), np.uint8), bin_size=bin_size)
+def test_thin_leaves_of_another_color_are_found_in_pixels(drawn):
+    """Stripes of 3 pixels, far thinner than a patch, beside a broad part of their color."""
+    rng = np.random.default_rng(5)
+    truth = np.zeros((192, 192), bool)
+    truth[40:90, 30:80] = True
+    truth[120:123, 10:180] = truth[20:180, 150:153] = True
+    color = np.where(truth[..., None], (90, 140, 60), (140, 110, 90)) + rng.normal(0, 8, (192, 192, 3))
+    result = vitnp.segment_image(color.clip(0, 255).astype(np.uint8), short_side=192, domain="texture")
+    assert iou(result.mask, truth) > 0.8

@@ -107,7 +107,23 @@ def _intact() -> list[tuple[str, bytes]]:
         ("half.safetensors", safetensors.numpy.save(half)),
         ("model.safetensors.index.json", json.dumps(index).encode()),
     ]
-    return files + files[-3:] * 2
+    return files + files[-3:] * 2 + [("dinov3.safetensors", safetensors.numpy.save(_dinov3()))]
+
+
+def _dinov3() -> dict[str, np.ndarray]:
+    """Return a DINOv3 under the names of its own code, with a masked bias and a SwiGLU of three layers."""
+    from random_vit import random_weights
+
+    from vitnp.vit.config import ViTConfig
+
+    config = ViTConfig(width=4, depth=1, heads=1, patch=2, grid=(3, 3), registers=1, swiglu=True, rotary=True)
+    weights = random_weights(config, seed=0, hidden=4, class_position=False, dtype=np.float32)
+    weights["storage_tokens"] = weights.pop("register_tokens")
+    weights["blocks.0.attn.qkv.bias_mask"] = np.full(12, np.nan, np.float32)
+    for kind in ("weight", "bias"):
+        gate, up = np.split(weights.pop(f"blocks.0.mlp.w12.{kind}"), 2)
+        weights |= {f"blocks.0.mlp.w1.{kind}": gate, f"blocks.0.mlp.w2.{kind}": up}
+    return weights
 
 
 def _bytes(rng: random.Random, content: bytes) -> bytes:

@@ -9,11 +9,19 @@ from vitnp import ViTConfig
 
 
 def random_weights(
-    config: ViTConfig, *, seed: int, hidden: int, class_position: bool, dtype: npt.DTypeLike = np.float64
+    config: ViTConfig,
+    *,
+    seed: int,
+    hidden: int,
+    class_position: bool,
+    dtype: npt.DTypeLike = np.float64,
+    qkv_bias: bool = True,
+    cls_norm: bool = False,
 ) -> dict[str, np.ndarray]:
     """Return weights in which no number is zero or one, so that leaving one out changes the features.
 
-    `hidden` is the width of the MLP; with `class_position` CLS has a position embedding.
+    `hidden` is the width of the MLP; with `class_position` CLS has a position embedding. Networks with rotary position
+    embeddings have no others.
     """
     rng = np.random.default_rng(seed)
     width, patch = config.width, config.patch
@@ -31,7 +39,11 @@ def random_weights(
         add(name + ".bias", width, spread=0.2)
 
     add("cls_token", 1, 1, width, spread=0.5)
-    add("pos_embed", 1, class_position + config.grid[0] * config.grid[1], width, spread=0.5)
+    if config.rotary:
+        quarter = width // config.heads // 4
+        w["rope_embed.periods"] = (100 ** (np.arange(quarter) / quarter)).astype(dtype)
+    else:
+        add("pos_embed", 1, class_position + config.grid[0] * config.grid[1], width, spread=0.5)
     if config.registers:
         add("register_tokens", 1, config.registers, width, spread=0.5)
     add("patch_embed.proj.weight", width, 3, patch, patch, spread=(3 * patch * patch) ** -0.5)
@@ -41,6 +53,8 @@ def random_weights(
         add_norm(block + "norm1")
         add_norm(block + "norm2")
         add_linear(block + "attn.qkv", width, 3 * width)
+        if not qkv_bias:
+            del w[block + "attn.qkv.bias"]
         add_linear(block + "attn.proj", width, width)
         if config.swiglu:
             add_linear(block + "mlp.w12", width, 2 * hidden)
@@ -52,4 +66,6 @@ def random_weights(
             add(block + "ls1.gamma", width, spread=0.5)
             add(block + "ls2.gamma", width, spread=0.5)
     add_norm("norm")
+    if cls_norm:
+        add_norm("cls_norm")
     return w

@@ -21,8 +21,9 @@ from vitnp.options import FEATURES as ALL_FEATURES
 from vitnp.vit import plain
 from vitnp.vit.pos_embed import resample_abs_pos_embed
 
-# Features that other implementations have too; "cls_state" is checked through region_cls.
-FEATURES = tuple(name for name in ALL_FEATURES if name != "cls_state")
+# Features that other implementations have too; "cls_state" is checked through region_cls, and
+# "key_rotated" in test_rotary.py.
+FEATURES = tuple(name for name in ALL_FEATURES if name not in ("cls_state", "key_rotated"))
 
 FOLDER = pathlib.Path(__file__).parent.parent / "golden" / "vit"  # made by golden/make_vit.py
 NAMES = sorted(file.stem for file in FOLDER.glob("*.npz"))

@@ -11,9 +11,14 @@ from vitnp.checkpoints.grid import DeclaredGrid, trained_grid
 from vitnp.errors import CheckpointError
 from vitnp.vit.config import ViTConfig
 
+_MAX_SIDE = 9999  # patches
+
 
 def infer_architecture(
-    weights: Mapping[str, np.ndarray], grid: DeclaredGrid | None = None, class_position: bool | None = None
+    weights: Mapping[str, np.ndarray],
+    grid: DeclaredGrid | None = None,
+    class_position: bool | None = None,
+    rotary: bool = False,
 ) -> ViTConfig:
     """Derive width, depth, patch size, grid, registers and the form of the MLP from shapes alone.
 
@@ -25,6 +30,8 @@ def infer_architecture(
         Rows and columns of the trained grid; by default it is assumed to be square, where that leaves no doubt.
     class_position : bool, optional
         Whether the first position embedding is that of CLS, as far as is known.
+    rotary : bool
+        Whether positions are encoded by rotation, as in DINOv3, so that there is no table of them.
 
     Returns
     -------
@@ -48,22 +55,29 @@ def infer_architecture(
         raise CheckpointError(
             f"tensor 'patch_embed.proj.weight' is {_sides(projection)}, not width x 3 x patch x patch as for RGB images"
         )
-    if "pos_embed" not in weights:
+    if rotary:
+        trained = grid[:2] if grid else (1, 1)
+        if not all(1 <= side <= _MAX_SIDE for side in trained):
+            raise CheckpointError(f"a grid of {trained[0]} x {trained[1]} patches can't be that of its training")
+    elif "pos_embed" in weights:
+        trained = trained_grid(_require(weights, "pos_embed", 3).shape[1], grid, class_position)
+    else:
         raise CheckpointError(
-            "tensor 'pos_embed' is missing: vitnp runs ViTs with learned position embeddings, not rotary ones as in "
-            "DINOv3 and EVA; take DINO (--model dino_vits8) or DINOv2 with registers (dinov2_vits14_reg) instead"
+            "tensor 'pos_embed' is missing: vitnp runs ViTs with learned position embeddings or the rotary ones of "
+            "DINOv3, not those of EVA or RoPE-ViT; take DINO (--model dino_vits8) or DINOv2 with registers "
+            "(dinov2_vits14_reg) instead"
         )
-    n_positions = _require(weights, "pos_embed", 3).shape[1]
     registers = _require(weights, "register_tokens", 3).shape[1] if "register_tokens" in weights else 0
     return ViTConfig(
         width=width,
         depth=1 + max(int(name.split(".")[1]) for name in weights if name.startswith("blocks.")),
         heads=1,
         patch=patch,
-        grid=trained_grid(n_positions, grid, class_position),
+        grid=trained,
         registers=registers,
         swiglu="blocks.0.mlp.w12.weight" in weights,
         layerscale="blocks.0.ls1.gamma" in weights,
+        rotary=rotary,
     )
 
 
@@ -112,19 +126,32 @@ def _expected_shapes(weights: Mapping[str, np.ndarray], config: ViTConfig) -> di
         block |= {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
     if config.layerscale:
         block |= {"ls1.gamma": (d,), "ls2.gamma": (d,)}
-    n_positions = weights["pos_embed"].shape[1]
     expected: dict[str, tuple[int, ...]] = {
         "cls_token": (1, 1, d),
-        "pos_embed": (1, n_positions if n_positions == n_patches else 1 + n_patches, d),
         "patch_embed.proj.weight": (d, 3, config.patch, config.patch),
         "patch_embed.proj.bias": (d,),
     }
+    if config.rotary:
+        expected |= _expected_of_dinov3(weights, d)
+    else:
+        n_positions = weights["pos_embed"].shape[1]
+        expected["pos_embed"] = (1, n_positions if n_positions == n_patches else 1 + n_patches, d)
     if "norm.weight" in weights or "norm.bias" in weights:  # keys don't need the final norm
         expected |= {"norm.weight": (d,), "norm.bias": (d,)}
     if config.registers or "register_tokens" in weights:
         expected["register_tokens"] = (1, config.registers, d)
     for index in range(config.depth):
         expected |= {f"blocks.{index}.{name}": shape for name, shape in block.items()}
+    return expected
+
+
+def _expected_of_dinov3(weights: Mapping[str, np.ndarray], width: int) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of what only networks with rotary positions have, each as far as it is there."""
+    expected: dict[str, tuple[int, ...]] = {}
+    if "rope_embed.periods" in weights:
+        expected["rope_embed.periods"] = (len(_require(weights, "rope_embed.periods", 1)) or 1,)
+    if "cls_norm.weight" in weights or "cls_norm.bias" in weights:  # of CLS and the registers, where untied
+        expected |= {"cls_norm.weight": (width,), "cls_norm.bias": (width,)}
     return expected
 
 

@@ -25,7 +25,7 @@ class DeclaredConfig:
     width, depth, heads, patch, registers, swiglu, layerscale
         As in :class:`vitnp.vit.config.ViTConfig`.
     hidden : int, optional
-        Width of the MLP of two layers.
+        Width between the layers of the MLP.
     qkv_bias : bool, optional
         Whether query, key and value have a bias.
     eps : float, optional
@@ -40,6 +40,12 @@ class DeclaredConfig:
         Normalization of RGB in 0..1.
     resizing : str
         How the library's own evaluation resizes images: for information.
+    key_bias : bool, optional
+        Whether the key has a bias.
+    rotary : bool, optional
+        Whether positions are encoded by rotation.
+    rope_base : float, optional
+        Base of the periods of rotary position embeddings.
     """
 
     library: str = ""
@@ -58,6 +64,9 @@ class DeclaredConfig:
     pos_embed: str = ""
     mean_and_std: MeanAndStd | None = None
     resizing: str = ""
+    key_bias: bool | None = None
+    rotary: bool | None = None
+    rope_base: float | None = None
 
     def grid(self, patch: int) -> tuple[int, int] | None:
         """Return the rows and columns of patches of the declared image size."""
@@ -71,7 +80,7 @@ class DeclaredConfig:
         CheckpointError
             If not: the two files belong to different checkpoints, or one is damaged.
         """
-        first_linear = weights.get("blocks.0.mlp.fc1.weight")
+        last_linear = weights["blocks.0.mlp.w3.weight" if architecture.swiglu else "blocks.0.mlp.fc2.weight"]
         found: dict[str, object] = {
             "width": architecture.width,
             "depth": architecture.depth,
@@ -79,15 +88,16 @@ class DeclaredConfig:
             "registers": architecture.registers,
             "swiglu": architecture.swiglu,
             "layerscale": architecture.layerscale,
-            "hidden": None if first_linear is None else len(first_linear),
+            "hidden": last_linear.shape[1],
+            "rotary": architecture.rotary,
         }
-        if self.qkv_bias is False and any(
-            weights[f"blocks.{index}.attn.qkv.bias"].any() for index in range(architecture.depth)
-        ):
-            raise CheckpointError(
-                "config.json beside it says that qkv_bias is false, but its weights have one: "
-                "move config.json away if it belongs to another checkpoint"
-            )
+        biases = [weights[f"blocks.{index}.attn.qkv.bias"] for index in range(architecture.depth)]
+        for name, part in (("qkv_bias", slice(None)), ("key_bias", slice(architecture.width, 2 * architecture.width))):
+            if getattr(self, name) is False and any(bias[part].any() for bias in biases):
+                raise CheckpointError(
+                    f"config.json beside it says that {name} is false, but its weights have one: "
+                    "move config.json away if it belongs to another checkpoint"
+                )
         for name, value in found.items():
             declared = getattr(self, name)
             if declared is not None and value is not None and declared != value:
@@ -105,6 +115,7 @@ _IN_WORDS = {
     "swiglu": "the use of SwiGLU",
     "layerscale": "the use of LayerScale",
     "hidden": "the width of the MLP",
+    "rotary": "the use of rotary positions",
 }
 
 

@@ -7,63 +7,11 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
+from vitnp.checkpoints.dialect import Dialect
 
-@dataclasses.dataclass(frozen=True)
-class Dialect:
-    """Tensor names and conventions of one code base. Every table maps its names to the canonical ones.
-
-    Attributes
-    ----------
-    name : str
-        Name of the dialect.
-    marker : str
-        Regular expression that finds a tensor name of this dialect, with the prefix of the backbone, and none of a
-        dialect below it in :data:`DIALECTS`.
-    tensors : dict of str to str
-        Tensors outside the blocks.
-    block_prefix : str
-        Regular expression for what precedes the number of a block.
-    block_modules : dict of str to str
-        Modules of a block that have a weight and a bias. Query, key and value are "attn.q", "attn.k" and "attn.v" where
-        they are separate.
-    block_tensors : dict of str to str
-        Other tensors of a block.
-    pos_embed : {"offset", "exact", "antialias"}
-        Interpolation of position embeddings in this code base.
-    pos_embed_registers : {"offset", "exact", "antialias"}
-        The same for networks with registers.
-    class_position : bool, optional
-        Whether the first position embedding is that of CLS; None if this code base has networks of both kinds.
-    normalization : str, optional
-        Normalization of all networks of this code base, a key of :data:`vitnp.checkpoints.registry.NORMALIZATIONS`.
-    heads : dict of int to int
-        Attention heads by width, where they aren't those of :data:`HEADS`.
-    """
-
-    name: str
-    marker: str
-    tensors: Mapping[str, str]
-    block_prefix: str
-    block_modules: Mapping[str, str]
-    block_tensors: Mapping[str, str]
-    pos_embed: str
-    pos_embed_registers: str = "antialias"
-    class_position: bool | None = None
-    normalization: str | None = None
-    heads: Mapping[int, int] = dataclasses.field(default_factory=dict)
-
-    def tensors_of_a_block(self) -> dict[str, str]:
-        """Return the table of all tensors of a block, relative to its prefix."""
-        kinds = ("weight", "bias")
-        modules = {
-            f"{theirs}.{kind}": f"{ours}.{kind}" for theirs, ours in self.block_modules.items() for kind in kinds
-        }
-        return {**modules, **self.block_tensors}
-
-
-# Attention heads of published ViTs, by width and depth. Only MoCo v3 differs, see DIALECTS.
+# Attention heads of published ViTs, by width and depth. MoCo v3 and DINOv3 differ, see DIALECTS.
 HEADS = {
     (192, 12): 3,  # Ti
     (384, 12): 6,  # S
@@ -73,6 +21,11 @@ HEADS = {
     (1408, 40): 16,  # g of Zhai et al. 2022: heads of width 88
     (1536, 40): 24,  # g of DINOv2
     (1664, 48): 16,  # G: heads of width 104
+    # Web-SSL with 2, 3, 5 and 7 billion parameters: heads of width 128.
+    (2688, 24): 21,
+    (3072, 26): 24,
+    (3584, 32): 28,
+    (4096, 32): 32,
     # Sizes that only timm has.
     (384, 36): 6,
     (512, 12): 8,
@@ -88,6 +41,8 @@ _TRANSFORMERS_TENSORS = {
     "embeddings.register_tokens": "register_tokens",
     "embeddings.patch_embeddings.projection.weight": "patch_embed.proj.weight",
     "embeddings.patch_embeddings.projection.bias": "patch_embed.proj.bias",
+    "embeddings.patch_embeddings.weight": "patch_embed.proj.weight",  # DINOv3
+    "embeddings.patch_embeddings.bias": "patch_embed.proj.bias",
     "layernorm.weight": "norm.weight",
     "layernorm.bias": "norm.bias",
 }
@@ -129,11 +84,80 @@ _DINO = Dialect(
         "gamma_1": "ls1.gamma",  # DeiT III and iBOT
         "gamma_2": "ls2.gamma",
     },
-    pos_embed="offset",
+)
+
+# The heads of all DINOv3 are as wide as those of the others of its width, but for H+ and 7B.
+_DINOV3_HEADS = {1280: 20, 4096: 32}
+
+# DINOv3's own code, and what vitnp writes. Its SwiGLU has three layers.
+_DINOV3 = dataclasses.replace(
+    _DINO,
+    name="DINOv3",
+    marker=r"(?:^|\.)(?:storage_tokens|rope_embed\.periods|attn\.qkv\.bias_mask)$",
+    tensors={
+        **_DINO.tensors,
+        "storage_tokens": "register_tokens",
+        "rope_embed.periods": "rope_embed.periods",
+        "cls_norm.weight": "cls_norm.weight",
+        "cls_norm.bias": "cls_norm.bias",
+    },
+    block_modules={
+        **_DINO.block_modules,
+        "mlp.w1": "mlp.gate_proj",
+        "mlp.w2": "mlp.up_proj",
+    },
+    block_tensors={**_DINO.block_tensors, "attn.qkv.bias_mask": "attn.qkv.bias_mask"},
+    normalization="imagenet",
+    heads=_DINOV3_HEADS,
+    eps=1e-5,
+    rotary=True,
 )
 
 # In the order in which they are recognized.
 DIALECTS = (
+    _DINOV3,
+    Dialect(
+        name="transformers-dinov3",
+        marker=r"(?<!encoder\.)\blayer\.[0-9]+\.attention\.[qkvo]_proj\.weight$",
+        tensors={
+            **_TRANSFORMERS_TENSORS,
+            "rope_embeddings.inv_freq": "rope_embed.inv_freq",  # of the first versions
+            "norm.weight": "norm.weight",
+            "norm.bias": "norm.bias",
+        },
+        block_prefix=r"(?:model\.)?layer",
+        block_modules={
+            "norm1": "norm1",
+            "norm2": "norm2",
+            "attention.q_proj": "attn.q",
+            "attention.k_proj": "attn.k",
+            "attention.v_proj": "attn.v",
+            "attention.o_proj": "attn.proj",
+            "mlp.gate_proj": "mlp.gate_proj",
+            "mlp.up_proj": "mlp.up_proj",  # also the first layer of an MLP without a gate
+            "mlp.down_proj": "mlp.down_proj",
+        },
+        block_tensors={"layer_scale1.lambda1": "ls1.gamma", "layer_scale2.lambda1": "ls2.gamma"},
+        normalization="imagenet",
+        heads=_DINOV3_HEADS,
+        eps=1e-5,
+        rotary=True,
+    ),
+    # timm's form of DINOv3, EUPE and LingBot-Vision is its EVA. The file doesn't tell that it rotates, but no other
+    # network of timm has CLS, registers and LayerScale of these names without a table of positions.
+    dataclasses.replace(
+        _DINOV3,
+        name="timm-dinov3",
+        marker=r"(?:^|\.)reg_token$",
+        also=r"(?:^|\.)blocks\.[0-9]+\.gamma_1$",
+        lacks=r"(?:^|\.)(?:pos_embed|blocks\.[0-9]+\.attn\.(?:q_proj\.weight|qkv\.bias))$",
+        block_modules={
+            **_DINO.block_modules,
+            "mlp.fc1_g": "mlp.gate_proj",
+            "mlp.fc1_x": "mlp.up_proj",
+        },
+        block_tensors={**_DINO.block_tensors, "attn.q_bias": "attn.q.bias", "attn.v_bias": "attn.v.bias"},
+    ),
     Dialect(  # ViT in transformers, and facebook/dino-*
         name="transformers-vit",
         marker=r"(?:^|\.)encoder\.layer\..*\.layernorm_before\.weight$",
@@ -224,4 +248,14 @@ def recognize(names: Iterable[str]) -> Dialect:
     'MoCo v3'
     """
     names = list(names)
-    return next(dialect for dialect in DIALECTS if any(re.search(dialect.marker, name) for name in names))
+
+    def found(pattern: str) -> bool:
+        return any(map(re.compile(pattern).search, names))
+
+    return next(
+        dialect
+        for dialect in DIALECTS
+        if found(dialect.marker)
+        and (not dialect.also or found(dialect.also))
+        and not (dialect.lacks and found(dialect.lacks))
+    )

@@ -61,7 +61,12 @@ def address_of(entry: Entry) -> str:
     return mirror.rstrip("/") + urllib.parse.urlsplit(url).path
 
 
-def fetch(name: str) -> tuple[pathlib.Path, str]:
+def is_to_be_fetched(entry: Entry, accept_license: bool = False) -> bool:
+    """Return whether :func:`fetch` will download an entry: it isn't in the cache, and its license is no obstacle."""
+    return bool(entry.url) and not place_of(entry).is_file() and (accept_license or not entry.license_url)
+
+
+def fetch(name: str, accept_license: bool = False) -> tuple[pathlib.Path, str]:
     """Return the file of a registered checkpoint, downloaded unless it is in the cache.
 
     A download is checked against the SHA-256 of the registry. Where the registry has none, the file must come over
@@ -72,6 +77,9 @@ def fetch(name: str) -> tuple[pathlib.Path, str]:
     ----------
     name : str
         Name in the registry, or "auto".
+    accept_license : bool
+        Whether the user accepts the license of the checkpoint. Without that, those that have a license of their own,
+        as DINOv3, are not downloaded; what is in the cache is used.
 
     Returns
     -------
@@ -82,7 +90,7 @@ def fetch(name: str) -> tuple[pathlib.Path, str]:
     Raises
     ------
     CheckpointError
-        If the name is unknown, or the download fails; the message says where to put the file by hand.
+        If the name is unknown, its license isn't accepted, or the download fails; the message says what to do.
 
     Examples
     --------
@@ -100,6 +108,12 @@ def fetch(name: str) -> tuple[pathlib.Path, str]:
             return path, sha256
     if entry.url is None:
         raise CheckpointError(f"the built-in checkpoint {path} is missing or changed: install vitnp again")
+    if entry.license_url and not accept_license:
+        raise CheckpointError(
+            f"{entry.name} is under the {entry.license} License, {entry.license_url}: read it and accept it with "
+            f"`vitnp weights fetch {entry.name} --accept-license`, or get the file from {entry.gate} and give it as "
+            "--model FILE"
+        )
     _download(entry, path)
     sha256 = file_sha256(path)
     if not entry.sha256:
@@ -113,7 +127,11 @@ def _download(entry: Entry, path: pathlib.Path) -> None:
     import requests
 
     url = address_of(entry)
-    by_hand = f"download {url} by hand to {path}, or give the path of another checkpoint as the model"
+    by_hand = (
+        f"get the file from {entry.gate} and give it as --model FILE"
+        if entry.gate
+        else f"download {url} by hand to {path}, or give the path of another checkpoint as the model"
+    )
     if not entry.sha256:
         _require_encryption(entry, url, by_hand)
     pooch.get_logger().setLevel("ERROR")
@@ -213,7 +231,10 @@ def _check_unrecorded(entry: Entry, path: pathlib.Path) -> None:
         if container_format(path) != "safetensors":
             raise CheckpointError("it isn't a safetensors file")
         checkpoint = read_checkpoint(path)
-        architecture = infer_architecture(checkpoint.weights, class_position=checkpoint.dialect.class_position)
+        dialect = checkpoint.dialect
+        architecture = infer_architecture(
+            checkpoint.weights, class_position=dialect.class_position, rotary=dialect.rotary
+        )
         check_tensors(checkpoint.weights, architecture)
         entry.check_architecture(architecture)
     except CheckpointError as error:

@@ -7,8 +7,9 @@ from typing import NamedTuple
 
 from vitnp.checkpoints import registry
 from vitnp.checkpoints.container import container_format
-from vitnp.checkpoints.infer_config import InferredConfig, Overrides, infer_config
+from vitnp.checkpoints.infer_config import InferredConfig, infer_config
 from vitnp.checkpoints.locate import Location, locate
+from vitnp.checkpoints.overrides import Overrides
 from vitnp.checkpoints.read import Checkpoint, read_checkpoint
 from vitnp.checkpoints.sharded import files_of
 from vitnp.errors import CheckpointError
@@ -19,6 +20,7 @@ _FINAL_NORMS = {
     "norm": "yes",
     "fc_norm": "fc_norm, trained on the average of the patches",
     "none": "none: tokens and CLS can't be used, keys can",
+    "cls_norm": "yes, another one for CLS and registers",
 }
 
 
@@ -45,8 +47,8 @@ def load_vit(
 
         - "auto", the built-in checkpoint;
         - a name in the registry (``python -m vitnp.weights list``), downloaded unless it is in the cache;
-        - a ``.safetensors``, ``.pth``, ``.pt`` or ``.bin`` file of DINO, DINOv2, timm or transformers, told by its
-          content, not by its extension, or the ``.index.json`` of one in several files;
+        - a ``.safetensors``, ``.pth``, ``.pt`` or ``.bin`` file of DINO, DINOv2, DINOv3, timm or transformers, told by
+          its content, not by its extension, or the ``.index.json`` of one in several files;
         - a folder that holds ``model.safetensors`` or ``pytorch_model.bin``, whole or in shards, as transformers and
           timm save it;
         - "org/name", a model in the local cache of the Hugging Face Hub; nothing is fetched from there.
@@ -57,14 +59,15 @@ def load_vit(
     pos_embed : {"offset", "exact", "antialias"}, optional
         Interpolation of position embeddings, see :mod:`vitnp.vit.pos_embed`. By default as in the official code of a
         registered name, else the metadata, else as in the code base that a ``config.json`` or the tensor names tell:
-        "antialias" for timm and networks with registers, "exact" for transformers, "offset" for DINO and DINOv2.
-    normalization : {"imagenet", "half"}, optional
+        "antialias" for timm and networks with registers, "exact" for transformers, "offset" for DINO and DINOv2. It has
+        no effect on networks with rotary positions, as DINOv3.
+    normalization : {"imagenet", "half", "sat493m"}, optional
         Mean and standard deviation of the input: those of ImageNet, or 0.5. By default as in the metadata, else a
         ``preprocessor_config.json`` or timm's ``config.json`` beside the file, else the registry (found by SHA-256 or
         file name), else the code base. Else "imagenet" is taken, and logged as a guess.
     grid : str or (int, int), optional
         Rows and columns of patches that the position embeddings were trained on, such as "14x16". By default as in the
-        metadata, else the image size in a ``config.json``, else square.
+        metadata, else the image size in a ``config.json``, else square. It has no effect on rotary positions.
 
     Returns
     -------
@@ -86,7 +89,10 @@ def load_vit(
     (_, name, path, sha256), checkpoint, inferred = _open(
         name_or_path, Overrides(heads, pos_embed, normalization, grid)
     )
-    return ViT(inferred.config, checkpoint.weights, name=valid_unicode(name), source=str(path), sha256=sha256)
+    weights = checkpoint.weights
+    if inferred.periods is not None:
+        weights = weights | {"rope_embed.periods": inferred.periods}
+    return ViT(inferred.config, weights, name=valid_unicode(name), source=str(path), sha256=sha256)
 
 
 def describe(
@@ -109,7 +115,7 @@ def describe(
     >>> describe("auto")["trained grid"]
     '14 x 14 patches (square)'
     """
-    location, checkpoint, (config, sources, resizing) = _open(
+    location, checkpoint, (config, sources, resizing, periods) = _open(
         name_or_path, Overrides(heads, pos_embed, normalization, grid)
     )
     entry, _, path, sha256 = location
@@ -132,7 +138,9 @@ def describe(
         "LayerScale": "yes" if config.layerscale else "no",
         "LayerNorm eps": f"{config.eps:g} ({sources['eps']})",
         "final norm": _FINAL_NORMS[checkpoint.final_norm],
-        "positions": f"{config.pos_embed} ({sources['pos_embed']})",
+        "positions": f"{config.pos_embed} ({sources['pos_embed']})"
+        if periods is None
+        else f"rotary ({sources['periods']})",
         "mean, std": f"{config.mean}, {config.std} ({sources['normalization']})",
     }
     if resizing:

@@ -32,8 +32,9 @@ class Checkpoint(NamedTuple):
         Dialect of the names in the file.
     metadata : dict of str to str
         Metadata of a safetensors file; empty for torch files.
-    final_norm : {"norm", "fc_norm", "none"}
-        Name of the final norm in the file, see :func:`vitnp.checkpoints.nested.use_fc_norm`.
+    final_norm : {"norm", "cls_norm", "fc_norm", "none"}
+        Name of the final norm in the file, see :func:`vitnp.checkpoints.nested.use_fc_norm`; "cls_norm" if CLS and
+        registers have one of their own.
     """
 
     weights: dict[str, np.ndarray]
@@ -72,4 +73,6 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     except CheckpointError as error:
         raise CheckpointError(f"{path} can't be used: {error}") from None
     final_norm = "fc_norm" if renamed.keys() != unwrapped.keys() else "norm"
+    if "cls_norm.weight" in weights:
+        final_norm = "cls_norm"
     return Checkpoint(weights, dialect, metadata, final_norm if "norm.weight" in weights else "none")

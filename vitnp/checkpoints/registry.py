@@ -26,6 +26,7 @@ MeanAndStd = tuple[tuple[float, float, float], tuple[float, float, float]]
 NORMALIZATIONS: dict[str, MeanAndStd] = {
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+    "sat493m": ((0.430, 0.411, 0.296), (0.213, 0.156, 0.143)),  # satellite photographs of DINOv3
 }
 
 
@@ -48,8 +49,8 @@ class Entry:
     sha256 : str or None
         SHA-256 of the file at `url`, where it is published.
     license : str
-        SPDX identifier of its license.
-    normalization : {"imagenet", "half"}
+        SPDX identifier of its license, or its name if it has none.
+    normalization : {"imagenet", "half", "sat493m"}
         Mean and standard deviation of its input, a key of :data:`NORMALIZATIONS`.
     heads : int
         Number of attention heads.
@@ -66,6 +67,12 @@ class Entry:
         one than the default of 0.05.
     short_side : int, optional
         Short side of the network's input in pixels at which this checkpoint's masks are best, if not 320.
+    license_url : str, optional
+        Address of a license that must be accepted before the file is downloaded.
+    gate : str, optional
+        Page where the authors give the file to those who accept its license.
+    original_sha256_start : str, optional
+        First digits of the SHA-256 of the original file, where no more is published.
     """
 
     name: str
@@ -87,6 +94,9 @@ class Entry:
     note: str
     collection_temperature: float | None = None
     short_side: int | None = None
+    license_url: str | None = None
+    gate: str | None = None
+    original_sha256_start: str | None = None
 
     @property
     def file_name(self) -> str:
@@ -152,7 +162,8 @@ def identify(stem: str, sha256: str) -> Entry | None:
     'dino_vits8'
     """
     for entry in entries().values():
-        if sha256 and sha256 in (entry.sha256, entry.original_sha256):
+        start = entry.original_sha256_start
+        if sha256 and (sha256 in (entry.sha256, entry.original_sha256) or (start and sha256.startswith(start))):
             return entry
     for entry in entries().values():
         if stem == entry.name or (entry.original and stem == _stem_of_url(entry.original)):

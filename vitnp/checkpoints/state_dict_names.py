@@ -13,6 +13,8 @@ from collections.abc import Mapping
 import numpy as np
 
 from vitnp.checkpoints.dialects import DIALECTS, Dialect, recognize
+from vitnp.checkpoints.fuse import fuse
+from vitnp.checkpoints.memory import require_memory
 from vitnp.checkpoints.unsupported import FAMILIES, WITHOUT_CLASS_TOKEN, refuse_unsupported_names
 from vitnp.errors import CheckpointError
 
@@ -23,11 +25,24 @@ _BLOCK_PREFIX = "|".join(dict.fromkeys(dialect.block_prefix for dialect in DIALE
 _BLOCK_NAME = re.compile(rf"(?:{_BLOCK_PREFIX})\.([0-9]{{1,4}})\.([a-z].*)")
 _CLS_TOKEN_NAMES = sorted((name for name in _TENSORS if _TENSORS[name] == "cls_token"), key=len, reverse=True)
 
-# Parameters that only training uses: what replaces masked patches.
-_UNUSED = ("mask_token", "masked_embed", "embeddings.mask_token")
+# Parameters that only training uses: what replaces masked patches, and DINOv3's norm of CLS in local crops.
+_UNUSED = (
+    *("mask_token", "masked_embed", "embeddings.mask_token"),
+    *("local_cls_norm.weight", "local_cls_norm.bias"),
+)
 # Unknown tensors under these names belong to the backbone, so they mean another architecture; others are heads to drop.
 _BACKBONE = (
-    *("blocks.", "blocks_", "layers.", "encoder.", "embeddings.", "patch_embed.", "patch_embed_"),
+    *(
+        "blocks.",
+        "blocks_",
+        "layer.",
+        "layers.",
+        "model.layer.",
+        "encoder.",
+        "embeddings.",
+        "patch_embed.",
+        "patch_embed_",
+    ),
     *("norm_pre.", "norm_embed.", "pre_norm.", "pre_layernorm.", "ln_pre.", "embed_norm.", "pos_embed", "pos_embeder."),
     *("cls_norm.", "local_cls_norm.", "cls_attn_blocks.", "cls_token_", "dist_token", "prompt", "rope", "rel_pos"),
 )
@@ -55,8 +70,8 @@ def to_canonical(tensors: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarra
     Raises
     ------
     CheckpointError
-        If there is no ViT in the file, or one with parts that a plain ViT lacks. The message names the tensor, not the
-        file.
+        If there is no ViT in the file, one with parts that a plain ViT lacks, or one that memory doesn't hold. The
+        message names the tensor, not the file.
 
     Examples
     --------
@@ -66,8 +81,12 @@ def to_canonical(tensors: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarra
     (['blocks.0.norm1.weight', 'cls_token'], 'DINO')
     """
     prefix = _backbone_prefix(tensors)
-    refuse_unsupported_names(name for name in tensors if name.startswith(prefix))
-    backbone = {name.removeprefix(prefix): array for name, array in tensors.items() if name.startswith(prefix)}
+    names = [name for name in tensors if name.startswith(prefix)]
+    dialect = recognize(names)
+    # Names that the form of DINOv3 in timm shares with other families don't tell those.
+    refuse_unsupported_names(name for name in names if not (dialect.rotary and _canonical(name.removeprefix(prefix))))
+    backbone = {name.removeprefix(prefix): tensors[name] for name in names}
+    require_memory(sum(tensor.size for tensor in backbone.values()))
     weights: dict[str, np.ndarray] = {}
     for name, tensor in backbone.items():
         full_name = (prefix + name)[:100]
@@ -84,11 +103,8 @@ def to_canonical(tensors: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarra
     depth = 1 + max((int(name.split(".")[1]) for name in weights if name.startswith("blocks.")), default=-1)
     if depth == 0:
         raise CheckpointError("it has a class token but no transformer blocks under a known name")
-    for index in range(depth):
-        _fuse_qkv(weights, f"blocks.{index}")
-        _rename_gated_mlp(weights, f"blocks.{index}")
-    _fill_in_qkv_bias(weights, depth)
-    return weights, recognize(name for name in tensors if name.startswith(prefix))
+    fuse(weights, depth, partial_bias=dialect.rotary)
+    return weights, dialect
 
 
 def _backbone_prefix(tensors: Mapping[str, np.ndarray]) -> str:
@@ -103,23 +119,34 @@ def _backbone_prefix(tensors: Mapping[str, np.ndarray]) -> str:
         refuse_unsupported_names(tensors, (*FAMILIES, *WITHOUT_CLASS_TOKEN))
         raise CheckpointError("it holds no ViT: no tensor is named cls_token")
 
+    # A teacher beside a model_ema is the network that a DINOv3 was distilled from; elsewhere it is the average itself.
+    preference = (
+        ("model_ema", *_PREFERENCE) if any("teacher" in prefix.split(".") for prefix in prefixes) else _PREFERENCE
+    )
+
     def rank(prefix: str) -> int:
         parts = prefix.split(".")
-        return next((i for i, word in enumerate(_PREFERENCE) if word in parts and word), _PREFERENCE.index(""))
+        return next((i for i, word in enumerate(preference) if word in parts and word), preference.index(""))
 
     return min(prefixes, key=rank)
 
 
-def _translate(name: str, full_name: str) -> str | None:
-    """Return the canonical name, or None for heads; refuse tensors of another architecture."""
+def _canonical(name: str) -> str | None:
+    """Return the canonical name; None if no dialect has this one."""
     if name in _TENSORS:
         return _TENSORS[name]
     block = _BLOCK_NAME.fullmatch(name)
     if block and block[2] in _BLOCK_TENSORS:
         return f"blocks.{int(block[1])}.{_BLOCK_TENSORS[block[2]]}"
-    if name.startswith(_BACKBONE) and name not in _UNUSED:
-        raise CheckpointError(f"tensor {full_name!r} belongs to another architecture than a plain ViT")
     return None
+
+
+def _translate(name: str, full_name: str) -> str | None:
+    """Return the canonical name, or None for heads; refuse tensors of another architecture."""
+    canonical = _canonical(name)
+    if canonical is None and name.startswith(_BACKBONE) and name not in _UNUSED:
+        raise CheckpointError(f"tensor {full_name!r} belongs to another architecture than a plain ViT")
+    return canonical
 
 
 def _is_parameter_of_tokens(name: str, tensor: np.ndarray, backbone: Mapping[str, np.ndarray]) -> bool:
@@ -130,42 +157,3 @@ def _is_parameter_of_tokens(name: str, tensor: np.ndarray, backbone: Mapping[str
     if "." in name or name in _UNUSED or not tensor.ndim or "cls_token" not in backbone:
         return False
     return tensor.shape[-1:] == backbone["cls_token"].shape[-1:] and not name.startswith(("decoder_", "predictor_"))
-
-
-def _fuse_qkv(weights: dict[str, np.ndarray], block: str) -> None:
-    """Concatenate separate projections to query, key and value, in place."""
-    for kind in ("weight", "bias"):
-        names = [f"{block}.attn.{letter}.{kind}" for letter in "qkv"]
-        missing = [name for name in names if name not in weights]
-        if len(missing) == 3:
-            continue
-        if missing:
-            raise CheckpointError(f"tensor {missing[0]!r} is missing, though its siblings are present")
-        arrays = [weights.pop(name) for name in names]
-        if len({array.shape for array in arrays}) != 1:
-            raise CheckpointError(f"query, key and value of {block} differ in shape")
-        weights[f"{block}.attn.qkv.{kind}"] = np.concatenate(arrays)
-
-
-def _fill_in_qkv_bias(weights: dict[str, np.ndarray], depth: int) -> None:
-    """Add a bias of zeros to query, key and value, in place, if no block has one."""
-    if any(f"blocks.{index}.attn.qkv.bias" in weights for index in range(depth)):
-        return
-    for index in range(depth):
-        weight = weights.get(f"blocks.{index}.attn.qkv.weight")
-        if weight is not None and weight.ndim == 2:
-            weights[f"blocks.{index}.attn.qkv.bias"] = np.zeros(len(weight), np.float32)
-
-
-def _rename_gated_mlp(weights: dict[str, np.ndarray], block: str) -> None:
-    """Rename fc1 and fc2 of a gated MLP to w12 and w3, in place.
-
-    timm uses fc1 and fc2 for gated MLPs too. Then fc1 has twice as many outputs as fc2 has inputs.
-    """
-    fc1, fc2 = weights.get(f"{block}.mlp.fc1.weight"), weights.get(f"{block}.mlp.fc2.weight")
-    if fc1 is None or fc2 is None or not fc1.ndim == fc2.ndim == 2 or len(fc1) != 2 * fc2.shape[1]:
-        return
-    for theirs, ours in (("fc1", "w12"), ("fc2", "w3")):
-        for kind in ("weight", "bias"):
-            if f"{block}.mlp.{theirs}.{kind}" in weights:
-                weights[f"{block}.mlp.{ours}.{kind}"] = weights.pop(f"{block}.mlp.{theirs}.{kind}")

@@ -15,6 +15,7 @@ from vitnp.checkpoints.declared import (
     DeclaredConfig,
     first_of,
     mean_and_std,
+    number,
     numbers,
     size,
     switch,
@@ -27,8 +28,10 @@ from vitnp.errors import CheckpointError
 
 # Architectures that are plain ViTs, unless their tensors say otherwise.
 _PLAIN_VIT = re.compile(r"(?:test_)?(?:vit|deit|deit3|flexivit)_\w+|test_vit\d?")
+# DINOv3 and what is built like it; in timm they are configurations of its EVA.
+_DINOV3 = re.compile(r"vit_\w+_dinov3(?:_qkvb)?|vit_\w+_lingbot")
 _HEADS = {"test_vit": 2}  # architectures whose heads aren't those of their width
-_EPS = 1e-6
+_EPS, _EPS_DINOV3 = 1e-6, 1e-5
 
 # Arguments of the model whose value changes the forward pass, and the values for which vitnp computes the same.
 _SUPPORTED: dict[str, tuple[object, ...]] = {
@@ -48,6 +51,26 @@ _SUPPORTED: dict[str, tuple[object, ...]] = {
     "dynamic_img_pad": (None, False),
     "parallel_attn_mlp": (None, False),
 }
+# The same for those of EVA, besides: timm's DINOv3 sets them so.
+_SUPPORTED_DINOV3: dict[str, tuple[object, ...]] = {
+    **_SUPPORTED,
+    "norm_layer": (None,),  # its own has an epsilon of 1e-5
+    "act_layer": (None,),
+    "use_rot_pos_emb": (None, True),
+    "use_abs_pos_emb": (None, False),
+    "rope_type": (None, "dinov3"),
+    "rope_rotate_half": (None, True),
+    "rope_grid_offset": (None, 0, 0.0),
+    "rope_grid_indexing": (None, "ij"),
+    "attn_type": (None, "eva"),
+    "attn_only_layer_scale": (None, False),
+    "scale_attn_inner": (None, False),
+    "scale_mlp": (None, False),
+    "gated_attn": (None, False),
+    "num_kv_heads": (None,),
+    "use_post_norm": (None, False),
+    "use_pre_transformer_norm": (None, False),
+}
 # Arguments that the shapes of the weights decide, that only training uses, or that only heads do.
 _WITHOUT_EFFECT = {
     *("embed_dim", "depth", "mlp_ratio", "patch_size", "reg_tokens", "init_values", "qkv_bias", "proj_bias"),
@@ -55,6 +78,12 @@ _WITHOUT_EFFECT = {
     *("drop_rate", "pos_drop_rate", "patch_drop_rate", "proj_drop_rate", "attn_drop_rate", "drop_path_rate"),
     *("weight_init", "fix_init", "num_classes", "global_pool", "final_norm", "fc_norm", "pool_include_prefix"),
     *("head_dropout", "features_only", "scriptable", "exportable", "cache_dir", "device", "dtype"),
+}
+_WITHOUT_EFFECT_DINOV3 = {
+    *(_WITHOUT_EFFECT - {"act_layer"}),
+    *("num_reg_tokens", "qkv_fused", "swiglu_mlp", "swiglu_align_to", "rope_temperature", "head_init_scale"),
+    *("rope_shift_coords", "rope_jitter_coords", "rope_rescale_coords"),  # of training
+    *("use_post_transformer_norm", "use_fc_norm", "attn_pool_num_heads", "attn_pool_mlp_ratio"),
 }
 
 
@@ -84,8 +113,9 @@ def read_timm_config(config: Mapping[str, Any]) -> DeclaredConfig:
                 f"config.json beside it is that of timm's {architecture[:60]}, which is no plain ViT: give another "
                 "checkpoint, or move config.json away if it belongs to one"
             )
+    is_dinov3 = bool(_DINOV3.fullmatch(architecture))
     arguments = _table(config, "model_args", {})
-    _check_arguments(arguments)
+    _check_arguments(arguments, is_dinov3)
     preprocessing = _table(config, "pretrained_cfg", config)
     swiglu = "silu" if arguments.get("act_layer") in ("silu", "swish") else None
     return DeclaredConfig(
@@ -94,30 +124,33 @@ def read_timm_config(config: Mapping[str, Any]) -> DeclaredConfig:
         depth=whole(arguments, "depth"),
         heads=first_of(whole(arguments, "num_heads"), _HEADS.get(architecture)),
         patch=whole(arguments, "patch_size"),
-        registers=whole(arguments, "reg_tokens"),
-        swiglu=True if swiglu else None,
+        registers=whole(arguments, "num_reg_tokens" if is_dinov3 else "reg_tokens"),
+        swiglu=switch(arguments, "swiglu_mlp") if is_dinov3 else True if swiglu else None,
         layerscale=True if arguments.get("init_values") else None,
         qkv_bias=switch(arguments, "qkv_bias"),
-        eps=_EPS,
+        eps=_EPS_DINOV3 if is_dinov3 else _EPS,
         image_size=size(arguments.get("img_size"), "img_size") or _input_size(preprocessing),
         class_position=False if switch(arguments, "no_embed_class") else None,
         pos_embed="antialias",
         mean_and_std=_mean_and_std(preprocessing),
         resizing=_resizing(preprocessing),
+        rotary=is_dinov3 if architecture else None,
+        rope_base=number(arguments, "rope_temperature") if is_dinov3 else None,
     )
 
 
-def _check_arguments(arguments: Mapping[str, Any]) -> None:
+def _check_arguments(arguments: Mapping[str, Any], is_dinov3: bool) -> None:
+    supported = _SUPPORTED_DINOV3 if is_dinov3 else _SUPPORTED
     for name, value in arguments.items():
-        if name in _SUPPORTED:
-            if value not in _SUPPORTED[name]:
-                allowed = " or ".join(str(choice) for choice in _SUPPORTED[name][-1:])
+        if name in supported:
+            if value not in supported[name]:
+                allowed = " or ".join(str(choice) for choice in supported[name][-1:])
                 raise unsupported_value(
                     "config.json", f"model_args.{name}", value, f"runs only ViTs in which it is {allowed}"
                 )
-        elif name not in _WITHOUT_EFFECT:
+        elif name not in (_WITHOUT_EFFECT_DINOV3 if is_dinov3 else _WITHOUT_EFFECT):
             raise unsupported_value("config.json", f"model_args.{name[:60]}", value, "doesn't know this argument")
-    activation = arguments.get("act_layer")
+    activation = None if is_dinov3 else arguments.get("act_layer")
     if activation not in (None, "gelu", "silu", "swish"):
         raise unsupported_value(
             "config.json", "model_args.act_layer", activation, "runs ViTs with the exact gelu, or SwiGLU"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -28,17 +29,20 @@ class _Model(NamedTuple):
     patch: int
     pos_embed: str = "exact"
     registers: int = 0
+    heads: int = 12
+    rotary: bool = False
 
 
-# Models that are plain ViTs, by model_type. In all of them 12 blocks of width 768 with 12 heads are the default.
+# Models that are plain ViTs, by model_type.
 _MODELS = {
     "vit": _Model(eps=1e-12, patch=16),
     "vit_mae": _Model(eps=1e-12, patch=16),
     "vit_msn": _Model(eps=1e-6, patch=16),
     "dinov2": _Model(eps=1e-6, patch=14),
     "dinov2_with_registers": _Model(eps=1e-6, patch=16, pos_embed="antialias", registers=4),
+    "dinov3_vit": _Model(eps=1e-5, patch=16, heads=6, rotary=True),
 }
-_HEADS, _IMAGE_SIZE = 12, (224, 224)
+_IMAGE_SIZE = (224, 224)
 _EXACT_GELU = ("gelu", "gelu_python")  # transformers' names; the others are approximations
 
 # Fields that other networks have, with the values for which they change nothing.
@@ -51,11 +55,20 @@ _SUPPORTED: dict[str, tuple[object, ...]] = {
     "use_qk_norm": (None, False),
     "qk_norm": (None, False),
     "use_pre_norm": (None, False),
-    "rope_theta": (None,),
     "rope_parameters": (None,),
     "is_decoder": (None, False),
     "interpolate_offset": (None, 0, 0.0),
 }
+# Fields of rotary positions that only training uses.
+_OF_TRAINING = re.compile(r"pos_embed_(?:rope_)?(?:shift|jitter|rescale)(?:_coords)?")
+# Other fields of them, in the words of DINOv3's own code, with the values for which they change nothing.
+_SUPPORTED_ROTARY: dict[str, tuple[object, ...]] = {
+    "pos_embed_rope_normalize_coords": (None, "separate"),
+    "pos_embed_rope_min_period": (None,),
+    "pos_embed_rope_max_period": (None,),
+    "pos_embed_rope_dtype": (None, "fp32"),
+}
+_BASES = ("rope_theta", "pos_embed_rope_base")  # transformers, and DINOv3's own code
 # Fields of preprocessors that change the pixels in ways that vitnp doesn't.
 _SUPPORTED_PREPROCESSING: dict[str, tuple[object, ...]] = {
     "rescale_offset": (None, False),
@@ -97,10 +110,8 @@ def read_transformers_config(config: Mapping[str, Any]) -> DeclaredConfig:
     for name, values in _SUPPORTED.items():
         if config.get(name) not in values:
             raise unsupported_value("config.json", name, config[name], "runs only plain ViTs")
-    swiglu = switch(config, "use_swiglu_ffn")
-    activation = config.get("hidden_act", "gelu")
-    if not swiglu and activation not in _EXACT_GELU:  # SwiGLU always takes SiLU
-        raise unsupported_value("config.json", "hidden_act", activation, "computes the exact gelu only")
+    rope_base = _rope_base(config, model)
+    swiglu = _swiglu(config)
     pos_embed = model.pos_embed if model else ""
     if switch(config, "interpolate_antialias") is not None:
         pos_embed = "antialias" if config["interpolate_antialias"] else "exact"
@@ -112,21 +123,64 @@ def read_transformers_config(config: Mapping[str, Any]) -> DeclaredConfig:
     ratio = number(config, "mlp_ratio")
     if ratio is not None and width and hidden is None:
         hidden = int(width * ratio)
+        if swiglu:  # DINOv2's is narrower, so that it has as many weights
+            hidden = (int(hidden * 2 / 3) + 7) // 8 * 8
     return DeclaredConfig(
         library="transformers",
         width=width,
         depth=whole(config, "num_hidden_layers"),
-        heads=first_of(whole(config, "num_attention_heads"), _HEADS if model else None),
+        heads=first_of(whole(config, "num_attention_heads"), model.heads if model else None),
         patch=first_of(patch[0] if patch else None, model.patch if model else None),
         registers=first_of(whole(config, "num_register_tokens"), model.registers if model else None),
         swiglu=swiglu,
         hidden=hidden,
         qkv_bias=switch(config, "qkv_bias"),
+        key_bias=switch(config, "key_bias"),
         eps=first_of(number(config, "layer_norm_eps"), model.eps if model else None),
         image_size=size(config.get("image_size"), "image_size") or (_IMAGE_SIZE if model else None),
         class_position=True,
         pos_embed=pos_embed,
+        rotary=model.rotary if model else True if rope_base is not None else None,
+        rope_base=rope_base,
     )
+
+
+def _swiglu(config: Mapping[str, Any]) -> bool | None:
+    """Return whether the MLP is a SwiGLU, and check its activation, which DINOv2 leaves to SwiGLU and DINOv3 names."""
+    gated = switch(config, "use_gated_mlp")
+    if gated:
+        if config.get("hidden_act") != "silu":
+            raise unsupported_value(
+                "config.json", "hidden_act", config.get("hidden_act"), "computes gated MLPs with silu only"
+            )
+        return True
+    swiglu = switch(config, "use_swiglu_ffn")
+    activation = config.get("hidden_act", "gelu")
+    if not swiglu and activation not in _EXACT_GELU:
+        raise unsupported_value("config.json", "hidden_act", activation, "computes the exact gelu only")
+    return first_of(swiglu, gated)
+
+
+def _rope_base(config: Mapping[str, Any], model: _Model | None) -> float | None:
+    """Return the base of rotary positions; None if it isn't declared.
+
+    Raises
+    ------
+    CheckpointError
+        If it is declared of a network that has none, or a field of rotary positions isn't that of DINOv3.
+    """
+    for name, value in config.items():
+        if name in _SUPPORTED_ROTARY and value in _SUPPORTED_ROTARY[name]:
+            continue
+        if value is None or name in _BASES or _OF_TRAINING.fullmatch(name):
+            continue
+        if name.startswith(("pos_embed_rope", "rope_")):
+            raise unsupported_value("config.json", name[:60], value, "computes the rotary positions of DINOv3 only")
+    base = first_of(*(number(config, name) for name in _BASES))
+    if base is not None and model is not None and not model.rotary:
+        name = next(name for name in _BASES if config.get(name) is not None)
+        raise unsupported_value("config.json", name, base, "runs only plain ViTs")
+    return base
 
 
 def read_preprocessor_config(preprocessor: Mapping[str, Any]) -> tuple[MeanAndStd | None, str]:

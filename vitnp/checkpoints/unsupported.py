@@ -40,12 +40,6 @@ class Family(NamedTuple):
 # The first that fits counts: markers of the more specific families come first.
 FAMILIES = (
     Family(
-        "DINOv3 (rotary positions)",
-        r"(?:^|\.)(?:storage_tokens|rope_embed\.periods|rope_embeddings\.inv_freq|attn\.qkv\.bias_mask)$"
-        r"|^(?:model\.)?layer\.\d+\.attention\.[qkvo]_proj\.weight$",
-        r"dinov3_vit|dinov3_convnext|dinov3.*|.*_dinov3.*",
-    ),
-    Family(
         "SAM (windowed attention with relative positions)",
         r"(?:^|\.)(?:image_encoder|vision_encoder|mask_decoder)\.(?:neck|patch_embed|pos_embed|transformer)"
         r"|\.attn\.rel_pos_[hw]$",
@@ -65,7 +59,7 @@ FAMILIES = (
     Family(
         "ConvNeXt (a convolutional network)",
         r"(?:^|\.)(?:stages\.\d+\.(?:blocks|layers)?\.?\d+\.(?:dwconv|conv_dw)|stages\.\d+\.layers\.\d+\.(?:dwconv|depthwise_conv))\.",
-        r"convnext.*",
+        r"convnext.*|dinov3_convnext.*",
     ),
     Family(
         "ResNet (a convolutional network)",
@@ -87,7 +81,7 @@ FAMILIES = (
     Family(
         "EVA (rotary positions, or norms inside attention and MLP)",
         r"\.attn\.inner_attn_ln\.|\.mlp\.ffn_ln\.|(?:^|\.)blocks\.\d+\.attn\.[qkv]_proj\.weight$",
-        r"eva.*|vit_.*(?:_rope|_pe_).*",
+        r"eva.*|vit_.*(?:_rope|_pe_).*|vit_.*_sapiens2",
     ),
     Family("XCiT (attention between channels)", r"\.local_mp\.|(?:^|\.)(?:cls_attn_blocks|pos_embeder)\.", r"xcit.*"),
     Family("CaiT (class attention)", r"(?:^|\.)blocks_token_only\.", r"cait.*"),
@@ -113,6 +107,18 @@ _TAKE_MAE = "take MAE, DINO (--model dino_vits8) or DINOv2 with registers (dinov
 
 # Told by their names only in files without a class token.
 WITHOUT_CLASS_TOKEN = (
+    Family(
+        "CAPI (no class token, RMSNorm, rotary positions with learned frequencies)",
+        r"(?:^|\.)encoder\.blocks\.\d+\.residual[12]\.",
+        r"capi.*",
+    ),
+    Family("RADIO (several class tokens, cropped positions)", r"(?:^|\.)patch_generator\.", r"(?:c-?)?radio.*"),
+    Family(
+        "the RASA head of Franca alone",
+        r"^(?:module\.)?(?:rasa_head\.)?pre_pos_layers\.\d+\.",
+        r"rasa.*",
+        "take the checkpoint of Franca itself, or DINO (--model dino_vits8)",
+    ),
     Family(
         "SigLIP, or a ViT pooled by attention (no class token)",
         r"(?:^|\.)(?:head\.probe|attn_pool\.latent|logit_bias)$|(?:^|\.)encoder\.layers\.\d+\.self_attn\.k_proj\.",

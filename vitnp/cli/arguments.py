@@ -174,7 +174,7 @@ def load_model(args: argparse.Namespace) -> ViT:
     """
     from vitnp import kernels
     from vitnp.checkpoints import registry
-    from vitnp.checkpoints.download import address_of, place_of
+    from vitnp.checkpoints.download import address_of, is_to_be_fetched
     from vitnp.checkpoints.load import load_vit
     from vitnp.io import libtiff
 
@@ -185,7 +185,7 @@ def load_model(args: argparse.Namespace) -> ViT:
         raise UsageError("--scheduler computes on CPUs; leave out --device cuda or --scheduler")
     device = kernels.choose_device("cpu" if scheduler else args.device)  # before anything is fetched
     entry = registry.entries().get(str(args.model))
-    if entry is not None and entry.url and not place_of(entry).is_file():
+    if entry is not None and is_to_be_fetched(entry):
         shared.say(f"fetching {entry.name}, {entry.megabytes:g} MB, from {address_of(entry)}", quiet=args.quiet)
     if args.model == "auto":
         shared.say(

@@ -173,6 +173,8 @@ def _evaluate(args: argparse.Namespace) -> int:
         )
     if args.ablate and (args.task != "saliency" or args.report):
         raise UsageError("--ablate scores saliency without pictures; leave out --task and --report")
+    if args.ablate and args.domain == "lines":
+        raise UsageError("--ablate leaves out levels, and --domain lines has none; leave out one of both")
 
     from vitnp import kernels
     from vitnp.evaluate import report

@@ -3,37 +3,55 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vitnp.cli import arguments, shared, streams
-from vitnp.errors import UsageError, VitnpError
-from vitnp.io.path_text import path_entries
+from vitnp.cli import arguments, region_features, shared, streams
+from vitnp.errors import ImageError, UsageError, VitnpError
+from vitnp.io.path_text import mapping_entries, path_entries
+from vitnp.options import FEATURE_OUTPUTS, OPTIONS, enumerate_words
 
 if TYPE_CHECKING:
     from vitnp.features.export import Outcome
+    from vitnp.features.pca import PatchPCA
+    from vitnp.features.spec import FeatureSpec
+    from vitnp.features.store import FeatureStore
     from vitnp.io.find import Photograph
+    from vitnp.vit.model import ViT
+
+# Options of pictures.
+PICTURES = ("foreground", "basis", "save_basis", "nearest")
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the command's parser."""
     parser = shared.parser(
         "vitnp features",
-        "Write the ViT features of photographs (files or folders), one file each:\n"
-        "keys (rows, columns, D), attention, cls and metadata.",
+        "Write the ViT features of photographs (files or folders): a file of arrays each,\n"
+        "pictures of them, or with --mask one table of the features of all regions.",
         usage="vitnp features [options] PHOTO [PHOTO ...]",
         examples=(
-            "vitnp features PHOTOS/ --out KEYS/",
-            "vitnp features cat.jpg --facet token --format safetensors --dtype float32",
+            "vitnp features PHOTOS/ --out OUT/ --save pca,attention --foreground",
+            "vitnp features PHOTOS/ --mask --instances --out regions.npz",
         ),
         epilog=shared.EXIT_STATUSES,
     )
     parser.add_argument("photographs", nargs="+", metavar="PHOTO", help=argparse.SUPPRESS)
     arguments.add_options(
-        parser, "output", "out", "format", "dtype", "overwrite", "cache", "prune",
+        parser, "output", "out", "save", "format", "dtype", "overwrite", "cache", "prune",
+        save={"default": "features", "help": f"of {','.join(FEATURE_OUTPUTS)} (features)"},
         cache={"help": "keep features in this folder and reuse them"},
     )  # fmt: skip
+    arguments.add_options(parser, "pictures", *PICTURES)
+    arguments.add_options(
+        parser, "table of regions", "mask", "masks", *region_features.OPTIONS_OF_MASKS,
+        regions={"help": "rows: image, components (image)"},
+        instances={"help": "rows: the objects of each mask"},
+    )  # fmt: skip
+    parser.set_defaults(**{name: OPTIONS[name].default for name in region_features.NOT_OFFERED})
     arguments.add_options(parser, "network", *arguments.NETWORK)
     arguments.add_options(parser, "features", *arguments.FEATURES)
     arguments.add_options(parser, "run", *arguments.RUN)
@@ -42,8 +60,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _features(args: argparse.Namespace) -> int:
     """Write the features of the photographs of the command line and return the exit status."""
-    if args.prune and args.cache is None:
-        raise UsageError("--prune removes features from a cache; give --cache DIR")
+    which = [name for name in dict.fromkeys(args.save.split(",")) if name]
+    _check_options(args, which)
 
     from vitnp.kernels.threads import pool
 
@@ -52,24 +70,53 @@ def _features(args: argparse.Namespace) -> int:
     total, done = len(photographs) + len(failures), 0
     if args.prune:
         done += _prune(args, photographs, complete=not failures)
+    elif photographs and (args.mask or args.masks):
+        done = region_features.write_table(args, photographs, failures)
     elif photographs:
-        done = _write_features(args, photographs, failures)
+        done = _write_features(args, which, photographs, failures)
     return shared.conclude(failures, total, done, left_out="" if args.quiet else left_out)
 
 
 main = shared.Command(build_parser, _features)
 
 
-def _write_features(args: argparse.Namespace, photographs: Sequence[Photograph], failures: list[VitnpError]) -> int:
+def _check_options(args: argparse.Namespace, which: Sequence[str]) -> None:
+    """Check that the options can be combined, before any work.
+
+    Raises
+    ------
+    UsageError
+        If they cannot.
+    """
+    if args.prune and args.cache is None:
+        raise UsageError("--prune removes features from a cache; give --cache DIR")
+    region_features.check_options(args)
+    unknown = [name for name in which if name not in FEATURE_OUTPUTS]
+    if unknown or not which:
+        names = ", ".join(unknown) or "nothing"
+        raise UsageError(f"--save must list some of {enumerate_words(FEATURE_OUTPUTS)}, got {names}")
+    given = [OPTIONS[name].long_flag for name in PICTURES if getattr(args, name) not in (None, False)]
+    if given and not {"pca", "attention"} & set(which):
+        raise UsageError(f"{given[0]} changes pictures; add --save pca, or leave it out")
+    if "pca" not in which and given not in ([], ["--nearest"]):
+        raise UsageError(f"{given[0]} changes the colors of components; add pca to the list of --save, or leave it out")
+    if args.basis is not None and (args.save_basis is not None or args.foreground is not None):
+        raise UsageError("--basis takes a fitted basis as it is; leave out --save-basis and --foreground")
+
+
+def _write_features(
+    args: argparse.Namespace, which: Sequence[str], photographs: Sequence[Photograph], failures: list[VitnpError]
+) -> int:
     """Write features, with a progress bar, and return the number of photographs done."""
     from vitnp import kernels
     from vitnp.export import naming
     from vitnp.features.export import write_features
+    from vitnp.features.outputs import OF_HEADS, output_suffixes
     from vitnp.features.spec import FeatureSpec
-    from vitnp.features.store import FeatureStore
 
-    stems = naming.output_stems(photographs, args.out)
     vit = arguments.load_model(args)
+    suffixes = output_suffixes(which, args.format, vit.config.heads).values()
+    stems = naming.output_stems(photographs, args.out, (*naming.SUFFIXES, *suffixes))
     spec = FeatureSpec.of(
         vit,
         short_side=args.short_side,
@@ -80,23 +127,91 @@ def _write_features(args: argparse.Namespace, photographs: Sequence[Photograph],
         alpha=args.alpha,
         precision=args.dtype,
         regions=False,
+        attention_heads=any(name in which for name in OF_HEADS),
     )
-    store = None if args.cache is None else FeatureStore(args.cache, spec, notice=shared.say)
-    outcomes = write_features(
-        photographs,
-        stems,
-        vit,
-        spec,
-        form=args.format,
-        store=store,
-        overwrite=args.overwrite,
-        n_threads=args.n_threads,
-        batch=args.batch,
-        max_pixels=args.max_pixels,
-    )
-    report = functools.partial(_report, args, kernels.name_of(vit.device))
-    shown = shared.progress(outcomes, len(photographs), quiet=args.quiet)
-    return shared.report_outcomes(shown, failures, report, as_json=args.json)
+    fits = "pca" in which and args.basis is None
+    with _opened_store(args, photographs, vit, spec, needed=fits) as store:
+        unread: dict[int, ImageError] = {}
+        try:
+            basis = _basis(args, photographs, vit, store, unread) if "pca" in which else None
+        except ImageError:  # there is nothing to fit a basis to
+            for index, error in unread.items():
+                shared.report_failure(error, as_json=args.json, photograph=photographs[index].path)
+            failures += unread.values()
+            return 0
+        outcomes = write_features(
+            photographs,
+            stems,
+            vit,
+            spec,
+            which=which,
+            form=args.format,
+            basis=basis,
+            nearest=args.nearest,
+            store=store,
+            overwrite=args.overwrite,
+            n_threads=args.n_threads,
+            batch=args.batch,
+            max_pixels=args.max_pixels,
+        )
+        report = functools.partial(_report, args, kernels.name_of(vit.device))
+        shown = shared.progress(outcomes, len(photographs), quiet=args.quiet)
+        return shared.report_outcomes(shown, failures, report, as_json=args.json)
+
+
+@contextlib.contextmanager
+def _opened_store(
+    args: argparse.Namespace, photographs: Sequence[Photograph], vit: ViT, spec: FeatureSpec, *, needed: bool
+) -> Iterator[FeatureStore | None]:
+    """Give the store of --cache; without the option a temporary one if it is needed, else none."""
+    from vitnp.features.store import FeatureStore
+    from vitnp.features.temporary import estimate_bytes, temporary_store
+
+    if args.cache is not None:
+        yield FeatureStore(args.cache, spec, notice=shared.say)
+    elif needed:
+        with temporary_store(spec, needed=estimate_bytes(photographs, vit, spec), notice=shared.say) as store:
+            yield store
+    else:
+        yield None
+
+
+def _basis(
+    args: argparse.Namespace,
+    photographs: Sequence[Photograph],
+    vit: ViT,
+    store: FeatureStore | None,
+    unread: dict[int, ImageError],
+) -> PatchPCA:
+    """Return the basis of the colors: that of --basis, or one fitted to all photographs."""
+    from vitnp.features.basis import fit_basis
+    from vitnp.features.pca import PatchPCA
+    from vitnp.io.write import prepare_folder
+
+    if args.basis is not None:
+        return PatchPCA.load(args.basis)
+    assert store is not None  # opened because the basis is fitted to it
+    if args.save_basis is not None:
+        prepare_folder(args.save_basis.parent)
+    with shared.stage_progress("features", len(photographs), quiet=args.quiet) as advance:
+        basis = fit_basis(
+            photographs,
+            vit,
+            store,
+            foreground=args.foreground,
+            n_threads=args.n_threads,
+            batch=args.batch,
+            max_pixels=args.max_pixels,
+            progress=advance,
+            failures=unread,
+        )
+    if args.save_basis is not None:
+        basis.save(args.save_basis)
+        shared.say(
+            f"the basis is in {args.save_basis}; --basis {args.save_basis} gives other photographs the same colors",
+            quiet=args.quiet,
+        )
+    return basis
 
 
 def _prune(args: argparse.Namespace, photographs: Sequence[Photograph], *, complete: bool) -> bool:
@@ -135,6 +250,7 @@ def _report(args: argparse.Namespace, device: str, outcome: Outcome) -> None:
             **path_entries("photograph", outcome.photograph),
             "status": outcome.status,
             **path_entries("output", str(outcome.path)),
+            **mapping_entries("outputs", outcome.outputs),
         }
         if features is not None:
             height, width = features.size
@@ -143,4 +259,18 @@ def _report(args: argparse.Namespace, device: str, outcome: Outcome) -> None:
         shared.print_json(line)
     elif not args.quiet:
         summary = "done before" if features is None else f"{features.grid[0]} x {features.grid[1]} patches"
-        streams.print_line(f"{outcome.photograph}: {summary} -> {outcome.path}")
+        streams.print_line(f"{outcome.photograph}: {summary} -> {_files_in_words(outcome.outputs)}")
+
+
+def _files_in_words(outputs: Mapping[str, Path]) -> str:
+    """Return the files of a photograph for people: the folder once, and no names that only differ by the head.
+
+    Examples
+    --------
+    >>> _files_in_words({"pca": Path("out/a_pca.png"), "attention": Path("out/a_attention.png")})
+    'out/a_pca.png, a_attention.png'
+    """
+    shown = [path for name, path in outputs.items() if not name.startswith("attention_head")]
+    heads = len(outputs) - len(shown)
+    names = ", ".join([str(shown[0]), *(path.name for path in shown[1:])])
+    return f"{names} and {heads} of single heads" if heads else names

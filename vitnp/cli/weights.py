@@ -37,6 +37,9 @@ def build_parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("fetch", help="download a known checkpoint into the cache, once")
     command.add_argument("name", metavar="NAME", help="name of a known checkpoint")
+    license_help = "you have read its license and accept it (DINOv3)"
+    command.add_argument("--accept-license", action="store_true", help=license_help)
+    command.add_argument("--accept-licence", dest="accept_license", action="store_true", help=argparse.SUPPRESS)
     command.set_defaults(act=_fetch)
 
     command = commands.add_parser("convert", help="convert a checkpoint to .safetensors with metadata")
@@ -83,12 +86,12 @@ def _list(_: argparse.Namespace) -> int:
 
 
 def _fetch(args: argparse.Namespace) -> int:
-    from vitnp.checkpoints.download import address_of, fetch, place_of
+    from vitnp.checkpoints.download import address_of, fetch, is_to_be_fetched
 
     entry = registry.find(args.name)
-    if entry.url and not place_of(entry).is_file():
+    if is_to_be_fetched(entry, args.accept_license):
         shared.say(f"fetching {entry.name}, {entry.megabytes:g} MB, from {address_of(entry)}")
-    path, sha256 = fetch(entry.name)
+    path, sha256 = fetch(entry.name, accept_license=args.accept_license)
     streams.print_line(str(path))
     shared.say(f"sha256 {sha256}" + ("" if entry.sha256 else " (no page records it; noted beside the file)"))
     return shared.EXIT_OK
@@ -113,7 +116,7 @@ def _convert(args: argparse.Namespace) -> int:
         "patch": str(config.patch),
         "grid": ",".join(map(str, config.grid)),
         "norm_eps": repr(config.eps),
-        "pos_embed": config.pos_embed,
+        **({} if config.rotary else {"pos_embed": config.pos_embed}),
         "mean": ",".join(map(repr, config.mean)),
         "std": ",".join(map(repr, config.std)),
         "source_sha256": vit.sha256,
@@ -124,7 +127,7 @@ def _convert(args: argparse.Namespace) -> int:
 
 
 def _as_dtype(name: str, tensor: np.ndarray, dtype: str) -> np.ndarray:
-    """Return a tensor as float16 or float32.
+    """Return a tensor as float16 or float32; periods of rotary positions stay float32.
 
     Raises
     ------
@@ -133,6 +136,8 @@ def _as_dtype(name: str, tensor: np.ndarray, dtype: str) -> np.ndarray:
     """
     import numpy as np
 
+    if name == "rope_embed.periods":
+        dtype = "float32"
     with np.errstate(over="ignore"):
         converted = tensor.astype(dtype, copy=False)
     if dtype == "float16" and not np.isfinite(converted).all():

@@ -15,16 +15,16 @@ from vitnp.evaluate.data.pairs import Pair, read_truth
 from vitnp.evaluate.metrics.saliency import iou
 from vitnp.evaluate.protocol import Statistics, aggregate, score_as_set, separate_failures
 from vitnp.evaluate.table import Cell, Table
-from vitnp.method.agreement import combine_levels
+from vitnp.method.agreement import OWN_PHOTOGRAPHS, combine_levels, level_weights
 from vitnp.method.cleaning import clean
-from vitnp.method.texture import default_cleaning
-from vitnp.options import CONSISTENCIES, FACETS
+from vitnp.method.texture import default_cleaning, smaller_side
+from vitnp.options import CONSISTENCIES
 from vitnp.refine.refine import refine
 from vitnp.result import HALF, Segmentation
 from vitnp.segmenter import Segmenter
 
-# Weights of a result's `levels`, image, data set, category and readout level; None for those of the method.
-LEVELS: dict[str, tuple[int, ...] | None] = {
+# Weights of a result's `levels`: image, data set, category and readout level.
+LEVELS: dict[str, tuple[int, ...]] = {
     "image": (1, 0, 0, 0),
     "data set": (0, 1, 0, 0),
     "category": (0, 0, 1, 0),
@@ -33,7 +33,6 @@ LEVELS: dict[str, tuple[int, ...] | None] = {
     "image + category": (1, 0, 1, 0),
     "data set + category": (0, 1, 1, 0),
     "image + data set + category": (1, 1, 1, 0),
-    "all": None,
 }
 
 
@@ -102,7 +101,8 @@ def ablate(pairs: Sequence[Pair], make: Callable[..., Segmenter], facet: str = "
         When no photograph could be scored.
     """
     outcomes: list[dict[Row, _IoUs] | ImageError] = [{} for _ in pairs]
-    for segmenter, rows in _fits(make, facet):
+    facets = make(facet=facet, consistency="mean").vit.config.facets
+    for segmenter, rows in _fits(make, facet, facets):
         for index, outcome in enumerate(_score_rows(pairs, segmenter, rows)):
             earlier = outcomes[index]
             if isinstance(outcome, ImageError):
@@ -112,9 +112,9 @@ def ablate(pairs: Sequence[Pair], make: Callable[..., Segmenter], facet: str = "
     scores, failures = separate_failures(outcomes)
     # The full method is part of each group.
     alias = {("consistency", "mean"): FULL_METHOD, ("facet", facet): FULL_METHOD}
-    order = [("levels", name) for name in LEVELS]
+    order = [*(("levels", name) for name in LEVELS), FULL_METHOD]
     order += [("consistency", consistency) for consistency in CONSISTENCIES]
-    order += [("facet", name) for name in FACETS]
+    order += [("facet", name) for name in facets]
     variants = []
     for row in order:
         ious = [score[alias.get(row, row)] for score in scores.values()]
@@ -122,11 +122,14 @@ def ablate(pairs: Sequence[Pair], make: Callable[..., Segmenter], facet: str = "
     return Ablation(variants, len(scores), failures)
 
 
-def _fits(make: Callable[..., Segmenter], facet: str) -> Iterator[tuple[Segmenter, dict[Row, Combine]]]:
+def _fits(
+    make: Callable[..., Segmenter], facet: str, facets: Sequence[str]
+) -> Iterator[tuple[Segmenter, dict[Row, Combine]]]:
     """Yield the segmenters to fit, each with the rows that its levels yield."""
     yield (
         make(facet=facet, consistency="mean"),
-        {("levels", name): partial(combine_levels, weights=weights) for name, weights in LEVELS.items()},
+        {("levels", name): partial(combine_levels, weights=weights) for name, weights in LEVELS.items()}
+        | {FULL_METHOD: _combine_as_fitted},
     )
     yield (
         make(facet=facet, consistency="majority"),
@@ -135,9 +138,13 @@ def _fits(make: Callable[..., Segmenter], facet: str) -> Iterator[tuple[Segmente
             for consistency in ("majority", "intersection")
         },
     )
-    for other in FACETS:
+    for other in facets:
         if other != facet:
-            yield make(facet=other, consistency="mean"), {("facet", other): combine_levels}
+            yield make(facet=other, consistency="mean"), {("facet", other): _combine_as_fitted}
+
+
+def _combine_as_fitted(levels: Sequence[np.ndarray]) -> np.ndarray:
+    return combine_levels(levels, weights=level_weights(levels, OWN_PHOTOGRAPHS))
 
 
 class _IoUs(NamedTuple):
@@ -164,8 +171,9 @@ def _ious(result: Segmentation, truth: np.ndarray, score: np.ndarray) -> _IoUs:
     coarse = refine(cleaned, result.image, method="none") >= HALF
     if np.array_equal(cleaned, result.score):
         return _IoUs(iou(coarse, truth), iou(result.mask, truth))
-    refined = refine(cleaned, result.image, method=str(result.parameters["refine"])) >= HALF
-    return _IoUs(iou(coarse, truth), iou(refined, truth))
+    refined = refine(cleaned, result.image, method=str(result.parameters["refine"]))
+    refined = smaller_side(refined) if result.parameters.get("domain") == "texture" else refined
+    return _IoUs(iou(coarse, truth), iou(refined >= HALF, truth))
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -19,13 +19,17 @@ from vitnp.outputs import WRITERS
 _RESERVED = re.compile(r"(con|prn|aux|nul|(com|lpt)[1-9\u00b9\u00b2\u00b3]) *(\.|$)", re.IGNORECASE)
 
 # What names of outputs may end in.
-_SUFFIXES = tuple({writer.ending(georeferenced) for writer in WRITERS.values() for georeferenced in (False, True)})
+SUFFIXES = tuple({writer.ending(georeferenced) for writer in WRITERS.values() for georeferenced in (False, True)})
 
 # Hexadecimal digits of the hash in a name.
 _HASH_DIGITS = 8
 
 
-def output_stems(photographs: Sequence[Photograph], out_dir: str | os.PathLike[str] | None = None) -> list[Path]:
+def output_stems(
+    photographs: Sequence[Photograph],
+    out_dir: str | os.PathLike[str] | None = None,
+    suffixes: Sequence[str] = SUFFIXES,
+) -> list[Path]:
     """Choose the stem of each photograph's outputs: what their names begin with.
 
     The stem is the photograph's name without its extension, in the photograph's folder or, with `out_dir`, at the same
@@ -42,6 +46,8 @@ def output_stems(photographs: Sequence[Photograph], out_dir: str | os.PathLike[s
     photographs : sequence of Photograph
     out_dir : path, optional
         Folder of the outputs; it is not created here.
+    suffixes : sequence of str
+        What the names of outputs may end in; by default those of `vitnp segment`.
 
     Returns
     -------
@@ -67,7 +73,7 @@ def output_stems(photographs: Sequence[Photograph], out_dir: str | os.PathLike[s
             groups[name].append(index)
         moving: list[int] = []
         for name, group in groups.items():
-            if len(group) > 1 or any(name + suffix in inputs for suffix in _SUFFIXES):
+            if len(group) > 1 or any(name + suffix in inputs for suffix in suffixes):
                 # Change those that have changed least so far.
                 least = min(steps[index] for index in group)
                 moving += [index for index in group if steps[index] == least]

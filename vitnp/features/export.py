@@ -1,28 +1,29 @@
-"""Write features for other programs: one .npz or .safetensors file per photograph."""
+"""Write features for other programs, and pictures of them: some files for each photograph."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
-import os
-from collections.abc import Generator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from pathlib import Path
 
-from vitnp import __version__
-from vitnp.checkpoints.safetensors_io import write_safetensors
-from vitnp.errors import ImageError, OutputError
+from vitnp import options
+from vitnp.errors import ImageError, OutputError, UsageError
+from vitnp.features.batching import Job
+from vitnp.features.feature_file import stamp as stamp
+from vitnp.features.outputs import OF_HEADS, FeatureOutputs, metadata_of
+from vitnp.features.pca import PatchPCA
+from vitnp.features.pictures import PictureMaker
 from vitnp.features.record import FeatureRecord
 from vitnp.features.spec import FeatureSpec
 from vitnp.features.store import FeatureStore
-from vitnp.features.stream import ShardWriter, in_store, stream
-from vitnp.io import decode, find, write
-from vitnp.io import stamp as stamp_
+from vitnp.features.stored_stream import stream_through_store
+from vitnp.io import decode, find, headers, write
 from vitnp.io.part_files import remove_abandoned
-from vitnp.io.stamp import parameters_hash, refuse_foreign
+from vitnp.io.stamp import refuse_foreign
+from vitnp.kernels.threads import blas, pool
 from vitnp.vit.model import ViT
-
-FORMATS = ("npz", "safetensors")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,22 +33,27 @@ class Outcome:
     Attributes
     ----------
     photograph : Path
-    path : Path, optional
-        File of features; None if it could not be written.
+    outputs : mapping of str to Path
+        Files by the name of the output; empty if they could not be written.
     error : ImageError or OutputError, optional
-        Reason why there is no file.
+        Reason why there are no files.
     features : FeatureRecord, optional
-        Features that were written; None if the file existed already.
+        Features that were written; None if the files existed already.
     """
 
     photograph: Path
-    path: Path | None = None
+    outputs: Mapping[str, Path] = dataclasses.field(default_factory=dict)
     error: ImageError | OutputError | None = None
     features: FeatureRecord | None = None
 
     @property
+    def path(self) -> Path | None:
+        """The first of the files; None if there are none."""
+        return next(iter(self.outputs.values()), None)
+
+    @property
     def status(self) -> str:
-        """Either "done", "skipped" (the file existed already) or "failed"."""
+        """Either "done", "skipped" (the files existed already) or "failed"."""
         return "failed" if self.error else "skipped" if self.features is None else "done"
 
 
@@ -57,27 +63,37 @@ def write_features(
     vit: ViT,
     spec: FeatureSpec,
     *,
+    which: Sequence[str] = ("features",),
     form: str = "npz",
+    basis: PatchPCA | None = None,
+    nearest: bool = False,
     store: FeatureStore | None = None,
     overwrite: bool = False,
     n_threads: int | None = None,
     batch: int | None = None,
     max_pixels: int = decode.MAX_PIXELS,
 ) -> Generator[Outcome, None, None]:
-    """Write a file of features for each photograph.
+    """Write the features of each photograph, and pictures of them.
 
-    A photograph whose file exists, written by this version from the same pixels with the same spec, is skipped.
+    A photograph whose files exist, written by this version from the same pixels with the same spec, is skipped.
 
     Parameters
     ----------
     photographs : sequence of Photograph
     stems : sequence of Path
-        Path of each file without its suffix, see :func:`vitnp.export.naming.output_stems`.
+        Path of each photograph's files without their suffixes, see :func:`vitnp.export.naming.output_stems`.
     vit : ViT
     spec : FeatureSpec
-        Specification made from this network.
+        Specification made from this network; with ``attention_heads=True`` for "attention" and "maps".
+    which : sequence of str
+        Among "features" (arrays, NAME.npz), "pca" (NAME_pca.png), "attention" (NAME_attention.png, the mean over heads,
+        and NAME_attention_head0.png and so on) and "maps" (NAME_maps.npz, the numbers behind the pictures).
     form : {"npz", "safetensors"}
-        File format.
+        Format of the file of features.
+    basis : PatchPCA, optional
+        Basis of the colors, see :func:`vitnp.features.basis.fit_basis`; "pca" needs one.
+    nearest : bool
+        Show each patch in one color, instead of interpolating between patches.
     store : FeatureStore, optional
         Features that it has are not computed again; others are added to it.
     overwrite : bool
@@ -95,146 +111,108 @@ def write_features(
     OutputError
         If the store cannot be written.
     UsageError
-        If the features exceed the range of the precision.
+        If a name is not that of an output, the basis or the spec does not fit, or the features exceed the range of the
+        precision.
     """
-    metadata = metadata_of(vit, spec)
-    parameters = parameters_hash(metadata)
-    paths = [Path(f"{stem}.{form}") for stem in stems]
-    finished: set[int] = set()
-    refused: dict[int, OutputError] = {}
-    check_place = _PlaceCheck(overwrite)
-    for folder in {path.parent for path in paths}:
+    _check_outputs(which, spec, basis)
+    outputs = FeatureOutputs(
+        tuple(which), form, metadata_of(vit, spec), vit.config.heads,
+        PictureMaker.of(vit, spec, basis, nearest=nearest), spec.alpha, max_pixels,
+    )  # fmt: skip
+    n_threads = pool.resolve_n_threads(n_threads)
+    files = [outputs.files(stem) for stem in stems]
+    _check_distinct(files)
+    run = _Run(photographs, files, outputs, overwrite)
+    for folder in {stem.parent for stem in stems}:
         remove_abandoned(folder)
+    with (
+        blas.one_blas_thread(),
+        contextlib.closing(
+            stream_through_store(
+                photographs, vit, spec, store,
+                skip=run.skip, n_threads=n_threads, batch=batch, max_pixels=max_pixels,
+            )
+        ) as jobs,
+        contextlib.closing(pool.map_ordered(run.finish, jobs, n_threads)) as outcomes,
+    ):  # fmt: skip
+        yield from outcomes
 
-    def skip(index: int, photograph: str) -> bool:
-        if not overwrite and stamp(paths[index]) == {"vitnp:parameters": parameters, "vitnp:photograph": photograph}:
-            finished.add(index)
+
+def _check_outputs(which: Sequence[str], spec: FeatureSpec, basis: PatchPCA | None) -> None:
+    """Raise UsageError unless outputs can be made of these features."""
+    allowed = options.FEATURE_OUTPUTS
+    unknown = [name for name in which if name not in allowed]
+    if unknown or not which:
+        raise UsageError(f"outputs must be some of {options.enumerate_words(allowed)}, got {unknown or 'nothing'}")
+    if "pca" in which and basis is None:
+        raise UsageError("pictures of principal components need a basis; fit one, or load it")
+    if not spec.attention_heads and any(name in which for name in OF_HEADS):
+        raise UsageError("attention maps need the attention of each head; use a spec with attention_heads=True")
+
+
+def _check_distinct(files: Sequence[Mapping[str, Path]]) -> None:
+    """Raise UsageError if two photographs have a file in common, as a.jpg and a_maps.jpg may."""
+    count = Counter(path for of_one in files for path in of_one.values())
+    for path, n in count.most_common(1):
+        if n > 1:
+            raise UsageError(
+                f"{path} would hold outputs of {n} photographs; rename one, or write fewer kinds of outputs"
+            )
+
+
+@dataclasses.dataclass(eq=False)
+class _Run:
+    """What is known of the photographs of a run, and how each of them is finished."""
+
+    photographs: Sequence[find.Photograph]
+    files: Sequence[Mapping[str, Path]]
+    outputs: FeatureOutputs
+    overwrite: bool
+    finished: set[int] = dataclasses.field(default_factory=set)
+    refused: dict[int, OutputError] = dataclasses.field(default_factory=dict)
+    writable: set[Path] = dataclasses.field(default_factory=set)  # folders that have been checked
+
+    def skip(self, index: int, photograph: str) -> bool:
+        """Return whether the files of a photograph are up to date, or cannot be written."""
+        files = self.files[index]
+        if not self.overwrite and all(
+            stamp(path) == self.outputs.stamp(name, photograph) for name, path in files.items()
+        ):
+            self.finished.add(index)
             return True
         try:
-            check_place(paths[index])
+            self.check_place(files.values())
         except OutputError as error:
-            refused[index] = error
+            self.refused[index] = error
             return True
-        return store is not None and in_store(store, photograph, vit)
+        return False
 
-    with contextlib.ExitStack() as stack:
-        jobs = stack.enter_context(
-            contextlib.closing(
-                stream(photographs, vit, spec, skip=skip, n_threads=n_threads, batch=batch, max_pixels=max_pixels)
-            )
-        )
-        writer = None if store is None else stack.enter_context(ShardWriter(store))
-        for job in jobs:
-            source, path, features = photographs[job.index].path, paths[job.index], job.features
-            if job.error is not None or job.photograph is None:
-                yield Outcome(source, error=job.error)
-                continue
-            if job.index in refused:
-                yield Outcome(source, error=refused[job.index])
-                continue
-            if job.index in finished:
-                yield Outcome(source, path)
-                continue
-            if features is not None and writer is not None:
-                writer.add(features)
-            if features is None and store is not None:
-                features = store.entry(job.photograph)
-            assert features is not None  # only photographs that are finished, refused or in the store are skipped
-            try:
-                stamps = {"vitnp:parameters": parameters, "vitnp:photograph": features.photograph}
-                write_file(path, features, {**metadata, **stamps})
-            except OutputError as error:
-                yield Outcome(source, error=error)
-            else:
-                yield Outcome(source, path, features=features)
-
-
-class _PlaceCheck:
-    """Check, before its features are computed, that the file of a photograph can be written.
-
-    Parameters
-    ----------
-    overwrite : bool
-        Whether files that vitnp did not write are replaced.
-    """
-
-    def __init__(self, overwrite: bool) -> None:
-        self._overwrite = overwrite
-        self._writable: set[Path] = set()
-
-    def __call__(self, path: Path) -> None:
+    def check_place(self, paths: Iterable[Path]) -> None:
         """Raise OutputError if another program's file is in the way, or the folder takes no file of this name."""
-        if path.parent not in self._writable:
-            write.prepare_folder(path.parent)
-            self._writable.add(path.parent)
-        write.check_names([path])
-        if not self._overwrite and stamp(path) is None:
-            refuse_foreign([path])
+        paths = list(paths)
+        for folder in {path.parent for path in paths} - self.writable:
+            write.prepare_folder(folder)
+            self.writable.add(folder)
+        write.check_names(paths)
+        if not self.overwrite:
+            refuse_foreign(path for path in paths if stamp(path) is None)
 
+    def finish(self, job: Job) -> Outcome:
+        """Write the files of a photograph, and return what became of it."""
+        source, files = self.photographs[job.index], self.files[job.index]
+        error = job.error or self.refused.get(job.index)
+        if error is not None:
+            return Outcome(source.path, error=error)
+        if job.index in self.finished:
+            return Outcome(source.path, files)
+        assert job.features is not None  # only photographs that are finished or refused are skipped
+        try:
+            with blas.one_blas_thread(), pool.large_image_lock(self._pixels(source)):
+                self.outputs.write(files, job.features, source)
+        except (ImageError, OutputError) as error:
+            return Outcome(source.path, error=error)
+        return Outcome(source.path, files, features=job.features)
 
-def metadata_of(vit: ViT, spec: FeatureSpec) -> dict[str, object]:
-    """Return the metadata that all files of a run share: network, spec and version."""
-    metadata = {"model": vit.name, "patch": vit.config.patch, **spec.as_stored(), "version": __version__}
-    del metadata["regions"]  # the files are the same with and without
-    return metadata
-
-
-def write_file(path: Path, features: FeatureRecord, metadata: Mapping[str, object]) -> None:
-    """Write the features of one photograph.
-
-    Parameters
-    ----------
-    path : Path
-        Path with the suffix ``.npz`` or ``.safetensors``.
-    features : FeatureRecord
-        Written as "keys" (rows, columns, D), "attention" (rows, columns) and "cls" (D,).
-    metadata : mapping
-        Further metadata, besides the sizes of the photograph, of the network's input and of the grid.
-
-    Raises
-    ------
-    OutputError
-        If the file cannot be written.
-    """
-    arrays = {
-        "keys": features.keys.reshape(*features.grid, -1),
-        "attention": features.attention.reshape(features.grid),
-        "cls": features.cls,
-    }
-    metadata = {
-        **metadata,
-        "grid": features.grid,
-        "pixels": features.pixels,
-        "photograph_size": features.size,
-        "capped": features.capped,
-    }
-    if path.suffix == ".npz":
-        # Keys are close to noise: compression takes long and saves almost nothing.
-        write.write_npz(path, arrays, metadata, compressed=False)
-        return
-    texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in metadata.items()}
-    write_safetensors(path, arrays, {"Software": f"vitnp {__version__}", **texts})
-
-
-def stamp(path: str | os.PathLike[str]) -> dict[str, str] | None:
-    """Return the entries that begin with "vitnp:" in the metadata of a file of features.
-
-    Returns
-    -------
-    dict or None
-        None if there is no such file, or vitnp did not write it; see :func:`vitnp.io.stamp.stamp`.
-    """
-    if os.fspath(path).endswith(".npz"):
-        return stamp_.stamp(path)
-    from safetensors import SafetensorError, safe_open
-
-    if not os.path.isfile(path):  # opening a pipe would wait for its writer
-        return None
-    try:
-        with safe_open(os.fspath(path), framework="numpy") as file:
-            metadata = file.metadata() or {}
-    except (OSError, SafetensorError):
-        return None
-    if not metadata.get("Software", "").startswith("vitnp "):
-        return None
-    return {name: value for name, value in metadata.items() if name.startswith("vitnp:")}
+    def _pixels(self, source: find.Photograph) -> int:
+        """Return the number of pixels that are drawn; files of features alone have none."""
+        return headers.pixels_of(source.path) if set(self.outputs.which) != {"features"} else 0

@@ -173,6 +173,8 @@ def _forward(batch: np.ndarray, vit: ViT, spec: FeatureSpec, with_cls: bool) -> 
         "keys": _as_stored(features[spec.facet], spec),
         "attention": features["attention"].mean(axis=1, dtype=np.float32),
     }
+    if spec.attention_heads:
+        arrays["attention_heads"] = features["attention"].transpose(0, 2, 1).astype(np.float32)
     if with_cls:
         arrays["cls"] = last["cls"].astype(np.float32, copy=False)
     if spec.regions:

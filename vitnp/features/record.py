@@ -64,6 +64,14 @@ class FeatureRecord:
         return self.arrays()["attention"]
 
     @property
+    def attention_heads(self) -> np.ndarray:
+        """(N, H) float32: CLS attention of each head in the block of the keys."""
+        arrays = self.arrays()
+        if "attention_heads" not in arrays:
+            raise UsageError("the features lack the attention of each head; extract them with attention_heads=True")
+        return arrays["attention_heads"]
+
+    @property
     def cls(self) -> np.ndarray:
         """(D,) float32: CLS token of the last block, after the final norm."""
         return self.arrays()["cls"]

@@ -119,6 +119,8 @@ class Shard:
         }
         if self._spec.regions:
             expected |= {"value": (stored, (n_patches, width)), "cls_state": ("F32", (n, 4, width))}
+        if self._spec.attention_heads:
+            expected["attention_heads"] = ("F32", (n_patches, self._spec.heads))
         if "last_key" in arrays:  # not stored if it is the same array as the keys
             expected["last_key"] = (stored, (n_patches, width))
         return n > 0 and width > 0 and arrays == expected

@@ -33,7 +33,7 @@ class FeatureSpec:
     ----------
     sha256 : str
         Checksum of the checkpoint, or of the weights themselves if there is no file.
-    facet : {"key", "query", "value", "token"}
+    facet : {"key", "key_rotated", "query", "value", "token"}
         Feature that is stored as keys.
     layer : int
         Block that is read, from 0.
@@ -55,6 +55,8 @@ class FeatureSpec:
         Version of the store.
     grid : (int, int), optional
         Grid of the position embeddings if it isn't square; not stored if it is.
+    attention_heads : bool
+        Whether the features include the attention of each head; not stored if not.
     """
 
     sha256: str
@@ -74,6 +76,7 @@ class FeatureSpec:
     alpha: str = "background"
     version: int = STORE_VERSION
     grid: tuple[int, int] | None = None
+    attention_heads: bool = False
 
     @classmethod
     def of(
@@ -89,6 +92,7 @@ class FeatureSpec:
         regions: bool = True,
         alpha: str = "background",
         stored: bool = True,
+        attention_heads: bool = False,
     ) -> FeatureSpec:
         """Return the spec of a network's features.
 
@@ -105,6 +109,8 @@ class FeatureSpec:
         stored : bool
             Whether the features may be stored. If so, a network without a file is identified by a checksum of its
             weights, which takes a while for a large one.
+        attention_heads : bool
+            Whether to include the attention of each head: 4 bytes per patch and head.
 
         Returns
         -------
@@ -113,13 +119,14 @@ class FeatureSpec:
         Raises
         ------
         UsageError
-            If the network does not have the layer, the stride or the final norm, or a value is not allowed.
+            If the network does not have the layer, the stride, the final norm or the facet, or a value is not allowed.
         """
         if precision not in options.FEATURE_DTYPES:
             allowed = options.enumerate_words(options.FEATURE_DTYPES)
             raise UsageError(f"precision must be one of {allowed}, got {precision!r}")
         vit.require_final_norm((facet, "cls") if stored else (facet,))
         config = vit.config
+        config.require_rotary((facet,))
         return cls(
             sha256=vit.sha256 or (_hash_weights(vit) if stored else ""),
             facet=options.check("facet", facet),
@@ -137,6 +144,7 @@ class FeatureSpec:
             regions=regions,
             alpha="ignore" if options.check("alpha", alpha) == "ignore" else "background",
             grid=config.oblong_grid,
+            attention_heads=attention_heads,
         )
 
     def keys_are_last(self, vit: ViT) -> bool:
@@ -148,6 +156,8 @@ class FeatureSpec:
         fields = dataclasses.asdict(self)
         if self.grid is None:
             del fields["grid"]
+        if not self.attention_heads:
+            del fields["attention_heads"]
         return {_STORED_NAMES.get(name, name): value for name, value in fields.items()}
 
     @classmethod

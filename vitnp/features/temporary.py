@@ -159,5 +159,6 @@ def _bytes_of(photograph: Source, vit: ViT, spec: FeatureSpec) -> int:
     dim, itemsize = vit.config.width, np.dtype(spec.precision).itemsize
     n_facets = 1 if not spec.regions else 2 if spec.keys_are_last(vit) else 3
     n_tokens = 5 if spec.regions else 1
-    per_patch = n_facets * dim * itemsize + 4  # 4: attention
+    n_maps = 1 + (spec.heads if spec.attention_heads else 0)
+    per_patch = n_facets * dim * itemsize + 4 * n_maps  # 4: attention in float32
     return rows * columns * per_patch + n_tokens * dim * 4 + _METADATA_BYTES

@@ -14,8 +14,10 @@ from vitnp.method.image_level import ImageLevelConfig
 
 AnyConfig = TypeVar("AnyConfig", ImageLevelConfig, CollectionLevelConfig)
 
-# Weights of the image, data set, category and readout level in their mean.
-FOUR_LEVELS = (1.0, 1.0, 1.0, 2.0)
+# Weights of the image, data set, category and readout level in their mean: for photographs of any kind, as the built-in
+# collection meets them, and for those of the kind that a collection was fitted to, whose categories fit them better.
+ANY_PHOTOGRAPHS = (1.0, 1.0, 1.0, 2.0)
+OWN_PHOTOGRAPHS = (1.0, 1.0, 2.0, 3.0)
 # Overlap of data set and readout level below which the readout does not count for a photograph. Both know the patches
 # of all photographs; where they contradict each other, the photograph is unlike those that the readout was fitted to.
 LEAST_OVERLAP = 0.5
@@ -63,16 +65,18 @@ def combine_levels(
     return (mean > 0.5 if consistency == "majority" else mean == 1).astype(np.float32)
 
 
-def level_weights(levels: Sequence[np.ndarray]) -> tuple[float, ...]:
-    """Return the weights of levels in their mean: equal, but for the readout level of a collection.
+def level_weights(levels: Sequence[np.ndarray], four: Sequence[float] = ANY_PHOTOGRAPHS) -> tuple[float, ...]:
+    """Return the weights of levels in their mean: equal, but with the readout level of a collection `four`.
 
-    With four levels, of which the last is the readout, that one counts twice; and nothing where its foreground and that
-    of the data set level, the second, have an IoU below one half.
+    The readout, the last of four levels, counts nothing where its foreground and that of the data set level, the
+    second, have an IoU below one half.
 
     Parameters
     ----------
     levels : sequence of (N,) float
         Soft answers, as :meth:`vitnp.method.collection.Collection.levels` returns them.
+    four : sequence of 4 float
+        :data:`ANY_PHOTOGRAPHS`, or :data:`OWN_PHOTOGRAPHS`.
 
     Examples
     --------
@@ -80,10 +84,10 @@ def level_weights(levels: Sequence[np.ndarray]) -> tuple[float, ...]:
     >>> level_weights([image, dataset, category, dataset]), level_weights([image, dataset, category, image])
     ((1.0, 1.0, 1.0, 2.0), (1.0, 1.0, 1.0, 0.0))
     """
-    if len(levels) != len(FOUR_LEVELS):
+    if len(levels) != len(four):
         return (1.0,) * len(levels)
     agrees = overlap(levels[1], levels[3]) >= LEAST_OVERLAP
-    return FOUR_LEVELS if agrees else (*FOUR_LEVELS[:3], 0.0)
+    return tuple(four) if agrees else (*four[:3], 0.0)
 
 
 def overlap(one: np.ndarray, other: np.ndarray) -> float:

@@ -7,7 +7,7 @@ import functools
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,10 +19,12 @@ from vitnp.features.record import FeatureRecord
 from vitnp.io.stamp import canonical_json
 from vitnp.kernels.threads import blas
 from vitnp.method import collection_file
+from vitnp.method.agreement import ANY_PHOTOGRAPHS, combine_levels, level_weights
 from vitnp.method.cleaning import CleaningConfig
 from vitnp.method.collection_level import FittedLevel
 from vitnp.method.image_level import ImageLevelConfig
 from vitnp.method.instances import Instances
+from vitnp.method.lines import LineRule
 from vitnp.method.prototypes import Prototypes, label_map, split_by_class, split_pixels
 from vitnp.method.readout import Readout
 from vitnp.method.regions import RegionRule, Regions, label_regions, region_patches
@@ -68,6 +70,8 @@ class Collection:
         Means of the classes, if there are any.
     readout : Readout, optional
         Readout level; files of earlier versions have none, and votes of the paper's three levels do without.
+    lines : LineRule, optional
+        Sign and thresholds of lines, in the domain "lines".
 
     Examples
     --------
@@ -81,6 +85,7 @@ class Collection:
     centers: np.ndarray
     prototypes: Prototypes | None = None
     readout: Readout | None = None
+    lines: LineRule | None = None
 
     def category_of(self, cls: np.ndarray) -> int:
         """Return the category whose center is nearest to the CLS token (D,) of a photograph."""
@@ -105,8 +110,7 @@ class Collection:
         Returns
         -------
         image, dataset, category[, readout] : (N,) float32
-            Soft answers if levels are combined by their mean, else hard ones; see
-            :func:`vitnp.method.agreement.combine_levels`.
+            Soft answers if levels are combined by their mean, else hard ones; see :meth:`combine`.
         """
         soft, hard = image_level
         with blas.one_blas_thread():
@@ -114,6 +118,15 @@ class Collection:
                 return hard, self.dataset.hard_foreground(keys), self.categories[category].hard_foreground(keys)
             levels = soft, self.dataset.soft_foreground(keys), self.categories[category].soft_foreground(keys)
             return levels if self.readout is None else (*levels, self.readout.soft_foreground(keys))
+
+    def combine(self, levels: Sequence[np.ndarray]) -> np.ndarray:
+        """Combine the answers of :meth:`levels` into one score (N,) float32 per patch, on their device.
+
+        See :func:`vitnp.method.agreement.combine_levels`. The weights of four levels are stored with the readout; files
+        without them, as that of the built-in collection, are for photographs of any kind.
+        """
+        four = (self.parameters.get("readout") or {}).get("weights", ANY_PHOTOGRAPHS)
+        return combine_levels(levels, self.consistency, level_weights(levels, four))
 
     @property
     def consistency(self) -> str:
@@ -164,7 +177,14 @@ class Collection:
             raise UsageError("the collection has no classes; fit it with n_classes")
         regions = label_regions(mask, self.rule) if instances is None else instances.labels.astype(np.uint16)
         patches = region_patches(regions, features.grid)
-        region_cls = functools.partial(vit.region_cls, features.cls_state, features.last_key, features.value)
+        region_cls = functools.partial(
+            vit.region_cls,
+            features.cls_state,
+            features.last_key,
+            features.value,
+            grid=features.grid,
+            stride=self.parameters["stride"],
+        )
         classes, certainty = self.prototypes.classify(region_cls(patches))
         if self.rule.how == "split":
             seed = (int(self.parameters["seed"]), features.digest)
@@ -246,9 +266,13 @@ class Collection:
             raise ValueError(f"unknown consistency {parameters['consistency']!r}"[:80])
         collection = cls(parameters, *collection_file.from_arrays(arrays, parameters["temperatures"]))
         collection.image_level, collection.cleaning, collection.rule  # noqa: B018  (raise if the constants do not fit)
+        if parameters.get("domain") == "lines" and collection.lines is None:
+            raise KeyError("lines")
         if collection.digest != metadata["digest"]:
             raise ValueError("its checksum differs")
         return collection
 
     def _arrays(self) -> dict[str, np.ndarray]:
-        return collection_file.to_arrays(self.dataset, self.categories, self.centers, self.prototypes, self.readout)
+        return collection_file.to_arrays(
+            self.dataset, self.categories, self.centers, self.prototypes, self.readout, self.lines
+        )

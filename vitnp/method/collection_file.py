@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from vitnp.method.collection_level import FittedLevel
+from vitnp.method.lines import LineRule
 from vitnp.method.prototypes import Prototypes
 from vitnp.method.readout import Readout
 
@@ -20,6 +21,7 @@ def to_arrays(
     centers: np.ndarray,
     prototypes: Prototypes | None,
     readout: Readout | None,
+    lines: LineRule | None,
 ) -> dict[str, np.ndarray]:
     """Return the arrays of a collection under the names that files use."""
     arrays = {"centres": centers}
@@ -33,13 +35,15 @@ def to_arrays(
             arrays["prototypes.mean"] = prototypes.mean
     if readout is not None:
         arrays["readout.weights"], arrays["readout.bias"] = readout.weights, np.array([readout.bias], np.float32)
+    if lines is not None:
+        arrays["lines"] = np.array([lines.bright, lines.low, lines.high], np.float32)
     return arrays
 
 
 def from_arrays(
     arrays: Mapping[str, np.ndarray], temperatures: Mapping[str, float]
-) -> tuple[FittedLevel, tuple[FittedLevel, ...], np.ndarray, Prototypes | None, Readout | None]:
-    """Return the data set level, category levels, centers, prototypes and readout that :func:`to_arrays` was given.
+) -> tuple[FittedLevel, tuple[FittedLevel, ...], np.ndarray, Prototypes | None, Readout | None, LineRule | None]:
+    """Return what :func:`to_arrays` was given, in the same order.
 
     Parameters
     ----------
@@ -61,7 +65,8 @@ def from_arrays(
     readout = _readout(arrays, centers.shape[1]) if "readout.weights" in arrays else None
     if not all(np.isfinite(array).all() for array in arrays.values()):
         raise ValueError("an array contains NaN or infinity")
-    return dataset, categories, centers, prototypes, readout
+    lines = _lines(arrays["lines"]) if "lines" in arrays else None
+    return dataset, categories, centers, prototypes, readout, lines
 
 
 def _level(arrays: Mapping[str, np.ndarray], name: str, temperature: float, width: int) -> FittedLevel:
@@ -78,6 +83,12 @@ def _readout(arrays: Mapping[str, np.ndarray], width: int) -> Readout:
     if weights.shape != (width,) or bias.shape != (1,):
         raise ValueError("the shapes of the readout do not fit together")
     return Readout(weights, float(bias[0]))
+
+
+def _lines(array: np.ndarray) -> LineRule:
+    if array.shape != (3,) or array[0] not in (0, 1) or not 0 < array[1] <= array[2]:
+        raise ValueError("the thresholds of the lines do not fit together")
+    return LineRule(bool(array[0]), float(array[1]), float(array[2]))
 
 
 def _prototypes(arrays: Mapping[str, np.ndarray], width: int) -> Prototypes:

@@ -132,8 +132,8 @@ def fit_level(
         Number of chunks of keys that are processed at the same time.
     device : {"cpu", "cuda"}
         Device of k-means.
-    domain : {"photo", "texture"}
-        With "texture" the smallest cluster alone is foreground, whatever the hard answers.
+    domain : {"photo", "texture", "lines"}
+        With another than "photo" the smallest cluster alone is foreground, whatever the hard answers.
 
     Returns
     -------
@@ -161,7 +161,7 @@ def fit_level(
             device=device,
         ).fit(keys, mapper=mapper)
         centroids.append(kmeans.cluster_centers_)
-        if domain == "texture":
+        if domain != "photo":
             shares.append(smaller_cluster(kmeans.counts_))
             continue
         foreground = np.bincount(kmeans.labels_, weights=hard, minlength=n_clusters)

@@ -9,11 +9,11 @@ import numpy as np
 from vitnp import kernels
 from vitnp.features.record import FeatureRecord, unit_rows
 from vitnp.method import texture
-from vitnp.method.agreement import combine_levels
 from vitnp.method.cleaning import clean
 from vitnp.method.collection import Collection
 from vitnp.method.confidence import collection_confidence, image_confidence
 from vitnp.method.image_level import ImageLevelConfig, image_level
+from vitnp.method.readout import readout_targets
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +46,7 @@ def judge_image(
     if config is None:
         config = ImageLevelConfig() if collection is None else collection.image_level
     keys = unit_rows(kernels.to_device(features.keys, device))
-    if domain == "texture":
+    if domain != "photo":
         soft, hard = texture.texture_image_level(keys, (seed, features.digest), config)
     else:
         soft, hard = image_level(keys, features.attention, features.grid, (seed, features.digest), config)
@@ -74,6 +74,13 @@ class PatchScores:
     levels: tuple[np.ndarray, ...] | None = None
     category: int | None = None
 
+    def from_pixels(self, soft: np.ndarray, confidence: float) -> PatchScores:
+        """Return the scores of a soft map (height, width) uint16 that was found without the levels: its patch means."""
+        means = readout_targets(soft, self.score.shape, sharpness=1.0).reshape(self.score.shape)
+        return dataclasses.replace(
+            self, score=kernels.to_device(means, kernels.device_of(self.score)), confidence=confidence, levels=None
+        )
+
 
 def score_patches(
     features: FeatureRecord,
@@ -92,7 +99,7 @@ def score_patches(
         As for :func:`vitnp.pipeline.segment_features`.
     device : str
         Device of the network.
-    domain : {"photo", "texture"}
+    domain : {"photo", "texture", "lines"}
         Decides the cleaning where there is no collection.
     """
     return clean_patches(combine_patches(features, answer, device, collection, category), collection, domain=domain)
@@ -111,7 +118,7 @@ def combine_patches(
     category = collection.category_of(features.cls) if category is None else category
     keys = unit_rows(kernels.to_device(features.keys, device))
     levels = collection.levels(keys, (answer.soft, answer.hard), category)
-    score = combine_levels(levels, collection.consistency)
+    score = collection.combine(levels)
     return PatchScores(score.reshape(features.grid), collection_confidence(score, levels), levels, category)
 
 

@@ -14,6 +14,7 @@ import dataclasses
 import numpy as np
 
 from vitnp import kernels
+from vitnp.method.agreement import OWN_PHOTOGRAPHS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +34,9 @@ class ReadoutConfig:
         are the mean of several levels.
     ridge : float
         Weight of the squared norm of the weights, beside the mean cross-entropy.
+    weights : (float, float, float, float)
+        Weights of the image, data set, category and readout level in their mean, see
+        :mod:`vitnp.method.agreement`.
     """
 
     photographs: int = 1_500
@@ -40,6 +44,7 @@ class ReadoutConfig:
     min_confidence: float = 0.3
     sharpness: float = 3.0
     ridge: float = 1e-4
+    weights: tuple[float, float, float, float] = OWN_PHOTOGRAPHS
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

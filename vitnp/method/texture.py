@@ -3,6 +3,7 @@
 The foreground rule of photographs (:mod:`vitnp.method.foreground`) looks for an object that draws attention and keeps
 away from the border. Under a microscope, on a field or on a road neither holds. With ``domain="texture"`` each level
 has two clusters instead, and the smaller one is its foreground: parts cover less of such pictures than their ground.
+So does the mask: if it covers more than half of a picture, its complement is taken.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ def default_cleaning(domain: str) -> CleaningConfig:
     >>> default_cleaning("texture").relative
     0.0
     """
-    return CLEANING if domain == "texture" else CleaningConfig()
+    return CleaningConfig() if domain == "photo" else CLEANING
 
 
 def smaller_cluster(counts: np.ndarray) -> np.ndarray:
@@ -56,6 +57,26 @@ def smaller_cluster(counts: np.ndarray) -> np.ndarray:
     if len(occupied) > 1:
         foreground[occupied[counts[occupied].argmin()]] = 1
     return foreground
+
+
+def smaller_side(soft: np.ndarray) -> np.ndarray:
+    """Return a soft map, or its complement if its mask covers more than half of the picture.
+
+    Parameters
+    ----------
+    soft : (height, width) uint16
+        Map in 16-bit fixed point; the mask is where it is at least 32768.
+
+    Returns
+    -------
+    (height, width) uint16
+
+    Examples
+    --------
+    >>> smaller_side(np.array([[65535, 40000, 0]], np.uint16)).tolist()
+    [[0, 25535, 65535]]
+    """
+    return np.uint16(65535) - soft if 2 * np.count_nonzero(soft >= 32768) > soft.size else soft
 
 
 def texture_image_level(

@@ -10,7 +10,7 @@ import numpy as np
 from vitnp import kernels, options
 from vitnp.io.resample import bilinear, check_map, check_photograph, downscale, working_size
 from vitnp.refine.bilateral_solver import bilateral_solver
-from vitnp.refine.color_mean import color_mean
+from vitnp.refine.color_direction import color_direction
 from vitnp.refine.dense_crf import dense_crf
 from vitnp.refine.guided_filter import fixed_point, guided_filter, guided_upsample
 
@@ -44,8 +44,8 @@ def refine(
     rgb : uint8 array, shape (H, W, 3)
         Photograph, on the same device or in host memory.
     method : "solver", "crf", "guided", "color" or "none"
-        `bilateral_solver` in two passes, `dense_crf` at half the working size, `guided_filter`, `color_mean` (on the
-        CPU), or only bilinear interpolation to the full size.
+        `bilateral_solver` in two passes, `dense_crf` at half the working size, `guided_filter`, `color_direction` (on
+        the CPU), or only bilinear interpolation to the full size.
     working_side : int
         Long side of the working size in pixels.
 
@@ -89,8 +89,8 @@ def refine(
     elif method == "crf":
         soft = dense_crf(soft.clip(0, 1), small)[..., 1]
     elif method == "color":
-        means = color_mean(kernels.to_host(soft), kernels.to_host(small))
-        soft = kernels.to_device(means.astype(soft.dtype), kernels.device_of(score))
+        divided = color_direction(kernels.to_host(soft), kernels.to_host(small))
+        soft = kernels.to_device(divided.astype(soft.dtype), kernels.device_of(score))
     else:
         soft = guided_filter(soft, small, radius=max(1, round(_GUIDED_RADIUS * max(size))), eps=_GUIDED_EPS)
     if size == full:

@@ -117,8 +117,10 @@ def resolve_clip_collection(
     Raises
     ------
     UsageError
-        If a collection is to be fitted to frames that can be read only once.
+        If a collection is to be fitted to frames that can be read only once, or the domain is "lines".
     """
+    if settings.domain == "lines":
+        raise UsageError("lines are found in the pixels of single frames; leave out --video, or take another domain")
     levels = None
     if collection != "fit":
         levels, reason = resolve_collection(collection, vit, settings)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import numbers
+from collections.abc import Iterable
 
 from vitnp.errors import UsageError
+from vitnp.options import FACETS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +25,8 @@ class ViTConfig:
     patch : int
         Height and width of a patch in pixels, P.
     grid : (int, int)
-        Rows and columns of the patch grid that the position embeddings were trained on.
+        Rows and columns of the patch grid that the position embeddings were trained on. Rotary position embeddings fit
+        any grid; for them it is that of the size of training, and nothing is computed from it.
     registers : int
         Number of register tokens, R.
     swiglu : bool
@@ -33,9 +36,12 @@ class ViTConfig:
     eps : float
         Epsilon of every LayerNorm.
     pos_embed : {"offset", "exact", "antialias"}
-        Interpolation of the position embeddings, see :mod:`vitnp.vit.pos_embed`.
+        Interpolation of the position embeddings, see :mod:`vitnp.vit.pos_embed`. Not used with `rotary`.
     mean, std : (float, float, float)
         Mean and standard deviation that normalize RGB values in 0..1.
+    rotary : bool
+        Whether positions are encoded by rotating queries and keys of patches, as in DINOv3, see
+        :mod:`vitnp.vit.rotary`, instead of by a table of position embeddings that is added to the patches.
 
     Examples
     --------
@@ -55,11 +61,17 @@ class ViTConfig:
     pos_embed: str = "offset"
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    rotary: bool = False
 
     @property
     def num_prefix_tokens(self) -> int:
         """Number of tokens before the patches: CLS and the registers."""
         return 1 + self.registers
+
+    @property
+    def facets(self) -> tuple[str, ...]:
+        """Names of the facets that the network has: only a network that rotates its keys has rotated ones."""
+        return tuple(name for name in FACETS if self.rotary or name != "key_rotated")
 
     @property
     def oblong_grid(self) -> tuple[int, int] | None:
@@ -111,3 +123,17 @@ class ViTConfig:
         if not isinstance(stride, numbers.Integral) or not 0 < stride <= self.patch or self.patch % stride:
             raise UsageError(f"stride must be a divisor of the patch size {self.patch}, got {stride!r}")
         return int(stride)
+
+    def require_rotary(self, features: Iterable[str]) -> None:
+        """Check that the network rotates its keys if features are taken after that.
+
+        Raises
+        ------
+        UsageError
+            If it has no rotary position embeddings.
+        """
+        if "key_rotated" in features and not self.rotary:
+            raise UsageError(
+                "'key_rotated' is the key after the rotation by its position, which this network lacks: use key, or "
+                "a network with rotary position embeddings, such as DINOv3"
+            )

@@ -5,7 +5,7 @@ need, and spreads it over threads. Tokens interact in attention alone, so each t
 through the whole network and waits for the others once per block, until all keys and values are there.
 
 Letters in shapes: B images, N patches, R register tokens, T = 1 + R + N tokens in the order CLS, registers, patches;
-D width, H heads, b images and n rows of a chunk.
+D width, H heads, d = D / H, b images and n rows of a chunk.
 """
 
 from __future__ import annotations
@@ -48,10 +48,12 @@ class ForwardPass:
     ----------
     x : (B, T, D) float
         Tokens, overwritten block by block.
+    rotation : (T, d) float, or None
+        Rotary position embeddings, by which the K/V cache rotates keys and queries.
     kv : list of KVCache
         Keys and values of the current block, and of the next one if there are two.
     out : dict of str to (B, T, D) float
-        Query, key, value and output of the last block as far as the features need them.
+        Query, key, value and output of the last block as far as the features need them; query and key before rotation.
     max_threads : int
         More threads than this would have too little work.
     """
@@ -60,9 +62,11 @@ class ForwardPass:
         self.weights, self.config, self.images = weights, weights.config, images
         self.stride, self.layer, self.features = stride, layer, features
         height, width = images.shape[2:]
-        self.prefix_tokens, self.pos_embed = weights.prefix_and_pos_embed(self.config.patch_grid(height, width, stride))
+        grid = self.config.patch_grid(height, width, stride)
+        self.prefix_tokens, self.pos_embed = weights.prefix_and_pos_embed(grid)
+        self.rotation = weights.rotation(grid, stride)
         self.n_prefix = self.config.num_prefix_tokens
-        batch, n_tokens = len(images), self.n_prefix + len(self.pos_embed)
+        batch, n_tokens = len(images), self.n_prefix + grid[0] * grid[1]
         self.x, self.queries = (
             weights.temporary(name, batch, n_tokens, self.config.width) for name in ("tokens", "queries")
         )
@@ -83,7 +87,9 @@ class ForwardPass:
         w, c = self.weights, self.config
         count = 2 if w.device == "cpu" and batch * n_tokens < SINGLE_KV_BUFFER_TOKENS else 1
         return [
-            w.kernels.KVCache(batch, n_tokens, c.width, c.heads, w.dtype, slot=slot, precision=w.precision)
+            w.kernels.KVCache(
+                batch, n_tokens, c.width, c.heads, w.dtype, slot=slot, precision=w.precision, rotation=self.rotation
+            )
             for slot in range(count)
         ]
 
@@ -102,7 +108,7 @@ class ForwardPass:
         self.n_query_rows = n_tokens if "query" in features else max(self.n_output_rows, int(needs_cls_row))
         needed = {
             "query": self.n_query_rows > 0,
-            "key": "key" in features or needs_cls_row or self.n_output_rows > 0,
+            "key": not {"key", "key_rotated"}.isdisjoint(features) or needs_cls_row or self.n_output_rows > 0,
             "value": "value" in features or "cls_state" in features or self.n_output_rows > 0,
         }
         self.out = {facet: xp.empty(shape, self.x.dtype) for facet in needed if needed[facet]}
@@ -121,7 +127,7 @@ class ForwardPass:
             worker.wait()  # until all keys and values of this block are written
             for chunk in chunks:
                 attn_out = self.weights.temporary("attn_out", *self.x[chunk].shape)
-                attn_out = kv.attend(self.queries[chunk], chunk[0], attn_out)
+                attn_out = kv.attend(self.queries[chunk], chunk[0], attn_out, start=chunk[1].start)
                 block_tail(self.weights, self.x[chunk], attn_out, index, out=self.x[chunk])
             if len(self.kv) == 1:
                 worker.wait()  # until all threads have read the only buffer
@@ -158,7 +164,11 @@ class ForwardPass:
             patches = w.kernels.patch_embedding(
                 self.images[images], weight, bias, self.stride, patch=self.config.patch, start=start, stop=stop
             )
-            w.xp.add(patches, self.pos_embed[start:stop], out=self.x[images, n_prefix + start : n_prefix + stop])
+            tokens = self.x[images, n_prefix + start : n_prefix + stop]
+            if self.pos_embed is None:
+                tokens[...] = patches
+            else:
+                w.xp.add(patches, self.pos_embed[start:stop], out=tokens)
 
     def project_qkv(self, chunk: Chunk, index: int, kv: Any) -> None:
         """Compute query, key and value of a chunk in a block that isn't the last."""
@@ -186,19 +196,25 @@ class ForwardPass:
         for images, rows in chunks:
             needed = slice(rows.start, min(rows.stop, self.n_output_rows))
             if needed.start < needed.stop:
-                attn_out = kv.attend(out["query"][images, needed], images)
+                attn_out = kv.attend(out["query"][images, needed], images, start=needed.start)
                 y = block_tail(w, self.x[images, needed], attn_out, index)
-                out["token"][images, needed] = norm(w, y, "norm")
+                n_prefix = max(0, self.n_prefix - needed.start)
+                final_norm(w, y, n_prefix, out["token"][images, needed])
 
     def result(self) -> dict[str, np.ndarray]:
         """Return the features by name, after every thread has finished."""
         n_prefix, out, xp = self.n_prefix, self.out, self.weights.xp
         result = {facet: out[facet][:, n_prefix:] for facet in FACETS if facet in out}
+        if "key_rotated" in self.features and self.rotation is not None:
+            rotation = self.rotation[n_prefix:]
+            result["key_rotated"] = self.weights.kernels.rotate(result["key"], rotation, self.config.heads)
         if self.n_output_rows:
             result |= {"cls": out["token"][:, 0], "register": out["token"][:, 1:n_prefix]}
         if "attention" in self.features:
             with blas.one_blas_thread():
-                attention = self.weights.kernels.attention_row(out["query"][:, :1], out["key"], self.config.heads)
+                attention = self.weights.kernels.attention_row(
+                    out["query"][:, :1], out["key"], self.config.heads, self.rotation
+                )
             result["attention"] = attention[:, :, n_prefix:]  # of (B, H, T)
         if "cls_state" in self.features:
             parts = (self.x, out["query"], out["key"], out["value"])
@@ -241,7 +257,7 @@ def block_tail(
     if weights.config.swiglu:
         y, last_layer = kernels.swiglu(linear(y, "mlp.w12")), "mlp.w3"
     else:
-        hidden = weights.temporary("hidden", *y.shape[:-1], len(weights[f"{name}.mlp.fc1.bias"]))
+        hidden = weights.temporary("hidden", *y.shape[:-1], weights.n_outputs(f"{name}.mlp.fc1"))
         y, last_layer = linear(y, "mlp.fc1", activation="gelu", out=hidden), "mlp.fc2"
     return linear(y, last_layer, scale=weights.get(f"{name}.ls2.gamma"), residual=x, out=out)
 
@@ -250,3 +266,10 @@ def norm(weights: PackedWeights, x: np.ndarray, name: str) -> np.ndarray:
     """Apply LayerNorm over the last axis; the next call of the same thread overwrites the result."""
     out = weights.temporary("normed", *x.shape)
     return weights.kernels.layernorm(x, weights[f"{name}.weight"], weights[f"{name}.bias"], weights.config.eps, out)
+
+
+def final_norm(weights: PackedWeights, x: np.ndarray, n_prefix: int, out: np.ndarray) -> None:
+    """Write the final norm of tokens (b, n, D) to `out`; the first `n_prefix` of them may have one of their own."""
+    out[...] = norm(weights, x, "norm")
+    if n_prefix and weights.has("cls_norm.weight"):
+        out[:, :n_prefix] = norm(weights, x[:, :n_prefix], "cls_norm")

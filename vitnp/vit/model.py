@@ -14,7 +14,7 @@ from vitnp.kernels.threads import team
 from vitnp.kernels.threads.fork import unlocked_in_child
 from vitnp.options import FEATURES
 from vitnp.vit.config import ViTConfig
-from vitnp.vit.forward import ForwardPass, block_tail, norm
+from vitnp.vit.forward import ForwardPass, block_tail, final_norm
 from vitnp.vit.weights import PackedWeights
 
 
@@ -89,7 +89,9 @@ class ViT:
         features : str or iterable of str
             Names of the features:
 
-            - "query", "key", "value": (B, N, D), of the patches, heads side by side;
+            - "query", "key", "value": (B, N, D), of the patches, heads side by side; in networks with rotary position
+              embeddings before the rotation;
+            - "key_rotated": (B, N, D), the keys after it;
             - "token": (B, N, D), of the patches, after the final norm;
             - "cls": (B, D), "register": (B, R, D), after the final norm;
             - "attention": (B, H, N), from CLS to the patches; the softmax is over all T tokens, so a row sums to less
@@ -120,7 +122,16 @@ class ViT:
             team.run_team(forward.run, forward.max_threads)
             return forward.result()
 
-    def region_cls(self, state: np.ndarray, key: np.ndarray, value: np.ndarray, regions: np.ndarray) -> np.ndarray:
+    def region_cls(
+        self,
+        state: np.ndarray,
+        key: np.ndarray,
+        value: np.ndarray,
+        regions: np.ndarray,
+        *,
+        grid: tuple[int, int] | None = None,
+        stride: int | None = None,
+    ) -> np.ndarray:
         """Compute CLS tokens of regions of an image.
 
         The last block runs for the CLS row alone, and its attention is restricted to CLS and the patches of one region.
@@ -135,14 +146,25 @@ class ViT:
             Keys and values of the image in the last block.
         regions : (G, N) bool
             Patches of each region. In an empty region CLS attends to itself alone.
+        grid : (int, int)
+            Rows and columns of the patches. Only networks with rotary position embeddings need it, for which a patch
+            keeps its place in the image.
+        stride : int, optional
+            Pixels between patches, by default the patch size.
 
         Returns
         -------
         (G, D) float
             CLS tokens after the final norm, in host memory.
+
+        Raises
+        ------
+        UsageError
+            If the checkpoint has no final norm, or the grid is missing or has another number of patches.
         """
         self.require_final_norm(("cls",))
         config, weights = self.config, self._packed_weights()
+        rotation = self._rotation_of_regions(weights, regions, grid, stride)
         xp = weights.xp
         state, key, value = (xp.asarray(kernels.to_device(x, self.device), weights.dtype) for x in (state, key, value))
         x, query, cls_key, cls_value = (row[None, None] for row in state)  # (1, 1, D) each
@@ -152,10 +174,27 @@ class ViT:
                 patches = xp.asarray(np.flatnonzero(region))
                 keys = xp.concatenate([cls_key, key[None, patches]], axis=1)  # (1, 1 + patches of the region, D)
                 values = xp.concatenate([cls_value, value[None, patches]], axis=1)
-                attn_out = weights.kernels.attention(query, keys, values, config.heads)
+                # The patches of the image follow CLS and the registers.
+                tokens = xp.concatenate([xp.zeros(1, patches.dtype), config.num_prefix_tokens + patches])
+                turned = None if rotation is None else rotation[tokens]
+                attn_out = weights.kernels.attention(query, keys, values, config.heads, turned)
                 out = block_tail(weights, x, attn_out, config.depth - 1)
-                result[index] = norm(weights, out, "norm")[0, 0]
+                final_norm(weights, out, 1, result[index, None, None])
         return kernels.to_host(result)
+
+    def _rotation_of_regions(
+        self, weights: PackedWeights, regions: np.ndarray, grid: tuple[int, int] | None, stride: int | None
+    ) -> np.ndarray | None:
+        """Return the rotation (1 + R + N, d) of the tokens of an image, or None if positions aren't rotary."""
+        if not self.config.rotary:
+            return None
+        n_patches = np.shape(regions)[1]
+        if grid is None or grid[0] * grid[1] != n_patches:
+            raise UsageError(
+                f"grid must be the rows and columns of the {n_patches} patches in a network with rotary position "
+                f"embeddings, got {grid}"
+            )
+        return weights.rotation(grid, self.config.resolve_stride(stride))
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -225,6 +264,7 @@ class ViT:
         if unknown or not features:
             raise UsageError(f"features must be among {', '.join(FEATURES)}, got {unknown or 'none'}")
         self.require_final_norm(features)
+        self.config.require_rotary(features)
         if not isinstance(images, np.ndarray) and kernels.device_of(images) == "cpu":
             raise UsageError(f"images must be an array of shape (B, 3, height, width), got a {type(images).__name__}")
         if images.ndim != 4 or images.shape[1] != 3 or any(side % patch or not side for side in images.shape[2:]):

@@ -1,9 +1,9 @@
 """The vision transformer, written to be read: the whole forward pass in plain NumPy, one image at a time.
 
 It computes what DINO (Caron et al. 2021, arXiv 2104.14294), DINOv2 (Oquab et al. 2023, arXiv 2304.07193), DINOv2 with
-registers (Darcet et al. 2023, arXiv 2309.16588) and any other plain ViT (Dosovitskiy et al. 2021, arXiv 2010.11929)
-compute. :mod:`vitnp.vit.forward` gives the same numbers many times faster. The tests compare the two, so they share no
-code: this module is the specification.
+registers (Darcet et al. 2023, arXiv 2309.16588), DINOv3 (Simeoni et al. 2025, arXiv 2508.10104) and any other plain ViT
+(Dosovitskiy et al. 2021, arXiv 2010.11929) compute. :mod:`vitnp.vit.forward` gives the same numbers many times faster.
+The tests compare the two, so they share no code: this module is the specification.
 
 Letters in shapes: N patches, R register tokens, T = 1 + R + N tokens in the order CLS, registers, patches; D width,
 H heads, d = D / H, P patch size in pixels. Everything is computed in the dtype of the weights and of the image.
@@ -41,7 +41,8 @@ def features(
     -------
     dict of str to float array
         "query", "key", "value" and "token" (N, D), "cls" (D,) and "register" (R, D), "attention" (H, N) from CLS to the
-        patches. "token", "cls" and "register" are taken after the final norm.
+        patches. "token", "cls" and "register" are taken after the final norm. With rotary position embeddings "query"
+        and "key" are those before the rotation, and there is "key_rotated" (N, D).
 
     Examples
     --------
@@ -53,15 +54,19 @@ def features(
     """
     w = nest(weights)
     x = prepare_tokens(image, w, config, stride)  # (T, D)
+    angles = rope_angles(image, w, config, stride)  # (T, d / 2), or None
     for index in range(layer):
-        x = block(x, w["blocks"][str(index)], config)
+        x = block(x, w["blocks"][str(index)], config, angles)
 
     last = w["blocks"][str(layer)]
     query, key, value = qkv(norm(x, **last["norm1"], eps=config.eps), last["attn"])
-    attention = attention_weights(query, key, config.heads)
-    x = norm(block(x, last, config), **w["norm"], eps=config.eps)
+    attention = attention_weights(query, key, config.heads, angles)
+    x = final_norm(block(x, last, config, angles), w, config)
 
     patches = slice(config.num_prefix_tokens, None)
+    rotated = {}
+    if angles is not None:
+        rotated["key_rotated"] = merge_heads(rotate(split_heads(key, config.heads), angles))[patches]
     return {
         "query": query[patches],
         "key": key[patches],
@@ -70,22 +75,23 @@ def features(
         "cls": x[0],
         "register": x[1 : config.num_prefix_tokens],
         "attention": attention[:, 0, patches],
+        **rotated,
     }
 
 
-def block(x: np.ndarray, w: dict[str, Any], config: ViTConfig) -> np.ndarray:
+def block(x: np.ndarray, w: dict[str, Any], config: ViTConfig, angles: np.ndarray | None) -> np.ndarray:
     """Apply one pre-norm block to tokens (T, D), with LayerScale (Touvron et al. 2021) if the network has it."""
     scale1, scale2 = (w["ls1"]["gamma"], w["ls2"]["gamma"]) if config.layerscale else (1.0, 1.0)
-    x = x + scale1 * attn(norm(x, **w["norm1"], eps=config.eps), w["attn"], config.heads)
+    x = x + scale1 * attn(norm(x, **w["norm1"], eps=config.eps), w["attn"], config.heads, angles)
     x = x + scale2 * mlp(norm(x, **w["norm2"], eps=config.eps), w["mlp"])
     return x
 
 
-def attn(x: np.ndarray, w: dict[str, Any], heads: int) -> np.ndarray:
+def attn(x: np.ndarray, w: dict[str, Any], heads: int, angles: np.ndarray | None) -> np.ndarray:
     """Apply multi-head self-attention to tokens (T, D) (Vaswani et al. 2017, section 3.2)."""
     query, key, value = qkv(x, w)
-    x = attention_weights(query, key, heads) @ split_heads(value, heads)  # (H, T, d)
-    return linear(np.concatenate(list(x), axis=-1), **w["proj"])  # heads side by side again, (T, D)
+    x = attention_weights(query, key, heads, angles) @ split_heads(value, heads)  # (H, T, d)
+    return linear(merge_heads(x), **w["proj"])
 
 
 def qkv(x: np.ndarray, w: dict[str, Any]) -> list[np.ndarray]:
@@ -93,15 +99,50 @@ def qkv(x: np.ndarray, w: dict[str, Any]) -> list[np.ndarray]:
     return np.split(linear(x, **w["qkv"]), 3, axis=-1)
 
 
-def attention_weights(query: np.ndarray, key: np.ndarray, heads: int) -> np.ndarray:
+def attention_weights(query: np.ndarray, key: np.ndarray, heads: int, angles: np.ndarray | None) -> np.ndarray:
     """Return softmax(q k^T / sqrt(d)) for each head, (H, T, T): row i says how much token i attends to each token."""
     query, key = split_heads(query, heads), split_heads(key, heads)  # (H, T, d)
+    if angles is not None:
+        query, key = rotate(query, angles), rotate(key, angles)
     return softmax(query @ key.transpose(0, 2, 1) / math.sqrt(query.shape[-1]))
 
 
 def split_heads(x: np.ndarray, heads: int) -> np.ndarray:
     """Turn (T, D) into (H, T, d)."""
     return np.stack(np.split(x, heads, axis=-1))
+
+
+def merge_heads(x: np.ndarray) -> np.ndarray:
+    """Turn (H, T, d) into (T, D), with the heads side by side."""
+    return np.concatenate(list(x), axis=-1)
+
+
+def rotate(x: np.ndarray, angles: np.ndarray) -> np.ndarray:
+    """Rotate d / 2 points in each head of each token (H, T, d) by its angles (T, d / 2) (Su et al. 2021).
+
+    The first half of a head holds one coordinate of each point, the second half the other.
+    """
+    a, b = np.split(x, 2, axis=-1)
+    cos, sin = np.cos(angles), np.sin(angles)
+    return np.concatenate([a * cos - b * sin, a * sin + b * cos], axis=-1)
+
+
+def rope_angles(image: np.ndarray, w: dict[str, Any], config: ViTConfig, stride: int) -> np.ndarray | None:
+    """Return the angles (T, d / 2) by which positions rotate queries and keys; None if the network has no rotary ones.
+
+    The first half of a token's angles is its row over d / 4 periods, the second half its column. Rows and columns are
+    those of the center of the patch, from -1 at one edge of the image to 1 at the other. CLS and registers stay.
+    """
+    if not config.rotary:
+        return None
+    periods = w["rope_embed"]["periods"]
+    rows, columns = (
+        2 * (np.arange(0, side - config.patch + 1, stride) + config.patch / 2) / side - 1 for side in image.shape[1:]
+    )
+    centers = np.stack(np.meshgrid(rows, columns, indexing="ij"), axis=-1).reshape(-1, 2)  # (N, 2)
+    patches = 2 * math.pi * centers[:, :, None] / periods  # (N, 2, d / 4)
+    prefix = np.zeros((config.num_prefix_tokens, 2 * len(periods)))
+    return np.concatenate([prefix, patches.reshape(len(centers), -1)]).astype(image.dtype)
 
 
 def mlp(x: np.ndarray, w: dict[str, Any]) -> np.ndarray:
@@ -112,7 +153,7 @@ def mlp(x: np.ndarray, w: dict[str, Any]) -> np.ndarray:
     return linear(gelu(linear(x, **w["fc1"])), **w["fc2"])
 
 
-def linear(x: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
+def linear(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | float = 0.0) -> np.ndarray:
     """Apply a linear layer: (T, inputs) to (T, outputs)."""
     return x @ weight.T + bias
 
@@ -121,6 +162,13 @@ def norm(x: np.ndarray, weight: np.ndarray, bias: np.ndarray, eps: float) -> np.
     """Apply LayerNorm over the last axis (Ba et al. 2016)."""
     mean, variance = x.mean(axis=-1, keepdims=True), x.var(axis=-1, keepdims=True)
     return (x - mean) / np.sqrt(variance + eps) * weight + bias
+
+
+def final_norm(x: np.ndarray, w: dict[str, Any], config: ViTConfig) -> np.ndarray:
+    """Apply the final LayerNorm to tokens (T, D); CLS and registers may have one of their own."""
+    prefix, patches = np.split(x, [config.num_prefix_tokens])
+    prefix = norm(prefix, **w.get("cls_norm", w["norm"]), eps=config.eps)
+    return np.concatenate([prefix, norm(patches, **w["norm"], eps=config.eps)])
 
 
 def gelu(x: np.ndarray) -> np.ndarray:
@@ -136,12 +184,17 @@ def softmax(x: np.ndarray) -> np.ndarray:
 
 
 def prepare_tokens(image: np.ndarray, w: dict[str, Any], config: ViTConfig, stride: int) -> np.ndarray:
-    """Turn an image (3, height, width) into tokens (T, D): CLS, registers, and patches with position embeddings."""
+    """Turn an image (3, height, width) into tokens (T, D): CLS, registers, and patches with position embeddings.
+
+    Rotary position embeddings are not added here, but rotate queries and keys in each block.
+    """
     x = patch_embed(image, **w["patch_embed"]["proj"], stride=stride)  # (rows, columns, D)
-    cls_token, pos_embed = w["cls_token"][0], w["pos_embed"][0]
-    if len(pos_embed) > math.prod(config.grid):  # the first position belongs to CLS
-        cls_token, pos_embed = cls_token + pos_embed[:1], pos_embed[1:]
-    x = x + resample_abs_pos_embed(pos_embed.reshape(*config.grid, -1), x.shape[:2], config.pos_embed)
+    cls_token = w["cls_token"][0]
+    if not config.rotary:
+        pos_embed = w["pos_embed"][0]
+        if len(pos_embed) > math.prod(config.grid):  # the first position belongs to CLS
+            cls_token, pos_embed = cls_token + pos_embed[:1], pos_embed[1:]
+        x = x + resample_abs_pos_embed(pos_embed.reshape(*config.grid, -1), x.shape[:2], config.pos_embed)
     registers = w["register_tokens"][0] if config.registers else x[0, :0]  # (R, D), also for R = 0
     return np.concatenate([cls_token, registers, x.reshape(-1, config.width)])
 

@@ -15,6 +15,7 @@ from vitnp.kernels.threads import blas
 from vitnp.kernels.threads.fork import unlocked_in_child
 from vitnp.vit.config import ViTConfig
 from vitnp.vit.pos_embed import resample_abs_pos_embed
+from vitnp.vit.rotary import rotation_table
 
 
 class PackedWeights:
@@ -51,8 +52,9 @@ class PackedWeights:
         self._weights = weights
         self._packed: dict[str, Any] = {}
         self._lock = unlocked_in_child(threading.Lock())
-        # Grid of the last image, with its prefix tokens and position embeddings.
-        self._embeddings: tuple[tuple[int, int], tuple[np.ndarray, np.ndarray]] | None = None
+        # Grid of the last image, with its prefix tokens and position embeddings; grid and stride, with the rotation.
+        self._embeddings: tuple[tuple[int, int], tuple[np.ndarray, np.ndarray | None]] | None = None
+        self._rotation: tuple[tuple[tuple[int, int], int], np.ndarray] | None = None
 
     def __getitem__(self, name: str) -> Any:
         """Return a tensor by name; the suffix ":query", ":key" or ":value" selects a third of the fused projection."""
@@ -61,36 +63,63 @@ class PackedWeights:
 
     def get(self, name: str) -> Any:
         """Return a tensor by its name, or None if the network has none of that name."""
-        return self[name] if name.partition(":")[0] in self._weights else None
+        return self[name] if self.has(name) else None
 
-    def prefix_and_pos_embed(self, grid: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    def has(self, name: str) -> bool:
+        """Return whether the network has a tensor of this name."""
+        return name.partition(":")[0] in self._weights
+
+    def n_outputs(self, layer: str) -> int:
+        """Return the number of outputs of a linear layer."""
+        return len(self._weights[f"{layer}.weight"])
+
+    def prefix_and_pos_embed(self, grid: tuple[int, int]) -> tuple[np.ndarray, np.ndarray | None]:
         """Return the prefix tokens (1 + R, D) and the position embeddings (N, D) of the patches.
 
-        The prefix tokens are CLS with its position embedding and the registers, which have none. The arrays of the last
-        grid are kept, since consecutive images often have the same size.
+        The prefix tokens are CLS with its position embedding and the registers, which have none. A network with rotary
+        position embeddings has no others: None. The arrays of the last grid are kept, since consecutive images often
+        have the same size.
 
         Parameters
         ----------
         grid : (int, int)
             Rows and columns of patches.
         """
-        if self._embeddings is not None and self._embeddings[0] == grid:
-            return self._embeddings[1]
-        config = self.config
-        table = self._weights["pos_embed"][0]  # (1 + N0, D), or (N0, D) if CLS has no position embedding
-        n_cls = len(table) - config.grid[0] * config.grid[1]
-        trained = table[n_cls:].reshape(*config.grid, config.width)
-        with blas.one_blas_thread():
-            pos_embed = resample_abs_pos_embed(trained, grid, config.pos_embed)
-        prefix_tokens = self._weights["cls_token"][0] + table[:n_cls].sum(axis=0)  # (1, D)
-        if config.registers:
+        last = self._embeddings  # read once: another thread may replace it
+        if last is not None and last[0] == grid:
+            return last[1]
+        prefix_tokens: np.ndarray = self._weights["cls_token"][0]  # (1, D)
+        pos_embed = None
+        if not self.config.rotary:
+            table = self._weights["pos_embed"][0]  # (1 + N0, D), or (N0, D) if CLS has no position embedding
+            n_cls = len(table) - self.config.grid[0] * self.config.grid[1]
+            trained = table[n_cls:].reshape(*self.config.grid, self.config.width)
+            with blas.one_blas_thread():
+                pos_embed = resample_abs_pos_embed(trained, grid, self.config.pos_embed)
+            prefix_tokens = prefix_tokens + table[:n_cls].sum(axis=0)
+        if self.config.registers:
             prefix_tokens = np.concatenate([prefix_tokens, self._weights["register_tokens"][0]])
         if self.device != "cpu":
-            prefix_tokens, pos_embed = (
-                kernels.to_device(part.astype(self.dtype), self.device) for part in (prefix_tokens, pos_embed)
-            )
+            prefix_tokens = kernels.to_device(prefix_tokens.astype(self.dtype), self.device)
+            pos_embed = None if pos_embed is None else kernels.to_device(pos_embed.astype(self.dtype), self.device)
         self._embeddings = grid, (prefix_tokens, pos_embed)
         return prefix_tokens, pos_embed
+
+    def rotation(self, grid: tuple[int, int], stride: int) -> np.ndarray | None:
+        """Return the rotation (1 + R + N, d) of each token, or None if positions aren't rotary; the last one is kept.
+
+        It is float32, whatever the precision of the rest, or float64 with weights of that type.
+        """
+        if not self.config.rotary:
+            return None
+        last = self._rotation  # read once: another thread may replace it
+        if last is not None and last[0] == (grid, stride):
+            return last[1]
+        dtype = self.dtype if self.device == "cpu" else np.float32
+        table = rotation_table(self._weights["rope_embed.periods"], self.config, grid, stride, dtype)
+        rotation = kernels.to_device(table, self.device)
+        self._rotation = (grid, stride), rotation
+        return rotation
 
     def compute_context(self) -> contextlib.AbstractContextManager[Any]:
         """Return the context manager to run a forward pass in.

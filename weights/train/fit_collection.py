@@ -22,8 +22,10 @@ from vitnp.cli import arguments, shared
 from vitnp.errors import UsageError
 from vitnp.io.write import make_folder
 from vitnp.method import collection_level
+from vitnp.method.agreement import ANY_PHOTOGRAPHS
 from vitnp.method.collection import Collection
 from vitnp.method.defaults import default_vit
+from vitnp.method.readout import ReadoutConfig
 from vitnp.progress import Progress, silent
 from vitnp.segmenter import Segmenter
 from vitnp.vit.model import ViT
@@ -135,6 +137,7 @@ def fit_collection(
         progress=progress,
         dataset_level=dataset,
         category_level=category,
+        readout=ReadoutConfig(weights=ANY_PHOTOGRAPHS),
     )
     collection = segmenter.fit(photographs).collection
     assert collection is not None, "fit() sets it"

@@ -7,6 +7,10 @@
 // relative to this maximum, and the output scaled accordingly. Exponentials are powers of two, with log2(e) / sqrt(S)
 // as a factor of a multiply-add.
 //
+// With ROTARY defined, rotation (M, S) float32 is the rotary position embedding of each query, as rotation.cu has it for
+// keys: queries are rotated in registers on their way to the first product. Keys are rotated already. It is an option of
+// the compiler, so that networks without it need no registers for it.
+//
 //   attention_half   S = 64, 16-bit numbers with float32 accumulation on tensor cores
 //   attention_float  S = 64, float32 with plain multiply-adds
 //   attention_any_*  any S, one warp per query: simple, not fast
@@ -45,6 +49,12 @@
 #define LOWEST (-1e30f)  // instead of minus infinity, because the difference of two of them must not be NaN
 #define SLACK 8.0f       // probabilities may temporarily be 2^8 times too large without overflowing a half
 
+#ifdef ROTARY
+#define ROTATED true
+#else
+#define ROTATED false
+#endif
+
 #ifdef BFLOAT16
 typedef unsigned short Half;
 #else
@@ -81,6 +91,15 @@ __device__ __forceinline__ unsigned pack(float first, float second) {
 #else
     __half2 pair = __floats2half2_rn(first, second);
     return *reinterpret_cast<unsigned*>(&pair);
+#endif
+}
+
+// The two 16-bit numbers of a word as floats.
+__device__ __forceinline__ float2 unpack_pair(unsigned word) {
+#ifdef BFLOAT16
+    return make_float2(__uint_as_float(word << 16), __uint_as_float(word & 0xffff0000));
+#else
+    return __half22float2(*reinterpret_cast<__half2*>(&word));
 #endif
 }
 
@@ -230,10 +249,34 @@ __device__ __forceinline__ void fetch(Copies& copies, Half* tile, const Half* so
         copies.copy(tile + chunk_at(row, chunk) + i * 16 * SIZE, source + i * step, row + i * 16 < rows);
 }
 
+// Rotate the queries of a warp, of which `first` is the first row. Numbers i and i + 32 of a row, the coordinates of a
+// point, lie at the same place of the fragments d and d + 2 of the same lane.
+__device__ __forceinline__ void
+rotate_fragments(unsigned (&left)[2][4][4], const float* rotation, int first, int queries) {
+    const int lane = threadIdx.x & 31;
+#pragma unroll
+    for (int half = 0; half < 2; half++)
+#pragma unroll
+        for (int d = 0; d < 2; d++)
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                const int row = first + half * 16 + (i & 1) * 8 + (lane >> 2);
+                const int column = d * 16 + (i >> 1) * 8 + 2 * (lane & 3);
+                if (row >= queries) continue;
+                const float* cosine = rotation + (long long)row * SIZE + column;
+                const float2 c = *reinterpret_cast<const float2*>(cosine);
+                const float2 s = *reinterpret_cast<const float2*>(cosine + SIZE / 2);
+                const float2 x = unpack_pair(left[half][d][i]), y = unpack_pair(left[half][d + 2][i]);
+                left[half][d][i] = pack(x.x * c.x - y.x * s.x, x.y * c.y - y.y * s.y);
+                left[half][d + 2][i] = pack(y.x * c.x + x.x * s.x, y.y * c.y + x.y * s.y);
+            }
+}
+
 extern "C" __global__ void __launch_bounds__(128, 2)
 attention_half(const Half* __restrict__ query, const Half* __restrict__ key, const Half* __restrict__ value,
                Half* __restrict__ out, int queries, int keys, long long query_row, long long query_image,
-               long long key_row, long long key_image, long long value_row, long long value_image, float scale) {
+               long long key_row, long long key_image, long long value_row, long long value_image, float scale,
+               const float* __restrict__ rotation) {
     __shared__ __align__(128) Half query_tile[QUERIES * SIZE];
     __shared__ __align__(128) Half key_tile[2 * KEYS * SIZE];
     __shared__ __align__(128) Half value_tile[2 * KEYS * SIZE];
@@ -267,6 +310,7 @@ attention_half(const Half* __restrict__ query, const Half* __restrict__ key, con
 #pragma unroll
         for (int d = 0; d < 4; d++)
             load_matrices<false>(left[half][d], after(place_of(query_tile), (mine + half * 16) * SIZE + at[d]));
+    if (ROTATED) rotate_fragments(left, rotation, first + mine, queries);
 
     float output[2][8][4] = {}, largest[2][2], sum[2][2];  // a lane sees rows lane / 4 and lane / 4 + 8 of each half
 #pragma unroll
@@ -407,7 +451,15 @@ attention_half(const Half* __restrict__ query, const Half* __restrict__ key, con
 
 #define ROWS 64
 
-// Transposed copy of 64 rows: consecutive lanes write consecutive words.
+// Write four consecutive numbers of a row, transposed: consecutive lanes write consecutive words.
+__device__ __forceinline__ void store_column(float (*tile)[ROWS], int column, int row, float4 four) {
+    tile[column][row] = four.x;
+    tile[column + 1][row] = four.y;
+    tile[column + 2][row] = four.z;
+    tile[column + 3][row] = four.w;
+}
+
+// Transposed copy of 64 rows.
 __device__ __forceinline__ void
 load_columns(float (*tile)[ROWS], const float* source, long long step, int first, int rows) {
     int row = threadIdx.x & 63;
@@ -416,10 +468,31 @@ load_columns(float (*tile)[ROWS], const float* source, long long step, int first
         int column = 4 * ((threadIdx.x >> 6) + 2 * i);
         float4 four = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
         if (first + row < rows) four = *reinterpret_cast<const float4*>(source + (first + row) * step + column);
-        tile[column][row] = four.x;
-        tile[column + 1][row] = four.y;
-        tile[column + 2][row] = four.z;
-        tile[column + 3][row] = four.w;
+        store_column(tile, column, row, four);
+    }
+}
+
+// The same, rotated. Numbers i and i + 32 of a row are the coordinates of a point.
+__device__ __forceinline__ void rotate_columns(float (*tile)[ROWS], const float* source, long long step, int first,
+                                               int rows, const float* rotation) {
+    const int row = threadIdx.x & 63;
+#pragma unroll 1
+    for (int column = 4 * (threadIdx.x >> 6); column < SIZE / 2; column += 8) {
+        float4 x = make_float4(0.0f, 0.0f, 0.0f, 0.0f), y = x, c = x, s = x;
+        if (first + row < rows) {
+            const float* from = source + (first + row) * step + column;
+            const float* cosine = rotation + (long long)(first + row) * SIZE + column;
+            x = *reinterpret_cast<const float4*>(from);
+            y = *reinterpret_cast<const float4*>(from + SIZE / 2);
+            c = *reinterpret_cast<const float4*>(cosine);
+            s = *reinterpret_cast<const float4*>(cosine + SIZE / 2);
+        }
+        store_column(tile, column, row,
+                     make_float4(x.x * c.x - y.x * s.x, x.y * c.y - y.y * s.y, x.z * c.z - y.z * s.z,
+                                 x.w * c.w - y.w * s.w));
+        store_column(tile, column + SIZE / 2, row,
+                     make_float4(y.x * c.x + x.x * s.x, y.y * c.y + x.y * s.y, y.z * c.z + x.z * s.z,
+                                 y.w * c.w + x.w * s.w));
     }
 }
 
@@ -446,7 +519,8 @@ __device__ __forceinline__ void outer_product(float (&sum)[8][4], const float* e
 extern "C" __global__ void FLOAT_BOUNDS
 attention_float(const float* __restrict__ query, const float* __restrict__ key, const float* __restrict__ value,
                 float* __restrict__ out, int queries, int keys, long long query_row, long long query_image,
-                long long key_row, long long key_image, long long value_row, long long value_image, float scale) {
+                long long key_row, long long key_image, long long value_row, long long value_image, float scale,
+               const float* __restrict__ rotation) {
     __shared__ __align__(16) float query_tile[SIZE][ROWS];
     __shared__ __align__(16) float tile[SIZE][ROWS];  // keys with the row innermost, then values as they come
     __shared__ __align__(
@@ -458,7 +532,10 @@ attention_float(const float* __restrict__ query, const float* __restrict__ key, 
     value += blockIdx.z * value_image + blockIdx.y * SIZE;
     out += blockIdx.z * queries * width + blockIdx.y * SIZE;
 
-    load_columns(query_tile, query, query_row, first, queries);
+    if (ROTATED)
+        rotate_columns(query_tile, query, query_row, first, queries, rotation);
+    else
+        load_columns(query_tile, query, query_row, first, queries);
     float output[8][4] = {}, largest[8], sum[8];
 #pragma unroll
     for (int i = 0; i < 8; i++) largest[i] = LOWEST, sum[i] = 0.0f;
@@ -533,7 +610,7 @@ template <class Number>
 __device__ __forceinline__ void
 attend(const Number* query, const Number* key, const Number* value, Number* out, int size, int queries, int keys,
        long long query_row, long long query_image, long long key_row, long long key_image, long long value_row,
-       long long value_image, float scale) {
+       long long value_image, float scale, const float* rotation) {
     extern __shared__ float room[];
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
     const long long row = (long long)blockIdx.x * 4 + warp, width = (long long)gridDim.y * size;
@@ -546,7 +623,15 @@ attend(const Number* query, const Number* key, const Number* value, Number* out,
     value += blockIdx.z * value_image + blockIdx.y * size;
     out += (blockIdx.z * queries + row) * width + blockIdx.y * size;
     for (int d = lane; d < size; d += 32) {
-        wanted[d] = (float)query[d] * scale;
+        float number = (float)query[d];
+        if (ROTATED) {
+            const bool second = d >= size / 2;  // the second coordinate of a point
+            const int point = second ? d - size / 2 : d;
+            const float* cosine = rotation + row * size + point;
+            const float other = (float)query[second ? point : d + size / 2], sine = cosine[size / 2];
+            number = number * *cosine + other * (second ? sine : -sine);
+        }
+        wanted[d] = number * scale;
         output[d] = 0.0f;
     }
     __syncwarp();  // the query has been stored
@@ -584,9 +669,9 @@ extern "C" __global__ void __launch_bounds__(128, 4)
 attention_any_half(const __half* __restrict__ query, const __half* __restrict__ key,
                    const __half* __restrict__ value, __half* __restrict__ out, int size, int queries, int keys,
                    long long query_row, long long query_image, long long key_row, long long key_image,
-                   long long value_row, long long value_image, float scale) {
+                   long long value_row, long long value_image, float scale, const float* __restrict__ rotation) {
     attend(query, key, value, out, size, queries, keys, query_row, query_image, key_row, key_image, value_row,
-           value_image, scale);
+           value_image, scale, rotation);
 }
 #endif
 
@@ -594,7 +679,7 @@ extern "C" __global__ void __launch_bounds__(128, 4)
 attention_any_float(const float* __restrict__ query, const float* __restrict__ key, const float* __restrict__ value,
                     float* __restrict__ out, int size, int queries, int keys, long long query_row,
                     long long query_image, long long key_row, long long key_image, long long value_row,
-                    long long value_image, float scale) {
+                    long long value_image, float scale, const float* __restrict__ rotation) {
     attend(query, key, value, out, size, queries, keys, query_row, query_image, key_row, key_image, value_row,
-           value_image, scale);
+           value_image, scale, rotation);
 }

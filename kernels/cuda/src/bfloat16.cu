@@ -5,13 +5,9 @@
 //
 // Version history: there is one version, not timed on a GPU yet.
 
-#define THREADS 256
+#include "bfloat16.cuh"
 
-__device__ __forceinline__ unsigned short shortened(float v) {
-    const unsigned bits = __float_as_uint(v);
-    if ((bits & 0x7fffffff) > 0x7f800000) return 0x7fc0;  // NaN, which rounding might make infinite
-    return (unsigned short)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
-}
+#define THREADS 256
 
 extern "C" __global__ void __launch_bounds__(THREADS)
     shorten(const float* __restrict__ x, long long size, unsigned short* __restrict__ out) {

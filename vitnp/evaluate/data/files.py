@@ -2,64 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
 
-from vitnp.errors import ImageError, UsageError
-from vitnp.io.decode import MAX_PIXELS, unopened
-from vitnp.io.headers import open_header
-from vitnp.io.tiff import check_tiff
-
-if TYPE_CHECKING:
-    from PIL import Image
-    from PIL.TiffImagePlugin import TiffImageFile
-
-
-@contextlib.contextmanager
-def open_picture(path: str | os.PathLike[str], content: str) -> Iterator[Image.Image]:
-    """Open a picture with Pillow, and turn whatever goes wrong within the ``with`` block into an ImageError.
-
-    Only the formats of photographs are read, and PBM, PGM and PPM. Pillow knows many more, and starts another program
-    for one of them (PostScript, whatever the name of the file).
-
-    Parameters
-    ----------
-    path : path
-    content : str
-        Noun for error messages, such as "mask".
-
-    Yields
-    ------
-    PIL.Image.Image
-        Decoded lazily, so that its size can be checked first.
-
-    Raises
-    ------
-    ImageError
-        When the file is missing or damaged, is no picture in one of these formats, is larger than the limit for
-        photographs, or doesn't fit in memory.
-    """
-    try:
-        with open_header(path, mask=True) as (picture, file_format):
-            if picture.width * picture.height > MAX_PIXELS:
-                raise ImageError(f"{path}: {picture.width} x {picture.height} pixels are too many; scale it down")
-            if file_format == "TIFF" and check_tiff(cast("TiffImageFile", picture), path, MAX_PIXELS).inverted:
-                raise ImageError(f"{path}: the TIFF stores white as 0, in more than 8 bits; save it again in 8 bits")
-            yield picture
-    except ImageError:
-        raise
-    except MemoryError:
-        raise ImageError(f"{path}: not enough memory to decode this {content}; close other programs") from None
-    # Damaged files make Pillow's decoders raise almost anything: OSError, SyntaxError, ValueError, struct.error ...
-    except Exception as error:
-        if isinstance(error, OSError) and error.errno:
-            raise unopened(path, error) from None
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ImageError(f"{path}: this {content} is damaged or not a picture ({reason}); get a sound copy") from None
+from vitnp.errors import UsageError
+from vitnp.io.decode import unopened
+from vitnp.io.label_pictures import open_picture as open_picture
 
 
 def is_file(path: str | os.PathLike[str]) -> bool:
