@@ -25,6 +25,8 @@ BENCHMARKS = {
     "domains": Benchmark("bench.quality.domains", "mean IoU on pictures of other kinds, such as cells and cracks"),
     "pictures": Benchmark("bench.pictures", "draw the pictures of the README"),
     "peers": Benchmark("bench.quality.peers", "LOST, TokenCut, DeepSpectral, FOUND and vitnp on the same features"),
+    "video": Benchmark("bench.quality.video", "flicker and IoU of masks of clips, before and after smoothing"),
+    "video-strip": Benchmark("bench.quality.video_strip", "draw the picture of docs/video.md"),
     "instances": Benchmark("bench.quality.instances", "AP and AR of separated objects on COCO, beside MaskCut"),
     "composites": Benchmark("bench.quality.composites", "make a set of pictures with two categories in each"),
     "unequal": Benchmark("bench.quality.unequal", "classes of unequal sizes, and of photographs that were not fitted"),

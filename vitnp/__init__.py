@@ -36,6 +36,9 @@ if TYPE_CHECKING:  # the same names for type checkers and editors
     from vitnp.pipeline import segment_image as segment_image
     from vitnp.result import Segmentation as Segmentation
     from vitnp.segmenter import Segmenter as Segmenter
+    from vitnp.video.frames import read_frames as read_frames
+    from vitnp.video.segment import segment_video as segment_video
+    from vitnp.video.smoothing import SmoothingConfig as SmoothingConfig
     from vitnp.vit.config import ViTConfig as ViTConfig
     from vitnp.vit.model import ViT as ViT
 
@@ -48,6 +51,8 @@ if (_parent / "setup.cfg").is_file() and (_parent / "kernels" / "__init__.py").i
 
 _PUBLIC = {
     "segment_image": "vitnp.pipeline",
+    "segment_video": "vitnp.video.segment",
+    "SmoothingConfig": "vitnp.video.smoothing",
     "Segmentation": "vitnp.result",
     "Segmenter": "vitnp.segmenter",
     "Collection": "vitnp.method.collection",
@@ -60,6 +65,7 @@ _PUBLIC = {
     "ViTConfig": "vitnp.vit.config",
     "read_image": "vitnp.io.decode",
     "find_photographs": "vitnp.io.find",
+    "read_frames": "vitnp.video.frames",
     "VitnpError": "vitnp.errors",
     "ImageError": "vitnp.errors",
     "CheckpointError": "vitnp.errors",

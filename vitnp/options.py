@@ -219,7 +219,7 @@ _TABLE = (
     # The features.
     Option(
         "short_side",
-        f"short side of the network's input (the checkpoint's own, {SHORT_SIDE} for most)",
+        f"short side of the network's input ({SHORT_SIDE} for most)",
         int,
         minimum=1,
         metavar="PX",
@@ -312,6 +312,7 @@ _TABLE = (
         pattern=r"[0-9]+([.][0-9]+)?%?",
         example="a margin in pixels or percent, such as 20 or 5%",
     ),
+    Option("video", "each folder holds the frames of a clip", bool, default=False),
     Option("overwrite", "redo finished photographs, replace any file", bool, default=False),
     Option(
         "formats",
