@@ -32,6 +32,8 @@ if TYPE_CHECKING:  # the same names for type checkers and editors
     from vitnp.method.collection import Collection as Collection
     from vitnp.pipeline import segment_image as segment_image
     from vitnp.result import Segmentation as Segmentation
+    from vitnp.retrieval.duplicates import find_duplicates as find_duplicates
+    from vitnp.retrieval.search import search_similar as search_similar
     from vitnp.segmenter import Segmenter as Segmenter
     from vitnp.vit.config import ViTConfig as ViTConfig
     from vitnp.vit.model import ViT as ViT
@@ -48,6 +50,8 @@ _PUBLIC = {
     "Segmentation": "vitnp.result",
     "Segmenter": "vitnp.segmenter",
     "Collection": "vitnp.method.collection",
+    "search_similar": "vitnp.retrieval.search",
+    "find_duplicates": "vitnp.retrieval.duplicates",
     "KMeans": "vitnp.clustering.kmeans",
     "load_vit": "vitnp.checkpoints.load",
     "ViT": "vitnp.vit.model",

@@ -31,6 +31,7 @@ OUTPUTS = ("mask", "overlay", "cutout", "soft", "score", "keys", "npz", "objects
 EXPORT_FORMATS = ("coco", "yolo", "voc", "labelme", "labelstudio")
 FEATURE_FORMATS = ("npz", "safetensors")
 FEATURE_DTYPES = ("float16", "float32")
+DESCRIBED = ("image", "object")
 TASKS = ("saliency", "semantic", "discovery")
 LAYOUTS = ("auto", "voc", "coco", "coseg", "folder")
 MATCHINGS = ("hungarian", "many-to-one")
@@ -42,6 +43,10 @@ MAX_PIXELS = 120_000_000
 MAX_CLASSES = 65_535
 # Most objects of a photograph: as many as COCO's scores consider. Label images hold 255, VOC's 254.
 MAX_OBJECTS = 100
+
+# Neighbors of a query, and correspondences of a pair of photographs.
+N_NEIGHBORS = 12
+N_MATCHES = 20
 
 # The command line fits at least this many photographs as a set; fewer are segmented one by one.
 MIN_PHOTOGRAPHS_FOR_A_SET = 30
@@ -340,6 +345,29 @@ _TABLE = (
     Option("format", "npz or safetensors (npz)", default="npz", choices=FEATURE_FORMATS, metavar="NAME"),
     Option("dtype", "float16 or float32 (float16)", default="float16", choices=FEATURE_DTYPES, metavar="TYPE"),
     Option("prune", "remove all other photographs from the cache", bool, default=False),
+    # Similar photographs, near duplicates, correspondences.
+    Option("k", f"neighbors per query ({N_NEIGHBORS})", int, N_NEIGHBORS, minimum=1, metavar="N", flag="-k"),
+    Option("of", "compare whole photographs, or objects (image)", default="image", choices=DESCRIBED, metavar="WHAT"),
+    Option("index", "file that keeps vectors, made or renewed", Path, metavar="FILE"),
+    Option(
+        "threshold",
+        "cosine from which on copies are near duplicates",
+        float,
+        minimum=-1,
+        maximum=1,
+        metavar="C",
+    ),
+    Option("exact", "only files with the same bytes; no network", bool, default=False),
+    Option("whole", "match all patches, not only objects", bool, default=False),
+    Option(
+        "n_matches",
+        f"most correspondences, or all ({N_MATCHES})",
+        int,
+        N_MATCHES,
+        minimum=1,
+        words=("all",),
+        metavar="N",
+    ),
     # The run.
     Option("n_threads", "photographs at a time (all cores)", int, minimum=1, metavar="N", flag="--threads"),
     Option("batch", "photographs per forward pass (by memory)", int, minimum=1, metavar="N"),
