@@ -29,6 +29,7 @@ if TYPE_CHECKING:  # the same names for type checkers and editors
     from vitnp.errors import VitnpError as VitnpError
     from vitnp.io.decode import read_image as read_image
     from vitnp.io.find import find_photographs as find_photographs
+    from vitnp.matching.match import match_patches as match_patches
     from vitnp.method.collection import Collection as Collection
     from vitnp.pipeline import segment_image as segment_image
     from vitnp.result import Segmentation as Segmentation
@@ -52,6 +53,7 @@ _PUBLIC = {
     "Collection": "vitnp.method.collection",
     "search_similar": "vitnp.retrieval.search",
     "find_duplicates": "vitnp.retrieval.duplicates",
+    "match_patches": "vitnp.matching.match",
     "KMeans": "vitnp.clustering.kmeans",
     "load_vit": "vitnp.checkpoints.load",
     "ViT": "vitnp.vit.model",

@@ -346,12 +346,13 @@ _TABLE = (
     Option("dtype", "float16 or float32 (float16)", default="float16", choices=FEATURE_DTYPES, metavar="TYPE"),
     Option("prune", "remove all other photographs from the cache", bool, default=False),
     # Similar photographs, near duplicates, correspondences.
+    Option("query", "photograph to compare with; may be repeated", metavar="PHOTO"),
     Option("k", f"neighbors per query ({N_NEIGHBORS})", int, N_NEIGHBORS, minimum=1, metavar="N", flag="-k"),
     Option("of", "compare whole photographs, or objects (image)", default="image", choices=DESCRIBED, metavar="WHAT"),
     Option("index", "file that keeps vectors, made or renewed", Path, metavar="FILE"),
     Option(
         "threshold",
-        "cosine from which on copies are near duplicates",
+        "cosine of near duplicates (0.95)",
         float,
         minimum=-1,
         maximum=1,

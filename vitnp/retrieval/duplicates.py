@@ -14,7 +14,6 @@ import numpy as np
 from vitnp import options
 from vitnp.errors import ImageError, UsageError
 from vitnp.features.store import FeatureStore
-from vitnp.io.inputs import as_photographs
 from vitnp.io.source import Source, fingerprint, path_of
 from vitnp.kernels.threads import pool
 from vitnp.method.defaults import resolve_vit
@@ -23,7 +22,7 @@ from vitnp.retrieval.describe import Described, Run, describe_with_index
 from vitnp.retrieval.descriptor import Describer
 from vitnp.retrieval.grouping import group_rows
 from vitnp.retrieval.index import stamp_of
-from vitnp.retrieval.sources import entries_of, name_of
+from vitnp.retrieval.sources import as_sources, entries_of, name_of, shortest_name
 from vitnp.vit.model import ViT
 
 # See docs/similar.md for the measurement.
@@ -74,13 +73,20 @@ class DuplicateGroup:
     Attributes
     ----------
     representative : Duplicate
-        The photograph to keep: the one with the most pixels; of those the largest file; of those the first name.
+        The photograph to keep: the one with the most pixels; of those the largest file; of those the shortest name.
     members : tuple of Duplicate
         The others, the most similar one first.
     """
 
     representative: Duplicate
     members: tuple[Duplicate, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the group as JSON can represent it: "keep" and "duplicates"."""
+        return {
+            "keep": self.representative.to_dict(),
+            "duplicates": [member.to_dict() for member in self.members],
+        }
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -113,10 +119,7 @@ class Duplicates:
     def to_dict(self) -> dict[str, Any]:
         """Return the result as JSON can represent it."""
         return {
-            "groups": [
-                {"keep": group.representative.to_dict(), "duplicates": [member.to_dict() for member in group.members]}
-                for group in self.groups
-            ],
+            "groups": [group.to_dict() for group in self.groups],
             "compared": self.n_compared,
             "threshold": self.threshold,
             "parameters": dict(self.parameters),
@@ -175,7 +178,7 @@ def find_duplicates(
     >>> [[near.photograph.name for near in group.members] for group in found.groups]  # doctest: +SKIP
     [['cat (1).jpg', 'cat small.jpg'], ['boat.png']]
     """
-    photographs = as_photographs(photographs)
+    photographs = as_sources(photographs)
     threshold = options.check("threshold", threshold)
     if exact:
         if threshold is not None or index is not None or cache is not None:
@@ -231,7 +234,7 @@ def find_identical(
         if progress is not None:
             progress(1)
     for group in groups.values():
-        group.sort(key=lambda one: (_is_link(one.photograph), name_of(one.photograph), one.index))
+        group.sort(key=lambda one: (_is_link(one.photograph), shortest_name(one.photograph), one.index))
     n_compared = len(photographs) - len(failures)
     return Duplicates(_sorted_groups(groups.values()), failures, (), n_compared, None, {"of": "bytes"})
 
@@ -244,10 +247,10 @@ def _bytes_of(path: Path) -> int | None:
 def _by_preference(photographs: Sequence[Source], described: Described) -> list[int]:
     """Return the positions of photographs with a vector, the best one to keep first."""
 
-    def key(position: int) -> tuple[bool, int, int, bytes, int]:
+    def key(position: int) -> tuple[bool, int, int, tuple[int, bytes], int]:
         entry, source = described.entry(position), photographs[position]
         height, width = entry.size
-        return _is_link(source), -height * width, -entry.stamp[0], name_of(source), position
+        return _is_link(source), -height * width, -entry.stamp[0], shortest_name(source), position
 
     return sorted(described.with_vector, key=key)
 

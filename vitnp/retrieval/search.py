@@ -14,7 +14,6 @@ import numpy as np
 from vitnp import options
 from vitnp.errors import ImageError
 from vitnp.features.store import FeatureStore
-from vitnp.io.inputs import as_photographs
 from vitnp.io.source import Source, path_of
 from vitnp.method.defaults import resolve_vit
 from vitnp.options import Settings
@@ -22,7 +21,7 @@ from vitnp.retrieval.describe import Described, Run, describe, describe_with_ind
 from vitnp.retrieval.descriptor import Describer
 from vitnp.retrieval.index import Entry
 from vitnp.retrieval.ranking import nearest_rows
-from vitnp.retrieval.sources import described_as, entries_of, is_same_file, name_of
+from vitnp.retrieval.sources import as_sources, described_as, entries_of, is_same_file, name_of
 from vitnp.vit.model import ViT
 
 
@@ -63,6 +62,21 @@ class Ranking:
     neighbors: tuple[Neighbor, ...] = ()
     error: ImageError | None = None
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return the answer as JSON can represent it: "query", "neighbors" (photograph, index, similarity), "error"."""
+        return {
+            **entries_of("query", self.query),
+            **({} if self.error is None else {"error": str(self.error)}),
+            "neighbors": [
+                {
+                    **entries_of("photograph", one.photograph),
+                    "index": one.index,
+                    "similarity": round(one.similarity, 6),
+                }
+                for one in self.neighbors
+            ],
+        }
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class SimilarPhotographs:
@@ -89,23 +103,9 @@ class SimilarPhotographs:
     parameters: Mapping[str, object]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the result as JSON can represent it: "queries" with their "neighbors", "searched" and "parameters"."""
+        """Return the result as JSON can represent it: "queries", "searched" and "parameters"."""
         return {
-            "queries": [
-                {
-                    **entries_of("query", ranking.query),
-                    **({"error": str(ranking.error)} if ranking.error else {}),
-                    "neighbors": [
-                        {
-                            **entries_of("photograph", one.photograph),
-                            "index": one.index,
-                            "similarity": round(one.similarity, 6),
-                        }
-                        for one in ranking.neighbors
-                    ],
-                }
-                for ranking in self.rankings
-            ],
+            "queries": [ranking.to_dict() for ranking in self.rankings],
             "searched": self.n_searched,
             "parameters": dict(self.parameters),
         }
@@ -181,7 +181,7 @@ def search_similar(
     [('kitten.jpg', 0.83), ('dog.jpg', 0.61)]
     """
     k = options.check("k", k)
-    photographs, queries = as_photographs(photographs), as_photographs(queries)
+    photographs, queries = as_sources(photographs), as_sources(queries)
     settings = Settings(short_side, stride=stride, max_tokens=max_tokens, max_pixels=max_pixels, alpha=alpha)
     describer = Describer.create(resolve_vit(vit), of, settings)
     store = None if cache is None else FeatureStore(Path(cache), describer.spec)

@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
+from vitnp.io.find import Photograph
+from vitnp.io.inputs import as_photographs
 from vitnp.io.path_text import path_entries
 from vitnp.io.source import Source, path_of
+
+
+def as_sources(values: Any) -> list[Source]:
+    """Return a list of photographs, by their paths where they are files; see `vitnp.io.inputs.as_photographs`."""
+    return [value.path if isinstance(value, Photograph) else value for value in as_photographs(values)]
 
 
 def name_of(source: Source) -> bytes:
@@ -18,6 +26,12 @@ def name_of(source: Source) -> bytes:
     """
     path = path_of(source)
     return b"" if path is None else os.fsencode(path)
+
+
+def shortest_name(source: Source) -> tuple[int, bytes]:
+    """Return a key for sorting by which "cat.jpg" comes before its copies, such as "cat (1).jpg"."""
+    name = name_of(source)
+    return len(os.path.basename(name)), name
 
 
 def described_as(source: Source) -> str:
