@@ -86,9 +86,11 @@ def _report(args: argparse.Namespace, group: DuplicateGroup) -> None:
     if args.json:
         shared.print_json({"status": "done", **group.to_dict()})
         return
-    streams.print_line(f"{group.representative.photograph}:")
+    from vitnp.retrieval.sources import described_as
+
+    streams.print_line(f"{described_as(group.representative.photograph)}:")
     for one in group.members:
-        streams.print_line(f"  {_likeness(one)}  {one.photograph}")
+        streams.print_line(f"  {_likeness(one)}  {described_as(one.photograph)}")
 
 
 def _likeness(one: Duplicate) -> str:

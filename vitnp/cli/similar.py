@@ -85,6 +85,8 @@ def _report(args: argparse.Namespace, ranking: Ranking) -> None:
     if args.json:
         shared.print_json({"status": "done", **ranking.to_dict()})
         return
-    streams.print_line(f"{ranking.query}:")
+    from vitnp.retrieval.sources import described_as
+
+    streams.print_line(f"{described_as(ranking.query)}:")
     for one in ranking.neighbors:
-        streams.print_line(f"  {one.similarity:.4f}  {one.photograph}")
+        streams.print_line(f"  {one.similarity:.4f}  {described_as(one.photograph)}")

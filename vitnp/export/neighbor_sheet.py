@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -26,8 +25,8 @@ MAX_PICTURES = 400
 # Side of the square for a picture, and gap between squares, in pixels.
 _SIDE, _GAP = 170, 12
 
-# Color of the frame of the first picture.
-_ACCENT = (0, 150, 136)
+# Color of the frame of the first picture, and its width in pixels.
+_ACCENT, _FRAME = (0, 150, 136), 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,54 +90,66 @@ def _name(source: Source) -> str:
 
 
 def _draw(rows: Sequence[Sequence[_Tile]], things: str) -> Image.Image:
+    """Draw rows of pictures, each row in one or more lines: the first picture, and the others to the right of it."""
     from PIL import Image, ImageDraw
 
     fonts = Fonts.load(14, 12)
-    shown = [row[:MAX_PICTURES] for row, first in zip(rows, _starts(rows)) if first < MAX_PICTURES]
+    before = itertools.accumulate((len(row) for row in rows), initial=0)
+    shown = [row[:MAX_PICTURES] for row, count in zip(rows, before) if count < MAX_PICTURES]
+    lines = [line for row in shown for line in _lines(row, fonts)]
     title = f"the first {len(shown)} of {len(rows)} {things}" if len(shown) < len(rows) else ""
-    cell = _SIDE + 40
-    lines = [max(1, math.ceil((len(row) - 1) / _COLUMNS)) for row in shown]
-    columns = 1 + min(_COLUMNS, max([0, *(len(row) - 1 for row in shown)]))
-    margin = 2 * _GAP
-    top = margin + (2 * fonts.large_size if title else 0)
-    width = 2 * margin + columns * (_SIDE + _GAP) - _GAP
-    sheet = Image.new("RGB", (width, top + sum(lines) * cell + _GAP * max(0, len(lines) - 1) + margin), PAPER)
-    draw = ImageDraw.Draw(sheet)
-    draw.text((margin, margin // 2), title, INK, fonts.large)
-    for row, count in zip(shown, lines):
-        for index, tile in enumerate(row):
-            line, column = divmod(index - 1, _COLUMNS) if index else (0, -1)
-            corner = (margin + (column + 1) * (_SIDE + _GAP), top + line * cell)
-            _paste(sheet, draw, corner, tile, fonts, framed=index == 0)
-        top += count * cell + _GAP
+    top = 2 * _GAP + (2 * fonts.large_size if title else 0)
+    width = max([2 * _SIDE, *(line.width for line in lines)]) + 4 * _GAP
+    sheet = Image.new("RGB", (width, top + sum(line.height for line in lines) + _GAP), PAPER)
+    ImageDraw.Draw(sheet).text((2 * _GAP, _GAP), title, INK, fonts.large)
+    for line in lines:
+        sheet.paste(line, (2 * _GAP, top))
+        top += line.height
     return sheet
 
 
-def _starts(rows: Sequence[Sequence[_Tile]]) -> Iterator[int]:
-    """Yield the number of pictures before each row."""
-    return itertools.accumulate((len(row) for row in rows), initial=0)
+def _lines(row: Sequence[_Tile], fonts: Fonts) -> Iterator[Image.Image]:
+    """Yield the lines of a row; the place below the first picture stays empty."""
+    first, others = row[0], row[1:]
+    for start in range(0, max(1, len(others)), _COLUMNS):
+        tiles: list[_Tile | None] = [None if start else first, *others[start : start + _COLUMNS]]
+        yield _line(tiles, fonts)
 
 
-def _paste(
-    sheet: Image.Image, draw: ImageDraw.ImageDraw, corner: tuple[int, int], tile: _Tile, fonts: Fonts, *, framed: bool
-) -> None:
-    """Draw a photograph in the middle of its square, and its caption below."""
+def _line(tiles: Sequence[_Tile | None], fonts: Fonts) -> Image.Image:
+    """Draw pictures side by side, each with its caption below; the first one is framed."""
+    from PIL import Image, ImageDraw
+
+    pictures = [None if tile is None else _picture(tile.photograph) for tile in tiles]
+    height = max([0, *(picture.height for picture in pictures if picture is not None)])
+    line = Image.new("RGB", (len(tiles) * (_SIDE + _GAP), _FRAME + height + 3 * fonts.large_size + _GAP), PAPER)
+    draw = ImageDraw.Draw(line)
+    for column, (tile, picture) in enumerate(zip(tiles, pictures)):
+        left, bottom = _FRAME + column * (_SIDE + _GAP), _FRAME + height
+        if picture is not None:
+            box = (left, bottom - picture.height, left + picture.width - 1, bottom - 1)
+            line.paste(picture, box[:2], rounded_rectangle(*picture.size, radius=5))
+            if column == 0:
+                frame = (box[0] - _FRAME, box[1] - _FRAME, box[2] + _FRAME, box[3] + _FRAME)
+                draw.rounded_rectangle(frame, 2 * _FRAME, outline=_ACCENT, width=_FRAME - 1)
+        if tile is not None:
+            top = bottom + _FRAME + 3
+            draw.text((left, top), tile.caption, INK if column else _ACCENT, fonts.large)
+            draw.text((left, top + 1.2 * fonts.large_size), _shortened(draw, tile.name, fonts), FAINT, fonts.small)
+    return line
+
+
+def _picture(photograph: Source) -> Image.Image | None:
+    """Return a photograph scaled to fit its square; None if it can no longer be read."""
     from PIL import Image
 
-    left, top = corner
-    pixels = read_thumbnail(tile.photograph)
-    if pixels is not None:
-        picture = Image.fromarray(pixels)
-        scale = _SIDE / max(picture.size)
-        size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
-        place = left + (_SIDE - size[0]) // 2, top + _SIDE - size[1]
-        if framed:
-            box = (place[0] - 4, place[1] - 4, place[0] + size[0] + 3, place[1] + size[1] + 3)
-            draw.rounded_rectangle(box, 8, outline=_ACCENT, width=3)
-        picture = picture.resize(size, Image.Resampling.LANCZOS)
-        sheet.paste(picture, place, rounded_rectangle(*size, radius=5))
-    draw.text((left, top + _SIDE + 6), tile.caption, _ACCENT if framed else INK, fonts.large)
-    draw.text((left, top + _SIDE + 23), _shortened(draw, tile.name, fonts), FAINT, fonts.small)
+    pixels = read_thumbnail(photograph)
+    if pixels is None:
+        return None
+    picture = Image.fromarray(pixels)
+    scale = _SIDE / max(picture.size)
+    size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
+    return picture.resize(size, Image.Resampling.LANCZOS)
 
 
 def _shortened(draw: ImageDraw.ImageDraw, name: str, fonts: Fonts) -> str:

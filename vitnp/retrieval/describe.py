@@ -74,6 +74,10 @@ class Described:
         assert row is not None
         return self.index.entries[row]
 
+    def vector_rows(self, positions: Sequence[int]) -> np.ndarray:
+        """Return the rows of photographs that were read in the index, (len(positions),) int64."""
+        return np.array([self.rows[position] for position in positions], np.int64)
+
     @property
     def with_vector(self) -> list[int]:
         """Positions of the photographs that have a vector other than zeros."""

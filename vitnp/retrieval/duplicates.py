@@ -9,8 +9,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from vitnp import options
 from vitnp.errors import ImageError, UsageError
 from vitnp.features.store import FeatureStore
@@ -190,7 +188,7 @@ def find_duplicates(
     store = None if cache is None else FeatureStore(Path(cache), describer.spec)
     described = describe_with_index(photographs, describer, index, Run(store, n_threads, batch, max_pixels, progress))
     positions = _by_preference(photographs, described)
-    rows = np.array([described.rows[position] for position in positions], np.int64)
+    rows = described.vector_rows(positions)
     leaders, cosines = group_rows(described.index.vectors, rows, threshold, n_threads=n_threads)
     groups: dict[int, list[Duplicate]] = collections.defaultdict(list)
     for place, (leader, cosine) in enumerate(zip(leaders.tolist(), cosines.tolist())):

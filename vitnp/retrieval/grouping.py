@@ -96,7 +96,7 @@ class _Best:
         members, others = np.nonzero(cosines >= highest - np.float32(_SLACK))
         exact = exact_cosines(x[members], y[others])
         for member, position, cosine in zip(members, positions[others], exact):
-            self._offer(member, position, cosine)
+            self._offer(int(member), int(position), cosine)
 
     def settle(self, x: np.ndarray, start: int) -> np.ndarray:
         """Compare the rows one by one with those before them that are representatives; return which of them are."""
@@ -105,7 +105,7 @@ class _Best:
         for member in range(len(x)):
             others = np.flatnonzero(near[member, :member] & is_new[:member])
             for other, cosine in zip(others, exact_cosines(x[member], x[others])):
-                self._offer(member, start + other, cosine)
+                self._offer(member, start + int(other), cosine)
             is_new[member] = self.leaders[member] < 0
         return np.flatnonzero(is_new)
 

@@ -192,8 +192,13 @@ def stamp_of(path: Path) -> tuple[int, int] | None:
 def _parse(tensors: Mapping[str, np.ndarray]) -> list[Entry]:
     """Return the entries of an index; ValueError if its tensors do not fit together."""
     count = len(tensors["path_ends"])
-    expected = {"stamps": ((count, 2), "i8"), "fingerprints": ((count, 16), "u1"), "sizes": ((count, 2), "i8")}
-    expected |= {"path_ends": ((count,), "i8"), "paths": (tensors["paths"].shape[:1], "u1")}
+    expected: dict[str, tuple[tuple[int, ...], str]] = {
+        "paths": (tensors["paths"].shape[:1], "u1"),
+        "path_ends": ((count,), "i8"),
+        "stamps": ((count, 2), "i8"),
+        "fingerprints": ((count, 16), "u1"),
+        "sizes": ((count, 2), "i8"),
+    }
     if any(tensors[name].shape != shape or tensors[name].dtype != dtype for name, (shape, dtype) in expected.items()):
         raise ValueError
     ends = [0, *tensors["path_ends"].tolist()]

@@ -9,8 +9,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from vitnp import options
 from vitnp.errors import ImageError
 from vitnp.features.store import FeatureStore
@@ -208,12 +206,12 @@ def _rank(
     """Yield the ranking of each query."""
     vectors = described.index.vectors
     positions = sorted(described.with_vector, key=lambda position: (name_of(photographs[position]), position))
-    rows = np.array([described.rows[position] for position in positions], np.int64)
+    rows = described.vector_rows(positions)
     answered = asked.with_vector
     own = [_own(queries[query], asked.entry(query), photographs, described, positions) for query in answered]
     # Room for those that are the query itself, which are left out afterwards.
     count = k + max(map(len, own), default=0)
-    wanted = vectors[[asked.rows[query] for query in answered]]
+    wanted = vectors[asked.vector_rows(answered)]
     found = dict(zip(answered, zip(nearest_rows(wanted, vectors, rows, count, n_threads=n_threads), own)))
     for query, source in enumerate(queries):
         if query not in found:
