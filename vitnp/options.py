@@ -31,7 +31,7 @@ OUTPUTS = ("mask", "overlay", "cutout", "soft", "score", "keys", "npz", "objects
 EXPORT_FORMATS = ("coco", "yolo", "voc", "labelme", "labelstudio")
 FEATURE_FORMATS = ("npz", "safetensors")
 FEATURE_DTYPES = ("float16", "float32")
-DESCRIBED = ("image", "object")
+DESCRIBED = ("image", "object", "layout")
 TASKS = ("saliency", "semantic", "discovery")
 LAYOUTS = ("auto", "voc", "coco", "coseg", "folder")
 MATCHINGS = ("hungarian", "many-to-one")
@@ -348,7 +348,7 @@ _TABLE = (
     # Similar photographs, near duplicates, correspondences.
     Option("query", "photograph to compare with; may be repeated", metavar="PHOTO"),
     Option("k", f"neighbors per query ({N_NEIGHBORS})", int, N_NEIGHBORS, minimum=1, metavar="N", flag="-k"),
-    Option("of", "compare whole photographs, or objects (image)", default="image", choices=DESCRIBED, metavar="WHAT"),
+    Option("of", "what to compare: image, object, layout (image)", default="image", choices=DESCRIBED, metavar="WHAT"),
     Option("index", "file that keeps vectors, made or renewed", Path, metavar="FILE"),
     Option(
         "threshold",

@@ -48,8 +48,8 @@ def test_copies_of_a_photograph_are_one_group(photograph, builtin, tmp_path):
     kinds = (" again.jpg", " mirrored.png", " small.png", ".png")
     assert sorted(map(sorted, shape(found))) == [[name + kind for kind in kinds] for name in ("chelsea", "coffee")]
     assert all(" small" not in group[0] for group in shape(found))
-    assert found.threshold == THRESHOLD and found.n_compared == 10
-    assert all(THRESHOLD <= one.similarity <= 1 for group in found.groups for one in group.members)
+    assert found.threshold == THRESHOLD["layout"] and found.n_compared == 10
+    assert all(found.threshold <= one.similarity <= 1 for group in found.groups for one in group.members)
     assert not any(one.identical for group in found.groups for one in group.members)
 
 

@@ -143,13 +143,17 @@ def test_the_index_is_written_now_and_then(search, tmp_path, monkeypatch):
 def test_duplicates_share_the_index(search, vit, folder, tmp_path, images_run):
     search()
     images_run.clear()
-    vitnp.find_duplicates(folder, vit, threshold=0.9, short_side=32, index=tmp_path / "photos.index")
+    vitnp.find_duplicates(folder, vit, threshold=0.9, of="image", short_side=32, index=tmp_path / "photos.index")
     assert images_run == []
 
 
 @pytest.mark.parametrize(
     ("options", "named"),
-    [({"of": "object"}, "--of: image there, object here"), ({"stride": 4}, "stride: 8 there, 4 here")],
+    [
+        ({"of": "object"}, "--of: image there, object here"),
+        ({"of": "layout"}, "--of: image there, layout here"),
+        ({"stride": 4}, "stride: 8 there, 4 here"),
+    ],
 )
 def test_an_index_of_other_vectors_is_refused(search, tmp_path, options, named):
     search()

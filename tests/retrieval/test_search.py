@@ -160,7 +160,7 @@ def test_photographs_without_an_object_are_left_out(vit, folder, monkeypatch):
 
 @pytest.mark.parametrize(
     ("options", "named"),
-    [({"k": 0}, "k must be"), ({"of": "sky"}, "of must be one of image or object"), ({"stride": 3}, "stride")],
+    [({"k": 0}, "k must be"), ({"of": "sky"}, "of must be one of image, object or layout"), ({"stride": 3}, "stride")],
 )
 def test_values_that_are_not_allowed(vit, folder, options, named):
     with pytest.raises(vitnp.UsageError, match=named):

@@ -28,7 +28,16 @@ def build_parser() -> argparse.ArgumentParser:
         epilog=shared.EXIT_STATUSES,
     )
     parser.add_argument("photographs", nargs="+", metavar="PHOTO", help=argparse.SUPPRESS)
-    arguments.add_options(parser, "search", "threshold", "exact", "of", "index", "cache")
+    arguments.add_options(
+        parser,
+        "search",
+        "threshold",
+        "exact",
+        "of",
+        "index",
+        "cache",
+        of={"default": "layout", "help": "what to compare: image, object, layout (layout)"},
+    )
     arguments.add_options(
         parser, "output", "out", "overwrite",
         out={"help": "write duplicates.png and duplicates.json to it"},

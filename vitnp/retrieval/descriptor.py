@@ -1,4 +1,4 @@
-"""Describe photographs by one vector each: the CLS token of the whole photograph, or that of its object alone."""
+"""Describe photographs by one vector each: the CLS token of the photograph, or of its object alone, or the layout."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from vitnp.features.spec import FeatureSpec
 from vitnp.method.patch_scores import judge_image, score_patches
 from vitnp.options import Settings
 from vitnp.pipeline import ImagePipeline
+from vitnp.retrieval.layout import CELLS, LAYOUT_WIDTH, layout_vector
 from vitnp.vit.model import ViT
 
 # A patch belongs to the object from this score on, as a pixel does.
@@ -28,8 +29,9 @@ class Describer:
     vit : ViT
     spec : FeatureSpec
         Features that are needed.
-    of : {"image", "object"}
-        What is described.
+    of : {"image", "object", "layout"}
+        What is described, and how: by the CLS token; by the CLS token of the object's patches alone; or by what is
+        where, see :mod:`vitnp.retrieval.layout`.
     parameters : mapping
         Everything that the vectors depend on besides the photograph.
     pipeline : ImagePipeline, optional
@@ -54,7 +56,9 @@ class Describer:
         options.check("of", of)
         spec = FeatureSpec.of(vit, **settings.of_features, regions=of == "object")
         parameters: dict[str, object] = {"of": of, **spec.as_stored()}
-        if of == "image":
+        if of == "layout":
+            parameters["layout"] = [CELLS, LAYOUT_WIDTH]
+        if of != "object":
             return cls(vit, spec, of, parameters)
         pipeline = ImagePipeline.create(vit, settings)
         collection = None if pipeline.collection is None else pipeline.collection.digest
@@ -63,10 +67,12 @@ class Describer:
     @property
     def width(self) -> int:
         """Length D of the vectors."""
-        return self.vit.config.width
+        return LAYOUT_WIDTH if self.of == "layout" else self.vit.config.width
 
     def __call__(self, features: FeatureRecord) -> np.ndarray:
         """Return the vector of a photograph, (D,) float32 of length 1; zeros if it shows no object."""
+        if self.of == "layout":
+            return unit(layout_vector(features.unit, features.grid))
         if self.pipeline is None:
             return unit(features.cls)
         pipeline = self.pipeline

@@ -232,7 +232,7 @@ def _check_parameters(path: str | os.PathLike[str], text: str, describer: Descri
     except (TypeError, ValueError, RecursionError):
         raise OutputError(f"{path}: this index is damaged; remove it, and it is made anew") from None
     here = json.loads(canonical_json(describer.parameters))
-    name = next(name for name in (*here, *other) if here.get(name) != other.get(name))
+    name = next(name for name in (*describer.parameters, *other) if here.get(name) != other.get(name))
     raise UsageError(
         f"{path}: this index was made with another value of {_NAMES.get(name, name)}: {_short(other.get(name))} there, "
         f"{_short(here.get(name))} here; name another file, or give the options it was made with"

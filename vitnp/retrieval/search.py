@@ -129,7 +129,7 @@ def search_similar(
 ) -> SimilarPhotographs:
     """Find the photographs that are most similar to one or several others.
 
-    The search is exact: the cosine of the CLS token of each query to that of every photograph. A query that is among
+    The search is exact: the cosine of the vector of each query to that of every photograph. A query that is among
     the photographs is not its own neighbor, but a copy of it is.
 
     Parameters
@@ -142,8 +142,9 @@ def search_similar(
         A network, or what :func:`vitnp.load_vit` takes; the built-in network by default.
     k : int
         Number of neighbors per query; all photographs if there are fewer.
-    of : {"image", "object"}
-        Compare whole photographs, or the objects in them: the CLS token computed from the patches of the object alone.
+    of : {"image", "object", "layout"}
+        What is compared: the CLS tokens of whole photographs; or of the objects in them, computed from the patches of
+        the object alone; or what is where in the photograph (:mod:`vitnp.retrieval.layout`).
     index : path, optional
         File that keeps the vectors (:mod:`vitnp.retrieval.index`), made or renewed.
     cache : path, optional
