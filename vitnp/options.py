@@ -368,6 +368,7 @@ _TABLE = (
         minimum=1,
         words=("all",),
         metavar="N",
+        flag="--matches",
     ),
     # The run.
     Option("n_threads", "photographs at a time (all cores)", int, minimum=1, metavar="N", flag="--threads"),

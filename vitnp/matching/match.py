@@ -159,8 +159,9 @@ def match_patches(
     count = options.check("n_matches", n_matches)
     settings = Settings(short_side, facet, layer, stride, max_tokens, max_pixels, "none", seed, alpha=alpha)
     pipeline = ImagePipeline.create(resolve_vit(vit), settings)
-    views = [_View.of(photograph, pipeline, whole) for photograph in map(as_photograph, (first, second))]
-    one, other = views
+    photographs = [as_photograph(first), as_photograph(second)]
+    decoded = [pipeline.decode(photograph) for photograph in photographs]
+    one, other = (_View.of(photograph, image, pipeline, whole) for photograph, image in zip(photographs, decoded))
     x, y, cosines = mutual_neighbors(one.keys, other.keys)
     points = one.centers(one.patches[x], pipeline.vit.config.patch, pipeline.spec.stride)
     chosen = spread_out(points, cosines, len(points) if count == "all" else count)
@@ -199,10 +200,9 @@ class _View:
     keys: np.ndarray
 
     @classmethod
-    def of(cls, photograph: Photo, pipeline: ImagePipeline, whole: bool) -> _View:
+    def of(cls, photograph: Photo, image: DecodedImage, pipeline: ImagePipeline, whole: bool) -> _View:
         clock = Stopwatch(pipeline.vit.device)
         with blas.one_blas_thread(), image_memory_error(pipeline.vit.device):
-            image = pipeline.decode(photograph)
             (features,) = pipeline.extract([pipeline.preprocess(image, fingerprint(photograph, image))])
             mask = None if whole else pipeline.segment(image, features, clock).mask
         patches = np.arange(features.patches) if mask is None else _object_patches(mask, features.grid, photograph)
