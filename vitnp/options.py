@@ -352,7 +352,7 @@ _TABLE = (
     Option("index", "file that keeps vectors, made or renewed", Path, metavar="FILE"),
     Option(
         "threshold",
-        "cosine of near duplicates (0.95)",
+        "cosine of near duplicates (0.96; CLS: 0.95)",
         float,
         minimum=-1,
         maximum=1,
