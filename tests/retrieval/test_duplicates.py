@@ -91,14 +91,14 @@ def test_links_are_no_duplicates(vit, folder):
 
 
 def test_bytes_alone_need_no_network_and_read_only_files_of_one_size(folder, monkeypatch):
-    from vitnp.retrieval import duplicates
+    from vitnp.retrieval import identical
 
     shutil.copy(folder / "2.png", folder / "copy.png")
     (folder / "broken.png").write_bytes(b"no picture, but a file")
     (folder / "empty.png").touch()
     read = []
-    fingerprint = duplicates.fingerprint
-    monkeypatch.setattr(duplicates, "fingerprint", lambda source: read.append(source.name) or fingerprint(source))
+    fingerprint = identical.fingerprint
+    monkeypatch.setattr(identical, "fingerprint", lambda source: read.append(source.name) or fingerprint(source))
     monkeypatch.setattr(vitnp.ViT, "__call__", lambda *_, **__: pytest.fail("the network ran"))
     found = vitnp.find_duplicates(folder, exact=True, n_threads=1)
     assert shape(found) == [["2.png", "copy.png"]]

@@ -6,7 +6,7 @@ import argparse
 import contextlib
 import functools
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 CHECKPOINT = ("heads", "pos_embed", "normalization", "grid")
 NETWORK = ("model", *CHECKPOINT, "device", "precision")
 FEATURES = ("short_side", "facet", "layer", "stride", "max_tokens", "max_pixels", "alpha")
-WHOLE_PHOTOGRAPH = ("short_side", "stride", "max_tokens", "max_pixels", "alpha")
 METHOD = (*FEATURES, "domain", "refine", "seed", "min_confidence", "objects")
 COLLECTION = ("levels", "collection", "n_categories", "consistency", "fit_patches", "cache", "scheduler")
 RUN = ("n_threads", "batch", "quiet", "json")
@@ -213,11 +212,6 @@ def segmenter_arguments(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def search_arguments(args: argparse.Namespace) -> dict[str, Any]:
-    """Return the options of searches as arguments of :func:`vitnp.search_similar` and :func:`vitnp.find_duplicates`."""
-    return {name: getattr(args, name) for name in (*WHOLE_PHOTOGRAPH, "of", "index", "cache", "n_threads", "batch")}
-
-
 @contextlib.contextmanager
 def workers(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Connect to --scheduler: yield the arguments of :class:`vitnp.Segmenter` for it, none without the option.
@@ -265,25 +259,6 @@ def find_photographs(args: argparse.Namespace, paths: Sequence[str] | None = Non
     for error in failures:
         shared.report_failure(error, as_json=args.json, photograph=error.path)
     return Found(photographs, list(failures), find.describe(left_out))
-
-
-def report_left_out(
-    args: argparse.Namespace,
-    photographs: Sequence[Photograph],
-    failed: Mapping[int, VitnpError],
-    without_object: Sequence[int],
-    failures: list[VitnpError],
-) -> None:
-    """Add the photographs that could not be compared to the failures, and say how many show no object.
-
-    With --json the errors are printed at once.
-    """
-    for position, error in failed.items():
-        failures.append(error)
-        shared.report_failure(error, as_json=args.json, photograph=photographs[position].path)
-    if without_object:
-        count, example = len(without_object), photographs[without_object[0]].path
-        shared.say(f"left out, because no object was found: {count} photographs, such as {example}", quiet=args.quiet)
 
 
 def fits_a_set(args: argparse.Namespace, n_photographs: int) -> bool:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from vitnp.cli import arguments, shared, streams
+from vitnp.cli import arguments, searching, shared, streams
 from vitnp.errors import VitnpError
 
 if TYPE_CHECKING:
     from vitnp.io.find import Photograph
-    from vitnp.retrieval.duplicates import Duplicate, DuplicateGroup, Duplicates
+    from vitnp.retrieval.groups import Duplicate, DuplicateGroup, Duplicates
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -43,7 +43,7 @@ def build_parser() -> argparse.ArgumentParser:
         out={"help": "write duplicates.png and duplicates.json to it"},
         overwrite={"help": "replace files that vitnp did not write"},
     )  # fmt: skip
-    arguments.add_options(parser, "network", *arguments.NETWORK, *arguments.WHOLE_PHOTOGRAPH)
+    arguments.add_options(parser, "network", *arguments.NETWORK, *searching.FEATURES)
     arguments.add_options(parser, "run", *arguments.RUN)
     return parser
 
@@ -68,7 +68,7 @@ def _compare(args: argparse.Namespace, photographs: list[Photograph], failures: 
         None if args.out is None else FindingsWriter(args.out / "duplicates", "duplicates", overwrite=args.overwrite)
     )
     found = _find(args, photographs)
-    arguments.report_left_out(args, photographs, found.failures, found.without_object, failures)
+    searching.report_left_out(args, photographs, found.failures, found.without_object, failures)
     for group in found.groups:
         _report(args, group)
     members = sum(len(group.members) for group in found.groups)
@@ -86,7 +86,7 @@ def _find(args: argparse.Namespace, photographs: list[Photograph]) -> Duplicates
     with shared.stage_progress("photographs", len(photographs), quiet=args.quiet) as progress:
         return find_duplicates(
             photographs, vit, threshold=args.threshold, exact=args.exact, progress=progress,
-            **arguments.search_arguments(args),
+            **searching.search_arguments(args),
         )  # fmt: skip
 
 

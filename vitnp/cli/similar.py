@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from vitnp.cli import arguments, shared, streams
+from vitnp.cli import arguments, searching, shared, streams
 from vitnp.errors import VitnpError
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def build_parser() -> argparse.ArgumentParser:
         out={"help": "write similar.png and similar.json to this folder"},
         overwrite={"help": "replace files that vitnp did not write"},
     )  # fmt: skip
-    arguments.add_options(parser, "network", *arguments.NETWORK, *arguments.WHOLE_PHOTOGRAPH)
+    arguments.add_options(parser, "network", *arguments.NETWORK, *searching.FEATURES)
     arguments.add_options(parser, "run", *arguments.RUN)
     return parser
 
@@ -64,9 +64,9 @@ def _search(
     vit = arguments.load_model(args)
     with shared.stage_progress("photographs", len(photographs), quiet=args.quiet) as progress:
         found = search_similar(
-            photographs, queries, vit, k=args.k, progress=progress, **arguments.search_arguments(args)
+            photographs, queries, vit, k=args.k, progress=progress, **searching.search_arguments(args)
         )
-    arguments.report_left_out(args, photographs, found.failures, found.without_object, failures)
+    searching.report_left_out(args, photographs, found.failures, found.without_object, failures)
     for ranking in found.rankings:
         if ranking.error is None:
             _report(args, ranking)

@@ -12,7 +12,7 @@ from vitnp.export.sheet_style import FAINT, INK, PAPER, Fonts
 from vitnp.export.tile import rounded_rectangle
 from vitnp.io.path_text import printable
 from vitnp.io.source import Source, path_of
-from vitnp.retrieval.duplicates import Duplicate, Duplicates
+from vitnp.retrieval.groups import Duplicate, Duplicates
 from vitnp.retrieval.search import SimilarPhotographs
 
 if TYPE_CHECKING:

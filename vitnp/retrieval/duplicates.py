@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import collections
-import dataclasses
 import logging
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from vitnp import options
-from vitnp.errors import ImageError, UsageError
+from vitnp.errors import UsageError
 from vitnp.features.store import FeatureStore
-from vitnp.io.source import Source, fingerprint, path_of
-from vitnp.kernels.threads import pool
+from vitnp.io.source import Source
 from vitnp.method.defaults import default_vit, resolve_vit
 from vitnp.options import Settings
 from vitnp.retrieval.describe import Described, Run, describe_with_index
 from vitnp.retrieval.descriptor import Describer
 from vitnp.retrieval.grouping import group_rows
-from vitnp.retrieval.index import stamp_of
-from vitnp.retrieval.sources import as_sources, entries_of, name_of, shortest_name
+from vitnp.retrieval.groups import Duplicate, Duplicates, sorted_groups
+from vitnp.retrieval.identical import find_identical
+from vitnp.retrieval.sources import as_sources, is_link, shortest_name
 from vitnp.vit.model import ViT
 
 _LOG = logging.getLogger("vitnp")
@@ -29,103 +28,6 @@ _LOG = logging.getLogger("vitnp")
 # Default cosine by what is compared: above that of nearly all pairs of different photographs, and below that of nearly
 # all edited copies. Measured with the built-in network by bench/quality/copies.py; docs/similar.md explains it.
 THRESHOLD = {"image": 0.95, "object": 0.95, "layout": 0.96}
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Duplicate:
-    """A photograph of a group of near duplicates.
-
-    Attributes
-    ----------
-    photograph : path, PIL image or array
-        As it was given; the path of a photograph in a folder.
-    index : int
-        Position in the list of photographs.
-    similarity : float
-        Cosine to the representative, 1 for the representative itself.
-    identical : bool
-        Whether the file has the same bytes as that of the representative.
-    size : (int, int), optional
-        Height and width in pixels; None if only the bytes were compared.
-    """
-
-    photograph: Source
-    index: int
-    similarity: float
-    identical: bool
-    size: tuple[int, int] | None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return it as JSON can represent it."""
-        height, width = self.size or (None, None)
-        return {
-            **entries_of("photograph", self.photograph),
-            "index": self.index,
-            "similarity": round(self.similarity, 6),
-            "identical": self.identical,
-            "width": width,
-            "height": height,
-        }
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class DuplicateGroup:
-    """A representative and its near duplicates.
-
-    Attributes
-    ----------
-    representative : Duplicate
-        The photograph to keep: the one with the most pixels; of those the largest file; of those the shortest name.
-    members : tuple of Duplicate
-        The others, the most similar one first.
-    """
-
-    representative: Duplicate
-    members: tuple[Duplicate, ...]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the group as JSON can represent it: "keep" and "duplicates"."""
-        return {
-            "keep": self.representative.to_dict(),
-            "duplicates": [member.to_dict() for member in self.members],
-        }
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Duplicates:
-    """Result of :func:`find_duplicates`.
-
-    Attributes
-    ----------
-    groups : tuple of DuplicateGroup
-        The largest group first; of equally large ones, by the name of the representative.
-    failures : dict of int to ImageError
-        Photographs that could not be compared, by position.
-    without_object : tuple of int
-        With ``of="object"``: positions of photographs without an object, which were left out.
-    n_compared : int
-        Number of photographs that were compared.
-    threshold : float, optional
-        Cosine that members have at least; None if only the bytes were compared.
-    parameters : mapping
-        Everything that the vectors depend on besides the photographs.
-    """
-
-    groups: tuple[DuplicateGroup, ...]
-    failures: Mapping[int, ImageError]
-    without_object: tuple[int, ...]
-    n_compared: int
-    threshold: float | None
-    parameters: Mapping[str, object]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the result as JSON can represent it."""
-        return {
-            "groups": [group.to_dict() for group in self.groups],
-            "compared": self.n_compared,
-            "threshold": self.threshold,
-            "parameters": dict(self.parameters),
-        }
 
 
 def find_duplicates(
@@ -210,7 +112,7 @@ def find_duplicates(
         identical = entry.fingerprint == described.entry(positions[leader]).fingerprint
         groups[leader].append(Duplicate(photographs[position], position, cosine, identical, entry.size))
     return Duplicates(
-        _sorted_groups(groups.values()),
+        sorted_groups(groups.values()),
         described.failures,
         tuple(described.without_object),
         len(positions),
@@ -219,88 +121,12 @@ def find_duplicates(
     )
 
 
-def find_identical(
-    photographs: Sequence[Source], *, n_threads: int | None = None, progress: Callable[[int], object] | None = None
-) -> Duplicates:
-    """Group files with the same bytes; only those of one size in bytes are read."""
-    sizes = [None if path is None else _bytes_of(path) for path in map(path_of, photographs)]
-    counts = collections.Counter(sizes)
-    failures: dict[int, ImageError] = {}
-
-    def read(position: int) -> str | ImageError:
-        size = sizes[position]
-        if size and counts[size] == 1:
-            return str(position)  # no other file has its size
-        try:
-            return fingerprint(photographs[position])
-        except ImageError as error:
-            return error
-
-    groups: dict[str, list[Duplicate]] = collections.defaultdict(list)
-    threads = pool.resolve_n_threads(n_threads)
-    for position, content in enumerate(pool.map_ordered(read, range(len(photographs)), threads)):
-        if isinstance(content, ImageError):
-            failures[position] = content
-        else:
-            groups[content].append(Duplicate(photographs[position], position, 1.0, True, None))
-        if progress is not None:
-            progress(1)
-    for group in groups.values():
-        group.sort(key=lambda one: (_is_link(one.photograph), shortest_name(one.photograph), one.index))
-    n_compared = len(photographs) - len(failures)
-    return Duplicates(_sorted_groups(groups.values()), failures, (), n_compared, None, {"of": "bytes"})
-
-
-def _bytes_of(path: Path) -> int | None:
-    stamp = stamp_of(path)
-    return None if stamp is None else stamp[0]
-
-
 def _by_preference(photographs: Sequence[Source], described: Described) -> list[int]:
     """Return the positions of photographs with a vector, the best one to keep first."""
 
     def key(position: int) -> tuple[bool, int, int, tuple[int, bytes], int]:
         entry, source = described.entry(position), photographs[position]
         height, width = entry.size
-        return _is_link(source), -height * width, -entry.stamp[0], shortest_name(source), position
+        return is_link(source), -height * width, -entry.stamp[0], shortest_name(source), position
 
     return sorted(described.with_vector, key=key)
-
-
-def _is_link(source: Source) -> bool:
-    path = path_of(source)
-    return path is not None and path.is_symlink()
-
-
-def _sorted_groups(groups: Iterable[list[Duplicate]]) -> tuple[DuplicateGroup, ...]:
-    """Return the groups of two and more, whose first is the one to keep."""
-    found = []
-    for representative, *others in groups:
-        members = _without_links(representative, others)
-        if members:
-            members.sort(key=lambda one: (-one.similarity, name_of(one.photograph), one.index))
-            found.append(DuplicateGroup(representative, tuple(members)))
-    found.sort(key=lambda group: (-len(group.members), name_of(group.representative.photograph)))
-    return tuple(found)
-
-
-def _without_links(representative: Duplicate, others: Sequence[Duplicate]) -> list[Duplicate]:
-    """Return the photographs that are no links to a file before them."""
-    files = {_file_of(representative)}
-    kept = []
-    for one in others:
-        file = _file_of(one)
-        if file is None or file not in files:
-            kept.append(one)
-        files.add(file)
-    return kept
-
-
-def _file_of(one: Duplicate) -> tuple[int, int] | None:
-    """Return device and inode of a photograph, None if it is not a file."""
-    path = path_of(one.photograph)
-    try:
-        status = None if path is None else path.stat()
-    except OSError:
-        status = None
-    return None if status is None else (status.st_dev, status.st_ino)

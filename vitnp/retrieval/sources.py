@@ -60,3 +60,9 @@ def is_same_file(first: Source, second: Source) -> bool:
     if paths[0] is None or paths[1] is None:
         return False
     return os.path.realpath(paths[0]) == os.path.realpath(paths[1])
+
+
+def is_link(source: Source) -> bool:
+    """Tell whether a photograph is a symbolic link."""
+    path = path_of(source)
+    return path is not None and path.is_symlink()
