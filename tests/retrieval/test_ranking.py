@@ -95,6 +95,15 @@ def test_a_chain_is_not_one_group():
     assert (np.abs(angles - angles[leaders]) <= np.radians(5)).all() and len(set(leaders.tolist())) > 5
 
 
+@pytest.mark.parametrize("size", [1, 2, 100])
+def test_between_two_equally_similar_representatives_the_first_is_taken(monkeypatch, size):
+    monkeypatch.setattr(grouping, "_ROWS", size)
+    monkeypatch.setattr(grouping, "_LEADERS", size)
+    vectors = np.array([[0.8, 0.6], [0.8, -0.6], [1, 0]], np.float32)
+    leaders, _ = group_rows(vectors, np.array([1, 0, 2]), 0.7)
+    assert leaders.tolist() == [0, 1, 0]
+
+
 def test_no_rows():
     leaders, cosines = group_rows(unit_rows(3), np.empty(0, np.int64), 0.9)
     assert len(leaders) == len(cosines) == 0
