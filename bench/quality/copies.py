@@ -19,14 +19,13 @@ from PIL import Image, ImageEnhance, ImageOps
 from bench import record
 from vitnp import find_photographs, load_vit
 from vitnp.cli import arguments, shared
-from vitnp.options import Settings
+from vitnp.options import DESCRIBED, Settings
 from vitnp.retrieval.describe import Run, describe
 from vitnp.retrieval.descriptor import Describer
 from vitnp.retrieval.duplicates import THRESHOLD
 from vitnp.retrieval.index import Index
 from vitnp.vit.model import ViT
 
-KINDS = ("image", "layout")
 QUANTILES = (0.01, 0.05, 0.5)
 
 Edit = Callable[[Image.Image], Image.Image]
@@ -80,10 +79,11 @@ EDITS: dict[str, Edit] = {
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Print the table, and write bench/results/copies.json."""
+    """Print a table for each kind of vector, and write bench/results/copies-KIND.json."""
     parser = argparse.ArgumentParser(prog="python -m bench copies", description=__doc__.partition("\n\n")[0])
     parser.add_argument("folders", type=Path, nargs="+", metavar="IMAGES", help="folders of photographs")
     parser.add_argument("--model", default="auto", help="checkpoint (the built-in one)")
+    parser.add_argument("--of", nargs="+", choices=DESCRIBED, default=DESCRIBED, help="kinds of vectors (all)")
     parser.add_argument("--every", type=arguments.number(1), default=2, help="edit every Nth photograph (2)")
     parser.add_argument("--threads", type=arguments.number(1), metavar="N", help="threads (all cores)")
     args = parser.parse_args(argv)
@@ -91,29 +91,29 @@ def main(argv: list[str] | None = None) -> int:
     images = [_read(photograph.path) for photograph in find_photographs(args.folders)]
     edited = images[:: args.every]
     run = Run(n_threads=args.threads)
-    rows: dict[str, Any] = {}
-    for kind in KINDS:
+    facts = {
+        "model": vit.name, "sha256": vit.sha256, "photographs": len(images), "edited": len(edited),
+        "sets": [folder.parent.name for folder in args.folders],
+    }  # fmt: skip
+    for kind in args.of:
+        threshold = THRESHOLD[kind]
         originals = vectors(vit, kind, images, run)
         cosines = originals @ originals.T
         np.fill_diagonal(cosines, -1)
         nearest = cosines.max(axis=1)
-        threshold = THRESHOLD[kind]
-        rows[kind] = {
-            "threshold": threshold,
-            "others": {**_quantiles(nearest, (0.5, 0.95, 0.99, 1)), "above": int((nearest >= threshold).sum())},
-        }
-        print(f"{kind}, threshold {threshold}\n  {'nearest other':<24}{rows[kind]['others']}", flush=True)
+        others = {**_quantiles(nearest, (0.5, 0.95, 0.99, 1)), "above": int((nearest >= threshold).sum())}
+        print(f"{kind}, threshold {threshold}\n  {'nearest other':<24}{others}", flush=True)
+        rows: dict[str, Any] = {}
         for name, edit in EDITS.items():
             copies = vectors(vit, kind, [edit(image) for image in edited], run)
             similarity = np.einsum("nd,nd->n", copies, originals[:: args.every])
-            found = float((similarity >= threshold).mean())
-            rows[kind][name] = {**_quantiles(similarity, QUANTILES), "found": round(found, 4)}
-            print(f"  {name:<24}{rows[kind][name]}", flush=True)
-    measured = {
-        "model": vit.name, "sha256": vit.sha256, "photographs": len(images), "edited": len(edited),
-        "sets": [folder.parent.name for folder in args.folders], "kinds": rows,
-    }  # fmt: skip
-    print(f"written to {record.write('copies', measured)}")
+            rows[name] = {
+                **_quantiles(similarity, QUANTILES),
+                "found": round(float((similarity >= threshold).mean()), 4),
+            }
+            print(f"  {name:<24}{rows[name]}", flush=True)
+        path = record.write(f"copies-{kind}", {**facts, "threshold": threshold, "others": others, "copies": rows})
+        print(f"written to {path}", flush=True)
     return shared.EXIT_OK
 
 
