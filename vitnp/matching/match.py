@@ -157,7 +157,7 @@ def match_patches(
     (array([208., 88.]), array([152., 120.]), 0.87)
     """
     count = options.check("n_matches", n_matches)
-    settings = Settings(short_side, facet, layer, stride, max_tokens, max_pixels, "none", seed, alpha=alpha)
+    settings = Settings(short_side, facet, layer, stride, max_tokens, max_pixels, seed=seed, alpha=alpha)
     pipeline = ImagePipeline.create(resolve_vit(vit), settings)
     photographs = [as_photograph(first), as_photograph(second)]
     decoded = [pipeline.decode(photograph) for photograph in photographs]

@@ -26,6 +26,9 @@ from vitnp.retrieval.index import Entry, Index, stamp_of
 # Number of new vectors after which the index file is written, so that a killed process loses no more.
 SAVE_EVERY = 5000
 
+# Pages of a store's mapped files count as memory until the files are closed: number of photographs after which they are.
+_MAPPED_PHOTOGRAPHS = 500
+
 
 @dataclasses.dataclass(frozen=True)
 class Run:
@@ -279,7 +282,9 @@ def _through_network(
         contextlib.nullcontext() if store is None else ShardWriter(store) as writer,
         contextlib.closing(pool.map_ordered(work, jobs, pool.resolve_n_threads(run.n_threads))) as done,
     ):  # fmt: skip
-        for job, found in done:
+        for count, (job, found) in enumerate(done, 1):
             if job.features is not None and writer is not None:
                 writer.add(job.features)
             yield todo[job.index], job, found
+            if store is not None and count % _MAPPED_PHOTOGRAPHS == 0:
+                store.close()

@@ -42,7 +42,7 @@ _TOLERANCE = 1e-4
 _NAMES = {"of": "--of", "size": "the short side", "sha256": "the checkpoint", "arithmetic": "device or precision"}
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, slots=True)
 class Entry:
     """What an index knows of a photograph besides its vector.
 
@@ -140,6 +140,8 @@ class Index:
         """
         if not os.path.lexists(path):
             return cls(describer, room=room)
+        if os.path.isfile(path) and not os.access(path, os.R_OK):
+            raise OutputError(f"{path}: no permission to read this index; change its permissions or name another file")
         try:
             tensors, metadata = read_safetensors(path)
         except CheckpointError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import itertools
 import os
@@ -17,7 +18,6 @@ from vitnp.method.defaults import resolve_vit
 from vitnp.options import Settings
 from vitnp.retrieval.describe import Described, Run, describe, describe_with_index
 from vitnp.retrieval.descriptor import Describer
-from vitnp.retrieval.index import Entry
 from vitnp.retrieval.ranking import nearest_rows
 from vitnp.retrieval.sources import as_sources, described_as, entries_of, is_same_file, name_of
 from vitnp.vit.model import ViT
@@ -148,7 +148,7 @@ def search_similar(
     index : path, optional
         File that keeps the vectors (:mod:`vitnp.retrieval.index`), made or renewed.
     cache : path, optional
-        Folder that keeps all features, shared with :class:`vitnp.Segmenter`; far larger than an index.
+        Folder that keeps all features for other commands; a hundred times larger than an index.
     short_side, stride, max_tokens, max_pixels, alpha
         As for :func:`vitnp.segment_image`.
     n_threads : int, optional
@@ -209,7 +209,15 @@ def _rank(
     positions = sorted(described.with_vector, key=lambda position: (name_of(photographs[position]), position))
     rows = described.vector_rows(positions)
     answered = asked.with_vector
-    own = [_own(queries[query], asked.entry(query), photographs, described, positions) for query in answered]
+    by_content = collections.defaultdict(list)
+    contents = {asked.entry(query).fingerprint for query in answered}
+    for position in positions:
+        if described.entry(position).fingerprint in contents:
+            by_content[described.entry(position).fingerprint].append(position)
+    own = [
+        {one for one in by_content[asked.entry(query).fingerprint] if is_same_file(queries[query], photographs[one])}
+        for query in answered
+    ]
     # Room for those that are the query itself, which are left out afterwards.
     count = k + max(map(len, own), default=0)
     wanted = vectors[asked.vector_rows(answered)]
@@ -225,14 +233,6 @@ def _rank(
             if positions[place] not in left_out
         )
         yield Ranking(source, tuple(itertools.islice(neighbors, k)))
-
-
-def _own(
-    query: Source, entry: Entry, photographs: Sequence[Source], described: Described, positions: Sequence[int]
-) -> set[int]:
-    """Return the positions of the photographs that are the query itself; copies of it are not."""
-    same = (position for position in positions if described.entry(position).fingerprint == entry.fingerprint)
-    return {position for position in same if is_same_file(query, photographs[position])}
 
 
 def _without_object(query: Source) -> ImageError:
