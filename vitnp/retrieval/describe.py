@@ -26,7 +26,7 @@ from vitnp.retrieval.index import Entry, Index, stamp_of
 # Number of new vectors after which the index file is written, so that a killed process loses no more.
 SAVE_EVERY = 5000
 
-# Pages of a store's mapped files count as memory until the files are closed: number of photographs after which they are.
+# Number of photographs after which the mapped files of a store are closed, whose pages count as memory until then.
 _MAPPED_PHOTOGRAPHS = 500
 
 
