@@ -88,6 +88,14 @@ def test_a_vanished_photograph_leaves_the_index_without_any_new_one(search, fold
     assert known(tmp_path / "photos.index") == ["0.png", "1.png", "3.png", "4.png"]
 
 
+def test_a_photograph_that_is_named_but_gone_leaves_the_index(search, folder, tmp_path):
+    search()
+    paths = sorted(folder.iterdir())
+    paths[3].unlink()
+    assert sorted(search(*paths)) == ["1.png", "2.png", "4.png"]
+    assert known(tmp_path / "photos.index") == ["0.png", "1.png", "2.png", "4.png"]
+
+
 def test_photographs_of_other_folders_stay(search, folder, photographs, tmp_path, images_run):
     other = photographs("other/a.png", seed=77)
     search()

@@ -72,7 +72,9 @@ def _compare(args: argparse.Namespace, photographs: list[Photograph], failures: 
     for group in found.groups:
         _report(args, group)
     members = sum(len(group.members) for group in found.groups)
-    shared.say(f"{members} duplicates of {len(found.groups)} photographs among {found.n_compared}", quiet=args.quiet)
+    shared.say(
+        f"photographs: {found.n_compared}, near duplicates: {members}, groups: {len(found.groups)}", quiet=args.quiet
+    )
     if writer is not None and found.n_compared:
         writer.write(duplicates_sheet(found), found.to_dict())
         shared.say(f"written to {writer.picture} and {writer.data.name}", quiet=args.quiet)

@@ -175,8 +175,9 @@ def describe(
             file = files[position]
             if isinstance(found, ImageError):
                 failures[position] = found
-                if file is not None:
-                    index.forget(file.path)
+                gone = path_of(photographs[position])
+                if gone is not None:
+                    index.forget(os.path.abspath(gone))
             else:
                 path, stamp = ("", (0, 0)) if file is None else (file.path, file.stamp)
                 rows[position] = index.add(Entry(path, stamp, fingerprint, found.size), found.vector)
