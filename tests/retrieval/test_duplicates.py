@@ -34,23 +34,21 @@ def find(folder, vit, **options):
 
 
 def test_copies_of_a_photograph_are_one_group(photograph, builtin, tmp_path):
-    """The built-in network and the default threshold, on copies of two photographs."""
-    for name in ("coffee", "chelsea"):
-        with Image.open(photograph.parent / f"{name}.jpg") as image:
-            image = image.convert("RGB")
-        image.save(tmp_path / f"{name}.png")
-        image.resize((image.width * 3 // 4, image.height * 3 // 4)).save(tmp_path / f"{name} small.png")
-        image.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(tmp_path / f"{name} mirrored.png")
-        image.save(tmp_path / f"{name} again.jpg", quality=60)
-    for name in ("astronaut", "rocket"):
+    """The built-in network and the default threshold."""
+    with Image.open(photograph) as image:
+        image = image.convert("RGB")
+    image.save(tmp_path / "coffee.png")
+    image.resize((image.width * 3 // 4, image.height * 3 // 4)).save(tmp_path / "small.png")
+    image.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(tmp_path / "mirrored.png")
+    image.save(tmp_path / "again.jpg", quality=60)
+    for name in ("chelsea", "rocket"):
         shutil.copy(photograph.parent / f"{name}.jpg", tmp_path)
     found = vitnp.find_duplicates(tmp_path, builtin)
-    kinds = (" again.jpg", " mirrored.png", " small.png", ".png")
-    assert sorted(map(sorted, shape(found))) == [[name + kind for kind in kinds] for name in ("chelsea", "coffee")]
-    assert all(" small" not in group[0] for group in shape(found))
-    assert found.threshold == THRESHOLD["layout"] and found.n_compared == 10
-    assert all(found.threshold <= one.similarity <= 1 for group in found.groups for one in group.members)
-    assert not any(one.identical for group in found.groups for one in group.members)
+    assert list(map(sorted, shape(found))) == [["again.jpg", "coffee.png", "mirrored.png", "small.png"]]
+    assert shape(found)[0][0] != "small.png"
+    assert found.threshold == THRESHOLD["layout"] and found.n_compared == 6
+    assert all(found.threshold <= one.similarity <= 1 for one in found.groups[0].members)
+    assert not any(one.identical for one in found.groups[0].members)
 
 
 def test_the_one_to_keep_has_most_pixels_then_bytes_then_the_shortest_name(vit, folder, photographs):
