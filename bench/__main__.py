@@ -35,6 +35,8 @@ BENCHMARKS = {
     ),
     "spectral": Benchmark("bench.scale.spectral", "memory and time of spectral clustering"),
     "collection": Benchmark("bench.scale.collection", "memory and time of large collections, with synthetic features"),
+    "similar": Benchmark("bench.scale.similar", "memory and time of similar and duplicates over 100,000 photographs"),
+    "copies": Benchmark("bench.quality.copies", "cosines of edited copies and of other photographs"),
     "cutouts": Benchmark("bench.cutouts", "colors at the edge of a cutout against PyMatting: time and error"),
     "large": Benchmark("bench.scale.large", "memory, time and agreement on a photograph of 100 megapixels"),
     "cpu": Benchmark("bench.cpu.run", "ViT, k-means, CRF and photographs against torch, OpenVINO, scikit-learn ..."),
