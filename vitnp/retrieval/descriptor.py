@@ -81,7 +81,9 @@ class Describer:
         patches = kernels.to_host(score).ravel() >= _OBJECT
         if not patches.any():
             return np.zeros(self.width, np.float32)
-        (cls,) = self.vit.region_cls(features.cls_state, features.last_key, features.value, patches[None], size=features.pixels)
+        (cls,) = self.vit.region_cls(
+            features.cls_state, features.last_key, features.value, patches[None], size=features.pixels
+        )
         return unit(cls)
 
 
