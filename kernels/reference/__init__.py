@@ -14,7 +14,8 @@ array([[11.]])
 from __future__ import annotations
 
 from vitnp.kernels.reference.attention import QUERY_BLOCK, KVCache, attention, attention_row
-from vitnp.kernels.reference.bilateral_grid import grid_neighbors
+from vitnp.kernels.reference.bilateral_grid import BilateralGrid
+from vitnp.kernels.reference.bilateral_solver import bilateral_solver
 from vitnp.kernels.reference.foreground import foreground_sweeps
 from vitnp.kernels.reference.kmeans import Step, kmeans_assign, kmeans_closer, kmeans_rows, kmeans_step
 from vitnp.kernels.reference.lattice import (
@@ -43,15 +44,16 @@ from vitnp.kernels.reference.transformer import (
 __all__ = [
     "BLOCK",
     "QUERY_BLOCK",
+    "BilateralGrid",
     "KVCache",
     "Lattice",
     "Moves",
     "Step",
     "attention",
     "attention_row",
+    "bilateral_solver",
     "foreground_sweeps",
     "gelu",
-    "grid_neighbors",
     "kmeans_assign",
     "kmeans_closer",
     "kmeans_move",
