@@ -91,7 +91,7 @@ def _intervals(length: int, sigma: float) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _palette(rgb: np.ndarray, sigma_luma: float, sigma_chroma: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Number the bins of color that occur.
+    """Assign numbers to the bins of color that occur.
 
     Returns
     -------
@@ -181,7 +181,7 @@ def _number_colors(rgb, weights, low, strides, table, colors, color):
     array_out(1, types.int64),
 )
 def _number_vertices(color, width, row_edge, column_edge, marks, number, vertex, color_of, mass, cell_start):
-    """Number the vertices of one cell after the other, in the order of their colors; return how many there are.
+    """Assign numbers to the vertices, cell by cell in the order of their colors; return how many there are.
 
     Parameters
     ----------

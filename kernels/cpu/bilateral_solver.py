@@ -51,7 +51,7 @@ def neighbor_sums(rows, ends, neighbors, values, sums):
     sums : (M,), OUT
     """
     k = np.uint64(0)
-    for i in range(0, ends[0]):
+    for i in range(ends[0]):
         sums[rows[i]] = values[neighbors[k]] + values[neighbors[k + 1]] + values[neighbors[k + 2]]
         k += np.uint64(WIDTHS[0])
     k += np.uint64(DIRECTIONS)

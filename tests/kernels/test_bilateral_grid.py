@@ -1,4 +1,4 @@
-"""The bilateral grid and solver: the compiled kernels have the bits of the reference, and the grid is that of its bins."""
+"""The bilateral grid is that of its bins, and the compiled solver has the bits of the reference."""
 
 from __future__ import annotations
 
