@@ -26,6 +26,7 @@ MODULES = {
     "similarity": ("similarity", "similarity_top"),
     "codegen.workspace": ("temporary",),
     "foreground": ("foreground_sweeps",),
+    "overlay": ("paint_overlay",),
     "lattice": ("permutohedral_lattice", "lattice_filter", "normalize_lattice", "mean_field"),
 }
 _MODULE_OF = {name: module for module, names in MODULES.items() for name in names}

@@ -27,6 +27,7 @@ from vitnp.kernels.reference.lattice import (
     permutohedral_lattice,
 )
 from vitnp.kernels.reference.lloyd import Moves, kmeans_move, kmeans_moves
+from vitnp.kernels.reference.overlay import paint_overlay
 from vitnp.kernels.reference.similarity import normalize_rows, similarity, similarity_top
 from vitnp.kernels.reference.transformer import (
     BLOCK,
@@ -68,6 +69,7 @@ __all__ = [
     "normalize_lattice",
     "normalize_rows",
     "pack_linear",
+    "paint_overlay",
     "patch_embedding",
     "permutohedral_lattice",
     "precisions",
