@@ -26,6 +26,7 @@ MODULES = {
     "similarity": ("similarity", "similarity_top"),
     "codegen.workspace": ("temporary",),
     "foreground": ("foreground_sweeps",),
+    "guided": ("box_mean", "linear_in_color"),
     "overlay": ("paint_overlay",),
     "lattice": ("permutohedral_lattice", "lattice_filter", "normalize_lattice", "mean_field"),
 }

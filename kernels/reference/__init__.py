@@ -17,6 +17,7 @@ from vitnp.kernels.reference.attention import QUERY_BLOCK, KVCache, attention, a
 from vitnp.kernels.reference.bilateral_grid import BilateralGrid
 from vitnp.kernels.reference.bilateral_solver import bilateral_solver
 from vitnp.kernels.reference.foreground import foreground_sweeps
+from vitnp.kernels.reference.guided import box_mean, linear_in_color
 from vitnp.kernels.reference.kmeans import Step, kmeans_assign, kmeans_closer, kmeans_rows, kmeans_step
 from vitnp.kernels.reference.lattice import (
     Lattice,
@@ -53,6 +54,7 @@ __all__ = [
     "attention",
     "attention_row",
     "bilateral_solver",
+    "box_mean",
     "foreground_sweeps",
     "gelu",
     "kmeans_assign",
@@ -65,6 +67,7 @@ __all__ = [
     "lattice_geometry",
     "layernorm",
     "linear",
+    "linear_in_color",
     "mean_field",
     "normalize_lattice",
     "normalize_rows",
