@@ -28,6 +28,7 @@ BENCHMARKS = {
     "instances": Benchmark("bench.quality.instances", "AP and AR of separated objects on COCO, beside MaskCut"),
     "composites": Benchmark("bench.quality.composites", "make a set of pictures with two categories in each"),
     "unequal": Benchmark("bench.quality.unequal", "classes of unequal sizes, and of photographs that were not fitted"),
+    "folders": Benchmark("bench.scale.folders", "photographs per second of folders, the network alone, and a peer"),
     "spectral": Benchmark("bench.scale.spectral", "memory and time of spectral clustering"),
     "collection": Benchmark("bench.scale.collection", "memory and time of large collections, with synthetic features"),
     "cutouts": Benchmark("bench.cutouts", "colors at the edge of a cutout against PyMatting: time and error"),
