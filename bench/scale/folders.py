@@ -56,7 +56,7 @@ def main(argv: list[str] | None = None) -> int:
     """Print medians over rounds, and write them to bench/results/folders.json."""
     parser = argparse.ArgumentParser(prog="python -m bench folders", description=__doc__)
     parser.add_argument("photographs", nargs="+", type=Path, help="files or folders; they are scaled to two sizes")
-    parser.add_argument("--count", type=arguments.number(2), default=400, metavar="N", help="photographs a folder (400)")
+    parser.add_argument("--count", type=arguments.number(2), default=400, metavar="N", help="of 500 x 375 (400)")
     parser.add_argument("--large", type=arguments.number(2), default=24, metavar="N", help="of 12 megapixels (24)")
     parser.add_argument("--rounds", type=arguments.number(1), default=5, metavar="N", help="number of rounds (5)")
     parser.add_argument("--threads", type=arguments.number(1), default=2, metavar="N", help="threads (2)")
@@ -122,7 +122,9 @@ def _contenders(
     return found
 
 
-def _time(checkout: Path, module: str, *arguments: object, report: bool = False, python: str = sys.executable) -> Sample:
+def _time(
+    checkout: Path, module: str, *arguments: object, report: bool = False, python: str = sys.executable
+) -> Sample:
     """Run a module of a checkout in a process; a `report` prints the seconds itself, without its start."""
     before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     command = [python, "-m", module, *map(str, arguments)]

@@ -11,9 +11,10 @@ import sys
 import time
 from pathlib import Path
 
+from vitnp.kernels.threads import blas, pool
+
 from vitnp import load_vit, read_image
 from vitnp.features.extract import NetworkInput, default_spec, extract_batch, prepare
-from vitnp.kernels.threads import blas, pool
 from vitnp.options import Settings
 
 # Photographs that are repeated: few, so that they stay in memory whatever the folder.

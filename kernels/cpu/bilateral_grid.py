@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import numpy as np
 from numba import types
-from vitnp.kernels.cpu.codegen.jit import intrinsic, kernel
+from vitnp.kernels.cpu.codegen.jit import array_in, array_out, intrinsic, kernel
 from vitnp.kernels.cpu.codegen.workspace import workspace
-from vitnp.kernels.cpu.lattice_build import array_in, array_out
 from vitnp.kernels.reference.bilateral_grid import color_bins, color_bounds, position_bins
 
 # Bins of color that are looked up in a table; more of them, with sides of a bin near one level, are sorted.

@@ -7,10 +7,9 @@ from llvmlite import ir
 from numba import types
 from vitnp.kernels.constants import BISTOCHASTIC_STEPS
 from vitnp.kernels.cpu.bilateral_grid import DIRECTIONS, EXACT, INDEX, WIDTHS, BilateralGrid
-from vitnp.kernels.cpu.codegen.jit import intrinsic, kernel
+from vitnp.kernels.cpu.codegen.jit import array_in, array_out, intrinsic, kernel
 from vitnp.kernels.cpu.codegen.simd import I32, I64, loop
 from vitnp.kernels.cpu.codegen.workspace import workspace
-from vitnp.kernels.cpu.lattice_build import array_in, array_out
 from vitnp.kernels.reference.bilateral_solver import TINY, right_hand_side
 
 DOUBLE = ir.DoubleType()
@@ -106,7 +105,7 @@ def _block_sum(values, start, stop):
     return total
 
 
-@kernel(VECTOR_IN, **EXACT)
+@kernel(**EXACT)
 def pairwise_sum(values):
     """Sum numbers in the order of ``np.sum``: that of the two halves, and so on down to blocks of at most 128."""
     # The halves around the present block, from the whole down: where each ends, and the sum of its first half if known.

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from numba import types
-from vitnp.kernels.cpu.codegen.jit import kernel
-from vitnp.kernels.cpu.lattice_build import array_in, array_out
+from vitnp.kernels.cpu.codegen.jit import array_in, array_out, kernel
 from vitnp.kernels.reference.guided import Taps, window_edges
 
 INDICES, WEIGHTS = array_in(1, types.int64), array_in(1)

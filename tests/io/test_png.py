@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from vitnp.kernels.threads import pool
 
 from vitnp.io import png
-from vitnp.kernels.threads import pool
 
 
 def encoded(pixels: np.ndarray, **options) -> bytes:

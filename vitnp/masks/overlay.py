@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import statistics
+
 import numpy as np
 
 from vitnp import kernels
@@ -86,17 +89,23 @@ def _any_above(steps: np.ndarray) -> np.ndarray:
 
 def _ramps(line: float, sigma: float) -> np.ndarray:
     """Map the 256 values of the blurred mask to the opacities of object, light line and saturated line; (3, 256)."""
-    from scipy.special import ndtri
-
     # A straight edge blurred by a Gaussian is the normal distribution function; its inverse is the distance, positive
     # inside.
-    distance = sigma * ndtri((np.arange(256) + 0.5) / 256)
+    distance = sigma * _normal_quantiles()
     inside = _step(distance)
     accent = inside * (1 - _step(distance - (1 - _LIGHT_FRACTION) * line))
     light = _step(distance + _LIGHT_FRACTION * line) * (1 - inside)
     # The light line is painted first and then covered by the saturated one.
     light = light / np.maximum(1 - accent, 1e-6)
     return (np.stack((inside, light.clip(0, 1), accent)) * 255 + 0.5).astype(np.uint8)
+
+
+@functools.cache
+def _normal_quantiles() -> np.ndarray:
+    """Return the numbers below which shares of (0.5, 1.5, ..., 255.5) / 256 of a normal distribution lie."""
+    # Not ndtri of scipy.special, whose import takes longer than the overlay.
+    normal = statistics.NormalDist()
+    return np.array([normal.inv_cdf((value + 0.5) / 256) for value in range(256)])
 
 
 def _step(distance: np.ndarray) -> np.ndarray:
