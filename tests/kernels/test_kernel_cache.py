@@ -371,3 +371,54 @@ def test_kernels_are_for_the_processor_that_numba_compiles_for(environment, lane
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert f"{lanes} lanes" in done.stdout
+
+
+@pytest.fixture
+def started(folder, monkeypatch):
+    """Commands of processes that would be started."""
+    from vitnp.kernels.cpu.codegen import ahead
+
+    commands: list[list[str]] = []
+    monkeypatch.setattr(ahead, "_started", [])
+    monkeypatch.setattr(ahead.subprocess, "Popen", lambda command, **options: commands.append(command))
+    return commands
+
+
+def test_a_second_process_compiles_on_an_empty_cache_alone(started, folder):
+    kernels.compile_ahead()
+    assert [command[0] for command in started] == [sys.executable]
+    compile_add()
+    kernels.compile_ahead()
+    assert len(started) == 1
+
+
+def test_no_second_process_where_python_cannot_be_started(started, monkeypatch):
+    monkeypatch.setattr(sys, "executable", "/opt/photos/photos")
+    kernels.compile_ahead()
+    monkeypatch.setattr(sys, "executable", "")
+    kernels.compile_ahead()
+    assert not started
+
+
+def test_the_second_process_ends_with_the_first(folder, monkeypatch):
+    from vitnp.kernels.cpu.codegen import ahead, jit
+
+    def fail(kernel: jit.Kernel) -> None:
+        raise AssertionError(f"{kernel} is compiled for nobody")
+
+    monkeypatch.setattr(jit.Kernel, "compile", fail)
+    ahead.compile_for(parent=-1)
+
+
+@pytest.mark.slow(reason="imports everything in a new process")
+def test_kernels_that_are_compiled_ahead_are_those_of_a_photograph():
+    """No operation that a photograph needs is left to the first process alone."""
+    code = """
+import numpy as np, vitnp
+from vitnp.kernels.cpu.codegen import ahead, jit
+vitnp.segment_image(np.zeros((40, 50, 3), np.uint8)).mask
+called = {kernel.__module__.rpartition(".")[2] for kernel in jit.KERNELS if kernel._compiled is not None}
+print(*(called - set(ahead._MODULES)))
+"""
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert set(found.stdout.split()) <= {"barrier"}
