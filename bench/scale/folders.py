@@ -42,7 +42,7 @@ class Case(NamedTuple):
 
     size: tuple[int, int]
     count: int
-    options: tuple[str, ...] = ()
+    options: tuple[str, ...]
 
 
 class Sample(NamedTuple):
@@ -71,9 +71,9 @@ def main(argv: list[str] | None = None) -> int:
 
 def _measure(args: argparse.Namespace, folder: Path) -> int:
     cases = {
-        "one by one": Case(USUAL_SIZE, args.count),
+        "one by one": Case(USUAL_SIZE, args.count, ("--levels", "single")),
         "collection": Case(USUAL_SIZE, args.count, ("--levels", "all", "--classes", "10")),
-        "12 megapixels": Case(LARGE_SIZE, args.large),
+        "12 megapixels": Case(LARGE_SIZE, args.large, ("--levels", "single")),
     }
     sources = [photograph.path for photograph in find_photographs(args.photographs)]
     results: dict[str, Any] = {}
@@ -110,7 +110,7 @@ def _contenders(
     if args.against:
         found["against"] = command(args.against.resolve(), "against")
     found["network"] = lambda: _time(ROOT, "bench.scale.folders_network", photographs, threads, report=True)
-    if args.peer and not case.options:
+    if args.peer and "single" in case.options:
         bundle = folder / "bundle"
         bundle.mkdir(exist_ok=True)
         vit = load_vit("auto")

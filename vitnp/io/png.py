@@ -105,7 +105,7 @@ def encode_png(
     rows = max(1, _BAND_PIXELS // width)
     tops = range(0, height, rows)
 
-    def compress(top: int) -> tuple[bytes, bytes]:
+    def compress(top: int) -> tuple[bytes, memoryview]:
         filtered = _filter(pixels, top, min(top + rows, height), kind.filter).data
         deflate = zlib.compressobj(kind.level, zlib.DEFLATED, -15, 9, kind.strategy)
         end = zlib.Z_FINISH if top == tops[-1] else zlib.Z_SYNC_FLUSH

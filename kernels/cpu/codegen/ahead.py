@@ -18,7 +18,7 @@ from vitnp.kernels.cpu.codegen.cache import SUFFIX
 
 # Modules in the opposite order of that in which a photograph needs them.
 _MODULES = (
-    "overlay", "bilateral_solver", "bilateral_grid", "lloyd", "kmeans", "activations", "attention", "linear",
+    "overlay", "bilateral_solver", "bilateral_grid", "color_bins", "lloyd", "kmeans", "activations", "attention", "linear",
     "layernorm", "patch_embed",
 )  # fmt: skip
 

@@ -121,7 +121,7 @@ class KernelCache(caching._Cache):
         return self._folder / f"{name.replace('<', '').replace('>', '')}.{digest}{SUFFIX}"
 
 
-def _without_llvm_code(reduced: tuple, result: CompileResult) -> tuple:
+def _without_llvm_code(reduced: tuple, result: Any) -> tuple:
     """Replace the LLVM code in a reduced CompileResult by that of an empty function with the name that Python calls.
 
     numba reads the code, and lists its functions, whenever it loads a kernel: half of the time that this takes.
