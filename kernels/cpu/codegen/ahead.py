@@ -18,9 +18,18 @@ from vitnp.kernels.cpu.codegen.cache import SUFFIX
 
 # Modules in the opposite order of that in which a photograph needs them.
 _MODULES = (
-    "overlay", "bilateral_solver", "bilateral_grid", "color_bins", "lloyd", "kmeans", "activations", "attention", "linear",
-    "layernorm", "patch_embed",
-)  # fmt: skip
+    "overlay",
+    "bilateral_solver",
+    "bilateral_grid",
+    "color_bins",
+    "lloyd",
+    "kmeans",
+    "activations",
+    "attention",
+    "linear",
+    "layernorm",
+    "patch_embed",
+)
 
 # Folder that contains the package, in a checkout and where it is installed.
 _ROOT = pathlib.Path(sys.modules["vitnp"].__file__ or "").resolve().parent.parent
