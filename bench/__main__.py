@@ -33,6 +33,7 @@ BENCHMARKS = {
     "place": Benchmark(
         "bench.quality.place", "how much of keys is their place, before and after a rotary network turns them"
     ),
+    "folders": Benchmark("bench.scale.folders", "photographs per second of folders, the network alone, and a peer"),
     "spectral": Benchmark("bench.scale.spectral", "memory and time of spectral clustering"),
     "collection": Benchmark("bench.scale.collection", "memory and time of large collections, with synthetic features"),
     "similar": Benchmark("bench.scale.similar", "memory and time of similar and duplicates over 100,000 photographs"),

@@ -59,6 +59,7 @@ def _segment(args: argparse.Namespace) -> int:
 
 def _segment_all(args: argparse.Namespace, which: list[str], piped: Photograph | None) -> int:
     """Segment the photographs of the command line, and one from standard input."""
+    from vitnp import kernels
     from vitnp.export import naming
     from vitnp.kernels.threads import pool
 
@@ -77,6 +78,8 @@ def _segment_all(args: argparse.Namespace, which: list[str], piped: Photograph |
         exact = _exact_file(args, which, len(photographs))
         stems: Sequence[Path | ExactFile] = [exact] if exact else naming.output_stems(photographs, args.out)
         vit = arguments.load_model(args)
+        if vit.device == "cpu" and args.n_threads > 1:
+            kernels.compile_ahead()
         as_a_set = exact is None and (
             args.n_classes or args.save_collection or arguments.fits_a_set(args, len(photographs))
         )
