@@ -189,6 +189,17 @@ def _for_cpu(variant: str) -> ModuleType:
     return dispatch
 
 
+def compile_ahead() -> None:
+    """Compile kernels for the CPU in a second process, if they are compiled on this machine for the first time.
+
+    It ends by itself, with this process at the latest.
+    """
+    if for_device("cpu") is not for_device("reference"):
+        from vitnp.kernels.cpu.codegen.ahead import compile_ahead
+
+        compile_ahead()
+
+
 def describe() -> str:
     """Describe the CPU implementation as far as the last bits of results depend on it.
 

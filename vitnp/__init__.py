@@ -32,10 +32,16 @@ if TYPE_CHECKING:  # the same names for type checkers and editors
     from vitnp.features.pca import PatchPCA as PatchPCA
     from vitnp.io.decode import read_image as read_image
     from vitnp.io.find import find_photographs as find_photographs
+    from vitnp.matching.match import match_patches as match_patches
     from vitnp.method.collection import Collection as Collection
     from vitnp.pipeline import segment_image as segment_image
     from vitnp.result import Segmentation as Segmentation
+    from vitnp.retrieval.duplicates import find_duplicates as find_duplicates
+    from vitnp.retrieval.search import search_similar as search_similar
     from vitnp.segmenter import Segmenter as Segmenter
+    from vitnp.video.frames import read_frames as read_frames
+    from vitnp.video.segment import segment_video as segment_video
+    from vitnp.video.smoothing import SmoothingConfig as SmoothingConfig
     from vitnp.vit.config import ViTConfig as ViTConfig
     from vitnp.vit.model import ViT as ViT
 
@@ -48,9 +54,14 @@ if (_parent / "setup.cfg").is_file() and (_parent / "kernels" / "__init__.py").i
 
 _PUBLIC = {
     "segment_image": "vitnp.pipeline",
+    "segment_video": "vitnp.video.segment",
+    "SmoothingConfig": "vitnp.video.smoothing",
     "Segmentation": "vitnp.result",
     "Segmenter": "vitnp.segmenter",
     "Collection": "vitnp.method.collection",
+    "search_similar": "vitnp.retrieval.search",
+    "find_duplicates": "vitnp.retrieval.duplicates",
+    "match_patches": "vitnp.matching.match",
     "KMeans": "vitnp.clustering.kmeans",
     "PatchPCA": "vitnp.features.pca",
     "region_features": "vitnp.export.region_features",
@@ -60,6 +71,7 @@ _PUBLIC = {
     "ViTConfig": "vitnp.vit.config",
     "read_image": "vitnp.io.decode",
     "find_photographs": "vitnp.io.find",
+    "read_frames": "vitnp.video.frames",
     "VitnpError": "vitnp.errors",
     "ImageError": "vitnp.errors",
     "CheckpointError": "vitnp.errors",

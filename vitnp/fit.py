@@ -75,6 +75,7 @@ class FitPlan:
     category_level: CollectionLevelConfig
     readout: ReadoutConfig | None
     cleaning: CleaningConfig
+    levels: Collection | None
     cache: Path | None
     n_threads: int | None
     batch: int | None
@@ -99,6 +100,7 @@ class FitPlan:
             "readout": None if self.readout is None else dataclasses.asdict(self.readout),
             "cleaning": dataclasses.asdict(self.cleaning),
             "regions": dataclasses.asdict(self.rule),
+            **({} if self.levels is None else {"levels": self.levels.digest}),
         }
 
 
@@ -149,16 +151,19 @@ class Fit:
                 self._check_n_classes(len(self._read), len(self._read))
             self._answer_image_level(entries)
             clock.lap("image level")
-            self._fit_categories(entries)
-            clock.lap("categories")
-            self._fit_levels(entries)
-            clock.lap("levels")
-            if self.plan.settings.domain == "lines":
-                self._fit_lines(entries)
-                clock.lap("lines")
-            if self.plan.readout is not None:
-                self._fit_readout(entries, self.plan.readout)
-                clock.lap("readout")
+            if self.plan.levels is not None:
+                self._take_levels(entries, self.plan.levels)
+            else:
+                self._fit_categories(entries)
+                clock.lap("categories")
+                self._fit_levels(entries)
+                clock.lap("levels")
+                if self.plan.settings.domain == "lines":
+                    self._fit_lines(entries)
+                    clock.lap("lines")
+                if self.plan.readout is not None:
+                    self._fit_readout(entries, self.plan.readout)
+                    clock.lap("readout")
             # Masks depend on the levels alone, not on the classes that are fitted after them.
             self._levels_digest = self.collection.digest
             self._make_masks(entries, observe)
@@ -182,6 +187,13 @@ class Fit:
 
         for index, (soft, hard, confidence) in zip(self._read, self._each(work, self._read, "image level")):
             self._soft[index], self._hard[index], self.confidences[index] = soft, hard, confidence
+
+    def _take_levels(self, entries: Entries, levels: Collection) -> None:
+        """Use the levels of another collection, without its classes."""
+        parameters = {**levels.parameters, "regions": dataclasses.asdict(self.plan.rule)}
+        self.collection = dataclasses.replace(levels, parameters=parameters, prototypes=None)
+        self.categories = np.full(len(self.photographs), -1)
+        self.categories[self._read] = [levels.category_of(entries[index].cls) for index in self._read]
 
     def _fit_categories(self, entries: Entries) -> None:
         cls = np.stack([entries[index].cls for index in self._read])
@@ -346,8 +358,7 @@ class Fit:
             features.cls_state,
             features.last_key,
             features.value,
-            grid=features.grid,
-            stride=self.plan.settings.stride,
+            size=features.pixels,
         )
 
     def _describe_objects(self, index: int, grid: tuple[int, int], instances: Instances) -> None:

@@ -32,6 +32,7 @@ EXPORT_FORMATS = ("coco", "yolo", "voc", "labelme", "labelstudio")
 FEATURE_OUTPUTS = ("features", "pca", "attention", "maps")
 FEATURE_FORMATS = ("npz", "safetensors", "parquet")
 FEATURE_DTYPES = ("float16", "float32")
+DESCRIBED = ("image", "object", "layout")
 TASKS = ("saliency", "semantic", "discovery")
 LAYOUTS = ("auto", "voc", "coco", "coseg", "folder")
 MATCHINGS = ("hungarian", "many-to-one")
@@ -43,6 +44,10 @@ MAX_PIXELS = 120_000_000
 MAX_CLASSES = 65_535
 # Most objects of a photograph: as many as COCO's scores consider. Label images hold 255, VOC's 254.
 MAX_OBJECTS = 100
+
+# Neighbors of a query, and correspondences of a pair of photographs.
+N_NEIGHBORS = 12
+N_MATCHES = 20
 
 # The command line fits at least this many photographs as a set; fewer are segmented one by one.
 MIN_PHOTOGRAPHS_FOR_A_SET = 30
@@ -219,7 +224,7 @@ _TABLE = (
     # The features.
     Option(
         "short_side",
-        f"short side of the network's input (the checkpoint's own, {SHORT_SIDE} for most)",
+        f"short side of the network's input ({SHORT_SIDE} for most)",
         int,
         minimum=1,
         metavar="PX",
@@ -312,6 +317,7 @@ _TABLE = (
         pattern=r"[0-9]+([.][0-9]+)?%?",
         example="a margin in pixels or percent, such as 20 or 5%",
     ),
+    Option("video", "each folder holds the frames of a clip", bool, default=False),
     Option("overwrite", "redo finished photographs, replace any file", bool, default=False),
     Option(
         "formats",
@@ -361,6 +367,31 @@ _TABLE = (
     Option("nearest", "one color per patch, not interpolated", bool, default=False),
     Option("mask", "a table: masked CLS and mean key of each region", bool, default=False),
     Option("masks", "masks or labels in DIR, not own; implies --mask", Path, metavar="DIR"),
+    # Similar photographs, near duplicates, correspondences.
+    Option("query", "photograph to compare with; may be repeated", metavar="PHOTO"),
+    Option("k", f"neighbors per query ({N_NEIGHBORS})", int, N_NEIGHBORS, minimum=1, metavar="N", flag="-k"),
+    Option("of", "what to compare: image, object, layout (image)", default="image", choices=DESCRIBED, metavar="WHAT"),
+    Option("index", "file that keeps vectors, made or renewed", Path, metavar="FILE"),
+    Option(
+        "threshold",
+        "cosine of near duplicates (0.96; CLS: 0.95)",
+        float,
+        minimum=-1,
+        maximum=1,
+        metavar="C",
+    ),
+    Option("exact", "only files with the same bytes; no network", bool, default=False),
+    Option("whole", "match all patches, not only objects", bool, default=False),
+    Option(
+        "n_matches",
+        f"most correspondences, or all ({N_MATCHES})",
+        int,
+        N_MATCHES,
+        minimum=1,
+        words=("all",),
+        metavar="N",
+        flag="--matches",
+    ),
     # The run.
     Option("n_threads", "photographs at a time (all cores)", int, minimum=1, metavar="N", flag="--threads"),
     Option("batch", "photographs per forward pass (by memory)", int, minimum=1, metavar="N"),

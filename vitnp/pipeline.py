@@ -261,6 +261,23 @@ def segment_features(
         lines, confidence = find_lines(image.rgb, None if collection is None else collection.lines)
         patches = patches.from_pixels(lines, confidence)
     clock.lap("cluster")
+    return segment_patches(image, features, patches, parameters, clock, vit, collection, lines)
+
+
+def segment_patches(
+    image: DecodedImage,
+    features: FeatureRecord,
+    patches: PatchScores,
+    parameters: Mapping[str, Any],
+    clock: Stopwatch,
+    vit: ViT,
+    collection: Collection | None = None,
+    lines: np.ndarray | None = None,
+) -> Segmentation:
+    """Make the mask of a photograph from the cleaned scores of its patches; arguments as for :func:`segment_features`.
+
+    With `lines`, (height, width) uint16, these are the soft map. The stopwatch records the lap "refine".
+    """
     soft = np.zeros(image.rgb.shape[:2], np.uint16)
     if patches.confidence >= parameters["min_confidence"]:
         refined = _refined(patches, image, parameters, collection) if lines is None else lines

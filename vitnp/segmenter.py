@@ -74,6 +74,8 @@ class Segmenter:
         Gets one line for each damaged file in the cache; the log by default.
     image_level, dataset_level, category_level, readout, cleaning
         Constants, see :mod:`vitnp.method`. Without a `readout`, None, the collection has three levels.
+    levels : Collection, optional
+        Take its levels instead of fitting new ones, so that only classes are fitted to the photographs.
     **settings
         `short_side`, `facet`, `layer`, `stride`, `max_tokens`, `max_pixels`, `refine`, `seed`, `min_confidence`,
         `alpha` and `domain`, as in :func:`vitnp.segment_image`.
@@ -136,6 +138,7 @@ class Segmenter:
         category_level: CollectionLevelConfig = CATEGORY,
         readout: ReadoutConfig | None = _READOUT,
         cleaning: CleaningConfig = _CLEANING,
+        levels: Collection | None = None,
         **settings: Any,
     ) -> None:
         own = {name: value for name, value in locals().items() if name not in ("self", "settings")}
@@ -160,6 +163,8 @@ class Segmenter:
             cleaning = texture.CLEANING
         self.vit = resolve_vit(vit)
         self.parameters = run_parameters(self.vit, self.settings)
+        if levels is not None:
+            run_parameters(self.vit, self.settings, levels)  # checks that they fit
         self.plan = FitPlan(
             vit=self.vit,
             settings=self.settings,
@@ -169,11 +174,12 @@ class Segmenter:
             consistency=consistency,
             rule=rule,
             fit_patches=dataset_level.sample if fit_patches is None else fit_patches,
-            image_level=two_cluster_variant(image_level) if two_clusters else image_level,
+            image_level=_image_level_of(levels, image_level, two_clusters=two_clusters),
             dataset_level=two_cluster_variant(dataset_level) if two_clusters else dataset_level,
             category_level=two_cluster_variant(category_level) if two_clusters else category_level,
             readout=None if two_clusters else readout,
-            cleaning=cleaning,
+            cleaning=cleaning if levels is None else levels.cleaning,
+            levels=levels,
             cache=None if cache is None else _folder(cache),
             n_threads=options.check("n_threads", n_threads),
             batch=options.check("batch", batch),
@@ -392,6 +398,13 @@ class Segmenter:
         run_parameters(segmenter.vit, segmenter.settings, collection)  # checks that they fit
         segmenter.collection = collection
         return segmenter
+
+
+def _image_level_of(levels: Collection | None, config: ImageLevelConfig, *, two_clusters: bool) -> ImageLevelConfig:
+    """Return the constants of the image level: those of given levels, or those asked for."""
+    if levels is not None:
+        return levels.image_level
+    return two_cluster_variant(config) if two_clusters else config
 
 
 def _folder(cache: object) -> Path:

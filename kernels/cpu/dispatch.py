@@ -22,10 +22,13 @@ MODULES = {
     "patch_embed": ("patch_embedding",),
     "kmeans": ("kmeans_step", "kmeans_assign", "kmeans_closer"),
     "lloyd": ("kmeans_moves", "kmeans_move"),
-    "bilateral_grid": ("grid_neighbors",),
+    "bilateral_grid": ("BilateralGrid",),
+    "bilateral_solver": ("bilateral_solver",),
     "similarity": ("similarity", "similarity_top"),
     "codegen.workspace": ("temporary",),
     "foreground": ("foreground_sweeps",),
+    "guided": ("box_mean", "linear_in_color"),
+    "overlay": ("paint_overlay",),
     "lattice": ("permutohedral_lattice", "lattice_filter", "normalize_lattice", "mean_field"),
 }
 _MODULE_OF = {name: module for module, names in MODULES.items() for name in names}

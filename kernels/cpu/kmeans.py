@@ -148,6 +148,7 @@ def _at_least_two_vectors(n: int) -> int:
 @kernel(
     types.int64, types.int64, types.int64, MATRIX_IN, types.boolean, IN(1), types.int64,
     OUT(1, types.int32), OUT(1), SUMS_OUT, OUT(1, types.int64), OUT(1, types.float64), WORKSPACE,
+    shared=True,
 )  # fmt: skip
 def assign_and_add(x, step, dtype_code, centroids, cosine, shift, block, labels, losses, sums, counts, inertia, work):
     """Assign every row to a centroid, and sum the rows of each cluster.

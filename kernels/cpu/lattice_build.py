@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 from numba import types
-from vitnp.kernels.cpu.codegen.jit import kernel
+from vitnp.kernels.cpu.codegen.jit import array_in, array_out, kernel
 
 # Points whose simplices are computed together, so that loops over them are vectorized.
 BLOCK = 128
@@ -16,16 +16,6 @@ BLOCK = 128
 MIN_SLOTS = 1 << 12
 # Fibonacci hashing: the highest bits of a product with 2^64 over the golden ratio are well distributed for any keys.
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-
-
-def array_in(dimensions: int, dtype: types.Type = types.float32) -> types.Array:
-    """Return the type of a contiguous array that is read."""
-    return types.Array(dtype, dimensions, "C", readonly=True)
-
-
-def array_out(dimensions: int, dtype: types.Type = types.float32) -> types.Array:
-    """Return the type of a contiguous array that is written."""
-    return types.Array(dtype, dimensions, "C")
 
 
 @kernel
@@ -52,6 +42,7 @@ def _find(key, keys, slots, shift):
     array_out(1, types.int32),
     types.int64,
     array_out(1, types.int32),
+    shared=True,
 )
 def number_keys(new_keys, keys, slots, count, numbers):
     """Look up the numbers of keys in a hash table; keys that are not in it get the next numbers.

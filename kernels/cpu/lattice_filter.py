@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import numpy as np
 from numba import types
-from vitnp.kernels.cpu.codegen.jit import intrinsic, kernel
+from vitnp.kernels.cpu.codegen.jit import array_in, array_out, intrinsic, kernel
 from vitnp.kernels.cpu.codegen.simd import I32, I64, LOG2_E, Vectors, loop
-from vitnp.kernels.cpu.lattice_build import array_in, array_out
 
 # Numbers of a row that are processed together on any processor. Rows are padded to a multiple: 21 classes take 24.
 WIDTH = 8

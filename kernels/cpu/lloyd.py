@@ -67,7 +67,7 @@ def kmeans_move(sums: np.ndarray, counts: np.ndarray, centroids: np.ndarray, *, 
     return moved
 
 
-@kernel(IN(1, types.float64), types.int64, OUT(1), types.boolean, fastmath=False)
+@kernel(IN(1, types.float64), types.int64, OUT(1), types.boolean, fastmath=False, shared=True)
 def _move(total, count, centroid, cosine):
     """Move a centroid (D,) to the mean of `count` rows whose sum is `total` (D,), or to the direction of the mean."""
     size = np.float64(count)

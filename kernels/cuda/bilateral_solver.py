@@ -7,8 +7,9 @@ import math
 from typing import TYPE_CHECKING
 
 import numpy as np
-from vitnp.kernels.constants import BISTOCHASTIC_STEPS, BLUE_DIFFERENCE, LUMA, RED_DIFFERENCE
+from vitnp.kernels.constants import BISTOCHASTIC_STEPS
 from vitnp.kernels.cuda.loader import kernel
+from vitnp.kernels.reference.bilateral_grid import TooManyBins, color_bounds
 
 if TYPE_CHECKING:
     import cupy
@@ -20,7 +21,7 @@ _AXES = 5
 
 
 class BilateralGrid:
-    """The simplified bilateral grid on the device; see :class:`vitnp.refine.bilateral_solver.BilateralGrid`.
+    """The simplified bilateral grid on the device; see :class:`vitnp.kernels.reference.bilateral_grid.BilateralGrid`.
 
     The host does not read the number of vertices, to avoid waiting for the device: arrays with one number per vertex
     have as many elements as there are pixels.
@@ -44,7 +45,7 @@ class BilateralGrid:
         self.pixels = pixels = rgb.shape[0] * rgb.shape[1]
         weights, lowest, extents = _bins(self.shape, sigma_xy, sigma_luma, sigma_chroma)
         if math.prod(extents) * pixels >= 2**63:
-            raise ValueError("the bilateral grid is too fine: raise sigma_xy, sigma_luma or sigma_chroma")
+            raise TooManyBins
         tables = [cupy.asarray(np.array(table, np.int64)) for table in (lowest, extents)]
         keys = cupy.empty(pixels, np.int64)
         sizes = (*map(np.int32, self.shape), np.float64(sigma_xy))
@@ -176,14 +177,10 @@ def _bins(
     Each axis has an additional empty bin, so that the neighbor of the last bin of a row is not the first of the next
     row.
     """
-    colors = zip((LUMA, BLUE_DIFFERENCE, RED_DIFFERENCE), (sigma_luma, sigma_chroma, sigma_chroma))
-    weights = np.array([np.array(channel) / sigma for channel, sigma in colors], np.float32)
-    lowest, highest = [], []
+    weights, color_lowest, color_extents = color_bounds(sigma_luma, sigma_chroma)
+    lowest, extents = [], []
     for length in shape:
         reach = round((length - 1) / 2 / sigma_xy) + 1
         lowest.append(-reach)
-        highest.append(reach)
-    for row in weights.astype(float) * 255:
-        lowest.append(round(row.clip(max=0).sum()) - 1)
-        highest.append(round(row.clip(min=0).sum()) + 1)
-    return weights, lowest, [high - low + 2 for low, high in zip(lowest, highest)]
+        extents.append(2 * reach + 2)
+    return weights, lowest + color_lowest, extents + color_extents

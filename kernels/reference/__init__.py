@@ -14,8 +14,10 @@ array([[11.]])
 from __future__ import annotations
 
 from vitnp.kernels.reference.attention import QUERY_BLOCK, KVCache, attention, attention_row, rotate
-from vitnp.kernels.reference.bilateral_grid import grid_neighbors
+from vitnp.kernels.reference.bilateral_grid import BilateralGrid
+from vitnp.kernels.reference.bilateral_solver import bilateral_solver
 from vitnp.kernels.reference.foreground import foreground_sweeps
+from vitnp.kernels.reference.guided import box_mean, linear_in_color
 from vitnp.kernels.reference.int8 import (
     QuantizedRows,
     QuantizedWeight,
@@ -34,6 +36,7 @@ from vitnp.kernels.reference.lattice import (
     permutohedral_lattice,
 )
 from vitnp.kernels.reference.lloyd import Moves, kmeans_move, kmeans_moves
+from vitnp.kernels.reference.overlay import paint_overlay
 from vitnp.kernels.reference.similarity import normalize_rows, similarity, similarity_top
 from vitnp.kernels.reference.transformer import (
     BLOCK,
@@ -51,6 +54,7 @@ from vitnp.kernels.reference.transformer import (
 __all__ = [
     "BLOCK",
     "QUERY_BLOCK",
+    "BilateralGrid",
     "KVCache",
     "Lattice",
     "Moves",
@@ -59,9 +63,10 @@ __all__ = [
     "Step",
     "attention",
     "attention_row",
+    "bilateral_solver",
+    "box_mean",
     "foreground_sweeps",
     "gelu",
-    "grid_neighbors",
     "kmeans_assign",
     "kmeans_closer",
     "kmeans_move",
@@ -73,10 +78,12 @@ __all__ = [
     "layernorm",
     "layernorm_int8",
     "linear",
+    "linear_in_color",
     "mean_field",
     "normalize_lattice",
     "normalize_rows",
     "pack_linear",
+    "paint_overlay",
     "patch_embedding",
     "permutohedral_lattice",
     "precisions",

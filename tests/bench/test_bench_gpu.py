@@ -281,8 +281,8 @@ def test_keys_are_compared_with_the_cpu_s(cupy, run_step, monkeypatch):
     records = run_step("agreement", "keys", PATCHES=1, CASES=[Tiny("S", 16, 32, 1)])
     assert len(checks(records)) == 4 and all(checks(records).values())
     module = importlib.import_module("vitnp.kernels.cuda.attention")
-    right = module.attention
-    monkeypatch.setattr(module, "attention", lambda *args: right(*args) * np.float16(1.1))
+    right = module._attend
+    monkeypatch.setattr(module, "_attend", lambda *args: right(*args) * np.float16(1.1))
     records = run_step("agreement", "keys", PATCHES=1, CASES=[Tiny("S", 16, 32, 1)])
     assert not any(checks(records[4:]).values())
 

@@ -53,7 +53,7 @@ def test_an_unknown_command_is_answered_with_the_known_ones(capsys):
     with pytest.raises(SystemExit):
         main(["nonsense"])
     message = capsys.readouterr().err
-    commands = "segment, watch, export, apply, features, evaluate or weights"
+    commands = "segment, watch, export, apply, features, similar, duplicates, match, evaluate or weights"
     assert f"must be one of {commands}, got 'nonsense'" in message
 
 

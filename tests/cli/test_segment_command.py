@@ -202,7 +202,8 @@ def test_what_folders_hold_besides_photographs_is_said_at_the_end(tmp_path, caps
     assert main([str(tmp_path / "in"), "--out", str(tmp_path / "out"), "--short-side", "96"]) == 3
     assert files(tmp_path / "out") == {"good_mask.png", "good_overlay.png"}
     assert capsys.readouterr().err.splitlines()[-3:] == [
-        "vitnp: left out, because vitnp does not read them: 2 camera raw, 1 video",
+        "vitnp: left out, because vitnp does not read them in folders: 2 camera raw, 1 video; "
+        "videos are named by themselves",
         "vitnp: 1 of 2 failed:",
         f"  {tmp_path / 'in' / 'gone.jpg'}: this link leads to no file; mend or remove it",
     ]

@@ -6,8 +6,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from vitnp.kernels import reference
+from vitnp.kernels.reference import BilateralGrid
 
-from vitnp.refine.bilateral_solver import BilateralGrid, bilateral_solver
+from vitnp.refine.bilateral_solver import bilateral_solver
 
 
 def picture(seed: int, height: int, width: int) -> np.ndarray:
@@ -109,7 +110,7 @@ def test_solver_twice_gives_the_same_bits(cupy):
     [
         ({"sigma_xy": 0.0}, "sigma_xy must be positive"),
         ({"smoothness": -1.0}, "smoothness"),
-        ({"sigma_chroma": 1e-9}, "too fine"),
+        ({"sigma_chroma": 1e-9}, "too many bins"),
     ],
 )
 def test_solver_refuses(cupy, options, message):

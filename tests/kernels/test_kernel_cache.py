@@ -42,7 +42,7 @@ def compile_add():
     def add(a, b):
         return a + b
 
-    return add, bool(add._cache_hits)
+    return add, bool(add.compile()._cache_hits)
 
 
 def only_file(folder) -> pathlib.Path:
@@ -86,8 +86,49 @@ def replace_by_another_kernel(path):
     def subtract(a, b):
         return a - b
 
+    subtract.compile()
     (other,) = set(path.parent.iterdir()) - {path}
     os.replace(other, path)
+
+
+def test_a_kernel_is_compiled_at_its_first_call(folder):
+    from numba import types
+    from vitnp.kernels.cpu.codegen.jit import kernel
+
+    @kernel(types.int64)
+    def double(a):
+        return 2 * a
+
+    assert not list(folder.iterdir())
+    assert double(4) == 8 and only_file(folder)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_kernels_call_each_other_where_they_are_shared(folder, shared):
+    from numba import TypingError, types
+    from vitnp.kernels.cpu.codegen.jit import kernel
+
+    def calling():
+        @kernel(types.int64, shared=shared)
+        def double(a):
+            return 2 * a
+
+        @kernel(types.int64)
+        def quadruple(a):
+            return double(double(a))
+
+        return double, quadruple
+
+    for times in (1, 2, 3):  # compiled, compiled from a cached one, and loaded
+        double, quadruple = calling()
+        assert double(5) == 10
+        if not shared:
+            with pytest.raises(TypingError, match="double"):
+                quadruple(5)
+            continue
+        assert quadruple(5) == 20
+        if times == 1:
+            next(path for path in folder.iterdir() if "quadruple" in path.name).unlink()
 
 
 def test_a_kernel_is_loaded_the_second_time(folder):
@@ -268,7 +309,7 @@ def one(a, b):
 def two(a, b):
     return a - 1.5 * b
 for function, right in ((one, 4.0), (two, -2.0)):
-    compiled = jit.kernel(types.float64, types.float64)(function)
+    compiled = jit.kernel(types.float64, types.float64)(function).compile()
     assert compiled(1.0, 2.0) == right
     print(bool(compiled._cache_hits))
 """
@@ -330,3 +371,54 @@ def test_kernels_are_for_the_processor_that_numba_compiles_for(environment, lane
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert f"{lanes} lanes" in done.stdout
+
+
+@pytest.fixture
+def started(folder, monkeypatch):
+    """Commands of processes that would be started."""
+    from vitnp.kernels.cpu.codegen import ahead
+
+    commands: list[list[str]] = []
+    monkeypatch.setattr(ahead, "_started", [])
+    monkeypatch.setattr(ahead.subprocess, "Popen", lambda command, **options: commands.append(command))
+    return commands
+
+
+def test_a_second_process_compiles_on_an_empty_cache_alone(started, folder):
+    kernels.compile_ahead()
+    assert [command[0] for command in started] == [sys.executable]
+    compile_add()
+    kernels.compile_ahead()
+    assert len(started) == 1
+
+
+def test_no_second_process_where_python_cannot_be_started(started, monkeypatch):
+    monkeypatch.setattr(sys, "executable", "/opt/photos/photos")
+    kernels.compile_ahead()
+    monkeypatch.setattr(sys, "executable", "")
+    kernels.compile_ahead()
+    assert not started
+
+
+def test_the_second_process_ends_with_the_first(folder, monkeypatch):
+    from vitnp.kernels.cpu.codegen import ahead, jit
+
+    def fail(kernel: jit.Kernel) -> None:
+        raise AssertionError(f"{kernel} is compiled for nobody")
+
+    monkeypatch.setattr(jit.Kernel, "compile", fail)
+    ahead.compile_for(parent=-1)
+
+
+@pytest.mark.slow(reason="imports everything in a new process")
+def test_kernels_that_are_compiled_ahead_are_those_of_a_photograph():
+    """No operation that a photograph needs is left to the first process alone."""
+    code = """
+import numpy as np, vitnp
+from vitnp.kernels.cpu.codegen import ahead, jit
+vitnp.segment_image(np.zeros((40, 50, 3), np.uint8)).mask
+called = {kernel.__module__.rpartition(".")[2] for kernel in jit.KERNELS if kernel._compiled is not None}
+print(*(called - set(ahead._MODULES)))
+"""
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert set(found.stdout.split()) <= {"barrier"}

@@ -481,15 +481,3 @@ def test_large_photographs_are_refined_as_well_as_small_ones(shared):
         large_truth = np.asarray(Image.fromarray(truth).resize(size, Image.Resampling.NEAREST))
         enlarged.append(iou(refine(score, large), large_truth))
     assert abs(np.mean(enlarged) - np.mean(original)) < 0.01
-
-
-@pytest.mark.parametrize("largest", [5, 10**6, 2**62])
-def test_distinct_keys_are_those_of_numpy(largest):
-    from vitnp.refine.bilateral_solver import _unique
-
-    keys = np.random.default_rng(0).integers(0, largest, 300)
-    keys[::3] = keys[0]
-    distinct, place = np.unique(keys, return_inverse=True)
-    found = _unique(keys)
-    np.testing.assert_array_equal(found[0], distinct)
-    np.testing.assert_array_equal(found[1], place)

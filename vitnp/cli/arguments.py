@@ -247,13 +247,15 @@ class Found(NamedTuple):
     left_out: str
 
 
-def find_photographs(args: argparse.Namespace) -> Found:
-    """List the photographs of the command line; with --json the errors are printed at once."""
+def find_photographs(args: argparse.Namespace, paths: Sequence[str] | None = None) -> Found:
+    """List the photographs of the command line, or of some paths; with --json the errors are printed at once."""
     from vitnp.io import find
 
     failures: list[ImageError] = []
     left_out: Counter[str] = Counter()
-    photographs = find.find_photographs(args.photographs, failures=failures, left_out=left_out)
+    photographs = find.find_photographs(
+        args.photographs if paths is None else paths, failures=failures, left_out=left_out
+    )
     for error in failures:
         shared.report_failure(error, as_json=args.json, photograph=error.path)
     return Found(photographs, list(failures), find.describe(left_out))

@@ -8,7 +8,7 @@ from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vitnp.cli import arguments, export, shared, streams
+from vitnp.cli import arguments, export, shared, streams, video
 from vitnp.cli.standard_input import DASH, named_as_given, photograph_from_stdin
 from vitnp.errors import UsageError, VitnpError
 from vitnp.io.path_text import mapping_entries, path_entries
@@ -29,7 +29,7 @@ def build_parser() -> argparse.ArgumentParser:
     """Return the command's parser."""
     parser = shared.parser(
         "vitnp segment",
-        "Segment photographs (files or folders): NAME_mask.png and NAME_overlay.png",
+        "Segment photographs and videos: NAME_mask.png and NAME_overlay.png",
         usage="vitnp segment [options] PHOTO [PHOTO ...]",
         examples=(
             "vitnp segment holiday.jpg --save mask,cutout",
@@ -40,7 +40,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("photographs", nargs="+", metavar="PHOTO", help=argparse.SUPPRESS)
     arguments.add_options(parser, "output", "out", "save", "background", "crop", "overwrite")
     arguments.add_options(parser, "network", *arguments.NETWORK)
-    arguments.add_options(parser, "method", *arguments.METHOD, "instances")
+    arguments.add_options(parser, "method", *arguments.METHOD, "instances", "video")
     arguments.add_options(
         parser, "collection", *arguments.COLLECTION, "n_classes", "regions", "formats", "polygons", "save_collection"
     )
@@ -59,10 +59,16 @@ def _segment(args: argparse.Namespace) -> int:
 
 def _segment_all(args: argparse.Namespace, which: list[str], piped: Photograph | None) -> int:
     """Segment the photographs of the command line, and one from standard input."""
+    from vitnp import kernels
     from vitnp.export import naming
     from vitnp.kernels.threads import pool
 
     args.n_threads = pool.resolve_n_threads(args.n_threads)
+    clips = video.take_clips(args)
+    if clips and not args.photographs and piped is None:
+        return shared.conclude(*video.segment_clips(args, which, clips))
+    if clips:
+        raise UsageError("name videos, or photographs, not both in one call")
     photographs, failures, left_out = arguments.find_photographs(args)
     if piped is not None:
         photographs.append(piped)
@@ -72,6 +78,8 @@ def _segment_all(args: argparse.Namespace, which: list[str], piped: Photograph |
         exact = _exact_file(args, which, len(photographs))
         stems: Sequence[Path | ExactFile] = [exact] if exact else naming.output_stems(photographs, args.out)
         vit = arguments.load_model(args)
+        if vit.device == "cpu" and args.n_threads > 1:
+            kernels.compile_ahead()
         as_a_set = exact is None and (
             args.n_classes or args.save_collection or arguments.fits_a_set(args, len(photographs))
         )

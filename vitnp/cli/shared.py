@@ -293,7 +293,8 @@ def conclude(failures: Sequence[VitnpError], total: int, done: int, *, left_out:
     Pictures of other kinds that folders hold, `left_out` in words, are a notice and no failure.
     """
     if left_out:
-        say(f"left out, because vitnp does not read them: {left_out}")
+        advice = "; videos are named by themselves" if left_out.endswith("video") or " video," in left_out else ""
+        say(f"left out, because vitnp does not read them in folders: {left_out}{advice}")
     if failures and total > 1:
         list_failures(failures, total)
     elif failures:

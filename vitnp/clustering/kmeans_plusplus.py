@@ -77,17 +77,22 @@ def _weighted(distances: list[np.ndarray], weights: np.ndarray | None) -> list[n
 def _draw(weights: list[np.ndarray], uniform: np.ndarray) -> list[int]:
     """Draw one row per uniform random number, with probability proportional to the rows' weights.
 
-    First the chunk is drawn, then the row in it, so that no cumulative sum over all rows is kept.
+    First the chunk is drawn, then the row in it, so that cumulative sums of one chunk at a time are kept.
     """
-    totals = np.array([float(weight.cumsum(dtype=np.float64)[-1]) for weight in weights])
+
+    @functools.lru_cache(maxsize=1)
+    def cumulative(chunk: int) -> np.ndarray:
+        return weights[chunk].cumsum(dtype=np.float64)
+
+    totals = np.array([float(cumulative(chunk)[-1]) for chunk in range(len(weights))])
     ends = totals.cumsum()
     first_rows = np.cumsum([0, *map(len, weights)])
     rows = []
     for target in uniform * ends[-1]:
         # If every row coincides with a centroid, the total is 0 and any row will do.
         chunk = min(int(np.searchsorted(ends, target, side="right")), len(ends) - 1)
-        cumulative = weights[chunk].cumsum(dtype=np.float64)
-        xp = kernels.array_module(cumulative)
-        row = int(xp.searchsorted(cumulative, xp.asarray(target - (ends[chunk] - totals[chunk])), side="right"))
-        rows.append(int(first_rows[chunk]) + min(row, len(cumulative) - 1))
+        sums = cumulative(chunk)
+        xp = kernels.array_module(sums)
+        row = int(xp.searchsorted(sums, xp.asarray(target - (ends[chunk] - totals[chunk])), side="right"))
+        rows.append(int(first_rows[chunk]) + min(row, len(sums) - 1))
     return rows

@@ -13,15 +13,14 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from vitnp.export.photograph_record import PhotographRecord
+from vitnp.export.sheet_style import FAINT, INK, PAPER, Fonts
 from vitnp.export.tile import rounded_rectangle, tile
 from vitnp.io.resample import downscale
 from vitnp.io.write import write_png
 from vitnp.masks.palette import bright_colors
 
 if TYPE_CHECKING:
-    from PIL import Image, ImageDraw, ImageFont
-
-    Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+    from PIL import Image, ImageDraw
 
 
 # Limit of the pictures in a row.
@@ -31,9 +30,6 @@ COLUMNS = 8
 # pictures, many get small ones. 255 classes with pictures of the smallest size make a sheet of 9 million pixels.
 _SIDE_MAX, _SIDE_MIN = 176, 56
 _PIXELS = 4_500_000
-
-# Colors of the background, of captions and of their further lines.
-_PAPER, _INK, _FAINT = (250, 250, 248), (28, 28, 30), (118, 118, 122)
 
 
 class Row(NamedTuple):
@@ -157,7 +153,7 @@ def contact_sheet(rows: Iterable[Row], *, title: str = "") -> Image.Image:
     side = int(math.sqrt(_PIXELS / (COLUMNS * max(1, len(rows)))))
     side = min(max(side, _SIDE_MIN), _SIDE_MAX)
     gap = max(4, side // 18)
-    fonts = _Fonts.load(max(12, side // 8), max(10, side // 11))
+    fonts = Fonts.load(max(12, side // 8), max(10, side // 11))
 
     ruler = ImageDraw.Draw(Image.new("L", (1, 1)))
     title_height = int(2.2 * fonts.large_size) if title else 0
@@ -169,10 +165,10 @@ def contact_sheet(rows: Iterable[Row], *, title: str = "") -> Image.Image:
     height = margin + title_height + len(rows) * (side + gap) - gap + margin
     if title:
         width = max(width, int(ruler.textlength(title, fonts.large)) + 2 * margin)
-    sheet = Image.new("RGB", (width, max(height, 1)), _PAPER)
+    sheet = Image.new("RGB", (width, max(height, 1)), PAPER)
     draw = ImageDraw.Draw(sheet)
     if title:
-        draw.text((margin, margin), title, _INK, fonts.large)
+        draw.text((margin, margin), title, INK, fonts.large)
 
     colors = bright_colors().tolist()
     corners = rounded_rectangle(side, side, max(2, side // 22))
@@ -211,35 +207,18 @@ def write_contact_sheet(
     write_png(path, contact_sheet(rows, title=title), text)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Fonts:
-    """The fonts of captions, and their sizes in pixels."""
-
-    large: Font
-    small: Font
-    large_size: int
-    small_size: int
-
-    @classmethod
-    def load(cls, large: int, small: int) -> _Fonts:
-        """Load Pillow's own font in two sizes."""
-        from PIL import ImageFont
-
-        return cls(ImageFont.load_default(large), ImageFont.load_default(small), large, small)
-
-
-def _caption_width(draw: ImageDraw.ImageDraw, caption: str, fonts: _Fonts) -> int:
+def _caption_width(draw: ImageDraw.ImageDraw, caption: str, fonts: Fonts) -> int:
     first, *others = caption.split("\n")
     widths = [draw.textlength(first, fonts.large), *(draw.textlength(line, fonts.small) for line in others)]
     return math.ceil(max(widths))
 
 
-def _draw_caption(draw: ImageDraw.ImageDraw, position: tuple[int, int], caption: str, fonts: _Fonts) -> None:
+def _draw_caption(draw: ImageDraw.ImageDraw, position: tuple[int, int], caption: str, fonts: Fonts) -> None:
     """Draw a caption that begins at x and is vertically centered at y, with `position` = (x, y)."""
     first, *others = caption.split("\n")
     x, y = position[0], position[1] - (1.25 * fonts.large_size + 1.35 * fonts.small_size * len(others)) / 2
-    draw.text((x, y), first, _INK, fonts.large)
+    draw.text((x, y), first, INK, fonts.large)
     y += 1.35 * fonts.large_size
     for line in others:
-        draw.text((x, y), line, _FAINT, fonts.small)
+        draw.text((x, y), line, FAINT, fonts.small)
         y += 1.35 * fonts.small_size

@@ -24,6 +24,8 @@ _SHORT, _LONG = 200, 600
 # quality that stays within it is used.
 _PICTURE_BYTES = 7200
 _QUALITIES = (72, 60, 48, 36, 24, 12)
+# Effort of WebP, 0 to 6: it takes half the time of 4, the default, for 4 % more bytes.
+_METHOD = 2
 
 # Limit of the points of a photograph's outlines, scale at which they are traced, and units per pixel of their
 # coordinates.
@@ -112,7 +114,7 @@ def _embedded(rgb: np.ndarray) -> tuple[str, tuple[int, int]]:
     picture = picture.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)
     for quality in _QUALITIES:
         file = io.BytesIO()
-        picture.save(file, kind, quality=quality)
+        picture.save(file, kind, quality=quality, method=_METHOD)
         if file.tell() <= _PICTURE_BYTES:
             break
     return f"data:image/{kind.lower()};base64,{base64.b64encode(file.getvalue()).decode()}", size

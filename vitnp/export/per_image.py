@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -115,6 +116,7 @@ class _ImageJob(Job):
 
     path: Path = Path()
     stem: Path | ExactFile = Path()
+    source: headers.FileContent | str | os.PathLike[str] = ""  # its content if that is read at once, else the path
     image: DecodedImage | None = None
     result: Segmentation | None = None
     outcome: Outcome | None = None
@@ -134,12 +136,13 @@ class _Run:
         """Take a photograph through all stages and return its outcome."""
         pipeline = self.pipeline
         try:
+            job.source = headers.read_content(job.path)
             finished = self.finished_before(job)
             if finished:
                 return finished
             with (
                 blas.one_blas_thread(),
-                pool.large_image_lock(headers.pixels_of(job.path)),
+                pool.large_image_lock(headers.pixels_of(job.source)),
                 image_memory_error(pipeline.vit.device),
             ):
                 image, network_input = self.decode(job)
@@ -175,8 +178,9 @@ class _Run:
     def prepare(self, job: _ImageJob) -> _ImageJob:
         """Decode a photograph unless its outputs exist; take a large one through all stages by itself."""
         try:
+            job.source = headers.read_content(job.path)
             job.outcome = self.finished_before(job)
-            if job.outcome is None and headers.pixels_of(job.path) > pool.LARGE_IMAGE_PIXELS:
+            if job.outcome is None and headers.pixels_of(job.source) > pool.LARGE_IMAGE_PIXELS:
                 job.outcome = self.process(job)
             elif job.outcome is None:
                 with blas.one_blas_thread():
@@ -217,12 +221,12 @@ class _Run:
         """
         collection = self.pipeline.collection
         labels = collection is not None and collection.prototypes is not None
-        georeferenced = is_georeferenced(job.path)
+        georeferenced = is_georeferenced(job.source)
         files = output_paths(job.stem, self.which, labels=labels, georeferenced=georeferenced)
         if not self.overwrite:
             expected = {
                 "vitnp:parameters": stamp.parameters_hash(self.pipeline.parameters),
-                "vitnp:photograph": headers.file_hash(job.path),
+                "vitnp:photograph": headers.file_hash(job.source),
             }
             if all(stamp.stamp(file) == expected_stamp(kind, expected, self.cutout) for kind, file in files.items()):
                 return Outcome(job.path, files)
@@ -246,10 +250,11 @@ class _Run:
     def decode(self, job: _ImageJob) -> tuple[DecodedImage, NetworkInput]:
         """Decode a photograph and scale it for the network."""
         clock = Stopwatch()
-        image = self.pipeline.decode(job.path)
+        image, photograph = self.pipeline.decode(job.source), headers.file_hash(job.source)
         clock.lap("decode")
         job.seconds |= clock.seconds
-        return image, self.pipeline.preprocess(image, headers.file_hash(job.path))
+        job.source = ""
+        return image, self.pipeline.preprocess(image, photograph)
 
     def segment(self, job: _ImageJob, image: DecodedImage, features: FeatureRecord) -> Segmentation:
         """Compute the result from the features."""

@@ -15,6 +15,7 @@ from vitnp.io import decode
 from vitnp.io.color import to_srgb
 from vitnp.io.find import Photograph
 from vitnp.io.resample import downscale
+from vitnp.io.source import Source
 from vitnp.method.prototypes import label_map
 from vitnp.options import MAX_PIXELS
 
@@ -174,7 +175,7 @@ def _foreground(segmenter: Segmenter, index: int) -> np.ndarray:
     return np.asarray(segmenter.masks[index], np.uint8)
 
 
-def read_thumbnail(path: Path, max_pixels: int = MAX_PIXELS, alpha: str = "background") -> np.ndarray | None:
+def read_thumbnail(path: Source, max_pixels: int = MAX_PIXELS, alpha: str = "background") -> np.ndarray | None:
     """Return a photograph scaled down to a thumbnail, (h, w, 3) uint8 in sRGB; None if it can no longer be read."""
     image = _decode(path, max_pixels, alpha)
     return None if image is None else _scaled(image, THUMBNAIL / min(image.rgb.shape[:2]))
@@ -186,7 +187,7 @@ def read_preview(path: Path, max_pixels: int = MAX_PIXELS, alpha: str = "backgro
     return None if image is None else _scaled(image, PREVIEW / max(image.rgb.shape[:2]))
 
 
-def _decode(path: Path, max_pixels: int, alpha: str) -> decode.DecodedImage | None:
+def _decode(path: Source, max_pixels: int, alpha: str) -> decode.DecodedImage | None:
     try:
         return decode.decode_image(path, max_pixels=max_pixels, alpha=alpha)
     except ImageError:

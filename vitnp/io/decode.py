@@ -15,7 +15,7 @@ import numpy as np
 from vitnp import options
 from vitnp.errors import ImageError
 from vitnp.io import chunks, color
-from vitnp.io.headers import FORMATS, damaged, file_hash, open_header, pixels_of, stored_size, unopened
+from vitnp.io.headers import FORMATS, damaged, file_hash, name_of, open_header, pixels_of, stored_size, unopened
 from vitnp.io.inputs import as_photograph
 from vitnp.io.metadata import NO_METADATA, Metadata, metadata_of
 from vitnp.io.modes import ColorConversion, band_to_rgb, over_white
@@ -142,7 +142,7 @@ def decode_image(
     options.check("alpha", alpha)
     source = as_photograph(source)
     if isinstance(source, (str, os.PathLike, bytes)):
-        name = "the bytes" if isinstance(source, bytes) else source
+        name = name_of(source)
         with collected() as warnings, open_header(source) as (image, file_format):
             return _Decoder(image, name, file_format, alpha, warnings).decode(max_pixels)
     if isinstance(source, np.ndarray):

@@ -105,7 +105,7 @@ def georeference_of(image: Image.Image) -> tuple[Georeference | None, str | None
     return Georeference(tags), None
 
 
-def is_georeferenced(path: str | os.PathLike[str]) -> bool:
+def is_georeferenced(path: str | os.PathLike[str] | bytes) -> bool:
     """Tell whether a file is a GeoTIFF whose georeference can be carried; False if the file cannot be read."""
     try:
         with open_header(path) as (image, _):

@@ -41,11 +41,14 @@ _SIGNATURES = {
     b"GIF87a": "GIF",
     b"GIF89a": "GIF",
 }
+# Files up to this many bytes are read at once.
+_MAX_CONTENT = 1 << 26
+
 _AVIF_BRANDS = frozenset({b"avif", b"avis"})
 _HEIC_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"})
 
 
-def pixels_of(path: str | os.PathLike[str]) -> int:
+def pixels_of(path: str | os.PathLike[str] | FileContent) -> int:
     """Return the number of pixels of an image file, reading only its header.
 
     Raises
@@ -57,7 +60,7 @@ def pixels_of(path: str | os.PathLike[str]) -> int:
     return height * width
 
 
-def stored_size(path: str | os.PathLike[str]) -> tuple[int, int]:
+def stored_size(path: str | os.PathLike[str] | FileContent) -> tuple[int, int]:
     """Return height and width of an image file as stored, without its EXIF orientation, reading only its header.
 
     Raises
@@ -69,7 +72,35 @@ def stored_size(path: str | os.PathLike[str]) -> tuple[int, int]:
         return image.height, image.width
 
 
-def file_hash(path: str | os.PathLike[str]) -> str:
+class FileContent(bytes):
+    """The bytes of a file, to be read once for its hash, header and pixels.
+
+    Attributes
+    ----------
+    path : str or os.PathLike
+        Where they come from; errors name it.
+    """
+
+    path: str | os.PathLike[str]
+
+
+def read_content(path: str | os.PathLike[str]) -> FileContent | str | os.PathLike[str]:
+    """Read a file at once; return the path of a large file, of which the parts are to be read when they are needed.
+
+    Raises
+    ------
+    ImageError
+        If there is no such file, it is empty, or it cannot be read.
+    """
+    with _open_file(path) as file:
+        if os.fstat(file.fileno()).st_size > _MAX_CONTENT:
+            return path
+        content = FileContent(file.read())
+    content.path = path
+    return content
+
+
+def file_hash(source: str | os.PathLike[str] | FileContent) -> str:
     """Return the fingerprint of a file: the BLAKE2b hash of its bytes as 32 hexadecimal digits.
 
     Raises
@@ -77,7 +108,9 @@ def file_hash(path: str | os.PathLike[str]) -> str:
     ImageError
         If there is no such file, it is empty, or it cannot be read.
     """
-    digest = hashlib.blake2b(digest_size=16)
+    if isinstance(source, FileContent):
+        return hashlib.blake2b(source, digest_size=16).hexdigest()
+    path, digest = source, hashlib.blake2b(digest_size=16)
     with _open_file(path) as file:
         while chunk := file.read(1 << 20):
             digest.update(chunk)
@@ -104,7 +137,7 @@ def open_header(source: str | os.PathLike[str] | bytes, *, mask: bool = False) -
     ImageError
         If there is no such file, it is not an image in a supported format, or its header is damaged.
     """
-    path: object = "the bytes" if isinstance(source, bytes) else source
+    path = name_of(source)
     with io.BytesIO(source) if isinstance(source, bytes) else _open_file(source) as file:
         head = file.read(64)
         file.seek(0)
@@ -119,6 +152,11 @@ def open_header(source: str | os.PathLike[str] | bytes, *, mask: bool = False) -
             raise damaged(path, file_format, error) from None
         with image:
             yield image, file_format
+
+
+def name_of(source: object) -> object:
+    """Return what errors call a file or its bytes."""
+    return getattr(source, "path", "the bytes") if isinstance(source, bytes) else source
 
 
 def unopened(path: str | os.PathLike[str], error: OSError | ValueError) -> ImageError:

@@ -39,11 +39,7 @@ def write_labels(path: str | os.PathLike[str], labels: np.ndarray, text: Mapping
     ...         image.mode, np.asarray(image).tolist()
     ('P', [[0, 7]])
     """
-    from PIL import Image
-
     if labels.ndim != 2 or labels.dtype != np.uint8 or labels.size == 0:
         raise ValueError(f"labels must be a uint8 array of shape (H, W), got {labels.dtype} of shape {labels.shape}")
-    image = Image.fromarray(np.ascontiguousarray(labels))
-    # All 256 colors, because with 16 or fewer Pillow would pack several pixels into a byte.
-    image.putpalette(voc_colors().tobytes())
-    write_png(path, image, text)
+    # All 256 colors: readers of a shorter palette may take higher values for damage.
+    write_png(path, labels, text, palette=voc_colors())

@@ -73,14 +73,14 @@ def bilinear(
     values = values.astype(np.float32, copy=False)
     if kernels.device_of(values) == "cuda":
         return kernels.for_array(values).bilinear(values, size, rows=rows, columns=columns)
-    top, bottom, down = _taps(values.shape[0], size[0], rows)
-    left, right, across = _taps(values.shape[1], size[1], columns)
+    top, bottom, down = taps(values.shape[0], size[0], rows)
+    left, right, across = taps(values.shape[1], size[1], columns)
     # Rows first, while they are as short as those of the input.
     values = _lerp(values.take(top, axis=0), values.take(bottom, axis=0), down[:, None])
     return _lerp(values.take(left, axis=1), values.take(right, axis=1), across)
 
 
-def _taps(source: int, target: int, window: slice) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def taps(source: int, target: int, window: slice) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return the indices of the two neighbors of each output center along one axis, and the weight of the second."""
     centers = ((np.arange(*window.indices(target)) + 0.5) * (source / target) - 0.5).clip(0, source - 1)
     low = centers.astype(np.intp)

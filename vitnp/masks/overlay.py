@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import statistics
+
 import numpy as np
 
+from vitnp import kernels
 from vitnp.kernels.constants import LUMA
 
 # Pixels per band: the temporary arrays of a band take some tens of megabytes.
@@ -17,12 +21,8 @@ _TINT = 0.10
 _DIM = 0.62
 _GRAY = 0.65
 
-# Background colors as a matrix on (R, G, B, 1): a weighted mean of each channel and the luma, dimmed.
-_OUTSIDE = tuple(
-    _DIM * value
-    for channel in range(3)
-    for value in (*(_GRAY * weight + (1 - _GRAY) * (index == channel) for index, weight in enumerate(LUMA)), 0.0)
-)
+# Background colors as a matrix on (R, G, B): a weighted mean of each channel and the luma, dimmed.
+_OUTSIDE = (_DIM * (_GRAY * np.array([LUMA] * 3) + (1 - _GRAY) * np.eye(3))).astype(np.float32)
 
 # Total width of the two lines, as a fraction of the image diagonal and at least in pixels, and the light line's share.
 _LINE_FRACTION, _LINE_MIN_PIXELS = 0.005, 2.0
@@ -50,47 +50,62 @@ def overlay(rgb: np.ndarray, mask: np.ndarray) -> np.ndarray:
     >>> overlay(gray, np.zeros((40, 40), bool))[0, 0].tolist()
     [79, 79, 79]
     """
-    from PIL import Image, ImageFilter
-
     height, width = mask.shape
     line = max(_LINE_MIN_PIXELS, _LINE_FRACTION * float(np.hypot(height, width)))
     sigma = line / 2
-    blur = ImageFilter.GaussianBlur(sigma)
     # Pillow approximates the blur by three box filters; rows farther apart than this do not affect each other.
     reach = int(np.ceil(4 * sigma)) + 4
-    inside, light, accent = _ramps(line, sigma)
+    opacity, lines = _ramps(line, sigma), np.array([_LIGHT, _ACCENT], np.uint8)
     result = np.empty((height, width, 3), np.uint8)
     rows = max(1, _BAND_PIXELS // width, 2 * reach)
     for top in range(0, height, rows):
         bottom = min(top + rows, height)
         first, last = max(0, top - reach), min(height, bottom + reach)
-        soft = Image.fromarray(mask[first:last].view(np.uint8) * np.uint8(255)).filter(blur)
-        soft = soft.crop((0, top - first, width, bottom - first))
-        photograph = Image.fromarray(np.ascontiguousarray(rgb[top:bottom]))
-        tinted = Image.blend(photograph, Image.new("RGB", photograph.size, _ACCENT), _TINT)
-        band = Image.composite(tinted, photograph.convert("RGB", _OUTSIDE), soft.point(inside))
-        band.paste(_LIGHT, mask=soft.point(light))
-        band.paste(_ACCENT, mask=soft.point(accent))
-        result[top:bottom] = np.asarray(band)
+        soft = _blurred(mask[first:last], sigma, reach)[top - first : bottom - first]
+        result[top:bottom] = kernels.for_device().paint_overlay(rgb[top:bottom], soft, opacity, _OUTSIDE, _TINT, lines)
     return result
 
 
-def _ramps(line: float, sigma: float) -> tuple[list[int], list[int], list[int]]:
-    """Map the 256 values of the blurred mask to the opacities of the object, the light line and the saturated line."""
-    from scipy.special import ndtri
+def _blurred(mask: np.ndarray, sigma: float, reach: int) -> np.ndarray:
+    """Return a mask as 0 and 255, blurred by a Gaussian where the box around its edges, widened by the reach, is."""
+    from PIL import Image, ImageFilter
 
+    soft = mask.view(np.uint8) * np.uint8(255)
+    across, along = mask[1:] != mask[:-1], mask[:, 1:] != mask[:, :-1]
+    rows = np.flatnonzero(_any_above(across.any(axis=1)) | along.any(axis=1))
+    columns = np.flatnonzero(across.any(axis=0) | _any_above(along.any(axis=0)))
+    if len(rows):
+        top, left = max(0, rows[0] - reach), max(0, columns[0] - reach)
+        box = np.s_[top : rows[-1] + reach + 1, left : columns[-1] + reach + 1]
+        blurred = Image.fromarray(np.ascontiguousarray(soft[box])).filter(ImageFilter.GaussianBlur(sigma))
+        soft[box] = np.asarray(blurred)
+    return soft
+
+
+def _any_above(steps: np.ndarray) -> np.ndarray:
+    """Mark the rows on both sides of each step between two rows."""
+    return np.append(steps, False) | np.append(False, steps)
+
+
+def _ramps(line: float, sigma: float) -> np.ndarray:
+    """Map the 256 values of the blurred mask to the opacities of object, light line and saturated line; (3, 256)."""
     # A straight edge blurred by a Gaussian is the normal distribution function; its inverse is the distance, positive
     # inside.
-    distance = sigma * ndtri((np.arange(256) + 0.5) / 256)
+    distance = sigma * _normal_quantiles()
     inside = _step(distance)
     accent = inside * (1 - _step(distance - (1 - _LIGHT_FRACTION) * line))
     light = _step(distance + _LIGHT_FRACTION * line) * (1 - inside)
     # The light line is painted first and then covered by the saturated one.
     light = light / np.maximum(1 - accent, 1e-6)
-    inside, light, accent = (
-        (opacity * 255 + 0.5).astype(int).tolist() for opacity in (inside, light.clip(0, 1), accent)
-    )
-    return inside, light, accent
+    return (np.stack((inside, light.clip(0, 1), accent)) * 255 + 0.5).astype(np.uint8)
+
+
+@functools.cache
+def _normal_quantiles() -> np.ndarray:
+    """Return the numbers below which shares of (0.5, 1.5, ..., 255.5) / 256 of a normal distribution lie."""
+    # Not ndtri of scipy.special, whose import takes longer than the overlay.
+    normal = statistics.NormalDist()
+    return np.array([normal.inv_cdf((value + 0.5) / 256) for value in range(256)])
 
 
 def _step(distance: np.ndarray) -> np.ndarray:

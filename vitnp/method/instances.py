@@ -11,7 +11,6 @@ import dataclasses
 import math
 
 import numpy as np
-from scipy import ndimage
 
 from vitnp import kernels, options
 from vitnp.io.resample import downscale
@@ -120,6 +119,8 @@ def keep_objects(soft: np.ndarray, labels: np.ndarray) -> np.ndarray:
     >>> keep_objects(soft, np.array([[1, 0, 0, 0, 0, 0]], np.uint8))
     array([[65535,     9,     0,     0,     0,     0]], dtype=uint16)
     """
+    from scipy import ndimage
+
     mask = soft >= _HALF
     dropped = mask & (labels == 0)
     if not dropped.any():
@@ -147,6 +148,8 @@ def _enlarged(labels: np.ndarray, step: int, mask: np.ndarray) -> np.ndarray:
 
 def _components(mask: np.ndarray, config: InstanceConfig) -> np.ndarray:
     """Label the 8-connected components of a mask that are large enough, the largest first: (height, width) int."""
+    from scipy import ndimage
+
     components, count = ndimage.label(mask, structure=np.ones((3, 3)))
     sizes = np.bincount(components.ravel(), minlength=count + 1)
     sizes[0] = 0
@@ -159,6 +162,8 @@ def _components(mask: np.ndarray, config: InstanceConfig) -> np.ndarray:
 
 def _part_components(labels: np.ndarray, keys: np.ndarray, rgb: np.ndarray, config: InstanceConfig) -> np.ndarray:
     """Part the components of a mask: their labels, (height, width) int, with numbers for new parts added."""
+    from scipy import ndimage
+
     grid = (keys.shape[0], keys.shape[1])
     unit = kernels.for_device().normalize_rows(np.asarray(keys, np.float32).reshape(grid[0] * grid[1], -1))
     colors = downscale(rgb, grid).reshape(-1, 3) / np.float64(255)

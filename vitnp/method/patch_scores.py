@@ -60,7 +60,7 @@ class PatchScores:
     Attributes
     ----------
     score : (rows, columns) float32
-        Answers of the levels, combined and cleaned.
+        Answers of the levels, combined; and cleaned, but for those of :func:`combine_patches`.
     confidence : float
         See :mod:`vitnp.method.confidence`.
     levels : tuple of (N,) float32, optional
@@ -102,13 +102,27 @@ def score_patches(
     domain : {"photo", "texture", "lines"}
         Decides the cleaning where there is no collection.
     """
+    return clean_patches(combine_patches(features, answer, device, collection, category), collection, domain=domain)
+
+
+def combine_patches(
+    features: FeatureRecord,
+    answer: ImageAnswer,
+    device: str,
+    collection: Collection | None = None,
+    category: int | None = None,
+) -> PatchScores:
+    """Combine the levels of a photograph, without cleaning; parameters as for :func:`score_patches`."""
     if collection is None:
-        return PatchScores(
-            clean(answer.soft.reshape(features.grid), texture.default_cleaning(domain)), answer.confidence
-        )
+        return PatchScores(answer.soft.reshape(features.grid), answer.confidence)
     category = collection.category_of(features.cls) if category is None else category
     keys = unit_rows(kernels.to_device(features.keys, device))
     levels = collection.levels(keys, (answer.soft, answer.hard), category)
     score = collection.combine(levels)
-    cleaned = clean(score.reshape(features.grid), collection.cleaning)
-    return PatchScores(cleaned, collection_confidence(score, levels), levels, category)
+    return PatchScores(score.reshape(features.grid), collection_confidence(score, levels), levels, category)
+
+
+def clean_patches(patches: PatchScores, collection: Collection | None, *, domain: str = "photo") -> PatchScores:
+    """Return the same with the score cleaned, by the collection's rule if there is one, else by that of the domain."""
+    config = texture.default_cleaning(domain) if collection is None else collection.cleaning
+    return dataclasses.replace(patches, score=clean(patches.score, config))

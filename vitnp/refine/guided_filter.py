@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
 from vitnp import kernels
-from vitnp.io.resample import bilinear, check_map, check_photograph
+from vitnp.io.resample import check_map, check_photograph, taps
 
 # Pixels per tile: enough to hide the overhead of NumPy calls, few enough that the temporaries of a tile take about 20
 # MB.
@@ -83,7 +83,11 @@ def guided_coefficients(target: np.ndarray, rgb: np.ndarray, *, radius: int, eps
     # float64 throughout, because the covariances are small differences of large moments.
     target = target.astype(float)
     image = [rgb[..., channel] / 255.0 for channel in range(3)]
-    mean = _box_mean(target.shape, int(radius))
+    box_mean = kernels.for_device().box_mean
+
+    def mean(values: np.ndarray) -> np.ndarray:
+        return box_mean(values, int(radius))
+
     mu = [mean(channel) for channel in image]
     average = mean(target)
     covariance = [mean(channel * target) - m * average for channel, m in zip(image, mu)]
@@ -142,29 +146,31 @@ def guided_upsample(
     rgb, small = check_photograph(rgb), check_photograph(small)
     soft = check_map(soft, small.shape[:2])
     size = rgb.shape[0], rgb.shape[1]
-    coefficients = [plane.astype(np.float32) for plane in guided_coefficients(soft, small, radius=radius, eps=eps)]
-
-    def window(rows: slice, columns: slice) -> np.ndarray:
-        *a, b = (bilinear(plane, size, rows=rows, columns=columns) for plane in coefficients)
-        return _apply(a, b, rgb[rows, columns])
-
-    return fixed_point(size, window, tile)
+    coefficients = np.array(guided_coefficients(soft, small, radius=radius, eps=eps), np.float32)
+    enlarge = kernels.for_device().linear_in_color
+    result = np.empty(size, np.uint16)
+    for rows, columns in _tiles(size, tile):
+        vertical, horizontal = taps(small.shape[0], size[0], rows), taps(small.shape[1], size[1], columns)
+        result[rows, columns] = enlarge(coefficients, rgb[rows, columns], vertical, horizontal)
+    return result
 
 
 def fixed_point(size: tuple[int, int], window: Callable[[slice, slice], np.ndarray], tile: int = _TILE) -> np.ndarray:
-    """Fill a uint16 map (H, W) tile by tile from ``window(rows, columns)``, clipped to 0..1; 65535 represents 1.
+    """Fill a uint16 map (H, W) tile by tile from ``window(rows, columns)``, clipped to 0..1; 65535 represents 1."""
+    result = np.empty(size, np.uint16)
+    for rows, columns in _tiles(size, tile):
+        result[rows, columns] = np.rint(window(rows, columns).clip(0, 1) * np.float32(65535))
+    return result
 
-    Tiles are bands of whole rows, unless a single row has more than `tile` pixels.
-    """
+
+def _tiles(size: tuple[int, int], tile: int) -> Iterator[tuple[slice, slice]]:
+    """Divide a map into bands of whole rows, or parts of rows that have more than `tile` pixels."""
     height, width = size
     tile_width = min(width, tile)
     tile_height = tile // tile_width
-    result = np.empty(size, np.uint16)
     for top in range(0, height, tile_height):
         for left in range(0, width, tile_width):
-            rows, columns = slice(top, top + tile_height), slice(left, left + tile_width)
-            result[rows, columns] = np.rint(window(rows, columns).clip(0, 1) * np.float32(65535))
-    return result
+            yield slice(top, top + tile_height), slice(left, left + tile_width)
 
 
 def _apply(a: list[np.ndarray], b: np.ndarray, rgb: np.ndarray) -> np.ndarray:
@@ -173,27 +179,6 @@ def _apply(a: list[np.ndarray], b: np.ndarray, rgb: np.ndarray) -> np.ndarray:
         slope *= rgb[..., channel]
         b += slope
     return b
-
-
-def _box_mean(shape: tuple[int, int], radius: int) -> Callable[[np.ndarray], np.ndarray]:
-    """Return a function that averages an array of this shape over the window of each pixel, clipped to the image."""
-    windows = []
-    for length in shape:
-        center = np.arange(length)
-        windows.append((np.maximum(center - radius, 0), np.minimum(center + radius + 1, length)))
-    (top, bottom), (left, right) = windows
-    area = (bottom - top)[:, None] * (right - left)
-
-    def mean(values: np.ndarray) -> np.ndarray:
-        # Differences of cumulative sums, vertically and then horizontally: the cost does not depend on the radius.
-        sums = np.zeros((shape[0] + 1, shape[1]))
-        values.cumsum(axis=0, out=sums[1:])
-        strips = sums[bottom] - sums[top]
-        sums = np.zeros((shape[0], shape[1] + 1))
-        strips.cumsum(axis=1, out=sums[:, 1:])
-        return (sums[:, right] - sums[:, left]) / area
-
-    return mean
 
 
 def _solve(s: dict[tuple[int, int], np.ndarray], r: list[np.ndarray]) -> list[np.ndarray]:

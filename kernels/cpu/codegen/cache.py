@@ -21,6 +21,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import llvmlite.binding as llvm
+from llvmlite import ir
 from numba.core import caching, serialize
 from numba.core.compiler import CompileResult
 from numba.core.runtime import rtsys
@@ -53,10 +55,12 @@ class KernelCache(caching._Cache):
         The function in Python.
     folder : Path
         Folder that :func:`open_folder` returned; its name has to identify all sources.
+    shared : bool
+        Whether other kernels call the function, so that its LLVM code has to be kept too, which they inline.
     """
 
-    def __init__(self, function: Callable, folder: pathlib.Path) -> None:
-        self._function, self._folder = function, folder
+    def __init__(self, function: Callable, folder: pathlib.Path, *, shared: bool = True) -> None:
+        self._function, self._folder, self._shared = function, folder, shared
 
     @property
     def cache_path(self) -> str:
@@ -94,7 +98,8 @@ class KernelCache(caching._Cache):
     def save_overload(self, signature: object, result: Any) -> None:
         """Keep a compiled function, unless its file cannot be written."""
         try:
-            payload = serialize.dumps(result._reduce())
+            reduced = result._reduce()
+            payload = serialize.dumps(reduced if self._shared else _without_llvm_code(reduced, result))
             write_verified(self._path(signature, result.target_context), payload)
         except OSError as error:
             _say_once(
@@ -114,6 +119,18 @@ class KernelCache(caching._Cache):
         digest = hashlib.sha256(repr(key).encode()).hexdigest()[:20]
         name = f"{function.__module__.rpartition('.')[2]}.{function.__qualname__}-{code.co_firstlineno}"
         return self._folder / f"{name.replace('<', '').replace('>', '')}.{digest}{SUFFIX}"
+
+
+def _without_llvm_code(reduced: tuple, result: Any) -> tuple:
+    """Replace the LLVM code in a reduced CompileResult by that of an empty function with the name that Python calls.
+
+    numba reads the code, and lists its functions, whenever it loads a kernel: half of the time that this takes.
+    """
+    (name, kind, (machine_code, _)), *rest = reduced
+    entry = ir.Module()
+    function = ir.Function(entry, ir.FunctionType(ir.VoidType(), []), result.fndesc.llvm_cpython_wrapper_name)
+    ir.IRBuilder(function.append_basic_block()).ret_void()
+    return (name, kind, (machine_code, llvm.parse_assembly(str(entry)).as_bitcode())), *rest
 
 
 def open_folder(folder: pathlib.Path) -> None:

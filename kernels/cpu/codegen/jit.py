@@ -1,5 +1,7 @@
 """Compile kernels with numba, once per machine, and cache the machine code under a fingerprint of their sources.
 
+A command calls some of the kernels, so each is compiled, or loaded from disk, when it is first called.
+
 numba's own cache notices a change of the file that contains a function, but not of files whose helpers were inlined
 into it. All kernels share :mod:`vitnp.kernels.cpu.codegen.simd`, so the cache folder is named after the text of all of
 them. It also believes whatever it finds, so the files are read and written by :mod:`vitnp.kernels.cpu.codegen.cache`.
@@ -20,6 +22,7 @@ import numba.extending
 from numba import types
 from numba.core.registry import CPUDispatcher
 from vitnp.kernels.cpu.codegen.cache import KernelCache, open_folder
+from vitnp.kernels.threads.fork import importing
 
 # error_model: a division by zero gives infinity, as in NumPy, instead of an exception. fastmath: what the compiler may
 # do to expressions; "reassoc" is missing, since with it the compiler chooses the order of sums, and so their last bits.
@@ -39,15 +42,68 @@ class NoCache(ImportError):
     """No folder for compiled kernels can be used; an ImportError, so that vitnp falls back to kernels in NumPy."""
 
 
-def kernel(*signature: Any, **options: Any) -> Callable:
+class Kernel:
+    """A function that Python calls and that is compiled, or loaded from disk, at its first call.
+
+    Other kernels cannot call it unless it is shared: what they share are functions decorated without a signature.
+
+    Parameters
+    ----------
+    function : callable
+    signature : tuple of numba types
+        Types of the arguments; the function is compiled for these only.
+    options : dict
+        Options of :func:`numba.njit`.
+    shared : bool
+        Whether other kernels call it too.
+    """
+
+    def __init__(
+        self, function: Callable, signature: tuple[types.Type, ...], options: dict[str, Any], shared: bool
+    ) -> None:
+        functools.update_wrapper(self, function)
+        self._function, self._signature, self._options, self._shared = function, signature, options, shared
+        self._compiled: Callable | None = None
+        KERNELS.append(self)
+
+    def __call__(self, *arguments: Any) -> Any:
+        """Call the compiled function."""
+        return (self._compiled or self.compile())(*arguments)
+
+    def compile(self) -> Callable:
+        """Compile the function, or load it from disk, unless that has been done; return it."""
+        with importing:  # held by one thread at a time
+            if self._compiled is None:
+                dispatcher = numba.njit(**self._options)(self._function)
+                if isinstance(dispatcher, CPUDispatcher):  # with NUMBA_DISABLE_JIT=1 it is the plain function
+                    dispatcher._cache = KernelCache(self._function, cache_folder(), shared=self._shared)  # type: ignore[attr-defined]  # numba has no public interface
+                    dispatcher.compile(self._signature)
+                    dispatcher.disable_compile()
+                self._compiled = dispatcher
+        return self._compiled
+
+    @property
+    def _numba_type_(self) -> types.Type:
+        """Type of the function within other kernels; numba asks for it when it compiles them."""
+        if not self._shared:
+            raise AttributeError(f"{self._function.__name__} is called by another kernel, so it needs shared=True")
+        return numba.typeof(self.compile())
+
+
+# Kernels of all modules that have been imported, in the order of their definitions.
+KERNELS: list[Kernel] = []
+
+
+def kernel(*signature: Any, shared: bool = False, **options: Any) -> Callable:
     """Compile a function with numba, without the GIL, and cache the machine code on disk; a decorator.
 
     Parameters
     ----------
     *signature : numba types
-        Types of the arguments; IN and OUT give those of arrays. The function is compiled at once, for these types only.
-        Without a signature it is compiled when it is called, for each new combination of types: this is meant for
-        functions that are called by kernels.
+        Types of the arguments; IN and OUT give those of arrays. The result is a :class:`Kernel`, for Python to call.
+        Without a signature the function is compiled when a kernel that calls it is, for each new combination of types.
+    shared : bool
+        Whether other kernels call a function with a signature too.
     **options
         Options of :func:`numba.njit` that override OPTIONS.
 
@@ -67,16 +123,15 @@ def kernel(*signature: Any, **options: Any) -> Callable:
     if len(signature) == 1 and callable(signature[0]) and not isinstance(signature[0], types.Type):
         return kernel()(signature[0])
 
-    def compile(function: Callable) -> Callable:
+    def decorate(function: Callable) -> Callable:
+        if signature:
+            return Kernel(function, signature, OPTIONS | options, shared)
         dispatcher = numba.njit(**(OPTIONS | options))(function)
-        if isinstance(dispatcher, CPUDispatcher):  # with NUMBA_DISABLE_JIT=1 it is the plain function
-            dispatcher._cache = KernelCache(function, cache_folder())  # type: ignore[attr-defined]  # numba has no public interface
-            if signature:
-                dispatcher.compile(signature)
-                dispatcher.disable_compile()
+        if isinstance(dispatcher, CPUDispatcher):
+            dispatcher._cache = KernelCache(function, cache_folder(), shared=True)  # type: ignore[attr-defined]  # numba has no public interface
         return dispatcher
 
-    return compile
+    return decorate
 
 
 def IN(dimensions: int, dtype: types.Type = types.float32) -> types.Array:
@@ -87,6 +142,16 @@ def IN(dimensions: int, dtype: types.Type = types.float32) -> types.Array:
 def OUT(dimensions: int, dtype: types.Type = types.float32, layout: Literal["A", "C"] = "A") -> types.Array:
     """Return the type of an array that is written: with any strides, or contiguous with layout "C"."""
     return types.Array(dtype, dimensions, layout)
+
+
+def array_in(dimensions: int, dtype: types.Type = types.float32) -> types.Array:
+    """Return the type of a contiguous array that is read."""
+    return types.Array(dtype, dimensions, "C", readonly=True)
+
+
+def array_out(dimensions: int, dtype: types.Type = types.float32) -> types.Array:
+    """Return the type of a contiguous array that is written."""
+    return types.Array(dtype, dimensions, "C")
 
 
 @functools.cache

@@ -1,0 +1,1 @@
+"""Match the patches of two photographs, and draw the correspondences."""

@@ -1,0 +1,1 @@
+"""Find similar photographs and near duplicates by the cosine of their CLS tokens."""

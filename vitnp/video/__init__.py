@@ -1,0 +1,1 @@
+"""Video: frames in order, patch scores smoothed along time, a preview."""
