@@ -11,7 +11,8 @@ from vitnp.kernels import reference
 from vitnp.kernels.cpu.codegen.barrier import spin_wait
 from vitnp.kernels.cpu.codegen.jit import IN, OUT, kernel
 from vitnp.kernels.cpu.codegen.rows import WORKSPACE, readable_rows
-from vitnp.kernels.cpu.kmeans import EMPTY, assign_and_add, step_workspace
+from vitnp.kernels.cpu.kmeans import EMPTY, assign_and_add
+from vitnp.kernels.cpu.kmeans_rows import step_workspace
 from vitnp.kernels.reference import Moves
 from vitnp.kernels.threads import pool, team
 
