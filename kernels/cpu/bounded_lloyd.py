@@ -6,9 +6,12 @@ import numpy as np
 from numba import types
 from vitnp.kernels.cpu.bounds import (
     MAX_SQUARE,
+    UNIT_ROUNDOFF,
     add_scaled_row,
     add_shifted_row,
-    all_above,
+    count_bits,
+    lanes_not_above,
+    lowest_bit,
     margins,
     own_distance,
     own_product,
@@ -28,6 +31,7 @@ from vitnp.kernels.cpu.codegen.rows import (
     distance,
     read_row,
 )
+from vitnp.kernels.cpu.codegen.simd import LANES
 from vitnp.kernels.cpu.kmeans_rows import (
     FLOAT32_ROWS,
     best_column,
@@ -42,6 +46,60 @@ from vitnp.kernels.cpu.lloyd import CONTINUE, ENDED, UNUSUAL, end_of_pass, move,
 SPAN = 96
 
 SINGLE = np.dtype(np.float32).itemsize
+SLIGHTLY_LESS = np.float32(1 - 4 * UNIT_ROUNDOFF)
+
+
+@kernel
+def _own_cosine_loss(row, center, n, work, squares):
+    """Return 1 - cosine of a row and its centroid, and 1 / norm of the row; the loss is infinite for a tiny row."""
+    product = own_product(row, 0, center, n, work.ctypes.data + SINGLE * squares, FAR_AHEAD)
+    square = work[squares]
+    if not square >= TINY:  # it has to be scaled up first, see `row_norm`
+        return np.float32(np.inf), np.float32(0)
+    inverse = inverse_norm(work, 0, 0, square)
+    return loss_of_product(product, inverse), inverse
+
+
+@kernel
+def _keeps_label(
+    row, shift, inverse, cosine, n, label, clusters, work, centers, squares, bounds, at, up, down, limit, factor, shrink,
+    margin,
+):  # fmt: skip
+    """Return whether a row is certainly nearest to its own centroid still: all others are farther than the limit.
+
+    A centroid whose bound is too low is measured, and its bound is renewed, unless it is one of many: then it is faster
+    to assign the row anew.
+    """
+    groups, base = bounds.shape[1], work.ctypes.data
+    address = bounds.ctypes.data + SINGLE * groups * at
+    n_low = 0
+    for first in range(0, groups, LANES):
+        n_low += count_bits(lanes_not_above(address + SINGLE * first, base + SINGLE * (up + first), limit))
+    if n_low == 0:
+        return True
+    if n_low * ((clusters + groups - 1) // groups) > 1 + clusters // 8:
+        return False
+    for first in range(0, groups, LANES):
+        mask = lanes_not_above(address + SINGLE * first, base + SINGLE * (up + first), limit)
+        while mask != 0:
+            group = first + lowest_bit(mask)
+            mask &= mask - 1
+            lower = np.float32(np.inf)
+            for j in range(group, clusters, groups):
+                if j == label:
+                    continue
+                center = base + SINGLE * (centers + j * n)
+                if cosine:
+                    product = own_product(row, 0, center, n, base + SINGLE * squares, 0)
+                    loss = loss_of_product(product, inverse)
+                else:
+                    loss = own_distance(row, shift, center, n, 0, 0)
+                square = max(factor * loss * shrink - margin, np.float32(0))
+                lower = min(lower, np.sqrt(square) * SLIGHTLY_LESS)
+            if not lower > limit:
+                return False
+            bounds[at, group] = (lower + work[down + group]) * SLIGHTLY_LESS
+    return True
 
 
 @kernel
@@ -83,24 +141,23 @@ def _assign_and_add(
                 count = min(SPAN, stop - first)
                 n_open = 0
                 for i in range(count):
+                    row, label = x + (first + i) * step, previous[first + i]
                     if known:
-                        row, label = x + (first + i) * step, previous[first + i]
-                        center = base + SINGLE * (centers + label * n)
+                        limit = np.float32(np.inf)
                         if cosine:
-                            product = own_product(row, 0, center, n, base + SINGLE * squares, FAR_AHEAD)
-                            square = work[squares]
-                            # Tiny rows are scaled up first, see `row_norm`, which is done below.
-                            if square >= TINY:
-                                inverses[i] = inverse_norm(work, 0, 0, square)
-                                losses[i] = loss_of_product(product, inverses[i])
-                            else:
-                                losses[i] = np.inf
+                            losses[i], inverses[i] = _own_cosine_loss(
+                                row, base + SINGLE * (centers + label * n), n, work, squares
+                            )
                         else:
-                            losses[i] = own_distance(row, shift_address, center, n, 0, FAR_AHEAD)
-                        limit = np.sqrt(slope * factor * losses[i] + margin)
-                        if losses[i] < MAX_SQUARE and all_above(
-                            bounds[first + i].ctypes.data, base + SINGLE * up, groups, limit
-                        ):
+                            losses[i] = own_distance(
+                                row, shift_address, base + SINGLE * (centers + label * n), n, 0, FAR_AHEAD
+                            )
+                        if losses[i] < MAX_SQUARE:
+                            limit = np.sqrt(slope * factor * losses[i] + margin)
+                        if _keeps_label(
+                            row, shift_address, inverses[i], cosine, n, label, clusters, work, centers, squares,
+                            bounds, first + i, up, down, limit, factor, shrink, margin,
+                        ):  # fmt: skip
                             labels[first + i] = label
                             continue
                     open_rows[n_open] = i
@@ -130,7 +187,7 @@ def _assign_and_add(
                         work[at + label] = -np.inf
                         store_bounds(
                             base + SINGLE * at, bias_address, wide, base + SINGLE * down,
-                            bounds[first + i].ctypes.data, groups, own, scale, factor * losses[i], shrink, margin,
+                            bounds.ctypes.data + SINGLE * groups * (first + i), groups, own, scale, factor * losses[i], shrink, margin,
                         )  # fmt: skip
                         all_kept = all_kept and label == previous[first + i]
                         labels[first + i] = label

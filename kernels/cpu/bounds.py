@@ -92,24 +92,37 @@ def round_drift(drift, work, up, down):
 
 
 @intrinsic
-def all_above(context, bounds, drift, n, limit):
-    """Return whether all n numbers of ``bounds - drift`` are larger than the limit; False if one is NaN."""
+def lanes_not_above(context, bounds, drift, limit):
+    """Return a bit for each of LANES numbers of ``bounds - drift`` that is not larger than the limit, or NaN."""
 
     def generate(context, builder, signature, arguments):
-        bounds, drift, n, limit = arguments
+        bounds, drift, limit = arguments
         v = Vectors(builder)
-        bounds, drift, limit = v.pointer(bounds), v.pointer(drift), v.splat(limit)
-        bits = ir.VectorType(ir.IntType(1), LANES)
+        lower = builder.fsub(v.load(v.pointer(bounds)), v.load(v.pointer(drift)))
+        below = builder.fcmp_unordered("<=", lower, v.splat(limit))
+        return builder.zext(builder.bitcast(below, ir.IntType(LANES)), I64)
 
-        def body(index, above):
-            lower = builder.fsub(v.load(v.at(bounds, index)), v.load(v.at(drift, index)))
-            return [builder.and_(above[0], builder.fcmp_ordered(">", lower, limit))]
+    return types.int64(types.int64, types.int64, types.float32), generate
 
-        _, (above,) = loop(builder, 0, n, LANES, [ir.Constant(bits, [1] * LANES)], body)
-        mask = builder.bitcast(above, ir.IntType(LANES))
-        return builder.icmp_unsigned("==", mask, ir.Constant(mask.type, 2**LANES - 1))
 
-    return types.boolean(types.int64, types.int64, types.int64, types.float32), generate
+@intrinsic
+def lowest_bit(context, mask):
+    """Return the index of the lowest bit that is set in a mask that is not 0."""
+
+    def generate(context, builder, signature, arguments):
+        return builder.cttz(arguments[0], ir.IntType(1)(1))
+
+    return types.int64(types.int64), generate
+
+
+@intrinsic
+def count_bits(context, mask):
+    """Return the number of bits that are set in a mask."""
+
+    def generate(context, builder, signature, arguments):
+        return builder.ctpop(arguments[0])
+
+    return types.int64(types.int64), generate
 
 
 @intrinsic
