@@ -6,7 +6,7 @@ import numpy as np
 from numba import types
 from vitnp.kernels.cpu.bounds import (
     MAX_SQUARE,
-    UNIT_ROUNDOFF,
+    SLIGHTLY_LESS,
     add_scaled_row,
     add_shifted_row,
     count_bits,
@@ -16,11 +16,12 @@ from vitnp.kernels.cpu.bounds import (
     own_distance,
     own_product,
     round_drift,
+    store_bound,
     store_bounds,
 )
 from vitnp.kernels.cpu.codegen.barrier import spin_wait
 from vitnp.kernels.cpu.codegen.jit import IN, OUT, kernel
-from vitnp.kernels.cpu.codegen.products import products
+from vitnp.kernels.cpu.codegen.products import MAX_DOTS, products
 from vitnp.kernels.cpu.codegen.rows import (
     FAR_AHEAD,
     ROWS,
@@ -30,14 +31,13 @@ from vitnp.kernels.cpu.codegen.rows import (
     add_to_float64,
     distance,
     read_row,
+    row_norm,
 )
 from vitnp.kernels.cpu.codegen.simd import LANES
 from vitnp.kernels.cpu.kmeans_rows import (
     FLOAT32_ROWS,
     best_column,
-    cosine_loss,
-    inverse_norm,
-    loss_of_product,
+    dot,
     prepare_step,
 )
 from vitnp.kernels.cpu.lloyd import CONTINUE, ENDED, UNUSUAL, end_of_pass, move, sum_blocks
@@ -46,59 +46,73 @@ from vitnp.kernels.cpu.lloyd import CONTINUE, ENDED, UNUSUAL, end_of_pass, move,
 SPAN = 96
 
 SINGLE = np.dtype(np.float32).itemsize
-SLIGHTLY_LESS = np.float32(1 - 4 * UNIT_ROUNDOFF)
+
+
+@kernel(fastmath=False)  # because square roots and quotients would be approximated
+def _limits(losses, factor, slope, margin, limits, count):
+    """Set `limits` to the distances that all others of a row must exceed; infinite if it has to be assigned anew."""
+    for i in range(count):
+        limit = np.sqrt(slope * (factor * losses[i]) + margin)
+        limits[i] = limit if losses[i] < MAX_SQUARE else np.float32(np.inf)
+
+
+@kernel(fastmath=False)
+def _inverse_norms(squares, inverses, count):
+    """Set `inverses` to 1 / norm; infinite where a row has to be scaled up first, or is not finite."""
+    for i in range(count):
+        inverse = np.float32(1) / np.sqrt(squares[i])
+        inverses[i] = inverse if TINY <= squares[i] < np.inf else np.float32(np.inf)
 
 
 @kernel
-def _own_cosine_loss(row, center, n, work, squares):
-    """Return 1 - cosine of a row and its centroid, and 1 / norm of the row; the loss is infinite for a tiny row."""
-    product = own_product(row, 0, center, n, work.ctypes.data + SINGLE * squares, FAR_AHEAD)
-    square = work[squares]
-    if not square >= TINY:  # it has to be scaled up first, see `row_norm`
-        return np.float32(np.inf), np.float32(0)
-    inverse = inverse_norm(work, 0, 0, square)
-    return loss_of_product(product, inverse), inverse
+def _own_losses(x, step, shift, centers, cosine, n, labels, first, count, losses, squares, inverses):
+    """Compute the losses of rows for the centroids of their labels, with the cosine also 1 / norm of each row."""
+    if not cosine:
+        for i in range(count):
+            center = centers + SINGLE * labels[first + i] * n
+            losses[i] = own_distance(x + (first + i) * step, shift, center, n, 0, FAR_AHEAD)
+        return
+    for i in range(count):
+        center, square = centers + SINGLE * labels[first + i] * n, squares.ctypes.data + SINGLE * i
+        losses[i] = own_product(x + (first + i) * step, 0, center, n, square, FAR_AHEAD)
+    _inverse_norms(squares, inverses, count)
+    for i in range(count):
+        loss = np.float32(1) - losses[i] * inverses[i]
+        losses[i] = loss if inverses[i] < np.inf else np.float32(np.inf)
 
 
 @kernel
-def _keeps_label(
-    row, shift, inverse, cosine, n, label, clusters, work, centers, squares, bounds, at, up, down, limit, factor, shrink,
-    margin,
-):  # fmt: skip
-    """Return whether a row is certainly nearest to its own centroid still: all others are farther than the limit.
-
-    A centroid whose bound is too low is measured, and its bound is renewed, unless it is one of many: then it is faster
-    to assign the row anew.
-    """
-    groups, base = bounds.shape[1], work.ctypes.data
-    address = bounds.ctypes.data + SINGLE * groups * at
+def _count_low(bounds, up, groups, limit):
+    """Return the number of bounds that do not exceed the limit."""
     n_low = 0
     for first in range(0, groups, LANES):
-        n_low += count_bits(lanes_not_above(address + SINGLE * first, base + SINGLE * (up + first), limit))
-    if n_low == 0:
-        return True
-    if n_low * ((clusters + groups - 1) // groups) > 1 + clusters // 8:
-        return False
+        n_low += count_bits(lanes_not_above(bounds + SINGLE * first, up + SINGLE * first, limit))
+    return n_low
+
+
+@kernel
+def _raise_bounds(
+    row, shift, inverse, centers, cosine, n, label, clusters, bounds, up, down, limit, groups, factor, shrink, margin
+):
+    """Measure the centroids whose bounds do not exceed the limit; return whether the new bounds all do."""
     for first in range(0, groups, LANES):
-        mask = lanes_not_above(address + SINGLE * first, base + SINGLE * (up + first), limit)
+        mask = lanes_not_above(bounds + SINGLE * first, up + SINGLE * first, limit)
         while mask != 0:
             group = first + lowest_bit(mask)
             mask &= mask - 1
             lower = np.float32(np.inf)
             for j in range(group, clusters, groups):
-                if j == label:
-                    continue
-                center = base + SINGLE * (centers + j * n)
-                if cosine:
-                    product = own_product(row, 0, center, n, base + SINGLE * squares, 0)
-                    loss = loss_of_product(product, inverse)
-                else:
-                    loss = own_distance(row, shift, center, n, 0, 0)
-                square = max(factor * loss * shrink - margin, np.float32(0))
-                lower = min(lower, np.sqrt(square) * SLIGHTLY_LESS)
+                if j != label:
+                    center = centers + SINGLE * j * n
+                    if cosine:
+                        loss = np.float32(1) - dot(row, center, n) * inverse
+                    else:
+                        loss = own_distance(row, shift, center, n, 0, 0)
+                    lower = min(lower, factor * loss * shrink - margin)
+            lower = np.sqrt(max(lower, np.float32(0))) * SLIGHTLY_LESS
             if not lower > limit:
                 return False
-            bounds[at, group] = (lower + work[down + group]) * SLIGHTLY_LESS
+            store_bound(bounds + SINGLE * group, down + SINGLE * group, lower)
     return True
 
 
@@ -121,13 +135,18 @@ def _assign_and_add(
         work, centroids, shift, cosine
     )
     clusters, groups = centroids.shape[0], drift.shape[0]
-    up = cluster_sums + clusters * n
-    down, squares = up + groups, up + 2 * groups
-    round_drift(drift, work, up, down)
+    rounded = cluster_sums + clusters * n
+    round_drift(drift, work, rounded, rounded + groups)
     factor, slope, margin, shrink = margins(centroids, cosine)
     base = work.ctypes.data
     shift_address, packed_address, bias_address = base + SINGLE * offset, base + SINGLE * packed, base + SINGLE * bias
+    centers_address, up = base + SINGLE * centers, base + SINGLE * rounded
+    down = up + SINGLE * groups
+    bounds_address, bounds_step = bounds.ctypes.data, SINGLE * groups
+    # Most centroids that are measured one by one; if there are more, it is faster to assign the row anew.
+    most_low = (1 + clusters // 8) // ((clusters + groups - 1) // groups)
     losses, inverses = np.empty(SPAN, np.float32), np.empty(SPAN, np.float32)
+    squares, limits = np.empty(SPAN, np.float32), np.empty(SPAN, np.float32)
     open_rows = np.empty(SPAN, np.int64)  # rows that may change their label
     all_kept = known
     for index in range(inertia.shape[0]):
@@ -140,23 +159,22 @@ def _assign_and_add(
             for first in range(chunk, stop, SPAN):
                 count = min(SPAN, stop - first)
                 n_open = 0
+                if known:
+                    _own_losses(
+                        x, step, shift_address, centers_address, cosine, n, previous, first, count, losses, squares,
+                        inverses,
+                    )  # fmt: skip
+                    _limits(losses, factor, slope, margin, limits, count)
                 for i in range(count):
-                    row, label = x + (first + i) * step, previous[first + i]
+                    label, row_bounds = previous[first + i], bounds_address + bounds_step * (first + i)
                     if known:
-                        limit = np.float32(np.inf)
-                        if cosine:
-                            losses[i], inverses[i] = _own_cosine_loss(
-                                row, base + SINGLE * (centers + label * n), n, work, squares
+                        n_low = _count_low(row_bounds, up, groups, limits[i])
+                        if n_low == 0 or (
+                            n_low <= most_low
+                            and _raise_bounds(
+                                x + (first + i) * step, shift_address, inverses[i], centers_address, cosine, n, label,
+                                clusters, row_bounds, up, down, limits[i], groups, factor, shrink, margin,
                             )
-                        else:
-                            losses[i] = own_distance(
-                                row, shift_address, base + SINGLE * (centers + label * n), n, 0, FAR_AHEAD
-                            )
-                        if losses[i] < MAX_SQUARE:
-                            limit = np.sqrt(slope * factor * losses[i] + margin)
-                        if _keeps_label(
-                            row, shift_address, inverses[i], cosine, n, label, clusters, work, centers, squares,
-                            bounds, first + i, up, down, limit, factor, shrink, margin,
                         ):  # fmt: skip
                             labels[first + i] = label
                             continue
@@ -169,7 +187,7 @@ def _assign_and_add(
                         row = x + (first + i) * step
                         square = read_row(base + SINGLE * at, row, 0, shift_address, n, 0)
                         if cosine:
-                            inverses[i] = inverse_norm(work, at, n, square)
+                            inverses[i] = np.float32(1) / row_norm(work, at, n, square)
                             if square < TINY:
                                 inverses[i] = -inverses[i]  # to be scaled up when it is added, too
                     products(base + SINGLE * rows, some, n, packed_address, columns, base + SINGLE * out, wide, x, 0)
@@ -179,15 +197,18 @@ def _assign_and_add(
                         center, scale = centers + label * n, np.float32(2)
                         if cosine:
                             inverse = abs(inverses[i])
-                            losses[i] = cosine_loss(work, rows + k * n, center, n, at + label, columns, inverse)
+                            product = work[at + label]
+                            if columns > MAX_DOTS:
+                                product = dot(base + SINGLE * (rows + k * n), base + SINGLE * center, n)
+                            losses[i] = np.float32(1) - product * inverse
                             scale *= inverse
                         else:
                             losses[i] = distance(base + SINGLE * (rows + k * n), base + SINGLE * center, n)
                         own = work[at + label] + work[bias + label]
                         work[at + label] = -np.inf
                         store_bounds(
-                            base + SINGLE * at, bias_address, wide, base + SINGLE * down,
-                            bounds.ctypes.data + SINGLE * groups * (first + i), groups, own, scale, factor * losses[i], shrink, margin,
+                            base + SINGLE * at, bias_address, wide, down, bounds_address + bounds_step * (first + i), groups,
+                            own, scale, factor * losses[i], shrink, margin,
                         )  # fmt: skip
                         all_kept = all_kept and label == previous[first + i]
                         labels[first + i] = label
@@ -198,7 +219,7 @@ def _assign_and_add(
                         add_shifted_row(row, shift_address, target, n, np.float32(0))
                     elif inverses[i] < 0:
                         square = read_row(base + SINGLE * rows, row, 0, shift_address, n, 0)
-                        inverse_norm(work, rows, n, square)
+                        row_norm(work, rows, n, square)
                         add_scaled(base + SINGLE * rows, target, n, -inverses[i], row)
                     else:
                         add_scaled_row(row, 0, target, n, inverses[i])

@@ -17,7 +17,7 @@ from llvmlite import ir
 from numba import types
 from vitnp.kernels.cpu.codegen.jit import intrinsic, kernel
 from vitnp.kernels.cpu.codegen.products import DEPTH, MAX_DOTS
-from vitnp.kernels.cpu.codegen.simd import I64, LANES, Vectors, loop
+from vitnp.kernels.cpu.codegen.simd import FLOAT, I64, LANES, Vectors, loop
 
 # Smallest number of centroids for which bounds save more than they cost.
 MIN_CLUSTERS = 8
@@ -27,6 +27,9 @@ MAX_SHARE = 0.25
 
 # Half the distance from 1 to the next float32: the largest relative error of one operation.
 UNIT_ROUNDOFF = 2.0**-24
+
+# A factor that outweighs the rounding of the next few operations.
+SLIGHTLY_LESS = np.float32(1 - 4 * UNIT_ROUNDOFF)
 
 # Squared distances below this number are lost among denormals, those above the other one near overflow.
 MIN_SQUARE, MAX_SQUARE = 1e-36, 1e30
@@ -139,7 +142,7 @@ def store_bounds(context, scores, bias, n_scores, drift, bounds, n, own, scale, 
         v = Vectors(builder)
         scores, bias, drift, bounds = (v.pointer(address) for address in (scores, bias, drift, bounds))
         own, scale, square, shrink, offset = (v.splat(number) for number in (own, scale, square, shrink, offset))
-        slightly_less = v.constant(1 - 4 * UNIT_ROUNDOFF)
+        slightly_less = v.constant(float(SLIGHTLY_LESS))
 
         def one_vector(group, _):
             # loop() has a constant step; count the vectors that belong to this group.
@@ -161,6 +164,21 @@ def store_bounds(context, scores, bias, n_scores, drift, bounds, n, own, scale, 
         return context.get_dummy_value()
 
     return types.void(*[types.int64] * 6, *[types.float32] * 5), generate
+
+
+@intrinsic
+def store_bound(context, bound, drift, lower):
+    """Store the lower limit of a distance plus the drift, rounded down, as :func:`store_bounds` does."""
+
+    def generate(context, builder, signature, arguments):
+        bound, drift, lower = arguments
+        v = Vectors(builder)
+        total = builder.fadd(lower, builder.load(v.pointer(drift)))
+        slightly_less = ir.Constant(FLOAT, float(SLIGHTLY_LESS))
+        builder.store(builder.fmul(total, slightly_less), v.pointer(bound))
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.float32), generate
 
 
 def _own_loss(with_squares: bool):

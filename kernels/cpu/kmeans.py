@@ -20,6 +20,7 @@ from vitnp.kernels.cpu.codegen.rows import (
     read_row,
     readable_rows,
     round_up,
+    row_norm,
     workspace_size,
 )
 from vitnp.kernels.cpu.codegen.workspace import workspace
@@ -27,8 +28,7 @@ from vitnp.kernels.cpu.kmeans_rows import (
     FLOAT32_ROWS,
     at_least_two_vectors,
     best_column,
-    cosine_loss,
-    inverse_norm,
+    dot,
     prepare_step,
     step_workspace,
 )
@@ -188,7 +188,7 @@ def assign_and_add(x, step, dtype_code, centroids, cosine, shift, block, labels,
                     at = rows + i * n
                     squares = read_row(base + 4 * at, x + (first + i) * step, dtype_code, base + 4 * offset, width, far)
                     if cosine:
-                        inverse[i] = inverse_norm(work, at, n, squares)
+                        inverse[i] = np.float32(1) / row_norm(work, at, n, squares)
                 products(
                     base + 4 * rows, count, n, base + 4 * packed, columns, base + 4 * out, wide, ahead, group * step
                 )
@@ -197,9 +197,10 @@ def assign_and_add(x, step, dtype_code, centroids, cosine, shift, block, labels,
                     label = best_column(work, out + i * wide, bias, columns, wide)
                     cluster_sum = base + 4 * (cluster_sums + label * n)
                     if cosine:
-                        loss = cosine_loss(
-                            work, rows + i * n, centers + label * n, n, out + i * wide + label, columns, inverse[i]
-                        )
+                        product = work[out + i * wide + label]
+                        if columns > MAX_DOTS:  # by columns it is added up in another order
+                            product = dot(row, base + 4 * (centers + label * n), n)
+                        loss = np.float32(1) - product * inverse[i]
                         if summing:
                             add_scaled(row, cluster_sum, n, inverse[i], next_row)
                     elif summing:
@@ -248,7 +249,7 @@ def _closer(x, step, dtype_code, candidates, cosine, shift, nearest, out, work):
             at = rows + i * n
             squares = read_row(base + 4 * at, x + (first + i) * step, dtype_code, base + 4 * offset, width, FAR_AHEAD)
             if cosine:
-                inverse[i] = inverse_norm(work, at, n, squares)
+                inverse[i] = np.float32(1) / row_norm(work, at, n, squares)
         if cosine:
             products(base + 4 * rows, group, n, base + 4 * packed, columns, base + 4 * results, wide, x, 0)
         else:

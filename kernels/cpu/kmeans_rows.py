@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numba import types
 from vitnp.kernels.cpu.codegen.jit import intrinsic, kernel
-from vitnp.kernels.cpu.codegen.products import MAX_DOTS, copy_rows, pack, padded_columns
-from vitnp.kernels.cpu.codegen.rows import ROWS, argmax, divide_workspace, round_up, row_norm, workspace_size
+from vitnp.kernels.cpu.codegen.products import copy_rows, pack, padded_columns
+from vitnp.kernels.cpu.codegen.rows import ROWS, argmax, divide_workspace, round_up, workspace_size
 from vitnp.kernels.cpu.codegen.simd import LANES, Vectors, loop
 from vitnp.kernels.cpu.codegen.workspace import workspace
 
@@ -80,12 +80,6 @@ def best_column(work, at, bias, columns, wide):
     return label
 
 
-@kernel(fastmath=False)  # so that the result is the same wherever it is inlined
-def inverse_norm(work, at, n, squares):
-    """Return 1 / norm of the row in ``work[at : at + n]``, see :func:`vitnp.kernels.cpu.codegen.rows.row_norm`."""
-    return np.float32(1) / row_norm(work, at, n, squares)
-
-
 @intrinsic
 def dot(context, row, other, n):
     """Return the product of two rows, to the bit as the products by dots; n is a multiple of LANES."""
@@ -102,23 +96,3 @@ def dot(context, row, other, n):
         return v.fold(sums[0], builder.fadd)
 
     return types.float32(*[types.int64] * 3), generate
-
-
-@kernel(fastmath=False)
-def loss_of_product(product, inverse):
-    """Return 1 - cosine, given the product of a row with a unit vector and 1 / norm of the row."""
-    return np.float32(1) - product * inverse
-
-
-@kernel
-def cosine_loss(work, row, center, n, at, columns, inverse):
-    """Return 1 - cosine of ``work[row:]`` and ``work[center:]``.
-
-    ``work[at]`` is their product as :func:`vitnp.kernels.cpu.codegen.products.products` left it. By columns it is added
-    up in another order, so that only :func:`dot` gives the same bits for any number of centroids.
-    """
-    product = work[at]
-    if columns > MAX_DOTS:
-        base = work.ctypes.data
-        product = dot(base + 4 * row, base + 4 * center, n)
-    return loss_of_product(product, inverse)
