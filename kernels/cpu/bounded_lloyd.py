@@ -207,8 +207,8 @@ def _assign_and_add(
                         own = work[at + label] + work[bias + label]
                         work[at + label] = -np.inf
                         store_bounds(
-                            base + SINGLE * at, bias_address, wide, down, bounds_address + bounds_step * (first + i), groups,
-                            own, scale, factor * losses[i], shrink, margin,
+                            base + SINGLE * at, bias_address, wide, down, bounds_address + bounds_step * (first + i),
+                            groups, own, scale, factor * losses[i], shrink, margin,
                         )  # fmt: skip
                         all_kept = all_kept and label == previous[first + i]
                         labels[first + i] = label
@@ -254,7 +254,7 @@ def bounded_moves(
         How far the centroids of each group have moved at most, the same in every thread.
     moved : (K,) float64, IN and OUT
         How far each centroid has moved last.
-    centroids, cosine, shift, block, first, last, stop, most, tolerance, labels, sums, inertia, tallies, total, counts
+    centroids, cosine, shift, block, first, last, stop, most, tolerance, labels, sums, inertia, tallies, total, counts,
     history, ended, start, barrier, rank, n_threads, work
         As in :func:`vitnp.kernels.cpu.lloyd.plain_moves`.
     """
@@ -267,7 +267,8 @@ def bounded_moves(
         tally[:] = 0
         tally[clusters] = _assign_and_add(
             x + first * step, step, centroids, cosine, shift, block, labels[(moves + 1) % 2, first:last], moves > 0,
-            labels[moves % 2, first:last], bounds[first:last], drift, sums[own_blocks], tally, inertia[own_blocks], work,
+            labels[moves % 2, first:last], bounds[first:last], drift, sums[own_blocks], tally[:clusters],
+            inertia[own_blocks], work,
         )  # fmt: skip
         if not spin_wait(barrier, n_threads):
             return

@@ -19,8 +19,12 @@ from vitnp.kernels.cpu.codegen.jit import intrinsic, kernel
 from vitnp.kernels.cpu.codegen.products import DEPTH, MAX_DOTS
 from vitnp.kernels.cpu.codegen.simd import FLOAT, I64, LANES, Vectors, loop
 
-# Smallest number of centroids for which bounds save more than they cost.
-MIN_CLUSTERS = 8
+# Smallest number of centroids for which bounds save more than they cost over whole fits, as measured by
+# ``python -m bench cpu kmeans``: for rows that stay in the cache, and for rows that come from memory in every pass.
+MIN_CLUSTERS, MIN_CLUSTERS_IN_MEMORY = 8, 16
+
+# Rows that stay in the cache.
+FEW_ROWS = 8192
 
 # Largest size of the bounds of a row, as a share of the size of the row: more memory traffic would not pay.
 MAX_SHARE = 0.25
@@ -38,18 +42,18 @@ MIN_SQUARE, MAX_SQUARE = 1e-36, 1e30
 MAX_UNIT_ERROR = 1e-6
 
 
-def bounds_per_row(n_clusters: int, width: int) -> int:
-    """Return the number of bounds per row, a multiple of LANES; 0 if k-means does without.
+def bounds_per_row(n_rows: int, n_clusters: int, width: int) -> int:
+    """Return the number of bounds per row, a multiple of LANES; 0 if k-means is faster without, or has to do without.
 
-    Bounds are used from MIN_CLUSTERS centroids on, for rows of whole vectors that are at least four times as long as
-    one vector of bounds.
+    Bounds are used from MIN_CLUSTERS centroids on, for more than FEW_ROWS rows from MIN_CLUSTERS_IN_MEMORY on, if a row
+    consists of whole vectors, at least four per vector of bounds.
 
     Examples
     --------
-    >>> bounds_per_row(4, 384), bounds_per_row(8, 100)
-    (0, 0)
+    >>> bounds_per_row(3600, 4, 384), bounds_per_row(100_000, 8, 384), bounds_per_row(3600, 8, 99)
+    (0, 0, 0)
     """
-    if n_clusters < MIN_CLUSTERS or width % LANES:
+    if n_clusters < (MIN_CLUSTERS if n_rows <= FEW_ROWS else MIN_CLUSTERS_IN_MEMORY) or width % LANES:
         return 0
     most = int(width * MAX_SHARE) // LANES * LANES
     return min(-(-n_clusters // LANES) * LANES, most)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 from numba import types
 from vitnp.kernels import reference
-from vitnp.kernels.cpu.bounds import bounds_per_row
+from vitnp.kernels.cpu.bounds import FEW_ROWS, bounds_per_row
 from vitnp.kernels.cpu.codegen.barrier import spin_wait
 from vitnp.kernels.cpu.codegen.jit import IN, OUT, kernel
 from vitnp.kernels.cpu.codegen.rows import WORKSPACE, readable_rows
@@ -22,9 +22,6 @@ CONTINUE, ENDED, UNUSUAL = 0, 1, 2
 
 # Multiplications per kernel call, some tenths of a second.
 WORK_PER_CALL = 2**33
-
-# Rows of other types are copied as float32 if there are at most so many.
-MAX_COPIED_ROWS = 8192
 
 # Numbers in a cache line.
 LINE = 16
@@ -45,9 +42,9 @@ def kmeans_moves(
     count, (clusters, width) = len(x), centroids.shape
     block = block or count
     blocks = -(-count // block)
-    n_bounds = bounds_per_row(clusters, width) if most > 1 and readable_as_float32(x) else 0
+    n_bounds = bounds_per_row(count, clusters, width) if most > 1 and readable_as_float32(x) else 0
     shift = EMPTY if shift is None else shift
-    if len(x) <= MAX_COPIED_ROWS and most > 1:
+    if len(x) <= FEW_ROWS and most > 1:
         x, shift = aligned_rows(x, shift), EMPTY
     x, dtype_code = readable_rows(x)
     centroids = np.array(centroids, order="C")
@@ -101,7 +98,7 @@ def aligned_rows(x: np.ndarray, shift: np.ndarray) -> np.ndarray:
 
 def readable_as_float32(x: np.ndarray) -> bool:
     """Return whether rows are float32 in place, or few enough to be copied."""
-    return len(x) <= MAX_COPIED_ROWS or (x.dtype == np.float32 and x.dtype.isnative and x.flags.c_contiguous)
+    return len(x) <= FEW_ROWS or (x.dtype == np.float32 and x.dtype.isnative and x.flags.c_contiguous)
 
 
 def kmeans_move(sums: np.ndarray, counts: np.ndarray, centroids: np.ndarray, *, metric: str = "cosine") -> np.ndarray:
