@@ -11,6 +11,7 @@ their rounding errors, see :func:`margins`.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 from llvmlite import ir
@@ -185,7 +186,7 @@ def store_bound(context, bound, drift, lower):
     return types.void(types.int64, types.int64, types.float32), generate
 
 
-def _own_loss(with_squares: bool):
+def _own_loss(with_squares: bool) -> Callable:
     """Generate ``loss(row, shift, center, n, squares, ahead)`` of a float32 row that is read in place.
 
     With squares, it returns the product of row and center to the bit as :func:`dot` does, and stores the sum of squares
@@ -235,7 +236,7 @@ def _own_loss(with_squares: bool):
 own_product, own_distance = _own_loss(True), _own_loss(False)
 
 
-def _row_adder(scaled: bool):
+def _row_adder(scaled: bool) -> Callable:
     """Generate ``add(row, shift, sums, n, scale)``, which adds a float32 row, read in place, to `sums`.
 
     Scaled, it adds the row times `scale`, else the row minus the shift, in both cases to the bit as the adders of
