@@ -12,8 +12,10 @@ import functools
 from collections.abc import Callable
 
 import numpy as np
+from vitnp.kernels import reference
 
-from bench.cpu.comparison import WrongAnswer
+from bench.cpu.comparison import Missing, WrongAnswer
+from vitnp import kernels
 from vitnp.clustering.kmeans import KMeans
 
 # Largest relative difference from the first contender's inertia after the same number of iterations.
@@ -133,3 +135,41 @@ def ours(rows: np.ndarray, start: np.ndarray, n_threads: int) -> Run:
         return model.cluster_centers_
 
     return run
+
+
+def whole_fit(rows: np.ndarray, start: np.ndarray, n_threads: int, bounds: bool) -> Callable[[], np.ndarray]:
+    """Return vitnp's Euclidean k-means from the centroids `start` until no label changes, or 300 iterations.
+
+    Parameters
+    ----------
+    rows, start : (N, D), (K, D) float32
+    n_threads : int
+    bounds : bool
+        Whether to skip distances where bounds show that they change nothing; the result is the same to the bit.
+    """
+    if kernels.for_device("cpu") is reference:
+        raise Missing("bounds need compiled kernels")
+    from vitnp.kernels.cpu import lloyd
+
+    used = lloyd.bounds_per_row
+
+    def run() -> np.ndarray:
+        lloyd.bounds_per_row = used if bounds else lambda *_: 0
+        try:
+            return KMeans(len(start), metric="euclidean", init=start, n_jobs=n_threads).fit(rows).cluster_centers_
+        finally:
+            lloyd.bounds_per_row = used
+
+    return run
+
+
+def same_bits() -> Callable[[str, np.ndarray], None]:
+    """Return a check that centroids are those of the first contender to the bit; it raises WrongAnswer."""
+    first: list[tuple[str, bytes]] = []
+
+    def check(name: str, centroids: np.ndarray) -> None:
+        first.append((name, centroids.tobytes()))
+        if first[0][1] != centroids.tobytes():
+            raise WrongAnswer(f"the centroids of {name} are not those of {first[0][0]}")
+
+    return check

@@ -130,7 +130,7 @@ def vit(figure: Figure, cases: Sequence[Case]) -> None:
 def kmeans(figure: Figure, cases: Sequence[Case]) -> None:
     """Plot the time of an iteration against rows, with one panel per number of clusters."""
     width = 384
-    shown = [case for case in cases if case["width"] == width]
+    shown = [case for case in cases if case["width"] == width and not case.get("whole_fit")]
     clusters = sorted({case["clusters"] for case in shown})
     figure.set_size_inches(7.6, 2.9)
     panels = figure.subplots(1, max(len(clusters), 1), sharey=True, squeeze=False)[0]

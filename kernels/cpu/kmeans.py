@@ -15,7 +15,6 @@ from vitnp.kernels.cpu.codegen.rows import (
     add_and_distance,
     add_scaled,
     add_to_float64,
-    argmax,
     distance,
     divide_workspace,
     read_row,
@@ -24,13 +23,17 @@ from vitnp.kernels.cpu.codegen.rows import (
     row_norm,
     workspace_size,
 )
-from vitnp.kernels.cpu.codegen.simd import LANES
 from vitnp.kernels.cpu.codegen.workspace import workspace
+from vitnp.kernels.cpu.kmeans_rows import (
+    FLOAT32_ROWS,
+    at_least_two_vectors,
+    best_column,
+    dot,
+    prepare_step,
+    step_workspace,
+)
 from vitnp.kernels.reference import Step
 from vitnp.kernels.threads import team
-
-# Rows whose sum is kept in float32; these sums are added in float64.
-FLOAT32_ROWS = 1024
 
 # Multiplications that take as long as waking another thread, which is not worth it for fewer.
 MIN_WORK_PER_THREAD = 2**22
@@ -38,9 +41,6 @@ MIN_WORK_PER_THREAD = 2**22
 # Rows at a time for few centroids, of narrow and of wide rows. With little to do per row, the next rows have to be
 # prefetched into the L1 cache in time.
 FEW_NARROW_ROWS, FEW_WIDE_ROWS = 8, 4
-
-# Up to this number of columns a scalar loop finds the maximum faster than vectors do.
-SCALAR_COLUMNS = 4
 
 SUMS_OUT = types.Array(types.float64, 3, "C")
 
@@ -90,7 +90,7 @@ def kmeans_closer(
     x, dtype_code = readable_rows(x)
     candidates = np.ascontiguousarray(candidates)
     out = np.empty((len(x), len(candidates)), np.float32)
-    wide, n = _at_least_two_vectors(len(candidates)), _at_least_two_vectors(x.shape[1])
+    wide, n = at_least_two_vectors(len(candidates)), at_least_two_vectors(x.shape[1])
     shift = EMPTY if shift is None else shift
 
     def run(first: int, last: int) -> None:
@@ -134,17 +134,6 @@ def _assign(
     return sum(counts_of_threads, np.zeros(clusters, np.int64))
 
 
-def step_workspace(clusters: int, width: int) -> np.ndarray:
-    """Return this thread's workspace for :func:`assign_and_add`."""
-    wide, n = _at_least_two_vectors(clusters), _at_least_two_vectors(width)
-    return workspace("k-means", workspace_size(ROWS, n, wide, wide + (wide + 2 * clusters) * n))
-
-
-def _at_least_two_vectors(n: int) -> int:
-    """Round up to whole vectors, at least two, the narrowest tile of products."""
-    return max(-(-n // LANES), 2) * LANES
-
-
 @kernel(
     types.int64, types.int64, types.int64, MATRIX_IN, types.boolean, IN(1), types.int64,
     OUT(1, types.int32), OUT(1), SUMS_OUT, OUT(1, types.int64), OUT(1, types.float64), WORKSPACE,
@@ -173,33 +162,14 @@ def assign_and_add(x, step, dtype_code, centroids, cosine, shift, block, labels,
     inertia : (N / block,) float64, OUT
         Sum of the losses of each block.
     work : float32, OUT
-        Workspace, see :func:`step_workspace`.
+        Workspace, see :func:`vitnp.kernels.cpu.kmeans_rows.step_workspace`.
     """
     clusters, width = centroids.shape
-    n = round_up(width)
-    columns = padded_columns(clusters, n)
-    wide = round_up(columns)
-    rows, out, offset, packed = divide_workspace(work, ROWS, n, wide)
-    bias = packed + columns * n
-    centers = bias + wide
-    cluster_sums = centers + clusters * n
+    n, columns, wide, rows, out, offset, packed, bias, centers, cluster_sums = prepare_step(
+        work, centroids, shift, cosine
+    )
     base = work.ctypes.data
     summing = sums.shape[0] > 0
-    for d in range(shift.shape[0]):
-        work[offset + d] = shift[d]
-    pack(centroids, work, packed, n)
-    copy_rows(centroids, work, centers, clusters, n)
-    # The nearest centroid has the largest x.c - |c|^2 / 2; see kmeans_assign in vitnp.kernels.reference.
-    for j in range(wide):
-        if j >= clusters:
-            work[bias + j] = -np.inf
-        elif cosine:
-            work[bias + j] = 0
-        else:
-            square = 0.0
-            for d in range(width):
-                square += np.float64(centroids[j, d]) * centroids[j, d]
-            work[bias + j] = -0.5 * square
     inverse = np.empty(ROWS, np.float32)
     far = FAR_AHEAD if columns <= MAX_DOTS else 0  # tiles by columns prefetch on their own
     group = ROWS if columns > MAX_DOTS else FEW_NARROW_ROWS if n <= NARROW else FEW_WIDE_ROWS
@@ -225,17 +195,13 @@ def assign_and_add(x, step, dtype_code, centroids, cosine, shift, block, labels,
                 )
                 for i in range(count):
                     row, next_row = base + 4 * (rows + i * n), ahead + i * step
-                    if columns <= SCALAR_COLUMNS:
-                        label, maximum = 0, np.float32(-np.inf)
-                        for j in range(columns):
-                            value = work[out + i * wide + j] + work[bias + j]
-                            if value > maximum:
-                                label, maximum = j, value
-                    else:
-                        label = argmax(base + 4 * (out + i * wide), base + 4 * bias, wide)
+                    label = best_column(work, out + i * wide, bias, columns, wide)
                     cluster_sum = base + 4 * (cluster_sums + label * n)
                     if cosine:
-                        loss = np.float32(1) - work[out + i * wide + label] * inverse[i]
+                        product = work[out + i * wide + label]
+                        if columns > MAX_DOTS:  # by columns it is added up in another order
+                            product = dot(row, base + 4 * (centers + label * n), n)
+                        loss = np.float32(1) - product * inverse[i]
                         if summing:
                             add_scaled(row, cluster_sum, n, inverse[i], next_row)
                     elif summing:

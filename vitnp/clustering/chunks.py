@@ -22,17 +22,18 @@ CHUNK_ROWS = 8192
 def rows_per_block(n_rows: int) -> int:
     """Return how many rows are summed in one go, given the number of all rows: a chunk or an even part of it.
 
-    Blocks are smaller when there are few rows, so that several threads have something to do.
+    Blocks are smaller when there are few rows, so that several threads have something to do, and as much as each other:
+    with 13 blocks, one of two threads would have a sixth more than the other.
 
     Examples
     --------
     >>> [rows_per_block(n_rows) for n_rows in (100, 3600, 20_000, 1_000_000)]
-    [256, 450, 2048, 8192]
+    [256, 450, 1024, 8192]
     """
     if n_rows <= CHUNK_ROWS:
         return max(-(-n_rows // 8), 256)
     block = CHUNK_ROWS
-    while n_rows < 8 * block and block > 512 and block % 2 == 0:
+    while n_rows < 32 * block and block > 1024 and block % 2 == 0:
         block //= 2
     return block
 

@@ -13,14 +13,13 @@ from typing import Any
 import numpy as np
 
 from vitnp import kernels
-from vitnp.clustering import chunks
 from vitnp.clustering.chunks import rows_per_block
 from vitnp.clustering.estimator import Estimator, check_rows, check_weights, not_fitted
 from vitnp.clustering.kmeans_plusplus import kmeans_plusplus
 from vitnp.clustering.lloyd import LloydResult, lloyd
 from vitnp.clustering.metric import Cosine, Euclidean, Metric
 from vitnp.clustering.parameters import check_parameters, given_centroids
-from vitnp.clustering.passes import Mapper, Passes
+from vitnp.clustering.passes import MAX_BUFFERED_SUMS, Mapper, Passes
 from vitnp.errors import UsageError
 from vitnp.kernels.threads import blas, pool
 
@@ -279,12 +278,9 @@ class KMeans(Estimator):
         else:
             centroids = given_centroids(self.init, data.n_features, metric)
         block = rows_per_block(data.n_rows)
-        few = (
-            passes.mapper is None
-            and passes.device == "cpu"
-            and passes.weights is None
-            and data.n_rows <= chunks.CHUNK_ROWS
-        )
+        # The sums of all blocks are in memory at once.
+        room = -(-data.n_rows // block) * centroids.size <= MAX_BUFFERED_SUMS
+        at_once = room and passes.mapper is None and passes.device == "cpu" and passes.weights is None
         with pool.thread_limit(pool.resolve_n_threads(self._n_threads)):
             return lloyd(
                 functools.partial(passes.step, metric=metric, block=block),
@@ -292,6 +288,6 @@ class KMeans(Estimator):
                 self.max_iter,
                 self.tol,
                 metric,
-                data.array if few else None,
+                data.array if at_once else None,
                 block,
             )

@@ -55,8 +55,7 @@ def lloyd(
         Stop when the inertia falls by no more than this fraction of itself; 0 stops when the labels no longer change.
     metric : Cosine or Euclidean
     rows : (N, D) array, optional
-        All rows, if they are few and in memory: one kernel call then does all ordinary iterations, with the same
-        result.
+        All rows, if they are in memory: one kernel then does all ordinary iterations, with the same result.
     block : int, optional
         As in :func:`~vitnp.clustering.step.partial_step`, for `rows`.
 
