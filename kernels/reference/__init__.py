@@ -16,6 +16,7 @@ from __future__ import annotations
 from vitnp.kernels.reference.attention import QUERY_BLOCK, KVCache, attention, attention_row, rotate
 from vitnp.kernels.reference.bilateral_grid import grid_neighbors
 from vitnp.kernels.reference.foreground import foreground_sweeps
+from vitnp.kernels.reference.image_level import ImageLevelRule, ImageLevels, image_levels, n_candidates, n_draws
 from vitnp.kernels.reference.kmeans import Step, kmeans_assign, kmeans_closer, kmeans_rows, kmeans_step
 from vitnp.kernels.reference.lattice import (
     Lattice,
@@ -43,6 +44,8 @@ from vitnp.kernels.reference.transformer import (
 __all__ = [
     "BLOCK",
     "QUERY_BLOCK",
+    "ImageLevelRule",
+    "ImageLevels",
     "KVCache",
     "Lattice",
     "Moves",
@@ -52,6 +55,7 @@ __all__ = [
     "foreground_sweeps",
     "gelu",
     "grid_neighbors",
+    "image_levels",
     "kmeans_assign",
     "kmeans_closer",
     "kmeans_move",
@@ -63,6 +67,8 @@ __all__ = [
     "layernorm",
     "linear",
     "mean_field",
+    "n_candidates",
+    "n_draws",
     "normalize_lattice",
     "normalize_rows",
     "pack_linear",

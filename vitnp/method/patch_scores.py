@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -11,11 +13,12 @@ from vitnp.features.record import FeatureRecord, unit_rows
 from vitnp.method import texture
 from vitnp.method.cleaning import clean
 from vitnp.method.collection import Collection
-from vitnp.method.confidence import collection_confidence, image_confidence
+from vitnp.method.confidence import collection_confidence, confidence_of, image_confidence
+from vitnp.method.image_batch import image_levels
 from vitnp.method.image_level import ImageLevelConfig, image_level
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class ImageAnswer:
     """Result of the image level for one photograph, on the network's device.
 
@@ -23,13 +26,18 @@ class ImageAnswer:
     ----------
     soft, hard : (N,) float32
         See :func:`vitnp.method.image_level.image_level`.
-    confidence : float
-        See :func:`vitnp.method.confidence.image_confidence`.
+    find_confidence : callable
+        Returns the confidence; on a GPU it waits for the answer.
     """
 
     soft: np.ndarray
     hard: np.ndarray
-    confidence: float
+    find_confidence: Callable[[], float]
+
+    @functools.cached_property
+    def confidence(self) -> float:
+        """See :func:`vitnp.method.confidence.image_confidence`."""
+        return self.find_confidence()
 
 
 def judge_image(
@@ -42,17 +50,73 @@ def judge_image(
     domain: str = "photo",
 ) -> ImageAnswer:
     """Compute the image level of a photograph and its confidence, from its own patches alone."""
+    (answer,) = judge_images([features], device, seed, collection, config, domain=domain)
+    return answer
+
+
+def judge_images(
+    features: Sequence[FeatureRecord],
+    device: str,
+    seed: int,
+    collection: Collection | None = None,
+    config: ImageLevelConfig | None = None,
+    *,
+    domain: str = "photo",
+) -> list[ImageAnswer]:
+    """Compute the image level of several photographs: on a GPU together, with the same results as one by one.
+
+    Parameters
+    ----------
+    features : sequence of FeatureRecord
+        Their grids may differ.
+    device : str
+        Device of the network.
+    seed : int
+    collection : Collection, optional
+        Collection whose constants apply.
+    config : ImageLevelConfig, optional
+        Constants, by default those of the collection.
+    domain : {"photo", "texture"}
+
+    Raises
+    ------
+    ValueError
+        If keys are not finite; on a GPU when the confidence is read.
+    """
     if config is None:
         config = ImageLevelConfig() if collection is None else collection.image_level
-    keys = unit_rows(kernels.to_device(features.keys, device))
+    if device == "cpu":
+        return [_judge_on_cpu(one, seed, config, domain) for one in features]
+    answers = image_levels(
+        [one.keys for one in features],
+        [one.attention for one in features],
+        [one.grid for one in features],
+        [(seed, one.digest) for one in features],
+        config,
+        device=device,
+        texture=domain == "texture",
+    )
+
+    def confidence(index: int) -> float:
+        return confidence_of(*answers.contrast_and_spread(index))
+
+    return [
+        ImageAnswer(soft, hard, functools.partial(confidence, index))
+        for index, (soft, hard) in enumerate(zip(answers.soft, answers.hard))
+    ]
+
+
+def _judge_on_cpu(features: FeatureRecord, seed: int, config: ImageLevelConfig, domain: str) -> ImageAnswer:
+    keys = unit_rows(kernels.to_host(features.keys))
     if domain == "texture":
         soft, hard = texture.texture_image_level(keys, (seed, features.digest), config)
     else:
         soft, hard = image_level(keys, features.attention, features.grid, (seed, features.digest), config)
-    return ImageAnswer(soft, hard, image_confidence(soft, keys))
+    confidence = image_confidence(soft, keys)
+    return ImageAnswer(soft, hard, lambda: confidence)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class PatchScores:
     """Foreground of the patches of one photograph, on the network's device.
 
@@ -60,8 +124,8 @@ class PatchScores:
     ----------
     score : (rows, columns) float32
         Answers of the levels, combined and cleaned.
-    confidence : float
-        See :mod:`vitnp.method.confidence`.
+    find_confidence : callable
+        Returns the confidence; on a GPU it waits for the scores.
     levels : tuple of (N,) float32, optional
         With a collection: the answer of each level.
     category : int, optional
@@ -69,9 +133,14 @@ class PatchScores:
     """
 
     score: np.ndarray
-    confidence: float
+    find_confidence: Callable[[], float]
     levels: tuple[np.ndarray, ...] | None = None
     category: int | None = None
+
+    @functools.cached_property
+    def confidence(self) -> float:
+        """See :mod:`vitnp.method.confidence`."""
+        return self.find_confidence()
 
 
 def score_patches(
@@ -96,11 +165,11 @@ def score_patches(
     """
     if collection is None:
         return PatchScores(
-            clean(answer.soft.reshape(features.grid), texture.default_cleaning(domain)), answer.confidence
+            clean(answer.soft.reshape(features.grid), texture.default_cleaning(domain)), lambda: answer.confidence
         )
     category = collection.category_of(features.cls) if category is None else category
     keys = unit_rows(kernels.to_device(features.keys, device))
     levels = collection.levels(keys, (answer.soft, answer.hard), category)
     score = collection.combine(levels)
     cleaned = clean(score.reshape(features.grid), collection.cleaning)
-    return PatchScores(cleaned, collection_confidence(score, levels), levels, category)
+    return PatchScores(cleaned, functools.partial(collection_confidence, score, levels), levels, category)
