@@ -6,6 +6,7 @@ A call makes one upload and two launches, and reads nothing back.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -80,7 +81,7 @@ def image_levels(
 
 
 def _upload(
-    cupy: object, grids: Sequence[tuple[int, int]], draws: np.ndarray, rule: ImageLevelRule
+    cupy: ModuleType, grids: Sequence[tuple[int, int]], draws: np.ndarray, rule: ImageLevelRule
 ) -> tuple[cupy.ndarray, cupy.ndarray, cupy.ndarray]:
     """Copy the three tables of a batch to the device in one piece: int64 and float64 have the same size."""
     sizes = np.array([rows * columns for rows, columns in grids], np.int64)

@@ -156,10 +156,10 @@ def _image_level(
             outside = cosine[:, ~foreground].max(axis=1) if not foreground.all() else 0.0
             margin = cosine[:, foreground].max(axis=1) - outside
             soft += 0.5 + 0.5 * np.tanh(0.5 * margin / rule.temperature)
-    soft, hard = ((total / max(numbers, 1)).astype(np.float32) for total in (soft, hard))
-    contrast = np.abs(2 * soft.astype(np.float64) - 1).mean()
+    mean_soft, mean_hard = ((total / max(numbers, 1)).astype(np.float32) for total in (soft, hard))
+    contrast = np.abs(2 * mean_soft.astype(np.float64) - 1).mean()
     length = np.linalg.norm(unit.mean(axis=0, dtype=np.float64))
-    return soft, hard, (float(contrast), float(length), 1.0)
+    return mean_soft, mean_hard, (float(contrast), float(length), 1.0)
 
 
 def _runs(draws: np.ndarray, rule: ImageLevelRule) -> Iterator[tuple[int, np.ndarray]]:
@@ -221,7 +221,7 @@ def _fill_empty(
 
 
 def _foreground(start: _Start, attention: np.ndarray, border: np.ndarray, rule: ImageLevelRule) -> np.ndarray:
-    """Return which clusters are foreground, (K,) bool: the rules of vitnp.method.foreground and vitnp.method.texture."""
+    """Return the foreground clusters, (K,) bool, by the rule of vitnp.method.foreground or of vitnp.method.texture."""
     occupied = np.flatnonzero(start.counts)
     size = start.counts[occupied]
     if rule.texture:

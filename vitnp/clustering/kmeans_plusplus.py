@@ -21,7 +21,7 @@ def kmeans_plusplus(
 ) -> np.ndarray:
     """Choose initial centroids with greedy k-means++.
 
-    Each next centroid is the best of :func:`~vitnp.kernels.reference.n_candidates` rows, drawn with probability proportional to their distance
+    Each next centroid is the best of 2 + ln K candidate rows, drawn with probability proportional to their distance
     from the centroids chosen so far (Arthur and Vassilvitskii 2007, section 2; the greedy variant is described in its
     section 6). The function reads rows only through its two callables, with one pass over the data per centroid.
 

@@ -1,7 +1,8 @@
 """The foreground rule: which clusters of an image show objects.
 
 To try another rule, change :func:`foreground_clusters`: on the CPU no other code knows how the decision is made. For a
-GPU :mod:`vitnp.kernels.reference.image_level` defines it, and ``image_level.cu`` decides. Constants of a rule belong in :class:`vitnp.method.image_level.ImageLevelConfig`, as `threshold` does.
+GPU :mod:`vitnp.kernels.reference.image_level` defines the rule, and ``image_level.cu`` applies it. Constants of a rule
+belong in :class:`vitnp.method.image_level.ImageLevelConfig`, as `threshold` does.
 """
 
 from __future__ import annotations
