@@ -41,6 +41,12 @@ def record(cupy, seed: int, grid: tuple[int, int], device: str = "cuda", width: 
     return FeatureRecord("", grid, (0, 0), (0, 0), seed, False, lambda: arrays)
 
 
+def directions(*turns: float) -> np.ndarray:
+    """Rows of two numbers by their angles in degrees."""
+    angle = np.radians(turns)
+    return np.column_stack([np.cos(angle), np.sin(angle)]).astype(np.float32)
+
+
 @pytest.fixture
 def small_memory(cupy, monkeypatch):
     """A GPU whose shared memory holds no centroids."""
@@ -80,18 +86,31 @@ def test_rows_longer_than_a_block(cupy):
     same_as_on_cpu(cupy, [(4, (4, 5))], 1028)
 
 
+def test_more_rows_than_threads(cupy):
+    """Each thread has several rows to draw from."""
+    config = dataclasses.replace(CONFIG, clusters=(3,), starts=1)
+    keys, attention = photograph(7, (14, 20), 8)
+    answers = image_levels([cupy.asarray(keys)], [cupy.asarray(attention)], [(14, 20)], [(2,)], config)
+    soft, hard = image_level(unit_rows(keys), attention, (14, 20), (2,), config)
+    np.testing.assert_array_equal(kernels.to_host(answers.hard[0]), hard)
+    np.testing.assert_allclose(kernels.to_host(answers.soft[0]), soft, atol=2e-6)
+
+
+def test_attention_of_a_single_patch_counts_no_more_than_the_percentile(cupy):
+    keys = np.repeat(directions(0, 90, 0), [7, 6, 7], axis=0)
+    attention = np.repeat(np.array([1, 2, 1], np.float32), [7, 6, 7])
+    attention[0] = 500
+    config = dataclasses.replace(CONFIG, clusters=(2,))
+    answers = image_levels([cupy.asarray(keys)], [cupy.asarray(attention)], [(4, 5)], [(0,)], config)
+    assert kernels.to_host(answers.hard[0]).tolist() == [0] * 7 + [1] * 6 + [0] * 7
+
+
 def test_a_photograph_gets_the_same_bits_alone_and_in_a_batch(cupy):
     records = [record(cupy, *one) for one in BATCH[:3]]
     together = judge_images(records, "cuda", 0)
     alone = judge_image(records[2], "cuda", 0)
     np.testing.assert_array_equal(kernels.to_host(together[2].soft), kernels.to_host(alone.soft))
     assert together[2].confidence == alone.confidence
-
-
-def directions(*turns: float) -> np.ndarray:
-    """Rows of two numbers by their angles in degrees."""
-    angle = np.radians(turns)
-    return np.column_stack([np.cos(angle), np.sin(angle)]).astype(np.float32)
 
 
 # Keys of few directions: empty clusters, which take over the farthest rows, ties, and rows of zeros.

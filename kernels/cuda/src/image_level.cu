@@ -286,7 +286,7 @@ struct Start {
         }
         *inertia = block_sum(total, room);
         sort();
-        return __syncthreads_or(changed);
+        return __syncthreads_or(changed);  // the rows have been sorted
     }
 
     // Rows by cluster, those of a cluster in their order. A warp goes over all rows for each of its clusters.
@@ -314,7 +314,6 @@ struct Start {
                 place += __popc(all);
             }
         }
-        __syncthreads();  // the rows have been sorted
     }
 
     // Sum of some numbers of every `step`-th row of a cluster. Four rows are loaded before they are added.
