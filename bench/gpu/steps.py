@@ -52,6 +52,7 @@ STEPS = (
     Step("stages", "stages:run", 30),
     Step("ceilings", "ceilings:run", 20),
     Step("kmeans", "kmeans:run", 95),
+    Step("image_level", "image_level:run", 25),
     Step("attention", "attention:run", 25),
     Step("network", "network:run", 70),
     Step("layers", "layers:run", 15),
