@@ -1,4 +1,4 @@
-"""Check and measure the image level of a batch of photographs: one upload, two launches, nothing back before the masks."""
+"""Check and measure the image level of a batch of photographs: one upload, two launches, no copy before the masks."""
 
 from __future__ import annotations
 

@@ -94,7 +94,7 @@ def judge_images(
         [(seed, one.digest) for one in features],
         config,
         device=device,
-        texture=domain == "texture",
+        texture=domain != "photo",
     )
 
     def confidence(index: int) -> float:
@@ -108,7 +108,7 @@ def judge_images(
 
 def _judge_on_cpu(features: FeatureRecord, seed: int, config: ImageLevelConfig, domain: str) -> ImageAnswer:
     keys = unit_rows(kernels.to_host(features.keys))
-    if domain == "texture":
+    if domain != "photo":
         soft, hard = texture.texture_image_level(keys, (seed, features.digest), config)
     else:
         soft, hard = image_level(keys, features.attention, features.grid, (seed, features.digest), config)
