@@ -34,9 +34,9 @@ class Stopwatch:
         self._last = time.perf_counter()
 
     def lap(self, name: str) -> None:
-        """End a stage and start the next one."""
+        """End a stage and start the next one; the laps of a stage add up."""
         if self._device != "cpu":
             kernels.for_device(self._device).wait()
         now = time.perf_counter()
-        self.seconds[name] = round(now - self._last, 4)
+        self.seconds[name] = round(self.seconds.get(name, 0.0) + now - self._last, 4)
         self._last = now

@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import itertools
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,6 +19,7 @@ from vitnp.clustering.agglomerative import agglomerative_clusters
 from vitnp.clustering.kmeans import Mapper
 from vitnp.clustering.spectral import spectral_clusters
 from vitnp.errors import ImageError, UsageError
+from vitnp.features import batching
 from vitnp.features.entries import Entries
 from vitnp.features.record import FeatureRecord
 from vitnp.features.spec import FeatureSpec
@@ -35,7 +37,7 @@ from vitnp.method.collection_level import CollectionLevelConfig, FittedLevel, de
 from vitnp.method.image_level import ImageLevelConfig
 from vitnp.method.instances import Instances
 from vitnp.method.lines import COUNTS, count_responses, fit_line_rule
-from vitnp.method.patch_scores import ImageAnswer, judge_image, score_patches
+from vitnp.method.patch_scores import ImageAnswer, judge_images, score_patches
 from vitnp.method.prototypes import fit_prototypes, label_map, split_by_class, split_pixels
 from vitnp.method.readout import ReadoutConfig, fit_readout, readout_targets
 from vitnp.method.regions import RegionRule, Regions, label_regions, region_patches
@@ -52,6 +54,7 @@ N_NEIGHBORS = 30
 # Hard answers are kept in a byte, in units of which every mean over up to six numbers of clusters is a whole number.
 HARD_UNITS = 240
 
+Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 # What a level is fitted on: photographs by index, constants, maximum number of patches, seed.
@@ -177,15 +180,21 @@ class Fit:
         """Answer the image level for every photograph; two bytes and one byte per patch are kept."""
         self.confidences = np.zeros(len(self.photographs))
 
-        def work(index: int) -> tuple[np.ndarray, np.ndarray, float]:
-            answer = judge_image(
-                entries[index], self._device, self.plan.settings.seed, config=self.plan.image_level,
-                domain=self.plan.settings.domain,
+        def work(indices: Sequence[int]) -> list[tuple[np.ndarray, np.ndarray, float]]:
+            answers = judge_images(
+                [entries[index] for index in indices], self._device, self.plan.settings.seed,
+                config=self.plan.image_level, domain=self.plan.settings.domain,
             )  # fmt: skip
-            soft, hard = kernels.to_host(answer.soft), kernels.to_host(answer.hard)
-            return soft.astype(np.float16), np.rint(hard * HARD_UNITS).astype(np.uint8), answer.confidence
+            host = [(kernels.to_host(answer.soft), kernels.to_host(answer.hard)) for answer in answers]
+            return [
+                (soft.astype(np.float16), np.rint(hard * HARD_UNITS).astype(np.uint8), answer.confidence)
+                for answer, (soft, hard) in zip(answers, host)
+            ]
 
-        for index, (soft, hard, confidence) in zip(self._read, self._each(work, self._read, "image level")):
+        size = 1 if self._device == "cpu" else batching.GPU_BATCH
+        batches = [self._read[first : first + size] for first in range(0, len(self._read), size)]
+        found = itertools.chain.from_iterable(self._in_flight(work, batches))
+        for index, (soft, hard, confidence) in zip(self._read, self._watch(found, len(self._read), "image level")):
             self._soft[index], self._hard[index], self.confidences[index] = soft, hard, confidence
 
     def _take_levels(self, entries: Entries, levels: Collection) -> None:
@@ -303,8 +312,9 @@ class Fit:
         """Return the image level's answer, as it is kept, on the device."""
         soft = self._soft[index].astype(np.float32)
         hard = self._hard[index] / np.float32(HARD_UNITS)
+        confidence = float(self.confidences[index])
         return ImageAnswer(
-            kernels.to_device(soft, self._device), kernels.to_device(hard, self._device), float(self.confidences[index])
+            kernels.to_device(soft, self._device), kernels.to_device(hard, self._device), lambda: confidence
         )
 
     def _make_masks(self, entries: Entries, observe: Callable[[int, Segmentation], None]) -> None:
@@ -455,15 +465,20 @@ class Fit:
 
     def _each(self, work: Callable[[int], Result], indices: Sequence[int], stage: str) -> Iterator[Result]:
         """Yield results for photographs in their order, several in flight, with progress shown."""
+        with contextlib.closing(self._in_flight(work, indices)) as results:
+            yield from self._watch(results, len(indices), stage)
 
-        def limited(index: int) -> Result:
+    def _in_flight(self, work: Callable[[Item], Result], items: Sequence[Item]) -> Generator[Result, None, None]:
+        """Yield results in order, several in flight."""
+
+        def limited(item: Item) -> Result:
             with blas.one_blas_thread():
-                return work(index)
+                return work(item)
 
         with contextlib.closing(
-            pool.map_ordered(limited, indices, pool.resolve_n_threads(self.plan.n_threads))
+            pool.map_ordered(limited, items, pool.resolve_n_threads(self.plan.n_threads))
         ) as results:
-            yield from self._watch(results, len(indices), stage)
+            yield from results
 
     def _watch(self, results: Iterable[Result], total: int, stage: str) -> Iterator[Result]:
         with self.plan.progress(stage, total) as advance:

@@ -30,7 +30,7 @@ from vitnp.method.defaults import resolve_collection, resolve_vit
 from vitnp.method.instances import find_instances, keep_objects
 from vitnp.method.lines import find_lines
 from vitnp.method.parameters import run_parameters
-from vitnp.method.patch_scores import ImageAnswer, PatchScores, judge_image, score_patches
+from vitnp.method.patch_scores import ImageAnswer, PatchScores, judge_images, score_patches
 from vitnp.method.texture import smaller_side
 from vitnp.options import Settings
 from vitnp.refine.refine import refine, stretch
@@ -213,11 +213,16 @@ class ImagePipeline:
         """Return the features of photographs of the same input size, computed in one forward pass."""
         return extract_batch(inputs, self.vit, self.spec, with_cls=self.collection is not None)
 
-    def segment(self, image: DecodedImage, features: FeatureRecord, clock: Stopwatch) -> Segmentation:
-        """Segment a photograph with features from :meth:`extract`."""
-        answer = judge_image(
-            features, self.vit.device, self.settings.seed, self.collection, domain=self.settings.domain
-        )
+    def judge(self, features: Sequence[FeatureRecord]) -> list[ImageAnswer]:
+        """Return the image level of photographs with features from :meth:`extract`."""
+        return judge_images(features, self.vit.device, self.settings.seed, self.collection, domain=self.settings.domain)
+
+    def segment(
+        self, image: DecodedImage, features: FeatureRecord, clock: Stopwatch, answer: ImageAnswer | None = None
+    ) -> Segmentation:
+        """Segment a photograph with features from :meth:`extract`; with its image level, if that is known already."""
+        if answer is None:
+            (answer,) = self.judge([features])
         return segment_features(image, features, answer, self.parameters, clock, self.vit, self.collection)
 
 
@@ -279,7 +284,9 @@ def segment_patches(
     With `lines`, (height, width) uint16, these are the soft map. The stopwatch records the lap "refine".
     """
     soft = np.zeros(image.rgb.shape[:2], np.uint16)
-    if patches.confidence >= parameters["min_confidence"]:
+    # Without a limit nothing waits for the confidence, which on a GPU would be a copy in the middle of the work.
+    least = parameters["min_confidence"]
+    if not least or patches.confidence >= least:
         refined = _refined(patches, image, parameters, collection) if lines is None else lines
         if image.opacity is not None:
             refined = opaque_part(refined, image.opacity)

@@ -1,4 +1,4 @@
-"""Record the launches of our kernels: number, duration, and resources."""
+"""Record the launches of our kernels: number, duration, and resources; count copies between host and device."""
 
 from __future__ import annotations
 
@@ -52,6 +52,50 @@ def recorded(cupy: ModuleType) -> Iterator[list[Launch]]:
         yield found
     finally:
         Kernel.__call__ = launch
+
+
+@dataclasses.dataclass
+class Traffic:
+    """Numbers of launches of our kernels, and of copies by CuPy's functions.
+
+    Attributes
+    ----------
+    launches : int
+        Without CuPy's own kernels and cuBLAS.
+    uploads, reads : int
+        Copies to the device and back. Implicit ones, such as ``float(x)`` of an array on the device, are not counted.
+    """
+
+    launches: int = 0
+    uploads: int = 0
+    reads: int = 0
+
+
+@contextlib.contextmanager
+def counted(cupy: ModuleType) -> Iterator[Traffic]:
+    """Count launches and copies inside the context; the numbers grow meanwhile. It works with an emulated CuPy too."""
+    from vitnp.kernels.cuda.loader import Kernel
+
+    found = Traffic()
+    launch, read, upload = Kernel.__call__, cupy.asnumpy, cupy.asarray
+
+    def launched(self, *arguments, **options) -> None:
+        found.launches += 1
+        launch(self, *arguments, **options)
+
+    def fetched(array, *arguments, **options) -> object:
+        found.reads += isinstance(array, cupy.ndarray)
+        return read(array, *arguments, **options)
+
+    def sent(array, *arguments, **options) -> object:
+        found.uploads += not isinstance(array, cupy.ndarray)
+        return upload(array, *arguments, **options)
+
+    Kernel.__call__, cupy.asnumpy, cupy.asarray = launched, fetched, sent
+    try:
+        yield found
+    finally:
+        Kernel.__call__, cupy.asnumpy, cupy.asarray = launch, read, upload
 
 
 def tell(report: Report, cupy: ModuleType, within: str, found: list[Launch]) -> None:

@@ -34,6 +34,7 @@ def launch(cupy: ModuleType) -> None:
         _rows(cupy, dtype)
         _layers(cupy, dtype)
     _bfloat16(cupy)
+    _image_level(cupy)
     _pictures(cupy)
     _refinement(cupy)
 
@@ -82,6 +83,19 @@ def _bfloat16(cupy: ModuleType) -> None:
 
     for size in (4, 131):  # four at a time, and a rest
         bfloat16.lengthen(bfloat16.shorten(random(cupy, 16, size)))
+
+
+def _image_level(cupy: ModuleType) -> None:
+    from vitnp.method.image_batch import image_levels
+    from vitnp.method.image_level import ImageLevelConfig
+
+    grids = [(7, 9), (2, 1), (16, 18)]  # the last has more rows than a block has threads
+    for width in (16, 13):
+        keys = [random(cupy, seed, rows * columns, width) for seed, (rows, columns) in enumerate(grids)]
+        attention = [cupy.ones(len(each), np.float32) for each in keys]
+        seeds = [(seed,) for seed in range(len(grids))]
+        for texture in (False, True):
+            image_levels(keys, attention, grids, seeds, ImageLevelConfig(), texture=texture)
 
 
 def _pictures(cupy: ModuleType) -> None:

@@ -14,6 +14,7 @@ Record = Mapping[str, object]
 TITLES = {
     "stages": "one photograph by itself, from its file to its mask",
     "kmeans": "an iteration of Lloyd's algorithm, rows x 384",
+    "image_level": "image level of a batch",
     "similarity": "cosine similarity, rows x 384",
     "attention": "attention, 6 heads of 64",
     "network": "a pass of a network in fp16",
@@ -106,6 +107,8 @@ def _label(step: str, case: Mapping[str, object]) -> str:
         return f"{case['model']}  {case['side']} px  batch {case['batch']}  {case['want']}"
     if step == "layers":
         return f"{case['layer']}  width {case['width']}  {case['dtype']}"
+    if step == "image_level":
+        return f"batch {case['batch']}  up to {case['patches']} patches x {case['width']}"
     if step == "refinement":
         return f"{case['refinement']}  {case['size'][0]} x {case['size'][1]} px"
     if step == "stages":

@@ -27,6 +27,7 @@ MODULES = {
     ),
     "attention": ("attention", "attention_row", "rotate", "KVCache"),
     "kmeans": ("kmeans_step", "kmeans_assign", "kmeans_closer"),
+    "image_level": ("image_levels",),
     "similarity": ("similarity", "similarity_top", "normalize_rows"),
     "crf": ("permutohedral_lattice", "lattice_filter", "normalize_lattice", "mean_field"),
     "bilateral_solver": ("BilateralGrid", "bilateral_solver"),

@@ -18,6 +18,7 @@ from vitnp.kernels.reference.bilateral_grid import BilateralGrid
 from vitnp.kernels.reference.bilateral_solver import bilateral_solver
 from vitnp.kernels.reference.foreground import foreground_sweeps
 from vitnp.kernels.reference.guided import box_mean, linear_in_color
+from vitnp.kernels.reference.image_level import ImageLevelRule, ImageLevels, image_levels, n_candidates, n_draws
 from vitnp.kernels.reference.int8 import (
     QuantizedRows,
     QuantizedWeight,
@@ -55,6 +56,8 @@ __all__ = [
     "BLOCK",
     "QUERY_BLOCK",
     "BilateralGrid",
+    "ImageLevelRule",
+    "ImageLevels",
     "KVCache",
     "Lattice",
     "Moves",
@@ -67,6 +70,7 @@ __all__ = [
     "box_mean",
     "foreground_sweeps",
     "gelu",
+    "image_levels",
     "kmeans_assign",
     "kmeans_closer",
     "kmeans_move",
@@ -80,6 +84,8 @@ __all__ = [
     "linear",
     "linear_in_color",
     "mean_field",
+    "n_candidates",
+    "n_draws",
     "normalize_lattice",
     "normalize_rows",
     "pack_linear",

@@ -98,6 +98,7 @@ def times(records) -> set[str]:
 # --- Steps, on tiny arrays --------------------------------------------------------------------------------------------
 
 
+DEVICE = {"name": "X", "multiprocessors": 3, "memory_gib": 1.0, "l2_mib": 60, "driver": "1", "cuda": "13.0"}
 SMALL = {"ROWS": (330,), "CLUSTERS": (8,), "WIDTH": 64, "SAMPLE": 20}
 
 
@@ -254,11 +255,20 @@ def test_stages_of_photographs_and_the_kernels_in_them(cupy, run_step, small_pho
     assert {"network", "cluster", "refine"} <= set(timed[0]["stages"])
     kernels = [record for record in records if record["kind"] == "kernel" and record["within"] == "0.jpg, fp16"]
     found = {record["name"]: record for record in kernels}
-    assert found["attention_half"]["launches"] == 1 and {"layernorm", "kmeans_step", "solver_step"} <= set(found)
+    assert found["attention_half"]["launches"] == 1 and {"layernorm", "image_level_start", "solver_step"} <= set(found)
     assert kernels[0]["seconds"] == max(record["seconds"] for record in kernels)
-    device = {"name": "X", "multiprocessors": 3, "memory_gib": 1.0, "l2_mib": 60, "driver": "1", "cuda": "13.0"}
-    text = table.text({"device": device}, records)
+    text = table.text({"device": DEVICE}, records)
     assert "kernels, 0.jpg, fp16" in text and "network" in text
+
+
+@pytest.mark.slow(reason="photographs on the emulator")
+def test_the_image_level_of_a_batch_is_compared_counted_and_timed(cupy, run_step, small_photographs):
+    records = run_step("image_level", SAMPLES=small_photographs, BATCH=3, SHORT_SIDE=32)
+    assert len(checks(records)) == 4 and all(checks(records).values())
+    assert times(records) == {"vitnp", "vitnp on the CPU"}
+    kernels = [record["name"] for record in records if record["kind"] == "kernel"]
+    assert sorted(kernels) == ["image_level_answer", "image_level_start"]
+    assert "batch 3  up to 20 patches x 64" in table.text({"device": DEVICE}, records)
 
 
 @pytest.mark.slow(reason="whole photographs on the emulator")

@@ -15,7 +15,13 @@ import fake_cupy
 import numpy as np
 import pytest
 
-from tests.kernels import test_cuda_attention, test_cuda_image, test_cuda_kernels, test_cuda_refine
+from tests.kernels import (
+    test_cuda_attention,
+    test_cuda_image,
+    test_cuda_image_level,
+    test_cuda_kernels,
+    test_cuda_refine,
+)
 
 pytestmark = pytest.mark.slow(reason="compiles every planted defect")
 
@@ -106,6 +112,23 @@ def bilinear(cupy, operations):
     test_cuda_image.test_bilinear_gives_the_cpu_s_bits(cupy, image, (3, 4), (17, 23))
 
 
+def image_level(cupy, operations):
+    test_cuda_image_level.test_a_batch_of_different_grids_gets_the_answers_of_the_cpu(cupy)
+
+
+def many_rows(cupy, operations):
+    test_cuda_image_level.test_more_rows_than_threads(cupy)
+
+
+def single_patch(cupy, operations):
+    test_cuda_image_level.test_attention_of_a_single_patch_counts_no_more_than_the_percentile(cupy)
+
+
+def empty_clusters(cupy, operations):
+    for case in test_cuda_image_level.HARD:
+        test_cuda_image_level.test_clusters_that_stay_empty(cupy, case)
+
+
 BARRIER = "__syncthreads();"
 
 # (check, file, what is replaced, by what); a barrier is named by its comment and taken away.
@@ -144,6 +167,60 @@ DEFECTS = [
     (long_sums, "similarity", "multiply(part_of_sum, left[i], right);", "multiply(sums[i][j], left[i], right);"),
     (similarity, "similarity", "head += more && own == column;", "head += more;"),
     (similarity, "similarity", "out[row.number * columns + column] =", "out[row.number * columns + column + 1] ="),
+    # The image level of a batch
+    (image_level, "image_level", "the warps' sums have been stored"),
+    (image_level, "image_level", "the sums have been used"),
+    (image_level, "image_level", "the warps' distances have been stored"),
+    (image_level, "image_level", "all prefix sums have been computed"),
+    (image_level, "image_level", "the candidates have been drawn"),
+    (many_rows, "image_level", "the losses have been updated; the centroid has been copied"),
+    (image_level, "image_level", "the first centroid has been copied"),
+    (image_level, "image_level", "the candidates have been copied"),
+    (image_level, "image_level", "all cosines have been computed"),
+    (image_level, "image_level", "the rows of each cluster have been counted"),
+    (image_level, "image_level", "the first place of each cluster is known"),
+    (image_level, "image_level", "the groups' sums have been stored"),
+    (image_level, "image_level", "the groups' sums have been used"),
+    (image_level, "image_level", "all centroids have moved"),
+    (image_level, "image_level", "attention and border of each cluster are known"),
+    (image_level, "image_level", "the foreground is known"),
+    (image_level, "image_level", "(int)draws[0]", "(int)draws[0] + 1"),
+    (image_level, "image_level", "room.ends[middle] > target", "room.ends[middle] < target"),
+    (many_rows, "image_level", "if (running > target) break;", ""),
+    (image_level, "image_level", "total < least", "total > least"),
+    (image_level, "image_level", "if (score > largest)", "if (score < largest)"),
+    (image_level, "image_level", "__popc(all & ((1u << lane) - 1))", "__popc(all & ((2u << lane) - 1))"),
+    (image_level, "image_level", "place < last ? scale[row] : 0.f", "scale[row]"),
+    (
+        image_level,
+        "image_level",
+        "for (int first = room.starts[cluster] + offset;",
+        "for (int first = room.starts[cluster];",
+    ),
+    (image_level, "image_level", "moves == max_iterations ||", "moves == 1 ||"),
+    (single_patch, "image_level", "min((int)place, n - 1)", "min((int)place + 1, n - 1)"),
+    (image_level, "image_level", "(double)(n - inner) / n", "(double)inner / n"),
+    (
+        image_level,
+        "image_level",
+        "if (above == 0) room.foreground[best] = 1;",
+        "if (above == 0) room.foreground[0] = 1;",
+    ),
+    (
+        image_level,
+        "image_level",
+        "inertia[job + run] < inertia[job + best]",
+        "inertia[job + run] > inertia[job + best]",
+    ),
+    (image_level, "image_level", "if (numbers[3 * number] >= n + texture) continue;", ""),
+    (image_level, "image_level", "min(own + r, n - 1) * width", "(own + r) * width"),
+    (image_level, "image_level", "own + r < n && column + c < count", "column + c < count"),
+    (image_level, "image_level", "own[0], place = first * jobs", "own[0], place = (first + 1) * jobs"),
+    (empty_clusters, "image_level", "the counts have been read"),
+    (empty_clusters, "image_level", "the row has moved"),
+    (empty_clusters, "image_level", "the warps' keys have been stored"),
+    (empty_clusters, "image_level", "if (empty) fill_empty();", ""),
+    (empty_clusters, "image_level", "squares > 0.f ? 1.f / sqrtf(squares) : 0.f", "1.f / sqrtf(squares)"),
     # Layers
     (layernorm, "layernorm", "if (row >= rows) return;", ""),
     (layernorm, "layernorm", "if (row >= rows) return;", "if (row >= rows || (row == 3 && lane > 15)) return;"),

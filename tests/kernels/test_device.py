@@ -555,9 +555,9 @@ def test_finished_photographs_leave_the_memory(cupy, vit, photographs, tmp_path,
     stems = [tmp_path / "out" / photograph.path.stem for photograph in found]
     segment, decoded = ImagePipeline.segment, []
 
-    def recorded(pipeline, rgb, features, clock):
+    def recorded(pipeline, rgb, *others):
         decoded.append(weakref.ref(rgb))
-        return segment(pipeline, rgb, features, clock)
+        return segment(pipeline, rgb, *others)
 
     monkeypatch.setattr(ImagePipeline, "segment", recorded)
     settings = Settings(short_side=32, refine="none")

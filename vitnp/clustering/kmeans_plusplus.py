@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 
 from vitnp import kernels
+from vitnp.kernels.reference import n_candidates, n_draws
 
 
 def kmeans_plusplus(
@@ -52,18 +53,45 @@ def kmeans_plusplus(
     >>> sorted(kmeans_plusplus(3, 2, np.random.default_rng(0), x.__getitem__, min_distances).ravel().tolist())
     [0.0, 9.0]
     """
-    n_candidates = 2 + int(np.log(n_clusters))
-    first = int(rng.integers(n_rows)) if weights is None else _draw([weights], rng.random(1))[0]
+    draws = draw_numbers(rng, n_rows, n_clusters, weighted=weights is not None)
+    first = int(draws[0]) if weights is None else _draw([weights], draws[:1])[0]
     chosen = [rows_at([first])]
     nearest = [distance[:, 0] for distance in min_distances(chosen[0], None)]
-    while len(chosen) < n_clusters:
-        candidates = rows_at(_draw(_weighted(nearest, weights), rng.random(n_candidates)))
+    for uniform in draws[1:].reshape(n_clusters - 1, n_candidates(n_clusters)):
+        candidates = rows_at(_draw(_weighted(nearest, weights), uniform))
         distances = list(min_distances(candidates, nearest))
         totals = (kernels.to_host(distance.sum(axis=0, dtype=np.float64)) for distance in _weighted(distances, weights))
         best = int(functools.reduce(np.add, totals).argmin())
         chosen.append(candidates[best : best + 1])
         nearest = [kernels.array_module(distance).ascontiguousarray(distance[:, best]) for distance in distances]
     return np.concatenate(chosen)
+
+
+def draw_numbers(rng: np.random.Generator, n_rows: int, n_clusters: int, *, weighted: bool = False) -> np.ndarray:
+    """Draw the random numbers of one start of greedy k-means++.
+
+    How many there are does not depend on the rows, so they can be drawn before a GPU runs the start.
+
+    Parameters
+    ----------
+    rng : numpy.random.Generator
+    n_rows, n_clusters : int
+    weighted : bool
+        Whether the first row is drawn like the others, with probability proportional to weights.
+
+    Returns
+    -------
+    (n_draws,) float64
+        The first row, or a uniform number for it; then uniform numbers below 1, for each further centroid one for each
+        candidate.
+
+    Examples
+    --------
+    >>> len(draw_numbers(np.random.default_rng(0), 100, 3))
+    7
+    """
+    first = rng.random() if weighted else float(rng.integers(n_rows))
+    return np.array([first, *rng.random(n_draws(n_clusters) - 1)])
 
 
 def _weighted(distances: list[np.ndarray], weights: np.ndarray | None) -> list[np.ndarray]:

@@ -23,6 +23,7 @@ from vitnp.kernels.stopwatch import Stopwatch
 from vitnp.kernels.threads import blas, pool
 from vitnp.masks.cutout_options import DEFAULT_CUTOUT, CutoutOptions
 from vitnp.method.collection import Collection
+from vitnp.method.patch_scores import ImageAnswer
 from vitnp.outputs import ExactFile, expected_stamp, output_paths, write_outputs
 from vitnp.pipeline import ImagePipeline, image_memory_error
 from vitnp.result import Segmentation
@@ -118,6 +119,7 @@ class _ImageJob(Job):
     stem: Path | ExactFile = Path()
     source: headers.FileContent | str | os.PathLike[str] = ""  # its content if that is read at once, else the path
     image: DecodedImage | None = None
+    answer: ImageAnswer | None = None
     result: Segmentation | None = None
     outcome: Outcome | None = None
 
@@ -165,6 +167,7 @@ class _Run:
                     prepared,
                     vit,
                     self.pipeline.extract,
+                    then=self.judge,
                     batch=batch,
                     stride=self.pipeline.spec.stride,
                     weight=_decoded_pixels,
@@ -189,13 +192,23 @@ class _Run:
             job.outcome = Outcome(job.path, {}, error)
         return job
 
+    def judge(self, jobs: Sequence[_ImageJob]) -> None:
+        """Compute the image level of the photographs of a batch."""
+        clock = Stopwatch(self.pipeline.vit.device)
+        with image_memory_error(self.pipeline.vit.device):
+            answers = self.pipeline.judge([job.features for job in jobs if job.features is not None])
+        clock.lap("cluster")
+        for job, answer in zip(jobs, answers):
+            job.answer = answer
+            job.seconds["cluster"] = round(clock.seconds["cluster"] / len(jobs), 4)
+
     def segment_all(self, jobs: Iterator[_ImageJob]) -> Generator[_ImageJob, None, None]:
         """Segment the photographs that have features."""
         for job in jobs:
             if job.features is not None and job.image is not None:
                 with image_memory_error(self.pipeline.vit.device):
                     job.result = self.segment(job, job.image, job.features)
-                job.features = None
+                job.features = job.answer = None
             yield job
 
     def finish(self, job: _ImageJob) -> _ImageJob:
@@ -260,7 +273,7 @@ class _Run:
         """Compute the result from the features."""
         clock = Stopwatch(self.pipeline.vit.device)
         clock.seconds |= job.seconds
-        return self.pipeline.segment(image, features, clock)
+        return self.pipeline.segment(image, features, clock, job.answer)
 
     def write(self, job: _ImageJob, result: Segmentation) -> Outcome:
         """Write the outputs of a photograph."""

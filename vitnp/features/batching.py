@@ -23,7 +23,7 @@ Result = TypeVar("Result")
 _BATCH_PATCHES = 4096
 
 # Default maximum number of photographs in a batch; larger ones are not faster on a GPU.
-_CPU_BATCH, _GPU_BATCH = 8, 32
+_CPU_BATCH, GPU_BATCH = 8, 32
 
 # GPU memory of a photograph in the network, in numbers per token and unit of width: tokens, queries, keys and values
 # twice, the hidden layer of the MLP, temporary arrays, features in float32.
@@ -52,7 +52,7 @@ class BatchSizer:
 
     def __init__(self, vit: ViT, limit: int | None = None) -> None:
         self._vit, self._limit = vit, limit
-        self.most = limit or (_CPU_BATCH if vit.device == "cpu" else _GPU_BATCH)
+        self.most = limit or (_CPU_BATCH if vit.device == "cpu" else GPU_BATCH)
 
     def of(self, patches: int) -> int:
         """Return the batch size for photographs of this many patches each."""
@@ -193,6 +193,7 @@ def through_network(
     vit: ViT,
     extract: Callable[[Sequence[NetworkInput]], Sequence[FeatureRecord]],
     *,
+    then: Callable[[Sequence[JobT]], None] = lambda jobs: None,
     batch: int | None = None,
     stride: int | None = None,
     n_threads: int = 1,
@@ -208,6 +209,8 @@ def through_network(
     vit : ViT
     extract : callable
         Returns the features of inputs of one size.
+    then : callable
+        Called with the jobs of a batch when they have their features, for work that is best done together.
     batch : int, optional
         Maximum number of photographs per forward pass. By default 8 on the CPU; on a GPU as many as fit into half of
         the free memory, and a batch that does not fit is halved and repeated.
@@ -244,6 +247,8 @@ def through_network(
             for (job, _), record in zip(part, records):
                 job.features, job.input = record, None
                 job.seconds["network"] = round(clock.seconds["network"] / len(part), 4)
+            then([job for job, _ in part])
+            clock = Stopwatch(vit.device)
         return group
 
     with (

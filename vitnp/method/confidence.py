@@ -41,7 +41,18 @@ def image_confidence(soft: np.ndarray, keys: np.ndarray) -> float:
     1.0
     """
     spread = 1 - math.sqrt(float((keys.mean(axis=0, dtype=np.float64) ** 2).sum()))
-    return float(_contrast(soft) * min(1.0, max(0.0, spread) / SPREAD_OF_AN_OBJECT))
+    return confidence_of(_contrast(soft), spread)
+
+
+def confidence_of(contrast: float, spread: float) -> float:
+    """Return the confidence of an image from the contrast of its image level and the spread of its keys.
+
+    Examples
+    --------
+    >>> confidence_of(0.8, 0.125)
+    0.4
+    """
+    return float(contrast * min(1.0, max(0.0, spread) / SPREAD_OF_AN_OBJECT))
 
 
 def collection_confidence(score: np.ndarray, levels: Sequence[np.ndarray]) -> float:

@@ -1,14 +1,14 @@
 """The foreground rule: which clusters of an image show objects.
 
-To try another rule, change :func:`foreground_clusters`: no other code knows how the decision is made. Constants of a
-rule belong in :class:`vitnp.method.image_level.ImageLevelConfig`, as `threshold` does.
+To try another rule, change :func:`foreground_clusters`: on the CPU no other code knows how the decision is made. For a
+GPU :mod:`vitnp.kernels.reference.image_level` defines the rule, and ``image_level.cu`` applies it. Constants of a rule
+belong in :class:`vitnp.method.image_level.ImageLevelConfig`, as `threshold` does.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from vitnp import kernels
 from vitnp.clustering.spherical import Clustering
 
 
@@ -30,15 +30,14 @@ def foreground_clusters(
     clusters : Clustering
         The N patches of an image in K clusters.
     attention : (N,) float
-        CLS attention, on the device of the cluster labels.
+        CLS attention.
     border : (N,) bool
-        See :func:`border_patches`; on the same device.
+        See :func:`border_patches`.
     threshold : float
 
     Returns
     -------
     (K,) bool
-        In host memory.
     """
     n_clusters = len(clusters.counts)
     occupied = np.flatnonzero(clusters.counts)
@@ -82,10 +81,5 @@ def border_patches(grid: tuple[int, int]) -> np.ndarray:
 
 
 def _sum_by_cluster(values: np.ndarray, labels: np.ndarray, n_clusters: int) -> np.ndarray:
-    """Return the sum of the values of each cluster, (K,) float64 in host memory."""
-    if kernels.device_of(values) == "cpu":
-        return np.bincount(labels, weights=values, minlength=n_clusters)
-    # bincount of a GPU adds in no fixed order, so its last bits change from run to run.
-    xp = kernels.array_module(values)
-    members = labels == xp.arange(n_clusters, dtype=labels.dtype)[:, None]  # (K, N)
-    return kernels.to_host(xp.where(members, values, 0).sum(axis=1, dtype=np.float64))
+    """Return the sum of the values of each cluster, (K,) float64."""
+    return np.bincount(labels, weights=values, minlength=n_clusters)

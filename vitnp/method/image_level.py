@@ -13,6 +13,8 @@ One image is segmented in four steps, for several numbers of clusters K:
    centroid. The soft answer is sigmoid(margin / temperature); the hard answer is 1 in foreground clusters, else 0.
 4. Average the answers over K.
 
+On a GPU one launch does this for all photographs of a batch (:mod:`vitnp.method.image_batch`).
+
 The paper leaves open the numbers of clusters, the foreground rule and the soft answer. These are choices of vitnp, with
 each constant in :class:`ImageLevelConfig`.
 """
@@ -26,6 +28,7 @@ import numpy as np
 from vitnp import kernels
 from vitnp.clustering.spherical import spherical_kmeans
 from vitnp.kernels.threads import blas
+from vitnp.method import image_batch
 from vitnp.method.foreground import border_patches, foreground_clusters
 
 
@@ -94,12 +97,16 @@ def image_level(
     >>> hard.reshape(3, 3)[1]
     array([1., 1., 1.], dtype=float32)
     """
-    n_patches, xp, device = len(keys), kernels.array_module(keys), kernels.device_of(keys)
-    attention = kernels.to_device(attention, device)
-    attention = xp.minimum(attention, xp.percentile(attention, config.attention_percentile))
-    border = kernels.to_device(border_patches(grid), device)
+    if kernels.device_of(keys) == "cuda":
+        answers = image_batch.image_levels([keys], [attention], [grid], [seed], config)
+        answers.check_finite()
+        return answers.soft[0], answers.hard[0]
+    n_patches = len(keys)
+    attention = kernels.to_host(attention)
+    attention = np.minimum(attention, np.percentile(attention, config.attention_percentile))
+    border = border_patches(grid)
 
-    soft, hard = xp.zeros(n_patches), xp.zeros(n_patches)
+    soft, hard = np.zeros(n_patches), np.zeros(n_patches)
     # A very small image may have fewer patches than clusters. If none of the numbers fits, all patches are background.
     cluster_numbers = [n_clusters for n_clusters in config.clusters if n_clusters < n_patches]
     with blas.one_blas_thread():
@@ -109,7 +116,7 @@ def image_level(
                 keys, n_clusters, rng, starts=config.starts, max_iterations=config.max_iterations
             )
             foreground = foreground_clusters(clusters, attention, border, config.threshold)  # (K,) bool
-            hard += kernels.to_device(foreground, device)[clusters.labels]
+            hard += foreground[clusters.labels]
             soft += _sigmoid(_margin(keys, clusters.centroids, foreground) / config.temperature)
     weight = 1 / max(len(cluster_numbers), 1)
     return (soft * weight).astype(np.float32), (hard * weight).astype(np.float32)
@@ -131,14 +138,11 @@ def _margin(keys: np.ndarray, centroids: np.ndarray, foreground: np.ndarray) -> 
     -------
     (N,) float64
     """
-    device = kernels.device_of(keys)
-    cosine = (keys @ kernels.to_device(centroids, device).T).astype(np.float64)  # (N, K)
+    cosine = (keys @ centroids.T).astype(np.float64)  # (N, K)
     if foreground.all():
         return cosine.max(axis=1)
-    # Column numbers, because with a boolean mask the host would wait for the GPU to learn the shape of the result.
-    inside, outside = (kernels.to_device(np.flatnonzero(part), device) for part in (foreground, ~foreground))
-    return cosine[:, inside].max(axis=1) - cosine[:, outside].max(axis=1)
+    return cosine[:, foreground].max(axis=1) - cosine[:, ~foreground].max(axis=1)
 
 
 def _sigmoid(x: np.ndarray) -> np.ndarray:
-    return 0.5 + 0.5 * kernels.array_module(x).tanh(0.5 * x)
+    return 0.5 + 0.5 * np.tanh(0.5 * x)

@@ -13,6 +13,7 @@ import numpy as np
 from vitnp import kernels
 from vitnp.clustering.spherical import spherical_kmeans
 from vitnp.kernels.threads import blas
+from vitnp.method import image_batch
 from vitnp.method.cleaning import CleaningConfig
 from vitnp.method.image_level import ImageLevelConfig
 
@@ -106,15 +107,19 @@ def texture_image_level(
     >>> texture_image_level(keys, (0,))[1]
     array([0., 0., 1.], dtype=float32)
     """
-    k, xp, device = kernels.for_array(keys), kernels.array_module(keys), kernels.device_of(keys)
+    if kernels.device_of(keys) == "cuda":
+        patches = kernels.array_module(keys).ones(len(keys), np.float32)
+        answers = image_batch.image_levels([keys], [patches], [(len(keys), 1)], [seed], config, texture=True)
+        answers.check_finite()
+        return answers.soft[0], answers.hard[0]
     if len(keys) < 2:
-        return xp.zeros(len(keys), np.float32), xp.zeros(len(keys), np.float32)
+        return np.zeros(len(keys), np.float32), np.zeros(len(keys), np.float32)
     with blas.one_blas_thread():
         clusters = spherical_kmeans(
             keys, 2, np.random.default_rng((*seed, 2)), starts=config.starts, max_iterations=config.max_iterations
         )
-        foreground = kernels.to_device(smaller_cluster(clusters.counts), device)
-        centroids = kernels.to_device(np.asarray(clusters.centroids, np.float32), device)
-        cosine = xp.ascontiguousarray(keys.astype(np.float32, copy=False) @ centroids.T)
-        soft = k.softmax(cosine / np.float32(config.temperature)) @ foreground
+        foreground = smaller_cluster(clusters.counts)
+        centroids = np.asarray(clusters.centroids, np.float32)
+        cosine = np.ascontiguousarray(keys.astype(np.float32, copy=False) @ centroids.T)
+        soft = kernels.for_array(keys).softmax(cosine / np.float32(config.temperature)) @ foreground
     return soft, foreground[clusters.labels]

@@ -202,7 +202,7 @@ class VideoPipeline:
         assert job.image is not None and job.features is not None and job.scores is not None
         clock = Stopwatch(pipeline.vit.device)
         score = kernels.to_device(one.score, pipeline.vit.device)
-        patches = dataclasses.replace(job.scores, score=score, confidence=one.confidence)
+        patches = dataclasses.replace(job.scores, score=score, find_confidence=lambda: one.confidence)
         patches = clean_patches(patches, pipeline.collection, domain=pipeline.settings.domain)
         features = dataclasses.replace(job.features, photograph=one.fingerprint)
         with image_memory_error(pipeline.vit.device):
