@@ -28,6 +28,9 @@ BENCHMARKS = {
     "instances": Benchmark("bench.quality.instances", "AP and AR of separated objects on COCO, beside MaskCut"),
     "composites": Benchmark("bench.quality.composites", "make a set of pictures with two categories in each"),
     "unequal": Benchmark("bench.quality.unequal", "classes of unequal sizes, and of photographs that were not fitted"),
+    "place": Benchmark(
+        "bench.quality.place", "how much of keys is their place, before and after a rotary network turns them"
+    ),
     "spectral": Benchmark("bench.scale.spectral", "memory and time of spectral clustering"),
     "collection": Benchmark("bench.scale.collection", "memory and time of large collections, with synthetic features"),
     "cutouts": Benchmark("bench.cutouts", "colors at the edge of a cutout against PyMatting: time and error"),

@@ -9,9 +9,10 @@ import threading
 
 import numpy as np
 import pytest
+import random_vit
 from PIL import Image
 
-from vitnp import Segmenter
+from vitnp import Segmenter, ViT, ViTConfig
 from vitnp.errors import ImageError, OutputError, UsageError
 from vitnp.method.cleaning import CleaningConfig
 from vitnp.method.image_level import ImageLevelConfig
@@ -104,6 +105,20 @@ def test_new_photographs_join_the_class_of_similar_ones(fitted):
     for kind in range(3):
         labels = fitted.predict(scene(100 + kind, kind)).labels
         assert set(np.unique(labels)) == {0, int(fitted.regions[kind].classes[0]) + 1}
+
+
+@pytest.mark.parametrize("facet, regions", [("key", "image"), ("key_rotated", "split")])
+def test_a_network_with_rotary_positions_finds_classes(scenes, facet, regions):
+    # Its regions need the places of their patches, which overlap here and lie on grids of two shapes.
+    config = ViTConfig(width=48, depth=2, heads=3, patch=8, grid=(4, 4), registers=2, eps=1e-5, rotary=True)
+    weights = random_vit.random_weights(config, seed=1, hidden=64, class_position=False, dtype=np.float32)
+    images = [*scenes[:4], scene(4, size=(128, 96))]
+    segmenter = Segmenter(ViT(config, weights), 2, facet=facet, stride=4, short_side=64, regions=regions)
+    fitted = segmenter.fit(images)
+    for index, labels in enumerate(fitted.labels):
+        result = fitted.predict(images[index])
+        assert set(np.unique(labels)) | set(np.unique(result.labels)) <= {0, 1, 2}
+        assert iou(result.mask, fitted.masks[index]) > 0.9
 
 
 def test_without_classes_labels_are_the_masks(builtin, scenes):

@@ -346,8 +346,7 @@ class Fit:
             features.cls_state,
             features.last_key,
             features.value,
-            grid=features.grid,
-            stride=self.plan.settings.stride,
+            size=features.pixels,
         )
 
     def _describe_objects(self, index: int, grid: tuple[int, int], instances: Instances) -> None:

@@ -74,6 +74,7 @@ def _layers(cupy: ModuleType, dtype: type) -> None:
         query = random(cupy, 11, 2, rows, heads * size, dtype=dtype)
         key, value = (random(cupy, seed, 2, tokens, heads * size, dtype=dtype) for seed in (12, 13))
         dispatch.attention(query, key, value, heads)
+        dispatch.attention(query, key, value, heads, random(cupy, 15, tokens, size))  # rotary position embeddings
 
 
 def _bfloat16(cupy: ModuleType) -> None:

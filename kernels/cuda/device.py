@@ -31,6 +31,12 @@ def free_bytes() -> int:
     return free + cupy.get_default_memory_pool().free_bytes()
 
 
+def total_bytes() -> int:
+    """Return the bytes of memory that the GPU has."""
+    _, total = require_cupy().cuda.runtime.memGetInfo()
+    return int(total)
+
+
 def release() -> None:
     """Return the unused memory of CuPy's pool to the driver: it may consist of blocks of unsuitable sizes."""
     require_cupy().get_default_memory_pool().free_all_blocks()

@@ -40,7 +40,7 @@ MODULES = {
         "guided_upsample",
         "clean",
     ),
-    "device": ("wait", "free_bytes", "release", "out_of_memory"),
+    "device": ("wait", "free_bytes", "total_bytes", "release", "out_of_memory"),
 }
 _MODULE_OF = {name: module for module, names in MODULES.items() for name in names}
 

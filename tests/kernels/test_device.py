@@ -200,6 +200,19 @@ def test_features_are_the_cpu_s(cupy, shape, precision):
             assert off(found[name], wanted[name]) < TOLERANCE[precision] * (1 if name.startswith("key") else 4), name
 
 
+@pytest.mark.parametrize(
+    "precision, needed, advice", [("fp32", "26.9", "--precision fp16, a smaller"), ("fp16", "13.4", "a smaller")]
+)
+def test_a_network_larger_than_the_gpu_is_refused_with_the_number(cupy, vit, monkeypatch, precision, needed, advice):
+    k = kernels.for_device("cuda")
+    monkeypatch.setattr(k, "total_bytes", lambda: 8 * 10**9, raising=False)
+    large = np.broadcast_to(np.float32(0), (6_716_000_000,))  # as many numbers as DINOv3's 7B; takes no memory
+    there = ViT(vit.config, {**vit.weights, "blocks.0.large": large}, device="cuda", precision=precision)
+    message = rf"take {needed} GB in {precision}, but the GPU has 8.0 GB of memory; choose {advice} network"
+    with pytest.raises(DeviceError, match=message):
+        there(np.zeros((1, 3, 16, 16), np.float32))
+
+
 def test_images_may_be_on_the_gpu_already(cupy, vit):
     images = np.random.default_rng(0).standard_normal((1, 3, 16, 24)).astype(np.float32)
     there = vit.to(device="cuda")
@@ -218,7 +231,7 @@ def test_cls_of_regions(cupy, shape):
     regions[2] = False
     for place, tolerance in ((vit, 0), (vit.to(device="cuda", precision="fp32"), 1e-5), (vit.to(device="cuda"), 4e-3)):
         found = place(images, ("cls_state", "key", "value"))
-        cls = place.region_cls(found["cls_state"][0], found["key"][0], found["value"][0], regions, grid=(3, 4))
+        cls = place.region_cls(found["cls_state"][0], found["key"][0], found["value"][0], regions, size=(24, 32))
         assert isinstance(cls, np.ndarray) and kernels.device_of(cls) == "cpu"
         if place is vit:
             wanted = cls

@@ -37,13 +37,16 @@ def test_region_cls_equals_that_of_vitnp(form):
     regions = np.random.default_rng(1).random((2, found["key"].shape[1])) < 0.3
     regions[1] = False  # CLS then attends to itself alone
     expected = [
-        vit.region_cls(found["cls_state"][i], found["key"][i], found["value"][i], regions[i : i + 1])[0]
+        vit.region_cls(found["cls_state"][i], found["key"][i], found["value"][i], regions[i : i + 1], size=(192, 320))[
+            0
+        ]
         for i in range(2)
     ]
     with torch.no_grad():
         weights = torch_vit.to_torch(vit)
         states, _ = torch_vit.forward(weights, vit.config, torch.from_numpy(images))
-        cls = torch_vit.region_cls(weights, vit.config, states[-2], torch.from_numpy(regions)).numpy()
+        rotation = torch_vit.token_rotation(weights, vit.config, torch.from_numpy(images))
+        cls = torch_vit.region_cls(weights, vit.config, states[-2], torch.from_numpy(regions), rotation).numpy()
     assert np.abs(cls - expected).max() <= 1e-5 * max(1, np.abs(expected).max())
 
 

@@ -17,6 +17,7 @@ FORMS = {
     "without class position": {"class_position": False},
     "registers, gated, scaled": {"registers": 2, "swiglu": True, "layerscale": True, "pos_embed": "antialias"},
     "offset": {"pos_embed": "offset"},
+    "rotary": {"registers": 4, "layerscale": True, "rotary": True},
 }
 
 
@@ -42,6 +43,9 @@ def network(depth: int = 4, width: int = 32, patch: int = 32, class_position: bo
         "norm.weight": 1 + normal(width, scale=0.1),
         "norm.bias": normal(width, scale=0.1),
     }
+    if config.rotary:
+        del weights["pos_embed"]
+        weights["rope_embed.periods"] = np.array([1, 3, 10, 30], np.float32)
     if config.registers:
         weights["register_tokens"] = normal(1, config.registers, width)
     linear = {"attn.qkv": (3 * width, width), "attn.proj": (width, width)}

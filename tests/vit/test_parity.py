@@ -184,8 +184,9 @@ def requests(draw):
     """Draw a small configuration, an image shape for it, a stride, a layer, features, weights' form and seed."""
     heads = draw(st.integers(1, 3))
     patch, stride = draw(st.sampled_from([(1, 1), (2, 2), (2, 1), (3, 1), (4, 4), (4, 2), (4, 1)]))
+    size = draw(st.sampled_from([4, 6]))
     config = ViTConfig(
-        width=heads * draw(st.sampled_from([4, 6])),
+        width=heads * size,
         depth=draw(st.integers(1, 3)),
         heads=heads,
         patch=patch,
@@ -195,6 +196,7 @@ def requests(draw):
         layerscale=draw(st.booleans()),
         eps=draw(st.sampled_from([1e-6, 1e-3])),
         pos_embed=draw(st.sampled_from(["offset", "exact", "antialias"])),
+        rotary=size == 4 and draw(st.booleans()),
     )
     images = (draw(st.integers(1, 2)), 3, patch * draw(st.integers(1, 5)), patch * draw(st.integers(1, 5)))
     layer = draw(st.integers(0, config.depth - 1))

@@ -114,13 +114,11 @@ def test_a_region_that_is_the_whole_image_has_its_cls_token():
     vit, images = network("no registers"), noise(1, 3, 16, 28)
     for stride in (None, 2):
         found = vit(images, ("key", "value", "cls", "cls_state"), stride=stride)
-        grid = vit.grid(16, 28, stride)
         arrays = [found[name][0] for name in ("cls_state", "key", "value")]
         regions = np.ones((1, len(arrays[1])), bool)
-        np.testing.assert_allclose(
-            vit.region_cls(*arrays, regions, grid=grid, stride=stride)[0], found["cls"][0], atol=1e-5
-        )
-        transposed = vit.region_cls(*arrays, regions, grid=grid[::-1], stride=stride)
+        found_cls = vit.region_cls(*arrays, regions, size=(16, 28))
+        np.testing.assert_allclose(found_cls, found["cls"], atol=1e-5)
+        transposed = vit.region_cls(*arrays, regions, size=(28, 16))
         assert np.abs(transposed - found["cls"]).max() > 1e-3  # patches have places
 
 
@@ -139,7 +137,7 @@ def test_a_region_is_the_last_block_with_attention_restricted_to_it():
         )
         x = x + last["ls2"]["gamma"] * plain.mlp(plain.norm(x, **last["norm2"], eps=config.eps), last["mlp"])
         expected = plain.norm(x, **plain.nest(vit.weights)["cls_norm"], eps=config.eps)
-        result = vit.region_cls(found["cls_state"][0], found["key"][0], found["value"][0], regions, grid=(3, 5))
+        result = vit.region_cls(found["cls_state"][0], found["key"][0], found["value"][0], regions, size=(12, 20))
         np.testing.assert_allclose(result[index], expected[0], rtol=1e-9, atol=1e-9)
 
 
@@ -193,13 +191,13 @@ def test_rotated_keys_of_a_network_without_rotation_are_refused():
     assert "key_rotated" in SMALL.facets and "key_rotated" not in config.facets
 
 
-@pytest.mark.parametrize("grid", [None, (3, 4)])
-def test_regions_of_patches_without_places_are_refused(grid):
+@pytest.mark.parametrize("size", [None, (12, 16), (0, 0), (1, 1)])
+def test_regions_of_patches_without_places_are_refused(size):
     vit = network()
     found = vit(noise(1, 3, 12, 20), ("key", "value", "cls_state"))
     arrays = [found[name][0] for name in ("cls_state", "key", "value")]
-    with pytest.raises(UsageError, match="grid must be the rows and columns of the 15 patches"):
-        vit.region_cls(*arrays, np.ones((1, 15), bool), grid=grid)
+    with pytest.raises(UsageError, match="size must be the height and width in pixels of the image of these 15"):
+        vit.region_cls(*arrays, np.ones((1, 15), bool), size=size)
 
 
 def test_periods_that_do_not_fit_the_heads_are_refused():

@@ -209,7 +209,7 @@ def region_rows(
     """
     patches = region_patches(regions.labels, features.grid)
     count = len(patches)
-    cls = vit.region_cls(features.cls_state, features.last_key, features.value, patches)
+    cls = vit.region_cls(features.cls_state, features.last_key, features.value, patches, size=features.pixels)
     keys = np.asarray(kernels.to_host(features.keys), np.float64)
     weights = patches / patches.sum(axis=1, keepdims=True)
     boxes = np.zeros((count, 4), np.int32)

@@ -182,8 +182,7 @@ class Collection:
             features.cls_state,
             features.last_key,
             features.value,
-            grid=features.grid,
-            stride=self.parameters["stride"],
+            size=features.pixels,
         )
         classes, certainty = self.prototypes.classify(region_cls(patches))
         if self.rule.how == "split":

@@ -129,8 +129,7 @@ class ViT:
         value: np.ndarray,
         regions: np.ndarray,
         *,
-        grid: tuple[int, int] | None = None,
-        stride: int | None = None,
+        size: tuple[int, int] | None = None,
     ) -> np.ndarray:
         """Compute CLS tokens of regions of an image.
 
@@ -146,11 +145,9 @@ class ViT:
             Keys and values of the image in the last block.
         regions : (G, N) bool
             Patches of each region. In an empty region CLS attends to itself alone.
-        grid : (int, int)
-            Rows and columns of the patches. Only networks with rotary position embeddings need it, for which a patch
-            keeps its place in the image.
-        stride : int, optional
-            Pixels between patches, by default the patch size.
+        size : (int, int)
+            Height and width of the image in pixels, as it entered the network. Only networks with rotary position
+            embeddings need it: each patch keeps its place in the image.
 
         Returns
         -------
@@ -160,11 +157,11 @@ class ViT:
         Raises
         ------
         UsageError
-            If the checkpoint has no final norm, or the grid is missing or has another number of patches.
+            If the checkpoint has no final norm, or the size is missing or that of another number of patches.
         """
         self.require_final_norm(("cls",))
         config, weights = self.config, self._packed_weights()
-        rotation = self._rotation_of_regions(weights, regions, grid, stride)
+        rotation = self._rotation_of_image(weights, np.shape(regions)[1], size)
         xp = weights.xp
         state, key, value = (xp.asarray(kernels.to_device(x, self.device), weights.dtype) for x in (state, key, value))
         x, query, cls_key, cls_value = (row[None, None] for row in state)  # (1, 1, D) each
@@ -182,19 +179,25 @@ class ViT:
                 final_norm(weights, out, 1, result[index, None, None])
         return kernels.to_host(result)
 
-    def _rotation_of_regions(
-        self, weights: PackedWeights, regions: np.ndarray, grid: tuple[int, int] | None, stride: int | None
+    def _rotation_of_image(
+        self, weights: PackedWeights, n_patches: int, size: tuple[int, int] | None
     ) -> np.ndarray | None:
-        """Return the rotation (1 + R + N, d) of the tokens of an image, or None if positions aren't rotary."""
+        """Return the rotation (1 + R + N, d) of the tokens of an image, or None if positions aren't rotary.
+
+        The number of patches tells the stride.
+        """
+        patch = self.config.patch
         if not self.config.rotary:
             return None
-        n_patches = np.shape(regions)[1]
-        if grid is None or grid[0] * grid[1] != n_patches:
-            raise UsageError(
-                f"grid must be the rows and columns of the {n_patches} patches in a network with rotary position "
-                f"embeddings, got {grid}"
-            )
-        return weights.rotation(grid, self.config.resolve_stride(stride))
+        for stride in range(1, patch + 1):
+            if size is not None and min(size) >= patch and patch % stride == 0:
+                grid = self.grid(*size, stride)
+                if grid[0] * grid[1] == n_patches:
+                    return weights.rotation(grid, stride)
+        raise UsageError(
+            f"size must be the height and width in pixels of the image of these {n_patches} patches, because the "
+            f"network has rotary position embeddings, got {size}"
+        )
 
     @property
     def dtype(self) -> np.dtype[Any]:

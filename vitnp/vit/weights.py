@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from vitnp import kernels
+from vitnp.errors import DeviceError
 from vitnp.io.mmap import forget_pages
 from vitnp.kernels.threads import blas
 from vitnp.kernels.threads.fork import unlocked_in_child
@@ -39,6 +40,11 @@ class PackedWeights:
         NumPy, or CuPy for arrays on a GPU.
     dtype : numpy.dtype
         Dtype of the inputs and outputs of every layer.
+
+    Raises
+    ------
+    DeviceError
+        If the GPU has less memory than the converted weights take.
     """
 
     def __init__(
@@ -49,6 +55,8 @@ class PackedWeights:
         self.kernels = kernels.for_device("reference" if device == "cpu" and dtype != np.float32 else device)
         self.xp = kernels.array_module(kernels.to_device(np.empty(0), device))
         self.dtype = np.dtype(np.float16 if precision == "fp16" else np.float32) if device == "cuda" else dtype
+        if device == "cuda":
+            _require_gpu_memory(weights, precision, self.kernels.total_bytes())
         self._weights = weights
         self._packed: dict[str, Any] = {}
         self._lock = unlocked_in_child(threading.Lock())
@@ -154,3 +162,15 @@ class PackedWeights:
             return packed
         # A copy, because reading a few numbers of a mapped file brings many pages of it back into memory.
         return np.array(tensor) if self.device == "cpu" else tensor
+
+
+def _require_gpu_memory(weights: Mapping[str, np.ndarray], precision: str, total: int) -> None:
+    """Check that the weights fit into a GPU's memory, rather than fail somewhere in the middle of a network."""
+    each = 2 if precision in ("fp16", "bf16") else 4
+    needed = each * sum(weight.size for weight in weights.values())
+    if needed > total:
+        raise DeviceError(
+            f"the weights of this network take {needed / 1e9:.1f} GB in {precision}, but the GPU has "
+            f"{total / 1e9:.1f} GB of memory; choose {'' if each == 2 else '--precision fp16, '}a smaller network or "
+            "--device cpu"
+        )

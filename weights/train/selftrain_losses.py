@@ -30,7 +30,8 @@ class Features(NamedTuple):
         """Compute the features of normalized crops (B, 3, h, w), with foreground patches (A, N) bool of the first A."""
         states, key = torch_vit.forward(weights, config, crops)
         n_regions, n_patches = foreground.shape
-        region_cls = torch_vit.region_cls(weights, config, states[-2][:n_regions], foreground)
+        rotation = torch_vit.token_rotation(weights, config, crops)
+        region_cls = torch_vit.region_cls(weights, config, states[-2][:n_regions], foreground, rotation)
         cls_token = torch_vit.layer_norm(weights, config, states[-1][:n_regions, 0])
         unit = F.normalize(key[:, -n_patches:].float(), dim=-1)
         return cls(unit, cls_token.float(), region_cls.float())

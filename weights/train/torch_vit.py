@@ -19,6 +19,7 @@ from vitnp.weights.train.data.sampler import BASE_SIZE, round_to_patch
 from vitnp.vit import model
 from vitnp.vit.config import ViTConfig
 from vitnp.vit.pos_embed import resample_abs_pos_embed
+from vitnp.vit.rotary import rotation_table
 
 Weights = Mapping[str, Tensor]
 Forward = Callable[..., tuple[list[Tensor], Tensor]]  # the signature of forward()
@@ -40,11 +41,19 @@ def to_numpy(weights: Weights) -> dict[str, np.ndarray]:
 def student_config(teacher: ViTConfig, depth: int) -> ViTConfig:
     """Return the configuration of a student: a plain ViT of `depth` blocks, otherwise like its teacher.
 
-    Width, heads, patch size, registers and normalization are the teacher's.
+    Width, heads, patch size, registers and normalization are the teacher's. Its position embeddings are a table, also
+    where the teacher's are rotary.
     """
     rows, columns = (side // teacher.patch for side in round_to_patch((BASE_SIZE, BASE_SIZE), teacher.patch))
     return dataclasses.replace(
-        teacher, depth=depth, grid=(rows, columns), swiglu=False, layerscale=False, pos_embed="exact", eps=1e-6
+        teacher,
+        depth=depth,
+        grid=(rows, columns),
+        swiglu=False,
+        layerscale=False,
+        pos_embed="exact",
+        eps=1e-6,
+        rotary=False,
     )
 
 
@@ -118,12 +127,12 @@ def forward(
     states : list of (B, T, D) float32 Tensor
         Hidden states after the embedding and after each group of blocks.
     key : (B, T, D) float32 Tensor
-        Keys of the last block, heads side by side.
+        Keys of the last block, heads side by side; before the rotation by rotary position embeddings.
     """
-    x = prepare_tokens(weights, config, images)
+    x, rotation = prepare_tokens(weights, config, images), token_rotation(weights, config, images)
     states = [x]
     for index in range(config.depth):
-        x, key = block(weights, config, x if block_inputs is None else block_inputs[index], index)
+        x, key = block(weights, config, x if block_inputs is None else block_inputs[index], index, rotation)
         if (index + 1) % group_size == 0:
             states.append(x)
     return states, key.float()
@@ -145,30 +154,67 @@ def prepare_tokens(weights: Weights, config: ViTConfig, images: Tensor) -> Tenso
     # A linear layer on flattened patches equals the convolution, and is faster.
     patches = images.reshape(batch, 3, rows, patch, columns, patch).permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
     x = F.linear(patches, weights["patch_embed.proj.weight"].flatten(1), weights["patch_embed.proj.bias"]).float()
-    pos_embed = weights["pos_embed"][0]  # (1 + N0, D), or (N0, D) if CLS has no position embedding
-    n_prefix = len(pos_embed) - config.grid[0] * config.grid[1]
-    patch_pos_embed = pos_embed[n_prefix:]
-    if (rows, columns) != config.grid:
-        matrix = _resampling_matrix(config.grid, (rows, columns), config.pos_embed)
-        patch_pos_embed = matrix.to(patch_pos_embed) @ patch_pos_embed
-    prefix_tokens = weights["cls_token"] + pos_embed[:n_prefix].sum(0)
+    prefix_tokens = weights["cls_token"]
+    if not config.rotary:
+        pos_embed = weights["pos_embed"][0]  # (1 + N0, D), or (N0, D) if CLS has no position embedding
+        n_prefix = len(pos_embed) - config.grid[0] * config.grid[1]
+        patch_pos_embed = pos_embed[n_prefix:]
+        if (rows, columns) != config.grid:
+            matrix = _resampling_matrix(config.grid, (rows, columns), config.pos_embed)
+            patch_pos_embed = matrix.to(patch_pos_embed) @ patch_pos_embed
+        x, prefix_tokens = x + patch_pos_embed, prefix_tokens + pos_embed[:n_prefix].sum(0)
     if config.registers:
         prefix_tokens = torch.cat([prefix_tokens, weights["register_tokens"]], 1)
-    return torch.cat([prefix_tokens.expand(batch, -1, -1), x + patch_pos_embed], 1)
+    return torch.cat([prefix_tokens.expand(batch, -1, -1), x], 1)
 
 
-def block(weights: Weights, config: ViTConfig, x: Tensor, index: int) -> tuple[Tensor, Tensor]:
-    """Apply one pre-norm transformer block to tokens (B, T, D); return its output and its keys, both (B, T, D)."""
-    batch, n_tokens, width = x.shape
+@torch.compiler.disable
+def token_rotation(weights: Weights, config: ViTConfig, images: Tensor) -> Tensor | None:
+    """Return the rotation (T, d) of the tokens of images, see :mod:`vitnp.vit.rotary`; None without rotary positions.
+
+    The periods are no parameters: they get no derivatives.
+    """
+    if not config.rotary:
+        return None
+    rows, columns = (side // config.patch for side in images.shape[2:])
+    periods = weights["rope_embed.periods"]
+    table = rotation_table(periods.detach().cpu().numpy(), config, (rows, columns), config.patch)
+    return torch.from_numpy(table).to(periods.device)
+
+
+def block(
+    weights: Weights, config: ViTConfig, x: Tensor, index: int, rotation: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Apply one pre-norm transformer block to tokens (B, T, D); return its output and its keys, both (B, T, D).
+
+    Queries and keys are rotated if there is a rotation (T, d); the returned keys are those before it.
+    """
     name = f"blocks.{index}"
     y = _linear(weights, layer_norm(weights, config, x, f"{name}.norm1"), f"{name}.attn.qkv")
     query, key, value = y.chunk(3, -1)
-    q, k, v = (part.reshape(batch, n_tokens, config.heads, -1).transpose(1, 2) for part in (query, key, value))
-    attn_out = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, n_tokens, width)
+    q, k, v = (_split_heads(config, part) for part in (query, key, value))
+    q, k = _rotate(q, rotation), _rotate(k, rotation)
+    attn_out = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(x.shape)
     return _block_tail(weights, config, x, attn_out, name), key
 
 
-def region_cls(weights: Weights, config: ViTConfig, x: Tensor, patches: Tensor) -> Tensor:
+def _split_heads(config: ViTConfig, x: Tensor) -> Tensor:
+    """Turn (B, T, D) into (B, H, T, d)."""
+    return x.reshape(*x.shape[:2], config.heads, -1).transpose(1, 2)
+
+
+def _rotate(x: Tensor, rotation: Tensor | None) -> Tensor:
+    """Rotate queries or keys (B, H, T, d), see rotate in :mod:`vitnp.kernels.reference`."""
+    if rotation is None:
+        return x
+    cos, sin = rotation.chunk(2, -1)
+    first, second = x.chunk(2, -1)
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], -1).to(x.dtype)
+
+
+def region_cls(
+    weights: Weights, config: ViTConfig, x: Tensor, patches: Tensor, rotation: Tensor | None = None
+) -> Tensor:
     """Return CLS of a part of each image, like :meth:`vitnp.vit.model.ViT.region_cls`, by which classes are found.
 
     In the last block, the attention of CLS is restricted to itself and the patches of the part.
@@ -181,6 +227,8 @@ def region_cls(weights: Weights, config: ViTConfig, x: Tensor, patches: Tensor) 
         Input of the last block.
     patches : (B, N) bool Tensor
         The patches of each part.
+    rotation : (T, d) Tensor, optional
+        From :func:`token_rotation`.
 
     Returns
     -------
@@ -191,8 +239,8 @@ def region_cls(weights: Weights, config: ViTConfig, x: Tensor, patches: Tensor) 
     name = f"blocks.{config.depth - 1}"
     y = _linear(weights, layer_norm(weights, config, x, f"{name}.norm1"), f"{name}.attn.qkv")
     query, key, value = y.chunk(3, -1)
-    parts = (query[:, :1], key, value)
-    q, k, v = (part.reshape(batch, part.shape[1], config.heads, -1).transpose(1, 2) for part in parts)
+    q, k, v = (_split_heads(config, part) for part in (query[:, :1], key, value))
+    k = _rotate(k, rotation)  # CLS itself has no position
     attended = patches.new_zeros((batch, n_tokens))
     attended[:, 0] = True
     attended[:, n_tokens - patches.shape[1] :] = patches  # registers, between the two, are left out
