@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from vitnp.kernels.cuda.graphs import release_all
 from vitnp.kernels.cuda.loader import kernel, require_cupy
 
 from vitnp.errors import DeviceError
@@ -38,8 +39,8 @@ def total_bytes() -> int:
 
 
 def release() -> None:
-    """Return the unused memory of CuPy's pool to the driver: it may consist of blocks of unsuitable sizes."""
-    require_cupy().get_default_memory_pool().free_all_blocks()
+    """Return unused memory to the driver: CUDA graphs, and CuPy's pool, which may consist of unsuitable blocks."""
+    release_all()
 
 
 def out_of_memory(what: str) -> DeviceError:

@@ -25,7 +25,7 @@ MODULES = {
         "precisions",
         "products",
     ),
-    "attention": ("attention", "attention_row", "rotate", "KVCache"),
+    "attention": ("attention", "attention_row", "attend", "attend_fused", "rotate"),
     "kmeans": ("kmeans_step", "kmeans_assign", "kmeans_closer"),
     "similarity": ("similarity", "similarity_top", "normalize_rows"),
     "crf": ("permutohedral_lattice", "lattice_filter", "normalize_lattice", "mean_field"),
@@ -40,6 +40,7 @@ MODULES = {
         "guided_upsample",
         "clean",
     ),
+    "graphs": ("GraphCache",),
     "device": ("wait", "free_bytes", "total_bytes", "release", "out_of_memory"),
 }
 _MODULE_OF = {name: module for module, names in MODULES.items() for name in names}

@@ -40,6 +40,8 @@ class PackedWeights:
         NumPy, or CuPy for arrays on a GPU.
     dtype : numpy.dtype
         Dtype of the inputs and outputs of every layer.
+    graphs : GraphCache or None
+        CUDA graphs of forward passes; None on the CPU.
 
     Raises
     ------
@@ -57,6 +59,7 @@ class PackedWeights:
         self.dtype = np.dtype(np.float16 if precision == "fp16" else np.float32) if device == "cuda" else dtype
         if device == "cuda":
             _require_gpu_memory(weights, precision, self.kernels.total_bytes())
+        self.graphs = self.kernels.GraphCache() if device == "cuda" else None
         self._weights = weights
         self._packed: dict[str, Any] = {}
         self._lock = unlocked_in_child(threading.Lock())
@@ -151,6 +154,11 @@ class PackedWeights:
             return self._packed[name]
 
     def _convert(self, name: str, part: str) -> Any:
+        if part and self.device != "cpu":  # a third of what the other blocks use as a whole
+            if name not in self._packed:
+                self._packed[name] = self._convert(name, "")
+            third, index = len(self._packed[name]) // 3, ("query", "key", "value").index(part)
+            return self._packed[name][index * third : (index + 1) * third]
         tensor = original = self._weights[name]
         if part:
             tensor = np.split(tensor, 3)[("query", "key", "value").index(part)]

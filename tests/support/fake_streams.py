@@ -1,0 +1,184 @@
+"""Streams, events, memory pools and CUDA graphs of the replacement of cupy.
+
+A capture notes the operations that are launched, and a graph does them again on the same memory. As with a real graph,
+memory has to outlive it: an operation whose memory is gone raises an error. What comes from a memory pool lives as long
+as the pool does. While a stream is captured, nothing is transferred between host and device, and cuBLAS is refused.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import threading
+import types
+import weakref
+
+import numpy as np
+
+counts: collections.Counter[str] = collections.Counter()  # of launches and transfers
+_local = threading.local()
+_memory: weakref.WeakValueDictionary[int, np.ndarray] = weakref.WeakValueDictionary()  # by address
+
+
+class CaptureError(RuntimeError):
+    """cudaErrorStreamCaptureUnsupported."""
+
+
+class Place:
+    """A view of memory that it doesn't keep alive."""
+
+    def __init__(self, array: np.ndarray):
+        owner = owner_of(array)
+        self._owner = weakref.ref(owner)
+        start = owner.__array_interface__["data"][0]
+        self._facts = array.shape, array.dtype, array.__array_interface__["data"][0] - start, array.strides
+
+    def array(self) -> np.ndarray:
+        owner, (shape, dtype, offset, strides) = self._owner(), self._facts
+        if owner is None:
+            raise RuntimeError("a graph uses memory that has been freed")
+        return np.ndarray(shape, dtype, owner, offset, strides)
+
+
+def owner_of(array: np.ndarray) -> np.ndarray:
+    """Return the array whose memory another one is a view of; as_strided puts an object between them."""
+    while isinstance(array.base, np.ndarray) or isinstance(getattr(array.base, "base", None), np.ndarray):
+        array = array.base if isinstance(array.base, np.ndarray) else array.base.base
+    return array
+
+
+def keep(array: np.ndarray) -> None:
+    """Note where an array lies; the current memory pool holds on to it."""
+    owner = owner_of(array)
+    _memory[owner.ctypes.data] = owner
+    pool = getattr(_local, "pool", None)
+    if pool is not None:
+        pool.arrays.append(owner)
+
+
+def packed(value):
+    """Replace arrays in arguments by their places."""
+    if isinstance(value, np.ndarray):
+        return Place(value)
+    if isinstance(value, (list, tuple)):
+        return type(value)(map(packed, value))
+    return {name: packed(one) for name, one in value.items()} if isinstance(value, dict) else value
+
+
+def unpacked(value):
+    if isinstance(value, Place):
+        return value.array()
+    if isinstance(value, (list, tuple)):
+        return type(value)(map(unpacked, value))
+    return {name: unpacked(one) for name, one in value.items()} if isinstance(value, dict) else value
+
+
+def capture() -> list | None:
+    """Return the list of operations of the capture in this thread, or None."""
+    return getattr(_local, "capture", None)
+
+
+def refuse(what: str) -> None:
+    """Refuse what must not happen while a stream is captured."""
+    if capture() is not None:
+        raise CaptureError(f"cudaErrorStreamCaptureUnsupported: {what}")
+
+
+class Stream:
+    def __init__(self, null: bool = False, non_blocking: bool = False):
+        self.null, self.ptr = null, 0 if null else id(self)
+
+    def __enter__(self):
+        _local.streams = [*getattr(_local, "streams", []), self]
+        return self
+
+    def __exit__(self, *error):
+        _local.streams = _local.streams[:-1]
+
+    def synchronize(self):
+        refuse("synchronize")
+
+    def wait_event(self, event):
+        pass
+
+    def record(self, event=None):
+        return event or Event()
+
+    def begin_capture(self, mode=None):
+        if self.null:
+            raise RuntimeError("cannot capture on the default (legacy) stream")
+        _local.capture = []
+
+    def end_capture(self):
+        operations, _local.capture = _local.capture, None
+        return Graph(operations)
+
+
+NULL = Stream(null=True)
+
+
+def get_current_stream() -> Stream:
+    streams = getattr(_local, "streams", [])
+    return streams[-1] if streams else NULL
+
+
+class Event:
+    def __init__(self, block=False, disable_timing=False):
+        pass
+
+    def record(self, stream=None):
+        pass
+
+    def synchronize(self):
+        refuse("synchronize")
+
+
+class Graph:
+    def __init__(self, operations):
+        self._operations = operations
+
+    def launch(self, stream=None):
+        before = counts.copy()
+        for operation in self._operations:
+            operation()
+        counts.clear()
+        counts.update(before)
+        counts["graph"] += 1  # one launch for all of them
+
+
+class MemoryPool:
+    def __init__(self):
+        self.arrays: list[np.ndarray] = []
+
+    def malloc(self, size):
+        raise AssertionError("only handed to using_allocator")
+
+    def total_bytes(self) -> int:
+        return sum(array.nbytes for array in self.arrays)
+
+
+@contextlib.contextmanager
+def using_allocator(allocator: types.MethodType):
+    before, _local.pool = getattr(_local, "pool", None), allocator.__self__
+    try:
+        yield
+    finally:
+        _local.pool = before
+
+
+def launch_at(run, addresses: list[int], workspace: int) -> None:
+    """Run what a library does at addresses, or note it for a graph."""
+    counts["product"] += 1
+    noted = capture()
+    if noted is None:
+        run()
+        return
+    places = [Place(owner) for owner in _memory.values()
+              if any(0 <= address - owner.ctypes.data < max(owner.nbytes, 1) for address in addresses)]  # fmt: skip
+
+    def again() -> None:
+        for place in places:
+            place.array()  # that it is still there
+        run()
+
+    noted.append(again)
