@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from vitnp.kernels.constants import BISTOCHASTIC_STEPS, BLUE_DIFFERENCE, LUMA, RED_DIFFERENCE
+from vitnp.kernels.cuda.device import upload
 from vitnp.kernels.cuda.graphs import Compute, GraphCache, Results
 from vitnp.kernels.cuda.loader import kernel, require_cupy
 
@@ -242,17 +243,15 @@ class _Bins:
 
 
 @functools.lru_cache(maxsize=64)
-def _transferred(
-    device: int, shape: tuple[int, int], sigma_xy: float, sigma_luma: float, sigma_chroma: float
-) -> _Bins:
+def _transferred(device: int, shape: tuple[int, int], sigma_xy: float, sigma_luma: float, sigma_chroma: float) -> _Bins:
     """Return the bins of a size on a device; they are kept, because photographs of one size follow each other."""
-    cupy = require_cupy()
     weights, lowest, extents = _bins(shape, sigma_xy, sigma_luma, sigma_chroma)
     if math.prod(extents) * math.prod(shape) >= 2**63:
         raise ValueError("the bilateral grid is too fine: raise sigma_xy, sigma_luma or sigma_chroma")
     strides = [math.prod(extents[axis + 1 :]) for axis in range(_AXES)]
-    tables = (cupy.asarray(np.array(table, np.int64)) for table in (lowest, extents, strides))
-    return _Bins(sigma_xy, cupy.asarray(weights), *tables)
+    return _Bins(
+        sigma_xy, upload(weights), *(upload(np.array(table, np.int64)) for table in (lowest, extents, strides))
+    )
 
 
 def _bins(

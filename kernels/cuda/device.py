@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
 from vitnp.kernels.cuda.graphs import release_all
 from vitnp.kernels.cuda.loader import kernel, require_cupy
 
 from vitnp.errors import DeviceError
+
+if TYPE_CHECKING:
+    import cupy
+    import numpy as np
+
+_local = threading.local()  # `stream`, of this thread
 
 
 def check() -> None:
@@ -23,6 +34,29 @@ def check() -> None:
 def wait() -> None:
     """Wait until all launched kernels have finished."""
     require_cupy().cuda.get_current_stream().synchronize()
+
+
+@contextlib.contextmanager
+def own_stream() -> Iterator[None]:
+    """Launch the work of this thread on a stream of its own, as a context manager.
+
+    Streams of several threads run at the same time: one uploads, another computes, a third one downloads. When the
+    context ends, all of its work has finished, so that other threads can use the results on their streams.
+    """
+    if not hasattr(_local, "stream"):
+        _local.stream = require_cupy().cuda.Stream(non_blocking=True)
+    with _local.stream:
+        try:
+            yield
+        finally:
+            _local.stream.synchronize()
+
+
+def upload(x: np.ndarray) -> cupy.ndarray:
+    """Return a copy on the GPU that has arrived, so that any stream can use it."""
+    copy = require_cupy().asarray(x)
+    wait()
+    return copy
 
 
 def free_bytes() -> int:

@@ -41,7 +41,7 @@ MODULES = {
         "clean",
     ),
     "graphs": ("GraphCache",),
-    "device": ("wait", "free_bytes", "total_bytes", "release", "out_of_memory"),
+    "device": ("wait", "own_stream", "free_bytes", "total_bytes", "release", "out_of_memory"),
 }
 _MODULE_OF = {name: module for module, names in MODULES.items() for name in names}
 

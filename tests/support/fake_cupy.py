@@ -99,6 +99,8 @@ def _plain(value):
 def _to_host(array: ndarray) -> np.ndarray:
     fake_streams.refuse("a transfer to the host")
     fake_streams.counts["download"] += 1
+    fake_streams.use([array], [])
+    fake_streams.get_current_stream().synchronize()
     return np.array(array.view(np.ndarray) if isinstance(array, np.ndarray) else array)
 
 
@@ -114,6 +116,7 @@ def _by_numpy(function, args, options):
     fresh = isinstance(found, np.ndarray) and not any(map(functools.partial(_shares, found), _arrays((args, options))))
     if fresh or written is not None:
         fake_streams.counts["elementwise"] += 1
+        fake_streams.use(_arrays((args, options)), [found] if fresh else list(_arrays(written)))
         if fresh:
             fake_streams.keep(found)
         if noted is not None:
@@ -123,7 +126,10 @@ def _by_numpy(function, args, options):
 
 
 def _again(function, args, options, found) -> None:
-    result = _compute(function, *map(fake_streams.unpacked, (args, options)))
+    args, options = map(fake_streams.unpacked, (args, options))
+    written = [options.get("out", args[0]) if found is None else fake_streams.unpacked(found)]
+    fake_streams.use(_arrays((args, options)), list(_arrays(written)))
+    result = _compute(function, args, options)
     if found is not None:
         fake_streams.unpacked(found)[...] = result
 
@@ -268,14 +274,18 @@ class RawKernel:
         if noted is None:
             self._run(grid, block, plain, shared_mem, tuple(fresh))
         else:
-            again = functools.partial(self._run, grid, block)
-            noted.append(lambda plain=fake_streams.packed(plain): again(fake_streams.unpacked(plain), shared_mem, ()))
+            places = fake_streams.packed(plain)
+            noted.append(lambda: self._run(grid, block, fake_streams.unpacked(places), shared_mem, ()))
         for kind, argument in zip(self._kernel.signature, args):
             if kind[0] == "p" and isinstance(argument, ndarray) and _owner(argument) in _unwritten:
                 _unwritten[_owner(argument)].add(argument.ctypes.data)
 
     def _run(self, grid, block, arguments, shared_mem: int, uninit: tuple[str, ...]) -> None:
         fake_streams.counts["kernel"] += 1
+        arrays = [argument for argument in arguments if isinstance(argument, np.ndarray)]
+        pointers = [kind[0] == "p" for kind in self._kernel.signature]
+        written = [argument for argument, out in zip(arguments, pointers) if out and isinstance(argument, np.ndarray)]
+        fake_streams.use(arrays, written)
         with self._stream:
             self._kernel(grid, block, arguments, shared_mem=shared_mem, seed=next(self._seeds), uninit=uninit)
 
@@ -406,6 +416,7 @@ def _on_device(function):
             fake_streams.counts["upload"] += 1
             found = function(*args, **options).view(ndarray)
             fake_streams.keep(found)
+            fake_streams.use([], [found])
             return found
         return _by_numpy(function, args, options)
 

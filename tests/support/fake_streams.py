@@ -85,8 +85,12 @@ def refuse(what: str) -> None:
 
 
 class Stream:
+    """A stream; what it has launched counts as finished only once the host has waited for it."""
+
     def __init__(self, null: bool = False, non_blocking: bool = False):
         self.null, self.ptr = null, 0 if null else id(self)
+        self.launched = self.finished = 0
+        self.waited_for: dict[Stream, int] = {}
 
     def __enter__(self):
         _local.streams = [*getattr(_local, "streams", []), self]
@@ -97,12 +101,17 @@ class Stream:
 
     def synchronize(self):
         refuse("synchronize")
+        self.finished = self.launched
 
     def wait_event(self, event):
-        pass
+        if event.recorded is not None:
+            stream, launched = event.recorded
+            self.waited_for[stream] = max(launched, self.waited_for.get(stream, 0))
 
     def record(self, event=None):
-        return event or Event()
+        event = event or Event()
+        event.record(self)
+        return event
 
     def begin_capture(self, mode=None):
         if self.null:
@@ -124,13 +133,34 @@ def get_current_stream() -> Stream:
 
 class Event:
     def __init__(self, block=False, disable_timing=False):
-        pass
+        self.recorded: tuple[Stream, int] | None = None
 
     def record(self, stream=None):
-        pass
+        stream = stream or get_current_stream()
+        self.recorded = stream, stream.launched
 
     def synchronize(self):
         refuse("synchronize")
+
+
+_writers: dict[int, tuple[Stream, int]] = {}  # of each array's memory: the stream that wrote to it last, and when
+
+
+def use(reads, writes) -> None:
+    """Note a launch on the current stream; it must not use what another stream may not have written yet."""
+    if capture() is not None:
+        return
+    stream, reads = get_current_stream(), list(reads)
+    stream.launched += 1
+    for array in (*reads, *writes):
+        writer, when = _writers.get(id(owner_of(array)), (stream, 0))
+        if writer is not stream and when > max(writer.finished, stream.waited_for.get(writer, 0)):
+            raise RuntimeError("a stream uses an array that another stream may still be writing")
+    for array in writes:
+        owner = owner_of(array)
+        if id(owner) not in _writers:
+            weakref.finalize(owner, _writers.pop, id(owner), None)
+        _writers[id(owner)] = stream, stream.launched
 
 
 class Graph:
@@ -139,8 +169,10 @@ class Graph:
 
     def launch(self, stream=None):
         before = counts.copy()
+        _local.streams = [*getattr(_local, "streams", []), stream or get_current_stream()]
         for operation in self._operations:
             operation()
+        _local.streams = _local.streams[:-1]
         counts.clear()
         counts.update(before)
         counts["graph"] += 1  # one launch for all of them
@@ -166,19 +198,25 @@ def using_allocator(allocator: types.MethodType):
         _local.pool = before
 
 
+def _contains(array: np.ndarray, address: int) -> bool:
+    return 0 <= address - array.ctypes.data < max(array.nbytes, 1)
+
+
 def launch_at(run, addresses: list[int], workspace: int) -> None:
     """Run what a library does at addresses, or note it for a graph."""
     counts["product"] += 1
     noted = capture()
+    owners = [owner for owner in list(_memory.values()) if any(_contains(owner, address) for address in addresses)]
     if noted is None:
+        use(owners, [owner for owner in owners if _contains(owner, addresses[3])])
         run()
         return
-    places = [Place(owner) for owner in _memory.values()
-              if any(0 <= address - owner.ctypes.data < max(owner.nbytes, 1) for address in addresses)]  # fmt: skip
+    places = [Place(owner) for owner in owners]
+    del owners
 
     def again() -> None:
-        for place in places:
-            place.array()  # that it is still there
+        arrays = [place.array() for place in places]  # that are still there
+        use(arrays, [array for array in arrays if _contains(array, addresses[3])])
         run()
 
     noted.append(again)

@@ -113,6 +113,7 @@ class PackedWeights:
         if self.device != "cpu":
             prefix_tokens = kernels.to_device(prefix_tokens.astype(self.dtype), self.device)
             pos_embed = None if pos_embed is None else kernels.to_device(pos_embed.astype(self.dtype), self.device)
+        self._wait()
         self._embeddings = grid, (prefix_tokens, pos_embed)
         return prefix_tokens, pos_embed
 
@@ -129,6 +130,7 @@ class PackedWeights:
         dtype = self.dtype if self.device == "cpu" else np.float32
         table = rotation_table(self._weights["rope_embed.periods"], self.config, grid, stride, dtype)
         rotation = kernels.to_device(table, self.device)
+        self._wait()
         self._rotation = (grid, stride), rotation
         return rotation
 
@@ -146,11 +148,18 @@ class PackedWeights:
         """Return uninitialized memory, valid until the same thread asks for the same name again."""
         return self.kernels.temporary(name, *shape, dtype=self.dtype)
 
+    def _wait(self) -> None:
+        """Wait until a GPU has what other threads will use on other streams."""
+        if self.device != "cpu":
+            self.kernels.wait()
+
     def _pack(self, name: str) -> Any:
         with self._lock:
             if name not in self._packed:
                 whole, _, part = name.partition(":")
-                self._packed[name] = self._convert(whole, part)
+                converted = self._convert(whole, part)
+                self._wait()
+                self._packed[name] = converted
             return self._packed[name]
 
     def _convert(self, name: str, part: str) -> Any:
