@@ -66,7 +66,7 @@ class BilateralGrid:
         self.blocks = min(-(-self.pixels // _THREADS), _MAX_BLOCKS)
 
     def connect(self, keys: cupy.ndarray) -> None:
-        """Number the vertices and find their neighbors, from the sorted keys of the pixels."""
+        """Assign numbers to the vertices and find their neighbors, from the sorted keys of the pixels."""
         import cupy
 
         pixels = np.int32(self.pixels)

@@ -8,6 +8,7 @@ long as the graph.
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import logging
 import threading
@@ -192,10 +193,8 @@ def _capture(inputs: Sequence[cupy.ndarray], prepare: Callable[..., Compute]) ->
 
 def _abandon(stream: cupy.cuda.Stream) -> None:
     """End a capture whose graph isn't wanted; CUDA reports once more that it failed."""
-    try:
+    with contextlib.suppress(RuntimeError):
         stream.end_capture()
-    except RuntimeError:
-        pass
 
 
 def _launch(recorded: _Recorded, inputs: Sequence[cupy.ndarray]) -> Results:

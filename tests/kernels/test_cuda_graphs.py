@@ -1,4 +1,4 @@
-"""CUDA graphs and cuBLASLt: what is launched and transferred, what graphs own, and what happens where they are refused."""
+"""CUDA graphs, cuBLASLt and streams: what is launched and transferred, what graphs own, what is done without them."""
 
 from __future__ import annotations
 
@@ -164,6 +164,81 @@ def test_graphs_give_way_when_memory_runs_out(cupy):
     failures = iter([True])
     with pytest.raises(MemoryError):
         run(cupy, cache, short_of_memory, [1, 2, 3])
+
+
+def scene(seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """A map and a photograph."""
+    rng = np.random.default_rng(seed)
+    return rng.random((24, 32), np.float32), rng.integers(0, 256, (24, 32, 3), np.uint8)
+
+
+def test_launches_of_the_solver(cupy):
+    """17 kernels and 3 per iteration; for a shape that occurs again keys and their sort, a graph, and three copies."""
+    from vitnp.refine.bilateral_solver import bilateral_solver
+
+    def solved(index: int, sigma_xy: float = 4.0):
+        return bilateral_solver(*scenes[index], sigma_xy=sigma_xy, max_iterations=3)
+
+    scenes = [[cupy.asarray(array) for array in scene(seed)] for seed in range(3)]
+    fresh = [cupy.asnumpy(solved(2, sigma_xy)) for sigma_xy in (4.0, 5.0)]
+    solved(1)
+    assert counted(lambda: solved(0)) == {"kernel": 1, "elementwise": 4, "graph": 1}
+    for sigma_xy, wanted in zip((4.0, 5.0), fresh):
+        np.testing.assert_array_equal(cupy.asnumpy(solved(2, sigma_xy)), wanted)
+    kernels.for_device("cuda").release()
+    one_by_one = counted(lambda: solved(2))
+    assert one_by_one["kernel"] == 17 + 3 * 3 and "upload" not in one_by_one
+
+
+def test_threads_hand_over_arrays_between_streams(cupy):
+    """What a thread computes in its context has finished when the context ends; else the emulator objects."""
+    from vitnp.kernels.threads import pool
+
+    def squares():
+        for number in range(5):
+            yield cupy.asarray(np.full(3, number, np.float32)) ** 2
+
+    def waited():
+        for one in squares():
+            kernels.for_device("cuda").wait()
+            yield one
+
+    with kernels.own_stream("cuda"):
+        found = [float((one + 1)[0]) for one in pool.run_ahead(waited(), 2, lambda: kernels.own_stream("cuda"))]
+    assert found == [1, 2, 5, 10, 17]
+    with kernels.own_stream("cuda"), pytest.raises(RuntimeError, match="another stream may still be writing"):
+        for one in pool.run_ahead(squares(), 2, lambda: kernels.own_stream("cuda")):
+            one + 1
+
+
+@pytest.mark.slow(reason="photographs on the emulator")
+def test_a_folder_has_its_stages_on_streams_of_their_own(cupy, tmp_path, monkeypatch):
+    """Decoding, the network and the rest use the GPU from threads of their own, and hand over finished arrays only."""
+    from PIL import Image
+
+    from vitnp.export.per_image import segment_files
+    from vitnp.io.find import find_photographs
+    from vitnp.options import Settings
+    from vitnp.pipeline import ImagePipeline
+
+    (tmp_path / "in").mkdir()
+    for index in range(5):
+        Image.fromarray(scene(index)[1]).save(tmp_path / "in" / f"{index}.png")
+    used: dict[str, set[int]] = {}
+    for name in ("preprocess", "extract", "segment"):
+
+        def noted(self, *args, name=name, method=getattr(ImagePipeline, name)):
+            used.setdefault(name, set()).add(cupy.cuda.get_current_stream().ptr)
+            return method(self, *args)
+
+        monkeypatch.setattr(ImagePipeline, name, noted)
+    photographs = find_photographs([tmp_path / "in"])
+    stems = [tmp_path / "out" / str(index) for index in range(5)]
+    options = {"settings": Settings(short_side=24, refine="guided"), "collection": None, "n_threads": 2, "batch": 2}
+    outcomes = list(segment_files(photographs, stems, network(cupy), ["mask"], **options))
+    assert [outcome.error for outcome in outcomes] == [None] * 5
+    assert len(used["extract"]) == len(used["segment"]) == 1 and 0 not in set().union(*used.values())
+    assert not used["extract"] & used["segment"] and not used["preprocess"] & (used["extract"] | used["segment"])
 
 
 def test_a_graph_without_its_memory_is_noticed(cupy):

@@ -59,7 +59,7 @@ class PackedWeights:
         self.dtype = np.dtype(np.float16 if precision == "fp16" else np.float32) if device == "cuda" else dtype
         if device == "cuda":
             _require_gpu_memory(weights, precision, self.kernels.total_bytes())
-        self.graphs = self.kernels.GraphCache() if device == "cuda" else None
+        self.graphs: Any = self.kernels.GraphCache() if device == "cuda" else None
         self._weights = weights
         self._packed: dict[str, Any] = {}
         self._lock = unlocked_in_child(threading.Lock())
