@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from bench.cpu.comparison import met
-from bench.gpu import attention, kmeans, network
+from bench.gpu import attention, folder, kmeans, network
 from bench.gpu.ceilings import rates
 
 Record = Mapping[str, object]
@@ -17,6 +17,7 @@ SHARES = {("fp32", 2): 0.8, ("fp32", 8): 0.8, ("fp32", 27): 0.6, ("fp16", 2): 0.
 TIMES_CUPY = {2: 2.0, 8: 2.0, 27: 2.0, 64: 2.0, 256: 1.0}
 MANY_ROWS = 1_000_000
 ATTENTION_FLOPS = 200e12
+PHOTOGRAPHS = 500.0  # per second, with decoding, on 16 cores and one GPU
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +60,7 @@ def bars(records: Sequence[Record]) -> list[Bar]:
     -------
     list of Bar
     """
-    return [*_kmeans(records), *_network(records), _attention(records)]
+    return [*_kmeans(records), *_network(records), _attention(records), _folder(records)]
 
 
 def _kmeans(records: Sequence[Record]) -> Iterator[Bar]:
@@ -82,6 +83,15 @@ def _network(records: Sequence[Record]) -> Iterator[Bar]:
     ours, theirs = (find(records, case, name) for name in (network.OURS, network.TORCH))
     ratio = theirs["seconds"] / ours["seconds"] if ours and theirs else None
     yield Bar("ViT-S/8, 480 px, batch 16, keys in fp16: times as fast as torch, eager", 1.0, ratio)
+    case = {"model": "ViT-S/16", "side": network.SMALL.side, "batch": network.SMALL.batch, "want": "key"}
+    ours, theirs = (find(records, case, name) for name in (network.OURS, network.TORCH))
+    ratio = theirs["seconds"] / ours["seconds"] if ours and theirs else None
+    yield Bar("ViT-S/16, 224 px, batch 1, keys in fp16: times as fast as torch, eager", 1.0, ratio)
+
+
+def _folder(records: Sequence[Record]) -> Bar:
+    ours = find(records, {"device": "cuda", "size": list(folder.SIZE)}, "vitnp")
+    return Bar("folder, 500 x 375, 16 cores: photographs per second", PHOTOGRAPHS, ours["rate"] if ours else None)
 
 
 def _attention(records: Sequence[Record]) -> Bar:

@@ -13,7 +13,7 @@ import dataclasses
 import logging
 import threading
 import weakref
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
 from vitnp.kernels.cuda.loader import require_cupy
@@ -34,6 +34,7 @@ SHARE_OF_MEMORY = 0.125
 # Number of shapes that are remembered without a graph.
 _REMEMBERED = 256
 
+_local = threading.local()  # `singly`, while a thread is inside `launched_singly`
 _caches: weakref.WeakSet[GraphCache] = weakref.WeakSet()
 
 
@@ -109,6 +110,8 @@ class GraphCache:
             If the GPU's memory is too small even without graphs.
         """
         key = (key, require_cupy().cuda.Device().id, *((array.shape, array.dtype.str) for array in inputs))
+        if getattr(_local, "singly", False):
+            return prepare(*inputs)()
         with self._lock:
             try:
                 return self._run(key, inputs, prepare)
@@ -161,6 +164,17 @@ class GraphCache:
         while len(self._graphs) > self._max_graphs or self.nbytes > limit:
             self._graphs.popitem(last=False)
         return recorded
+
+
+@contextlib.contextmanager
+def launched_singly() -> Iterator[None]:
+    """Launch kernels one by one in this thread instead of graphs, as a context manager: to measure each of them."""
+    before = getattr(_local, "singly", False)
+    _local.singly = True
+    try:
+        yield
+    finally:
+        _local.singly = before
 
 
 def release_all() -> None:

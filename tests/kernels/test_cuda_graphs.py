@@ -93,6 +93,15 @@ def test_a_shape_is_recorded_when_it_occurs_again(cupy):
     assert lengths == [0, 1, 1, 1, 1] and prepare.calls == 3
 
 
+def test_kernels_are_launched_singly_on_request(cupy):
+    from vitnp.kernels.cuda.graphs import launched_singly
+
+    cache, prepare = kernels.for_device("cuda").GraphCache(), doubled(cupy)
+    with launched_singly():
+        assert [run(cupy, cache, prepare, [1, 2]) for _ in range(3)] == [[2, 4]] * 3
+    assert prepare.calls == 3 and len(cache) == 0
+
+
 def test_graphs_are_few_and_small_and_free_their_memory(cupy):
     make = kernels.for_device("cuda").GraphCache
     cache, prepare = make(max_graphs=2), doubled(cupy)
@@ -226,8 +235,9 @@ def test_a_folder_has_its_stages_on_streams_of_their_own(cupy, tmp_path, monkeyp
         Image.fromarray(scene(index)[1]).save(tmp_path / "in" / f"{index}.png")
     used: dict[str, set[int]] = {}
     for name in ("preprocess", "extract", "segment"):
+        method = getattr(ImagePipeline, name)
 
-        def noted(self, *args, name=name, method=getattr(ImagePipeline, name)):
+        def noted(self, *args, name=name, method=method):
             used.setdefault(name, set()).add(cupy.cuda.get_current_stream().ptr)
             return method(self, *args)
 
