@@ -8,6 +8,7 @@ imported only when they are needed.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import os
@@ -148,6 +149,14 @@ def to_device(x: np.ndarray | cupy.ndarray, device: str) -> np.ndarray | cupy.nd
     from vitnp.kernels.cuda.loader import require_cupy
 
     return require_cupy().asarray(x)
+
+
+def own_stream(device: str) -> contextlib.AbstractContextManager[None]:
+    """Return a context manager in which this thread's work on a GPU overlaps with other threads'; see the CUDA module.
+
+    On the CPU it does nothing.
+    """
+    return contextlib.nullcontext() if device == "cpu" else for_device(device).own_stream()
 
 
 def name_of(device: str) -> str:

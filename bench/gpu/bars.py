@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from bench.cpu.comparison import met
-from bench.gpu import attention, image_level, kmeans, network
+from bench.gpu import attention, folder, image_level, kmeans, network
 from bench.gpu.ceilings import rates
 
 Record = Mapping[str, object]
@@ -19,6 +19,7 @@ MANY_ROWS = 1_000_000
 ATTENTION_FLOPS = 200e12
 # Photographs a second in the image level, the host's part included: a quarter of the time that 500 a second leave.
 IMAGE_LEVELS = 2000.0
+PHOTOGRAPHS = 500.0  # per second, with decoding, on 16 cores and one GPU
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +62,7 @@ def bars(records: Sequence[Record]) -> list[Bar]:
     -------
     list of Bar
     """
-    return [*_kmeans(records), _image_level(records), *_network(records), _attention(records)]
+    return [*_kmeans(records), _image_level(records), *_network(records), _attention(records), _folder(records)]
 
 
 def _kmeans(records: Sequence[Record]) -> Iterator[Bar]:
@@ -90,6 +91,15 @@ def _network(records: Sequence[Record]) -> Iterator[Bar]:
     ours, theirs = (find(records, case, name) for name in (network.OURS, network.TORCH))
     ratio = theirs["seconds"] / ours["seconds"] if ours and theirs else None
     yield Bar("ViT-S/8, 480 px, batch 16, keys in fp16: times as fast as torch, eager", 1.0, ratio)
+    case = {"model": "ViT-S/16", "side": network.SMALL.side, "batch": network.SMALL.batch, "want": "key"}
+    ours, theirs = (find(records, case, name) for name in (network.OURS, network.TORCH))
+    ratio = theirs["seconds"] / ours["seconds"] if ours and theirs else None
+    yield Bar("ViT-S/16, 224 px, batch 1, keys in fp16: times as fast as torch, eager", 1.0, ratio)
+
+
+def _folder(records: Sequence[Record]) -> Bar:
+    ours = find(records, {"device": "cuda", "size": list(folder.SIZE)}, "vitnp")
+    return Bar("folder, 500 x 375, 16 cores: photographs per second", PHOTOGRAPHS, ours["rate"] if ours else None)
 
 
 def _attention(records: Sequence[Record]) -> Bar:

@@ -34,7 +34,11 @@ class Launch:
 
 @contextlib.contextmanager
 def recorded(cupy: ModuleType) -> Iterator[list[Launch]]:
-    """Record every launch of our kernels inside the context; the list grows meanwhile."""
+    """Record every launch of our kernels inside the context; the list grows meanwhile.
+
+    CUDA graphs are not used by this thread there, because the kernels of a graph cannot be told apart.
+    """
+    from vitnp.kernels.cuda.graphs import launched_singly
     from vitnp.kernels.cuda.loader import Kernel
 
     found: list[Launch] = []
@@ -49,7 +53,8 @@ def recorded(cupy: ModuleType) -> Iterator[list[Launch]]:
 
     Kernel.__call__ = noted
     try:
-        yield found
+        with launched_singly():
+            yield found
     finally:
         Kernel.__call__ = launch
 

@@ -17,16 +17,18 @@ from bench.gpu.measure import Timer, free, gather, gist, out_of_memory
 from bench.gpu.report import Report
 from vitnp.vit.model import ViT
 
-# The case that has a target (bench/gpu/bars.py) comes first, so that it is measured even if time runs out.
+# Cases that have a target (bench/gpu/bars.py) come first, so that they are measured even if time runs out.
 BAR = Case("S", 8, 480, 16)
-CASES = [BAR] + [
+# One small image, whose time is that of the host unless a CUDA graph launches the kernels; it has a target too.
+SMALL = Case("S", 16, 224, 1)
+CASES = [BAR, SMALL] + [
     case
     for case in (Case("S", patch, side, batch) for patch in (8, 16) for side in (480, 224) for batch in (16, 64, 1))
-    if case != BAR
+    if case not in (BAR, SMALL)
 ]
 # What is compared with torch.compile, and the seconds that one of them takes.
 COMPILED, COMPILING = [(BAR, "key"), (Case("S", 16, 224, 64), "token")], 35.0
-OURS, TORCH, COMPILE = "vitnp", "torch, eager", "torch, compiled"
+OURS, SINGLY, TORCH, COMPILE = "vitnp", "vitnp, without graph", "torch, eager", "torch, compiled"
 # Relative difference of our features from torch's, both rounded to half precision in every layer.
 TOLERANCE = 8e-3
 
@@ -35,7 +37,7 @@ def run(report: Report, options: argparse.Namespace) -> None:
     """Check and measure the keys of the last block, which vitnp needs, and the whole forward pass."""
     cupy = require_cupy()
     timer = Timer(cupy)
-    cases = CASES[:1] if options.quick else CASES
+    cases = CASES[:2] if options.quick else CASES
     for index, case in enumerate(cases):
         if not report.has_time(case.label, 3):
             continue
@@ -78,11 +80,16 @@ def _measure(report: Report, timer: Timer, cupy: ModuleType, case: Case, seconds
         calls, missing = gather(
             {
                 OURS: lambda want=want: lambda: vit(images, (want,))[want],
+                SINGLY: lambda want=want: lambda: _without_graph(vit, images, want),
                 TORCH: lambda want=want: torch_call(case, weights, images, want),
             }
         )
         facts = _facts(case, want)
-        found = cupy.asnumpy(calls[OURS]()[:1]).astype(np.float64)
+        single = cupy.asnumpy(calls[SINGLY]())
+        repeated = [cupy.asnumpy(calls[OURS]()) for _ in range(3)]  # kernel by kernel, recorded, launched as a graph
+        same = all(np.array_equal(one, single) for one in repeated)
+        report.check(f"{case.label}, {want}: a graph gives the bits of single launches", same)
+        found = repeated[-1][:1].astype(np.float64)
         expected = _torch_features(cupy, calls, missing)
         if expected is not None:
             error = float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
@@ -99,6 +106,13 @@ def _measure(report: Report, timer: Timer, cupy: ModuleType, case: Case, seconds
             report.missing(facts, name, why)
         del calls
         free(cupy)
+
+
+def _without_graph(vit: ViT, images: object, want: str) -> object:
+    from vitnp.kernels.cuda.graphs import launched_singly
+
+    with launched_singly():
+        return vit(images, (want,))[want]
 
 
 def _torch_features(cupy: ModuleType, calls: dict[str, Callable], missing: dict[str, str]) -> np.ndarray | None:

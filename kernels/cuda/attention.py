@@ -6,7 +6,6 @@ import math
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import DTypeLike
 from vitnp.kernels.cuda import bfloat16
 from vitnp.kernels.cuda.loader import contiguous, kernel
 
@@ -16,17 +15,12 @@ if TYPE_CHECKING:
 # The head size that attention.cu is optimized for, and the queries per block there.
 _SIZE = 64
 _QUERIES = {"half": 128, "float": 64}
-# Options of rotation.cu by the type of what is rotated, and by the type of the result.
-_SOURCES: dict[str, tuple[str, ...]] = {"float32": (), "float16": ("-DSOURCE_HALF",)}
-_TARGETS = {"float32": (), "float16": ("-DTARGET_HALF",), "uint16": ("-DTARGET_BFLOAT16",)}
 
 
 def attention(
     query: cupy.ndarray, key: cupy.ndarray, value: cupy.ndarray, heads: int, rotation: cupy.ndarray | None = None
 ) -> cupy.ndarray:
-    if rotation is not None:
-        key, rotation = rotate(key, rotation, heads), rotation[: query.shape[1]]
-    return _attend(query, key, value, heads, rotation)
+    return attend(query, key, value, heads, rotation)
 
 
 def _attend(
@@ -89,68 +83,69 @@ def rotate(x: cupy.ndarray, rotation: cupy.ndarray, heads: int) -> cupy.ndarray:
 
 
 def _rotate_into(out: cupy.ndarray, x: cupy.ndarray, rotation: cupy.ndarray, heads: int) -> None:
-    """Write rotated rows to an array with contiguous rows, in its type."""
+    """Write rotated rows to an array of the same type with contiguous rows, which may be `x` itself."""
     images, tokens, width = x.shape
     half = width // heads // 2
     x = _readable(x)
-    options = (*_SOURCES[x.dtype.name], *_TARGETS[out.dtype.name])
-    longest = 16 // max(x.itemsize, out.itemsize)
-    each = math.gcd(half, longest)
+    options = ("-DHALF",) if x.dtype == np.float16 else ()
+    each = math.gcd(half, 16 // x.itemsize)
     steps = [np.int64(array.strides[axis] // array.itemsize) for array in (x, out) for axis in (1, 0)]
     arguments = (x, contiguous(rotation, np.float32), out, np.int32(heads), np.int32(half), *steps)
     kernel("rotation", "rotate", *options, f"-DPER_THREAD={each}")((tokens, images), (64,), arguments)
 
 
-class KVCache:
-    """Keys and values of a batch of images on the GPU; see KVCache in :mod:`vitnp.kernels.reference`.
+def attend_fused(
+    qkv: cupy.ndarray, heads: int, rotation: cupy.ndarray | None = None, *, precision: str = "fp32"
+) -> cupy.ndarray:
+    """Compute the attention of a fused product of queries, keys and values, which are read where they lie.
 
     Parameters
     ----------
-    images, tokens, width, heads : int
-    dtype : NumPy dtype
-        Type of keys, values and queries; they are stored in the type that corresponds to `precision`.
-    slot : int
-        Not used: CuPy's pool reuses memory.
+    qkv : (B, N, 3 D) float16 or float32
+        Keys are overwritten by rotated keys if there is a rotation.
+    heads : int
+    rotation : (N, D / heads) float32, optional
+        Rotary position embedding of each token.
     precision : {"fp32", "tf32", "fp16", "bf16"}
-    rotation : (N, d) float32, optional
+        With "bf16" the product is rounded to bfloat16 first.
+
+    Returns
+    -------
+    (B, N, D) array
+        In the type of `qkv`; bits of bfloat16 as uint16 with "bf16".
     """
+    width = qkv.shape[-1] // 3
+    if rotation is not None:
+        key = qkv[:, :, width : 2 * width]
+        _rotate_into(key, key, rotation, heads)
+    if precision == "bf16":
+        qkv = bfloat16.shorten(qkv)
+    query, key, value = (qkv[:, :, part * width : (part + 1) * width] for part in range(3))
+    return _attend(query, key, value, heads, rotation)
 
-    def __init__(
-        self,
-        images: int,
-        tokens: int,
-        width: int,
-        heads: int,
-        dtype: DTypeLike = np.float32,
-        *,
-        slot: int = 0,
-        precision: str = "fp32",
-        rotation: cupy.ndarray | None = None,
-    ):
-        import cupy
 
-        self.heads, self.rotation = heads, rotation
-        stored: dict[str, DTypeLike] = {"fp16": np.float16, "bf16": np.uint16}
-        self.key, self.value = (cupy.empty((images, tokens, width), stored.get(precision, dtype)) for _ in range(2))
+def attend(
+    query: cupy.ndarray,
+    key: cupy.ndarray,
+    value: cupy.ndarray,
+    heads: int,
+    rotation: cupy.ndarray | None = None,
+    *,
+    precision: str = "fp32",
+) -> cupy.ndarray:
+    """Compute the attention of the first M tokens over all N; arguments and result otherwise as in attend_fused.
 
-    def write(self, images: slice, start: int, key: cupy.ndarray, value: cupy.ndarray) -> None:
-        """Store keys and values (b, n, D) of the tokens from `start` on, for a range of images."""
-        rows, short = slice(start, start + key.shape[1]), self.key.dtype == np.uint16
-        if self.rotation is not None:
-            _rotate_into(self.key[images, rows], key, self.rotation[rows], self.heads)
-        else:
-            self.key[images, rows] = bfloat16.shorten(key) if short else key
-        self.value[images, rows] = bfloat16.shorten(value) if short else value
-
-    def attend(
-        self, query: cupy.ndarray, images: slice, out: cupy.ndarray | None = None, *, start: int = 0
-    ) -> cupy.ndarray:
-        """Return the attention output (b, M, D) of queries (b, M, D) over their images; `out` is not used."""
-        rotation = None if self.rotation is None else self.rotation[start : start + query.shape[1]]
-        short = self.key.dtype == np.uint16
-        converted = bfloat16.shorten(query) if short else query.astype(self.key.dtype, copy=False)
-        result = _attend(converted, self.key[images], self.value[images], self.heads, rotation)
-        return (bfloat16.lengthen(result) if short else result).astype(query.dtype, copy=False)
+    Parameters
+    ----------
+    query : (B, M, D) float16 or float32
+    key, value : (B, N, D) array of the same type
+        Before rotation; they stay as they are.
+    """
+    if rotation is not None:
+        key, rotation = rotate(key, rotation, heads), rotation[: query.shape[1]]
+    if precision == "bf16":
+        query, key, value = (bfloat16.shorten(x) for x in (query, key, value))
+    return _attend(query, key, value, heads, rotation)
 
 
 def _variant(dtype: np.dtype) -> tuple[str, tuple[str, ...]]:

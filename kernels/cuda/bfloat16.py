@@ -8,7 +8,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-from vitnp.kernels.cuda import gemm
 from vitnp.kernels.cuda.loader import contiguous, kernel, require_cupy
 
 if TYPE_CHECKING:
@@ -29,21 +28,6 @@ def lengthen(x: cupy.ndarray) -> cupy.ndarray:
     out = require_cupy().empty(x.shape, np.float32)
     _launch("lengthen", contiguous(x), out)
     return out
-
-
-def product(x: cupy.ndarray, weight: cupy.ndarray) -> cupy.ndarray:
-    """Compute ``x W^T`` in bfloat16, summed in float32.
-
-    Parameters
-    ----------
-    x : (N, C) float32
-    weight : (E, C) bfloat16
-
-    Returns
-    -------
-    (N, E) float32
-    """
-    return gemm.multiply(shorten(x), weight)
 
 
 def _launch(name: str, x: cupy.ndarray, out: cupy.ndarray) -> None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import itertools
 import math
 from typing import TYPE_CHECKING
 
 import numpy as np
 from vitnp.kernels.constants import BISTOCHASTIC_STEPS
-from vitnp.kernels.cuda.loader import kernel
+from vitnp.kernels.cuda.device import upload
+from vitnp.kernels.cuda.graphs import Compute, GraphCache, Results
+from vitnp.kernels.cuda.loader import kernel, require_cupy
 from vitnp.kernels.reference.bilateral_grid import TooManyBins, color_bounds
 
 if TYPE_CHECKING:
@@ -18,6 +22,7 @@ _THREADS = 256
 # Maximum number of blocks of kernels that process the vertices: one per multiprocessor of a large device.
 _MAX_BLOCKS = 128
 _AXES = 5
+_graphs = GraphCache()
 
 
 class BilateralGrid:
@@ -39,34 +44,40 @@ class BilateralGrid:
     """
 
     def __init__(self, rgb: cupy.ndarray, sigma_xy: float, sigma_luma: float, sigma_chroma: float) -> None:
+        bins = _Bins.of(rgb.shape[:2], sigma_xy, sigma_luma, sigma_chroma)
+        self.prepare(rgb.shape[:2], bins)
+        self.connect(bins.sorted_keys(rgb))
+
+    @classmethod
+    def unconnected(cls, shape: tuple[int, int], bins: _Bins) -> BilateralGrid:
+        """Return a grid of this size that :meth:`connect` fills."""
+        grid = cls.__new__(cls)
+        grid.prepare(shape, bins)
+        return grid
+
+    def prepare(self, shape: tuple[int, int], bins: _Bins) -> None:
+        """Allocate memory."""
         import cupy
 
-        self.shape = rgb.shape[:2]
-        self.pixels = pixels = rgb.shape[0] * rgb.shape[1]
-        weights, lowest, extents = _bins(self.shape, sigma_xy, sigma_luma, sigma_chroma)
-        if math.prod(extents) * pixels >= 2**63:
-            raise TooManyBins
-        tables = [cupy.asarray(np.array(table, np.int64)) for table in (lowest, extents)]
-        keys = cupy.empty(pixels, np.int64)
-        sizes = (*map(np.int32, self.shape), np.float64(sigma_xy))
-        self._each("color_keys", rgb, *sizes, cupy.asarray(weights), *tables, keys, file="image")
+        self.shape, self.pixels, self.strides = shape, shape[0] * shape[1], bins.strides
+        self.mark, self.vertex, self.order = (cupy.empty(self.pixels, np.int32) for _ in range(3))
+        self.start, self.count = cupy.empty(self.pixels + 1, np.int32), cupy.empty(1, np.int32)
+        self.occupied = cupy.empty(self.pixels, np.int64)
+        self.neighbors = cupy.empty((2 * _AXES, self.pixels), np.int32)
+        self.blocks = min(-(-self.pixels // _THREADS), _MAX_BLOCKS)
 
-        keys = cupy.sort(keys)
-        mark = cupy.empty(pixels, np.int32)
-        self._each("mark_vertices", keys, np.int32(pixels), mark)
-        running = cupy.cumsum(mark, dtype=np.int32)
-        self.vertex, self.order = (cupy.empty(pixels, np.int32) for _ in range(2))
-        self.start = cupy.empty(pixels + 1, np.int32)
-        self.count = cupy.empty(1, np.int32)
-        occupied = cupy.empty(pixels, np.int64)
-        places = (self.vertex, self.order, self.start, occupied, self.count)
-        self._each("number_vertices", keys, running, np.int32(pixels), *places)
+    def connect(self, keys: cupy.ndarray) -> None:
+        """Assign numbers to the vertices and find their neighbors, from the sorted keys of the pixels."""
+        import cupy
 
-        self.blocks = min(-(-pixels // _THREADS), _MAX_BLOCKS)
-        self.neighbors = cupy.full((2 * _AXES, pixels), -1, np.int32)
-        strides = cupy.asarray(np.array([math.prod(extents[axis + 1 :]) for axis in range(_AXES)], np.int64))
+        pixels = np.int32(self.pixels)
+        self._each("mark_vertices", keys, pixels, self.mark)
+        running = cupy.cumsum(self.mark, dtype=np.int32)
+        places = (self.vertex, self.order, self.start, self.occupied, self.count)
+        self._each("number_vertices", keys, running, pixels, *places)
+        self.neighbors[...] = -1
         kernel("solver", "find_neighbors")(
-            (self.blocks, _AXES), (_THREADS,), (occupied, self.count, strides, np.int32(pixels), self.neighbors)
+            (self.blocks, _AXES), (_THREADS,), (self.occupied, self.count, self.strides, pixels, self.neighbors)
         )
 
     def launch(self, name: str, *arguments: object) -> None:
@@ -91,9 +102,9 @@ class BilateralGrid:
             n, updated = updated, n
         return n
 
-    def _each(self, name: str, *arguments: object, file: str = "solver") -> None:
+    def _each(self, name: str, *arguments: object) -> None:
         """Launch a kernel with one thread per pixel."""
-        kernel(file, name)((-(-self.pixels // _THREADS),), (_THREADS,), arguments)
+        kernel("solver", name)((-(-self.pixels // _THREADS),), (_THREADS,), arguments)
 
 
 def bilateral_solver(
@@ -111,7 +122,8 @@ def bilateral_solver(
     """Smooth a map so that it stays near its values yet changes only where the photograph does.
 
     The host never waits for the device: iterations that the tolerance makes unnecessary are launched nevertheless, and
-    do nothing. Parameters are those of :func:`vitnp.refine.bilateral_solver.bilateral_solver`, which checks them.
+    do nothing. For shapes that occur again all launches after the sort are one CUDA graph. Parameters are those of
+    :func:`vitnp.refine.bilateral_solver.bilateral_solver`, which checks them.
 
     Parameters
     ----------
@@ -139,12 +151,32 @@ def bilateral_solver(
     if target.shape != (height, width):
         shape = (height, width)
         raise ValueError(f"the map's shape {target.shape} differs from the photograph's height and width {shape}")
-    grid = BilateralGrid(rgb, sigma_xy, sigma_luma, sigma_chroma)
-    if np.ndim(confidence) == 0:
-        c = cupy.full(grid.pixels, float(confidence))
-    else:
-        c = cupy.ascontiguousarray(confidence, np.float64)
-    t = cupy.ascontiguousarray(target, np.float32)
+    bins = _Bins.of((height, width), sigma_xy, sigma_luma, sigma_chroma)
+    inputs = [bins.sorted_keys(rgb), cupy.ascontiguousarray(target, np.float32)]
+    if np.ndim(confidence):
+        inputs.append(cupy.ascontiguousarray(confidence, np.float64))
+    constant = None if np.ndim(confidence) else float(confidence)
+
+    def prepare(keys: cupy.ndarray, t: cupy.ndarray, c: cupy.ndarray | None = None) -> Compute:
+        grid = BilateralGrid.unconnected((height, width), bins)
+
+        def compute() -> Results:
+            grid.connect(keys)
+            of_pixels = cupy.full(grid.pixels, constant) if c is None else c
+            return {"map": _solve(grid, t, of_pixels, smoothness, max_iterations, tolerance)}
+
+        return compute
+
+    key = (sigma_xy, sigma_luma, sigma_chroma, smoothness, constant, max_iterations, tolerance)
+    return _graphs.run(key, inputs, prepare)["map"]
+
+
+def _solve(
+    grid: BilateralGrid, t: cupy.ndarray, c: cupy.ndarray, smoothness: float, max_iterations: int, tolerance: float
+) -> cupy.ndarray:
+    """Return the map (h, w) float32 that minimizes the solver's energy, by launches alone."""
+    import cupy
+
     mass, data, b, y, neighbor_sum, diagonal, residual, direction, scaled, image = cupy.empty((10, grid.pixels))
     grid.launch("splat", t, c, grid.order, grid.start, grid.count, mass, data, b, y)
     n = grid.bistochastize(mass)
@@ -167,6 +199,60 @@ def bilateral_solver(
         grid.launch("solver_step", direction, image, diagonal, count, small, *step)
         grid.launch("solver_turn", n, residual, diagonal, count, small, rho[i], *after, goal, direction, scaled)
     return grid.slice(y)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Bins:
+    """The bins of all grids of one size; the arrays are on the device.
+
+    Attributes
+    ----------
+    sigma_xy : float
+    weights : (3, 3) float32
+        Color weights divided by the sides of the bins.
+    lowest, extents, strides : (5,) int64
+        Lowest bin, number of bins, and distance of consecutive bins in keys, by axis.
+    """
+
+    sigma_xy: float
+    weights: cupy.ndarray
+    lowest: cupy.ndarray
+    extents: cupy.ndarray
+    strides: cupy.ndarray
+
+    @staticmethod
+    def of(shape: tuple[int, int], sigma_xy: float, sigma_luma: float, sigma_chroma: float) -> _Bins:
+        """Return the bins of photographs of this height and width.
+
+        Raises
+        ------
+        TooManyBins
+            If the grid is too fine.
+        """
+        return _transferred(require_cupy().cuda.Device().id, shape, sigma_xy, sigma_luma, sigma_chroma)
+
+    def sorted_keys(self, rgb: cupy.ndarray) -> cupy.ndarray:
+        """Return the sorted keys of the pixels, (pixels,) int64."""
+        import cupy
+
+        height, width = rgb.shape[:2]
+        keys = cupy.empty(height * width, np.int64)
+        sizes = (np.int32(height), np.int32(width), np.float64(self.sigma_xy))
+        arguments = (rgb, *sizes, self.weights, self.lowest, self.extents, keys)
+        kernel("image", "color_keys")((-(-keys.size // _THREADS),), (_THREADS,), arguments)
+        return cupy.sort(keys)
+
+
+@functools.lru_cache(maxsize=64)
+def _transferred(device: int, shape: tuple[int, int], sigma_xy: float, sigma_luma: float, sigma_chroma: float) -> _Bins:
+    """Return the bins of a size on a device; they are kept, because photographs of one size follow each other."""
+    weights, lowest, extents = _bins(shape, sigma_xy, sigma_luma, sigma_chroma)
+    if math.prod(extents) * math.prod(shape) >= 2**63:
+        raise TooManyBins
+    strides = [math.prod(extents[axis + 1 :]) for axis in range(_AXES)]
+    return _Bins(
+        sigma_xy, upload(weights), *(upload(np.array(table, np.int64)) for table in (lowest, extents, strides))
+    )
 
 
 def _bins(

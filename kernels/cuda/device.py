@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from vitnp.kernels.cuda.graphs import release_all
 from vitnp.kernels.cuda.loader import kernel, require_cupy
 
 from vitnp.errors import DeviceError
+
+if TYPE_CHECKING:
+    import cupy
+    import numpy as np
+
+_local = threading.local()  # `stream`, of this thread
 
 
 def check() -> None:
@@ -24,6 +36,29 @@ def wait() -> None:
     require_cupy().cuda.get_current_stream().synchronize()
 
 
+@contextlib.contextmanager
+def own_stream() -> Iterator[None]:
+    """Launch the work of this thread on a stream of its own, as a context manager.
+
+    Streams of several threads run at the same time: one uploads, another computes, a third one downloads. When the
+    context ends, all of its work has finished, so that other threads can use the results on their streams.
+    """
+    if not hasattr(_local, "stream"):
+        _local.stream = require_cupy().cuda.Stream(non_blocking=True)
+    with _local.stream:
+        try:
+            yield
+        finally:
+            _local.stream.synchronize()
+
+
+def upload(x: np.ndarray) -> cupy.ndarray:
+    """Return a copy on the GPU that has arrived, so that any stream can use it."""
+    copy = require_cupy().asarray(x)
+    wait()
+    return copy
+
+
 def free_bytes() -> int:
     """Return the bytes that are available for new arrays: free memory, and memory that CuPy's pool holds in reserve."""
     cupy = require_cupy()
@@ -38,8 +73,8 @@ def total_bytes() -> int:
 
 
 def release() -> None:
-    """Return the unused memory of CuPy's pool to the driver: it may consist of blocks of unsuitable sizes."""
-    require_cupy().get_default_memory_pool().free_all_blocks()
+    """Return unused memory to the driver: CUDA graphs, and CuPy's pool, which may consist of unsuitable blocks."""
+    release_all()
 
 
 def out_of_memory(what: str) -> DeviceError:

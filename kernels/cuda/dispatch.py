@@ -25,7 +25,7 @@ MODULES = {
         "precisions",
         "products",
     ),
-    "attention": ("attention", "attention_row", "rotate", "KVCache"),
+    "attention": ("attention", "attention_row", "attend", "attend_fused", "rotate"),
     "kmeans": ("kmeans_step", "kmeans_assign", "kmeans_closer"),
     "image_level": ("image_levels",),
     "similarity": ("similarity", "similarity_top", "normalize_rows"),
@@ -41,7 +41,8 @@ MODULES = {
         "guided_upsample",
         "clean",
     ),
-    "device": ("wait", "free_bytes", "total_bytes", "release", "out_of_memory"),
+    "graphs": ("GraphCache",),
+    "device": ("wait", "own_stream", "free_bytes", "total_bytes", "release", "out_of_memory"),
 }
 _MODULE_OF = {name: module for module, names in MODULES.items() for name in names}
 

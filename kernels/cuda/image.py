@@ -10,6 +10,7 @@ import math
 from typing import TYPE_CHECKING
 
 import numpy as np
+from vitnp.kernels.cuda.device import upload
 from vitnp.kernels.cuda.loader import kernel
 
 if TYPE_CHECKING:
@@ -270,19 +271,15 @@ def _contiguous(*tables: cupy.ndarray) -> list[cupy.ndarray]:
 
 @functools.lru_cache(maxsize=128)
 def _filter_on_device(device: int, length: int, size: int) -> tuple[cupy.ndarray, cupy.ndarray]:
-    import cupy
-
     first, weights = filter_weights(length, size)
-    return cupy.asarray(first), cupy.asarray(weights)
+    return upload(first), upload(weights)
 
 
 @functools.lru_cache(maxsize=128)
 def _taps_on_device(device: int, length: int, size: int) -> tuple[cupy.ndarray, cupy.ndarray]:
-    import cupy
-
     centers = ((np.arange(size) + 0.5) * (length / size) - 0.5).clip(0, length - 1)
     low = centers.astype(np.int32)
-    return cupy.asarray(low), cupy.asarray((centers - low).astype(np.float32))
+    return upload(low), upload((centers - low).astype(np.float32))
 
 
 def filter_weights(length: int, size: int) -> tuple[np.ndarray, np.ndarray]:

@@ -1,4 +1,4 @@
-"""Layers of a transformer on the GPU: matrix products by cuBLAS, everything else by ``gelu.cu`` and ``layernorm.cu``.
+"""Layers of a transformer on the GPU: matrix products by cuBLASLt, everything else by ``gelu.cu`` and ``layernorm.cu``.
 
 Arrays are float32 or float16; a layer works in the type of its input, with sums in float32. With bfloat16 weights,
 which are stored as uint16, all arrays are float32 and are rounded to bfloat16 for products.
@@ -76,14 +76,27 @@ def linear(
     out: cupy.ndarray | None = None,
 ) -> cupy.ndarray:
     rows = x.reshape(-1, x.shape[-1])
-    if weight.dtype == np.uint16:
-        y = bfloat16.product(rows, weight)
+    if weight.dtype == np.uint16 and rows.dtype != np.uint16:
+        rows = bfloat16.shorten(rows)
+    shape = (*x.shape[:-1], len(weight))
+    dtype = np.dtype(np.float16 if rows.dtype == np.float16 else np.float32)
+    bias, scale = (None if v is None else contiguous(v, dtype) for v in (bias, scale))
+    residual = None if residual is None else contiguous(residual, dtype)
+    target = out if _fits(out, shape, dtype) else None
+    if activation is None and scale is None:  # cuBLASLt adds bias and residual itself
+        added, memory = (None if v is None else v.reshape(-1, shape[-1]) for v in (residual, target))
+        y, complete = gemm.multiply(rows, weight, _precision(), bias=bias, residual=added, out=memory)
+        y = target if memory is not None and y is memory else y.reshape(shape)
+        if complete:
+            return _deliver(y, out)
     else:
-        y = gemm.multiply(rows, weight, getattr(_local, "precision", "fp32"))
-    y = y.reshape(*x.shape[:-1], len(weight))
-    if bias is None and activation is None and scale is None and residual is None:
-        return _deliver(y, out)
+        y = gemm.multiply(rows, weight, _precision())[0].reshape(shape)
     return epilogue(y, bias, activation == "gelu", scale, residual, out)
+
+
+def _precision() -> str:
+    """Return the precision of float32 products in this thread."""
+    return getattr(_local, "precision", "fp32")
 
 
 def epilogue(
@@ -105,7 +118,7 @@ def epilogue(
     out : array of y's shape, or None
         Array for the result; None overwrites y.
     """
-    target = out if _fits(out, y) else y
+    target = out if _fits(out, y.shape, y.dtype) else y
     bias, scale, residual = (None if v is None else contiguous(v, y.dtype) for v in (bias, scale, residual))
     sizes = (np.int64(y.size), np.int32(y.shape[-1]))
     _launch("epilogue", y, y, bias, scale, residual, np.int32(gelu), *sizes, target)
@@ -131,7 +144,7 @@ def layernorm(
 ) -> cupy.ndarray:
     cupy = require_cupy()
     x, width = contiguous(x), x.shape[-1]
-    target = out if _fits(out, x) else cupy.empty(x.shape, x.dtype)
+    target = out if _fits(out, x.shape, x.dtype) else cupy.empty(x.shape, x.dtype)
     known = width <= _MAX_WIDTH and width * x.itemsize % _VECTOR_BYTES == 0
     options = _options(x.dtype) + ((f"-DWIDTH={width}",) if known else ())
     rows = x.size // width
@@ -180,9 +193,15 @@ def _launch(name: str, like: cupy.ndarray, *arguments: object) -> None:
     function((-(-like.size // (each * _THREADS)),), (_THREADS,), arguments)
 
 
-def _fits(out: cupy.ndarray | None, like: cupy.ndarray) -> bool:
-    """Return whether a kernel can write its result to `out` directly."""
-    return out is not None and out.flags.c_contiguous and out.dtype == like.dtype and out.data.ptr % _VECTOR_BYTES == 0
+def _fits(out: cupy.ndarray | None, shape: tuple[int, ...], dtype: np.dtype) -> bool:
+    """Return whether a kernel can write a result of this shape and type to `out` directly."""
+    return (
+        out is not None
+        and out.shape == shape
+        and out.dtype == dtype
+        and out.flags.c_contiguous
+        and out.data.ptr % _VECTOR_BYTES == 0
+    )
 
 
 def _deliver(target: cupy.ndarray, out: cupy.ndarray | None) -> cupy.ndarray:

@@ -6,6 +6,7 @@ import collections
 import contextlib
 import itertools
 import os
+import queue
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -112,6 +113,66 @@ def map_ordered(work: Callable[[Item], Result], items: Iterable[Item], threads: 
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()
+
+
+def run_ahead(
+    items: Generator[Item, None, None],
+    most: int,
+    context: Callable[[], contextlib.AbstractContextManager[object]] = contextlib.nullcontext,
+) -> Generator[Item, None, None]:
+    """Yield the items of a generator, which another thread computes ahead of their use.
+
+    If the caller stops early, the item that has begun is completed first, and the generator is closed in its thread.
+
+    Parameters
+    ----------
+    items : generator
+    most : int
+        Maximum number of items that wait for the caller.
+    context : callable
+        Returns a context manager that the thread runs the generator in.
+
+    Yields
+    ------
+    object
+        Each item, in order; or the generator's exception is raised.
+
+    Examples
+    --------
+    >>> list(run_ahead((number * number for number in range(4)), most=2))
+    [0, 1, 4, 9]
+    """
+    ready: queue.Queue[tuple[Item | None, BaseException | None, bool]] = queue.Queue()
+    room, stopped = threading.Semaphore(most), threading.Event()
+
+    def run() -> None:
+        error: BaseException | None = None
+        try:
+            with context(), contextlib.closing(items):
+                for item in items:
+                    ready.put((item, None, False))
+                    room.acquire()
+                    if stopped.is_set():
+                        break
+        except BaseException as raised:  # raised again where the items are used
+            error = raised
+        ready.put((None, error, True))
+
+    thread = threading.Thread(target=run, name="vitnp-ahead", daemon=True)
+    thread.start()
+    try:
+        while True:
+            item, error, last = ready.get()
+            if error is not None:
+                raise error
+            if last:
+                return
+            room.release()
+            yield item  # type: ignore[misc]
+    finally:
+        stopped.set()
+        room.release()
+        thread.join()
 
 
 @contextlib.contextmanager

@@ -147,19 +147,24 @@ def test_attention_row(cupy, dtype):
     np.testing.assert_allclose(found, reference.attention_row(query.astype(float), key.astype(float), 2), atol=1e-6)
 
 
-@pytest.mark.parametrize("precision, tolerance", [("fp32", 1e-5), ("fp16", 4e-3), ("bf16", 3e-2)])
-@pytest.mark.parametrize("width", [64, 40])
-def test_keys_and_values_put_in_piece_by_piece(cupy, precision, tolerance, width):
-    from vitnp.kernels.cuda.attention import KVCache
+PRECISIONS = [("fp32", 1e-5), ("fp16", 4e-3), ("bf16", 3e-2)]
 
-    query, key, value = random(14, 2, 3, width), random(15, 2, 10, width), random(16, 2, 10, width)
-    held = KVCache(2, 10, width, heads=1, precision=precision)
-    for start, stop in ((0, 4), (4, 10)):
-        held.write(slice(0, 2), start, cupy.asarray(key[:, start:stop]), cupy.asarray(value[:, start:stop]))
-    found = held.attend(cupy.asarray(query[1:]), slice(1, 2))
-    assert found.dtype == np.float32
-    wanted = expected(query[1:], key[1:], value[1:], 1)
-    np.testing.assert_allclose(cupy.asnumpy(found), wanted, atol=tolerance, rtol=0)
+
+def as_numbers(cupy, found, precision: str) -> np.ndarray:
+    assert found.dtype == {"fp32": np.float32, "fp16": np.float16, "bf16": np.uint16}[precision]
+    found = cupy.asnumpy(found)
+    return from_bfloat16(found) if precision == "bf16" else found
+
+
+@pytest.mark.parametrize("precision, tolerance", PRECISIONS)
+@pytest.mark.parametrize("width", [64, 40])
+def test_a_fused_product_of_any_precision(cupy, precision, tolerance, width):
+    from vitnp.kernels.cuda.attention import attend_fused
+
+    qkv = random(14, 2, 10, 3 * width, dtype=np.float16 if precision == "fp16" else np.float32)
+    found = attend_fused(cupy.asarray(qkv), 1, precision=precision)
+    wanted = expected(*np.split(qkv, 3, axis=2), 1)
+    np.testing.assert_allclose(as_numbers(cupy, found, precision), wanted, atol=tolerance, rtol=0)
 
 
 def test_other_types_are_refused(cupy):
@@ -239,22 +244,22 @@ def test_attention_with_rotation(cupy, dtype, images, rows, tokens, size, heads)
     np.testing.assert_allclose(found, wanted, atol=2 * TOLERANCE[dtype], rtol=0)
 
 
-@pytest.mark.parametrize("precision, tolerance", [("fp32", 1e-5), ("fp16", 4e-3), ("bf16", 3e-2)])
+@pytest.mark.parametrize("precision, tolerance", PRECISIONS)
 @pytest.mark.parametrize("size", [64, 20])
-def test_the_cache_rotates_what_is_put_in_piece_by_piece(cupy, precision, tolerance, size):
-    from vitnp.kernels.cuda.attention import KVCache
+def test_keys_of_a_fused_product_are_rotated_where_they_lie(cupy, precision, tolerance, size):
+    from vitnp.kernels.cuda.attention import attend, attend_fused
 
-    heads, tokens, start = 2, 10, 4  # queries of tokens 4 to 6
+    heads, tokens, width = 2, 10, 2 * size
     rotation = rotation_of(25, tokens, size)
-    query = random(26, 2, 3, heads * size)
-    key, value = random(27, 2, 2, tokens, heads * size)
-    held = KVCache(2, tokens, heads * size, heads, precision=precision, rotation=cupy.asarray(rotation))
-    for first, last in ((0, 4), (4, 10)):
-        held.write(slice(0, 2), first, cupy.asarray(key[:, first:last]), cupy.asarray(value[:, first:last]))
-    found = held.attend(cupy.asarray(query[1:]), slice(1, 2), start=start)
-    turned = rotated(query[1:], rotation[start : start + 3], heads)
-    wanted = expected(turned, rotated(key[1:], rotation, heads), value[1:], heads)
-    np.testing.assert_allclose(cupy.asnumpy(found), wanted, atol=tolerance, rtol=0)
+    qkv = random(26, 2, tokens, 3 * width, dtype=np.float16 if precision == "fp16" else np.float32)
+    query, key, value = np.split(qkv, 3, axis=2)
+    wanted = expected(rotated(query, rotation, heads), rotated(key, rotation, heads), value, heads)
+    parts = [cupy.asarray(np.ascontiguousarray(x)) for x in (query[:, :3], key, value)]
+    found = attend(*parts, heads, cupy.asarray(rotation), precision=precision)
+    np.testing.assert_allclose(as_numbers(cupy, found, precision), wanted[:, :3], atol=tolerance, rtol=0)
+    np.testing.assert_array_equal(cupy.asnumpy(parts[1]), key)
+    found = attend_fused(cupy.asarray(qkv), heads, cupy.asarray(rotation), precision=precision)
+    np.testing.assert_allclose(as_numbers(cupy, found, precision), wanted, atol=tolerance, rtol=0)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])

@@ -65,9 +65,8 @@ def variants(file: str, arch: int) -> set[tuple[str, ...]]:
         "rotation": {
             ("-DPER_THREAD=4",),
             ("-DPER_THREAD=1",),
-            ("-DSOURCE_HALF", "-DTARGET_HALF", "-DPER_THREAD=8"),
-            ("-DTARGET_HALF", "-DPER_THREAD=4"),
-            ("-DTARGET_BFLOAT16", "-DPER_THREAD=4"),
+            ("-DHALF", "-DPER_THREAD=8"),
+            ("-DHALF", "-DPER_THREAD=1"),
         },
         "solver": {()},
     }[file]

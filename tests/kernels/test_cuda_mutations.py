@@ -84,8 +84,8 @@ def rotary_any(cupy, operations):
     test_cuda_attention.test_attention_with_rotation(cupy, np.float32, 1, 5, 40, 80, 2)
 
 
-def rotary_cache(cupy, operations):
-    test_cuda_attention.test_the_cache_rotates_what_is_put_in_piece_by_piece(cupy, "fp16", 4e-3, 64)
+def rotary_keys(cupy, operations):
+    test_cuda_attention.test_keys_of_a_fused_product_are_rotated_where_they_lie(cupy, "fp16", 4e-3, 64)
 
 
 def solver(cupy, operations):
@@ -247,10 +247,10 @@ DEFECTS = [
     (rotary_float, "attention", "y.y * c.y + x.y * s.y, y.z", "y.y * c.y + x.x * s.y, y.z"),
     (rotary_any, "attention", "second ? sine : -sine", "sine"),
     (rotary_any, "attention", "rotation + row * size + point", "rotation + row * size + d"),
-    (rotary_cache, "rotation", "i < heads * pieces", "i < pieces"),
-    (rotary_cache, "rotation", "rotation += blockIdx.x * 2ll * half;", ""),
-    (rotary_cache, "rotation", "blockIdx.x * out_row + blockIdx.y * out_image", "blockIdx.x * out_row"),
-    (rotary_cache, "rotation", "store(out + at + half, new_second);", "store(out + at + half + 1, new_second);"),
+    (rotary_keys, "rotation", "i < heads * pieces", "i < pieces"),
+    (rotary_keys, "rotation", "rotation += blockIdx.x * 2ll * half;", ""),
+    (rotary_keys, "rotation", "blockIdx.x * out_row + blockIdx.y * out_image", "blockIdx.x * out_row"),
+    (rotary_keys, "rotation", "store(out + at + half, new_second);", "store(out + at + half + 1, new_second);"),
     # Refinement
     (solver, "solver", "the warps' sums have been stored"),
     (solver, "solver", "the sums have been stored"),

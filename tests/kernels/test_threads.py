@@ -8,6 +8,7 @@ import time
 import numpy as np
 import pytest
 from threadpoolctl import threadpool_info, threadpool_limits
+from vitnp.kernels.threads import pool
 from vitnp.kernels.threads.blas import one_blas_thread
 from vitnp.kernels.threads.pool import map_ordered, resolve_n_threads, thread_limit
 from vitnp.kernels.threads.team import parallel_for, run_team
@@ -225,3 +226,33 @@ def test_workers_wait_in_python_for_a_slow_one():
         with thread_limit(3):
             run_team(work)
         assert order == ["before"] * 3 + ["after"] * 3
+
+
+def test_items_are_computed_ahead_by_another_thread():
+    threads, done = [], []
+
+    def items():
+        try:
+            for number in range(50):
+                threads.append(threading.current_thread())
+                done.append(number)
+                yield number
+        finally:
+            done.append("closed")
+
+    ahead = pool.run_ahead(items(), 2)
+    assert next(ahead) == 0 and next(ahead) == 1
+    ahead.close()
+    assert done[-1] == "closed" and len(done) <= 6 and threading.current_thread() not in threads
+    assert list(pool.run_ahead(items(), 3)) == list(range(50))
+
+
+def test_an_error_of_the_other_thread_is_raised_where_the_items_are_used():
+    def items():
+        yield 1
+        raise ValueError("no second item")
+
+    ahead = pool.run_ahead(items(), 4)
+    assert next(ahead) == 1
+    with pytest.raises(ValueError, match="no second item"):
+        next(ahead)

@@ -17,15 +17,19 @@ import re
 import sys
 import threading
 import types
+import unittest.mock
 import weakref
 
 import cuda_emulator
+import fake_cublaslt
+import fake_streams
 import numpy as np
 
 TF32 = 7  # CuPy's number for it
 R_32F, R_16F, R_16BF = 0, 2, 14  # CUDA's numbers for types
 COMPUTE_32F, COMPUTE_32F_PEDANTIC, COMPUTE_FAST_TF32 = 68, 69, 77  # cuBLAS's for arithmetic
 compute_types: dict[type, int] = {}  # of products, as CuPy keeps them: one setting for all
+_OF_STREAMS = ("Stream", "Event", "MemoryPool", "get_current_stream", "using_allocator")
 _CREATING = ("arange", "array", "asarray", "full", "ones", "zeros")
 
 
@@ -39,22 +43,43 @@ class ndarray(np.ndarray):
         return types.SimpleNamespace(ptr=self.ctypes.data)
 
     def get(self) -> np.ndarray:
-        return np.array(self)
+        return _to_host(self)
 
     def __getitem__(self, place) -> ndarray:
         _plain(place)
-        return super().__getitem__(place)
+        return _by_numpy(np.ndarray.__getitem__, (self, place), {})
 
     def __setitem__(self, place, value) -> None:
         _plain((place, value))
         _unwritten.pop(_owner(self), None)
-        super().__setitem__(place, value)
+        _by_numpy(np.ndarray.__setitem__, (self, place, value), {})
 
     def __array_ufunc__(self, function, method, *inputs, out=(), **options):
         for array in out:
             _unwritten.pop(_owner(array), None)
         found = _by_numpy(getattr(function, method), inputs, {**options, "out": out} if out else options)
         return out[0] if out else found
+
+    def astype(self, dtype, **options) -> ndarray:
+        return _by_numpy(np.ndarray.astype, (self, dtype), options)
+
+    def copy(self) -> ndarray:
+        return _by_numpy(np.ndarray.copy, (self,), {})
+
+    def reshape(self, *shape) -> ndarray:
+        return _by_numpy(np.ndarray.reshape, (self, *shape), {})
+
+    def __bool__(self) -> bool:
+        return bool(_to_host(self))
+
+    def __int__(self) -> int:
+        return int(_to_host(self))
+
+    def __float__(self) -> float:
+        return float(_to_host(self))
+
+    def item(self, *place):
+        return _to_host(self).item(*place)
 
     def __array_function__(self, function, types, args, options):
         return _by_numpy(function, args, options)
@@ -71,19 +96,68 @@ def _plain(value):
     return value
 
 
+def _to_host(array: ndarray) -> np.ndarray:
+    fake_streams.refuse("a transfer to the host")
+    fake_streams.counts["download"] += 1
+    fake_streams.use([array], [])
+    fake_streams.get_current_stream().synchronize()
+    return np.array(array.view(np.ndarray) if isinstance(array, np.ndarray) else array)
+
+
 def _by_numpy(function, args, options):
-    """Wrap a function of NumPy for arrays of the device.
+    """Wrap a function of NumPy for arrays of the device; a capture notes what it does instead of a view."""
+    args, options = _plain(list(args)), {name: _plain(value) for name, value in options.items()}
+    noted = fake_streams.capture()
+    with np.errstate(all="ignore") if noted is not None else contextlib.nullcontext():
+        found = _compute(function, args, options)
+    if isinstance(found, np.generic):  # stays on the device until it is read
+        found = np.array(found)
+    written = options.get("out", args[0] if function is np.ndarray.__setitem__ else None)
+    fresh = isinstance(found, np.ndarray) and not any(map(functools.partial(_shares, found), _arrays((args, options))))
+    if fresh or written is not None:
+        fake_streams.counts["elementwise"] += 1
+        fake_streams.use(_arrays((args, options)), [found] if fresh else list(_arrays(written)))
+        if fresh:
+            fake_streams.keep(found)
+        if noted is not None:
+            noted.append(functools.partial(_again, function, *map(fake_streams.packed, (args, options)),
+                                           fake_streams.packed(found) if fresh else None))  # fmt: skip
+    return found.view(ndarray) if isinstance(found, np.ndarray) else found
+
+
+def _again(function, args, options, found) -> None:
+    args, options = map(fake_streams.unpacked, (args, options))
+    written = [options.get("out", args[0]) if found is None else fake_streams.unpacked(found)]
+    fake_streams.use(_arrays((args, options)), list(_arrays(written)))
+    result = _compute(function, args, options)
+    if found is not None:
+        fake_streams.unpacked(found)[...] = result
+
+
+def _arrays(value):
+    """Yield the arrays in nested arguments."""
+    if isinstance(value, np.ndarray):
+        yield value
+    elif isinstance(value, (list, tuple, dict)):
+        for one in value.values() if isinstance(value, dict) else value:
+            yield from _arrays(one)
+
+
+def _shares(array: np.ndarray, other: np.ndarray) -> bool:
+    return fake_streams.owner_of(array) is fake_streams.owner_of(other)
+
+
+def _compute(function, args, options):
+    """Call a function of NumPy.
 
     Products of float16 are summed in float32, as cuBLAS does it; those of float32 are of 11 bits where TF32 is set.
     """
-    args, options = _plain(list(args)), {name: _plain(value) for name, value in options.items()}
     product = function in (np.matmul, np.matmul.__call__)
     if product and compute_types.get(np.float32) == TF32 and all(x.dtype == np.float32 for x in args):
         args = [_eleven_bits(x) for x in args]
     if product and all(x.dtype == np.float16 for x in args) and "out" not in options:
-        return np.matmul(*(x.astype(np.float32) for x in args)).astype(np.float16).view(ndarray)
-    found = function(*args, **options)
-    return found.view(ndarray) if isinstance(found, np.ndarray) else found
+        return np.matmul(*(x.astype(np.float32) for x in args)).astype(np.float16)
+    return function(*args, **options)
 
 
 def _eleven_bits(x: np.ndarray) -> np.ndarray:
@@ -95,6 +169,9 @@ def _product_of_bits(
     _, op_a, op_b, m, n, k, alpha, a, kind_a, lda, b, kind_b, ldb, beta, c, kind_c, ldc, compute, algorithm
 ):
     """cublasGemmEx, summed in float32: c = op(a) op(b), matrices stored column by column."""
+    if fake_streams.capture() is not None:
+        raise NotImplementedError("calling cuBLAS API during stream capture is currently unsupported")
+    fake_streams.counts["product"] += 1
     assert kind_a == kind_b and kind_c == (kind_a if kind_a in (R_32F, R_16F) else R_32F)
     assert compute == COMPUTE_32F or kind_a == R_32F
 
@@ -121,6 +198,11 @@ _unwritten: dict[int, set[int]] = {}
 _given_to_cublas: set[int] = set()
 
 
+def _launch_product(run, addresses: list[int], workspace: int) -> None:
+    _given_to_cublas.add(addresses[3])
+    fake_streams.launch_at(run, addresses, workspace)
+
+
 def _owner(array: np.ndarray) -> int:
     while isinstance(array.base, np.ndarray):
         array = array.base
@@ -132,6 +214,7 @@ def empty(shape, dtype=float) -> ndarray:
     memory.view(np.uint8)[...] = 0xFF if memory.ndim else 0
     _unwritten[id(memory)] = set()
     _given_to_cublas.discard(memory.ctypes.data)
+    fake_streams.keep(memory)
     weakref.finalize(memory, _unwritten.pop, id(memory), None)
     return memory.view(ndarray)
 
@@ -187,11 +270,24 @@ class RawKernel:
             if written is not None and argument.ctypes.data not in written | _given_to_cublas:
                 fresh.append(name)
             plain.append(_span(argument))
-        with self._stream:
-            self._kernel(grid, block, plain, shared_mem=shared_mem, seed=next(self._seeds), uninit=tuple(fresh))
+        noted = fake_streams.capture()
+        if noted is None:
+            self._run(grid, block, plain, shared_mem, tuple(fresh))
+        else:
+            places = fake_streams.packed(plain)
+            noted.append(lambda: self._run(grid, block, fake_streams.unpacked(places), shared_mem, ()))
         for kind, argument in zip(self._kernel.signature, args):
             if kind[0] == "p" and isinstance(argument, ndarray) and _owner(argument) in _unwritten:
                 _unwritten[_owner(argument)].add(argument.ctypes.data)
+
+    def _run(self, grid, block, arguments, shared_mem: int, uninit: tuple[str, ...]) -> None:
+        fake_streams.counts["kernel"] += 1
+        arrays = [argument for argument in arguments if isinstance(argument, np.ndarray)]
+        pointers = [kind[0] == "p" for kind in self._kernel.signature]
+        written = [argument for argument, out in zip(arguments, pointers) if out and isinstance(argument, np.ndarray)]
+        fake_streams.use(arrays, written)
+        with self._stream:
+            self._kernel(grid, block, arguments, shared_mem=shared_mem, seed=next(self._seeds), uninit=uninit)
 
 
 def _span(array: np.ndarray) -> np.ndarray:
@@ -220,7 +316,7 @@ def module(mode: str = "fast") -> types.ModuleType:
     for name in _CREATING:
         setattr(fake, name, _on_device(getattr(np, name)))
     fake.__getattr__ = _function
-    fake.ndarray, fake.empty, fake.asnumpy = ndarray, empty, lambda array: np.array(array)
+    fake.ndarray, fake.empty, fake.asnumpy = ndarray, empty, _to_host
     fake.empty_like = lambda array: empty(array.shape, array.dtype)
     fake.RawModule = type("RawModule", (RawModule,), {"mode": mode})
     pool = types.SimpleNamespace(free_bytes=lambda: 0, free_all_blocks=lambda: None)
@@ -245,7 +341,7 @@ def module(mode: str = "fast") -> types.ModuleType:
             CUBLAS_COMPUTE_32F_FAST_TF32=COMPUTE_FAST_TF32,
             CUBLAS_GEMM_DEFAULT=-1,
         ),
-        get_current_stream=lambda: types.SimpleNamespace(synchronize=lambda: None),
+        **{name: getattr(fake_streams, name) for name in _OF_STREAMS},
         Device=lambda *_: types.SimpleNamespace(
             id=0,
             cublas_handle=0,
@@ -254,6 +350,7 @@ def module(mode: str = "fast") -> types.ModuleType:
         ),
         runtime=types.SimpleNamespace(
             getDeviceCount=lambda: 1,
+            runtimeGetVersion=lambda: 12080,
             CUDA_R_32F=R_32F,
             CUDA_R_16F=R_16F,
             CUDA_R_16BF=R_16BF,
@@ -280,8 +377,14 @@ def installed(mode: str = "fast"):
     for name in before:
         del sys.modules[name]
     sys.modules["cupy"] = module(mode)
+    cublaslt, load = fake_cublaslt.FakeCublasLt(_launch_product), ctypes.CDLL
+
+    def loaded(name, *args, **options):
+        return cublaslt if "cublasLt" in str(name) else load(name, *args, **options)
+
     try:
-        yield sys.modules["cupy"]
+        with unittest.mock.patch.object(ctypes, "CDLL", loaded):
+            yield sys.modules["cupy"]
     finally:
         for name in ours():
             del sys.modules[name]
@@ -307,6 +410,14 @@ def _call(function, args, options):
 def _on_device(function):
     @functools.wraps(function)
     def create(*args, **options) -> ndarray:
-        return function(*args, **options).view(ndarray)
+        if any(isinstance(value, (list, tuple, np.ndarray)) and np.ndim(value) and not isinstance(value, ndarray)
+               for value in args[:1]) and function in (np.array, np.asarray):  # fmt: skip
+            fake_streams.refuse("a transfer from the host")
+            fake_streams.counts["upload"] += 1
+            found = function(*args, **options).view(ndarray)
+            fake_streams.keep(found)
+            fake_streams.use([], [found])
+            return found
+        return _by_numpy(function, args, options)
 
     return create

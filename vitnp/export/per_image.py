@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import os
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from vitnp import options
+from vitnp import kernels, options
 from vitnp.errors import ImageError, OutputError, UsageError
 from vitnp.export.outcome import Facts, Outcome
 from vitnp.features.batching import Job, through_network
@@ -33,6 +34,8 @@ from vitnp.vit.model import ViT
 MAX_LABELS = 255
 # Limit of the pixels, 3 bytes each, of decoded photographs that wait for others of their size.
 _WAITING_PIXELS = 250_000_000
+# Photographs with features that may wait to be segmented: the network computes the next batch meanwhile.
+_AHEAD = 32
 
 
 def segment_files(
@@ -158,20 +161,27 @@ class _Run:
             return Outcome(job.path, {}, error)
 
     def batched(self, jobs: Sequence[_ImageJob], n_threads: int, batch: int | None) -> Generator[_ImageJob, None, None]:
-        """Yield jobs in the order in which they finish: decoded and written in threads, extracted in batches."""
+        """Yield jobs in the order in which they finish: decoded and written in threads, extracted in batches.
+
+        One thread runs the network and one segments, each on a stream of its own.
+        """
         vit = self.pipeline.vit
         with (
             contextlib.closing(pool.map_ordered(self.prepare, jobs, n_threads)) as prepared,
             contextlib.closing(
-                through_network(
-                    prepared,
-                    vit,
-                    self.pipeline.extract,
-                    then=self.judge,
-                    batch=batch,
-                    stride=self.pipeline.spec.stride,
-                    weight=_decoded_pixels,
-                    room=_WAITING_PIXELS,
+                pool.run_ahead(
+                    through_network(
+                        prepared,
+                        vit,
+                        self.pipeline.extract,
+                        then=self.judge,
+                        batch=batch,
+                        stride=self.pipeline.spec.stride,
+                        weight=_decoded_pixels,
+                        room=_WAITING_PIXELS,
+                    ),
+                    _AHEAD,
+                    functools.partial(kernels.own_stream, vit.device),
                 )
             ) as extracted,
             contextlib.closing(self.segment_all(extracted)) as segmented,
@@ -183,11 +193,12 @@ class _Run:
         try:
             job.source = headers.read_content(job.path)
             job.outcome = self.finished_before(job)
-            if job.outcome is None and headers.pixels_of(job.source) > pool.LARGE_IMAGE_PIXELS:
-                job.outcome = self.process(job)
-            elif job.outcome is None:
-                with blas.one_blas_thread():
-                    job.image, job.input = self.decode(job)
+            with kernels.own_stream(self.pipeline.vit.device):
+                if job.outcome is None and headers.pixels_of(job.source) > pool.LARGE_IMAGE_PIXELS:
+                    job.outcome = self.process(job)
+                elif job.outcome is None:
+                    with blas.one_blas_thread():
+                        job.image, job.input = self.decode(job)
         except (ImageError, OutputError) as error:
             job.outcome = Outcome(job.path, {}, error)
         return job
@@ -206,7 +217,8 @@ class _Run:
         """Segment the photographs that have features."""
         for job in jobs:
             if job.features is not None and job.image is not None:
-                with image_memory_error(self.pipeline.vit.device):
+                device = self.pipeline.vit.device
+                with image_memory_error(device), kernels.own_stream(device):
                     job.result = self.segment(job, job.image, job.features)
                 job.features = job.answer = None
             yield job

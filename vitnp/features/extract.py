@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -37,7 +38,7 @@ class NetworkInput:
     pixels: np.ndarray
     capped: bool
 
-    @property
+    @functools.cached_property
     def digest(self) -> int:
         """Hash of the pixels: the seed of the photograph, independent of its file name and of other photographs."""
         return int(source.content_hash(kernels.to_host(self.pixels)), 16)
@@ -74,7 +75,10 @@ def prepare(
         # After scaling there are a hundred times fewer pixels to convert.
         pixels = kernels.to_device(color.to_srgb(kernels.to_host(pixels), profile), vit.device)
     height, width, _ = rgb.shape
-    return NetworkInput(photograph, (height, width), pixels, capped)
+    ready = NetworkInput(photograph, (height, width), pixels, capped)
+    if vit.device != "cpu":
+        _ = ready.digest  # by this thread, of many that decode, instead of the one that runs the network
+    return ready
 
 
 def extract(rgb: np.ndarray, vit: ViT, spec: FeatureSpec | None = None, **settings: Any) -> FeatureRecord:

@@ -204,7 +204,7 @@ def stream(
             photograph = fingerprint(source, alpha=spec.alpha)
             if skip(index, photograph):
                 return Job(index, photograph)
-            with opened(source, max_pixels, spec.alpha) as image:
+            with opened(source, max_pixels, spec.alpha) as image, kernels.own_stream(vit.device):
                 return Job(index, photograph, prepare(image.rgb, vit, spec, photograph, profile=image.profile))
         except ImageError as error:
             return Job(index, error=error)

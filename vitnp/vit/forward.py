@@ -1,8 +1,9 @@
-"""One forward pass of a vision transformer on several threads, or on a GPU: images in, features of one block out.
+"""One forward pass of a vision transformer on several threads: images in, features of one block out.
 
 :mod:`vitnp.vit.plain` is the same computation written to be read. This module computes only what the requested features
 need, and spreads it over threads. Tokens interact in attention alone, so each thread takes its own chunks of rows
 through the whole network and waits for the others once per block, until all keys and values are there.
+:mod:`vitnp.vit.forward_gpu` is the same pass on a GPU.
 
 Letters in shapes: B images, N patches, R register tokens, T = 1 + R + N tokens in the order CLS, registers, patches;
 D width, H heads, d = D / H, b images and n rows of a chunk.
@@ -67,30 +68,26 @@ class ForwardPass:
         self.rotation = weights.rotation(grid, stride)
         self.n_prefix = self.config.num_prefix_tokens
         batch, n_tokens = len(images), self.n_prefix + grid[0] * grid[1]
-        self.x, self.queries = (
-            weights.temporary(name, batch, n_tokens, self.config.width) for name in ("tokens", "queries")
-        )
-        self.kv = self._kv_buffers(batch, n_tokens)
+        self.x = weights.temporary("tokens", batch, n_tokens, self.config.width)
+        self._allocate_buffers(batch, n_tokens)
         self._allocate_outputs(batch, n_tokens)
-        if weights.device == "cuda":
-            self.max_threads = 1
-        elif weights.kernels.BLOCK is None:
+        if weights.kernels.BLOCK is None:
             self.max_threads = batch
         else:
             self.max_threads = -(-batch * n_tokens // MIN_TOKENS_PER_THREAD)
 
-    def _kv_buffers(self, batch: int, n_tokens: int) -> list[Any]:
-        """Return two K/V buffers, so that a thread may begin a block while others still read the last, or one.
+    def _allocate_buffers(self, batch: int, n_tokens: int) -> None:
+        """Allocate queries, and two K/V buffers, so that a thread may begin a block while others read the last, or one.
 
         For many tokens waiting is cheaper than the memory.
         """
         w, c = self.weights, self.config
-        count = 2 if w.device == "cpu" and batch * n_tokens < SINGLE_KV_BUFFER_TOKENS else 1
-        return [
+        self.queries = w.temporary("queries", batch, n_tokens, c.width)
+        self.kv: list[Any] = [
             w.kernels.KVCache(
                 batch, n_tokens, c.width, c.heads, w.dtype, slot=slot, precision=w.precision, rotation=self.rotation
             )
-            for slot in range(count)
+            for slot in range(2 if batch * n_tokens < SINGLE_KV_BUFFER_TOKENS else 1)
         ]
 
     def _allocate_outputs(self, batch: int, n_tokens: int) -> None:
@@ -137,9 +134,6 @@ class ForwardPass:
         """Split off one thread's share of the tokens, in chunks of a length that suits the kernels."""
         batch, n_tokens, _ = self.x.shape
         longest = self.weights.kernels.BLOCK
-        if self.weights.device == "cuda":
-            yield slice(0, batch), slice(0, n_tokens)
-            return
         if longest is None:
             for image in range(*worker.share(batch)):
                 yield slice(image, image + 1), slice(0, n_tokens)

@@ -13,6 +13,7 @@ from vitnp.errors import UsageError
 from vitnp.kernels.threads import team
 from vitnp.kernels.threads.fork import unlocked_in_child
 from vitnp.options import FEATURES
+from vitnp.vit import forward_gpu
 from vitnp.vit.config import ViTConfig
 from vitnp.vit.forward import ForwardPass, block_tail, final_norm
 from vitnp.vit.weights import PackedWeights
@@ -125,6 +126,8 @@ class ViT:
         images = kernels.to_device(images, self.device).astype(self.dtype, copy=False)
         weights = self._packed_weights()
         with weights.compute_context():
+            if self.device == "cuda":
+                return forward_gpu.forward(weights, images, stride, layer, features)
             forward = ForwardPass(weights, images, stride, layer, features)
             team.run_team(forward.run, forward.max_threads)
             return forward.result()

@@ -40,6 +40,8 @@ class PackedWeights:
         NumPy, or CuPy for arrays on a GPU.
     dtype : numpy.dtype
         Dtype of the inputs and outputs of every layer.
+    graphs : GraphCache or None
+        CUDA graphs of forward passes; None on the CPU.
 
     Raises
     ------
@@ -57,6 +59,7 @@ class PackedWeights:
         self.dtype = np.dtype(np.float16 if precision == "fp16" else np.float32) if device == "cuda" else dtype
         if device == "cuda":
             _require_gpu_memory(weights, precision, self.kernels.total_bytes())
+        self.graphs: Any = self.kernels.GraphCache() if device == "cuda" else None
         self._weights = weights
         self._packed: dict[str, Any] = {}
         self._layers: dict[str, tuple[Any, Any]] = {}
@@ -120,6 +123,7 @@ class PackedWeights:
         if self.device != "cpu":
             prefix_tokens = kernels.to_device(prefix_tokens.astype(self.dtype), self.device)
             pos_embed = None if pos_embed is None else kernels.to_device(pos_embed.astype(self.dtype), self.device)
+        self._wait()
         self._embeddings = grid, (prefix_tokens, pos_embed)
         return prefix_tokens, pos_embed
 
@@ -136,6 +140,7 @@ class PackedWeights:
         dtype = self.dtype if self.device == "cpu" else np.float32
         table = rotation_table(self._weights["rope_embed.periods"], self.config, grid, stride, dtype)
         rotation = kernels.to_device(table, self.device)
+        self._wait()
         self._rotation = (grid, stride), rotation
         return rotation
 
@@ -153,11 +158,18 @@ class PackedWeights:
         """Return uninitialized memory, valid until the same thread asks for the same name again."""
         return self.kernels.temporary(name, *shape, dtype=self.dtype)
 
+    def _wait(self) -> None:
+        """Wait until a GPU has what other threads will use on other streams."""
+        if self.device != "cpu":
+            self.kernels.wait()
+
     def _pack(self, name: str) -> Any:
         with self._lock:
             if name not in self._packed:
                 whole, _, part = name.partition(":")
-                self._packed[name] = self._convert(whole, part)
+                converted = self._convert(whole, part)
+                self._wait()
+                self._packed[name] = converted
             return self._packed[name]
 
     def _precision_of(self, name: str) -> str:
@@ -167,6 +179,11 @@ class PackedWeights:
         return "bf16" if "bf16" in self.kernels.precisions() else "fp32"
 
     def _convert(self, name: str, part: str) -> Any:
+        if part and self.device != "cpu":  # a third of what the other blocks use as a whole
+            if name not in self._packed:
+                self._packed[name] = self._convert(name, "")
+            third, index = len(self._packed[name]) // 3, ("query", "key", "value").index(part)
+            return self._packed[name][index * third : (index + 1) * third]
         tensor = original = self._weights[name]
         if part:
             tensor = np.split(tensor, 3)[("query", "key", "value").index(part)]
