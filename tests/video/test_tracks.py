@@ -68,15 +68,23 @@ def test_evidence_is_the_mean_over_the_track_so_far_and_the_frames_ahead():
         frame(each[:1], LEFT) if t >= 5 else frame(each, LEFT, RIGHT) if t % 2 else frame(each[::-1], RIGHT, LEFT)
         for t, each in enumerate(evidence)
     ]
-    for t, smoothed in enumerate(smooth_evidence(frames, SmoothingConfig(steps=2))):
+    for t, smoothed in enumerate(smooth_evidence(frames, SmoothingConfig(steps=2, hold=0))):
         left, right = evidence[: t + 3, 0].mean(axis=0), evidence[: min(t + 3, 5), 1].mean(axis=0)
         expected = [left] if t >= 5 else [left, right] if t % 2 else [right, left]
         np.testing.assert_allclose(smoothed.evidence, expected)
 
 
+@pytest.mark.parametrize("lead, expected", [(0.08, [0, 0, 0, 0, 0, 0]), (0.9, [0, 0, 0, 1, 1, 1])])
+def test_class_is_kept_until_another_is_clearly_nearer(lead, expected):
+    evidence = [[0.05, 0.0]] * 2 + [[0.0, lead]] * 4
+    frames = [frame([each], LEFT) for each in evidence]
+    smoothed = list(smooth_evidence(frames, SmoothingConfig(steps=1, hold=0.5)))
+    assert [int(each.evidence[0].argmax()) for each in smoothed] == expected
+
+
 def test_every_shot_decides_by_itself():
     shots = [[frame([[seed, 1.0]], LEFT, keys=scene(seed), name=f"{seed}") for _ in range(3)] for seed in (0, 1)]
-    together = [each.evidence.tolist() for each in smooth_evidence(shots[0] + shots[1])]
+    together = [each.evidence.tolist() for each in smooth_evidence(shots[0] + shots[1], SmoothingConfig(hold=0))]
     assert together == [[[0.0, 1.0]]] * 3 + [[[1.0, 1.0]]] * 3
 
 
@@ -113,10 +121,11 @@ def test_largest_evidence_is_the_class(voting):
 
 
 def test_classes_of_two_objects_stay_where_those_of_single_frames_switch():
-    clip = moving_pair(2, 8)
+    clip = moving_pair(1, 8, (120, 160))
 
     def labels(**arguments) -> np.ndarray:
-        results = vitnp.segment_video(list(clip.frames), n_classes=3, instances=True, **arguments)
+        settings = {"n_classes": 3, "instances": True, "short_side": 192, "refine": "none"}
+        results = vitnp.segment_video(list(clip.frames), **settings, **arguments)
         return np.stack([result.labels for result in results])
 
     alone, tracked = labels(smoothing=SmoothingConfig(steps=0)), labels(n_threads=1)

@@ -4,6 +4,7 @@ A region is carried into the next frame by the patches that its own are matched 
 (:func:`vitnp.video.smoothing.match_patches`), and linked with the region there that it overlaps most, one with one.
 Regions that are linked are a track. The evidence for the classes of a region is the mean over its track so far, and as
 many frames ahead as scores are smoothed over: an object does not become another one, so that the past is not forgotten.
+For the same reason a track keeps its class until another is clearly nearer.
 """
 
 from __future__ import annotations
@@ -96,17 +97,19 @@ def smooth_evidence(
     Yields
     ------
     RegionEvidence
-        The same frames with the means of their evidence.
+        The same frames with the means of their evidence, to which `config.hold` is added for the class that a track has
+        had until then. The largest entry decides the class.
 
     Examples
     --------
     >>> keys, patches = np.ones((1, 1, 1), np.float32), np.ones((1, 1), bool)
     >>> frames = [RegionEvidence(keys, patches, np.array([[each]]), "", None) for each in (0.0, 0.6, 0.0)]
-    >>> [round(float(frame.evidence[0, 0]), 2) for frame in smooth_evidence(frames, SmoothingConfig(steps=1))]
+    >>> [round(float(frame.evidence[0, 0]), 2) for frame in smooth_evidence(frames, SmoothingConfig(steps=1, hold=0))]
     [0.3, 0.2, 0.2]
     """
     held: deque[_Followed[Payload]] = deque()
     totals: dict[int, np.ndarray] = {}  # sum of the evidence (K,) of each track, followed by the number of frames
+    decided: dict[int, int] = {}  # class of each track so far
     digest = ""
     for followed in _followed(frames, config):
         held.append(followed)
@@ -115,11 +118,12 @@ def smooth_evidence(
             totals[track] = totals.get(track, 0.0) + np.append(evidence, 1.0)
         digest = hashlib.blake2b(f"{digest} {frame.fingerprint}".encode(), digest_size=16).hexdigest()
         if len(held) > config.steps:
-            yield _mean(held.popleft(), totals, digest)
+            yield _mean(held.popleft(), totals, decided, config.hold, digest)
             present = {track for _, tracks in held for track in tracks.tolist()}
             totals = {track: total for track, total in totals.items() if track in present}
+            decided = {track: known for track, known in decided.items() if track in present}
     while held:
-        yield _mean(held.popleft(), totals, digest)
+        yield _mean(held.popleft(), totals, decided, config.hold, digest)
 
 
 # A frame, and the number (G,) of the track of each of its regions.
@@ -142,10 +146,15 @@ def _followed(frames: Iterable[RegionEvidence[Payload]], config: SmoothingConfig
         yield last
 
 
-def _mean(followed: _Followed[Payload], totals: Mapping[int, np.ndarray], digest: str) -> RegionEvidence[Payload]:
-    """Return a frame with the means of the evidence of its tracks."""
+def _mean(
+    followed: _Followed[Payload], totals: Mapping[int, np.ndarray], decided: dict[int, int], hold: float, digest: str
+) -> RegionEvidence[Payload]:
+    """Return a frame with the means of the evidence of its tracks, and note the classes that they decide."""
     frame, tracks = followed
     evidence = frame.evidence.copy()
     for region, track in enumerate(tracks.tolist()):
         evidence[region] = totals[track][:-1] / totals[track][-1]
+        if track in decided:
+            evidence[region, decided[track]] += hold
+        decided[track] = int(evidence[region].argmax())
     return dataclasses.replace(frame, evidence=evidence, fingerprint=digest)
