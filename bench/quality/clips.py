@@ -14,6 +14,8 @@ from scipy import ndimage
 
 # Standard deviation of the sensor noise, in 8-bit levels: that of a telephone indoors.
 NOISE = 6.0
+# That of one in the dark.
+DARK = 20.0
 
 # Fields of other textures in the background of a moving object.
 _FIELDS = 3
@@ -95,6 +97,65 @@ def moving_object(seed: int, n_frames: int = 24, size: tuple[int, int] = (180, 2
         return still, still
 
     return Clip(_noisy(clean, rng, noise), truths, same)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class PairClip:
+    """Frames of two objects of different kinds.
+
+    Attributes
+    ----------
+    frames : (T, height, width, 3) uint8
+    objects : (T, height, width) uint8
+        0 on the background, and the number of the object.
+    """
+
+    frames: np.ndarray
+    objects: np.ndarray
+
+    def classes(self, labels: np.ndarray) -> np.ndarray:
+        """Return the class of each object in each frame, (T, 2) int: that of most of its pixels, 0 if it is not found.
+
+        Parameters
+        ----------
+        labels : (T, height, width) uint8
+            0 on the background, classes from 1.
+        """
+        found = np.zeros((len(labels), 2), int)
+        for t, number in np.ndindex(found.shape):
+            votes = np.bincount(labels[t][self.objects[t] == number + 1])
+            votes[0] = 0
+            found[t, number] = votes.argmax()
+        return found
+
+    def switched(self, labels: np.ndarray) -> float:
+        """Return the share of frames in which the class of an object is not the one it has most often in the clip."""
+        share = []
+        for classes in self.classes(labels).T:
+            classes = classes[classes > 0]
+            share.append((classes != np.bincount(classes).argmax()).mean() if len(classes) else 0.0)
+        return float(np.mean(share))
+
+
+def moving_pair(seed: int, n_frames: int = 24, size: tuple[int, int] = (180, 240), noise: float = DARK) -> PairClip:
+    """Draw two objects with two kinds of texture that move up and down, apart from each other.
+
+    Arguments are those of :func:`moving_object`.
+    """
+    rng = np.random.default_rng(seed)
+    height, width = size
+    radius = 0.18 * height
+    side = int(2.6 * radius)
+    clean = np.repeat(_texture(rng, size, coarse=12.0, contrast=12.0)[None], n_frames, axis=0)
+    objects = np.zeros((n_frames, height, width), np.uint8)
+    for number, (coarse, contrast) in enumerate(((3.0, 40.0), (4.0, 40.0))):
+        texture, outline = _texture(rng, (side, side), coarse, contrast), _blob(rng, side, radius)
+        path = _path(rng, n_frames, (height - side, width // 2 - side))
+        for t, (top, left) in enumerate(path + np.array([0, number * (width // 2)])):
+            place = slice(top, top + side), slice(left, left + side)
+            clean[t][place][outline] = texture[outline]
+            objects[t][place][outline] = number + 1
+    return PairClip(_noisy(clean, rng, noise), objects)
 
 
 def moving_view(

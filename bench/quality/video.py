@@ -3,6 +3,9 @@
 Two kinds of clips, whose true masks are known (:mod:`bench.quality.clips`): an object that moves before a still
 background, drawn by code; and a camera that pans and zooms over photographs with true masks. Flicker is the share of
 pixels whose mask changes from one frame to the next where the picture does not.
+
+With ``--classes`` the classes of two drawn objects are measured instead: how often they are not those that the objects
+have in most frames.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from bench import record
-from bench.quality.clips import Clip, moving_object, moving_view
+from bench.quality.clips import Clip, moving_object, moving_pair, moving_view
 from vitnp import load_vit, segment_video
 from vitnp.cli import arguments, shared
 from vitnp.evaluate.data.pairs import match_pairs, read_truth
@@ -31,6 +34,8 @@ def main(argv: list[str] | None = None) -> int:
     """Print flicker and IoU before and after, and write bench/results/video.json."""
     args = _parse(argv)
     vit = load_vit(args.model)
+    if args.classes is not None:
+        return _measure_classes(args, vit)
     groups: dict[str, Any] = {}
     for name, clip in _clips(args):
         scores = _scores(clip, vit, args.collection)
@@ -47,6 +52,31 @@ def main(argv: list[str] | None = None) -> int:
             print(f"  {key:<18}{mean:.4f} ± {error:.4f}")
         print(f"  flicker left      {row['flicker_left']:.2f}")
     print(f"written to {path}")
+    return shared.EXIT_OK
+
+
+def _measure_classes(args: argparse.Namespace, vit: ViT) -> int:
+    """Print the share of frames whose object has another class than in most frames, and write it."""
+    shares: dict[str, list[float]] = {"before": [], "after": []}
+    for seed in range(args.seeds):
+        clip = moving_pair(seed, args.frames)
+        for when, smoothing in (("before", SmoothingConfig(steps=0)), ("after", SMOOTHING)):
+            results = segment_video(
+                list(clip.frames), vit, n_classes=args.classes, collection=args.collection, smoothing=smoothing,
+                n_threads=1, instances=True,
+            )  # fmt: skip
+            shares[when].append(clip.switched(np.stack([result.labels for result in results])))
+        print(f"seed {seed:<3}" + "  ".join(f"{when} {share[-1]:.3f}" for when, share in shares.items()), flush=True)
+    shares["gained"] = [before - after for before, after in zip(shares["before"], shares["after"])]
+    rows = {
+        when: [round(float(np.mean(share)), 4), round(float(np.std(share, ddof=1) / len(share) ** 0.5), 4)]
+        for when, share in shares.items()
+    }
+    setting = {"model": vit.name, "sha256": vit.sha256, "frames": args.frames, "clips": args.seeds}
+    path = record.write(
+        f"{args.name}_classes", {**setting, "classes": args.classes, "switched: mean and standard error": rows}
+    )
+    print(f"{rows}\nwritten to {path}")
     return shared.EXIT_OK
 
 
@@ -99,5 +129,6 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--seeds", type=arguments.positive, default=12, metavar="N", help="drawn clips (12)")
     parser.add_argument("--photographs", type=arguments.positive, default=45, metavar="N", help="photographs (45)")
     parser.add_argument("--frames", type=arguments.positive, default=24, metavar="N", help="frames per clip (24)")
+    parser.add_argument("--classes", type=arguments.positive, metavar="N", help="measure classes, of which there are N")
     parser.add_argument("--name", default="video", help="bench/results/NAME.json (video)")
     return parser.parse_args(argv)

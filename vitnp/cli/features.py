@@ -7,9 +7,9 @@ import contextlib
 import functools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from vitnp.cli import arguments, region_features, shared, streams
+from vitnp.cli import arguments, feature_clips, region_features, shared, streams
 from vitnp.errors import ImageError, UsageError, VitnpError
 from vitnp.io.path_text import mapping_entries, path_entries
 from vitnp.options import FEATURE_OUTPUTS, OPTIONS, enumerate_words
@@ -30,7 +30,7 @@ def build_parser() -> argparse.ArgumentParser:
     """Return the command's parser."""
     parser = shared.parser(
         "vitnp features",
-        "Write the ViT features of photographs (files or folders): a file of arrays each,\n"
+        "Write the ViT features of photographs (files or folders) and videos: arrays,\n"
         "pictures of them, or with --mask one table of the features of all regions.",
         usage="vitnp features [options] PHOTO [PHOTO ...]",
         examples=(
@@ -66,14 +66,16 @@ def _features(args: argparse.Namespace) -> int:
     from vitnp.kernels.threads import pool
 
     args.n_threads = pool.resolve_n_threads(args.n_threads)
+    clips = feature_clips.take_clips(args)
     photographs, failures, left_out = arguments.find_photographs(args)
     total, done = len(photographs) + len(failures), 0
     if args.prune:
         done += _prune(args, photographs, complete=not failures)
     elif photographs and (args.mask or args.masks):
         done = region_features.write_table(args, photographs, failures)
-    elif photographs:
-        done = _write_features(args, which, photographs, failures)
+    elif photographs or clips:
+        done = _write_features(args, which, photographs, clips, failures)
+        total = done + len(failures)
     return shared.conclude(failures, total, done, left_out="" if args.quiet else left_out)
 
 
@@ -105,18 +107,25 @@ def _check_options(args: argparse.Namespace, which: Sequence[str]) -> None:
 
 
 def _write_features(
-    args: argparse.Namespace, which: Sequence[str], photographs: Sequence[Photograph], failures: list[VitnpError]
+    args: argparse.Namespace,
+    which: Sequence[str],
+    photographs: Sequence[Photograph],
+    clips: Sequence[Path],
+    failures: list[VitnpError],
 ) -> int:
-    """Write features, with a progress bar, and return the number of photographs done."""
+    """Write features, with a progress bar, and return the number of photographs and frames done."""
     from vitnp import kernels
     from vitnp.export import naming
     from vitnp.features.export import write_features
     from vitnp.features.outputs import OF_HEADS, output_suffixes
     from vitnp.features.spec import FeatureSpec
+    from vitnp.video.container import count_frames
+    from vitnp.video.features import write_clip_features
 
     vit = arguments.load_model(args)
     suffixes = output_suffixes(which, args.format, vit.config.heads).values()
     stems = naming.output_stems(photographs, args.out, (*naming.SUFFIXES, *suffixes))
+    feature_clips.check_names(args, clips, stems)
     spec = FeatureSpec.of(
         vit,
         short_side=args.short_side,
@@ -131,31 +140,32 @@ def _write_features(
     )
     fits = "pca" in which and args.basis is None
     with _opened_store(args, photographs, vit, spec, needed=fits) as store:
-        unread: dict[int, ImageError] = {}
+        unread: list[tuple[Path, ImageError]] = []
         try:
-            basis = _basis(args, photographs, vit, store, unread) if "pca" in which else None
+            basis = _basis(args, photographs, clips, vit, store, unread) if "pca" in which else None
         except ImageError:  # there is nothing to fit a basis to
-            for index, error in unread.items():
-                shared.report_failure(error, as_json=args.json, photograph=photographs[index].path)
-            failures += unread.values()
+            for path, error in unread:
+                shared.report_failure(error, as_json=args.json, photograph=path)
+                failures.append(error)
             return 0
-        outcomes = write_features(
-            photographs,
-            stems,
-            vit,
-            spec,
-            which=which,
-            form=args.format,
-            basis=basis,
-            nearest=args.nearest,
-            store=store,
-            overwrite=args.overwrite,
-            n_threads=args.n_threads,
-            batch=args.batch,
-            max_pixels=args.max_pixels,
-        )
+        options: dict[str, Any] = {
+            "which": which,
+            "form": args.format,
+            "basis": basis,
+            "nearest": args.nearest,
+            "store": store,
+            "overwrite": args.overwrite,
+            "n_threads": args.n_threads,
+            "batch": args.batch,
+            "max_pixels": args.max_pixels,
+        }
+        outcomes = [write_features(photographs, stems, vit, spec, **options)] if photographs else []
+        outcomes += [
+            write_clip_features(clip, feature_clips.folder_of(args, clip), vit, spec, **options) for clip in clips
+        ]
         report = functools.partial(_report, args, kernels.name_of(vit.device))
-        shown = shared.progress(outcomes, len(photographs), quiet=args.quiet)
+        total = len(photographs) + sum(map(count_frames, clips))
+        shown = shared.progress(feature_clips.in_turn(outcomes), total, quiet=args.quiet)
         return shared.report_outcomes(shown, failures, report, as_json=args.json)
 
 
@@ -179,23 +189,27 @@ def _opened_store(
 def _basis(
     args: argparse.Namespace,
     photographs: Sequence[Photograph],
+    clips: Sequence[Path],
     vit: ViT,
     store: FeatureStore | None,
-    unread: dict[int, ImageError],
+    unread: list[tuple[Path, ImageError]],
 ) -> PatchPCA:
-    """Return the basis of the colors: that of --basis, or one fitted to all photographs."""
-    from vitnp.features.basis import fit_basis
+    """Return the basis of the colors: that of --basis, or one fitted to all photographs and frames."""
     from vitnp.features.pca import PatchPCA
     from vitnp.io.write import prepare_folder
+    from vitnp.video.container import count_frames
+    from vitnp.video.features import fit_clips_basis
 
     if args.basis is not None:
         return PatchPCA.load(args.basis)
     assert store is not None  # opened because the basis is fitted to it
     if args.save_basis is not None:
         prepare_folder(args.save_basis.parent)
-    with shared.stage_progress("features", len(photographs), quiet=args.quiet) as advance:
-        basis = fit_basis(
+    total = len(photographs) + sum(map(count_frames, clips))
+    with shared.stage_progress("features", total, quiet=args.quiet) as advance:
+        basis = fit_clips_basis(
             photographs,
+            clips,
             vit,
             store,
             foreground=args.foreground,
@@ -243,11 +257,12 @@ def _fingerprint(photograph: Photograph) -> str | None:
 def _report(args: argparse.Namespace, device: str, outcome: Outcome) -> None:
     """Print one line on stdout for a photograph: JSON for programs, a summary for people."""
     features = outcome.features
-    if features is not None and features.capped:
+    if features is not None and features.capped and not outcome.frame:
         shared.say_capped(outcome.photograph, args.max_tokens, quiet=args.quiet)
     if args.json:
         line: dict[str, object] = {
             **path_entries("photograph", outcome.photograph),
+            **({} if outcome.frame is None else {"frame": outcome.frame, "time": outcome.seconds}),
             "status": outcome.status,
             **path_entries("output", str(outcome.path)),
             **mapping_entries("outputs", outcome.outputs),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
@@ -74,9 +74,40 @@ def fit_basis(
     )
     if failures is not None:
         failures |= extraction.failures
-    fingerprints = sorted(name for name in extraction.hashes if name is not None)
+    fingerprints = {name for name in extraction.hashes if name is not None}
+    if not fingerprints and extraction.failures:
+        raise next(iter(extraction.failures.values()))
+    return fit_stored_basis(fingerprints, store, foreground=foreground, n_threads=n_threads)
+
+
+def fit_stored_basis(
+    fingerprints: Iterable[str],
+    store: FeatureStore,
+    *,
+    foreground: str | float | None = None,
+    n_threads: int | None = None,
+) -> PatchPCA:
+    """Fit one basis to the patches of photographs whose features are in a store.
+
+    Parameters
+    ----------
+    fingerprints : iterable of str
+        Of the photographs, in any order.
+    store, foreground, n_threads
+        As for :func:`fit_basis`.
+
+    Returns
+    -------
+    PatchPCA
+
+    Raises
+    ------
+    UsageError
+        If there are none, or all together have fewer patches than components.
+    """
+    fingerprints = sorted(fingerprints)
     if not fingerprints:
-        raise next(iter(extraction.failures.values()), UsageError("there are no photographs; give some"))
+        raise UsageError("there are no photographs; give some")
     attention = None
     if foreground is not None:
         attention = np.concatenate([store.entry(name).attention for name in fingerprints])

@@ -39,12 +39,18 @@ class Outcome:
         Reason why there are no files.
     features : FeatureRecord, optional
         Features that were written; None if the files existed already.
+    frame : int, optional
+        Position in its video of a frame, from 0; `photograph` is the video.
+    seconds : float, optional
+        Time of a frame from the beginning of its video.
     """
 
     photograph: Path
     outputs: Mapping[str, Path] = dataclasses.field(default_factory=dict)
     error: ImageError | OutputError | None = None
     features: FeatureRecord | None = None
+    frame: int | None = None
+    seconds: float | None = None
 
     @property
     def path(self) -> Path | None:

@@ -7,7 +7,7 @@ import functools
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -173,17 +173,36 @@ class Collection:
         UsageError
             If the collection has no classes, or the features lack these arrays.
         """
+        return label_map(*self._regions(vit, features, mask, instances))
+
+    def class_evidence(
+        self, vit: ViT, features: FeatureRecord, mask: np.ndarray, instances: Instances | None = None
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return the regions of a photograph, and what speaks for each class; arguments and errors as for `labels`.
+
+        Returns
+        -------
+        regions : (height, width) uint16
+            0 on the background, regions from 1 to G.
+        patches : (G, N) bool
+            Patches of each region.
+        evidence : (G, K) float64
+            See :meth:`vitnp.method.prototypes.Prototypes.evidence`.
+        """
+        regions, _ = self._regions(vit, features, mask, instances)
+        patches = region_patches(regions, features.grid)
+        assert self.prototypes is not None  # else _regions has raised
+        return regions, patches, self.prototypes.evidence(_region_cls(vit, features)(patches))
+
+    def _regions(
+        self, vit: ViT, features: FeatureRecord, mask: np.ndarray, instances: Instances | None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return the regions of a mask, and the class of each."""
         if self.prototypes is None:
             raise UsageError("the collection has no classes; fit it with n_classes")
         regions = label_regions(mask, self.rule) if instances is None else instances.labels.astype(np.uint16)
         patches = region_patches(regions, features.grid)
-        region_cls = functools.partial(
-            vit.region_cls,
-            features.cls_state,
-            features.last_key,
-            features.value,
-            size=features.pixels,
-        )
+        region_cls = _region_cls(vit, features)
         classes, certainty = self.prototypes.classify(region_cls(patches))
         if self.rule.how == "split":
             seed = (int(self.parameters["seed"]), features.digest)
@@ -191,7 +210,7 @@ class Collection:
             unit = kernels.to_host(features.unit)
             split = split_by_class(whole, patches, unit, features.grid, region_cls, self.prototypes, seed, self.rule)
             regions, classes = split_pixels(regions, split, features.grid), split.classes
-        return label_map(regions, classes)
+        return regions, classes
 
     @functools.cached_property
     def digest(self) -> str:
@@ -275,3 +294,10 @@ class Collection:
         return collection_file.to_arrays(
             self.dataset, self.categories, self.centers, self.prototypes, self.readout, self.lines
         )
+
+
+def _region_cls(vit: ViT, features: FeatureRecord) -> Callable[[np.ndarray], np.ndarray]:
+    """Return the function from the regions (G, N) bool of a photograph to their CLS tokens (G, D)."""
+    return functools.partial(
+        vit.region_cls, features.cls_state, features.last_key, features.value, size=features.pixels
+    )

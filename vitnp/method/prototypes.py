@@ -62,14 +62,41 @@ class Prototypes:
         """
         return self._nearest_mean(cls) if self.mean is not None else self._vote(cls)
 
-    def _nearest_mean(self, cls: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def evidence(self, cls: np.ndarray) -> np.ndarray:
+        """Return what speaks for each class: (G, K) float64; its largest entry is the class of :meth:`classify`.
+
+        It is the cosine to the mean of the class, or its votes if there are no means. K is the largest class plus 1; a
+        class without a mean has -1.
+
+        Parameters
+        ----------
+        cls : (G, D) float
+            CLS tokens of any length.
+        """
+        if self.mean is None:
+            return self._votes(cls)[0]
+        evidence = np.full((len(cls), int(self.classes.max()) + 1), -1.0)
+        evidence[:, self.classes] = self._cosines(cls)
+        return evidence
+
+    def _cosines(self, cls: np.ndarray) -> np.ndarray:
         unit, _ = center_directions(cls, self.mean)
         with blas.one_blas_thread():
-            cosine = unit @ self.cls.astype(np.float64).T  # (G, S)
+            return unit @ self.cls.astype(np.float64).T  # (G, S)
+
+    def _nearest_mean(self, cls: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        cosine = self._cosines(cls)
         share = np.exp((cosine - cosine.max(axis=1, keepdims=True)) / TEMPERATURE)
         return self.classes[cosine.argmax(axis=1)], share.max(axis=1) / share.sum(axis=1)
 
     def _vote(self, cls: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        evidence, voters = self._votes(cls)
+        classes = evidence.argmax(axis=1)
+        # Cosines add less than 1 / 2 on either side.
+        return classes, np.rint(np.take_along_axis(evidence, classes[:, None], axis=1)[:, 0]) / voters
+
+    def _votes(self, cls: np.ndarray) -> tuple[np.ndarray, int]:
+        """Return the votes for each class (G, K) with the cosines that decide between equal ones, and the voters."""
         with blas.one_blas_thread():
             unit = kernels.for_device().normalize_rows(np.asarray(cls, np.float32))
             cosine = unit @ self.cls.astype(np.float32).T  # (G, S)
@@ -81,8 +108,7 @@ class Prototypes:
             np.add.at(votes[row], self.classes[members], 1)
             np.add.at(similar[row], self.classes[members], cosine[row, members])
         # A vote counts 1, and the cosines of a region add up to less than 1 / 2: they decide between equal votes only.
-        classes = (votes + similar / (2 * voters + 2)).argmax(axis=1)
-        return classes, np.take_along_axis(votes, classes[:, None], axis=1)[:, 0] / voters
+        return votes + similar / (2 * voters + 2), voters
 
 
 def fit_prototypes(cls: np.ndarray, classes: np.ndarray) -> Prototypes:

@@ -1,9 +1,11 @@
-"""The pipeline of a clip: each frame by itself, scores smoothed along time, then refined."""
+"""The pipeline of a clip: each frame by itself, scores smoothed along time, refined, classes decided along tracks."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
+from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 
 import numpy as np
@@ -15,11 +17,14 @@ from vitnp.features.record import FeatureRecord
 from vitnp.io.decode import DecodedImage
 from vitnp.kernels.stopwatch import Stopwatch
 from vitnp.kernels.threads import blas, pool
+from vitnp.method.collection import Collection
 from vitnp.method.patch_scores import PatchScores, clean_patches, combine_patches, judge_image
+from vitnp.method.prototypes import label_map
 from vitnp.pipeline import ImagePipeline, image_memory_error, segment_patches
 from vitnp.result import Segmentation
 from vitnp.video.frames import Frame
 from vitnp.video.smoothing import SMOOTHING, Smoothable, SmoothingConfig, smooth
+from vitnp.video.tracks import RegionEvidence, smooth_evidence
 
 # Limit of the pixels of decoded frames that wait for a batch on a GPU.
 _WAITING_PIXELS = 100_000_000
@@ -57,6 +62,10 @@ class _FrameJob(Job):
     scores: PatchScores | None = None
 
 
+# What becomes of a frame, and its regions if their classes are still to be decided.
+_Finished = tuple[FrameResult, "RegionEvidence[np.ndarray] | None"]
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class VideoPipeline:
     """Segment the frames of clips with the same network, settings and collection.
@@ -79,6 +88,18 @@ class VideoPipeline:
         """Everything that a result depends on besides the frames."""
         return {**self.image.parameters, "smoothing": dataclasses.asdict(self.smoothing)}
 
+    @property
+    def _tracks(self) -> bool:
+        """Whether there are classes to be decided along tracks."""
+        collection = self.image.collection
+        return self.smoothing.steps > 0 and collection is not None and collection.prototypes is not None
+
+    @functools.cached_property
+    def _collection(self) -> Collection | None:
+        """The collection for the mask of a single frame: without classes if these are decided along tracks."""
+        collection = self.image.collection
+        return dataclasses.replace(collection, prototypes=None) if self._tracks and collection else collection
+
     def segment(
         self, frames: Iterable[Frame], skip: Callable[[Frame, str], bool] = lambda frame, fingerprint: False
     ) -> Generator[FrameResult, None, None]:
@@ -89,19 +110,20 @@ class VideoPipeline:
         frames : iterable of Frame
         skip : callable
             Called with a frame and the fingerprint of its result, from several threads; if it returns True, no mask is
-            made.
+            made. Where classes are decided along tracks it is not called, because each frame needs the masks of others.
         """
         n_threads = pool.resolve_n_threads(self.n_threads)
         failed: list[_FrameJob] = []
 
-        def finish(one: Smoothable[_FrameJob]) -> FrameResult:
+        def finish(one: Smoothable[_FrameJob]) -> _Finished:
             frame = one.payload.frame
             assert frame is not None
-            result = None
-            if not skip(frame, one.fingerprint):
+            result, regions = None, None
+            if self._tracks or not skip(frame, one.fingerprint):
                 with blas.one_blas_thread():
                     result = self._finish(one)
-            return FrameResult(frame, one.fingerprint, one.payload.image, one.confidence, result)
+                    regions = self._regions(one, result) if self._tracks else None
+            return FrameResult(frame, one.fingerprint, one.payload.image, one.confidence, result), regions
 
         def failures(before: int | None = None) -> Iterator[FrameResult]:
             while failed and (before is None or failed[0].index < before):
@@ -112,9 +134,9 @@ class VideoPipeline:
         with (
             blas.one_blas_thread(),
             contextlib.closing(self._scored(frames, n_threads)) as jobs,
-            contextlib.closing(pool.map_ordered(finish, self._smoothed(jobs, failed), n_threads)) as results,
+            contextlib.closing(pool.map_ordered(finish, self._smoothed(jobs, failed), n_threads)) as finished,
         ):
-            for each in results:
+            for each in self._classified(finished) if self._tracks else (result for result, _ in finished):
                 yield from failures(before=each.frame.index)
                 yield each
             yield from failures()
@@ -206,9 +228,33 @@ class VideoPipeline:
         patches = clean_patches(patches, pipeline.collection, domain=pipeline.settings.domain)
         features = dataclasses.replace(job.features, photograph=one.fingerprint)
         with image_memory_error(pipeline.vit.device):
-            return segment_patches(
-                job.image, features, patches, self.parameters, clock, pipeline.vit, pipeline.collection
-            )
+            return segment_patches(job.image, features, patches, self.parameters, clock, pipeline.vit, self._collection)
+
+    def _regions(self, one: Smoothable[_FrameJob], result: Segmentation) -> RegionEvidence[np.ndarray]:
+        """Return the regions of a frame's mask with their evidence; the payload is the map of their numbers."""
+        pipeline, features = self.image, one.payload.features
+        assert pipeline.collection is not None and features is not None
+        regions, patches, evidence = pipeline.collection.class_evidence(
+            pipeline.vit, dataclasses.replace(features, photograph=one.fingerprint), result.mask, result.instances
+        )
+        return RegionEvidence(one.keys, patches, evidence, one.fingerprint, regions)
+
+    def _classified(self, finished: Iterable[_Finished]) -> Iterator[FrameResult]:
+        """Add the classes of the regions, decided along their tracks."""
+        waiting: deque[FrameResult] = deque()
+
+        def regions() -> Iterator[RegionEvidence[np.ndarray]]:
+            for each, found in finished:
+                assert found is not None
+                waiting.append(each)
+                yield found
+
+        for found in smooth_evidence(regions(), self.smoothing):
+            each = waiting.popleft()
+            assert each.result is not None
+            labels = label_map(found.payload, found.evidence.argmax(axis=1))
+            result = dataclasses.replace(each.result, labels=labels, photograph=found.fingerprint)
+            yield dataclasses.replace(each, result=result, fingerprint=found.fingerprint)
 
 
 def _unit_keys(features: FeatureRecord) -> np.ndarray:

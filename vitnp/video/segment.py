@@ -48,7 +48,8 @@ def segment_video(
     vit : ViT, name or path, optional
         As for :func:`vitnp.segment_image`.
     n_classes : int, optional
-        Number of classes to find; they are the same through the clip.
+        Number of classes to find. They are fitted to the clip, and that of a region is decided along its track,
+        see :mod:`vitnp.video.tracks`.
     collection : "auto", "fit", None or "none", path or Collection
         The one collection that all frames are segmented with. "fit" is fitted to a sample of the frames. "auto" is the
         built-in collection where it fits, with classes from a sample of the frames if there are any; else "fit".

@@ -35,6 +35,10 @@ class SmoothingConfig:
         A patch of cosine c has the weight exp((c - 1) / temperature); the patch itself has the weight 1.
     cut : float
         Two frames whose patches have a median cosine to their best match below this are of two shots.
+    overlap : float
+        Least IoU, in patches, at which the regions of two frames are the same one (:mod:`vitnp.video.tracks`).
+    hold : float
+        How much nearer, as a cosine, the mean of another class must be for a track to change its class.
     """
 
     steps: int = 4
@@ -42,6 +46,8 @@ class SmoothingConfig:
     neighbors: int = 4
     temperature: float = 0.2
     cut: float = 0.8
+    overlap: float = 0.25
+    hold: float = 0.1
 
 
 SMOOTHING = SmoothingConfig()
