@@ -11,7 +11,7 @@ from PIL import Image
 
 from bench.scale.photograph import SAMPLE
 from vitnp import segment_image
-from vitnp.cli import features, segment, shared
+from vitnp.cli import features, segment, shared, similar
 from vitnp.masks.backdrop import over_color
 from vitnp.masks.cutout import steep_alpha
 
@@ -28,6 +28,7 @@ def main(argv: list[str] | None = None) -> int:
     _save(_contact_sheet(), "contact-sheet.jpg", quality=85)
     _save(_side_by_side(_edge_before_and_after(SAMPLE), height=320), "cutout-edge.jpg", quality=90)
     _save(_features(), "features.jpg", quality=82)
+    _save(_similar(), "similar.jpg", quality=85)
     return shared.EXIT_OK
 
 
@@ -62,17 +63,33 @@ def _without_and_with_collection(photograph: Path) -> list[Image.Image]:
 def _contact_sheet() -> Image.Image:
     """Run ``python -m vitnp.segment CROPS/ --levels all --classes 5`` on five crops of each sample photograph."""
     with tempfile.TemporaryDirectory() as folder:
-        rng = np.random.default_rng(0)
-        for path in sorted(SAMPLE.parent.glob("*.jpg")):
-            picture = Image.open(path).convert("RGB")
-            for index in range(5):
-                crop = _random_crop(picture, rng)
-                crop = crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if index % 2 else crop
-                crop.save(Path(folder) / f"{path.stem}_{index}.png")
+        _save_crops(Path(folder))
         out = Path(folder) / "out"
         segment.main([folder, "--levels", "all", "--classes", "5", "--out", str(out), "--quiet"])
         with Image.open(out / "contact-sheet.png") as sheet:
             return sheet.convert("RGB")
+
+
+def _similar() -> Image.Image:
+    """Run ``vitnp similar CROPS/ --query cat.jpg -k 6`` for two of the sample photographs."""
+    with tempfile.TemporaryDirectory() as folder:
+        _save_crops(Path(folder))
+        queries = [f"--query={SAMPLE.with_name(name)}" for name in ("chelsea.jpg", "rocket.jpg")]
+        out = Path(folder) / "out"
+        similar.main([folder, *queries, "-k", "6", "--out", str(out), "--quiet"])
+        with Image.open(out / "similar.png") as sheet:
+            return sheet.convert("RGB")
+
+
+def _save_crops(folder: Path) -> None:
+    """Write five crops of each sample photograph, two of them mirrored."""
+    rng = np.random.default_rng(0)
+    for path in sorted(SAMPLE.parent.glob("*.jpg")):
+        picture = Image.open(path).convert("RGB")
+        for index in range(5):
+            crop = _random_crop(picture, rng)
+            crop = crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if index % 2 else crop
+            crop.save(folder / f"{path.stem}_{index}.png")
 
 
 def _features() -> Image.Image:
