@@ -180,6 +180,9 @@ def test_a_black_photograph_has_pictures(run, tmp_path):
         (["--save", "pca", "--foreground", "90"], "above the threshold"),
         (["--format", "parquet"], "add --mask"),
         (["--instances"], "add --mask"),
+        (["--mask", "--basis", "b"], "leave out --mask"),
+        (["--mask", "--nearest"], "leave out --mask"),
+        (["--masks", "m", "--foreground"], "leave out --masks"),
     ],
 )
 def test_wrong_usage_is_one_sentence(run, folder, tmp_path, capsys, arguments, named):
