@@ -144,7 +144,7 @@ class Option:
                 return False
             low = -float("inf") if self.minimum is None else self.minimum
             high = float("inf") if self.maximum is None else self.maximum
-            return low <= number <= high
+            return low <= number <= high and abs(number) != float("inf")
         return True
 
     def check(self, value: Any) -> Any:

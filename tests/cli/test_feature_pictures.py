@@ -180,6 +180,9 @@ def test_a_black_photograph_has_pictures(run, tmp_path):
         (["--save", "pca", "--foreground", "90"], "above the threshold"),
         (["--format", "parquet"], "add --mask"),
         (["--instances"], "add --mask"),
+        (["--mask", "--basis", "b"], "leave out --mask"),
+        (["--mask", "--nearest"], "leave out --mask"),
+        (["--masks", "m", "--foreground"], "leave out --masks"),
     ],
 )
 def test_wrong_usage_is_one_sentence(run, folder, tmp_path, capsys, arguments, named):
@@ -190,10 +193,11 @@ def test_wrong_usage_is_one_sentence(run, folder, tmp_path, capsys, arguments, n
     assert "\n" not in str(caught.value) and not (tmp_path / "out").exists()
 
 
-def test_a_threshold_that_is_no_number_is_refused(run, folder, capsys):
+@pytest.mark.parametrize("value", ["most", "nan", "inf", "-inf"])
+def test_a_threshold_that_is_no_number_is_refused(run, folder, capsys, value):
     with pytest.raises(SystemExit):
-        run(folder, "--save", "pca", "--foreground=most")
-    assert 'must be a number or "auto"' in capsys.readouterr().err
+        run(folder, "--save", "pca", f"--foreground={value}")
+    assert '--foreground must be a number or "auto"' in capsys.readouterr().err
 
 
 def test_basis_of_other_features_is_refused(run, folder, tmp_path):

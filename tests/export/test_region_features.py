@@ -230,6 +230,9 @@ def test_the_file_is_where_out_says(run, photographs, tmp_path, monkeypatch):
     assert run(photographs, "--mask") == 0
     assert run(photographs, "--mask", "--out", "folder", "--facet", "token") == 0
     assert "key" in np.load("regions.npz") and "token" in np.load("folder/regions.npz")
+    with pytest.raises(UsageError, match="must end in .npz or .parquet"):
+        run(photographs, "--mask", "--out", "regions.csv")
+    assert not pathlib.Path("regions.csv").exists()
     pathlib.Path("mine.npz").write_text("mine")
     with pytest.raises(OutputError, match="vitnp did not write it"):
         run(photographs, "--mask", "--out", "mine.npz")

@@ -98,6 +98,9 @@ def _check_options(args: argparse.Namespace, which: Sequence[str]) -> None:
         names = ", ".join(unknown) or "nothing"
         raise UsageError(f"--save must list some of {enumerate_words(FEATURE_OUTPUTS)}, got {names}")
     given = [OPTIONS[name].long_flag for name in PICTURES if getattr(args, name) not in (None, False)]
+    if given and (args.mask or args.masks is not None):
+        table = "--mask" if args.mask else "--masks"
+        raise UsageError(f"{given[0]} changes pictures; leave it out, or leave out {table}")
     if given and not {"pca", "attention"} & set(which):
         raise UsageError(f"{given[0]} changes pictures; add --save pca, or leave it out")
     if "pca" not in which and given not in ([], ["--nearest"]):

@@ -22,6 +22,9 @@ OPTIONS_OF_MASKS = ("regions", "instances", "objects", "collection", "domain")
 # Settings of masks that are left at their defaults; `vitnp segment` has them, and --masks takes what it writes.
 NOT_OFFERED = ("refine", "seed", "min_confidence", "levels")
 
+# Formats of other programs' tables: a file that --out names so is meant, and no folder.
+_OTHER_TABLES = (".csv", ".tsv", ".json", ".jsonl", ".npy", ".safetensors", ".xlsx", ".h5", ".hdf5", ".feather", ".pkl")
+
 # Name of the file in the folder that --out names, without the format.
 _NAME = "regions"
 
@@ -115,12 +118,14 @@ def _table_path(args: argparse.Namespace) -> Path:
     Raises
     ------
     UsageError
-        If the format has no table, or is not that of the file.
+        If the format has no table, or is not that of the file, or --out names a file of another format.
     """
     endings = (".npz", ".parquet")
     if args.format == "safetensors":
         raise UsageError("--format must be npz or parquet for the table of regions, got safetensors")
     out: Path = args.out or Path()
+    if out.suffix.lower() in _OTHER_TABLES and not out.is_dir():
+        raise UsageError(f"--out must end in .npz or .parquet for the table of regions, or be a folder, got {out}")
     if out.suffix.lower() not in endings or out.is_dir():
         return out / f"{_NAME}.{args.format}"
     if args.format != OPTIONS["format"].default and out.suffix.lower() != f".{args.format}":

@@ -78,7 +78,8 @@ def find_duplicates(
     Raises
     ------
     ImageError, CheckpointError, OutputError, UsageError
-        As for :func:`vitnp.search_similar`; UsageError also if `exact` is combined with `threshold` or `index`.
+        As for :func:`vitnp.search_similar`; UsageError also if `exact` is combined with another `of`,
+        `threshold`, `index` or `cache`.
 
     Examples
     --------
@@ -89,8 +90,8 @@ def find_duplicates(
     photographs = as_sources(photographs)
     threshold = options.check("threshold", threshold)
     if exact:
-        if threshold is not None or index is not None or cache is not None:
-            raise UsageError("exact compares bytes, and takes no threshold, index or cache; leave them out")
+        if options.check("of", of) != "layout" or threshold is not None or index is not None or cache is not None:
+            raise UsageError("exact compares bytes, and takes no of, threshold, index or cache; leave them out")
         return find_identical(photographs, n_threads=n_threads, progress=progress)
     vit = resolve_vit(vit)
     if threshold is None:

@@ -140,6 +140,8 @@ class Index:
         """
         if not os.path.lexists(path):
             return cls(describer, room=room)
+        if os.path.isdir(path):
+            raise OutputError(f"{path}: this is a folder; name a file in it for --index")
         if os.path.isfile(path) and not os.access(path, os.R_OK):
             raise OutputError(f"{path}: no permission to read this index; change its permissions or name another file")
         try:
