@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vitnp.io.path_text import ascii_json, path_entries, printable, valid_unicode
+from vitnp.io.path_text import ascii_json, drawable, path_entries, printable, valid_unicode
 
 anything = st.text(st.characters(exclude_categories=()))
 
@@ -79,3 +79,22 @@ def test_paths_keep_their_bytes(name):
     entries = json.loads(ascii_json(path_entries("photograph", path)))
     exact = base64.b64decode(entries["photograph_bytes"]) if len(entries) == 2 else entries["photograph"].encode()
     assert exact == name
+
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("Grüße.jpg", "Grusse.jpg"),
+        ("İstanbul é ﬁ", "Istanbul e fi"),
+        ("東京 · …", "?? · …"),
+        ("a\nb", r"a\nb"),
+        ("", ""),
+    ],
+)
+def test_drawable_text_has_only_letters_of_the_font(text, expected):
+    from PIL import ImageFont
+
+    assert drawable(text) == expected
+    font = ImageFont.load_default(15)
+    missing = bytes(font.getmask("東"))
+    assert not [letter for letter in drawable(text).replace(" ", "") if bytes(font.getmask(letter)) == missing]

@@ -11,7 +11,7 @@ import numpy as np
 
 from vitnp.errors import OutputError
 from vitnp.evaluate.metrics.boxes import Boxes
-from vitnp.io.path_text import printable
+from vitnp.io.path_text import drawable
 from vitnp.io.resample import downscale
 from vitnp.io.stamp import is_own_output
 from vitnp.io.write import make_folder, write_png
@@ -217,7 +217,7 @@ def _fit_panel(picture: np.ndarray) -> Image.Image:
 
 def _truncate(text: str, fits: Callable[[str], bool]) -> str:
     """Cut the beginning off a text that is too long: the end of a path says more."""
-    text = printable(text)
+    text = drawable(text)
     if fits(text):
         return text
     while text and not fits("…" + text):

@@ -15,6 +15,7 @@ import numpy as np
 from vitnp.export.photograph_record import PhotographRecord
 from vitnp.export.sheet_style import FAINT, INK, PAPER, Fonts
 from vitnp.export.tile import rounded_rectangle, tile
+from vitnp.io.path_text import drawable
 from vitnp.io.resample import downscale
 from vitnp.io.write import write_png
 from vitnp.masks.palette import bright_colors
@@ -148,7 +149,8 @@ def contact_sheet(rows: Iterable[Row], *, title: str = "") -> Image.Image:
     """
     from PIL import Image, ImageDraw
 
-    rows = [Row(label, caption, list(pictures[:COLUMNS])) for label, caption, pictures in rows]
+    rows = [Row(label, _drawable_lines(caption), list(pictures[:COLUMNS])) for label, caption, pictures in rows]
+    title = _drawable_lines(title)
     columns = max([1, *(len(row.pictures) for row in rows)])
     side = int(math.sqrt(_PIXELS / (COLUMNS * max(1, len(rows)))))
     side = min(max(side, _SIDE_MIN), _SIDE_MAX)
@@ -205,6 +207,10 @@ def write_contact_sheet(
         If the file cannot be written.
     """
     write_png(path, contact_sheet(rows, title=title), text)
+
+
+def _drawable_lines(text: str) -> str:
+    return "\n".join(map(drawable, text.split("\n")))
 
 
 def _caption_width(draw: ImageDraw.ImageDraw, caption: str, fonts: Fonts) -> int:

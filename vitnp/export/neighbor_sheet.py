@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from vitnp.export.photograph_record import read_thumbnail
 from vitnp.export.sheet_style import FAINT, INK, PAPER, Fonts
 from vitnp.export.tile import rounded_rectangle
-from vitnp.io.path_text import printable
+from vitnp.io.path_text import drawable
 from vitnp.io.source import Source, path_of
 from vitnp.retrieval.groups import Duplicate, Duplicates
 from vitnp.retrieval.search import SimilarPhotographs
@@ -86,7 +86,7 @@ def _duplicate_tile(one: Duplicate, likeness: str = "") -> _Tile:
 
 def _name(source: Source) -> str:
     path = path_of(source)
-    return "" if path is None else printable(path.name)
+    return "" if path is None else drawable(path.name)
 
 
 def _draw(rows: Sequence[Sequence[_Tile]], things: str) -> Image.Image:

@@ -10,12 +10,19 @@ import base64
 import json
 import os
 import re
+import unicodedata
 from collections.abc import Callable, Mapping
 from typing import Any
 
 # Control characters, line separators, marks that change the direction of text, and lone surrogates.
 _INVISIBLE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 _SURROGATE = re.compile("[\ud800-\udfff]")
+
+# Letters that do not decompose into one of ASCII and an accent, and what Pillow's own font has beyond ASCII.
+_IN_ASCII = str.maketrans(
+    {"ß": "ss", "Æ": "AE", "æ": "ae", "Œ": "OE", "œ": "oe", "Þ": "Th", "þ": "th"} | dict(zip("ØøŁłĐđÐðı", "OoLlDdDdi"))
+)
+_NOT_DRAWABLE = re.compile("[^ -~©«°±·»]")
 
 # In ASCII JSON: an escaped backslash, a pair of surrogates (one character), or a lone surrogate.
 _JSON_ESCAPE = re.compile(r"\\\\|\\ud[89ab]..\\ud[c-f]..|\\u(?P<lone>d[89a-f]..)")
@@ -35,6 +42,21 @@ def printable(text: str) -> str:
     caf\xe9.jpg
     """
     return _INVISIBLE.sub(lambda match: _escape(match[0]), text)
+
+
+def drawable(text: str) -> str:
+    """Return printable text in the letters that Pillow's own font has: ASCII and a few signs.
+
+    Accents are left out, ligatures become letters, and any other letter becomes a question mark, because the font draws
+    the same empty box for all it lacks.
+
+    Examples
+    --------
+    >>> drawable("Grüße aus Łódź · 東京.jpg")
+    'Grusse aus Lodz · ??.jpg'
+    """
+    letters = unicodedata.normalize("NFKD", printable(text).translate(_IN_ASCII))
+    return _NOT_DRAWABLE.sub("?", "".join(letter for letter in letters if not unicodedata.combining(letter)))
 
 
 def valid_unicode(text: str) -> str:
