@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import io
 import json
 import os
@@ -17,6 +16,7 @@ from vitnp import outputs
 from vitnp.errors import UsageError
 from vitnp.io.metadata import NO_METADATA, Metadata
 from vitnp.io.stamp import canonical_json, parameters_hash
+from vitnp.kernels.threads.fork import cached_property
 from vitnp.masks import boxes, overlay
 from vitnp.masks.cutout import cutout
 from vitnp.masks.cutout_options import CutoutOptions
@@ -107,7 +107,7 @@ class Segmentation:
         self.overlay().save(buffer, "PNG")
         return buffer.getvalue()
 
-    @functools.cached_property
+    @cached_property
     def mask(self) -> np.ndarray:
         """(height, width) bool, True on the foreground."""
         return self.soft >= HALF
@@ -122,7 +122,7 @@ class Segmentation:
         """Entries by which a later run recognizes the files of this result."""
         return {"vitnp:parameters": parameters_hash(self.parameters), "vitnp:photograph": self.photograph}
 
-    @functools.cached_property
+    @cached_property
     def regions(self) -> list[Region]:
         """The regions by ascending class, numbered as in `labels`; without classes the whole mask, if there is one.
 
@@ -132,7 +132,7 @@ class Segmentation:
             return list(self.objects)
         return regions_of(self.mask, self.labels, self.confidence)
 
-    @functools.cached_property
+    @cached_property
     def objects(self) -> list[Instance]:
         """The objects of the mask, the most confident first.
 

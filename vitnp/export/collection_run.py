@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -33,6 +32,7 @@ from vitnp.io import find, label_png, stamp, write
 from vitnp.io.georeference import is_georeferenced
 from vitnp.io.part_files import remove_abandoned
 from vitnp.kernels.stopwatch import Stopwatch
+from vitnp.kernels.threads.fork import cached_property
 from vitnp.masks.cutout_options import DEFAULT_CUTOUT, CutoutOptions
 from vitnp.method.collection import Collection
 from vitnp.outputs import output_paths, write_outputs
@@ -284,7 +284,7 @@ class CollectionRun:
         entries = {"vitnp:parameters": self._labels_hash, "vitnp:photograph": self.segmenter.fingerprints[index] or ""}
         label_png.write_labels(path, labels, entries)
 
-    @functools.cached_property
+    @cached_property
     def _inputs(self) -> frozenset[Path]:
         return frozenset(photograph.path for photograph in self.photographs)
 

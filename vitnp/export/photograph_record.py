@@ -16,6 +16,7 @@ from vitnp.io.color import to_srgb
 from vitnp.io.find import Photograph
 from vitnp.io.resample import downscale
 from vitnp.io.source import Source
+from vitnp.kernels.threads.fork import cached_property
 from vitnp.method.prototypes import label_map
 from vitnp.options import MAX_PIXELS
 
@@ -92,12 +93,12 @@ class PhotographRecord:
     category: int | None = None
     load_preview: Callable[[], np.ndarray | None] | None = None
 
-    @functools.cached_property
+    @cached_property
     def region_map(self) -> np.ndarray:
         """(height, width) unsigned integers: 0 on the background, then the regions from 1."""
         return self.load_region_map()
 
-    @functools.cached_property
+    @cached_property
     def label_map(self) -> np.ndarray:
         """(height, width) uint8: 0 on the background, then the classes from 1."""
         return label_map(self.region_map, np.array([region.label - 1 for region in self.regions], np.int64))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,6 +13,7 @@ from vitnp.errors import UsageError
 from vitnp.features.record import FeatureRecord
 from vitnp.features.spec import FeatureSpec
 from vitnp.io import color, preprocess, resample, source
+from vitnp.kernels.threads.fork import cached_property
 from vitnp.vit.model import ViT
 
 
@@ -38,7 +38,7 @@ class NetworkInput:
     pixels: np.ndarray
     capped: bool
 
-    @functools.cached_property
+    @cached_property
     def digest(self) -> int:
         """Hash of the pixels: the seed of the photograph, independent of its file name and of other photographs."""
         return int(source.content_hash(kernels.to_host(self.pixels)), 16)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from typing import Any
 
 import numpy as np
 
+from vitnp.kernels.threads.fork import cached_property
 from vitnp.masks.rle import encode, extent
 from vitnp.masks.simplify import DEFAULT_TOLERANCE, joined, simplified_polygons
 
@@ -34,7 +34,7 @@ class Region:
         x, y, width, height = self.box
         return f"Region(label {self.label}, {width} x {height} at ({x}, {y}), {self.share:.0%} of the photograph)"
 
-    @functools.cached_property
+    @cached_property
     def area(self) -> int:
         """Number of pixels."""
         return int(np.count_nonzero(self.mask))
@@ -44,7 +44,7 @@ class Region:
         """Share of the photograph, 0 to 1."""
         return self.area / self.mask.size
 
-    @functools.cached_property
+    @cached_property
     def box(self) -> tuple[int, int, int, int]:
         """Bounding box in pixels: x, y, width, height."""
         top, bottom, left, right = extent(self.mask)

@@ -18,6 +18,7 @@ from vitnp.errors import CheckpointError, UsageError
 from vitnp.features.record import FeatureRecord
 from vitnp.io.stamp import canonical_json
 from vitnp.kernels.threads import blas
+from vitnp.kernels.threads.fork import cached_property
 from vitnp.method import collection_file
 from vitnp.method.agreement import ANY_PHOTOGRAPHS, combine_levels, level_weights
 from vitnp.method.cleaning import CleaningConfig
@@ -212,7 +213,7 @@ class Collection:
             regions, classes = split_pixels(regions, split, features.grid), split.classes
         return regions, classes
 
-    @functools.cached_property
+    @cached_property
     def digest(self) -> str:
         """Fingerprint of everything that answers depend on: 32 hexadecimal digits."""
         digest = hashlib.blake2b(canonical_json(self.parameters).encode(), digest_size=16)

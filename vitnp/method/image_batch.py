@@ -11,7 +11,6 @@ the CPU's answers, which a seed promises to repeat.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -20,6 +19,7 @@ import numpy as np
 from vitnp import kernels
 from vitnp.clustering.kmeans_plusplus import draw_numbers
 from vitnp.kernels.reference import ImageLevelRule
+from vitnp.kernels.threads.fork import cached_property
 
 if TYPE_CHECKING:
     from vitnp.method.image_level import ImageLevelConfig
@@ -38,7 +38,7 @@ class BatchAnswers:
         self.soft, self.hard = soft, hard
         self._on_device = facts
 
-    @functools.cached_property
+    @cached_property
     def _facts(self) -> np.ndarray:
         """The facts of all photographs, read from the device once."""
         return kernels.to_host(self._on_device)

@@ -10,6 +10,7 @@ import numpy as np
 
 from vitnp import kernels
 from vitnp.features.record import FeatureRecord, unit_rows
+from vitnp.kernels.threads.fork import cached_property
 from vitnp.method import texture
 from vitnp.method.cleaning import clean
 from vitnp.method.collection import Collection
@@ -35,7 +36,7 @@ class ImageAnswer:
     hard: np.ndarray
     find_confidence: Callable[[], float]
 
-    @functools.cached_property
+    @cached_property
     def confidence(self) -> float:
         """See :func:`vitnp.method.confidence.image_confidence`."""
         return self.find_confidence()
@@ -138,7 +139,7 @@ class PatchScores:
     levels: tuple[np.ndarray, ...] | None = None
     category: int | None = None
 
-    @functools.cached_property
+    @cached_property
     def confidence(self) -> float:
         """See :mod:`vitnp.method.confidence`."""
         return self.find_confidence()

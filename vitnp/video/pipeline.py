@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 
@@ -17,6 +16,7 @@ from vitnp.features.record import FeatureRecord
 from vitnp.io.decode import DecodedImage
 from vitnp.kernels.stopwatch import Stopwatch
 from vitnp.kernels.threads import blas, pool
+from vitnp.kernels.threads.fork import cached_property
 from vitnp.method.collection import Collection
 from vitnp.method.patch_scores import PatchScores, clean_patches, combine_patches, judge_image
 from vitnp.method.prototypes import label_map
@@ -94,7 +94,7 @@ class VideoPipeline:
         collection = self.image.collection
         return self.smoothing.steps > 0 and collection is not None and collection.prototypes is not None
 
-    @functools.cached_property
+    @cached_property
     def _collection(self) -> Collection | None:
         """The collection for the mask of a single frame: without classes if these are decided along tracks."""
         collection = self.image.collection
