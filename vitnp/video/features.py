@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from vitnp.errors import ImageError
-from vitnp.features.basis import fit_stored_basis
+from vitnp.features.basis import fit_basis
 from vitnp.features.export import Outcome, write_features
 from vitnp.features.pca import PatchPCA
 from vitnp.features.spec import FeatureSpec
@@ -142,7 +142,7 @@ def fit_clips_basis(
         failures.extend(failed)
     if failed and not fingerprints:
         raise failed[0][1]
-    return fit_stored_basis(fingerprints, store, foreground=foreground, n_threads=n_threads)
+    return fit_basis(fingerprints, store, foreground=foreground, n_threads=n_threads)
 
 
 def write_clip_features(
