@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vitnp import outputs
+from vitnp.cached import cached_property
 from vitnp.errors import UsageError
 from vitnp.io.metadata import NO_METADATA, Metadata
 from vitnp.io.stamp import canonical_json, parameters_hash
-from vitnp.kernels.threads.fork import cached_property
 from vitnp.masks import boxes, overlay
 from vitnp.masks.cutout import cutout
 from vitnp.masks.cutout_options import CutoutOptions

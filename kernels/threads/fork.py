@@ -7,12 +7,11 @@ compiled, locks of Python, numba and LLVM are held that vitnp cannot unlock; so 
 
 from __future__ import annotations
 
-import functools
 import os
 import threading
 import weakref
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 Lock = TypeVar("Lock")
 
@@ -41,24 +40,6 @@ def unlocked_in_child(lock: Lock) -> Lock:
     """
     _locks.add(lock)
     return lock
-
-
-if TYPE_CHECKING:
-    from functools import cached_property
-else:
-
-    class cached_property(functools.cached_property):
-        """The property of :mod:`functools`, without the lock that all its instances share before Python 3.12.
-
-        Photographs in several threads would wait for each other, and a forked child for a thread that it lacks. Two
-        threads that ask at the same moment both compute the same value.
-        """
-
-        def __get__(self, instance: Any, owner: type | None = None) -> Any:
-            if instance is None:
-                return self
-            value = instance.__dict__[self.attrname] = self.func(instance)
-            return value
 
 
 def call_in_child(function: Callable[[], None]) -> None:

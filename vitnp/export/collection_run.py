@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from vitnp.cached import cached_property
 from vitnp.errors import ImageError, OutputError, UsageError, VitnpError
 from vitnp.export.collection_outputs import (
     PREVIEWS,
@@ -32,7 +33,6 @@ from vitnp.io import find, label_png, stamp, write
 from vitnp.io.georeference import is_georeferenced
 from vitnp.io.part_files import remove_abandoned
 from vitnp.kernels.stopwatch import Stopwatch
-from vitnp.kernels.threads.fork import cached_property
 from vitnp.masks.cutout_options import DEFAULT_CUTOUT, CutoutOptions
 from vitnp.method.collection import Collection
 from vitnp.outputs import output_paths, write_outputs

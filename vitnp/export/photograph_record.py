@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from vitnp.cached import cached_property
 from vitnp.errors import ImageError
 from vitnp.io import decode
 from vitnp.io.color import to_srgb
 from vitnp.io.find import Photograph
 from vitnp.io.resample import downscale
 from vitnp.io.source import Source
-from vitnp.kernels.threads.fork import cached_property
 from vitnp.method.prototypes import label_map
 from vitnp.options import MAX_PIXELS
 

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 
 from vitnp import kernels, options
+from vitnp.cached import cached_property
 from vitnp.errors import UsageError
 from vitnp.features.record import FeatureRecord
 from vitnp.features.spec import FeatureSpec
 from vitnp.io import color, preprocess, resample, source
-from vitnp.kernels.threads.fork import cached_property
 from vitnp.vit.model import ViT
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from vitnp.kernels.threads.fork import cached_property
+from vitnp.cached import cached_property
 from vitnp.masks.rle import encode, extent
 from vitnp.masks.simplify import DEFAULT_TOLERANCE, joined, simplified_polygons
 

@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 
 from vitnp import kernels
+from vitnp.cached import cached_property
 from vitnp.checkpoints.safetensors_io import read_safetensors, write_safetensors
 from vitnp.errors import CheckpointError, UsageError
 from vitnp.features.record import FeatureRecord
 from vitnp.io.stamp import canonical_json
 from vitnp.kernels.threads import blas
-from vitnp.kernels.threads.fork import cached_property
 from vitnp.method import collection_file
 from vitnp.method.agreement import ANY_PHOTOGRAPHS, combine_levels, level_weights
 from vitnp.method.cleaning import CleaningConfig

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vitnp import kernels
+from vitnp.cached import cached_property
 from vitnp.clustering.kmeans_plusplus import draw_numbers
 from vitnp.kernels.reference import ImageLevelRule
-from vitnp.kernels.threads.fork import cached_property
 
 if TYPE_CHECKING:
     from vitnp.method.image_level import ImageLevelConfig

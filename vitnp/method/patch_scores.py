@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from vitnp import kernels
+from vitnp.cached import cached_property
 from vitnp.features.record import FeatureRecord, unit_rows
-from vitnp.kernels.threads.fork import cached_property
 from vitnp.method import texture
 from vitnp.method.cleaning import clean
 from vitnp.method.collection import Collection

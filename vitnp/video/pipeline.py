@@ -10,13 +10,13 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 import numpy as np
 
 from vitnp import kernels
+from vitnp.cached import cached_property
 from vitnp.errors import ImageError
 from vitnp.features.batching import Job, through_network
 from vitnp.features.record import FeatureRecord
 from vitnp.io.decode import DecodedImage
 from vitnp.kernels.stopwatch import Stopwatch
 from vitnp.kernels.threads import blas, pool
-from vitnp.kernels.threads.fork import cached_property
 from vitnp.method.collection import Collection
 from vitnp.method.patch_scores import PatchScores, clean_patches, combine_patches, judge_image
 from vitnp.method.prototypes import label_map
