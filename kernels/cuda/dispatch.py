@@ -30,7 +30,8 @@ MODULES = {
     "image_level": ("image_levels",),
     "similarity": ("similarity", "similarity_top", "normalize_rows"),
     "crf": ("permutohedral_lattice", "lattice_filter", "normalize_lattice", "mean_field"),
-    "bilateral_solver": ("BilateralGrid", "bilateral_solver"),
+    "bilateral_grid": ("BilateralGrid",),
+    "bilateral_solver": ("bilateral_solver",),
     "image": (
         "resize",
         "normalize",

@@ -42,11 +42,11 @@ def test_solver_gives_the_cpu_s_answer(cupy, height, width, sigma_xy):
 
 
 def test_grid_has_the_cpu_s_vertices_and_neighbors(cupy):
-    from vitnp.kernels.cuda.bilateral_solver import BilateralGrid as Grid
+    from vitnp.kernels.cuda.bilateral_grid import BilateralGrid as Grid
 
     rgb = picture(2, 21, 30)
     wanted, found = BilateralGrid(rgb, 3.0, 12.0, 6.0), Grid(cupy.asarray(rgb), 3.0, 12.0, 6.0)
-    count = int(found.count[0])
+    count = int(found.first[1])
     assert count == wanted.count
     np.testing.assert_array_equal(cupy.asnumpy(found.vertex), wanted.vertex)
     pairs = {

@@ -106,23 +106,26 @@ __device__ __forceinline__ int color_bin(const unsigned char* rgb, float red, fl
     return (int)rintf(__fadd_rn(__fadd_rn(__fmul_rn(rgb[0], red), __fmul_rn(rgb[1], green)), __fmul_rn(rgb[2], blue)));
 }
 
-// Packs the bins of row, column, luma, blue and red difference and the pixel index into one number in mixed radix.
+// Packs the number of the photograph and the bins of row, column, luma, blue and red difference into one number in mixed
+// radix, and the index of the pixel into the lowest `shift` bits.
 // Positions are relative to the image center. `weights` (3, 3) are color weights divided by the sides of the bins;
-// `lowest` and `extents` are the same for all images of this size.
+// `lowest` and `extents` are the same for all images of this size. `rgb` are `pixels` pixels of photographs of this size.
 extern "C" __global__ void __launch_bounds__(256, 4)
-color_keys(const unsigned char* __restrict__ rgb, int height, int width, double sigma,
-                                      const float* __restrict__ weights, const long long* __restrict__ lowest,
-                                      const long long* __restrict__ extents, long long* __restrict__ keys) {
+color_keys(const unsigned char* __restrict__ rgb, int pixels, int height, int width, double sigma,
+           const float* __restrict__ weights, const long long* __restrict__ lowest,
+           const long long* __restrict__ extents, int shift, long long* __restrict__ keys) {
     int i = blockIdx.x * blockDim.x + threadIdx.x;
-    if (i >= height * width) return;
+    if (i >= pixels) return;
     const unsigned char* pixel = rgb + 3LL * i;
-    long long key = (long long)rint((i / width - 0.5 * (height - 1)) / sigma) - lowest[0];
-    key = key * extents[1] + (long long)rint((i % width - 0.5 * (width - 1)) / sigma) - lowest[1];
+    const int at = i % (height * width);
+    long long key = i / (height * width);
+    key = key * extents[0] + (long long)rint((at / width - 0.5 * (height - 1)) / sigma) - lowest[0];
+    key = key * extents[1] + (long long)rint((at % width - 0.5 * (width - 1)) / sigma) - lowest[1];
 #pragma unroll
     for (int c = 0; c < 3; c++)
         key = key * extents[2 + c] + color_bin(pixel, weights[3 * c], weights[3 * c + 1], weights[3 * c + 2]) -
               lowest[2 + c];
-    keys[i] = key * height * width + i;
+    keys[i] = key << shift | i;
 }
 
 // ---- The guided filter (He, Sun and Tang 2013) ---------------------------------------------------
