@@ -29,6 +29,7 @@ MODULES = {
     "kmeans": ("kmeans_step", "kmeans_assign", "kmeans_closer"),
     "image_level": ("image_levels",),
     "similarity": ("similarity", "similarity_top", "normalize_rows"),
+    "dense_crf": ("dense_crf",),
     "crf": ("permutohedral_lattice", "lattice_filter", "normalize_lattice", "mean_field"),
     "bilateral_grid": ("BilateralGrid",),
     "bilateral_solver": ("bilateral_solver",),
