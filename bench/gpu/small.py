@@ -99,7 +99,7 @@ def _image_level(cupy: ModuleType) -> None:
 
 
 def _pictures(cupy: ModuleType) -> None:
-    from vitnp.kernels.cuda import image
+    from vitnp.kernels.cuda import guided, image
 
     from vitnp.method.cleaning import CleaningConfig
 
@@ -111,8 +111,8 @@ def _pictures(cupy: ModuleType) -> None:
         image.normalize(small, (0.5, 0.5, 0.5), (0.2, 0.2, 0.2), dtype)
     soft = cupy.asarray(rng.random((11, 20), dtype=np.float32))
     image.fixed_point(image.bilinear(soft, (37, 53)))
-    image.guided_filter(soft, small, radius=3, eps=1e-3)
-    image.guided_upsample(soft, small, rgb)
+    guided.guided_filter(soft, small, radius=3, eps=1e-3)
+    guided.guided_upsample(soft, small, rgb)
     image.clean(soft, *dataclasses.astuple(CleaningConfig()))
 
 

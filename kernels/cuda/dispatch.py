@@ -38,11 +38,9 @@ MODULES = {
         "normalize",
         "bilinear",
         "fixed_point",
-        "guided_filter",
-        "guided_coefficients",
-        "guided_upsample",
         "clean",
     ),
+    "guided": ("guided_filter", "guided_coefficients", "guided_upsample"),
     "graphs": ("GraphCache",),
     "device": ("wait", "own_stream", "free_bytes", "total_bytes", "release", "out_of_memory"),
 }

@@ -101,9 +101,9 @@ def lattice_filter(cupy, operations):
 
 
 def guided(cupy, operations):
-    from vitnp.kernels.cuda import image
+    from vitnp.kernels.cuda import guided
 
-    test_cuda_image.test_guided_filter(cupy, image, (14, 17), 4)
+    test_cuda_image.test_guided_filter(cupy, guided, (14, 17), 4)
 
 
 def bilinear(cupy, operations):
@@ -263,7 +263,7 @@ DEFECTS = [
     ),
     (lattice, "crf", "atomicMin(&touched[at], entry);", "touched[at] = min(touched[at], entry);"),
     (lattice_filter, "crf", "if (v >= vertices) return;", ""),
-    (guided, "image", "min(column + radius + 1, width)", "min(column + radius + 1, width + 1)"),
+    (guided, "guided", "min(column + radius + 1, width)", "min(column + radius + 1, width + 1)"),
     (bilinear, "image", "min(l + 1, w - 1)", "l + 1"),
 ]
 

@@ -23,17 +23,18 @@ def check_photograph(rgb: np.ndarray, *, several: bool = False) -> np.ndarray:
     return rgb
 
 
-def check_map(values: np.ndarray, shape: tuple[int, ...] | None = None) -> np.ndarray:
+def check_map(
+    values: np.ndarray, shape: tuple[int, ...] | None = None, *, several: bool = False
+) -> np.ndarray:
     """Return the map as an array; ValueError unless it is 2-D, not empty, finite and, if given, of that shape.
 
-    With three numbers as the shape it is several maps.
+    With `several` it may be 3-D.
 
     A map on a GPU is not checked for NaN and infinity, because this would have to wait for the GPU.
     """
     values = kernels.array_module(values).asarray(values)
-    dimensions = 2 if shape is None else len(shape)
-    if values.ndim != dimensions or values.size == 0:
-        raise ValueError(f"map must be {dimensions}-D and not empty, got the shape {values.shape}")
+    if values.ndim not in ((2, 3) if several else (2,)) or values.size == 0:
+        raise ValueError(f"map must be 2-D and not empty, got the shape {values.shape}")
     if shape is not None and values.shape != tuple(shape):
         raise ValueError(f"map must have the photograph's height and width {tuple(shape)}, got {values.shape}")
     if kernels.device_of(values) == "cpu" and not np.isfinite(values).all():

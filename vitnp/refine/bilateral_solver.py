@@ -82,7 +82,7 @@ def bilateral_solver(
     on_gpu = kernels.device_of(target) == "cuda"
     if not on_gpu:
         rgb = check_photograph(rgb, several=True)
-        target = check_map(target, rgb.shape[:-1])
+        target = check_map(target, rgb.shape[:-1], several=True)
     if sigma_xy is None:
         sigma_xy = max(1.0, 0.03 * max(rgb.shape[-3:-1]))
     for name, value in (("sigma_xy", sigma_xy), ("sigma_luma", sigma_luma), ("sigma_chroma", sigma_chroma)):
