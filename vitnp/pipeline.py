@@ -33,7 +33,8 @@ from vitnp.method.parameters import run_parameters
 from vitnp.method.patch_scores import ImageAnswer, PatchScores, judge_images, score_patches
 from vitnp.method.texture import smaller_side
 from vitnp.options import Settings
-from vitnp.refine.refine import refine, stretch
+from vitnp.refine.batch import refine_batch
+from vitnp.refine.refine import stretch
 from vitnp.result import HALF, MIN_SHARE, Segmentation
 from vitnp.vit.model import ViT
 
@@ -225,6 +226,36 @@ class ImagePipeline:
             (answer,) = self.judge([features])
         return segment_features(image, features, answer, self.parameters, clock, self.vit, self.collection)
 
+    def segment_batch(
+        self,
+        images: Sequence[DecodedImage],
+        features: Sequence[FeatureRecord],
+        answers: Sequence[ImageAnswer],
+        clocks: Sequence[Stopwatch],
+    ) -> list[Segmentation]:
+        """Segment photographs with features and image level: on a GPU those of one size are refined together."""
+        together = Stopwatch(self.vit.device, shared_by=len(images))
+        given = list(zip(images, features, answers))
+        scored = [_scored(*one, self.parameters, self.vit, self.collection, None) for one in given]
+        together.lap("cluster")
+        unrefined = [
+            index
+            for index, (patches, lines) in enumerate(scored)
+            if lines is None and _is_confident(patches, self.parameters)
+        ]
+        maps: list[np.ndarray | None] = [lines for _, lines in scored]
+        scores, pictures = [scored[index][0] for index in unrefined], [images[index] for index in unrefined]
+        for index, refined in zip(unrefined, _refined(scores, pictures, self.parameters, self.collection)):
+            maps[index] = refined
+        together.lap("refine")
+        results = []
+        for (image, record, _), (patches, _), soft, clock in zip(given, scored, maps, clocks):
+            clock.include(together)
+            results.append(
+                segment_patches(image, record, patches, self.parameters, clock, self.vit, self.collection, soft)
+            )
+        return results
+
 
 def segment_features(
     image: DecodedImage,
@@ -259,14 +290,27 @@ def segment_features(
     -------
     Segmentation
     """
-    domain = str(parameters.get("domain", "photo"))
-    patches = score_patches(features, answer, vit.device, collection, category, domain=domain)
-    lines = None
-    if domain == "lines":
-        lines, confidence = find_lines(image.rgb, None if collection is None else collection.lines)
-        patches = patches.from_pixels(lines, confidence)
+    patches, lines = _scored(image, features, answer, parameters, vit, collection, category)
     clock.lap("cluster")
     return segment_patches(image, features, patches, parameters, clock, vit, collection, lines)
+
+
+def _scored(
+    image: DecodedImage,
+    features: FeatureRecord,
+    answer: ImageAnswer,
+    parameters: Mapping[str, Any],
+    vit: ViT,
+    collection: Collection | None,
+    category: int | None,
+) -> tuple[PatchScores, np.ndarray | None]:
+    """Return the cleaned scores of a photograph's patches; and its soft map, if that is found without them."""
+    domain = str(parameters.get("domain", "photo"))
+    patches = score_patches(features, answer, vit.device, collection, category, domain=domain)
+    if domain != "lines":
+        return patches, None
+    lines, confidence = find_lines(image.rgb, None if collection is None else collection.lines)
+    return patches.from_pixels(lines, confidence), lines
 
 
 def segment_patches(
@@ -277,17 +321,16 @@ def segment_patches(
     clock: Stopwatch,
     vit: ViT,
     collection: Collection | None = None,
-    lines: np.ndarray | None = None,
+    refined: np.ndarray | None = None,
 ) -> Segmentation:
     """Make the mask of a photograph from the cleaned scores of its patches; arguments as for :func:`segment_features`.
 
-    With `lines`, (height, width) uint16, these are the soft map. The stopwatch records the lap "refine".
+    The soft map is `refined`, (height, width) uint16, if that is known already. The stopwatch records the lap "refine".
     """
     soft = np.zeros(image.rgb.shape[:2], np.uint16)
-    # Without a limit nothing waits for the confidence, which on a GPU would be a copy in the middle of the work.
-    least = parameters["min_confidence"]
-    if not least or patches.confidence >= least:
-        refined = _refined(patches, image, parameters, collection) if lines is None else lines
+    if _is_confident(patches, parameters):
+        if refined is None:
+            (refined,) = _refined([patches], [image], parameters, collection)
         if image.opacity is not None:
             refined = opaque_part(refined, image.opacity)
         if np.count_nonzero(refined >= HALF) >= MIN_SHARE * refined.size:  # fewer pixels are no object
@@ -321,13 +364,23 @@ def segment_patches(
     return dataclasses.replace(result, labels=collection.labels(vit, features, result.mask, result.instances))
 
 
+def _is_confident(patches: PatchScores, parameters: Mapping[str, Any]) -> bool:
+    """Return whether a photograph gets a mask."""
+    # Without a limit nothing waits for the confidence, which on a GPU would be a copy in the middle of the work.
+    least = parameters["min_confidence"]
+    return not least or patches.confidence >= least
+
+
 def _refined(
-    patches: PatchScores, image: DecodedImage, parameters: Mapping[str, Any], collection: Collection | None
-) -> np.ndarray:
-    """Return the soft map of patch scores, (height, width) uint16."""
-    refined = kernels.to_host(refine(patches.score, image.rgb, method=parameters["refine"]))
-    refined = refined if collection is None else stretch(refined)
-    return smaller_side(refined) if parameters.get("domain") == "texture" else refined
+    patches: Sequence[PatchScores],
+    images: Sequence[DecodedImage],
+    parameters: Mapping[str, Any],
+    collection: Collection | None,
+) -> list[np.ndarray]:
+    """Return the soft maps of patch scores, (height, width) uint16."""
+    maps = refine_batch([one.score for one in patches], [one.rgb for one in images], method=parameters["refine"])
+    maps = maps if collection is None else [stretch(soft) for soft in maps]
+    return [smaller_side(soft) for soft in maps] if parameters.get("domain") == "texture" else maps
 
 
 @contextlib.contextmanager

@@ -155,9 +155,7 @@ class Bins:
     strides: cupy.ndarray
 
     @staticmethod
-    def of(
-        shape: tuple[int, int], photographs: int, sigma_xy: float, sigma_luma: float, sigma_chroma: float
-    ) -> Bins:
+    def of(shape: tuple[int, int], photographs: int, sigma_xy: float, sigma_luma: float, sigma_chroma: float) -> Bins:
         """Return the bins of photographs of this height and width.
 
         Raises

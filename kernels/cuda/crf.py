@@ -52,8 +52,8 @@ class Geometry:
     @staticmethod
     def of(features: np.ndarray) -> Geometry:
         """Return the geometry for features (D, N) in host memory, of which only the extremes matter."""
-        *tables, size = reference.lattice_geometry(features)
-        return Geometry(*map(upload, tables), size)
+        scale, stride, origin, size = reference.lattice_geometry(features)
+        return Geometry(upload(scale), upload(stride), upload(origin), size)
 
 
 def permutohedral_lattice(features: cupy.ndarray) -> Lattice:
@@ -170,9 +170,7 @@ def _softmax(values: cupy.ndarray) -> cupy.ndarray:
     return values
 
 
-def _launch(
-    features: int, name: str, count: int, *arguments: object, axes: int = 1, most: int | None = None
-) -> None:
+def _launch(features: int, name: str, count: int, *arguments: object, axes: int = 1, most: int | None = None) -> None:
     """Launch a kernel of crf.cu with `count` threads for each axis, in at most so many blocks."""
     blocks = -(-count // _THREADS)
     kernel("crf", name, f"-DFEATURES={features}")((min(blocks, most or blocks), axes), (_THREADS,), arguments)

@@ -7,7 +7,6 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import numpy as np
 from vitnp.kernels.cuda import crf
 from vitnp.kernels.cuda.graphs import Compute, GraphCache, Results
 from vitnp.kernels.cuda.loader import require_cupy
@@ -54,8 +53,8 @@ def dense_crf(
 
     rgb, probability = cupy.ascontiguousarray(rgb), cupy.ascontiguousarray(probability)
     photographs = rgb.shape[0] if rgb.ndim == 4 else 1
-    kinds = [sigmas for _, *sigmas in gaussians]
-    geometries = _geometries(rgb.shape[-3:-1], photographs, kinds)
+    weights, sigmas = [weight for weight, _, _ in gaussians], [(xy, color) for _, xy, color in gaussians]
+    geometries = _geometries(rgb.shape[-3:-1], photographs, sigmas)
     if geometries is None:
         return _one_by_one(probability, rgb, gaussians, steps)
 
@@ -63,12 +62,12 @@ def dense_crf(
         def compute() -> Results:
             lattices = [
                 crf.normalize_lattice(
-                    crf.embed(pixel_features(pixels, *sigmas, xp=cupy), geometry, photographs=photographs)
+                    crf.embed(pixel_features(pixels, xy, color, cupy), geometry, photographs=photographs)
                 )
-                for sigmas, geometry in zip(kinds, geometries)
+                for (xy, color), geometry in zip(sigmas, geometries)
             ]
             unary = unary_energies(p, pixels.shape, cupy)
-            return {"marginals": crf.mean_field(unary, lattices, [weight for weight, *_ in gaussians], steps)}
+            return {"marginals": crf.mean_field(unary, lattices, weights, steps)}
 
         return compute
 
@@ -77,12 +76,12 @@ def dense_crf(
 
 
 def _geometries(
-    shape: tuple[int, int], photographs: int, kinds: Sequence[Sequence[float | None]]
+    shape: tuple[int, int], photographs: int, sigmas: Sequence[tuple[float, float | None]]
 ) -> list[crf.Geometry] | None:
     """Return the geometry of each lattice; None if the photographs have to be inferred one by one."""
     device = require_cupy().cuda.Device().id
     try:
-        found = [_geometry(device, shape, *sigmas) for sigmas in kinds]
+        found = [_geometry(device, shape, xy, color) for xy, color in sigmas]
     except ValueError:
         return None
     points = photographs * math.prod(shape)

@@ -42,7 +42,17 @@ MODULES = {
     ),
     "guided": ("guided_filter", "guided_coefficients", "guided_upsample"),
     "graphs": ("GraphCache",),
-    "device": ("wait", "own_stream", "free_bytes", "total_bytes", "release", "out_of_memory"),
+    "device": (
+        "wait",
+        "mark",
+        "seconds_between",
+        "hand_over",
+        "own_stream",
+        "free_bytes",
+        "total_bytes",
+        "release",
+        "out_of_memory",
+    ),
 }
 _MODULE_OF = {name: module for module, names in MODULES.items() for name in names}
 

@@ -17,9 +17,7 @@ MIN_PROBABILITY = 1e-6
 Gaussian: TypeAlias = "tuple[float, float, float | None]"
 
 
-def dense_crf(
-    probability: np.ndarray, rgb: np.ndarray, *, gaussians: Sequence[Gaussian], steps: int
-) -> np.ndarray:
+def dense_crf(probability: np.ndarray, rgb: np.ndarray, *, gaussians: Sequence[Gaussian], steps: int) -> np.ndarray:
     """Approximate the marginals of a fully connected CRF by mean field on permutohedral lattices.
 
     See :func:`vitnp.refine.dense_crf.dense_crf`, which checks the parameters.
@@ -56,11 +54,11 @@ def dense_crf_by(
 ) -> np.ndarray:
     """Do so by the lattices and the mean field of a module, for arrays of `xp`."""
     lattices = [
-        operations.normalize_lattice(operations.permutohedral_lattice(pixel_features(rgb, *sigmas, xp=xp)))
-        for _, *sigmas in gaussians
+        operations.normalize_lattice(operations.permutohedral_lattice(pixel_features(rgb, xy, color, xp)))
+        for _, xy, color in gaussians
     ]
     unary = unary_energies(probability, rgb.shape, xp)
-    marginals = operations.mean_field(unary, lattices, [weight for weight, *_ in gaussians], steps)
+    marginals = operations.mean_field(unary, lattices, [weight for weight, _, _ in gaussians], steps)
     return marginals.reshape(*rgb.shape[:-1], unary.shape[1])
 
 
@@ -81,9 +79,7 @@ def unary_energies(probability: np.ndarray, shape: tuple[int, ...], xp: ModuleTy
     return xp.negative(unary, out=unary)
 
 
-def pixel_features(
-    rgb: np.ndarray, sigma_xy: float, sigma_rgb: float | None = None, xp: ModuleType = np
-) -> np.ndarray:
+def pixel_features(rgb: np.ndarray, sigma_xy: float, sigma_rgb: float | None = None, xp: ModuleType = np) -> np.ndarray:
     """Return positions, and colors if `sigma_rgb` is given, in units of the bandwidths: (2 or 5, pixels) float32.
 
     The pixels of several photographs (photographs, h, w, 3) follow each other.

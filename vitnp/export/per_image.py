@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import os
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from vitnp import kernels, options
@@ -14,7 +14,6 @@ from vitnp.errors import ImageError, OutputError, UsageError
 from vitnp.export.outcome import Facts, Outcome
 from vitnp.features.batching import Job, through_network
 from vitnp.features.extract import NetworkInput
-from vitnp.features.record import FeatureRecord
 from vitnp.io import headers, stamp, write
 from vitnp.io.decode import DecodedImage
 from vitnp.io.find import Photograph
@@ -34,6 +33,8 @@ from vitnp.vit.model import ViT
 MAX_LABELS = 255
 # Limit of the pixels, 3 bytes each, of decoded photographs that wait for others of their size.
 _WAITING_PIXELS = 250_000_000
+# Pixels of photographs that are segmented together, which are all kept until the last of them is finished.
+_TOGETHER_PIXELS = 1 << 24
 # Photographs with features that may wait to be segmented: the network computes the next batch meanwhile.
 _AHEAD = 32
 
@@ -123,6 +124,9 @@ class _ImageJob(Job):
     source: headers.FileContent | str | os.PathLike[str] = ""  # its content if that is read at once, else the path
     image: DecodedImage | None = None
     answer: ImageAnswer | None = None
+    take_over: Callable[[], None] = lambda: None  # makes the stream of this thread wait for features and answer
+    read_by_network: NetworkInput | None = None  # kept until the GPU is sure to have read it
+    ends_batch: bool = True
     result: Segmentation | None = None
     outcome: Outcome | None = None
 
@@ -154,9 +158,9 @@ class _Run:
                 clock = Stopwatch(pipeline.vit.device)
                 (features,) = pipeline.extract([network_input])
                 clock.lap("network")
-                job.seconds |= clock.seconds
+                job.clocks.append(clock)
                 # Written under the lock: the results of a large photograph need as much memory as decoding it.
-                return self.write(job, self.segment(job, image, features))
+                return self.write(job, pipeline.segment(image, features, self.clock(job)))
         except (ImageError, OutputError) as error:
             return Outcome(job.path, {}, error)
 
@@ -205,23 +209,47 @@ class _Run:
 
     def judge(self, jobs: Sequence[_ImageJob]) -> None:
         """Compute the image level of the photographs of a batch."""
-        clock = Stopwatch(self.pipeline.vit.device)
-        with image_memory_error(self.pipeline.vit.device):
+        device = self.pipeline.vit.device
+        clock = Stopwatch(device, shared_by=len(jobs))
+        with image_memory_error(device):
             answers = self.pipeline.judge([job.features for job in jobs if job.features is not None])
         clock.lap("cluster")
+        take_over = kernels.hand_over(device)
         for job, answer in zip(jobs, answers):
-            job.answer = answer
-            job.seconds["cluster"] = round(clock.seconds["cluster"] / len(jobs), 4)
+            job.answer, job.take_over, job.read_by_network = answer, take_over, job.input
+            job.clocks.append(clock)
+            job.ends_batch = job is jobs[-1]
 
     def segment_all(self, jobs: Iterator[_ImageJob]) -> Generator[_ImageJob, None, None]:
-        """Segment the photographs that have features."""
+        """Segment the photographs that have features: a batch together, or as many of it as are not too large."""
+        waiting: list[_ImageJob] = []
         for job in jobs:
-            if job.features is not None and job.image is not None:
-                device = self.pipeline.vit.device
-                with image_memory_error(device), kernels.own_stream(device):
-                    job.result = self.segment(job, job.image, job.features)
-                job.features = job.answer = None
-            yield job
+            if job.features is None or job.image is None:
+                yield job
+                continue
+            waiting.append(job)
+            if job.ends_batch or sum(map(_decoded_pixels, waiting)) >= _TOGETHER_PIXELS:
+                self.segment_together(waiting)
+                yield from waiting
+                waiting = []
+
+    def segment_together(self, jobs: Sequence[_ImageJob]) -> None:
+        """Segment photographs of a batch."""
+        device = self.pipeline.vit.device
+        with image_memory_error(device), kernels.own_stream(device):
+            for job in jobs:
+                job.take_over()
+            ready = [
+                (job.image, job.features, job.answer, self.clock(job))
+                for job in jobs
+                if job.image is not None and job.features is not None and job.answer is not None
+            ]
+            images, features, answers, clocks = zip(*ready)
+            results = self.pipeline.segment_batch(images, features, answers, clocks)
+        # Only now has the GPU read all that these hold.
+        for job, result in zip(jobs, results):
+            job.result = result
+            job.features = job.answer = job.read_by_network = None
 
     def finish(self, job: _ImageJob) -> _ImageJob:
         """Write a photograph's outputs, if there is a result."""
@@ -277,15 +305,16 @@ class _Run:
         clock = Stopwatch()
         image, photograph = self.pipeline.decode(job.source), headers.file_hash(job.source)
         clock.lap("decode")
-        job.seconds |= clock.seconds
+        job.clocks.append(clock)
         job.source = ""
         return image, self.pipeline.preprocess(image, photograph)
 
-    def segment(self, job: _ImageJob, image: DecodedImage, features: FeatureRecord) -> Segmentation:
-        """Compute the result from the features."""
+    def clock(self, job: _ImageJob) -> Stopwatch:
+        """Return a stopwatch that goes on from the stages that a photograph has passed."""
         clock = Stopwatch(self.pipeline.vit.device)
-        clock.seconds |= job.seconds
-        return self.pipeline.segment(image, features, clock, job.answer)
+        for before in job.clocks:
+            clock.include(before)
+        return clock
 
     def write(self, job: _ImageJob, result: Segmentation) -> Outcome:
         """Write the outputs of a photograph."""

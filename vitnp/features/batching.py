@@ -173,7 +173,7 @@ class Job:
     features : FeatureRecord or None
         Result of the network.
     error : ImageError or OutputError or None
-    seconds : dict of str to float
+    clocks : list of Stopwatch
         Time spent per stage.
     """
 
@@ -182,7 +182,7 @@ class Job:
     input: NetworkInput | None = None
     features: FeatureRecord | None = None
     error: ImageError | OutputError | None = None
-    seconds: dict[str, float] = dataclasses.field(default_factory=dict)
+    clocks: list[Stopwatch] = dataclasses.field(default_factory=list)
 
 
 JobT = TypeVar("JobT", bound=Job)
@@ -210,7 +210,8 @@ def through_network(
     extract : callable
         Returns the features of inputs of one size.
     then : callable
-        Called with the jobs of a batch when they have their features, for work that is best done together.
+        Called with the jobs of a batch when they have their features, for work that is best done together. On a GPU
+        the network may still be running, and reading their inputs.
     batch : int, optional
         Maximum number of photographs per forward pass. By default 8 on the CPU; on a GPU as many as fit into half of
         the free memory, and a batch that does not fit is halved and repeated.
@@ -244,10 +245,13 @@ def through_network(
         clock = Stopwatch(vit.device)
         for part, records in sizer.through(waiting, rows * columns, lambda part: extract([ready for _, ready in part])):
             clock.lap("network")
+            clock.shared_by = len(part)
             for (job, _), record in zip(part, records):
-                job.features, job.input = record, None
-                job.seconds["network"] = round(clock.seconds["network"] / len(part), 4)
+                job.features = record
+                job.clocks.append(clock)
             then([job for job, _ in part])
+            for job, _ in part:
+                job.input = None
             clock = Stopwatch(vit.device)
         return group
 

@@ -23,9 +23,7 @@ def check_photograph(rgb: np.ndarray, *, several: bool = False) -> np.ndarray:
     return rgb
 
 
-def check_map(
-    values: np.ndarray, shape: tuple[int, ...] | None = None, *, several: bool = False
-) -> np.ndarray:
+def check_map(values: np.ndarray, shape: tuple[int, ...] | None = None, *, several: bool = False) -> np.ndarray:
     """Return the map as an array; ValueError unless it is 2-D, not empty, finite and, if given, of that shape.
 
     With `several` it may be 3-D.

@@ -11,8 +11,8 @@ from vitnp import kernels
 from vitnp.io.resample import working_size
 from vitnp.refine.refine import WORKING_SIDE, refine
 
-# Pixels at the working size that are refined together: about 400 MB of GPU memory for any method, and more photographs
-# than it takes to occupy a GPU. The lattice of the CRF has six corners for each pixel of a quarter of them.
+# Pixels at the working size that are refined together: enough to occupy a GPU. They take 600 MB of its memory at most,
+# the CRF's lattice: 190 bytes for each of the six corners of a quarter of the pixels.
 _MOST_PIXELS = 1 << 21
 # Pixels of the photographs themselves.
 _MOST_FULL_PIXELS = 1 << 24
@@ -50,38 +50,40 @@ def refine_batch(
     >>> [soft.tolist() for soft in refine_batch([score, score], [rgb, rgb], method="none")]
     [[[0, 16384, 49151, 65535]], [[0, 16384, 49151, 65535]]]
     """
-    groups: dict[tuple[object, ...], list[int]] = {}
+    groups: dict[object, list[int]] = {}
     for index, (score, rgb) in enumerate(zip(scores, photographs)):
         groups.setdefault((kernels.device_of(score), score.shape, rgb.shape), []).append(index)
     found: dict[int, np.ndarray] = {}
-    for (device, _, shape), members in groups.items():
-        most = 1 if device == "cpu" else _together(shape, working_side)
+    for members in groups.values():
+        first = members[0]
+        together = 1 if kernels.device_of(scores[first]) == "cpu" else _together(photographs[first], working_side)
         while members:
-            count = 1 << min(most, len(members)).bit_length() - 1
-            now = members[:count]
+            count = 1 << min(together, len(members)).bit_length() - 1
+            now, rest = members[:count], members[count:]
             try:
                 maps = _refined([scores[i] for i in now], [photographs[i] for i in now], method, working_side)
             except MemoryError:
                 if count == 1:
                     raise
-                most = count // 2
+                together = count // 2
                 kernels.for_device("cuda").release()
                 continue
             found |= zip(now, maps)
-            members = members[count:]
+            members = rest
     return [found[index] for index in range(len(found))]
 
 
-def _together(shape: tuple[int, ...], working_side: int) -> int:
-    """Return how many photographs of a size are refined together at most."""
-    pixels = math.prod(working_size(*shape[:2], working_side))
-    return max(1, min(_MOST_PIXELS // pixels, _MOST_FULL_PIXELS // math.prod(shape[:2])))
+def _together(photograph: np.ndarray, working_side: int) -> int:
+    """Return how many photographs of this size are refined together at most."""
+    height, width, _ = photograph.shape
+    pixels = math.prod(working_size(height, width, working_side))
+    return max(1, min(_MOST_PIXELS // pixels, _MOST_FULL_PIXELS // (height * width)))
 
 
 def _refined(
     scores: Sequence[np.ndarray], photographs: Sequence[np.ndarray], method: str, working_side: int
-) -> Sequence[np.ndarray]:
+) -> list[np.ndarray]:
     if len(scores) == 1:
         return [kernels.to_host(refine(scores[0], photographs[0], method=method, working_side=working_side))]
     together = kernels.array_module(scores[0]).stack(list(scores))
-    return kernels.to_host(refine(together, np.stack(photographs), method=method, working_side=working_side))
+    return list(kernels.to_host(refine(together, np.stack(photographs), method=method, working_side=working_side)))

@@ -98,8 +98,8 @@ def bilateral_solver(
     )  # fmt: skip
     if on_gpu or target.ndim == 2:
         return solve(target, rgb, confidence=confidence)
-    weights = confidence if np.ndim(confidence) else [confidence] * len(target)
-    return np.stack([solve(one, photograph, confidence=c) for one, photograph, c in zip(target, rgb, weights)])
+    each = list(confidence) if isinstance(confidence, np.ndarray) and confidence.ndim else [confidence] * len(target)
+    return np.stack([solve(one, photograph, confidence=c) for one, photograph, c in zip(target, rgb, each)])
 
 
 def _check_confidence(confidence: float | np.ndarray, shape: tuple[int, int]) -> np.ndarray:
