@@ -182,7 +182,7 @@ def scene(seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def test_launches_of_the_solver(cupy):
-    """One by one 17 kernels, 2 for each pass of the sort and 3 per iteration; once recorded a graph and three copies."""
+    """One by one 17 kernels, 2 a pass of the sort and 3 per iteration; once recorded a graph and three copies."""
     from vitnp.refine.bilateral_solver import bilateral_solver
 
     def solved(index: int, sigma_xy: float = 4.0):
@@ -280,8 +280,9 @@ def test_a_folder_has_its_stages_on_streams_of_their_own(cupy, tmp_path, monkeyp
         monkeypatch.setattr(ImagePipeline, name, noted)
     photographs = find_photographs([tmp_path / "in"])
     stems = [tmp_path / "out" / str(index) for index in range(5)]
-    options = {"settings": Settings(short_side=24, refine="guided"), "collection": None, "n_threads": 2, "batch": 2}
-    outcomes = list(segment_files(photographs, stems, network(cupy), ["mask"], **options))
+    settings, vit = Settings(short_side=24), network(cupy)
+    options = {"settings": settings, "collection": None, "n_threads": 2, "batch": 2}
+    outcomes = list(segment_files(photographs, stems, vit, ["mask", "soft"], **options))
     assert [outcome.error for outcome in outcomes] == [None] * 5
     assert len(used["extract"]) == len(used["segment_batch"]) == 1 and 0 not in set().union(*used.values())
     assert not used["extract"] & used["segment_batch"]
@@ -289,6 +290,10 @@ def test_a_folder_has_its_stages_on_streams_of_their_own(cupy, tmp_path, monkeyp
     assert not fake_streams.freed_early
     seconds = [outcome.facts.seconds for outcome in outcomes]
     assert all(set(one) == {"decode", "network", "cluster", "refine", "write"} for one in seconds)
+    alone = ImagePipeline.create(vit, settings, None)
+    for photograph, outcome in zip(photographs, outcomes):
+        soft = np.asarray(Image.open(outcome.outputs["soft"]))
+        np.testing.assert_allclose(soft, alone(photograph.path).soft, atol=8)  # a product of another height
 
 
 def test_a_stopwatch_waits_when_it_is_read(cupy):

@@ -125,7 +125,6 @@ class _ImageJob(Job):
     image: DecodedImage | None = None
     answer: ImageAnswer | None = None
     take_over: Callable[[], None] = lambda: None  # makes the stream of this thread wait for features and answer
-    read_by_network: NetworkInput | None = None  # kept until the GPU is sure to have read it
     ends_batch: bool = True
     result: Segmentation | None = None
     outcome: Outcome | None = None
@@ -216,7 +215,7 @@ class _Run:
         clock.lap("cluster")
         take_over = kernels.hand_over(device)
         for job, answer in zip(jobs, answers):
-            job.answer, job.take_over, job.read_by_network = answer, take_over, job.input
+            job.answer, job.take_over = answer, take_over
             job.clocks.append(clock)
             job.ends_batch = job is jobs[-1]
 
@@ -249,7 +248,7 @@ class _Run:
         # Only now has the GPU read all that these hold.
         for job, result in zip(jobs, results):
             job.result = result
-            job.features = job.answer = job.read_by_network = None
+            job.features = job.answer = None
 
     def finish(self, job: _ImageJob) -> _ImageJob:
         """Write a photograph's outputs, if there is a result."""

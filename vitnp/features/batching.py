@@ -210,8 +210,7 @@ def through_network(
     extract : callable
         Returns the features of inputs of one size.
     then : callable
-        Called with the jobs of a batch when they have their features, for work that is best done together. On a GPU
-        the network may still be running, and reading their inputs.
+        Called with the jobs of a batch when they have their features, for work that is best done together.
     batch : int, optional
         Maximum number of photographs per forward pass. By default 8 on the CPU; on a GPU as many as fit into half of
         the free memory, and a batch that does not fit is halved and repeated.
@@ -247,11 +246,9 @@ def through_network(
             clock.lap("network")
             clock.shared_by = len(part)
             for (job, _), record in zip(part, records):
-                job.features = record
+                job.features, job.input = record, None  # `extract` has waited for a GPU, which has read the input
                 job.clocks.append(clock)
             then([job for job, _ in part])
-            for job, _ in part:
-                job.input = None
             clock = Stopwatch(vit.device)
         return group
 
