@@ -266,7 +266,7 @@ def test_a_folder_has_its_stages_on_streams_of_their_own(cupy, tmp_path, monkeyp
     from vitnp.pipeline import ImagePipeline
 
     (tmp_path / "in").mkdir()
-    for index in range(5):
+    for index in range(6):
         Image.fromarray(scene(index)[1]).save(tmp_path / "in" / f"{index}.png")
     used: dict[str, set[int]] = {}
     fake_streams.freed_early.clear()
@@ -279,11 +279,11 @@ def test_a_folder_has_its_stages_on_streams_of_their_own(cupy, tmp_path, monkeyp
 
         monkeypatch.setattr(ImagePipeline, name, noted)
     photographs = find_photographs([tmp_path / "in"])
-    stems = [tmp_path / "out" / str(index) for index in range(5)]
+    stems = [tmp_path / "out" / str(index) for index in range(6)]
     settings, vit = Settings(short_side=24), network(cupy)
     options = {"settings": settings, "collection": None, "n_threads": 2, "batch": 2}
     outcomes = list(segment_files(photographs, stems, vit, ["mask", "soft"], **options))
-    assert [outcome.error for outcome in outcomes] == [None] * 5
+    assert [outcome.error for outcome in outcomes] == [None] * 6
     assert len(used["extract"]) == len(used["segment_batch"]) == 1 and 0 not in set().union(*used.values())
     assert not used["extract"] & used["segment_batch"]
     assert not used["preprocess"] & (used["extract"] | used["segment_batch"])
