@@ -128,6 +128,23 @@ def test_guided_upsample_is_within_one_level(cupy, guided, small, full):
     assert np.abs(found.astype(int) - guided_filter.guided_upsample(soft, reduced, rgb)).max() <= 1
 
 
+def test_maps_of_several_photographs(cupy, image, guided):
+    """Photographs of a size get the bits that they get alone."""
+    rgb, soft = np.stack([picture(9, 17, 21), picture(10, 17, 21)]), score(11, 2, 5, 6)
+    pixels, maps = cupy.asarray(rgb), cupy.asarray(soft)
+    small = image.resize(pixels, (8, 10))
+    enlarged = image.bilinear(maps, (8, 10))
+    filtered = guided.guided_filter(enlarged, small, radius=2, eps=1e-3)
+    found = [small, enlarged, filtered, guided.guided_upsample(filtered, small, pixels)]
+    for index in range(2):
+        one = image.resize(cupy.asarray(rgb[index]), (8, 10))
+        large = image.bilinear(cupy.asarray(soft[index]), (8, 10))
+        own = guided.guided_filter(large, one, radius=2, eps=1e-3)
+        alone = [one, large, own, guided.guided_upsample(own, one, cupy.asarray(rgb[index]))]
+        for together, single in zip(found, alone):
+            np.testing.assert_array_equal(cupy.asnumpy(together[index]), cupy.asnumpy(single))
+
+
 @pytest.mark.parametrize("name, value", [("radius", -1), ("radius", 1.5), ("eps", 0.0)])
 def test_guided_filter_refuses(cupy, guided, name, value):
     with pytest.raises(ValueError, match=name):

@@ -278,7 +278,7 @@ struct Start {
         }
     }
 
-    // Each centroid becomes the direction of its rows' sum; it stays if it has no rows, or they cancel out.
+    // Each centroid becomes the direction of its rows' sum; it stays if that is 0: it has no rows, or they cancel out.
     __device__ void move() {
         bool empty = false;
         for (int cluster = 0; cluster < clusters; cluster++) empty |= room.counts[cluster] == 0;
@@ -288,7 +288,7 @@ struct Start {
             double squares = 0.0;
             for (int d = threadIdx.x; d < width; d += THREADS) squares += sum[d] * sum[d];
             const double length = sqrt(block_sum(squares, room));
-            if (room.counts[cluster] == 0 || length == 0.0) continue;
+            if (length == 0.0) continue;
             for (int d = threadIdx.x; d < width; d += THREADS)
                 centroids[cluster * width + d] = (float)(sum[d] / length);
         }
