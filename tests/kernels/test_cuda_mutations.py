@@ -249,8 +249,8 @@ DEFECTS = [
     (empty_clusters_that_matter, "image_level", "scale[row] > 0.f && key < before", "scale[row] > 0.f"),
     (empty_clusters_that_matter, "image_level", "if (room.counts[label] == 1) continue;", ""),
     (empty_clusters_that_matter, "image_level", "if (empty == clusters) break;", ""),
-    (empty_clusters_that_matter, "image_level", "if (before == 0) break;", ""),
-    (empty_clusters_that_matter, "image_level", "if (length == 0.0) continue;", ""),
+    (empty_clusters, "image_level", "if (before == 0) break;", ""),
+    (empty_clusters, "image_level", "if (length == 0.0) continue;", ""),
     (
         empty_clusters_that_matter,
         "image_level",
@@ -313,7 +313,7 @@ DEFECTS = [
     (radix_sort, "sort", "__syncwarp();  // the next places are known", ""),
     (radix_sort, "sort", "ends[place] - counts[place]", "ends[place]"),
     (radix_sort, "sort", "(1u << lane) - 1", "(2u << lane) - 1"),
-    (radix_sort, "sort", "mine ? (int)(key >> shift) & (DIGITS - 1) : DIGITS", "(int)(key >> shift) & (DIGITS - 1)"),
+    (radix_sort, "sort", "if (mine) out[", "out["),
     (radix_sort, "sort", "if (tile >= tiles) return;", ""),
     (
         lattice,

@@ -232,12 +232,12 @@ def pixels_of(rgb: np.ndarray, sigma_xy: float, sigma_rgb: float | None) -> np.n
 def test_crf_of_photographs_of_a_size_has_the_same_bits_together_and_alone(cupy, monkeypatch):
     from vitnp.kernels.cuda import crf, dense_crf
 
-    monkeypatch.setattr(crf, "_MAX_BLOCKS", 2)  # threads go on to further vertices
     rgb = np.stack([picture(18, 9, 13), np.zeros((9, 13, 3), np.uint8), picture(18, 9, 13)])
     probability = score(19, 3, 9, 13, 3)
-    together = marginals(cupy, probability, rgb, steps=2, gaussian_weight=1.0)
     alone = [marginals(cupy, *one, steps=2, gaussian_weight=1.0) for one in zip(probability, rgb)]
-    np.testing.assert_array_equal(together, alone)
+    assert np.isfinite(alone).all()
+    monkeypatch.setattr(crf, "_MAX_BLOCKS", 2)  # threads go on to further vertices
+    np.testing.assert_array_equal(marginals(cupy, probability, rgb, steps=2, gaussian_weight=1.0), alone)
     monkeypatch.setattr(dense_crf, "MOST_ENTRIES", 100)  # one by one, by the number of vertices
     np.testing.assert_array_equal(marginals(cupy, probability, rgb, steps=2, gaussian_weight=1.0), alone)
 

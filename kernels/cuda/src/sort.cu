@@ -44,8 +44,8 @@ scatter_digits(const long long* __restrict__ keys, int size, int shift, int tile
     const int first = tile * TILE, last = min(first + TILE, size);
     for (int start = first; start < last; start += 32) {
         const bool mine = start + lane < last;
-        const long long key = mine ? keys[start + lane] : 0;
-        const int digit = mine ? (int)(key >> shift) & (DIGITS - 1) : DIGITS;
+        const long long key = mine ? keys[start + lane] : 0;  // lanes beyond the end are behind all others
+        const int digit = (int)(key >> shift) & (DIGITS - 1);
         const unsigned same = __match_any_sync(EVERY_LANE, digit);
         const int earlier = __popc(same & ((1u << lane) - 1));
         if (mine) out[room[warp][digit] + earlier] = key;
