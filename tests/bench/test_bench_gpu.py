@@ -223,7 +223,7 @@ def test_layers(cupy, run_step, monkeypatch):
 @pytest.mark.slow(reason="large images on the emulator")
 def test_refinements(cupy, run_step):
     records = run_step("refinement", SIZES=[(40, 32)])
-    assert len(checks(records)) == 4 and all(checks(records).values())
+    assert len(checks(records)) == 6 and all(checks(records).values())
     assert times(records) == {"vitnp", "vitnp on the CPU"}
 
 
@@ -265,7 +265,7 @@ def test_stages_of_photographs_and_the_kernels_in_them(cupy, run_step, small_pho
 @pytest.mark.slow(reason="photographs on the emulator")
 def test_the_image_level_of_a_batch_is_compared_counted_and_timed(cupy, run_step, small_photographs):
     records = run_step("image_level", SAMPLES=small_photographs, BATCH=3, SHORT_SIDE=32)
-    assert len(checks(records)) == 4 and all(checks(records).values())
+    assert len(checks(records)) == 6 and all(checks(records).values())
     assert times(records) == {"vitnp", "vitnp on the CPU"}
     kernels = [record["name"] for record in records if record["kind"] == "kernel"]
     assert sorted(kernels) == ["image_level_answer", "image_level_start"]
@@ -307,7 +307,7 @@ def test_a_cpu_without_compiled_kernels_is_no_baseline(cupy, run_step, monkeypat
 @pytest.mark.slow(reason="a network on the emulator")
 def test_keys_are_compared_with_the_cpu_s(cupy, run_step, monkeypatch):
     records = run_step("agreement", "keys", PATCHES=1, CASES=[Tiny("S", 16, 32, 1)])
-    assert len(checks(records)) == 4 and all(checks(records).values())
+    assert len(checks(records)) == 6 and all(checks(records).values())
     module = importlib.import_module("vitnp.kernels.cuda.attention")
     right = module._attend
     monkeypatch.setattr(module, "_attend", lambda *args: right(*args) * np.float16(1.1))
