@@ -12,7 +12,8 @@ from vitnp.kernels.cuda.graphs import Compute, GraphCache, Results
 if TYPE_CHECKING:
     import cupy
 
-_graphs = GraphCache()
+# Two passes for each size, alone and by two, four or eight: more than networks and lattices have.
+_graphs = GraphCache(max_graphs=48)
 
 
 def bilateral_solver(
