@@ -20,13 +20,14 @@ from bench.gpu.folder import make_photographs
 from vitnp import load_vit
 from vitnp.clustering.kmeans_plusplus import draw_numbers
 from vitnp.features.record import FeatureRecord
+from vitnp.from_features import segment_patches
 from vitnp.io import headers, source
 from vitnp.io.decode import DecodedImage, decode_image
 from vitnp.method.image_level import ImageLevelConfig
 from vitnp.method.patch_scores import PatchScores, score_patches
 from vitnp.options import Settings
 from vitnp.outputs import write_outputs
-from vitnp.pipeline import ImagePipeline, segment_patches
+from vitnp.pipeline import ImagePipeline
 
 PHOTOGRAPHS, ROUNDS = 32, 15
 RESULTS = 8  # of these photographs, which are written in turn
