@@ -11,14 +11,14 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
-from numba import types
+from vitnp.kernels.cpu.codegen import types
 from vitnp.kernels import reference
 from vitnp.kernels.cpu.codegen.gil import enter_kernel, leave_kernel
 from vitnp.kernels.cpu.codegen.jit import IN, OUT, kernel
 from vitnp.kernels.cpu.codegen.microkernels import PANEL, TILE_ROWS, TILE_VECTORS, product_tile, row_to_pairs
 from vitnp.kernels.cpu.codegen.simd import LANES
 from vitnp.kernels.cpu.codegen.workspace import workspace
-from vitnp.kernels.cpu.epilogue import epilogue, finish_panel
+from vitnp.kernels.cpu.epilogue import epilogue, finish_panel, new_panel_rows
 from vitnp.kernels.reference.int8 import QuantizedRows, QuantizedWeight
 
 ROWS = 256
@@ -160,7 +160,8 @@ def _rows_to_pairs(x, first, count, pairs, work):
         row_to_pairs(row.ctypes.data, target.ctypes.data, whole)
         if whole < inputs:
             work[0, :LANES] = np.float32(0)
-            work[0, : inputs - whole] = row[whole:]
+            for j in range(whole, inputs):
+                work[0, j - whole] = row[j]
             row_to_pairs(work[0].ctypes.data, target[whole // 2 :].ctypes.data, LANES)
 
 
@@ -187,7 +188,7 @@ def _linear(x, panels, bias, gelu, scale, residual, out, sums, pairs):
     enter_kernel()
     inputs = panels.shape[1]
     bfloat16 = pairs.shape[0] > 0
-    work = np.empty((4, PANEL), np.float32)
+    work = new_panel_rows()
     for first in range(0, x.shape[0], ROWS):
         count = min(ROWS, x.shape[0] - first)
         if bfloat16:

@@ -12,9 +12,10 @@ from collections.abc import Callable
 import llvmlite.binding
 import numpy as np
 from llvmlite import ir
-from numba import types
+from vitnp.kernels.cpu.codegen import types
 from vitnp.kernels.cpu.codegen.jit import intrinsic, kernel
 from vitnp.kernels.cpu.codegen.simd import FEATURES, FLOAT, HALF, I32, I64, LANES, Vectors, loop
+from vitnp.kernels.cpu.codegen.stack import stack_array
 
 # Rows that are converted at a time.
 ROWS = 24
@@ -32,13 +33,15 @@ HAS_HALF = not llvmlite.binding.get_default_triple().startswith("x86") or "f16c"
 
 # numba types of a workspace, and of a matrix that is read.
 WORKSPACE = types.Array(types.float32, 1, "C")
-MATRIX_IN = types.Array(types.float32, 2, "C", readonly=True, aligned=True)
+MATRIX_IN = types.Array(types.float32, 2, "C", readonly=True)
 
 
 def round_up_to_vectors(n: int) -> int:
     """Return the next multiple of LANES."""
     return (n + LANES - 1) // LANES * LANES
 
+
+new_row_numbers = stack_array(ROWS)  # one number per row that is held
 
 round_up = kernel(round_up_to_vectors)
 
