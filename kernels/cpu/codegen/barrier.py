@@ -68,7 +68,7 @@ def _yield_core(context):
     return types.void(), generate
 
 
-@kernel
+@kernel(types.int64, types.int64, shared=True)
 def spin_wait(address, n_workers):
     """Wait until all workers have arrived; return False if the barrier is broken.
 

@@ -8,6 +8,7 @@ third of the time to compile, and its machine code can be loaded without numba.
 
 from __future__ import annotations
 
+import gc
 import inspect
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -64,11 +65,12 @@ class _Module(CPUCodeLibrary):
         if library is not rtsys.library:
             super().add_linking_library(library)
 
-    def object_code(self, exports: Sequence[str]) -> bytes:
-        """Return the object file, which defines the symbols `exports` only."""
-        module = self._final_module
+    def object_code(self, symbol: str, function: str) -> bytes:
+        """Return the object file, which defines the entry `symbol` and `function`, as `symbol` + entry.SHARED."""
+        module, exports = self._final_module, (symbol, symbol + entry.SHARED)
         for library in dict.fromkeys(self._linking_libraries):
             module.link_in(library._get_module_for_linking(), preserve=True)
+        module.get_function(function).name = exports[1]
         for function in module.functions:
             if not function.is_declaration and function.name not in exports:
                 function.linkage = "internal"
@@ -111,20 +113,20 @@ def compile_kernel(kernel: Kernel) -> Compiled:
     symbol = kernel.symbol
     module = _Module(symbol)
     _modules.append(module)
+    collecting = gc.isenabled()
+    gc.disable()  # there is a lot that it would look at, again and again, and nothing to collect
     try:
         arguments = tuple(argument.to_numba() for argument in kernel.signature)
         signature, description = _lower(kernel.function, arguments, kernel.options)
         context = _context(kernel.options)
-        exports = [symbol]
         entry.add_entry(context, module, symbol, kernel.signature, signature, description)
-        if kernel.shared:
-            exports.append(symbol + entry.SHARED)
-            entry.add_shared(context, module, exports[1], signature, description)
-        code = module.object_code(exports)
+        code = module.object_code(symbol, description.llvm_func_name)
         externals = tuple(name for name in module.externals() if name not in module.kernels)
         return Compiled(code, signature.return_type.name, tuple(module.kernels.values()), externals)
     finally:
         _modules.pop()
+        if collecting:
+            gc.enable()
 
 
 def _flags(options: dict[str, Any]) -> compiler.Flags:

@@ -244,13 +244,3 @@ def _box(python: _Python, numba_type: Any, value: ir.Value) -> ir.Value:
         wide = value if value.type == _LONG else b.zext(value, _LONG)
         return python.call("PyLong_FromUnsignedLongLong", wide)
     return python.call("PyLong_FromLongLong", value if value.type == _LONG else b.sext(value, _LONG))
-
-
-def add_shared(context: Any, library: Any, symbol: str, signature: Any, description: Any) -> None:
-    """Append the function that other kernels call, by numba's calling convention, to a kernel's module."""
-    module = context.create_module(symbol)
-    callee = context.declare_function(module, description)
-    function = ir.Function(module, callee.function_type, symbol)
-    b = ir.IRBuilder(function.append_basic_block())
-    b.ret(b.call(callee, function.args))
-    library.add_ir_module(module)

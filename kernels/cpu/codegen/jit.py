@@ -90,6 +90,7 @@ class Kernel:
         self.was_cached = False  # whether the machine code was on disk already
         self._loaded: Callable | None = None
         self._compiled: Compiled | None = None
+        self._address = 0
         KERNELS.append(self)
 
     def __call__(self, *arguments: Any) -> Any:
@@ -143,7 +144,14 @@ class Kernel:
         if not loader.has_symbols(compiled.externals):
             return None
         self._compiled = compiled
-        return loader.load(self.symbol, compiled.code, shared=self.shared)
+        function, self._address = loader.load(self.symbol, compiled.code)
+        return function
+
+    @property
+    def address(self) -> int:
+        """Address of the function that other kernels call, by numba's calling convention."""
+        self.compile()
+        return self._address
 
     def result(self) -> str:
         """Return the name of numba's type of the result; this compiles the function."""

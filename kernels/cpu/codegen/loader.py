@@ -60,23 +60,22 @@ def has_symbols(names: Sequence[str]) -> bool:
     return all(llvm.address_of_symbol(name) is not None for name in names)
 
 
-def load(symbol: str, code: bytes, *, shared: bool) -> Callable:
-    """Return the function of an object file that :func:`vitnp.kernels.cpu.codegen.compiler.compile_kernel` made.
+def load(symbol: str, code: bytes) -> tuple[Callable, int]:
+    """Load an object file that :func:`vitnp.kernels.cpu.codegen.compiler.compile_kernel` made.
 
-    Parameters
-    ----------
-    symbol : str
-    code : bytes
-    shared : bool
-        Whether other kernels call it.
+    Returns
+    -------
+    function : callable
+    address : int
+        That of the function for other kernels, see :attr:`vitnp.kernels.cpu.codegen.jit.Kernel.address`.
     """
     engine = _engine()
     engine.add_object_file(llvm.ObjectFileRef.from_data(code))
     engine.finalize_object()
-    if shared:
-        llvm.add_symbol(symbol + entry.SHARED, engine.get_function_address(symbol + entry.SHARED))
+    address = engine.get_function_address(symbol + entry.SHARED)
+    llvm.add_symbol(symbol + entry.SHARED, address)
     method = _Method(symbol.encode(), engine.get_function_address(symbol), _METH_FASTCALL, None)
     _methods.append(method)
     create = ctypes.pythonapi.PyCFunction_NewEx
     create.restype, create.argtypes = ctypes.py_object, [ctypes.POINTER(_Method), ctypes.c_void_p, ctypes.c_void_p]
-    return create(method, None, None)
+    return create(method, None, None), address

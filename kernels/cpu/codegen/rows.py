@@ -149,7 +149,7 @@ _read_single, _read_double = _reader(FLOAT), _reader(ir.DoubleType())
 _read_half = _reader(HALF) if HAS_HALF else _read_single  # never called then, see `readable_rows`
 
 
-@kernel
+@kernel(*[types.int64] * 6, shared=True)
 def read_row(target, row, dtype_code, shift, n, ahead):
     """Convert a row of n numbers to float32, subtract the shift, and return the sum of squares.
 
@@ -163,7 +163,8 @@ def read_row(target, row, dtype_code, shift, n, ahead):
     return _read_half(target, row, shift, n, ahead)
 
 
-@kernel(fastmath=False)  # because square roots would be approximated
+# Without fastmath, because square roots would be approximated.
+@kernel(WORKSPACE, types.int64, types.int64, types.float32, fastmath=False, shared=True)
 def row_norm(work, at, n, squares):
     """Return the norm of the row in ``work[at : at + n]``, given its sum of squares.
 
