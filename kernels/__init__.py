@@ -230,7 +230,7 @@ def describe() -> str:
 
     if for_device("cpu") is for_device("reference"):
         return f"reference (NumPy {numpy.__version__})"
-    import numba
     from vitnp.kernels.cpu.codegen.simd import LANES
+    from vitnp.kernels.cpu.codegen.target import numba_version
 
-    return f"compiled (numba {numba.__version__}, {LANES} lanes)"
+    return f"compiled (numba {numba_version()}, {LANES} lanes)"
