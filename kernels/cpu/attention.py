@@ -1,8 +1,8 @@
 """Attention of groups of queries to chunks of keys, without storing the whole matrix of scores.
 
-For each group of GROUP queries and each chunk of up to 480 keys, a micro-kernel computes the scores and their powers
+For each group of GROUP queries and each chunk of up to 960 keys, a micro-kernel computes the scores and their powers
 2^(score - shift), see :mod:`vitnp.kernels.cpu.codegen.softmax`; another multiplies these weights with the values. The
-weights of a group (46 KB, in bfloat16 half of that) stay in the L2 cache, and a panel of keys (12 KB with AVX-512) in
+weights of a group (184 KB, in bfloat16 half of that) stay in the L2 cache, and a panel of keys (12 KB with AVX-512) in
 the L1 cache.
 
 The quotient of two sums of weights does not depend on the shift, which keeps them in the range of float32. For scores
@@ -40,8 +40,8 @@ from vitnp.kernels.cpu.rotation import rotate_rows
 # Tiles of the second product are as wide as a head of 64, or with narrower vectors a quarter or an eighth of it.
 VALUE_ROWS, VALUE_VECTORS = (6, 4) if LANES == 16 else (4, 2)
 VALUE_PANEL = VALUE_VECTORS * LANES
-GROUP = 24  # a multiple of the rows of both tiles
-CHUNK_PANELS = 480 // PANEL  # panels of a chunk of keys, at most
+GROUP = 48  # a multiple of the rows of both tiles
+CHUNK_PANELS = 960 // PANEL  # panels of a chunk of keys, at most
 CHUNK = CHUNK_PANELS * PANEL
 CACHE_LINE = 64  # bytes
 MASKED = np.float32(-1e30)
