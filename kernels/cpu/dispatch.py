@@ -21,6 +21,7 @@ MODULES = {
     "attention": ("attention", "KVCache"),
     "patch_embed": ("patch_embedding",),
     "kmeans": ("kmeans_step", "kmeans_assign", "kmeans_closer"),
+    "kmeans_plusplus": ("kmeans_plusplus",),
     "lloyd": ("kmeans_moves", "kmeans_move"),
     "bilateral_grid": ("BilateralGrid",),
     "bilateral_solver": ("bilateral_solver",),

@@ -25,6 +25,7 @@ from vitnp.kernels.cpu.codegen.rows import (
 )
 from vitnp.kernels.cpu.codegen.workspace import workspace
 from vitnp.kernels.cpu.kmeans_rows import (
+    EMPTY,
     FLOAT32_ROWS,
     at_least_two_vectors,
     best_column,
@@ -44,7 +45,6 @@ FEW_NARROW_ROWS, FEW_WIDE_ROWS = 8, 4
 
 SUMS_OUT = types.Array(types.float64, 3, "C")
 
-EMPTY = np.empty(0, np.float32)
 _NO_SUMS = np.empty((0, 0, 0))
 
 
@@ -126,7 +126,7 @@ def _assign(
         blocks = slice(first // block, -(-last // block))
         assign_and_add(
             x.ctypes.data + first * x.strides[0], x.strides[0], dtype_code, centroids, metric == "cosine", shift, block,
-            labels[first:last], losses[first:last], sums[blocks], counts, inertia[blocks], work,
+            labels[first:last], losses[first:last], sums[blocks], counts, inertia[blocks], EMPTY, work,
         )  # fmt: skip
         counts_of_threads.append(counts)
 
@@ -136,10 +136,12 @@ def _assign(
 
 @kernel(
     types.int64, types.int64, types.int64, MATRIX_IN, types.boolean, IN(1), types.int64,
-    OUT(1, types.int32), OUT(1), SUMS_OUT, OUT(1, types.int64), OUT(1, types.float64), WORKSPACE,
+    OUT(1, types.int32), OUT(1), SUMS_OUT, OUT(1, types.int64), OUT(1, types.float64), IN(1), WORKSPACE,
     shared=True,
 )  # fmt: skip
-def assign_and_add(x, step, dtype_code, centroids, cosine, shift, block, labels, losses, sums, counts, inertia, work):
+def assign_and_add(
+    x, step, dtype_code, centroids, cosine, shift, block, labels, losses, sums, counts, inertia, inverse_norms, work
+):
     """Assign every row to a centroid, and sum the rows of each cluster.
 
     Parameters
@@ -161,6 +163,9 @@ def assign_and_add(x, step, dtype_code, centroids, cosine, shift, block, labels,
         The counts of these rows are added.
     inertia : (N / block,) float64, OUT
         Sum of the losses of each block.
+    inverse_norms : (N,) or (0,) float32, IN
+        One by the norm of each row, if rows can be multiplied where they are: see
+        :func:`vitnp.kernels.cpu.kmeans_rows.inverse_norms_in_place`.
     work : float32, OUT
         Workspace, see :func:`vitnp.kernels.cpu.kmeans_rows.step_workspace`.
     """
@@ -169,7 +174,7 @@ def assign_and_add(x, step, dtype_code, centroids, cosine, shift, block, labels,
         work, centroids, shift, cosine
     )
     base = work.ctypes.data
-    summing = sums.shape[0] > 0
+    summing, in_place = sums.shape[0] > 0, inverse_norms.shape[0] > 0
     inverse = np.empty(ROWS, np.float32)
     far = FAR_AHEAD if columns <= MAX_DOTS else 0  # tiles by columns prefetch on their own
     group = ROWS if columns > MAX_DOTS else FEW_NARROW_ROWS if n <= NARROW else FEW_WIDE_ROWS
@@ -185,16 +190,22 @@ def assign_and_add(x, step, dtype_code, centroids, cosine, shift, block, labels,
             for first in range(start, stop, group):
                 count = min(group, stop - first)
                 ahead = x + (first + group) * step
+                source = base + 4 * rows
+                if in_place and count == group:
+                    source = x + first * step
                 for i in range(count):
                     at = rows + i * n
-                    squares = read_row(base + 4 * at, x + (first + i) * step, dtype_code, base + 4 * offset, width, far)
-                    if cosine:
+                    if source == base + 4 * rows:
+                        squares = read_row(
+                            base + 4 * at, x + (first + i) * step, dtype_code, base + 4 * offset, width, far
+                        )
+                    if in_place:
+                        inverse[i] = inverse_norms[first + i]
+                    elif cosine:
                         inverse[i] = np.float32(1) / row_norm(work, at, n, squares)
-                products(
-                    base + 4 * rows, count, n, base + 4 * packed, columns, base + 4 * out, wide, ahead, group * step
-                )
+                products(source, count, n, base + 4 * packed, columns, base + 4 * out, wide, ahead, group * step)
                 for i in range(count):
-                    row, next_row = base + 4 * (rows + i * n), ahead + i * step
+                    row, next_row = source + 4 * i * n, ahead + i * step
                     label = best_column(work, out + i * wide, bias, columns, wide)
                     cluster_sum = base + 4 * (cluster_sums + label * n)
                     if cosine:

@@ -27,7 +27,14 @@ from vitnp.kernels.reference.int8 import (
     quantize_rows,
     quantize_weight,
 )
-from vitnp.kernels.reference.kmeans import Step, kmeans_assign, kmeans_closer, kmeans_rows, kmeans_step
+from vitnp.kernels.reference.kmeans import (
+    Step,
+    kmeans_assign,
+    kmeans_closer,
+    kmeans_plusplus,
+    kmeans_rows,
+    kmeans_step,
+)
 from vitnp.kernels.reference.lattice import (
     Lattice,
     lattice_filter,
@@ -75,6 +82,7 @@ __all__ = [
     "kmeans_closer",
     "kmeans_move",
     "kmeans_moves",
+    "kmeans_plusplus",
     "kmeans_rows",
     "kmeans_step",
     "lattice_filter",

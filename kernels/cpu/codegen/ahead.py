@@ -23,6 +23,7 @@ _MODULES = (
     "bilateral_grid",
     "color_bins",
     "lloyd",
+    "kmeans_plusplus",
     "kmeans",
     "activations",
     "attention",
