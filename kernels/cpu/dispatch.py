@@ -29,6 +29,7 @@ MODULES = {
     "codegen.workspace": ("temporary",),
     "foreground": ("foreground_sweeps",),
     "guided": ("box_mean", "linear_in_color"),
+    "resize": ("resize",),
     "overlay": ("paint_overlay",),
     "lattice": ("permutohedral_lattice", "lattice_filter", "normalize_lattice", "mean_field"),
 }

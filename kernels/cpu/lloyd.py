@@ -87,7 +87,7 @@ def kmeans_moves(
 
 
 def aligned_rows(x: np.ndarray, shift: np.ndarray) -> np.ndarray:
-    """Return rows minus a shift, (N, D), as float32 from the start of a cache line on, from where reading is fastest."""
+    """Return rows minus a shift, (N, D), as float32 from the start of a cache line on, which is read fastest."""
     if not len(shift) and x.dtype == np.float32 and x.flags.c_contiguous and x.ctypes.data % (4 * LINE) == 0:
         return x
     room = np.empty(x.size + LINE, np.float32)

@@ -45,6 +45,7 @@ from vitnp.kernels.reference.lattice import (
 )
 from vitnp.kernels.reference.lloyd import Moves, kmeans_move, kmeans_moves
 from vitnp.kernels.reference.overlay import paint_overlay
+from vitnp.kernels.reference.resize import resize
 from vitnp.kernels.reference.similarity import normalize_rows, similarity, similarity_top
 from vitnp.kernels.reference.transformer import (
     BLOCK,
@@ -104,6 +105,7 @@ __all__ = [
     "product_int8",
     "quantize_rows",
     "quantize_weight",
+    "resize",
     "rotate",
     "similarity",
     "similarity_top",

@@ -25,6 +25,7 @@ _MODULES = (
     "lloyd",
     "kmeans_plusplus",
     "kmeans",
+    "kmeans_rows",
     "activations",
     "attention",
     "pack_kv",
