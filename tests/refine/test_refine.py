@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import pathlib
 import tracemalloc
 
@@ -156,7 +157,7 @@ def test_bilinear_leaves_its_input_alone():
 @pytest.mark.parametrize("size", [(80, 53), (400, 500), (301, 90), (90, 203), (7, 5), (3, 400), (150, 202), (60, 61)])
 def test_reduction_is_pillows_resizing(monkeypatch, size, variant):
     monkeypatch.setenv("VITNP_KERNELS", variant)
-    monkeypatch.setattr("vitnp.kernels.reference.resize._BAND_PIXELS", 7 * 203)
+    monkeypatch.setattr(importlib.import_module("vitnp.kernels.reference.resize"), "_BAND_PIXELS", 7 * 203)
     rgb = blobs(301, 203, seed=3)
     rgb[::3, ::5] = 255
     # Pillow may take columns first.
