@@ -32,6 +32,7 @@ _MODULES = (
     "linear",
     "layernorm",
     "patch_embed",
+    "resize",
 )
 
 # Folder that contains the package, in a checkout and where it is installed.
