@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from vitnp.kernels.cuda.device import upload
 from vitnp.kernels.cuda.loader import kernel
+from vitnp.kernels.reference.resize import filter_weights
 
 if TYPE_CHECKING:
     import cupy
@@ -21,7 +22,6 @@ _THREADS = 256
 _MAX_PLANES = 65_535
 # As in vitnp.io.resample: longer sides are subsampled before they are filtered.
 _LONGEST_SIDE = 1 << 20
-_FIXED_POINT = 1 << 22
 
 
 def resize(rgb: cupy.ndarray, size: tuple[int, int]) -> cupy.ndarray:
@@ -202,45 +202,3 @@ def _taps_on_device(device: int, length: int, size: int) -> tuple[cupy.ndarray, 
     centers = ((np.arange(size) + 0.5) * (length / size) - 0.5).clip(0, length - 1)
     low = centers.astype(np.int32)
     return upload(low), upload((centers - low).astype(np.float32))
-
-
-def filter_weights(length: int, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return Pillow's bicubic filter from `length` pixels to `size`, in fixed point; it is stretched when downscaling.
-
-    Parameters
-    ----------
-    length, size : int
-
-    Returns
-    -------
-    first : (size,) int32
-        First pixel that each output depends on.
-    weights : (size, taps) int32
-        Weights of the pixels from there on, with 22 fractional bits; padded with 0.
-
-    References
-    ----------
-    R. Keys, "Cubic convolution interpolation for digital image processing", IEEE TASSP 29(6), 1981, equation 15.
-
-    Examples
-    --------
-    >>> first, weights = filter_weights(2, 2)
-    >>> (weights / 2**22).tolist()
-    [[1.0, 0.0, 0.0, 0.0, 0.0], [0.0, 1.0, 0.0, 0.0, 0.0]]
-    """
-    scale = length / size
-    stretch = max(scale, 1.0)
-    support = 2.0 * stretch
-    taps = math.ceil(support) * 2 + 1
-    center = (np.arange(size) + 0.5) * scale
-    first = np.maximum(center - support + 0.5, 0).astype(np.int64)
-    count = np.minimum(center + support + 0.5, length).astype(np.int64) - first
-    tap = np.arange(taps)
-    x = np.abs((tap + first[:, None] - center[:, None] + 0.5) * (1.0 / stretch))
-    near = ((-0.5 + 2.0) * x - (-0.5 + 3.0)) * x * x + 1
-    far = (((x - 5) * x + 8) * x - 4) * -0.5
-    weights = np.where(x < 1, near, np.where(x < 2, far, 0.0))
-    weights[tap >= count[:, None]] = 0.0
-    # Summed one after the other, as Pillow does, to get the same last bit.
-    weights /= np.add.accumulate(weights, axis=1)[:, -1:]
-    return first.astype(np.int32), np.trunc(weights * _FIXED_POINT + np.copysign(0.5, weights)).astype(np.int32)

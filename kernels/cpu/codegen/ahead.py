@@ -23,13 +23,16 @@ _MODULES = (
     "bilateral_grid",
     "color_bins",
     "lloyd",
+    "kmeans_plusplus",
     "kmeans",
+    "kmeans_rows",
     "activations",
     "attention",
     "pack_kv",
     "linear",
     "layernorm",
     "patch_embed",
+    "resize",
 )
 
 # Folder that contains the package, in a checkout and where it is installed.

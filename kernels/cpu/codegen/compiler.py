@@ -24,8 +24,8 @@ from numba.core.registry import cpu_target
 from numba.core.typed_passes import (
     IRLegalization,
     NativeLowering,
-    NoPythonSupportedFeatureValidation,
     NopythonRewrites,
+    NoPythonSupportedFeatureValidation,
     NopythonTypeInference,
     PreLowerStripPhis,
 )
