@@ -116,6 +116,7 @@ def _pictures(cupy: ModuleType) -> None:
     both = cupy.stack([rgb, rgb[::-1]])
     guided.guided_upsample(cupy.stack([soft, soft]), image.resize(both, (11, 20)), both)
     image.clean(soft, *dataclasses.astuple(CleaningConfig()))
+    image.clean(cupy.stack([soft, soft[::-1]]), *dataclasses.astuple(CleaningConfig()))
 
 
 def _refinement(cupy: ModuleType) -> None:

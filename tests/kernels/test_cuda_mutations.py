@@ -153,6 +153,12 @@ def guided_of_several(cupy, operations):
     test_cuda_image.test_maps_of_several_photographs(cupy, image, guided)
 
 
+def several_cleaned(cupy, operations):
+    from vitnp.kernels.cuda import image
+
+    test_cuda_image.test_maps_of_several_photographs_are_cleaned_together(cupy, image)
+
+
 BARRIER = "__syncthreads();"
 
 # (check, file, what is replaced, by what); a barrier is named by its comment and taken away.
@@ -329,6 +335,9 @@ DEFECTS = [
     (crf_of_several, "crf", "if (at == 0 && blockIdx.y == 0) *count", "if (at == 1) *count"),
     (guided, "guided", "min(column + radius + 1, width)", "min(column + radius + 1, width + 1)"),
     (bilinear, "image", "min(l + 1, w - 1)", "l + 1"),
+    (several_cleaned, "image", "summary += 2 * blockIdx.z;\n    if", "if"),
+    (several_cleaned, "image", "out += map;", ""),
+    (several_cleaned, "image", "size += (long long)blockIdx.z * pixels;\n    label[i]", "label[i]"),
     (guided_of_several, "image", "values += (long long)blockIdx.z * h * w;", ""),
     (guided_of_several, "guided", "rgb += 3 * blockIdx.z * pixels;\n    target", "target"),
     (guided_of_several, "guided", "(PLANES * blockIdx.z + blockIdx.y)", "blockIdx.y"),
