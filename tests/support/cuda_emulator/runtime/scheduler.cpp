@@ -53,7 +53,15 @@ extern "C" void emu_fail(const char* kind) {
 }
 void emu_fence() { emu_self()->fenced = 1; }
 
-static void wake(int i) {
+uint32_t random_number() { return launch.order == RANDOM ? random_order() : 0; }
+void wait_for_others(int state, uint32_t code) {
+    emu_fibre* self = emu_self();
+    self->waits_at = code;
+    self->state = state;
+    to_scheduler(self);
+}
+
+void wake(int i) {
     if (fibre(i)->state == DONE) return;
     fibre(i)->state = READY;
     ready.push_back(i);
@@ -65,8 +73,13 @@ static void open_barrier() {
     launch.arrived = launch.any = launch.count = 0;
     launch.barrier_code = 0;
     launch.block_epoch++;
+    std::vector<int> met;
     for (int i = 0; i < launch.threads; i++)
-        if (fibre(i)->state == AT_BARRIER) wake(i);
+        if (fibre(i)->state == AT_BARRIER) {
+            met.push_back(i);
+            wake(i);
+        }
+    meet(met);
 }
 extern "C" int emu_barrier(int line, int predicate, int* count) {
     emu_fibre* self = emu_self();
@@ -94,7 +107,13 @@ static void conclude(Warp& warp, Rendezvous& meeting, int warp_index) {
     meeting.arrived = 0;
     meeting.generation++;
     meeting.unread += __builtin_popcount(meeting.took_part[generation]);
-    if (meeting.meeting == EMU_SYNCWARP) warp.epoch++;  // only __syncwarp orders memory; a shuffle doesn't
+    if (meeting.meeting == EMU_SYNCWARP) {  // only __syncwarp orders memory; a shuffle doesn't
+        warp.epoch++;
+        std::vector<int> met;
+        for (int lane = 0; lane < 32; lane++)
+            if (meeting.took_part[generation] >> lane & 1) met.push_back(warp_index * 32 + lane);
+        meet(met);
+    }
     for (int lane = 0; lane < 32; lane++)
         if (meeting.took_part[generation] >> lane & 1 && fibre(warp_index * 32 + lane)->state == AT_WARP)
             wake(warp_index * 32 + lane);
@@ -178,8 +197,8 @@ template <class T> static void arrange(std::vector<T>& items) {
     if (launch.order == RANDOM) std::shuffle(items.begin(), items.end(), random_order);
 }
 static void report_deadlock() {
-    int at_barrier = 0, at_warp = 0;
-    uint32_t barrier_code = 0, warp_code = 0;
+    int at_barrier = 0, at_warp = 0, at_mbarrier = 0, others = 0;
+    uint32_t barrier_code = 0, warp_code = 0, other_code = 0;
     for (int i = 0; i < launch.threads; i++) {
         if (fibre(i)->state == AT_BARRIER) {
             at_barrier++;
@@ -189,11 +208,16 @@ static void report_deadlock() {
             at_warp++;
             warp_code = fibre(i)->waits_at;
         }
+        if (fibre(i)->state == AT_MBARRIER) at_mbarrier++, other_code = fibre(i)->waits_at;
+        if (fibre(i)->state == AT_NAMED_BARRIER || fibre(i)->state == AT_PRODUCTS)
+            others++, other_code = fibre(i)->waits_at;
     }
-    char text[120];
-    snprintf(text, sizeof text, "%d threads at __syncthreads, %d at a warp intrinsic, %d exited", at_barrier, at_warp,
-             launch.threads - launch.alive);
-    report("deadlock", text, at_barrier ? barrier_code : warp_code, at_barrier && at_warp ? warp_code : 0);
+    char text[160];
+    snprintf(text, sizeof text,
+             "%d threads at __syncthreads, %d at a warp intrinsic, %d at an mbarrier, %d at others, %d exited",
+             at_barrier, at_warp, at_mbarrier, others, launch.threads - launch.alive);
+    warp_code = warp_code ? warp_code : other_code;
+    report("deadlock", text, at_barrier ? barrier_code : warp_code, at_barrier ? warp_code : 0);
     launch.aborted = true;
 }
 static void run_block(uint3 position, dim3 block, dim3 grid) {
@@ -207,6 +231,9 @@ static void run_block(uint3 position, dim3 block, dim3 grid) {
     checks_begin_block();
     reset_shared_memory();
     forget_copies();
+    stop_clocks();
+    forget_hopper();
+    forget_products();
     for (int i = 0; i < launch.threads; i++) {
         emu_fibre* self = fibre(i);
         self->thread = {i % block.x, i / block.x % block.y, i / (block.x * block.y)};
@@ -223,6 +250,7 @@ static void run_block(uint3 position, dim3 block, dim3 grid) {
     }
     std::vector<int> batch;
     while (launch.alive && !launch.aborted) {
+        if (ready.empty() && copy_one_box()) continue;
         if (ready.empty()) return report_deadlock();
         batch.swap(ready);
         ready.clear();
@@ -236,6 +264,7 @@ static void run_block(uint3 position, dim3 block, dim3 grid) {
             if (launch.aborted) return;
         }
     }
+    if (!launch.aborted) end_hopper();
 }
 static void allocate_stacks() {
     stack_count = 1024;
