@@ -63,7 +63,9 @@ static float number(const void* place, int bfloat16) {
 static void touch(const Product& product, void* code) {
     if (emu_self()->lane) return;
     const auto read = [&](uint64_t matrix, int rows, bool transposed) {
-        if (matrix >> 49 & 7) fault("a matrix descriptor with a base offset", code);
+        const unsigned mode = matrix >> 62, repeats = mode == 1 ? 7 : mode == 2 ? 3 : mode == 3 ? 1 : 0;
+        if (matrix >> 49 & 7 || ((matrix & 0x3fff) << 4 >> 7 & repeats))
+            fault("a matrix that does not begin where its swizzle does, or with a base offset", code);
         for (int row = 0; row < rows; row += transposed ? 8 : 1)
             for (int k = 0; k < DEPTH; k += transposed ? 1 : 8)
                 touch_async(shared_pointer(element(matrix, row, k, transposed), 16, code), 16, EMU_READ, code);
