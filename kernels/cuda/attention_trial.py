@@ -75,11 +75,13 @@ def compare(options: tuple[str, ...]) -> None:
     found, wanted = (_floats(x.get()) for x in (found, wanted))
     worst = np.abs(found - wanted) - relative * np.abs(wanted)
     if not worst.max() <= absolute:  # also if there is a NaN
-        raise RuntimeError(f"its results are wrong: they differ by up to {worst.max():.2g} from those of the other form")
+        raise RuntimeError(
+            f"its results are wrong: they differ by up to {worst.max():.2g} from those of the other form"
+        )
 
 
 def problem(options: tuple[str, ...]) -> tuple[cupy.ndarray, ...]:
-    """Return queries, keys and values in a fused product, and a rotation or None: random numbers, some of them large."""
+    """Return queries, keys and values in a fused product, and a rotation or None: random numbers, some large."""
     cupy = loader.require_cupy()
     from vitnp.kernels.cuda import attention_wgmma, bfloat16
 

@@ -32,7 +32,7 @@ SIZE, _ROWS, _STAGES, _THREADS = 64, 128, 4, 288
 _SHARED = (1 + 2 * _STAGES) * _ROWS * SIZE * 2 + 8 * (1 + 4 * _STAGES) + 1024
 
 _lock = threading.Lock()
-_usable: dict[tuple[int, tuple[str, ...]], bool] = {}  # by device and options
+_reasons: dict[tuple[int, tuple[str, ...]], str] = {}  # by device and options: why it is not used; "" if it is
 _local = threading.local()  # `off`, while a thread is inside `switched_off`
 
 
@@ -47,8 +47,10 @@ def switched_off() -> Iterator[None]:
         _local.off = before
 
 
-def usable(*options: str) -> bool:
-    """Return whether the current device computes attention by warp groups; the first call finds it out.
+def why_not(*options: str) -> str:
+    """Return why the current device does not compute attention by warp groups, or "" if it does.
+
+    The first call for a device finds it out, which may take some seconds.
 
     Parameters
     ----------
@@ -56,18 +58,20 @@ def usable(*options: str) -> bool:
         Compiler options of the kernel: ``-DBFLOAT16``, ``-DROTARY``.
     """
     device = require_cupy().cuda.Device()
-    if getattr(_local, "off", False) or device.compute_capability != CAPABILITY:
-        return False
+    if getattr(_local, "off", False):
+        return "it is switched off"
+    if device.compute_capability != CAPABILITY:
+        return f"it needs compute capability {CAPABILITY}, and the GPU has {device.compute_capability}"
     with _lock:
         key = device.id, options
-        if key not in _usable:
+        if key not in _reasons:
             try:
                 _kernel(options)
                 attention_trial.require(device.id, options)
-                _usable[key] = True
+                _reasons[key] = ""
             except Exception as error:  # whatever it is, there is another form
                 _refuse(key, error)
-        return _usable[key]
+        return _reasons[key]
 
 
 def attend(
@@ -86,7 +90,7 @@ def attend(
     bool
         False if nothing has been computed.
     """
-    if not usable(*options) or not all(map(tensor_map.fits, (query, key, value))):
+    if why_not(*options) or not all(map(tensor_map.fits, (query, key, value))):
         return False
     try:
         launch(query, key, value, out, scale, rotation, options)
@@ -121,7 +125,7 @@ def _kernel(options: tuple[str, ...]) -> Kernel:
 
 def _refuse(key: tuple[int, tuple[str, ...]], error: Exception) -> None:
     """Use the other form from now on; say it once."""
-    if all(_usable.values()):
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+    reason = (str(error) or type(error).__name__).splitlines()[0]
+    if not any(_reasons.values()):
         _logger.warning("attention by warp groups is not used on this GPU (%s); a slower kernel computes it", reason)
-    _usable[key] = False
+    _reasons[key] = reason

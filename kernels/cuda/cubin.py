@@ -1,7 +1,7 @@
 """Compile kernels for targets that CuPy cannot name, such as sm_90a: sm_90 with the instructions of that GPU alone.
 
-CuPy's compiler takes compute capabilities that are numbers. Here NVRTC, in CuPy's binding, gets the target as it is; the
-machine code is kept in CuPy's cache folder and loaded by CuPy. Files are compiled without CUDA's headers.
+CuPy's compiler takes compute capabilities that are numbers. Here NVRTC, in CuPy's binding, gets the target as it is;
+the machine code is kept in CuPy's cache folder and loaded by CuPy. Files are compiled without CUDA's headers.
 """
 
 from __future__ import annotations

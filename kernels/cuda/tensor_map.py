@@ -47,9 +47,7 @@ def encode(x: cupy.ndarray, columns: int, rows: int) -> np.void:
 
 
 @functools.lru_cache(maxsize=1024)
-def _encode(
-    kind: int, address: int, sizes: tuple[int, ...], steps: tuple[int, ...], box: tuple[int, ...]
-) -> np.void:
+def _encode(kind: int, address: int, sizes: tuple[int, ...], steps: tuple[int, ...], box: tuple[int, ...]) -> np.void:
     try:
         function = driver().cuTensorMapEncodeTiled
     except AttributeError as error:

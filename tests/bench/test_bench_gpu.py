@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import json
 import os
@@ -155,6 +156,32 @@ def test_similarity_and_attention(cupy, run_step):
     assert list(checks(records).values()) == [True, True]
     ours = bars.find(records, {"dtype": "fp16"}, "vitnp")
     assert ours["rate"] == pytest.approx(4 * 2 * 6 * 70**2 * 64 / ours["seconds"])
+    assert ours["case"]["form"] == "mma.sync"
+    why = {record["contender"]: record["why"] for record in records if record["kind"] == "missing"}
+    assert why["vitnp, wgmma"] == "it needs compute capability 90, and the GPU has 89"
+
+
+@pytest.mark.slow(reason="attention on the emulator")
+def test_both_forms_of_attention_are_checked_and_timed(cupy, run_step, monkeypatch):
+    from vitnp.kernels.cuda import attention_wgmma
+
+    form = ["wgmma"]
+
+    @contextlib.contextmanager
+    def switched_off():
+        form[0] = "mma.sync"
+        yield
+        form[0] = "wgmma"
+
+    monkeypatch.setattr(attention_wgmma, "why_not", lambda *options: "")
+    monkeypatch.setattr(attention_wgmma, "attend", lambda *arguments: False)  # of the emulated GPU
+    monkeypatch.setattr(attention_wgmma, "switched_off", switched_off)
+    records = run_step("attention", CASES=[(1, 70, "fp16")])
+    assert list(checks(records).values()) == [True, True] and form == ["wgmma"]
+    assert {"vitnp", "vitnp, mma.sync"} <= times(records)
+    timed = [record for record in records if record["kind"] == "time"]
+    assert {record["case"]["form"] for record in timed} == {"wgmma"}
+    assert "1 x 70 tokens  fp16  wgmma" in table.text({"device": DEVICE}, records)
 
 
 @pytest.mark.slow(reason="a network on the emulator")

@@ -125,7 +125,8 @@ extern "C" __global__ void __launch_bounds__(128) probe_shared(const uint4* tile
     settled(d);
     for (int i = 0; i < 64; i++) out[threadIdx.x * 64 + i] = d[i];
 }
-extern "C" __global__ void __launch_bounds__(128) probe_registers(const uint4* tiles, const unsigned* left, float* out) {
+extern "C" __global__ void __launch_bounds__(128)
+probe_registers(const uint4* tiles, const unsigned* left, float* out) {
     const unsigned room = fill(tiles, 128 * 8);
     float d[32];
     unsigned a[32];

@@ -16,7 +16,7 @@ def tried(*options: str) -> None:
     """Skip the trial, which would refuse the kernel, and let no fault of it pass for a reason to use the other form."""
     from vitnp.kernels.cuda import attention_wgmma
 
-    attention_wgmma._usable[0, options] = True
+    attention_wgmma._reasons[0, options] = ""
     attention_wgmma._refuse = test_cuda_attention_wgmma.raise_it
 
 
@@ -76,7 +76,7 @@ DEFECTS = [
     (attention, "barrier_wait(barriers + 8 * QUERIES_FULL, 0);", ""),
     (attention, "barrier_wait(barriers + 8 * (KEYS_FULL + stage), tile / STAGES & 1);", ""),
     (attention, "barrier_wait(barriers + 8 * (VALUES_FULL + stage), tile / STAGES & 1);", ""),
-    (attention, "if (lane == 0) barrier_arrive(barriers + 8 * (VALUES_EMPTY", "barrier_arrive(barriers + 8 * (VALUES_EMPTY"),
+    (attention, "if (lane == 0) barrier_arrive(barriers + 8 * (VALUES", "barrier_arrive(barriers + 8 * (VALUES"),
     (attention, "if (lane == 0) barrier_arrive(barriers + 8 * KEYS_EMPTY);", ""),
     (attention, "        fence_async();\n    }\n", "    }\n"),
     (attention, "__syncthreads();  // the barriers have been initialized", ""),

@@ -29,25 +29,25 @@ class Nvrtc:
     def __init__(self) -> None:
         self.compiled: list[tuple[str, ...]] = []  # options of each compilation
 
-    def getVersion(self) -> tuple[int, int]:  # noqa: N802
+    def getVersion(self) -> tuple[int, int]:
         return 12, 9
 
-    def createProgram(self, code, name, headers, include_names):  # noqa: N802
+    def createProgram(self, code, name, headers, include_names):
         return types.SimpleNamespace(code=code, options=None)
 
-    def compileProgram(self, program, options) -> None:  # noqa: N802
+    def compileProgram(self, program, options) -> None:
         if "-arch=sm_90a" not in options:
             raise NVRTCError("NVRTC_ERROR_COMPILATION")
         program.options = tuple(options)
         self.compiled.append(program.options)
 
-    def getCUBIN(self, program) -> bytes:  # noqa: N802
+    def getCUBIN(self, program) -> bytes:
         return json.dumps([program.code, program.options]).encode()
 
-    def getProgramLog(self, program) -> str:  # noqa: N802
+    def getProgramLog(self, program) -> str:
         return "wgmma is not supported on this target"
 
-    def destroyProgram(self, program) -> None:  # noqa: N802
+    def destroyProgram(self, program) -> None:
         program.code = None
 
 
@@ -63,7 +63,7 @@ class Driver(FakeDriver):
     def __init__(self) -> None:
         super().__init__(_covers)
 
-    def cuDriverGetVersion(self, target) -> int:  # noqa: N802
+    def cuDriverGetVersion(self, target) -> int:
         target._obj.value = DRIVER_VERSION
         return 0
 

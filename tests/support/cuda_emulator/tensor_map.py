@@ -31,7 +31,7 @@ class FakeDriver:
     def __init__(self, covers: Callable[[int, int], None]):
         self._covers = covers
 
-    def cuTensorMapEncodeTiled(  # noqa: N802
+    def cuTensorMapEncodeTiled(
         self, target, kind, rank, address, sizes, steps, box, item_steps, interleave, swizzle, promotion, fill
     ) -> int:
         kind, rank, swizzle = kind.value, rank.value, swizzle.value
