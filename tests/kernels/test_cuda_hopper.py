@@ -95,6 +95,7 @@ def test_the_products_name_their_operands_in_order(options, kind):
         ),
         ("fence.proxy.async.shared::cta;", []),
         ("bar.sync %0, %1;", ["number", "threads"]),
+        ("bar.arrive %0, %1;", ["number", "threads"]),
     ],
 )
 def test_other_instructions_name_their_operands_in_order(instruction, names):

@@ -92,12 +92,18 @@ DEFECTS = [
     ),
     (attention, "        products_wait(0);  // the outputs have been computed\n", "        softmax.rescale(output);\n"),
     (attention, "    products_fence();\n#pragma unroll\n    for (int d", "#pragma unroll\n    for (int d"),
-    (attention, "named_barrier(1 + group, 128);  // the group's queries are not needed any more", ""),
-    (attention, "named_barrier(1 + group, 128);  // the group's queries are", "named_barrier(1, 128);  // the"),
+    (attention, "named_barrier(OWN + group, 128);  // the group's queries are not needed any more", ""),
+    (attention, "named_barrier(OWN + group, 128);  // the group's queries are", "named_barrier(OWN, 128);  // the"),
     (attention, "__syncwarp();  // the warp's rows are complete", ""),
+    # Turns
+    (attention, "named_barrier(TURN + group, CONSUMERS);", ""),
+    (attention, "named_barrier(TURN + group, CONSUMERS);", "named_barrier(TURN + group, 128);"),
+    (attention, "if (group == 0 || start_key + ROWS < keys) named_arrive", "named_arrive"),
+    (attention, "if (group == 1 && ROWS < keys) named_arrive(TURN, CONSUMERS);", ""),
+    (few_keys, "if (group == 1 && ROWS < keys) named_arrive", "if (group == 1) named_arrive"),
     # Rotation
-    (rotation, "    fence_async();\n    named_barrier(1 + group, 128);", "    named_barrier(1 + group, 128);"),
-    (rotation, "named_barrier(1 + group, 128);  // the group's queries have been rotated", ""),
+    (rotation, "    fence_async();\n    named_barrier(OWN + group, 128);", "    named_barrier(OWN + group, 128);"),
+    (rotation, "named_barrier(OWN + group, 128);  // the group's queries have been rotated", ""),
     (rotation, "if (first + row >= queries) return;", ""),
     (rotation, "pack(b.x * c.x + a.x * s.x,", "pack(b.x * c.x - a.x * s.x,"),
     # Softmax and output

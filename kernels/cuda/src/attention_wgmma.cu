@@ -14,7 +14,8 @@
 // A row of 64 numbers is 128 bytes, the width of the widest swizzle: the accelerator permutes the eight chunks of 16
 // bytes of a row by the row number modulo 8, and wgmma undoes it. Tiles are aligned to 1024 bytes, where the pattern
 // starts anew. The product of tile t+1 with the queries and that of tile t with its probabilities are under way together,
-// and the softmax of t+1 runs beside the latter. Rows of keys and values past the end arrive as zeros; their scores are
+// and the softmax of t+1 runs beside the latter. The groups take turns to start products, so that one computes its softmax
+// while the tensor cores work for the other ("ping-pong" of FlashAttention-3). Rows of keys and values past the end arrive as zeros; their scores are
 // replaced in the last tile. The softmax is that of attention.cu: a maximum and a sum of powers of two in float32 for
 // each row, and outputs rescaled only when a maximum has grown by more than 2^8.
 //
@@ -37,6 +38,10 @@
 
 #include "hopper.cuh"
 #include "half_words.cuh"
+
+// Numbers of named barriers, for each group.
+#define OWN 1   // its four warps meet
+#define TURN 3  // it may start products
 
 // Places in shared memory, in bytes after the first multiple of 1024.
 #define QUERIES_AT 0
@@ -209,7 +214,7 @@ attention_wgmma(const __grid_constant__ TensorMap query, const __grid_constant__
 #ifdef ROTARY
     rotate_queries(tile, rotation, first, queries);
     fence_async();
-    named_barrier(1 + group, 128);  // the group's queries have been rotated
+    named_barrier(OWN + group, 128);  // the group's queries have been rotated
 #endif
 
     const unsigned long long left = matrix_at(room + QUERIES_AT + group * (TILE / 2));
@@ -225,10 +230,13 @@ attention_wgmma(const __grid_constant__ TensorMap query, const __grid_constant__
     if (lane == 0) barrier_arrive(barriers + 8 * KEYS_EMPTY);
     softmax.update(score, scale, keys);
     pack_all(weight, score);
+    if (group == 1 && ROWS < keys) named_arrive(TURN, CONSUMERS);  // the other group begins
     int done = 0;  // tiles whose values have been multiplied, or are being
     for (int start_key = ROWS; start_key < keys; start_key += ROWS, done++) {
+        named_barrier(TURN + group, CONSUMERS);  // it is this group's turn
         start_scores(score, left, room, barriers, done + 1);
         start_outputs(output, weight, room, barriers, done);
+        if (group == 0 || start_key + ROWS < keys) named_arrive(TURN + (group ^ 1), CONSUMERS);
         products_wait(1);  // the scores have been computed
         settled(score);
         if (lane == 0) barrier_arrive(barriers + 8 * (KEYS_EMPTY + (done + 1) % STAGES));
@@ -245,7 +253,7 @@ attention_wgmma(const __grid_constant__ TensorMap query, const __grid_constant__
     settled(output);
 
     // Write the output through the warp's own rows of the queries' tile, so that whole rows go to global memory.
-    named_barrier(1 + group, 128);  // the group's queries are not needed any more
+    named_barrier(OWN + group, 128);  // the group's queries are not needed any more
 #pragma unroll
     for (int r = 0; r < 2; r++) {
         float total = softmax.sum[r];

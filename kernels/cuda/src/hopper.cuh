@@ -33,6 +33,7 @@ struct __align__(64) TensorMap {
 #define fence_async emu_fence_async
 #define copy_box emu_copy_box
 #define named_barrier(number, threads) emu_named_barrier(__LINE__, number, threads)
+#define named_arrive(number, threads) emu_named_arrive(__LINE__, number, threads)
 #define products_fence() emu_wgmma_fence()
 #define products_commit() emu_wgmma_commit()
 #define products_wait(pending) emu_wgmma_wait(pending)
@@ -72,6 +73,9 @@ copy_box(unsigned target, const TensorMap* map, int column, int row, int image, 
 }
 __device__ __forceinline__ void named_barrier(int number, int threads) {
     asm volatile("bar.sync %0, %1;" ::"r"(number), "r"(threads) : "memory");
+}
+__device__ __forceinline__ void named_arrive(int number, int threads) {  // without waiting
+    asm volatile("bar.arrive %0, %1;" ::"r"(number), "r"(threads) : "memory");
 }
 
 // Before the first product, and after other instructions have touched the registers of one.

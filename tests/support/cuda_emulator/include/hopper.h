@@ -13,7 +13,9 @@ void emu_mbarrier_wait(unsigned barrier, unsigned parity);
 void emu_fence_async();  // fence.proxy.async
 // cp.async.bulk.tensor.3d
 void emu_copy_box(unsigned target, const void* map, int x, int y, int z, unsigned barrier);
-void emu_named_barrier(int line, int number, int threads);  // bar.sync
+// bar.sync, and bar.arrive, which does not wait
+void emu_named_barrier(int line, int number, int threads);
+void emu_named_arrive(int line, int number, int threads);
 // wgmma.fence, .commit_group, .wait_group, and .mma_async m64 n k16 of 16-bit numbers with sums in float32: the left
 // operand comes from `registers`, or if these are null from `left`.
 void emu_wgmma_fence();

@@ -15,8 +15,10 @@ struct Mbarrier {
     std::map<int, unsigned> waiting;  // threads, and the parity that they wait for
 };
 struct NamedBarrier {
-    int threads = 0, line = 0;
-    std::vector<int> arrived;
+    int threads = 0, arrived = 0;
+    Clock known;               // to those who have arrived
+    std::vector<int> waiting;
+    std::map<int, int> lines;  // where threads wait (1) or only arrive (0): each kind at one line
 };
 // A tensor map as tensor_map.py writes it.
 struct Map {
@@ -43,6 +45,8 @@ void forget_hopper() {
 }
 void end_hopper() {
     if (!boxes.empty()) report("a copy was under way when its block ended", "", 0);
+    for (auto& barrier : named)
+        if (barrier.second.arrived) report("a named barrier was left half arrived when its block ended", "", 0);
 }
 static Mbarrier& find(unsigned address, void* code) {
     auto found = mbarriers.find(address);
@@ -104,22 +108,31 @@ void emu_mbarrier_wait(unsigned address, unsigned parity) {
     barrier.waiting[self] = parity;
     wait_for_others(AT_MBARRIER, code_offset(CALLER));
 }
-void emu_named_barrier(int line, int number, int threads) {
+static void arrive_at_named(int line, int number, int threads, bool waits, void* code) {
     start_clocks();
     const int self = emu_self()->index;
-    if (number < 1 || number > 15 || threads % 32) fault("named barrier with a wrong number or count", CALLER);
+    if (number < 1 || number > 15 || threads % 32) fault("named barrier with a wrong number or count", code);
     NamedBarrier& barrier = named[number];
-    if (barrier.arrived.empty()) barrier.threads = threads, barrier.line = line;
-    else if (barrier.line != line || barrier.threads != threads)
-        fault("named barrier reached from different source lines, or with different counts", CALLER);
-    barrier.arrived.push_back(self);
-    if ((int)barrier.arrived.size() < threads) return wait_for_others(AT_NAMED_BARRIER, code_offset(CALLER));
-    std::vector<int> met;
-    met.swap(barrier.arrived);
-    meet(met);
-    for (int thread : met)
+    if (!barrier.arrived) barrier.threads = threads, barrier.lines.clear();
+    if (barrier.threads != threads || (barrier.lines.count(waits) && barrier.lines[waits] != line))
+        fault("named barrier reached from different source lines, or with different counts", code);
+    barrier.lines[waits] = line;
+    release_to(barrier.known, self);
+    if (waits) barrier.waiting.push_back(self);
+    if (++barrier.arrived < threads) {
+        if (waits) wait_for_others(AT_NAMED_BARRIER, code_offset(code));
+        return;
+    }
+    for (int thread : barrier.waiting) {
+        acquire_from(barrier.known, thread);
         if (thread != self) wake(thread);
+    }
+    barrier.waiting.clear();
+    barrier.known.clear();
+    barrier.arrived = 0;
 }
+void emu_named_barrier(int line, int number, int threads) { arrive_at_named(line, number, threads, true, CALLER); }
+void emu_named_arrive(int line, int number, int threads) { arrive_at_named(line, number, threads, false, CALLER); }
 
 // Bits 4 to 6 of an address get bits 7 to 9 added without carry (128 bytes), or fewer of them (64 and 32 bytes).
 static unsigned swizzled(unsigned address, unsigned mode) {
