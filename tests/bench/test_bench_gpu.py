@@ -318,8 +318,8 @@ def test_keys_are_compared_with_the_cpu_s(cupy, run_step, monkeypatch):
     records = run_step("agreement", "keys", PATCHES=1, CASES=[Tiny("S", 16, 32, 1)])
     assert len(checks(records)) == 4 and all(checks(records).values())
     module = importlib.import_module("vitnp.kernels.cuda.attention")
-    right = module._attend
-    monkeypatch.setattr(module, "_attend", lambda *args: right(*args) * np.float16(1.1))
+    right = module.attend_rotated
+    monkeypatch.setattr(module, "attend_rotated", lambda *args: right(*args) * np.float16(1.1))
     records = run_step("agreement", "keys", PATCHES=1, CASES=[Tiny("S", 16, 32, 1)])
     assert not any(checks(records[4:]).values())
 
@@ -450,7 +450,7 @@ def test_every_kernel_is_launched_for_the_sanitizer(cupy, monkeypatch):
     monkeypatch.setattr(small_, "SHAPES", ((70, 8, 64),))
     monkeypatch.setattr(small_, "WIDTHS", (384,))
     small_.launch(cupy)
-    there = set(sanitizer.kernel_names())
+    there = set(sanitizer.kernel_names()) - {"attention_wgmma"}  # of another compute capability than this GPU's
     assert len(there) > 40
     assert there <= launched
 

@@ -13,28 +13,30 @@
 //
 // A row of 64 numbers is 128 bytes, the width of the widest swizzle: the accelerator permutes the eight chunks of 16
 // bytes of a row by the row number modulo 8, and wgmma undoes it. Tiles are aligned to 1024 bytes, where the pattern
-// starts anew. The product of tile t+1 with the queries and that of tile t with its probabilities are under way together,
-// and the softmax of t+1 runs beside the latter. The groups take turns to start products, so that one computes its softmax
-// while the tensor cores work for the other ("ping-pong" of FlashAttention-3). Rows of keys and values past the end arrive as zeros; their scores are
-// replaced in the last tile. The softmax is that of attention.cu: a maximum and a sum of powers of two in float32 for
-// each row, and outputs rescaled only when a maximum has grown by more than 2^8.
+// starts anew. The product of tile t+1 with the queries and that of tile t with its probabilities are under way
+// together, and the softmax of t+1 runs beside the latter. The groups take turns to start products, so that one computes
+// its softmax while the tensor cores work for the other ("ping-pong" of FlashAttention-3, Shah et al. 2024). Rows of
+// keys and values past the end arrive as zeros; their scores are replaced in the last tile. The softmax is that of
+// attention.cu: a maximum and a sum of powers of two in float32 for each row, and outputs rescaled only when a maximum
+// has grown by more than 2^8.
 //
 // With ROTARY defined, the consumers rotate their queries in shared memory before the first product.
 // With BFLOAT16 defined the 16-bit numbers are bfloat16.
 //
-// Not yet run on a GPU. On paper, for a tile of 128 queries and 128 keys of a multiprocessor: 1024 clocks for the
-// products at the peak rate, 1024 for exponentials (16 per clock), 600 for issuing instructions. 490 TFLOP/s on an H200
-// if products and exponentials take turns, 980 if they overlap completely. 145 KB of shared memory: one block of nine
-// warps per multiprocessor, which may use 224 registers per thread.
+// Not yet run on a GPU. On paper, for 128 queries and 128 keys on a multiprocessor: 1024 clocks for the products at the
+// peak rate, 1024 for exponentials (16 per clock), 830 for issuing instructions (414 per warp and tile in the machine
+// code), 640 for reading shared memory: 490 TFLOP/s on an H100 or H200 if products and exponentials took turns, 980 if
+// they overlapped completely. 160 registers per thread and 145 KB of shared memory: one block of nine warps per
+// multiprocessor, which could have 224 registers, so that none need to be handed from the producer to the consumers.
 
-#define SIZE 64       // numbers in a head
-#define ROWS 128      // queries in a block, and keys in a tile
-#define STAGES 4      // tiles of keys, and tiles of values, in shared memory
+#define SIZE 64        // numbers in a head
+#define ROWS 128       // queries in a block, and keys in a tile
+#define STAGES 4       // tiles of keys, and tiles of values, in shared memory
 #define CONSUMERS 256  // threads
 #define WARPS (CONSUMERS / 32)
 #define TILE (ROWS * SIZE * 2)  // bytes
-#define LOWEST (-1e30f)  // instead of minus infinity, because the difference of two of them must not be NaN
-#define SLACK 8.0f       // probabilities may temporarily be 2^8 times too large without overflowing a half
+#define LOWEST (-1e30f)         // instead of minus infinity, because the difference of two of them must not be NaN
+#define SLACK 8.0f              // probabilities may temporarily be 2^8 times too large without overflowing a half
 
 #include "hopper.cuh"
 #include "half_words.cuh"
@@ -48,8 +50,13 @@
 #define KEYS_AT TILE
 #define VALUES_AT (KEYS_AT + STAGES * TILE)
 #define BARRIERS_AT (VALUES_AT + STAGES * TILE)
-enum Barrier { QUERIES_FULL, KEYS_FULL, KEYS_EMPTY = KEYS_FULL + STAGES, VALUES_FULL = KEYS_EMPTY + STAGES,
-               VALUES_EMPTY = VALUES_FULL + STAGES, BARRIERS = VALUES_EMPTY + STAGES };
+enum Barrier {
+    QUERIES_FULL,
+    KEYS_FULL,
+    KEYS_EMPTY = KEYS_FULL + STAGES,
+    VALUES_FULL = KEYS_EMPTY + STAGES,
+    VALUES_EMPTY = VALUES_FULL + STAGES,
+};
 
 // A matrix of rows of 128 swizzled bytes in shared memory, as wgmma wants it described: address and distances in units
 // of 16 bytes, the distance of groups of eight rows (1024 bytes) from bit 32 on, and in the last bits the swizzle.
@@ -71,7 +78,8 @@ __device__ __forceinline__ void produce(const TensorMap* query, const TensorMap*
     copy_box(room + QUERIES_AT, query, column, blockIdx.x * ROWS, image, barriers + 8 * QUERIES_FULL);
     for (int tile = 0; tile * ROWS < keys; tile++) {
         const int stage = tile % STAGES, before = (tile / STAGES & 1) ^ 1;  // parity of the phase in which it was left
-        const unsigned keys_full = barriers + 8 * (KEYS_FULL + stage), values_full = barriers + 8 * (VALUES_FULL + stage);
+        const unsigned keys_full = barriers + 8 * (KEYS_FULL + stage);
+        const unsigned values_full = barriers + 8 * (VALUES_FULL + stage);
         barrier_wait(barriers + 8 * (KEYS_EMPTY + stage), before);
         barrier_expect(keys_full, TILE);
         copy_box(room + KEYS_AT + stage * TILE, key, column, tile * ROWS, image, keys_full);
@@ -107,12 +115,13 @@ __device__ __forceinline__ void rotate_queries(unsigned char* tile, const float*
     }
 }
 
-// Start the product of a warp group's queries with a tile of keys.
+__device__ __forceinline__ void await_keys(unsigned barriers, int tile) {
+    barrier_wait(barriers + 8 * (KEYS_FULL + tile % STAGES), tile / STAGES & 1);
+}
+// Start the product of a warp group's queries with a tile of keys, which has arrived.
 __device__ __forceinline__ void
-start_scores(float (&score)[64], unsigned long long queries, unsigned room, unsigned barriers, int tile) {
-    const int stage = tile % STAGES;
-    const unsigned long long keys = matrix_at(room + KEYS_AT + stage * TILE);
-    barrier_wait(barriers + 8 * (KEYS_FULL + stage), tile / STAGES & 1);
+start_scores(float (&score)[64], unsigned long long queries, unsigned room, int tile) {
+    const unsigned long long keys = matrix_at(room + KEYS_AT + tile % STAGES * TILE);
     products_fence();
 #pragma unroll
     for (int d = 0; d < 4; d++)  // sixteen numbers of a head at a time
@@ -224,23 +233,28 @@ attention_wgmma(const __grid_constant__ TensorMap query, const __grid_constant__
 #pragma unroll
     for (int i = 0; i < 32; i++) output[i] = 0.0f;
 
-    start_scores(score, left, room, barriers, 0);
+    await_keys(barriers, 0);
+    start_scores(score, left, room, 0);
     products_wait(0);
     settled(score);
     if (lane == 0) barrier_arrive(barriers + 8 * KEYS_EMPTY);
     softmax.update(score, scale, keys);
     pack_all(weight, score);
+    if (ROWS < keys) await_keys(barriers, 1);
     if (group == 1 && ROWS < keys) named_arrive(TURN, CONSUMERS);  // the other group begins
     int done = 0;  // tiles whose values have been multiplied, or are being
     for (int start_key = ROWS; start_key < keys; start_key += ROWS, done++) {
         named_barrier(TURN + group, CONSUMERS);  // it is this group's turn
-        start_scores(score, left, room, barriers, done + 1);
+        start_scores(score, left, room, done + 1);
         start_outputs(output, weight, room, barriers, done);
         if (group == 0 || start_key + ROWS < keys) named_arrive(TURN + (group ^ 1), CONSUMERS);
         products_wait(1);  // the scores have been computed
         settled(score);
         if (lane == 0) barrier_arrive(barriers + 8 * (KEYS_EMPTY + (done + 1) % STAGES));
         softmax.update(score, scale, keys - start_key);
+        // Here because of its branch, past which the compiler does not move the wait for the outputs: without it, the
+        // machine code waits before the exponentials, which then run beside nothing.
+        if (start_key + ROWS < keys) await_keys(barriers, done + 2);
         products_wait(0);  // the outputs have been computed
         settled(output);
         settled(weight);

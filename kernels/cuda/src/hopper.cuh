@@ -1,7 +1,7 @@
-// Instructions of compute capability 9.0 that C++ cannot express: barriers in shared memory that count bytes (mbarrier),
-// copies of boxes of a tensor by the tensor memory accelerator (TMA), and matrix products of a warp group of 128 threads
-// (wgmma). All of them take addresses in shared memory as 32-bit numbers. On a CPU each is a call of the emulator, which
-// is given what the instruction is given.
+// Instructions of compute capability 9.0 that C++ cannot express: barriers in shared memory that count bytes
+// (mbarrier), copies of boxes of a tensor by the tensor memory accelerator (TMA), and matrix products of a warp group of
+// 128 threads (wgmma). All of them take addresses in shared memory as 32-bit numbers. On a CPU each is a call of the
+// emulator, which is given what the instruction is given.
 //
 // Order of memory: the accelerator and wgmma read and write shared memory through the "async proxy", ordinary loads and
 // stores through the "generic proxy". A barrier that a copy completes makes its bytes visible to all who wait for it;
@@ -110,7 +110,8 @@ multiply_shared(float (&d)[64], unsigned long long a, unsigned long long b, int 
                  : "l"(a), "l"(b), "r"(added)
                  : "memory");
 }
-// d (64 x 64) = a (64 x 16) b (16 x 64), plus d if `added`; a from registers, b from shared memory with the 64 innermost.
+// d (64 x 64) = a (64 x 16) b (16 x 64), plus d if `added`; a from registers, b from shared memory with the 64
+// innermost.
 __device__ __forceinline__ void
 multiply_registers(float (&d)[32], const unsigned* a, unsigned long long b, int added) {
     asm volatile("{\n.reg .pred added;\nsetp.ne.b32 added, %37, 0;\n"

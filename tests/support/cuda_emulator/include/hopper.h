@@ -1,5 +1,5 @@
-// Instructions of compute capability 9.0, with the operands of the PTX: 32-bit addresses in shared memory, 64-bit matrix
-// descriptors, a tensor map as tensor_map.py writes it. The runtime carries them out as late as a GPU may.
+// Instructions of compute capability 9.0, with the operands of the PTX: 32-bit addresses in shared memory, 64-bit
+// matrix descriptors, a tensor map as tensor_map.py writes it. The runtime carries them out as late as a GPU may.
 #pragma once
 #include "fibre.h"
 

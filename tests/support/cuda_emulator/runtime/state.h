@@ -78,6 +78,7 @@ static inline uint32_t code_offset(void* code) { return (uint32_t)((uintptr_t)co
 void report(const char* kind, const std::string& where, uint32_t code, uint32_t other_code = 0, int thread = -1);
 static inline void fault(const char* kind, void* code) { report(kind, "", code_offset(code), 0, emu_self()->index); }
 [[noreturn]] void stop_launch();
+void report_deadlock();
 
 void reset_shared_memory();   // between blocks: new blocks find rubbish
 void forget_shared_memory();  // between launches
