@@ -43,6 +43,8 @@ def require(device: int, options: tuple[str, ...]) -> None:
     record = cubin.cache_path(code, name, str(loader.driver_version()), *options, suffix=".passed")
     if record.exists():
         return
+    if getattr(sys, "frozen", False) or not sys.executable:
+        raise RuntimeError("there is no Python interpreter to try it with")
     command = [sys.executable, "-m", "vitnp.kernels.cuda.attention_trial", str(device), *options]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     try:

@@ -9,6 +9,7 @@ PTX itself. Numbers are small and whole, so that results are exact.
 from __future__ import annotations
 
 import re
+import types
 
 import numpy as np
 import pytest
@@ -111,7 +112,7 @@ __device__ unsigned fill(const uint4* tiles, int count) {
     extern __shared__ uint4 memory[];
     const unsigned start = shared_address(memory), room = (start + 1023) / 1024 * 1024;
     for (int i = threadIdx.x; i < count; i += 128) memory[(room - start) / 16 + i] = tiles[i];
-    FENCE;
+    fence_async();  // for the products
     __syncthreads();
     return room;
 }
@@ -157,10 +158,12 @@ probe_box(const __grid_constant__ TensorMap map, int column, int row, int image,
 """
 
 
-def probe(name: str, fence: str = "fence_async()"):
+def probe(name: str, before: str = "", after: str = ""):
+    """A kernel, with a defect if something is replaced."""
     from vitnp.kernels.cuda import cubin
 
-    code = loader.source("attention_wgmma.cu") + PROBES.replace("FENCE", fence)
+    assert before in PROBES
+    code = loader.source("attention_wgmma.cu") + PROBES.replace(before or "\0", after)
     function = cubin.module(code, "probes.cu", "sm_90a", ("-std=c++17",)).get_function(name)
     function.max_dynamic_shared_size_bytes = 64 * 1024
     return loader.Kernel(function)
@@ -201,13 +204,31 @@ def test_a_box_arrives_swizzled_and_zero_past_the_end(cupy, column, row, image):
     np.testing.assert_array_equal(out.get().view(np.float16).reshape(128, 64), swizzled(wanted))
 
 
-def test_stores_that_the_products_may_not_see(cupy):  # noqa: F811
-    if hasattr(cupy.cuda, "Graph"):
-        pytest.skip("the emulator's check")
-    out = cupy.empty((128, 64), np.float32)
-    with pytest.raises(KernelError, match="a store that the async proxy may not see"):
-        tiles = cupy.asarray(np.zeros((192 * 8, 4), np.uint32))
-        probe("probe_shared", fence="")((1,), (128,), (tiles, out), shared_mem=64 * 1024)
+@pytest.mark.parametrize(
+    "name, before, after, words",
+    [
+        ("probe_shared", "fence_async();  // for the products", "", "a store that the async proxy may not see"),
+        ("probe_shared", "products_wait(0);", "", "products were under way when their block ended"),
+        ("probe_shared", "products_fence();", "", "a product without a fence"),
+        ("probe_shared", "matrix_at(room)", "matrix_at(room + 128)", "does not begin where its swizzle does"),
+        ("probe_shared", "products_commit();\n", "products_commit(); d[0] = 1.0f;\n", "register was changed while"),
+        ("probe_box", "barrier_wait(barrier, 0);", "", "race: read after write"),
+        ("probe_box", "barrier_expect(barrier, TILE);", "barrier_expect(barrier, 2 * TILE);", "deadlock"),
+        ("probe_box", "barrier_expect(barrier, TILE);", "barrier_arrive(barrier);", "race: read after write"),
+        ("probe_box", "        fence_async();\n", "", "mbarrier that the async proxy may not see"),
+        ("probe_box", "copy_box(room,", "copy_box(room + 64,", "no multiple of 128"),
+        ("probe_box", "barrier_init(barrier, 1);", "", "mbarrier that has not been initialized"),
+    ],
+)
+def test_faults_are_named(cupy, name, before, after, words):  # noqa: F811
+    if not isinstance(cupy.cuda, types.SimpleNamespace):
+        pytest.skip("the emulator's checks")
+    from vitnp.kernels.cuda import tensor_map
+
+    tiles, out = cupy.asarray(np.zeros((192 * 8, 4), np.uint32)), cupy.empty((128, 64), np.float32)
+    box = (tensor_map.encode(cupy.asarray(whole(4, 1, 150, 64)), 64, 128), *[np.int32(0)] * 3, out.view(np.uint32))
+    with pytest.raises(KernelError, match=words):
+        probe(name, before, after)((1,), (128,), (tiles, out) if name == "probe_shared" else box, shared_mem=64 * 1024)
 
 
 def test_maps_that_a_driver_refuses(cupy):  # noqa: F811

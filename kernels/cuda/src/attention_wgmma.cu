@@ -4,9 +4,9 @@
 // query (B, M, D), key and value (B, N, D) are read through tensor maps, where they lie in a fused (B, N, 3D) product;
 // out (B, M, D). A block computes 128 queries of one head; grid (queries / 128, heads, images).
 //
-//   producer   the last warp, of which one thread starts copies: the queries, then tiles of 128 keys and 128 values into
-//              two rings of STAGES tiles. It waits until all consumers have left a tile ("empty"), and the copy itself
-//              reports its arrival ("full").
+//   producer   the last warp, of which one thread starts copies: the queries, then tiles of 128 keys and 128 values
+//              into two rings of STAGES tiles. It waits until all consumers have left a tile ("empty"), and the copy
+//              itself reports its arrival ("full").
 //   consumers  two warp groups with 64 queries each. Scores are a product of two tiles in shared memory; probabilities
 //              stay in registers, whose layout as a result is the layout of a left operand, and are multiplied with
 //              values in shared memory.
@@ -14,9 +14,9 @@
 // A row of 64 numbers is 128 bytes, the width of the widest swizzle: the accelerator permutes the eight chunks of 16
 // bytes of a row by the row number modulo 8, and wgmma undoes it. Tiles are aligned to 1024 bytes, where the pattern
 // starts anew. The product of tile t+1 with the queries and that of tile t with its probabilities are under way
-// together, and the softmax of t+1 runs beside the latter. The groups take turns to start products, so that one computes
-// its softmax while the tensor cores work for the other ("ping-pong" of FlashAttention-3, Shah et al. 2024). Rows of
-// keys and values past the end arrive as zeros; their scores are replaced in the last tile. The softmax is that of
+// together, and the softmax of t+1 runs beside the latter. The groups take turns to start products, so that one
+// computes its softmax while the tensor cores work for the other ("ping-pong" of FlashAttention-3, Shah et al. 2024).
+// Rows of keys and values past the end arrive as zeros; their scores are replaced in the last tile. The softmax is that of
 // attention.cu: a maximum and a sum of powers of two in float32 for each row, and outputs rescaled only when a maximum
 // has grown by more than 2^8.
 //

@@ -1,6 +1,6 @@
 // Instructions of compute capability 9.0 that C++ cannot express: barriers in shared memory that count bytes
-// (mbarrier), copies of boxes of a tensor by the tensor memory accelerator (TMA), and matrix products of a warp group of
-// 128 threads (wgmma). All of them take addresses in shared memory as 32-bit numbers. On a CPU each is a call of the
+// (mbarrier), copies of boxes of a tensor by the tensor memory accelerator (TMA), and matrix products of a warp group
+// of 128 threads (wgmma). All of them take addresses in shared memory as 32-bit numbers. On a CPU each is a call of the
 // emulator, which is given what the instruction is given.
 //
 // Order of memory: the accelerator and wgmma read and write shared memory through the "async proxy", ordinary loads and

@@ -164,7 +164,8 @@ static void carry_out(const BoxCopy& copy) {
     for (unsigned z = 0; z < map.box[2]; z++)
         for (unsigned y = 0; y < map.box[1]; y++)
             for (unsigned x = 0; x < map.box[0]; x++) {
-                const int64_t at[3] = {copy.place[0] + (int64_t)x, copy.place[1] + (int64_t)y, copy.place[2] + (int64_t)z};
+                const int64_t at[3] = {(int64_t)copy.place[0] + x, (int64_t)copy.place[1] + y,
+                                       (int64_t)copy.place[2] + z};
                 bool inside = true;
                 for (int i = 0; i < 3; i++) inside &= at[i] >= 0 && at[i] < (int64_t)map.sizes[i];
                 const unsigned linear = copy.address + (z * map.box[1] + y) * row_bytes + x * map.item;

@@ -1,5 +1,5 @@
-// Products of warp groups (wgmma), written from the PTX ISA: "Matrix fragments for wgmma.mma_async.m64nNk16", "Matrix
-// descriptor format" and "Canonical layouts". Nothing is computed before a thread waits for it. Until then the registers
+// Products of warp groups (wgmma), written from the PTX ISA: "Matrix fragments for wgmma.mma_async.m64nNk16",
+// "Matrix descriptor format" and "Canonical layouts". Nothing is computed before a thread waits for it. Until then the registers
 // of sums hold NaN and may not be touched, those of left operands may not be changed, and shared memory counts as read
 // when the product is started and again when it ends.
 #include <cmath>
@@ -33,6 +33,11 @@ struct WarpGroup {
 static std::map<int, WarpGroup> groups;
 
 void forget_products() { groups.clear(); }
+void end_products() {
+    for (auto& group : groups)
+        for (const Thread& thread : group.second.threads)
+            if (!thread.sums.empty()) return report("products were under way when their block ended", "", 0);
+}
 #define CALLER __builtin_return_address(0)
 static WarpGroup& own_group() { return groups[emu_self()->index / GROUP]; }
 static Thread& own_thread() { return own_group().threads[emu_self()->index % GROUP]; }

@@ -221,7 +221,9 @@ static void run_block(uint3 position, dim3 block, dim3 grid) {
             if (launch.aborted) return;
         }
     }
-    if (!launch.aborted) end_hopper();
+    if (launch.aborted) return;
+    end_hopper();
+    end_products();
 }
 static void allocate_stacks() {
     stack_count = 1024;

@@ -104,6 +104,7 @@ void forget_hopper();
 void forget_products();
 bool copy_one_box();  // the scheduler calls it when no thread can go on; false if there is none to copy
 void end_hopper();    // of a block
+void end_products();
 void wait_for_others(int state, uint32_t code);  // gives way to other threads
 void wake(int thread);
 char* shared_pointer(unsigned address, unsigned bytes, void* code);
