@@ -17,7 +17,7 @@ IMAGES, TOKENS = 16, 3601
 
 
 def main() -> int:
-    """Launch attention once, in the form that this GPU has, and kmeans_step for each dtype and number of clusters; ignore the results."""
+    """Launch attention in the form of this GPU, and kmeans_step for each dtype and number of clusters; ignore results."""
     from vitnp.kernels.cuda import dispatch
 
     cupy = require_cupy()

@@ -16,9 +16,9 @@
 // starts anew. The product of tile t+1 with the queries and that of tile t with its probabilities are under way
 // together, and the softmax of t+1 runs beside the latter. The groups take turns to start products, so that one
 // computes its softmax while the tensor cores work for the other ("ping-pong" of FlashAttention-3, Shah et al. 2024).
-// Rows of keys and values past the end arrive as zeros; their scores are replaced in the last tile. The softmax is that of
-// attention.cu: a maximum and a sum of powers of two in float32 for each row, and outputs rescaled only when a maximum
-// has grown by more than 2^8.
+// Rows of keys and values past the end arrive as zeros; their scores are replaced in the last tile. The softmax is
+// that of attention.cu: a maximum and a sum of powers of two in float32 for each row, and outputs rescaled only when a
+// maximum has grown by more than 2^8.
 //
 // With ROTARY defined, the consumers rotate their queries in shared memory before the first product.
 // With BFLOAT16 defined the 16-bit numbers are bfloat16.

@@ -1,7 +1,8 @@
 // Who knows of whom: a vector clock for each thread, so that races are found where threads order each other by
-// mbarriers and named barriers, of which not all take part. A thread's own entry counts its releases; it knows of another
-// thread's access if its entry for that thread has reached the other's clock at the access. Copies of the tensor memory
-// accelerator are the accesses of an agent, one for each barrier, which only those know of who waited at the barrier.
+// mbarriers and named barriers, of which not all take part. A thread's own entry counts its releases; it knows of
+// another thread's access if its entry for that thread has reached the other's clock at the access. Copies of the
+// tensor memory accelerator are the accesses of an agent, one for each barrier, which only those know of who waited at
+// the barrier.
 #include <algorithm>
 #include "state.h"
 

@@ -1,7 +1,7 @@
-// Products of warp groups (wgmma), written from the PTX ISA: "Matrix fragments for wgmma.mma_async.m64nNk16",
-// "Matrix descriptor format" and "Canonical layouts". Nothing is computed before a thread waits for it. Until then the registers
-// of sums hold NaN and may not be touched, those of left operands may not be changed, and shared memory counts as read
-// when the product is started and again when it ends.
+// Products of warp groups (wgmma), written from the PTX ISA: "Matrix fragments for wgmma.mma_async.m64nNk16", "Matrix
+// descriptor format" and "Canonical layouts". Nothing is computed before a thread waits for it. Until then the
+// registers of sums hold NaN and may not be touched, those of left operands may not be changed, and shared memory
+// counts as read when the product is started and again when it ends.
 #include <cmath>
 #include <cstring>
 #include <map>
