@@ -140,6 +140,7 @@ def test_the_same_bits_whatever_the_schedule(cupy, launched):
         np.testing.assert_array_equal(other_form.attention(cupy, *arrays, 1), first)
 
 
+@pytest.mark.slow(reason="both forms on the emulator")
 @pytest.mark.parametrize("options", [(), ("-DBFLOAT16", "-DROTARY")], ids=["fp16", "bf16, rotary"])
 def test_the_trial_is_passed(cupy, launched, options):
     from vitnp.kernels.cuda import attention_trial
@@ -179,7 +180,7 @@ def test_arrays_that_the_driver_cannot_map_have_the_other_form(cupy, unused):
 
 @pytest.mark.parametrize("capability", ["80", "89", "100", "120"])
 def test_other_gpus_have_the_other_form(capability, caplog):
-    with fake_cupy.installed(hopper=True) as fake:
+    with fake_cupy.installed("check", hopper=True) as fake:
         device = fake.cuda.Device()
         device.compute_capability = capability
         fake.cuda.Device = lambda *_: device
@@ -212,7 +213,7 @@ def overtime(command, **options):
     ids=["wrong", "crashed", "does not end", "no process"],
 )
 def test_a_failed_trial_is_said_once_and_the_other_form_computes(monkeypatch, caplog, trial, words):
-    with fake_cupy.installed(hopper=True) as fake:
+    with fake_cupy.installed("check", hopper=True) as fake:
         from vitnp.kernels.cuda import attention_trial, attention_wgmma
 
         monkeypatch.setattr(attention_trial, "subprocess", ending(trial))
@@ -228,7 +229,7 @@ def test_a_failed_trial_is_said_once_and_the_other_form_computes(monkeypatch, ca
 def test_a_compiler_or_driver_that_refuses_is_said_once(monkeypatch, caplog):
     for broken in ("compiler", "driver"):
         caplog.clear()
-        with fake_cupy.installed(hopper=True) as fake:
+        with fake_cupy.installed("check", hopper=True) as fake:
             from vitnp.kernels.cuda import attention_trial, tensor_map
 
             monkeypatch.setattr(attention_trial, "require", lambda *_: None)
@@ -255,7 +256,7 @@ def test_a_trial_takes_place_once(monkeypatch):
         monkeypatch.setattr(attention_trial, "compare", lambda options: commands.append(options))
         return subprocess.CompletedProcess(command, attention_trial.main(command[3:]), stderr="")
 
-    with fake_cupy.installed(hopper=True):
+    with fake_cupy.installed("check", hopper=True):
         from vitnp.kernels.cuda import attention_trial
 
         monkeypatch.setattr(attention_trial, "subprocess", ending(run))
@@ -267,7 +268,7 @@ def test_a_trial_takes_place_once(monkeypatch):
 
 
 def test_a_trial_notices_wrong_results(monkeypatch):
-    with fake_cupy.installed(hopper=True) as fake:
+    with fake_cupy.installed("check", hopper=True) as fake:
         from vitnp.kernels.cuda import attention, attention_trial, attention_wgmma
 
         def nonsense(query, key, value, out, scale, rotation, options):
@@ -284,7 +285,7 @@ def test_a_trial_notices_wrong_results(monkeypatch):
 
 def test_the_trial_s_command_runs():
     """Where there is no GPU, it says so."""
-    with fake_cupy.installed(hopper=True):
+    with fake_cupy.installed("check", hopper=True):
         from vitnp.kernels.cuda import attention_trial
 
         try:

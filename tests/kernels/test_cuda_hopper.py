@@ -204,6 +204,7 @@ def test_a_box_arrives_swizzled_and_zero_past_the_end(cupy, column, row, image):
     np.testing.assert_array_equal(out.get().view(np.float16).reshape(128, 64), swizzled(wanted))
 
 
+@pytest.mark.slow(reason="compiles every planted defect")
 @pytest.mark.parametrize(
     "name, before, after, words",
     [
