@@ -352,6 +352,7 @@ class Defect:
     file: str
     before: str
     after: str | None
+    hopper: bool = False  # on a GPU of compute capability 9.0
 
     def plant(self, text: str) -> str:
         """The file's text with the defect, all else on the lines where it was."""
@@ -364,7 +365,7 @@ ALL = [Defect(check, file, before, *(after or [None])) for check, file, before, 
 
 
 @functools.cache
-def builds(check: Callable, file: str) -> frozenset[tuple[tuple[str, ...], str]]:
+def builds(check: Callable, file: str, hopper: bool = False) -> frozenset[tuple[tuple[str, ...], str]]:
     """Options and mode of each build of a file that a check uses; the check passes with the kernels as they are."""
     from vitnp.kernels.cuda import loader
 
@@ -377,7 +378,7 @@ def builds(check: Callable, file: str) -> frozenset[tuple[tuple[str, ...], str]]
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fake_cupy, "_emulated", record)
-        with fake_cupy.installed("check") as cupy:
+        with fake_cupy.installed("check", hopper=hopper) as cupy:
             from vitnp.kernels.cuda import dispatch
 
             check(cupy, dispatch)
@@ -386,12 +387,17 @@ def builds(check: Callable, file: str) -> frozenset[tuple[tuple[str, ...], str]]
 
 @pytest.mark.parametrize("defect", ALL, ids=[f"{d.check.__name__}-{d.file}-{i}" for i, d in enumerate(ALL)])
 def test_a_planted_defect_is_noticed(defect, monkeypatch):
+    plant_and_notice(defect, monkeypatch)
+
+
+def plant_and_notice(defect: Defect, monkeypatch) -> None:
     from vitnp.kernels.cuda.loader import source as whole
 
     text = defect.plant(whole(f"{defect.file}.cu"))
-    for options, mode in builds(defect.check, defect.file):  # that it compiles is no part of what has to fail
+    # That it compiles is no part of what has to fail.
+    for options, mode in builds(defect.check, defect.file, defect.hopper):
         cuda_emulator.RawModule(text, options, mode, f"{defect.file}.cu")
-    with fake_cupy.installed("check") as cupy:
+    with fake_cupy.installed("check", hopper=defect.hopper) as cupy:
         from vitnp.kernels.cuda import dispatch, loader  # imported anew
 
         monkeypatch.setattr(loader, "source", lambda file: text if file == f"{defect.file}.cu" else whole(file))
