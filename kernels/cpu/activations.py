@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import numpy as np
 from llvmlite import ir
-from vitnp.kernels.cpu.codegen import types
 from vitnp.kernels import reference
+from vitnp.kernels.cpu.codegen import types
 from vitnp.kernels.cpu.codegen.gil import enter_kernel, leave_kernel
 from vitnp.kernels.cpu.codegen.jit import IN, OUT, intrinsic, kernel
 from vitnp.kernels.cpu.codegen.simd import LANES, Vectors

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 from llvmlite import ir
-from vitnp.kernels.cpu.codegen import types
 from vitnp.kernels.constants import BISTOCHASTIC_STEPS
 from vitnp.kernels.cpu.bilateral_grid import DIRECTIONS, EXACT, INDEX, WIDTHS, BilateralGrid
+from vitnp.kernels.cpu.codegen import types
 from vitnp.kernels.cpu.codegen.jit import array_in, array_out, intrinsic, kernel
 from vitnp.kernels.cpu.codegen.simd import I32, I64, loop
 from vitnp.kernels.cpu.codegen.stack import stack_array

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-from vitnp.kernels.cpu.codegen import types
 from vitnp.kernels.cpu.bounds import (
     MAX_SQUARE,
     SLIGHTLY_LESS,
@@ -19,6 +18,7 @@ from vitnp.kernels.cpu.bounds import (
     store_bound,
     store_bounds,
 )
+from vitnp.kernels.cpu.codegen import types
 from vitnp.kernels.cpu.codegen.barrier import spin_wait
 from vitnp.kernels.cpu.codegen.jit import IN, OUT, kernel
 from vitnp.kernels.cpu.codegen.products import MAX_DOTS, products

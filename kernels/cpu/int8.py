@@ -7,8 +7,8 @@ or first read, weights are packed as quads, and the micro-kernel adds four produ
 from __future__ import annotations
 
 import numpy as np
-from vitnp.kernels.cpu.codegen import types
 from vitnp.kernels import reference
+from vitnp.kernels.cpu.codegen import types
 from vitnp.kernels.cpu.codegen.gil import enter_kernel, leave_kernel
 from vitnp.kernels.cpu.codegen.int8 import quantize_row
 from vitnp.kernels.cpu.codegen.jit import IN, OUT, kernel

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-from vitnp.kernels.cpu.codegen import types
 from vitnp.kernels import reference
+from vitnp.kernels.cpu.codegen import types
 from vitnp.kernels.cpu.codegen.jit import IN, OUT, kernel
 from vitnp.kernels.cpu.codegen.products import MAX_DOTS, NARROW, copy_rows, distances, pack, padded_columns, products
 from vitnp.kernels.cpu.codegen.rows import (

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 from llvmlite import ir
-from vitnp.kernels.cpu.codegen import types
 from vitnp.kernels import reference
+from vitnp.kernels.cpu.codegen import types
 from vitnp.kernels.cpu.codegen.jit import OUT, intrinsic, kernel
 from vitnp.kernels.cpu.codegen.products import pack, padded_columns, products
 from vitnp.kernels.cpu.codegen.rows import (

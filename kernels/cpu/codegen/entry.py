@@ -158,9 +158,7 @@ def _dtype_numbers(name: str) -> tuple[int, int]:
     return dtype.num, dtype.num
 
 
-def add_entry(
-    context: Any, library: Any, symbol: str, types: Sequence[Type], signature: Any, description: Any
-) -> None:
+def add_entry(context: Any, library: Any, symbol: str, types: Sequence[Type], signature: Any, description: Any) -> None:
     """Append the function that Python calls, ``PyObject *symbol(self, arguments, n)``, to a kernel's module.
 
     Parameters
@@ -211,9 +209,7 @@ def _unbox(context: Any, python: _Python, value: ir.Value, kind: Type, numba_typ
     b = python.builder
     if isinstance(kind, Array):
         array = make_array(numba_type)(context, b)
-        shape, strides = (
-            b.bitcast(python.field(value, at, _POINTER), _LONG.as_pointer()) for at in (_SHAPE, _STRIDES)
-        )
+        shape, strides = (b.bitcast(python.field(value, at, _POINTER), _LONG.as_pointer()) for at in (_SHAPE, _STRIDES))
         lengths, steps = ([b.load(b.gep(p, [_LONG(i)])) for i in range(kind.ndim)] for p in (shape, strides))
         data = b.bitcast(python.field(value, _DATA, _POINTER), array.data.type)
         populate_array(array, data, lengths, steps, np.dtype(kind.dtype.name).itemsize, meminfo=None)

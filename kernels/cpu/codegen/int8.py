@@ -10,7 +10,20 @@ import llvmlite.binding
 from llvmlite import ir
 from vitnp.kernels.cpu.codegen import types
 from vitnp.kernels.cpu.codegen.jit import intrinsic
-from vitnp.kernels.cpu.codegen.simd import FEATURES, FLOAT, I16, I32, I64, LANES, ROUNDER, Vectors, declare, loop, single, splat
+from vitnp.kernels.cpu.codegen.simd import (
+    FEATURES,
+    FLOAT,
+    I16,
+    I32,
+    I64,
+    LANES,
+    ROUNDER,
+    Vectors,
+    declare,
+    loop,
+    single,
+    splat,
+)
 from vitnp.kernels.reference.int8 import STEPS
 
 I8 = ir.IntType(8)

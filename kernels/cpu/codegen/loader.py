@@ -39,7 +39,12 @@ class Compiled:
 class _Method(ctypes.Structure):
     """Python's description of a function of an extension module."""
 
-    _fields_ = [("name", ctypes.c_char_p), ("entry", ctypes.c_void_p), ("flags", ctypes.c_int), ("doc", ctypes.c_char_p)]
+    _fields_ = [
+        ("name", ctypes.c_char_p),
+        ("entry", ctypes.c_void_p),
+        ("flags", ctypes.c_int),
+        ("doc", ctypes.c_char_p),
+    ]
 
 
 # Python keeps pointers to them.
