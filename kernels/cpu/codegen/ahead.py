@@ -42,6 +42,9 @@ _OF_PRECISION: dict[str, dict[str, tuple[str, ...]]] = {
     "int8": {"int8": ("_quantize", "_layernorm_int8", "_linear_int8"), "linear": ()},
 }
 
+# In the place of a precision: all kernels.
+_EVERYTHING = "all"
+
 # More processes would wait for each other, and for the processor that the command needs as well.
 MAX_PROCESSES = 4
 
@@ -91,8 +94,27 @@ def compile_for(parent: int, precision: str = "fp32") -> None:
         kernel.compile(if_free=True)
 
 
+def compile_all(n_processes: int) -> None:
+    """Compile all kernels, of which a photograph needs some, in several processes that share them."""
+    command = [sys.executable, "-c", _COMMAND, str(_ROOT), str(os.getpid()), _EVERYTHING]
+    helpers = [subprocess.Popen(command) for _ in range(min(n_processes, MAX_PROCESSES) - 1)]
+    for kernel in kernels(_EVERYTHING):
+        kernel.compile(if_free=True)
+    for helper in helpers:
+        helper.wait()
+
+
 def kernels(precision: str = "fp32") -> Iterator[jit.Kernel]:
     """Import, and return one after the other, the kernels that a photograph needs."""
+    if precision == _EVERYTHING:
+        from vitnp.kernels.cpu import dispatch
+
+        for module in dispatch.MODULES:
+            importlib.import_module(f"vitnp.kernels.cpu.{module}")
+        for module in ("bounded_lloyd", "codegen.barrier"):
+            importlib.import_module(f"vitnp.kernels.cpu.{module}")
+        yield from list(jit.KERNELS)
+        return
     for module, names in (_FIRST | _OF_PRECISION.get(precision, {}) | _THEN).items():
         imported = importlib.import_module(f"vitnp.kernels.cpu.{module}")
         for name in names:
