@@ -53,7 +53,7 @@ def permutohedral_lattice(features: np.ndarray) -> reference.Lattice:
     if features.dtype != np.float32:
         return reference.permutohedral_lattice(features)
     features = np.ascontiguousarray(features)
-    scale, stride, origin = reference.lattice_geometry(features)
+    scale, stride, origin, _ = reference.lattice_geometry(features)
     axes, points = len(stride), features.shape[1]
     vertex, weight = np.empty((points, axes), np.int32), np.empty((points, axes), np.float32)
 

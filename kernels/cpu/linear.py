@@ -18,11 +18,11 @@ from vitnp.kernels.cpu.codegen.jit import IN, OUT, kernel
 from vitnp.kernels.cpu.codegen.microkernels import PANEL, TILE_ROWS, TILE_VECTORS, product_tile, row_to_pairs
 from vitnp.kernels.cpu.codegen.simd import LANES
 from vitnp.kernels.cpu.codegen.workspace import workspace
-from vitnp.kernels.cpu.epilogue import epilogue, finish_panel, new_panel_rows
+from vitnp.kernels.cpu.epilogue import copy_out, copy_residual, epilogue, finish, new_panel_rows, start_panel
 from vitnp.kernels.reference.int8 import QuantizedRows, QuantizedWeight
 
 ROWS = 256
-DEPTH = 96
+DEPTH, DEPTH_OF_PAIRS = 96, 192
 
 _tile = product_tile(TILE_ROWS, TILE_VECTORS, cache=2)
 _tile_of_pairs = product_tile(TILE_ROWS, TILE_VECTORS, packed=2)
@@ -189,7 +189,9 @@ def _linear_rows(x, panels, bias, gelu, scale, residual, out, sums, pairs):
     """
     enter_kernel()
     inputs = panels.shape[1]
+    longest = DEPTH if pairs is None else DEPTH_OF_PAIRS
     work = new_panel_rows()
+    has_residual, ld_residual = residual.shape[0] > 0, residual.strides[0] // 4
     for first in range(0, x.shape[0], ROWS):
         count = min(ROWS, x.shape[0] - first)
         if pairs is not None:
@@ -198,8 +200,10 @@ def _linear_rows(x, panels, bias, gelu, scale, residual, out, sums, pairs):
         else:
             rows, step = x.ctypes.data + first * x.strides[0], x.strides[0]
         for panel in range(panels.shape[0]):
-            for start in range(0, inputs, DEPTH):
-                depth = min(DEPTH, inputs - start)
+            column = panel * PANEL
+            in_place = start_panel(column, bias, scale, residual, out, work)
+            for start in range(0, inputs, longest):
+                depth = min(longest, inputs - start)
                 weights = panels.ctypes.data + 4 * (panel * inputs + start) * PANEL
                 # The next chunk of weights follows in memory. Each tile prefetches its part of it.
                 every = -(-4 * PANEL // -(-count // TILE_ROWS))
@@ -213,7 +217,22 @@ def _linear_rows(x, panels, bias, gelu, scale, residual, out, sums, pairs):
                     else:
                         _tile(a, count - i, step // 4, weights, PANEL, target, PANEL, depth, start, ahead, every)
                     ahead += every * depth
-            finish_panel(sums, first, count, panel * PANEL, bias, gelu, scale, residual, out, work, None)
+                    if start + depth < inputs:
+                        continue
+                    # The epilogue of each tile, while its sums are in the L1 cache.
+                    done, row = min(TILE_ROWS, count - i), first + i
+                    added, ld_added = residual.ctypes.data + row * residual.strides[0] + 4 * column, ld_residual
+                    result, ld_result = out.ctypes.data + row * out.strides[0] + 4 * column, out.strides[0] // 4
+                    if not in_place:
+                        copy_residual(residual, row, done, column, work)
+                        added = result = work.ctypes.data + 8 * PANEL
+                        ld_added = ld_result = PANEL
+                    finish(
+                        target, done, work.ctypes.data, work.ctypes.data + 4 * PANEL,
+                        added, ld_added, has_residual, gelu, pairs is not None, result, ld_result,
+                    )  # fmt: skip
+                    if not in_place:
+                        copy_out(out, row, done, column, work)
     leave_kernel()
 
 
