@@ -40,7 +40,7 @@ from vitnp.kernels.reference.lloyd import Moves, kmeans_move, kmeans_moves
 from vitnp.kernels.reference.overlay import paint_overlay
 from vitnp.kernels.reference.similarity import normalize_rows, similarity, similarity_top
 from vitnp.kernels.reference.transformer import (
-    BLOCK,
+    SHARES_TOKENS,
     gelu,
     layernorm,
     linear,
@@ -53,8 +53,8 @@ from vitnp.kernels.reference.transformer import (
 )
 
 __all__ = [
-    "BLOCK",
     "QUERY_BLOCK",
+    "SHARES_TOKENS",
     "BilateralGrid",
     "ImageLevelRule",
     "ImageLevels",

@@ -62,7 +62,7 @@ class Kernel:
         self, function: Callable, signature: tuple[types.Type, ...], options: dict[str, Any], shared: bool
     ) -> None:
         functools.update_wrapper(self, function)
-        self._function, self._signature, self._options, self._shared = function, signature, options, shared
+        self._function, self.signature, self._options, self._shared = function, signature, options, shared
         self._compiled: Callable | None = None
         KERNELS.append(self)
 
@@ -77,10 +77,17 @@ class Kernel:
                 dispatcher = numba.njit(**self._options)(self._function)
                 if isinstance(dispatcher, CPUDispatcher):  # with NUMBA_DISABLE_JIT=1 it is the plain function
                     dispatcher._cache = KernelCache(self._function, cache_folder(), shared=self._shared)  # type: ignore[attr-defined]  # numba has no public interface
-                    dispatcher.compile(self._signature)
+                    dispatcher.compile(self.signature)
                     dispatcher.disable_compile()
                 self._compiled = dispatcher
         return self._compiled
+
+    @property
+    def address(self) -> int:
+        """Address of the compiled function, for :func:`vitnp.kernels.cpu.codegen.calls.caller`."""
+        (result,) = self.compile().overloads.values()  # type: ignore[attr-defined]
+        # Not by the library, which knows only functions whose LLVM code it has.
+        return result.library.codegen._engine.get_function_address(result.fndesc.llvm_func_name)
 
     @property
     def _numba_type_(self) -> types.Type:
