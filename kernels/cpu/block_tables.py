@@ -20,7 +20,9 @@ def _integers(*names: str) -> np.dtype:
 NORM = _integers("weight", "bias")
 
 # A linear layer: the arrays of PackedLinear or PackedInt8, panels of the shape (n_panels, depth, PANEL), and LayerScale.
-LINEAR = _integers("panels", "n_panels", "depth", "totals", "scales", "bias", "gamma", "n_inputs", "n_outputs")
+LINEAR = _integers(
+    "panels", "n_panels", "depth", "totals", "scales", "bias", "gamma", "gelu", "n_inputs", "n_outputs"
+)  # fmt: skip
 
 # A block. A gated MLP has two inputs of SwiGLU side by side as outputs of fc1.
 BLOCK = np.dtype(
@@ -28,7 +30,7 @@ BLOCK = np.dtype(
      ("fc1", LINEAR), ("fc2", LINEAR)]
 )  # fmt: skip
 
-# A KVCache; its keys are (n_images, heads, panels, depth, PANEL) and its values (n_images, heads, length, padded).
+# A KVCache, of which a pass has n_kv; its keys are (n_images, heads, panels, depth, PANEL) and its values (n_images, heads, length, padded).
 KV = _integers("keys", "values", "panels", "depth", "length", "padded", "pairs")
 
 # What is computed of the last block: the first n_query_rows and n_output_rows tokens of each image.
@@ -39,8 +41,7 @@ LAST = _integers("index", "query", "key", "value", "token", "n_query_rows", "n_o
 PASS = np.dtype(
     [
         *((name, np.int64) for name in ("n_images", "n_tokens", "width", "heads", "n_prefix", "int8", "pairs", "swiglu")),
-        *((name, np.int64) for name in ("x", "queries", "rotation", "cursors", "n_kv")),
-        ("kv", KV, (2,)),
+        *((name, np.int64) for name in ("x", "queries", "rotation", "cursors", "kv", "n_kv")),
         ("last", LAST),
         ("norm", NORM),
         ("prefix_norm", NORM),
@@ -83,12 +84,12 @@ def norm_entry(weight: np.ndarray, bias: np.ndarray) -> tuple[int, int]:
 
 
 def linear_entry(
-    packed: PackedLinear | PackedInt8, bias: np.ndarray | None = None, gamma: np.ndarray | None = None
+    packed: PackedLinear | PackedInt8, bias: np.ndarray | None, gamma: np.ndarray | None, gelu: bool
 ) -> tuple[int, ...]:
-    """Return the entry of a linear layer, whose outputs LayerScale multiplies by gamma."""
+    """Return the entry of a linear layer: LayerScale multiplies its outputs by gamma, or GELU follows it."""
     totals, scales = (packed.totals, packed.scales) if isinstance(packed, PackedInt8) else (None, None)
     addresses = (address(array) for array in (totals, scales, bias, gamma))
-    return address(packed.panels), *packed.panels.shape[:2], *addresses, packed.inputs, packed.outputs
+    return address(packed.panels), *packed.panels.shape[:2], *addresses, int(gelu), packed.inputs, packed.outputs
 
 
 def kv_entry(cache: KVCache) -> tuple[int, ...]:

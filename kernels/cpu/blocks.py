@@ -14,7 +14,7 @@ from __future__ import annotations
 from numba import from_dtype, types
 from vitnp.kernels.cpu import activations, attention, block_tables, int8, layernorm, linear, pack_kv
 from vitnp.kernels.cpu.codegen.barrier import claim_rows, spin_wait
-from vitnp.kernels.cpu.codegen.calls import array_at, caller
+from vitnp.kernels.cpu.codegen.calls import caller, record_at
 from vitnp.kernels.cpu.codegen.gil import enter_kernel, leave_kernel
 from vitnp.kernels.cpu.codegen.jit import kernel
 from vitnp.kernels.cpu.codegen.microkernels import PANEL, TILE_ROWS
@@ -23,11 +23,7 @@ from vitnp.kernels.cpu.codegen.simd import LANES
 # Bounds of the rows that a thread claims at a time: more don't stay in its caches, fewer use each weight too rarely.
 SHORTEST, LONGEST = 48, 256
 
-BLOCK, PASS, FUNCTIONS, MEMORY = map(
-    from_dtype, (block_tables.BLOCK, block_tables.PASS, block_tables.FUNCTIONS, block_tables.MEMORY)
-)
-FLOAT, INT, BYTE, PAIR = types.float32, types.int32, types.uint8, types.uint16
-
+# Kernels by their names in the table of addresses.
 KERNELS = {
     "layernorm": layernorm._layernorm,
     "layernorm_int8": int8._layernorm_int8,
@@ -43,193 +39,156 @@ _layernorm, _layernorm_int8, _quantize, _linear, _linear_int8, _swiglu, _write, 
     caller, KERNELS.values()
 )
 
+NORM, LINEAR, BLOCK, KV, PASS, FUNCTIONS, MEMORY = (
+    from_dtype(getattr(block_tables, name))
+    for name in ("NORM", "LINEAR", "BLOCK", "KV", "PASS", "FUNCTIONS", "MEMORY")
+)
+INT = types.int64
+BLOCK_BYTES, KV_BYTES, CACHE_LINE = block_tables.BLOCK.itemsize, block_tables.KV.itemsize, block_tables.CACHE_LINE
 
-@kernel
-def _quantized(m, first, n, inputs):
-    """Return n rows of bytes, from `first` on, that were written for a layer of some inputs, and their scales and zeros."""
-    padded = -(-inputs // (int8.QUAD * LANES)) * int8.QUAD * LANES
-    values = array_at(m.bytes + first * padded, (n, padded), BYTE)
-    return values, array_at(m.row_scales + 4 * first, (n,), FLOAT), array_at(m.zeros + 4 * first, (n,), INT)
+# All arrays lie in tables, so that none is counted; and Python calls only the last of these kernels.
+OPTIONS = {"_nrt": False, "no_cfunc_wrapper": True}
+PART = {"shared": True, "no_cpython_wrapper": True} | OPTIONS
 
 
-@kernel
+@kernel(PASS, FUNCTIONS, MEMORY, NORM, types.float64, INT, INT, **PART)
 def _normalize(p, f, m, norm, eps, x, n):
-    """Normalize n rows at x for linear layers: into m.normed, or in int8 as bytes."""
-    rows = array_at(x, (n, p.width), FLOAT)
-    weight, bias = array_at(norm.weight, (p.width,), FLOAT), array_at(norm.bias, (p.width,), FLOAT)
+    """Normalize n rows at x for linear layers: into m.normed, or in int8 as quantized rows."""
+    weight, bias = (norm.weight, p.width), (norm.bias, p.width)
     if p.int8:
-        values, scales, zeros = _quantized(m, 0, n, p.width)
-        row = array_at(m.normed, (p.width,), FLOAT)
-        _layernorm_int8(f.layernorm_int8, (rows, weight, bias, eps, values, scales, zeros, row))
-    else:
-        _layernorm(f.layernorm, (rows, weight, bias, eps, array_at(m.normed, (n, p.width), FLOAT)))
-
-
-@kernel
-def _apply(p, f, m, layer, x, first, n, gelu, residual, out):
-    """Apply a linear layer to n rows, from `first` of those at x on, or in int8 of those that were quantized last."""
-    outputs = layer.n_outputs
-    panels = array_at(layer.panels, (layer.n_panels, layer.depth, PANEL), FLOAT)
-    bias = array_at(layer.bias, (outputs if layer.bias else 0,), FLOAT)
-    gamma = array_at(layer.gamma, (outputs if layer.gamma else 0,), FLOAT)
-    added = array_at(residual, (n if residual else 0, outputs), FLOAT)
-    result = array_at(out, (n, outputs), FLOAT)
-    if p.int8:
-        values, row_scales, zeros = _quantized(m, first, n, layer.n_inputs)
-        totals = array_at(layer.totals, (layer.n_panels * PANEL,), INT)
-        scales = array_at(layer.scales, (layer.n_panels * PANEL,), FLOAT)
-        sums = array_at(m.sums, (int8.ROWS + TILE_ROWS, PANEL), INT)
-        _linear_int8(
-            f.linear_int8,
-            (values, row_scales, zeros, panels, totals, scales, bias, gelu, gamma, added, result, sums),
+        padded = -(-p.width // (int8.QUAD * LANES)) * int8.QUAD * LANES
+        _layernorm_int8(
+            f.layernorm_int8,
+            ((x, n, p.width), weight, bias, eps, (m.bytes, n, padded), (m.row_scales, n), (m.zeros, n),
+             (m.normed, p.width)),
         )  # fmt: skip
     else:
-        rows = array_at(x + 4 * first * layer.n_inputs, (n, layer.n_inputs), FLOAT)
-        sums = array_at(m.sums, (linear.ROWS + TILE_ROWS, PANEL), FLOAT)
-        pairs_shape = (linear.ROWS if p.pairs else 0, -(-layer.n_inputs // (2 * LANES)) * LANES)
-        pairs = array_at(m.pairs, pairs_shape, FLOAT)
-        _linear(f.linear, (rows, panels, bias, gelu, gamma, added, result, sums, pairs))
+        _layernorm(f.layernorm, ((x, n, p.width), weight, bias, eps, (m.normed, n, p.width)))
 
 
-@kernel
-def _quantize_for(p, f, m, layer, x, n):
-    """In int8, quantize the n rows at x, which are the inputs of a layer."""
+@kernel(PASS, FUNCTIONS, MEMORY, LINEAR, *[INT] * 5, **PART)
+def _apply(p, f, m, layer, x, first, n, residual, out):
+    """Apply a linear layer to n rows, from `first` of those at x on, or in int8 of those that were quantized last."""
+    inputs, outputs = layer.n_inputs, layer.n_outputs
+    panels = (layer.panels, layer.n_panels, layer.depth, PANEL)
+    bias, gamma = (layer.bias, outputs if layer.bias else 0), (layer.gamma, outputs if layer.gamma else 0)
+    added, gelu = (residual, n if residual else 0, outputs), layer.gelu != 0
     if p.int8:
-        values, scales, zeros = _quantized(m, 0, n, layer.n_inputs)
-        _quantize(f.quantize, (array_at(x, (n, layer.n_inputs), FLOAT), values, scales, zeros))
+        padded = -(-inputs // (int8.QUAD * LANES)) * int8.QUAD * LANES
+        columns = layer.n_panels * PANEL
+        _linear_int8(
+            f.linear_int8,
+            ((m.bytes + first * padded, n, padded), (m.row_scales + 4 * first, n), (m.zeros + 4 * first, n), panels,
+             (layer.totals, columns), (layer.scales, columns), bias, gelu, gamma, added, (out, n, outputs),
+             (m.sums, int8.ROWS + TILE_ROWS, PANEL)),
+        )  # fmt: skip
+    else:
+        _linear(
+            f.linear,
+            ((x + 4 * first * inputs, n, inputs), panels, bias, gelu, gamma, added, (out, n, outputs),
+             (m.sums, linear.ROWS + TILE_ROWS, PANEL),
+             (m.pairs, linear.ROWS if p.pairs else 0, -(-inputs // (2 * LANES)) * LANES)),
+        )  # fmt: skip
 
 
-@kernel
-def _arrays_of_image(p, kv, image):
-    """Return the keys and values of an image in the cache."""
-    keys = kv.keys + 4 * image * p.heads * kv.panels * kv.depth * PANEL
-    values = kv.values + 4 * image * p.heads * kv.length * kv.padded
-    return keys, values
+@kernel(PASS, FUNCTIONS, MEMORY, LINEAR, *[INT] * 4, **PART)
+def _quantize_and_apply(p, f, m, layer, x, n, residual, out):
+    """Apply a linear layer to n rows at x that are not quantized."""
+    if p.int8:
+        padded = -(-layer.n_inputs // (int8.QUAD * LANES)) * int8.QUAD * LANES
+        _quantize(
+            f.quantize, ((x, n, layer.n_inputs), (m.bytes, n, padded), (m.row_scales, n), (m.zeros, n))
+        )  # fmt: skip
+    _apply(p, f, m, layer, x, 0, n, residual, out)
 
 
-@kernel
-def _write_kv(p, f, m, kv, key, value, start, n):
-    """Copy n rows of keys and values to the cache; row 0 is token `start` of the batch."""
-    size, done = p.width // p.heads, 0
+@kernel(PASS, FUNCTIONS, MEMORY, BLOCK, KV, types.float64, INT, INT, types.boolean, **PART)
+def _first_half(p, f, m, block, kv, eps, start, stop, last):
+    """Compute queries, keys and values of tokens from `start` to `stop`; in the last block only what is needed."""
+    size, row, n = p.width // p.heads, 4 * p.width, stop - start
+    queries, key, value, n_query_rows = p.queries, m.key, m.value, p.n_tokens
+    if last:
+        queries, key, value = p.last.query, p.last.key + start * row, p.last.value + start * row
+        n_query_rows = p.last.n_query_rows
+    _normalize(p, f, m, block.norm1, eps, p.x + start * row, n)
+    if not last or p.last.key:
+        _apply(p, f, m, block.key, m.normed, 0, n, 0, key)
+    if not last or p.last.value:
+        _apply(p, f, m, block.value, m.normed, 0, n, 0, value)
+    done = 0
     while done < n:
         image, token = divmod(start + done, p.n_tokens)
         count = min(n - done, p.n_tokens - token)
-        keys, values = _arrays_of_image(p, kv, image)
-        k = array_at(key + 4 * done * p.width, (count, p.width), FLOAT)
-        v = array_at(value + 4 * done * p.width, (count, p.width), FLOAT)
-        turned = array_at(p.rotation + 4 * token * size, (count if p.rotation else 0, size), FLOAT)
-        rotated = array_at(m.rotated, (LANES if p.rotation else 0, size), FLOAT)
-        if kv.pairs:
-            keys_array = array_at(keys, (p.heads, kv.panels, kv.depth, 2 * PANEL), PAIR)
-            values_array = array_at(values, (p.heads, kv.length, 2 * kv.padded), PAIR)
-            _write_pairs(f.write_pairs, (k, v, keys_array, values_array, turned, rotated, size, token))
-        else:
-            keys_array = array_at(keys, (p.heads, kv.panels, kv.depth, PANEL), FLOAT)
-            values_array = array_at(values, (p.heads, kv.length, kv.padded), FLOAT)
-            _write(f.write, (k, v, keys_array, values_array, turned, rotated, token))
-        done += count
-
-
-@kernel
-def _attend_to(p, f, m, kv, queries, image, token, n, out):
-    """Compute the attention of n queries, those from `token` of an image on."""
-    size = p.width // p.heads
-    keys, values = _arrays_of_image(p, kv, image)
-    _attend(
-        f.attend,
-        (
-            array_at(queries + 4 * (image * p.n_tokens + token) * p.width, (n, p.width), FLOAT),
-            array_at(keys, (p.heads, kv.panels, kv.depth, PANEL), FLOAT),
-            array_at(values, (p.heads, kv.length, kv.padded), FLOAT),
-            array_at(out, (n, p.width), FLOAT),
-            array_at(p.rotation + 4 * token * size, (n if p.rotation else 0, size), FLOAT),
-            p.n_tokens,
-            kv.pairs != 0,
-            array_at(m.group, (attention.GROUP, -(-size // (2 * LANES)) * 2 * LANES), FLOAT),
-            array_at(m.scores, (attention.GROUP + TILE_ROWS, attention.CHUNK), FLOAT),
-            array_at(m.attention_sums, (attention.GROUP + attention.VALUE_ROWS, kv.padded), FLOAT),
-            array_at(m.softmax, (2, attention.GROUP), FLOAT),
-        ),
-    )  # fmt: skip
-
-
-@kernel
-def _first_half(p, f, m, block, kv, eps, start, stop, last):
-    """Compute queries, keys and values of the rows of a claim; in the last block only what the features need."""
-    n, row = stop - start, 4 * p.width
-    _normalize(p, f, m, block.norm1, eps, p.x + start * row, n)
-    key = p.last.key + start * row if last else m.key
-    value = p.last.value + start * row if last else m.value
-    if not last or p.last.key:
-        _apply(p, f, m, block.key, m.normed, 0, n, False, 0, key)
-    if not last or p.last.value:
-        _apply(p, f, m, block.value, m.normed, 0, n, False, 0, value)
-    if not last or p.last.n_output_rows:
-        _write_kv(p, f, m, kv, key, value, start, n)
-    if not last:
-        _apply(p, f, m, block.query, m.normed, 0, n, False, 0, p.queries + start * row)
-        return
-    done = 0
-    while done < n:  # queries of the first tokens of each image
-        image, token = divmod(start + done, p.n_tokens)
-        count = min(n - done, p.n_tokens - token)
-        needed = min(count, p.last.n_query_rows - token)
+        needed = min(count, n_query_rows - token)
         if needed > 0:
-            _apply(p, f, m, block.query, m.normed, done, needed, False, 0, p.last.query + (start + done) * row)
+            _apply(p, f, m, block.query, m.normed, done, needed, 0, queries + (start + done) * row)
+        if not last or p.last.n_output_rows:
+            keys = kv.keys + 4 * image * p.heads * kv.panels * kv.depth * PANEL
+            values = kv.values + 4 * image * p.heads * kv.length * kv.padded
+            new = (key + done * row, count, p.width), (value + done * row, count, p.width)
+            turns = (p.rotation + 4 * token * size, count if p.rotation else 0, size)
+            rotated = (m.rotated, LANES if p.rotation else 0, size)
+            if kv.pairs:
+                _write_pairs(
+                    f.write_pairs,
+                    (new[0], new[1], (keys, p.heads, kv.panels, kv.depth, 2 * PANEL),
+                     (values, p.heads, kv.length, 2 * kv.padded), turns, rotated, size, token),
+                )  # fmt: skip
+            else:
+                _write(
+                    f.write,
+                    (new[0], new[1], (keys, p.heads, kv.panels, kv.depth, PANEL),
+                     (values, p.heads, kv.length, kv.padded), turns, rotated, token),
+                )  # fmt: skip
         done += count
 
 
-@kernel
-def _second_half(p, f, m, block, eps, x, n, out):
-    """Compute ``out = x + mlp(norm(x))`` of n rows, after ``x + proj(attn_out)``; out may be x."""
-    _quantize_for(p, f, m, block.proj, m.attn_out, n)
-    _apply(p, f, m, block.proj, m.attn_out, 0, n, False, x, out)
+@kernel(PASS, FUNCTIONS, MEMORY, BLOCK, KV, types.float64, INT, INT, types.boolean, **PART)
+def _second_half(p, f, m, block, kv, eps, start, stop, last):
+    """Compute attention, output projection and MLP of tokens from `start` to `stop`.
+
+    In the last block these numbers count only the first tokens of each image, those that are needed.
+    """
+    size, row, n = p.width // p.heads, 4 * p.width, stop - start
+    queries, out, n_rows = p.queries, p.x + start * row, p.n_tokens
+    if last:
+        queries, out, n_rows = p.last.query, p.last.token + start * row, p.last.n_output_rows
+    done = 0
+    while done < n:
+        image, token = divmod(start + done, n_rows)
+        count, at = min(n - done, n_rows - token), (image * p.n_tokens + token) * row
+        keys = kv.keys + 4 * image * p.heads * kv.panels * kv.depth * PANEL
+        values = kv.values + 4 * image * p.heads * kv.length * kv.padded
+        _attend(
+            f.attend,
+            ((queries + at, count, p.width), (keys, p.heads, kv.panels, kv.depth, PANEL),
+             (values, p.heads, kv.length, kv.padded), (m.attn_out, count, p.width),
+             (p.rotation + 4 * token * size, count if p.rotation else 0, size), p.n_tokens, kv.pairs != 0,
+             (m.group, attention.GROUP, -(-size // (2 * LANES)) * 2 * LANES),
+             (m.scores, attention.GROUP + TILE_ROWS, attention.CHUNK),
+             (m.attention_sums, attention.GROUP + attention.VALUE_ROWS, kv.padded), (m.softmax, 2, attention.GROUP)),
+        )  # fmt: skip
+        _quantize_and_apply(p, f, m, block.proj, m.attn_out, count, p.x + at, out + done * row)
+        done += count
     _normalize(p, f, m, block.norm2, eps, out, n)
-    _apply(p, f, m, block.fc1, m.normed, 0, n, p.swiglu == 0, 0, m.hidden)
-    hidden = m.hidden
+    _apply(p, f, m, block.fc1, m.normed, 0, n, 0, m.hidden)
+    hidden, inputs = m.hidden, block.fc2.n_inputs
     if p.swiglu:
-        hidden, width = m.gated, block.fc2.n_inputs
-        _swiglu(f.swiglu, (array_at(m.hidden, (n, 2 * width), FLOAT), array_at(hidden, (n, width), FLOAT)))
-    _quantize_for(p, f, m, block.fc2, hidden, n)
-    _apply(p, f, m, block.fc2, hidden, 0, n, False, out, out)
-
-
-@kernel
-def _finish_block(p, f, m, block, kv, eps, start, stop):
-    """Take the rows of a claim through the second half of a block that is not the last."""
-    row, done = 4 * p.width, start
-    while done < stop:
-        image, token = divmod(done, p.n_tokens)
-        count = min(stop - done, p.n_tokens - token)
-        _attend_to(p, f, m, kv, p.queries, image, token, count, m.attn_out + (done - start) * row)
+        hidden = m.gated
+        _swiglu(f.swiglu, ((m.hidden, n, 2 * inputs), (hidden, n, inputs)))
+    _quantize_and_apply(p, f, m, block.fc2, hidden, n, out, out)
+    done = 0
+    while last and done < n:
+        token = (start + done) % n_rows
+        prefix = token < p.n_prefix
+        norm = p.prefix_norm if prefix else p.norm
+        count = min(n - done, (p.n_prefix if prefix else n_rows) - token)
+        rows = (out + done * row, count, p.width)
+        _layernorm(f.layernorm, (rows, (norm.weight, p.width), (norm.bias, p.width), eps, rows))
         done += count
-    _second_half(p, f, m, block, eps, p.x + start * row, stop - start, p.x + start * row)
 
 
-@kernel
-def _finish_pass(p, f, m, block, kv, eps, start, stop):
-    """Take the first tokens of the images, whose rows are numbered without the others, through the rest of a pass."""
-    while start < stop:
-        image, token = divmod(start, p.last.n_output_rows)
-        count = min(stop - start, p.last.n_output_rows - token)
-        out = p.last.token + 4 * start * p.width
-        _attend_to(p, f, m, kv, p.last.query, image, token, count, m.attn_out)
-        _second_half(p, f, m, block, eps, p.x + 4 * (image * p.n_tokens + token) * p.width, count, out)
-        n_prefix = max(0, min(count, p.n_prefix - token))
-        _final_norm(p, f, p.prefix_norm, eps, out, n_prefix)
-        _final_norm(p, f, p.norm, eps, out + 4 * n_prefix * p.width, count - n_prefix)
-        start += count
-
-
-@kernel
-def _final_norm(p, f, norm, eps, x, n):
-    """Normalize n rows in place."""
-    rows = array_at(x, (n, p.width), FLOAT)
-    weight, bias = array_at(norm.weight, (p.width,), FLOAT), array_at(norm.bias, (p.width,), FLOAT)
-    _layernorm(f.layernorm, (rows, weight, bias, eps, rows))
-
-
-@kernel(*[types.int64] * 8, types.float64)
+@kernel(*[INT] * 8, types.float64, **OPTIONS)
 def run_blocks(tables, functions, memory, passes, barrier, n_workers, first, stop, eps):
     """Do the steps from `first` to `stop` of a forward pass, in every thread; return False if one has failed.
 
@@ -246,25 +205,31 @@ def run_blocks(tables, functions, memory, passes, barrier, n_workers, first, sto
     eps : float
     """
     enter_kernel()
-    p = array_at(passes, (1,), PASS)[0]
-    f, m = array_at(functions, (1,), FUNCTIONS)[0], array_at(memory, (1,), MEMORY)[0]
-    blocks = array_at(tables, (p.last.index + 1,), BLOCK)
+    p, f, m = record_at(passes, PASS), record_at(functions, FUNCTIONS), record_at(memory, MEMORY)
     complete = first > 0 or spin_wait(barrier, n_workers)  # until all tokens are there
     for step in range(first, stop):
-        before, after = (step - 1, step) if p.n_kv == 2 else ((step - 1) // 2 if step % 2 else -1,
-                                                               -1 if step % 2 else step // 2)
-        ends = before == p.last.index
+        if p.n_kv == 2:
+            second, other = step - 1, step
+        elif step % 2 == 0:
+            second, other = -1, step // 2
+        else:
+            second, other = step // 2, -1
+        ends = second == p.last.index
         n_rows = p.n_images * (p.last.n_output_rows if ends else p.n_tokens)
         while complete:
-            start, end = claim_rows(p.cursors + block_tables.CACHE_LINE * step, n_rows, n_workers, SHORTEST, LONGEST)
+            start, end = claim_rows(
+                p.cursors + CACHE_LINE * step, n_rows, n_workers, SHORTEST, LONGEST
+            )  # fmt: skip
             if start == end:
                 break
-            if ends:
-                _finish_pass(p, f, m, blocks[before], p.kv[before % p.n_kv], eps, start, end)
-            elif before >= 0:
-                _finish_block(p, f, m, blocks[before], p.kv[before % p.n_kv], eps, start, end)
-            if 0 <= after <= p.last.index:
-                _first_half(p, f, m, blocks[after], p.kv[after % p.n_kv], eps, start, end, after == p.last.index)
+            if second >= 0:
+                block = record_at(tables + BLOCK_BYTES * second, BLOCK)
+                kv = record_at(p.kv + KV_BYTES * (second % p.n_kv), KV)
+                _second_half(p, f, m, block, kv, eps, start, end, ends)
+            if 0 <= other <= p.last.index:
+                block = record_at(tables + BLOCK_BYTES * other, BLOCK)
+                kv = record_at(p.kv + KV_BYTES * (other % p.n_kv), KV)
+                _first_half(p, f, m, block, kv, eps, start, end, other == p.last.index)
         complete = complete and spin_wait(barrier, n_workers)
     leave_kernel()
     return complete

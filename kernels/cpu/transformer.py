@@ -62,7 +62,7 @@ class BlockWeights:
     ) -> None:
         """Set a linear layer of a block with its LayerScale: "query", "key", "value", "proj", "fc1" or "fc2"."""
         self._arrays.append((packed, bias, gamma))
-        self.table[index][name] = linear_entry(packed, bias, gamma)
+        self.table[index][name] = linear_entry(packed, bias, gamma, gelu=name == "fc1" and not self.swiglu)
 
 
 class BlocksPass:
@@ -109,15 +109,15 @@ class BlocksPass:
         self.n_steps = (last if n_kv == 2 else 2 * last) + 1 + (n_output_rows > 0)
         self.steps_per_call = max(1, MAX_WORK // (self.n_rows * weights.width**2))
         queries, cursors = temporary("queries", *x.shape), np.zeros(self.n_steps * block_tables.CACHE_LINE, np.uint8)
-        self._arrays = x, out, norm, prefix_norm, queries, cursors
+        caches = np.array([block_tables.kv_entry(cache) for cache in self.kv], block_tables.KV)
+        self._arrays = x, out, norm, prefix_norm, queries, cursors, caches, rotation
         n_images, n_tokens, width = x.shape
         facets = [address(out.get(name)) for name in ("query", "key", "value", "token")]
         self.table = table(
             block_tables.PASS,
             n_images=n_images, n_tokens=n_tokens, width=width, heads=weights.heads, n_prefix=n_prefix,
             int8=weights.precision == "int8", pairs=weights.precision == "bf16", swiglu=weights.swiglu,
-            x=address(x), queries=address(queries), rotation=address(rotation), cursors=address(cursors), n_kv=n_kv,
-            kv=[block_tables.kv_entry(cache) for cache in (self.kv * 2)[:2]],
+            x=address(x), queries=address(queries), rotation=address(rotation), cursors=address(cursors), kv=address(caches), n_kv=n_kv,
             last=(last, *facets, n_query_rows, n_output_rows),
             norm=norm_entry(*norm) if norm else (0, 0), prefix_norm=norm_entry(*prefix_norm) if prefix_norm else (0, 0),
         )  # fmt: skip

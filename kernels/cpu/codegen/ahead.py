@@ -24,6 +24,7 @@ _MODULES = (
     "color_bins",
     "lloyd",
     "kmeans",
+    "blocks",
     "activations",
     "attention",
     "pack_kv",

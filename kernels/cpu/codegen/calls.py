@@ -19,51 +19,64 @@ from vitnp.kernels.cpu.codegen.simd import I64
 def caller(kernel: Kernel) -> Callable[..., None]:
     """Return a function for other kernels: ``call(address, (argument, ...))`` calls this one.
 
+    An argument that is an array is given as a tuple of integers, the address of a contiguous array and its shape.
+
     Parameters
     ----------
     kernel : Kernel
         It returns nothing. Its :attr:`~Kernel.address` is an argument of the call, because machine code that is cached
         on disk cannot contain it.
     """
-    parameters = types.Tuple(kernel.signature)
+    parameters = kernel.signature
+    passed = types.Tuple([_passed(parameter) for parameter in parameters])
 
     @intrinsic
     def call(context, address, arguments):
         def generate(context, builder, signature, values):
             address, arguments = values
             convention = context.call_conv
-            function_type = convention.get_function_type(types.none, parameters.types)
-            function = builder.inttoptr(address, function_type.as_pointer())
-            unpacked = cgutils.unpack_tuple(builder, arguments)
-            status, _ = convention.call_function(builder, function, types.none, parameters.types, unpacked)
+            function = builder.inttoptr(address, convention.get_function_type(types.none, parameters).as_pointer())
+            unpacked = [
+                _array(context, builder, parameter, value) if isinstance(parameter, types.Array) else value
+                for parameter, value in zip(parameters, cgutils.unpack_tuple(builder, arguments))
+            ]
+            status, _ = convention.call_function(builder, function, types.none, parameters, unpacked)
             clear_flag(builder)
             with cgutils.if_unlikely(builder, status.is_error):
                 convention.return_status_propagate(builder, status)
             return context.get_dummy_value()
 
-        return types.void(types.int64, parameters), generate
+        return types.void(types.int64, passed), generate
 
     return call
 
 
+def _passed(parameter: types.Type) -> types.Type:
+    """Return the type of an argument for a parameter."""
+    return types.UniTuple(types.int64, 1 + parameter.ndim) if isinstance(parameter, types.Array) else parameter
+
+
+def _array(context, builder: ir.IRBuilder, array: types.Array, value: ir.Value) -> ir.Value:
+    """Append the array of a type with the address and shape that a tuple contains."""
+    item = context.get_data_type(array.dtype)
+    size = context.get_abi_sizeof(item)
+    address, *shape = cgutils.unpack_tuple(builder, value)
+    strides = [I64(size)]
+    for side in reversed(shape[1:]):
+        strides.insert(0, builder.mul(strides[0], side))
+    result = context.make_array(array)(context, builder)
+    context.populate_array(
+        result, data=builder.inttoptr(address, item.as_pointer()), shape=shape, strides=strides, itemsize=I64(size),
+        meminfo=None,
+    )  # fmt: skip
+    return result._getvalue()
+
+
 @intrinsic
-def array_at(context, address, shape, dtype):
-    """Return the contiguous array of a shape and dtype, a numba type, that begins at an address."""
-    array = types.Array(dtype.instance_type, len(shape), "C")
+def record_at(context, address, record):
+    """Return the record of a type, a numba type, at an address."""
 
     def generate(context, builder, signature, values):
-        address, shape, _ = values
-        item = context.get_data_type(array.dtype)
-        size = context.get_abi_sizeof(item)
-        sides = cgutils.unpack_tuple(builder, shape)
-        steps = [I64(size)]
-        for side in reversed(sides[1:]):
-            steps.insert(0, builder.mul(steps[0], side))
-        result = context.make_array(array)(context, builder)
-        context.populate_array(
-            result, data=builder.inttoptr(address, item.as_pointer()), shape=sides, strides=steps,
-            itemsize=I64(size), meminfo=None,
-        )  # fmt: skip
-        return result._getvalue()
+        return builder.inttoptr(values[0], context.get_value_type(record.instance_type))
 
-    return array(types.int64, types.UniTuple(types.int64, len(shape)), dtype), generate
+    return record.instance_type(types.int64, record), generate
