@@ -19,7 +19,7 @@ def _integers(*names: str) -> np.dtype:
 
 NORM = _integers("weight", "bias")
 
-# A linear layer: the arrays of PackedLinear or PackedInt8, panels of the shape (n_panels, depth, PANEL), and LayerScale.
+# A linear layer: the arrays of PackedLinear or PackedInt8, where panels are (n_panels, depth, PANEL), and LayerScale.
 LINEAR = _integers(
     "panels", "n_panels", "depth", "totals", "scales", "bias", "gamma", "gelu", "n_inputs", "n_outputs"
 )  # fmt: skip
@@ -30,17 +30,20 @@ BLOCK = np.dtype(
      ("fc1", LINEAR), ("fc2", LINEAR)]
 )  # fmt: skip
 
-# A KVCache, of which a pass has n_kv; its keys are (n_images, heads, panels, depth, PANEL) and its values (n_images, heads, length, padded).
+# A KVCache: keys (n_images, heads, panels, depth, PANEL), values (n_images, heads, length, padded).
 KV = _integers("keys", "values", "panels", "depth", "length", "padded", "pairs")
 
 # What is computed of the last block: the first n_query_rows and n_output_rows tokens of each image.
 LAST = _integers("index", "query", "key", "value", "token", "n_query_rows", "n_output_rows")
 
-# A forward pass. Tokens x and queries are (n_images, n_tokens, width), the rotation (n_tokens, width / heads). The
+# A forward pass with n_kv caches. Tokens x and queries are (n_images, n_tokens, width), the rotation (n_tokens, width / heads). The
 # final norm of the first n_prefix tokens is prefix_norm. Step i counts its claimed rows at cursors + CACHE_LINE i.
 PASS = np.dtype(
     [
-        *((name, np.int64) for name in ("n_images", "n_tokens", "width", "heads", "n_prefix", "int8", "pairs", "swiglu")),
+        *(
+            (name, np.int64)
+            for name in ("n_images", "n_tokens", "width", "heads", "n_prefix", "int8", "pairs", "swiglu")
+        ),
         *((name, np.int64) for name in ("x", "queries", "rotation", "cursors", "kv", "n_kv")),
         ("last", LAST),
         ("norm", NORM),

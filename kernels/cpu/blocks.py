@@ -21,7 +21,7 @@ from vitnp.kernels.cpu.codegen.microkernels import PANEL, TILE_ROWS
 from vitnp.kernels.cpu.codegen.simd import LANES
 
 # Bounds of the rows that a thread claims at a time: more don't stay in its caches, fewer use each weight too rarely.
-SHORTEST, LONGEST = 48, 256
+SHORTEST, LONGEST = 64, 256
 
 # Kernels by their names in the table of addresses.
 KERNELS = {
@@ -40,8 +40,7 @@ _layernorm, _layernorm_int8, _quantize, _linear, _linear_int8, _swiglu, _write, 
 )
 
 NORM, LINEAR, BLOCK, KV, PASS, FUNCTIONS, MEMORY = (
-    from_dtype(getattr(block_tables, name))
-    for name in ("NORM", "LINEAR", "BLOCK", "KV", "PASS", "FUNCTIONS", "MEMORY")
+    from_dtype(getattr(block_tables, name)) for name in ("NORM", "LINEAR", "BLOCK", "KV", "PASS", "FUNCTIONS", "MEMORY")
 )
 INT = types.int64
 BLOCK_BYTES, KV_BYTES, CACHE_LINE = block_tables.BLOCK.itemsize, block_tables.KV.itemsize, block_tables.CACHE_LINE

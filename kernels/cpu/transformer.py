@@ -99,25 +99,26 @@ class BlocksPass:
         n_prefix: int = 0,
         rotation: np.ndarray | None = None,
     ):
-        self.weights, self.n_rows = weights, x.shape[0] * x.shape[1]
+        n_images, n_tokens, width = x.shape
+        self.weights, self.n_rows = weights, n_images * n_tokens
         n_output_rows = out["token"].shape[1] if "token" in out else 0
         n_kv = 2 if self.n_rows < SINGLE_KV_BUFFER_TOKENS else 1
         self.kv = [
-            KVCache(*x.shape, weights.heads, slot=slot, precision=weights.precision, rotation=rotation)
+            KVCache(n_images, n_tokens, width, weights.heads, slot=slot, precision=weights.precision, rotation=rotation)
             for slot in range(n_kv)
         ]
         self.n_steps = (last if n_kv == 2 else 2 * last) + 1 + (n_output_rows > 0)
-        self.steps_per_call = max(1, MAX_WORK // (self.n_rows * weights.width**2))
+        self.steps_per_call = max(1, MAX_WORK // max(1, self.n_rows * width**2))
         queries, cursors = temporary("queries", *x.shape), np.zeros(self.n_steps * block_tables.CACHE_LINE, np.uint8)
         caches = np.array([block_tables.kv_entry(cache) for cache in self.kv], block_tables.KV)
         self._arrays = x, out, norm, prefix_norm, queries, cursors, caches, rotation
-        n_images, n_tokens, width = x.shape
         facets = [address(out.get(name)) for name in ("query", "key", "value", "token")]
         self.table = table(
             block_tables.PASS,
             n_images=n_images, n_tokens=n_tokens, width=width, heads=weights.heads, n_prefix=n_prefix,
             int8=weights.precision == "int8", pairs=weights.precision == "bf16", swiglu=weights.swiglu,
-            x=address(x), queries=address(queries), rotation=address(rotation), cursors=address(cursors), kv=address(caches), n_kv=n_kv,
+            x=address(x), queries=address(queries), rotation=address(rotation), cursors=address(cursors),
+            kv=address(caches), n_kv=n_kv,
             last=(last, *facets, n_query_rows, n_output_rows),
             norm=norm_entry(*norm) if norm else (0, 0), prefix_norm=norm_entry(*prefix_norm) if prefix_norm else (0, 0),
         )  # fmt: skip
@@ -137,7 +138,7 @@ class BlocksPass:
         threading.BrokenBarrierError
             If another thread has failed.
         """
-        memory, arrays = self._memory()
+        memory, _arrays = self._memory()  # the arrays have to be kept
         for first in range(0, self.n_steps, self.steps_per_call):
             complete = run_blocks(
                 address(self.weights.table), address(self.functions), address(memory), address(self.table),

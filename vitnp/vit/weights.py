@@ -18,7 +18,6 @@ from vitnp.vit.config import ViTConfig
 from vitnp.vit.pos_embed import resample_abs_pos_embed
 from vitnp.vit.rotary import rotation_table
 
-
 # Linear layers of the halves of a block: names in the table of compiled kernels and in files, and LayerScale.
 _QKV = [(name, f"attn.qkv:{name}", None) for name in ("query", "key", "value")]
 _PROJ = ("proj", "attn.proj", "ls1.gamma")

@@ -7,6 +7,7 @@ call itself is compiled.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from llvmlite import ir
 from numba import types
@@ -56,7 +57,7 @@ def _passed(parameter: types.Type) -> types.Type:
     return types.UniTuple(types.int64, 1 + parameter.ndim) if isinstance(parameter, types.Array) else parameter
 
 
-def _array(context, builder: ir.IRBuilder, array: types.Array, value: ir.Value) -> ir.Value:
+def _array(context: Any, builder: ir.IRBuilder, array: types.Array, value: ir.Value) -> ir.Value:
     """Append the array of a type with the address and shape that a tuple contains."""
     item = context.get_data_type(array.dtype)
     size = context.get_abi_sizeof(item)

@@ -24,6 +24,8 @@ from numba.core.registry import CPUDispatcher
 from vitnp.kernels.cpu.codegen.cache import KernelCache, open_folder
 from vitnp.kernels.threads.fork import importing
 
+from vitnp.cached import cached_property
+
 # error_model: a division by zero gives infinity, as in NumPy, instead of an exception. fastmath: what the compiler may
 # do to expressions; "reassoc" is missing, since with it the compiler chooses the order of sums, and so their last bits.
 OPTIONS: dict[str, Any] = {
@@ -82,11 +84,11 @@ class Kernel:
                 self._compiled = dispatcher
         return self._compiled
 
-    @property
+    @cached_property
     def address(self) -> int:
         """Address of the compiled function, for :func:`vitnp.kernels.cpu.codegen.calls.caller`."""
         (result,) = self.compile().overloads.values()  # type: ignore[attr-defined]
-        # Not by the library, which knows only functions whose LLVM code it has.
+        # Not asked of the library, which knows only functions whose LLVM code it has.
         return result.library.codegen._engine.get_function_address(result.fndesc.llvm_func_name)
 
     @property
