@@ -36,8 +36,8 @@ KV = _integers("keys", "values", "panels", "depth", "length", "padded", "pairs")
 # What is computed of the last block: the first n_query_rows and n_output_rows tokens of each image.
 LAST = _integers("index", "query", "key", "value", "token", "n_query_rows", "n_output_rows")
 
-# A forward pass with n_kv caches. Tokens x and queries are (n_images, n_tokens, width), the rotation (n_tokens, width / heads). The
-# final norm of the first n_prefix tokens is prefix_norm. Step i counts its claimed rows at cursors + CACHE_LINE i.
+# A forward pass with n_kv caches. x and queries are (n_images, n_tokens, width), rotation is (n_tokens, width / heads).
+# The final norm of the first n_prefix tokens is prefix_norm. Step i counts its claimed rows at cursors + CACHE_LINE i.
 PASS = np.dtype(
     [
         *(
