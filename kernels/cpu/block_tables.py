@@ -36,20 +36,15 @@ KV = _integers("keys", "values", "panels", "depth", "length", "padded", "pairs")
 # What is computed of the last block: the first n_query_rows and n_output_rows tokens of each image.
 LAST = _integers("index", "query", "key", "value", "token", "n_query_rows", "n_output_rows")
 
-# A forward pass with n_kv caches. x and queries are (n_images, n_tokens, width), rotation is (n_tokens, width / heads).
-# The final norm of the first n_prefix tokens is prefix_norm. Step i counts its claimed rows at cursors + CACHE_LINE i.
+# A forward pass: addresses of tables of FUNCTIONS, blocks and n_kv caches; x and queries (n_images, n_tokens, width);
+# rotation (n_tokens, width / heads). The final norm of the first n_prefix tokens is prefix_norm. Step i counts its
+# claimed rows at cursors + CACHE_LINE i.
 PASS = np.dtype(
-    [
-        *(
-            (name, np.int64)
-            for name in ("n_images", "n_tokens", "width", "heads", "n_prefix", "int8", "pairs", "swiglu")
-        ),
-        *((name, np.int64) for name in ("x", "queries", "rotation", "cursors", "kv", "n_kv")),
-        ("last", LAST),
-        ("norm", NORM),
-        ("prefix_norm", NORM),
-    ]
-)
+    [(name, np.int64) for name in
+     ("functions", "blocks", "kv", "n_kv", "x", "queries", "rotation", "cursors",
+      "n_images", "n_tokens", "width", "heads", "n_prefix", "int8", "pairs", "swiglu")]
+    + [("eps", np.float64), ("last", LAST), ("norm", NORM), ("prefix_norm", NORM)]
+)  # fmt: skip
 CACHE_LINE = 64  # bytes
 
 # Compiled kernels.
@@ -57,8 +52,9 @@ FUNCTIONS = _integers(
     "layernorm", "layernorm_int8", "quantize", "linear", "linear_int8", "swiglu", "write", "write_pairs", "attend"
 )
 
-# Memory of one thread: for the rows of a claim, and workspaces of the kernels.
-MEMORY = _integers(
+# One thread: its PASS, its team, memory for the rows of a claim, and workspaces of the kernels.
+THREAD = _integers(
+    "at_pass", "barrier", "n_workers",
     "normed", "key", "value", "attn_out", "hidden", "gated", "bytes", "row_scales", "zeros",
     "sums", "pairs", "rotated", "group", "scores", "attention_sums", "softmax",
 )  # fmt: skip

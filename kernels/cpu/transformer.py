@@ -111,24 +111,21 @@ class BlocksPass:
         self.steps_per_call = max(1, MAX_WORK // max(1, self.n_rows * width**2))
         queries, cursors = temporary("queries", *x.shape), np.zeros(self.n_steps * block_tables.CACHE_LINE, np.uint8)
         caches = np.array([block_tables.kv_entry(cache) for cache in self.kv], block_tables.KV)
-        self._arrays = x, out, norm, prefix_norm, queries, cursors, caches, rotation
+        functions = table(
+            block_tables.FUNCTIONS, **{name: KERNELS[name].address for name in _needed_kernels(weights, self.kv[0])}
+        )
+        # Tables contain addresses of all these.
+        self._arrays = weights, x, out, norm, prefix_norm, rotation, queries, cursors, caches, functions
         facets = [address(out.get(name)) for name in ("query", "key", "value", "token")]
         self.table = table(
             block_tables.PASS,
+            functions=address(functions), blocks=address(weights.table), kv=address(caches), n_kv=n_kv,
+            x=address(x), queries=address(queries), rotation=address(rotation), cursors=address(cursors),
             n_images=n_images, n_tokens=n_tokens, width=width, heads=weights.heads, n_prefix=n_prefix,
             int8=weights.precision == "int8", pairs=weights.precision == "bf16", swiglu=weights.swiglu,
-            x=address(x), queries=address(queries), rotation=address(rotation), cursors=address(cursors),
-            kv=address(caches), n_kv=n_kv,
-            last=(last, *facets, n_query_rows, n_output_rows),
+            eps=weights.eps, last=(last, *facets, n_query_rows, n_output_rows),
             norm=norm_entry(*norm) if norm else (0, 0), prefix_norm=norm_entry(*prefix_norm) if prefix_norm else (0, 0),
         )  # fmt: skip
-        self.functions = table(block_tables.FUNCTIONS, **{name: KERNELS[name].address for name in self._needed()})
-
-    def _needed(self) -> list[str]:
-        """Return the names of the kernels that the pass calls, which are compiled if they have not been."""
-        needed = ["layernorm", "attend", "write_pairs" if self.kv[0].pairs else "write"]
-        needed += ["layernorm_int8", "quantize", "linear_int8"] if self.weights.precision == "int8" else ["linear"]
-        return needed + ["swiglu"] * self.weights.swiglu
 
     def run(self, worker: Worker) -> None:
         """Do one thread's part of the pass, after all threads have written their tokens.
@@ -138,24 +135,24 @@ class BlocksPass:
         threading.BrokenBarrierError
             If another thread has failed.
         """
-        memory, _arrays = self._memory()  # the arrays have to be kept
+        arrays = self._memory()
+        thread = table(
+            block_tables.THREAD,
+            at_pass=address(self.table), barrier=worker.barrier_address, n_workers=worker.size,
+            **{name: address(array) for name, array in arrays.items()},
+        )  # fmt: skip
         for first in range(0, self.n_steps, self.steps_per_call):
-            complete = run_blocks(
-                address(self.weights.table), address(self.functions), address(memory), address(self.table),
-                worker.barrier_address, worker.size, first, min(self.n_steps, first + self.steps_per_call),
-                self.weights.eps,
-            )  # fmt: skip
-            if not complete:
+            if not run_blocks(address(thread), first, min(self.n_steps, first + self.steps_per_call)):
                 raise threading.BrokenBarrierError
 
-    def _memory(self) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """Return the table of this thread's memory, and its arrays."""
+    def _memory(self) -> dict[str, np.ndarray]:
+        """Return this thread's memory by the names in its table."""
         weights, kv = self.weights, self.kv[0]
         n, width, size = min(LONGEST, -(-self.n_rows // 8) * 8), weights.width, kv.size
         fc1, fc2 = weights.table["fc1"]["n_outputs"].max(), weights.table["fc2"]["n_inputs"].max()
         longest = max(width, int(fc2))
         n_int8, n_pairs = (n if weights.precision == "int8" else 0), (ROWS if weights.precision == "bf16" else 0)
-        arrays = {name: temporary(name, n, width) for name in ("normed", "key", "value", "attn_out")} | {
+        return {name: temporary(name, n, width) for name in ("normed", "key", "value", "attn_out")} | {
             "hidden": temporary("hidden", n, int(fc1)),
             "gated": temporary("gated", n if weights.swiglu else 0, int(fc2)),
             "bytes": workspace("rows bytes", n_int8, -(-longest // (QUAD * LANES)) * QUAD * LANES, dtype=np.uint8),
@@ -169,4 +166,10 @@ class BlocksPass:
             "attention_sums": workspace("attention sums", GROUP + VALUE_ROWS, kv.values.shape[-1]),
             "softmax": workspace("softmax state", 2, GROUP),
         }
-        return table(block_tables.MEMORY, **{name: address(array) for name, array in arrays.items()}), arrays
+
+
+def _needed_kernels(weights: BlockWeights, kv: KVCache) -> list[str]:
+    """Return the names of the kernels that passes call; the others need not be compiled."""
+    needed = ["layernorm", "attend", "write_pairs" if kv.pairs else "write"]
+    needed += ["layernorm_int8", "quantize", "linear_int8"] if weights.precision == "int8" else ["linear"]
+    return needed + ["swiglu"] * weights.swiglu

@@ -135,7 +135,7 @@ def one_step_calls(monkeypatch):
 
     def replace(act):
         def run_blocks(*arguments):
-            act(arguments[-3])
+            act(arguments[1])
             return kernel(*arguments)
 
         monkeypatch.setattr(transformer, "run_blocks", run_blocks)

@@ -1,4 +1,4 @@
-"""Call a compiled kernel from another one through its address, with arrays that are given by addresses.
+"""Call a compiled kernel from another one through its address, with arrays and tables that are given by addresses.
 
 A kernel that is called like an ordinary function is compiled again as a part of its caller. Through an address only the
 call itself is compiled.
@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 from llvmlite import ir
-from numba import types
+from numba import from_dtype, types
 from numba.core import cgutils
 from vitnp.kernels.cpu.codegen.gil import clear_flag
 from vitnp.kernels.cpu.codegen.jit import Kernel, intrinsic
@@ -28,11 +29,12 @@ def caller(kernel: Kernel) -> Callable[..., None]:
         It returns nothing. Its :attr:`~Kernel.address` is an argument of the call, because machine code that is cached
         on disk cannot contain it.
     """
-    parameters = kernel.signature
-    passed = types.Tuple([_passed(parameter) for parameter in parameters])
 
     @intrinsic
     def call(context, address, arguments):
+        parameters = kernel.signature
+        passed = types.Tuple([_passed(parameter) for parameter in parameters])
+
         def generate(context, builder, signature, values):
             address, arguments = values
             convention = context.call_conv
@@ -73,11 +75,16 @@ def _array(context: Any, builder: ir.IRBuilder, array: types.Array, value: ir.Va
     return result._getvalue()
 
 
-@intrinsic
-def record_at(context, address, record):
-    """Return the record of a type, a numba type, at an address."""
+def record_at(dtype: np.dtype) -> Callable[[int], Any]:
+    """Return a function for kernels: ``record(address)`` has the fields of a structured dtype as attributes."""
 
-    def generate(context, builder, signature, values):
-        return builder.inttoptr(values[0], context.get_value_type(record.instance_type))
+    @intrinsic
+    def record(context, address):
+        result = from_dtype(dtype)
 
-    return record.instance_type(types.int64, record), generate
+        def generate(context, builder, signature, values):
+            return builder.inttoptr(values[0], context.get_value_type(result))
+
+        return result(types.int64), generate
+
+    return record
