@@ -14,7 +14,7 @@ keys on the way into the cache, to queries on the way into their group.
 from __future__ import annotations
 
 import numpy as np
-from numba import types
+from vitnp.kernels.cpu.codegen import types
 from numpy.typing import DTypeLike
 from vitnp.kernels import reference
 from vitnp.kernels.cpu.codegen.gil import enter_kernel, leave_kernel
@@ -89,7 +89,8 @@ class KVCache:
             keys, values = self.keys[image], self.values[image]
             if self.pairs:
                 keys, values = keys.view(np.uint16), values.view(np.uint16)
-                write_pairs(k, v, keys, values, rotation, rotated, self.size, start)
+                block = workspace("keys in pairs", LANES, self.size // (2 * LANES) * LANES)
+                write_pairs(k, v, keys, values, rotation, rotated, block, self.size, start)
             else:
                 write(k, v, keys, values, rotation, rotated, start)
 

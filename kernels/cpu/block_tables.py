@@ -49,14 +49,23 @@ CACHE_LINE = 64  # bytes
 
 # Compiled kernels.
 FUNCTIONS = _integers(
-    "layernorm", "layernorm_int8", "quantize", "linear", "linear_int8", "swiglu", "write", "write_pairs", "attend"
+    "layernorm",
+    "layernorm_int8",
+    "quantize",
+    "linear",
+    "linear_bf16",
+    "linear_int8",
+    "swiglu",
+    "write",
+    "write_pairs",
+    "attend",
 )
 
 # One thread: its PASS, its team, memory for the rows of a claim, and workspaces of the kernels.
 THREAD = _integers(
     "at_pass", "barrier", "n_workers",
     "normed", "key", "value", "attn_out", "hidden", "gated", "bytes", "row_scales", "zeros",
-    "sums", "pairs", "rotated", "group", "scores", "attention_sums", "softmax",
+    "sums", "pairs", "rotated", "pairs_of_keys", "group", "scores", "attention_sums", "softmax",
 )  # fmt: skip
 
 
@@ -66,6 +75,13 @@ def table(dtype: np.dtype, **values: Any) -> np.ndarray:
     for name, value in values.items():
         result[name] = value
     return result
+
+
+def offset(name: str) -> int:
+    """Return the bytes from the address of a block to that of one of its parts."""
+    fields = BLOCK.fields
+    assert fields is not None
+    return fields[name][1]
 
 
 def address(array: np.ndarray | None) -> int:

@@ -11,9 +11,9 @@ number of blocks.
 
 from __future__ import annotations
 
-from numba import types
 from vitnp.kernels.cpu import activations, attention, block_tables, int8, layernorm, linear, pack_kv
 from vitnp.kernels.cpu.block_tables import CACHE_LINE
+from vitnp.kernels.cpu.codegen import types
 from vitnp.kernels.cpu.codegen.barrier import claim_rows, spin_wait
 from vitnp.kernels.cpu.codegen.calls import caller, record_at
 from vitnp.kernels.cpu.codegen.gil import enter_kernel, leave_kernel
@@ -30,14 +30,15 @@ KERNELS = {
     "layernorm_int8": int8._layernorm_int8,
     "quantize": int8._quantize,
     "linear": linear._linear,
+    "linear_bf16": linear._linear_bf16,
     "linear_int8": int8._linear_int8,
     "swiglu": activations._swiglu,
     "write": pack_kv.write,
     "write_pairs": pack_kv.write_pairs,
     "attend": attention._attend,
 }
-_layernorm, _layernorm_int8, _quantize, _linear, _linear_int8, _swiglu, _write, _write_pairs, _attend = map(
-    caller, KERNELS.values()
+_layernorm, _layernorm_int8, _quantize, _linear, _linear_bf16, _linear_int8, _swiglu, _write, _write_pairs, _attend = (
+    map(caller, KERNELS.values())
 )
 
 _pass, _functions, _layer, _norm, _cache, _thread = (
@@ -45,19 +46,13 @@ _pass, _functions, _layer, _norm, _cache, _thread = (
 )
 
 # Bytes from the address of a block to those of its parts.
-NORM1, QUERY, KEY, VALUE, PROJ, NORM2, FC1, FC2 = (
-    block_tables.BLOCK.fields[name][1] for name in ("norm1", "query", "key", "value", "proj", "norm2", "fc1", "fc2")
+NORM1, QUERY, KEY, VALUE, PROJ, NORM2, FC1, FC2 = map(
+    block_tables.offset, ("norm1", "query", "key", "value", "proj", "norm2", "fc1", "fc2")
 )
 BLOCK_BYTES, KV_BYTES = block_tables.BLOCK.itemsize, block_tables.KV.itemsize
 
-INT, BOOL = types.int64, types.boolean
 
-# Tables keep all arrays alive, so that none is counted, and Python calls only the last of these kernels.
-OPTIONS = {"_nrt": False, "no_cfunc_wrapper": True}
-PART = {"shared": True, "no_cpython_wrapper": True} | OPTIONS
-
-
-@kernel(*[INT] * 4, **PART)
+@kernel
 def _normalize(thread, norm, x, n):
     """Normalize n rows at x for linear layers: into `normed`, or in int8 as quantized rows."""
     t, norms = _thread(thread), _norm(norm)
@@ -72,7 +67,7 @@ def _normalize(thread, norm, x, n):
         _layernorm(f.layernorm, ((x, n, p.width), weight, bias, p.eps, (t.normed, n, p.width)))
 
 
-@kernel(*[INT] * 5, BOOL, INT, INT, **PART)
+@kernel
 def _apply(thread, layer, x, first, n, quantized, residual, out):
     """Apply a linear layer to n rows, from row `first` at x on; in int8 they are quantized before, unless they are.
 
@@ -99,14 +94,15 @@ def _apply(thread, layer, x, first, n, quantized, residual, out):
              (t.sums, int8.ROWS + TILE_ROWS, PANEL)),
         )  # fmt: skip
     else:
-        pairs = (t.pairs, linear.ROWS if p.pairs else 0, -(-inputs // (2 * LANES)) * LANES)
-        _linear(
-            f.linear,
-            (rows, panels, bias, gelu, gamma, added, result, (t.sums, linear.ROWS + TILE_ROWS, PANEL), pairs),
-        )  # fmt: skip
+        sums = (t.sums, linear.ROWS + TILE_ROWS, PANEL)
+        if p.pairs:
+            pairs = (t.pairs, linear.ROWS, -(-inputs // (2 * LANES)) * LANES)
+            _linear_bf16(f.linear_bf16, (rows, panels, bias, gelu, gamma, added, result, sums, pairs))
+        else:
+            _linear(f.linear, (rows, panels, bias, gelu, gamma, added, result, sums, None))
 
 
-@kernel(*[INT] * 5, BOOL, **PART)
+@kernel
 def _first_half(thread, block, kv, start, stop, last):
     """Compute queries, keys and values of tokens from `start` to `stop`; in the last block only what is needed."""
     t, c = _thread(thread), _cache(kv)
@@ -139,7 +135,8 @@ def _first_half(thread, block, kv, start, stop, last):
                 _write_pairs(
                     f.write_pairs,
                     (new_keys, new_values, (keys, p.heads, c.panels, c.depth, 2 * PANEL),
-                     (values, p.heads, c.length, 2 * c.padded), turns, rotated, size, token),
+                     (values, p.heads, c.length, 2 * c.padded), turns, rotated,
+                     (t.pairs_of_keys, LANES, size // (2 * LANES) * LANES), size, token),
                 )  # fmt: skip
             else:
                 _write(
@@ -150,7 +147,7 @@ def _first_half(thread, block, kv, start, stop, last):
         done += count
 
 
-@kernel(*[INT] * 5, BOOL, **PART)
+@kernel
 def _second_half(thread, block, kv, start, stop, last):
     """Compute attention, output projection and MLP of tokens from `start` to `stop`.
 
@@ -198,7 +195,7 @@ def _second_half(thread, block, kv, start, stop, last):
         done += count
 
 
-@kernel(INT, INT, INT, **OPTIONS)
+@kernel(types.int64, types.int64, types.int64)
 def run_blocks(thread, first, stop):
     """Do the steps from `first` to `stop` of a forward pass, in every thread; return False if one has failed.
 

@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 import numpy as np
 from llvmlite import ir
-from numba import types
+from vitnp.kernels.cpu.codegen import types
 from vitnp.kernels.cpu.codegen.jit import intrinsic, kernel
 from vitnp.kernels.cpu.codegen.products import DEPTH, MAX_DOTS
 from vitnp.kernels.cpu.codegen.simd import FLOAT, I64, LANES, Vectors, loop

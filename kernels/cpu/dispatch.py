@@ -30,6 +30,7 @@ MODULES = {
     "foreground": ("foreground_sweeps",),
     "guided": ("box_mean", "linear_in_color"),
     "overlay": ("paint_overlay",),
+    "dense_crf": ("dense_crf",),
     "lattice": ("permutohedral_lattice", "lattice_filter", "normalize_lattice", "mean_field"),
 }
 _MODULE_OF = {name: module for module, names in MODULES.items() for name in names}

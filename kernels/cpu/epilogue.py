@@ -6,10 +6,11 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 from llvmlite import ir
-from numba import types
+from vitnp.kernels.cpu.codegen import types
 from vitnp.kernels.cpu.codegen.jit import intrinsic, kernel
 from vitnp.kernels.cpu.codegen.microkernels import PANEL, TILE_VECTORS
 from vitnp.kernels.cpu.codegen.simd import I32, LANES, Vectors, loop
+from vitnp.kernels.cpu.codegen.stack import stack_array
 
 
 def epilogue(
@@ -136,6 +137,10 @@ def _finish_int8(
         return context.get_dummy_value()
 
     return types.void(*[types.int64] * 6, *_ARGUMENTS), generate
+
+
+# Workspace of finish_panel.
+new_panel_rows = stack_array(4, PANEL)
 
 
 @kernel(fastmath=False)

@@ -7,7 +7,7 @@ or first read, weights are packed as quads, and the micro-kernel adds four produ
 from __future__ import annotations
 
 import numpy as np
-from numba import types
+from vitnp.kernels.cpu.codegen import types
 from vitnp.kernels import reference
 from vitnp.kernels.cpu.codegen.gil import enter_kernel, leave_kernel
 from vitnp.kernels.cpu.codegen.int8 import quantize_row
@@ -15,7 +15,7 @@ from vitnp.kernels.cpu.codegen.jit import IN, OUT, kernel
 from vitnp.kernels.cpu.codegen.microkernels import PANEL, TILE_ROWS, TILE_VECTORS, product_tile
 from vitnp.kernels.cpu.codegen.simd import LANES
 from vitnp.kernels.cpu.codegen.workspace import workspace
-from vitnp.kernels.cpu.epilogue import epilogue, finish_panel
+from vitnp.kernels.cpu.epilogue import epilogue, finish_panel, new_panel_rows
 from vitnp.kernels.cpu.layernorm import normalize_row
 from vitnp.kernels.cpu.linear import PackedInt8, unpacked
 from vitnp.kernels.reference.int8 import QuantizedRows, check_inputs, quantize_weight
@@ -144,7 +144,7 @@ def _linear_int8(values, row_scales, zeros, panels, totals, scales, bias, gelu, 
     """
     enter_kernel()
     inputs = panels.shape[1]
-    work = np.empty((4, PANEL), np.float32)
+    work = new_panel_rows()
     step = values.strides[0]
     for first in range(0, values.shape[0], ROWS):
         count = min(ROWS, values.shape[0] - first)

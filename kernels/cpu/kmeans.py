@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import types
+from vitnp.kernels.cpu.codegen import types
 from vitnp.kernels import reference
 from vitnp.kernels.cpu.codegen.jit import IN, OUT, kernel
 from vitnp.kernels.cpu.codegen.products import MAX_DOTS, NARROW, copy_rows, distances, pack, padded_columns, products
@@ -17,6 +17,7 @@ from vitnp.kernels.cpu.codegen.rows import (
     add_to_float64,
     distance,
     divide_workspace,
+    new_row_numbers,
     read_row,
     readable_rows,
     round_up,
@@ -170,7 +171,7 @@ def assign_and_add(x, step, dtype_code, centroids, cosine, shift, block, labels,
     )
     base = work.ctypes.data
     summing = sums.shape[0] > 0
-    inverse = np.empty(ROWS, np.float32)
+    inverse = new_row_numbers()
     far = FAR_AHEAD if columns <= MAX_DOTS else 0  # tiles by columns prefetch on their own
     group = ROWS if columns > MAX_DOTS else FEW_NARROW_ROWS if n <= NARROW else FEW_WIDE_ROWS
     for index in range((labels.shape[0] + block - 1) // block):
@@ -243,7 +244,7 @@ def _closer(x, step, dtype_code, candidates, cosine, shift, nearest, out, work):
         pack(candidates, work, packed, n)
     else:
         copy_rows(candidates, work, packed, columns, n)
-    inverse = np.empty(ROWS, np.float32)
+    inverse = new_row_numbers()
     for first in range(0, out.shape[0], ROWS):
         group = min(ROWS, out.shape[0] - first)
         for i in range(group):

@@ -11,14 +11,14 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
-from numba import types
+from vitnp.kernels.cpu.codegen import types
 from vitnp.kernels import reference
 from vitnp.kernels.cpu.codegen.gil import enter_kernel, leave_kernel
 from vitnp.kernels.cpu.codegen.jit import IN, OUT, kernel
 from vitnp.kernels.cpu.codegen.microkernels import PANEL, TILE_ROWS, TILE_VECTORS, product_tile, row_to_pairs
 from vitnp.kernels.cpu.codegen.simd import LANES
 from vitnp.kernels.cpu.codegen.workspace import workspace
-from vitnp.kernels.cpu.epilogue import epilogue, finish_panel
+from vitnp.kernels.cpu.epilogue import epilogue, finish_panel, new_panel_rows
 from vitnp.kernels.reference.int8 import QuantizedRows, QuantizedWeight
 
 ROWS = 256
@@ -132,8 +132,11 @@ def linear(
     if len(rows) == 0:
         return out
     sums = workspace("linear sums", ROWS + TILE_ROWS, PANEL)
-    pairs = workspace("linear pairs", ROWS if packed.pairs else 0, -(-packed.inputs // (2 * LANES)) * LANES)
-    _linear(rows, packed.panels, *epilogue(bias, activation, scale, residual, flat), sums, pairs)
+    arguments = rows, packed.panels, *epilogue(bias, activation, scale, residual, flat), sums
+    if packed.pairs:
+        _linear_bf16(*arguments, workspace("linear pairs", ROWS, -(-packed.inputs // (2 * LANES)) * LANES))
+    else:
+        _linear(*arguments, None)
     return out
 
 
@@ -160,12 +163,12 @@ def _rows_to_pairs(x, first, count, pairs, work):
         row_to_pairs(row.ctypes.data, target.ctypes.data, whole)
         if whole < inputs:
             work[0, :LANES] = np.float32(0)
-            work[0, : inputs - whole] = row[whole:]
+            for j in range(whole, inputs):
+                work[0, j - whole] = row[j]
             row_to_pairs(work[0].ctypes.data, target[whole // 2 :].ctypes.data, LANES)
 
 
-@kernel(IN(2), IN(3), IN(1), types.boolean, IN(1), IN(2), OUT(2), OUT(2), OUT(2))
-def _linear(x, panels, bias, gelu, scale, residual, out, sums, pairs):
+def _linear_rows(x, panels, bias, gelu, scale, residual, out, sums, pairs):
     """Compute ``out = residual + scale gelu(x W + bias)``.
 
     Parameters
@@ -181,16 +184,15 @@ def _linear(x, panels, bias, gelu, scale, residual, out, sums, pairs):
     out : (N, E) float32, OUT
     sums : (ROWS + TILE_ROWS, PANEL) float32, OUT
         Workspace.
-    pairs : (ROWS, C / 2 or more) float32, OUT
-        Workspace for rows as pairs of bfloat16 numbers; no rows if the panels are float32.
+    pairs : (ROWS, C / 2 or more) float32, OUT, or None
+        Workspace for rows as pairs of bfloat16 numbers; None if the panels are float32.
     """
     enter_kernel()
     inputs = panels.shape[1]
-    bfloat16 = pairs.shape[0] > 0
-    work = np.empty((4, PANEL), np.float32)
+    work = new_panel_rows()
     for first in range(0, x.shape[0], ROWS):
         count = min(ROWS, x.shape[0] - first)
-        if bfloat16:
+        if pairs is not None:
             _rows_to_pairs(x, first, count, pairs, work)
             rows, step = pairs.ctypes.data, pairs.strides[0]
         else:
@@ -204,7 +206,7 @@ def _linear(x, panels, bias, gelu, scale, residual, out, sums, pairs):
                 ahead = weights + 4 * depth * PANEL
                 for i in range(0, count, TILE_ROWS):
                     a, target = rows + i * step + 4 * start, sums[i].ctypes.data
-                    if bfloat16:
+                    if pairs is not None:
                         _tile_of_pairs(
                             a, count - i, step // 4, weights, PANEL, target, PANEL, depth, start, ahead, every
                         )
@@ -213,3 +215,7 @@ def _linear(x, panels, bias, gelu, scale, residual, out, sums, pairs):
                     ahead += every * depth
             finish_panel(sums, first, count, panel * PANEL, bias, gelu, scale, residual, out, work, None)
     leave_kernel()
+
+
+_SIGNATURE = IN(2), IN(3), IN(1), types.boolean, IN(1), IN(2), OUT(2), OUT(2)
+_linear, _linear_bf16 = kernel(*_SIGNATURE, types.none)(_linear_rows), kernel(*_SIGNATURE, OUT(2))(_linear_rows)

@@ -161,6 +161,7 @@ class BlocksPass:
             "sums": workspace("linear sums", ROWS + TILE_ROWS, PANEL),
             "pairs": workspace("linear pairs", n_pairs, -(-longest // (2 * LANES)) * LANES),
             "rotated": workspace("rotated keys", LANES, size),
+            "pairs_of_keys": workspace("keys in pairs", LANES, size // (2 * LANES) * LANES),
             "group": workspace("queries", GROUP, -(-size // (2 * LANES)) * 2 * LANES),
             "scores": workspace("scores", GROUP + TILE_ROWS, CHUNK),
             "attention_sums": workspace("attention sums", GROUP + VALUE_ROWS, kv.values.shape[-1]),
@@ -171,5 +172,9 @@ class BlocksPass:
 def _needed_kernels(weights: BlockWeights, kv: KVCache) -> list[str]:
     """Return the names of the kernels that passes call; the others need not be compiled."""
     needed = ["layernorm", "attend", "write_pairs" if kv.pairs else "write"]
-    needed += ["layernorm_int8", "quantize", "linear_int8"] if weights.precision == "int8" else ["linear"]
+    needed += {
+        "fp32": ["linear"],
+        "bf16": ["linear_bf16"],
+        "int8": ["layernorm_int8", "quantize", "linear_int8"],
+    }[weights.precision]
     return needed + ["swiglu"] * weights.swiglu

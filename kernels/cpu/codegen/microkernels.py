@@ -10,7 +10,7 @@ import functools
 from collections.abc import Callable
 
 from llvmlite import ir
-from numba import types
+from vitnp.kernels.cpu.codegen import types
 from vitnp.kernels.cpu.codegen.int8 import add_products_of_quads
 from vitnp.kernels.cpu.codegen.jit import intrinsic
 from vitnp.kernels.cpu.codegen.simd import HAS_BF16, I16, I32, I64, LANES, Vectors, loop

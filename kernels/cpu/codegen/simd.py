@@ -21,22 +21,15 @@ import os
 from collections.abc import Callable, Sequence
 
 import llvmlite.binding
+import numpy as np
 from llvmlite import ir
-from numba import types
-from numba.core import cgutils
-from numba.core.registry import cpu_target
+from vitnp.kernels.cpu.codegen import target
 
 FLOAT, HALF, I16, I32, I64 = ir.FloatType(), ir.HalfType(), ir.IntType(16), ir.IntType(32), ir.IntType(64)
 
 
-def _target_features() -> frozenset[str]:
-    """Return the instruction sets that numba compiles for: those of this processor, unless NUMBA_CPU_* name others."""
-    _, _, features = cpu_target.target_context.codegen().magic_tuple()
-    return frozenset(name[1:] for name in features.split(",") if name.startswith("+"))
-
-
 # Not those of /proc/cpuinfo: code for instructions that the target lacks ends the process.
-FEATURES = _target_features()
+FEATURES = target.features()
 
 
 def _widest_lanes() -> int:
@@ -130,7 +123,7 @@ class Vectors:
         """Prefetch the cache line at an address, which may be invalid, into the cache of level 1 or 2."""
         byte = ir.IntType(8).as_pointer()
         signature = ir.FunctionType(ir.VoidType(), [byte, I32, I32, I32])
-        function = cgutils.get_or_insert_function(self.builder.module, signature, _PREFETCH)
+        function = declare(self.builder.module, signature, _PREFETCH)
         reading, data = I32(0), I32(1)
         self.builder.call(function, [self.builder.inttoptr(address, byte), reading, I32(4 - cache), data])
 
@@ -145,7 +138,7 @@ class Vectors:
     def call(self, name: str, *values: ir.Value) -> ir.Value:
         """Call one of LLVM's vector intrinsics: ``llvm.NAME.v16f32``."""
         signature = ir.FunctionType(self.type, [self.type] * len(values))
-        function = cgutils.get_or_insert_function(self.builder.module, signature, f"llvm.{name}.v{self.lanes}f32")
+        function = declare(self.builder.module, signature, f"llvm.{name}.v{self.lanes}f32")
         return self.builder.call(function, values)
 
     def fma(self, a: ir.Value, b: ir.Value, c: ir.Value) -> ir.Value:
@@ -157,7 +150,7 @@ class Vectors:
         pairs = ir.VectorType(BFloat(), 2 * self.lanes)
         signature = ir.FunctionType(self.type, [self.type, pairs, pairs])
         name = "llvm.x86.avx512bf16.dpbf16ps.512"
-        function = cgutils.get_or_insert_function(self.builder.module, signature, name)
+        function = declare(self.builder.module, signature, name)
         return self.builder.call(function, [c, self.builder.bitcast(a, pairs), self.builder.bitcast(b, pairs)])
 
     def to_bfloat(self, value: ir.Value) -> ir.Value:
@@ -232,6 +225,12 @@ class Vectors:
         return b.extract_element(value, I32(0))
 
 
+def declare(module: ir.Module, signature: ir.FunctionType, name: str) -> ir.Function:
+    """Return a function of a module by its name; it is declared, with a signature, unless it is in the module."""
+    known = module.globals.get(name)
+    return ir.Function(module, signature, name) if known is None else known
+
+
 def integer(value: ir.Value | int) -> ir.Value:
     """Convert a Python integer to a 64-bit constant; return other values unchanged."""
     return I64(value) if isinstance(value, int) else value
@@ -239,7 +238,7 @@ def integer(value: ir.Value | int) -> ir.Value:
 
 def single(number: float) -> float:
     """Round to float32, as IR requires for a constant of that type."""
-    return float(types.float32.cast_python_value(number))
+    return float(np.float32(number))
 
 
 def splat(builder: ir.IRBuilder, scalar: ir.Value, lanes: int) -> ir.Value:
