@@ -24,6 +24,9 @@ from vitnp.kernels.cpu.codegen.simd import LANES
 # Bounds of the rows that a thread claims at a time: more don't stay in its caches, fewer use each weight too rarely.
 SHORTEST, LONGEST = 64, 256
 
+# Shape of the workspace for the state of softmax, at least.
+STATE_ROWS, STATE_COLUMNS = 3 + attention.GROUP + TILE_ROWS, max(PANEL, attention.GROUP + TILE_ROWS)
+
 # Kernels by their names in the table of addresses.
 KERNELS = {
     "layernorm": layernorm._layernorm,
@@ -173,7 +176,7 @@ def _second_half(thread, block, kv, start, stop, last):
              (p.rotation + 4 * token * size, count if p.rotation else 0, size), p.n_tokens, c.pairs != 0,
              (t.group, attention.GROUP, -(-size // (2 * LANES)) * 2 * LANES),
              (t.scores, attention.GROUP + TILE_ROWS, attention.CHUNK),
-             (t.attention_sums, attention.GROUP + attention.VALUE_ROWS, c.padded), (t.softmax, 2, attention.GROUP)),
+             (t.attention_sums, attention.GROUP + attention.VALUE_ROWS, c.padded), (t.softmax, STATE_ROWS, STATE_COLUMNS)),
         )  # fmt: skip
         _apply(thread, block + PROJ, t.attn_out, 0, count, False, p.x + at, out + done * row)
         done += count

@@ -10,7 +10,7 @@ import numpy as np
 from vitnp.kernels.cpu import block_tables
 from vitnp.kernels.cpu.attention import CHUNK, GROUP, VALUE_ROWS, KVCache
 from vitnp.kernels.cpu.block_tables import address, linear_entry, norm_entry, table
-from vitnp.kernels.cpu.blocks import KERNELS, LONGEST, run_blocks
+from vitnp.kernels.cpu.blocks import KERNELS, LONGEST, STATE_COLUMNS, STATE_ROWS, run_blocks
 from vitnp.kernels.cpu.codegen.microkernels import PANEL, TILE_ROWS
 from vitnp.kernels.cpu.codegen.simd import LANES
 from vitnp.kernels.cpu.codegen.workspace import temporary, workspace
@@ -165,7 +165,7 @@ class BlocksPass:
             "group": workspace("queries", GROUP, -(-size // (2 * LANES)) * 2 * LANES),
             "scores": workspace("scores", GROUP + TILE_ROWS, CHUNK),
             "attention_sums": workspace("attention sums", GROUP + VALUE_ROWS, kv.values.shape[-1]),
-            "softmax": workspace("softmax state", 2, GROUP),
+            "softmax": workspace("softmax state", STATE_ROWS, STATE_COLUMNS),
         }
 
 
