@@ -176,7 +176,8 @@ def _second_half(thread, block, kv, start, stop, last):
              (p.rotation + 4 * token * size, count if p.rotation else 0, size), p.n_tokens, c.pairs != 0,
              (t.group, attention.GROUP, -(-size // (2 * LANES)) * 2 * LANES),
              (t.scores, attention.GROUP + TILE_ROWS, attention.CHUNK),
-             (t.attention_sums, attention.GROUP + attention.VALUE_ROWS, c.padded), (t.softmax, STATE_ROWS, STATE_COLUMNS)),
+             (t.attention_sums, attention.GROUP + attention.VALUE_ROWS, c.padded),
+             (t.softmax, STATE_ROWS, STATE_COLUMNS)),
         )  # fmt: skip
         _apply(thread, block + PROJ, t.attn_out, 0, count, False, p.x + at, out + done * row)
         done += count
