@@ -19,6 +19,7 @@ MODULES = {
     "layernorm": ("layernorm",),
     "activations": ("gelu", "swiglu"),
     "attention": ("attention", "KVCache"),
+    "transformer": ("BlockWeights", "BlocksPass"),
     "patch_embed": ("patch_embedding",),
     "kmeans": ("kmeans_step", "kmeans_assign"),
     "kmeans_closer": ("kmeans_closer",),
@@ -37,8 +38,8 @@ MODULES = {
 }
 _MODULE_OF = {name: module for module, names in MODULES.items() for name in names}
 
-# Tokens that one thread takes through a layer at a time: few enough for the intermediate results to stay in its caches.
-BLOCK = 256
+# Whether threads share the tokens of an image: BlockWeights and BlocksPass take them through all blocks.
+SHARES_TOKENS = True
 
 
 def __getattr__(name: str) -> Any:
@@ -47,7 +48,8 @@ def __getattr__(name: str) -> Any:
             # From now on, teams of threads wait without sleeping.
             importlib.import_module("vitnp.kernels.cpu.codegen.barrier")
             operation = getattr(importlib.import_module(f"vitnp.kernels.cpu.{_MODULE_OF[name]}"), name)
-        operation.__doc__ = getattr(reference, name).__doc__
+        if name in reference.__all__:
+            operation.__doc__ = getattr(reference, name).__doc__
     elif name in reference.__all__:
         operation = getattr(reference, name)
     else:

@@ -56,9 +56,8 @@ MODULES = {
 }
 _MODULE_OF = {name: module for module, names in MODULES.items() for name in names}
 
-# Tokens that one thread takes through a layer at a time; None means all tokens of an image, because the GPU itself
-# distributes the work.
-BLOCK = None
+# Whether threads share the tokens of an image: the GPU itself distributes the work.
+SHARES_TOKENS = False
 
 
 def __getattr__(name: str) -> Any:

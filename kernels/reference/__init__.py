@@ -49,7 +49,7 @@ from vitnp.kernels.reference.overlay import paint_overlay
 from vitnp.kernels.reference.resize import resize
 from vitnp.kernels.reference.similarity import normalize_rows, similarity, similarity_top
 from vitnp.kernels.reference.transformer import (
-    BLOCK,
+    SHARES_TOKENS,
     gelu,
     layernorm,
     linear,
@@ -62,8 +62,8 @@ from vitnp.kernels.reference.transformer import (
 )
 
 __all__ = [
-    "BLOCK",
     "QUERY_BLOCK",
+    "SHARES_TOKENS",
     "BilateralGrid",
     "ImageLevelRule",
     "ImageLevels",

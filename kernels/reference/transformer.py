@@ -18,9 +18,9 @@ from vitnp.kernels.reference.int8 import (
 
 from vitnp.errors import UsageError
 
-# Tokens that one thread takes through a layer at a time; None means all tokens of an image. BLAS may round differently
-# when a product has another number of rows, so the reference never splits an image.
-BLOCK = None
+# Whether threads share the tokens of an image. BLAS may round differently when a product has another number of rows, so
+# the reference never splits an image.
+SHARES_TOKENS = False
 
 
 def pack_linear(weight: np.ndarray, precision: str = "fp32") -> np.ndarray | QuantizedWeight:

@@ -393,7 +393,7 @@ def test_region_cls_is_the_last_block_with_attention_restricted_to_the_region(bu
 @pytest.mark.skipif(
     not pathlib.Path("/proc/self/smaps").exists(), reason="this system doesn't show which pages are in memory"
 )
-@pytest.mark.skipif(kernels.for_device("cpu").BLOCK is None, reason="the reference kernels read the mapped file")
+@pytest.mark.skipif(not kernels.for_device("cpu").SHARES_TOKENS, reason="the reference kernels read the mapped file")
 def test_weights_that_are_packed_are_not_in_memory_twice(tmp_path):
     """The pages of the mapped file stay out of memory once its matrices are packed."""
     config = ViTConfig(width=192, depth=6, heads=3, patch=16, grid=(4, 4))

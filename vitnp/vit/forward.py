@@ -11,7 +11,6 @@ D width, H heads, d = D / H, b images and n rows of a chunk.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -20,13 +19,7 @@ from vitnp.kernels.threads import blas, team
 from vitnp.options import FACETS
 from vitnp.vit.weights import PackedWeights
 
-# From this many tokens per batch on, use one K/V buffer instead of two.
-SINGLE_KV_BUFFER_TOKENS = 2048
-
-# Smallest share of tokens that is worth a thread.
-MIN_TOKENS_PER_THREAD = 32
-
-# Images and rows of a chunk of tokens.
+# Images and rows of tokens.
 Chunk = tuple[slice, slice]
 
 
@@ -50,9 +43,7 @@ class ForwardPass:
     x : (B, T, D) float
         Tokens, overwritten block by block.
     rotation : (T, d) float, or None
-        Rotary position embeddings, by which the K/V cache rotates keys and queries.
-    kv : list of KVCache
-        Keys and values of the current block, and of the next one if there are two.
+        Rotary position embeddings.
     out : dict of str to (B, T, D) float
         Query, key, value and output of the last block as far as the features need them; query and key before rotation.
     max_threads : int
@@ -69,26 +60,8 @@ class ForwardPass:
         self.n_prefix = self.config.num_prefix_tokens
         batch, n_tokens = len(images), self.n_prefix + grid[0] * grid[1]
         self.x = weights.temporary("tokens", batch, n_tokens, self.config.width)
-        self._allocate_buffers(batch, n_tokens)
+        self.max_threads = batch
         self._allocate_outputs(batch, n_tokens)
-        if weights.kernels.BLOCK is None:
-            self.max_threads = batch
-        else:
-            self.max_threads = -(-batch * n_tokens // MIN_TOKENS_PER_THREAD)
-
-    def _allocate_buffers(self, batch: int, n_tokens: int) -> None:
-        """Allocate queries, and two K/V buffers, so that a thread may begin a block while others read the last, or one.
-
-        For many tokens waiting is cheaper than the memory.
-        """
-        w, c = self.weights, self.config
-        self.queries = w.temporary("queries", batch, n_tokens, c.width)
-        self.kv: list[Any] = [
-            w.kernels.KVCache(
-                batch, n_tokens, c.width, c.heads, w.dtype, slot=slot, precision=w.precision, rotation=self.rotation
-            )
-            for slot in range(2 if batch * n_tokens < SINGLE_KV_BUFFER_TOKENS else 1)
-        ]
 
     def _allocate_outputs(self, batch: int, n_tokens: int) -> None:
         """Work out which rows of the last block the features need, and allocate memory for them."""
@@ -113,39 +86,38 @@ class ForwardPass:
             self.out["token"] = xp.empty((batch, self.n_output_rows, self.config.width), self.x.dtype)
 
     def run(self, worker: team.Worker) -> None:
-        """Take one thread's chunks through the network."""
-        chunks = list(self.chunks(worker))
-        for chunk in chunks:
-            self.prepare_tokens(*chunk)
-        for index in range(self.layer):
-            kv = self.kv[index % len(self.kv)]
-            for chunk in chunks:
-                self.project_qkv(chunk, index, kv)
-            worker.wait()  # until all keys and values of this block are written
-            for chunk in chunks:
-                attn_out = self.weights.temporary("attn_out", *self.x[chunk].shape)
-                attn_out = kv.attend(self.queries[chunk], chunk[0], attn_out, start=chunk[1].start)
-                block_tail(self.weights, self.x[chunk], attn_out, index, out=self.x[chunk])
-            if len(self.kv) == 1:
-                worker.wait()  # until all threads have read the only buffer
-        self.read_last_block(worker, chunks)
+        """Take one thread's images through the network."""
+        for image in range(*worker.share(len(self.images))):
+            self.forward(slice(image, image + 1))
 
-    def chunks(self, worker: team.Worker) -> Iterator[Chunk]:
-        """Split off one thread's share of the tokens, in chunks of a length that suits the kernels."""
-        batch, n_tokens, _ = self.x.shape
-        longest = self.weights.kernels.BLOCK
-        if longest is None:
-            for image in range(*worker.share(batch)):
-                yield slice(image, image + 1), slice(0, n_tokens)
-            return
-        start, stop = worker.share(batch * n_tokens, 8)
-        while start < stop:
-            image, row = divmod(start, n_tokens)
-            left = min(stop - start, n_tokens - row)
-            # Lengths are about equal and multiples of 8: with BLOCK = 256, 400 rows become 200 and 200.
-            n_rows = min(left, -(-left // -(-left // longest) // 8) * 8)
-            yield slice(image, image + 1), slice(row, row + n_rows)
-            start += n_rows
+    def forward(self, images: slice) -> None:
+        """Take images through the network."""
+        w, x = self.weights, self.x[images]
+        self.prepare_tokens(images, slice(0, x.shape[1]))
+        for index in range(self.layer):
+            y = operand(w, x, f"blocks.{index}.norm1")
+            block_tail(w, x, self.self_attention(y, index), index, out=x)
+        self.read_last_block(images)
+
+    def self_attention(self, y: Any, index: int) -> np.ndarray:
+        """Compute the attention (b, T, D) of normalized tokens to each other in a block that isn't the last."""
+        return self.attend(*(project(self.weights, y, index, facet) for facet in ("query", "key", "value")))
+
+    def attend(self, query: np.ndarray, key: np.ndarray, value: np.ndarray) -> np.ndarray:
+        """Compute the attention (b, M, D) of the first M tokens to all tokens."""
+        return self.weights.kernels.attention(query, key, value, self.config.heads, self.rotation)
+
+    def read_last_block(self, images: slice) -> None:
+        """Compute those rows of the last block that the features need, and nothing else of it."""
+        w, index, n_output = self.weights, self.layer, self.n_output_rows
+        x, out = self.x[images], {name: rows[images] for name, rows in self.out.items()}
+        y = operand(w, x, f"blocks.{index}.norm1")
+        for facet in [name for name in ("query", "key", "value") if name in out]:
+            n_rows = self.n_query_rows if facet == "query" else x.shape[1]
+            project(w, y[:, :n_rows], index, facet, out[facet][:, :n_rows])
+        if n_output:
+            attn_out = self.attend(out["query"][:, :n_output], out["key"], out["value"])
+            final_norm(w, block_tail(w, x[:, :n_output], attn_out, index), self.n_prefix, out["token"])
 
     def prepare_tokens(self, images: slice, rows: slice) -> None:
         """Write the tokens of a chunk as they enter the first block: prefix tokens, and patches with positions."""
@@ -163,37 +135,6 @@ class ForwardPass:
                 tokens[...] = patches
             else:
                 w.xp.add(patches, self.pos_embed[start:stop], out=tokens)
-
-    def project_qkv(self, chunk: Chunk, index: int, kv: Any) -> None:
-        """Compute query, key and value of a chunk in a block that isn't the last."""
-        w, (images, rows) = self.weights, chunk
-        y = operand(w, self.x[chunk], f"blocks.{index}.norm1")  # (b, n, D)
-        key, value = (project(w, y, index, facet, w.temporary(facet, *y.shape)) for facet in ("key", "value"))
-        kv.write(images, rows.start, key, value)
-        project(w, y, index, "query", self.queries[chunk])
-
-    def read_last_block(self, worker: team.Worker, chunks: list[Chunk]) -> None:
-        """Compute those rows of the last block that the features need, and nothing else of it."""
-        w, index, out = self.weights, self.layer, self.out
-        kv = self.kv[index % len(self.kv)]
-        for images, rows in chunks:
-            y = operand(w, self.x[images, rows], f"blocks.{index}.norm1")
-            for facet in [name for name in ("query", "key", "value") if name in out]:
-                needed = slice(rows.start, min(rows.stop, self.n_query_rows)) if facet == "query" else rows
-                if needed.start < needed.stop:
-                    out[facet][images, needed] = project(w, y[:, : needed.stop - needed.start], index, facet)
-            if self.n_output_rows:
-                kv.write(images, rows.start, out["key"][images, rows], out["value"][images, rows])
-        if not self.n_output_rows:
-            return
-        worker.wait()  # until all keys and values are written
-        for images, rows in chunks:
-            needed = slice(rows.start, min(rows.stop, self.n_output_rows))
-            if needed.start < needed.stop:
-                attn_out = kv.attend(out["query"][images, needed], images, start=needed.start)
-                y = block_tail(w, self.x[images, needed], attn_out, index)
-                n_prefix = max(0, self.n_prefix - needed.start)
-                final_norm(w, y, n_prefix, out["token"][images, needed])
 
     def result(self) -> dict[str, np.ndarray]:
         """Return the features by name, after every thread has finished."""

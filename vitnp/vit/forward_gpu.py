@@ -11,42 +11,27 @@ from collections.abc import Callable
 import numpy as np
 
 from vitnp.kernels.threads import team
-from vitnp.vit.forward import Chunk, ForwardPass, block_tail, final_norm, norm, project
+from vitnp.vit.forward import ForwardPass
 from vitnp.vit.weights import PackedWeights
 
 
 class GPUForwardPass(ForwardPass):
     """Forward pass of all images at once, because the GPU itself distributes the work; see :class:`ForwardPass`."""
 
-    def _allocate_buffers(self, batch: int, n_tokens: int) -> None:
-        """Allocate nothing: CuPy's pool reuses the memory of each block."""
-
     def run(self, worker: team.Worker) -> None:
-        """Take all tokens through the network."""
-        w, config = self.weights, self.config
-        everything: Chunk = slice(0, self.x.shape[0]), slice(0, self.x.shape[1])
-        self.prepare_tokens(*everything)
-        for index in range(self.layer):
-            name = f"blocks.{index}"
-            y = norm(w, self.x, f"{name}.norm1")
-            qkv = w.kernels.linear(y, w[f"{name}.attn.qkv.weight"], w.get(f"{name}.attn.qkv.bias"))  # (B, T, 3 D)
-            attn_out = w.kernels.attend_fused(qkv, config.heads, self.rotation, precision=w.precision)
-            block_tail(w, self.x, attn_out, index, out=self.x)
-        self.read_last_block(worker, [everything])
+        """Take all images through the network."""
+        self.forward(slice(0, len(self.images)))
 
-    def read_last_block(self, worker: team.Worker, chunks: list[Chunk]) -> None:
-        """Compute those rows of the last block that the features need, and nothing else of it."""
-        w, index, out, n_output = self.weights, self.layer, self.out, self.n_output_rows
-        y = norm(w, self.x, f"blocks.{index}.norm1")
-        for facet in [name for name in ("query", "key", "value") if name in out]:
-            n_rows = self.n_query_rows if facet == "query" else self.x.shape[1]
-            project(w, y[:, :n_rows], index, facet, out[facet][:, :n_rows])
-        if n_output:
-            query = out["query"][:, :n_output]
-            attn_out = w.kernels.attend(
-                query, out["key"], out["value"], self.config.heads, self.rotation, precision=w.precision
-            )
-            final_norm(w, block_tail(w, self.x[:, :n_output], attn_out, index), self.n_prefix, out["token"])
+    def self_attention(self, y: np.ndarray, index: int) -> np.ndarray:
+        """Compute the attention (B, T, D) of normalized tokens to each other in a block that isn't the last."""
+        w, config, name = self.weights, self.config, f"blocks.{index}.attn.qkv"
+        qkv = w.kernels.linear(y, w[f"{name}.weight"], w.get(f"{name}.bias"))  # (B, T, 3 D)
+        return w.kernels.attend_fused(qkv, config.heads, self.rotation, precision=w.precision)
+
+    def attend(self, query: np.ndarray, key: np.ndarray, value: np.ndarray) -> np.ndarray:
+        """Compute the attention (B, M, D) of the first M tokens to all tokens."""
+        w = self.weights
+        return w.kernels.attend(query, key, value, self.config.heads, self.rotation, precision=w.precision)
 
 
 def forward(

@@ -16,6 +16,7 @@ from vitnp.options import FEATURES
 from vitnp.vit import forward_gpu
 from vitnp.vit.config import ViTConfig
 from vitnp.vit.forward import ForwardPass, block_tail, final_norm
+from vitnp.vit.forward_cpu import CPUForwardPass
 from vitnp.vit.weights import PackedWeights
 
 # What some precisions need, for error messages.
@@ -128,7 +129,8 @@ class ViT:
         with weights.compute_context():
             if self.device == "cuda":
                 return forward_gpu.forward(weights, images, stride, layer, features)
-            forward = ForwardPass(weights, images, stride, layer, features)
+            Forward = CPUForwardPass if weights.kernels.SHARES_TOKENS else ForwardPass
+            forward = Forward(weights, images, stride, layer, features)
             team.run_team(forward.run, forward.max_threads)
             return forward.result()
 

@@ -18,6 +18,14 @@ from vitnp.vit.config import ViTConfig
 from vitnp.vit.pos_embed import resample_abs_pos_embed
 from vitnp.vit.rotary import rotation_table
 
+# Linear layers of the halves of a block: names in the table of compiled kernels and in files, and LayerScale.
+_QKV = [(name, f"attn.qkv:{name}", None) for name in ("query", "key", "value")]
+_PROJ = ("proj", "attn.proj", "ls1.gamma")
+_LAYERS_OF_HALVES = {
+    swiglu: (_QKV, [_PROJ, ("fc1", f"mlp.{first}", None), ("fc2", f"mlp.{second}", "ls2.gamma")])
+    for swiglu, first, second in ((False, "fc1", "fc2"), (True, "w12", "w3"))
+}
+
 
 class PackedWeights:
     """Weights in the form that the kernels of one device take, each converted when it is first used.
@@ -63,6 +71,8 @@ class PackedWeights:
         self._weights = weights
         self._packed: dict[str, Any] = {}
         self._layers: dict[str, tuple[Any, Any]] = {}
+        self._blocks: Any = None
+        self._in_blocks: set[tuple[int, int]] = set()
         self._lock = unlocked_in_child(threading.Lock())
         # Grid of the last image, with its prefix tokens and position embeddings; grid and stride, with the rotation.
         self._embeddings: tuple[tuple[int, int], tuple[np.ndarray, np.ndarray | None]] | None = None
@@ -89,6 +99,39 @@ class PackedWeights:
             found = self[f"{whole}.weight{colon}{part}"], self.get(f"{whole}.bias{colon}{part}")
             self._layers[name] = found
         return found
+
+    def norm(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """Return weight and bias of a LayerNorm."""
+        return self[f"{name}.weight"], self[f"{name}.bias"]
+
+    def blocks(self, last: int, *, whole: bool) -> Any:
+        """Return the blocks up to the last one for compiled kernels; of that one the first half, or the whole.
+
+        Returns
+        -------
+        BlockWeights
+            See :mod:`vitnp.kernels.cpu.transformer`.
+        """
+        for index in range(last + 1):
+            for half in (0, 1) if whole or index < last else (0,):
+                if (index, half) not in self._in_blocks:
+                    self._add_to_blocks(index, half)
+        return self._blocks
+
+    def _add_to_blocks(self, index: int, half: int) -> None:
+        """Add half of a block to those for compiled kernels; two threads may do the same at the same time."""
+        c, block = self.config, f"blocks.{index}"
+        with self._lock:
+            if self._blocks is None:
+                self._blocks = self.kernels.BlockWeights(
+                    c.depth, c.width, c.heads, c.eps, self.precision, swiglu=c.swiglu
+                )
+        self._blocks.set_norm(index, f"norm{half + 1}", *self.norm(f"{block}.norm{half + 1}"))
+        for name, layer, gamma in _LAYERS_OF_HALVES[c.swiglu][half]:
+            self._blocks.set_linear(
+                index, name, *self.layer(f"{block}.{layer}"), self.get(f"{block}.{gamma}") if gamma else None
+            )
+        self._in_blocks.add((index, half))
 
     def n_outputs(self, layer: str) -> int:
         """Return the number of outputs of a linear layer."""
@@ -152,7 +195,7 @@ class PackedWeights:
         """
         if self.device != "cpu":
             return self.kernels.products(self.precision)
-        return blas.one_blas_thread() if self.kernels.BLOCK is None else contextlib.nullcontext()
+        return blas.one_blas_thread() if not self.kernels.SHARES_TOKENS else contextlib.nullcontext()
 
     def temporary(self, name: str, *shape: int) -> np.ndarray:
         """Return uninitialized memory, valid until the same thread asks for the same name again."""

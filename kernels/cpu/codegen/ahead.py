@@ -28,6 +28,7 @@ _FIRST = {
     "layernorm": ("_layernorm",),
     "pack_kv": ("write",),
     "attention": ("_attend",),
+    "blocks": ("run_blocks",),
 }
 _THEN = {
     "codegen.barrier": ("wait",),

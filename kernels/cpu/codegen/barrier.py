@@ -56,6 +56,18 @@ def _add_one(context, address):
 
 
 @intrinsic
+def _replace(context, address, expected, value):
+    """Store an int64 if the one at the address is the expected one; return whether it was."""
+
+    def generate(context, builder, signature, arguments):
+        address, expected, value = arguments
+        pointer = builder.inttoptr(address, I64.as_pointer())
+        return builder.extract_value(builder.cmpxchg(pointer, expected, value, "acq_rel", "acquire"), 1)
+
+    return types.boolean(*[types.int64] * 3), generate
+
+
+@intrinsic
 def _yield_core(context):
     """Offer the core to other programs."""
 
@@ -94,6 +106,33 @@ def spin_wait(address, n_workers):
         if reads > MAX_READS:
             _yield_core()
     return True
+
+
+@kernel
+def claim_rows(cursor, n_rows, n_workers, shortest, longest):
+    """Return start and stop of rows that no worker has claimed before; they are equal if there are none left.
+
+    The first claims are long, since few long ones take less time than many short ones; the last are short, so that all
+    workers finish at about the same time, however fast their cores are.
+
+    Parameters
+    ----------
+    cursor : int
+        Address of the number of rows that are claimed.
+    n_rows, n_workers : int
+    shortest, longest : int
+        Bounds of the rows of a claim, multiples of 8.
+    """
+    while True:
+        start = _load(cursor)
+        left = n_rows - start
+        if left <= 0:
+            return n_rows, n_rows
+        share = -(-left // n_workers)
+        rows = -(-share // -(-share // longest) // 8) * 8
+        stop = min(n_rows, start + max(shortest, rows))
+        if _replace(cursor, start, stop):
+            return start, stop
 
 
 @kernel(types.int64, types.int64)

@@ -79,13 +79,18 @@ def _test_and_set(context):
     return types.boolean(), generate
 
 
+def clear_flag(builder: ir.IRBuilder) -> None:
+    """Append what :func:`enter_kernel` does, for a kernel that goes on after it has called another."""
+    if HAS_FLAG:
+        builder.store_atomic(I64(0), _address(builder), "monotonic", 8)
+
+
 @intrinsic
 def enter_kernel(context):
     """Clear the flag: a kernel begins, so other threads may go on in Python."""
 
     def generate(context, builder, signature, arguments):
-        if HAS_FLAG:
-            builder.store_atomic(I64(0), _address(builder), "monotonic", 8)
+        clear_flag(builder)
         return context.get_dummy_value()
 
     return types.void(), generate

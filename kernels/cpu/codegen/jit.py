@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import llvmlite
+from vitnp.cached import cached_property
 from vitnp.kernels.cpu.codegen import loader, types
 from vitnp.kernels.cpu.codegen.cache import SUFFIX, claim, open_folder, read_kernel, say_compiling, write_kernel
 from vitnp.kernels.cpu.codegen.loader import Compiled
@@ -37,7 +38,7 @@ class Intrinsic:
     def __init__(self, function: Callable) -> None:
         self.function, self.__doc__, self.__qualname__ = function, function.__doc__, function.__qualname__
 
-    @functools.cached_property
+    @cached_property
     def _numba_type_(self) -> Any:
         from vitnp.kernels.cpu.codegen import compiler
 
@@ -58,7 +59,7 @@ class Part:
         """Call the function in Python."""
         return self.function(*arguments)
 
-    @functools.cached_property
+    @cached_property
     def _numba_type_(self) -> Any:
         from vitnp.kernels.cpu.codegen import compiler
 
@@ -96,7 +97,7 @@ class Kernel:
         """Call the compiled function."""
         return (self._loaded or self.compile())(*arguments)  # type: ignore[misc]  # it is compiled now
 
-    @functools.cached_property
+    @cached_property
     def symbol(self) -> str:
         """Name of the machine code, which tells all that sources and versions do not decide."""
         function = self.function
