@@ -9,7 +9,7 @@ from numba import types
 from numba.core import cgutils
 from vitnp.kernels.cpu.codegen.jit import intrinsic
 from vitnp.kernels.cpu.codegen.microkernels import add_products, row_pointers
-from vitnp.kernels.cpu.codegen.simd import EXP2, HAS_BF16, I16, I32, I64, LANES, Vectors
+from vitnp.kernels.cpu.codegen.simd import EXP2, I16, I32, I64, LANES, Vectors
 
 # 2^r for r in 0..1, lowest power first: a fit of degree 3, relative error 8e-5, for results in bfloat16, which are
 # rounded by up to 4e-3.
@@ -83,7 +83,7 @@ def _exp2_for_bfloat(v: Vectors, x: ir.Value) -> ir.Value:
     x is a fraction, of which 2^x is a polynomial, plus an integer: instructions of AVX-512, which all processors with
     bfloat16 products have, return the one and multiply by a power of two of the other.
     """
-    if not HAS_BF16:  # compiled, but never called
+    if v.lanes < 16:  # compiled with the kernel, though never called
         return _exp2(v, x)
     fraction = _instruction(v, "reduce.ps", x, I32(0b1001))  # x - floor(x), without an exception
     return _instruction(v, "scalef.ps", v.polynomial(EXP2_BFLOAT, fraction), x)
