@@ -128,50 +128,6 @@ def attention(
 
 @kernel
 def _scale_queries(query, rotation, row, count, column, size, scale, pairs, queries):
-    """Copy the queries of a group and a head, rotated and times `scale`, and convert them to bfloat16 for `pairs`."""
-    step = queries.shape[1]
-    evenly = size // LANES * LANES
-    if len(rotation):
-        rotate_rows(
-            query[row, column:].ctypes.data, query.strides[0] // 4, rotation[row].ctypes.data, rotation.strides[0] // 4,
-            queries.ctypes.data, step, count, size // 2, scale,
-        )  # fmt: skip
-    for i in range(count):
-        if len(rotation) == 0:
-            row_times(query[row + i, column:].ctypes.data, queries[i].ctypes.data, evenly, scale)
-            for d in range(evenly, size):
-                queries[i, d] = query[row + i, column + d] * scale
-        if pairs:
-            queries[i, size:] = np.float32(0)
-            row_to_pairs(queries[i].ctypes.data, queries[i].ctypes.data, step)
-
-
-@kernel
-def _row_maxima(queries, count, keys, tokens, pairs, scores, maxima):
-    """Write the largest score of each query of a group, rounded up to an integer, to `maxima`."""
-    panels, depth = keys.shape[:2]
-    for i in range(0, count, TILE_ROWS):
-        rows = min(TILE_ROWS, count - i)
-        maxima[i : i + rows] = MASKED
-        for panel in range(panels):
-            a, b, c = queries[i].ctypes.data, keys[panel].ctypes.data, scores.ctypes.data
-            if pairs:
-                _scores_tile_of_pairs(a, rows, queries.shape[1], b, PANEL, c, PANEL, depth, 0, b, CACHE_LINE)
-            else:
-                _scores_tile(a, rows, queries.shape[1], b, PANEL, c, PANEL, depth, 0, b, CACHE_LINE)
-            for j in range(rows):
-                line = scores.ctypes.data + 4 * j * PANEL
-                length = min(PANEL, tokens - panel * PANEL)
-                maximum = row_maximum(line, length // LANES * LANES, maxima[i + j])
-                for k in range(length // LANES * LANES, length):
-                    maximum = max(maximum, scores[j * PANEL + k])
-                maxima[i + j] = maximum
-        for j in range(rows):
-            maxima[i + j] = np.ceil(maxima[i + j])
-
-
-@kernel
-def _scale_queries(query, rotation, row, count, column, size, scale, pairs, queries):
     """Copy the queries of a group and a head, rotated and times `scale`; in bfloat16 if `pairs`."""
     step = queries.shape[1]
     evenly = size // LANES * LANES

@@ -33,6 +33,22 @@ def epilogue(
 _EMPTY, _EMPTY_2D = np.empty(0, np.float32), np.empty((0, 0), np.float32)
 
 
+# Phi(x) - 1/2 for x in -COARSE_GELU_END..COARSE_GELU_END as x times a polynomial in x^2, lowest power first, fitted to
+# minimize the maximum error of x Phi(x), which is 9e-5, among those that are 1/2 at the end.
+COARSE_GELU_END = 4.25
+COARSE_GELU = (
+    0.3984200358390808, -0.06545353680849075, 0.00925784558057785, -0.0009404527372680604, 6.552769627887756e-05,
+    -2.93884090751817e-06, 7.570959326130833e-08, -8.460576128577202e-10,
+)  # fmt: skip
+
+
+def _coarse_gelu(v: Vectors, x: ir.Value) -> ir.Value:
+    """Compute ``x Phi(x)`` with an error below 1e-4, for results that are rounded to 8 bits."""
+    a = v.smaller(v.larger(x, v.constant(-COARSE_GELU_END)), v.constant(COARSE_GELU_END))
+    polynomial = v.polynomial(COARSE_GELU, v.builder.fmul(a, a))
+    return v.builder.fmul(x, v.fma(a, polynomial, v.constant(0.5)))
+
+
 def _columns(v: Vectors, pointer: ir.Value) -> list[ir.Value]:
     """Load the vectors of a row of a panel."""
     return [v.load(v.at(pointer, j * LANES)) for j in range(TILE_VECTORS)]
@@ -77,7 +93,7 @@ def _finish_rows(
             return list(map(builder.fadd, _columns(v, v.at(residual, builder.mul(row, ld_residual))), values))
 
         values = _optionally(v, exact, list(map(builder.fadd, sums(row), biases)), lambda xs: list(map(v.gelu, xs)))
-        values = _optionally(v, near, values, lambda xs: list(map(v.coarse_gelu, xs)))
+        values = _optionally(v, near, values, lambda xs: [_coarse_gelu(v, x) for x in xs])
         values = _optionally(v, has_residual, list(map(builder.fmul, values, factors)), add)
         target = v.at(out, builder.mul(row, ld_out))
         for j, value in enumerate(values):

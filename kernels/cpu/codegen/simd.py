@@ -67,14 +67,6 @@ GELU = (
     -0.03704679012298584, -0.009154792875051498, -0.03135902062058449, 0.049354188144207, 0.07048085331916809,
     0.03965897113084793,
 )  # fmt: skip
-
-# Phi(x) - 1/2 for x in -COARSE_GELU_END..COARSE_GELU_END as x times a polynomial in x^2, lowest power first, fitted to
-# minimize the maximum error of x Phi(x), which is 9e-5, among those that are 1/2 at the end.
-COARSE_GELU_END = 4.25
-COARSE_GELU = (
-    0.3984200358390808, -0.06545353680849075, 0.00925784558057785, -0.0009404527372680604, 6.552769627887756e-05,
-    -2.93884090751817e-06, 7.570959326130833e-08, -8.460576128577202e-10,
-)  # fmt: skip
 LOG2_E = 1.4426950408889634
 
 # Adding this to a number of moderate size leaves the nearest integer in the last bits of the sum.
@@ -212,13 +204,6 @@ class Vectors:
         bell = self.exp2(b.fmul(b.fmul(a, self.constant(-0.5 * LOG2_E)), a))
         tail = b.fmul(b.fmul(bell, self.polynomial(GELU, scaled)), size)
         return b.fsub(positive, tail)
-
-    def coarse_gelu(self, x: ir.Value) -> ir.Value:
-        """Compute ``x Phi(x)`` with an error below 1e-4, for results that are rounded to 8 bits."""
-        end = self.constant(COARSE_GELU_END)
-        a = self.smaller(self.larger(x, self.constant(-COARSE_GELU_END)), end)
-        polynomial = self.polynomial(COARSE_GELU, self.builder.fmul(a, a))
-        return self.builder.fmul(x, self.fma(a, polynomial, self.constant(0.5)))
 
     def sigmoid_times(self, x: ir.Value) -> ir.Value:
         """Compute ``x / (1 + exp(-x))``, also called SiLU or swish."""
