@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 from vitnp.kernels.cpu.codegen import types
-from vitnp.kernels.cpu.codegen.jit import array_in, array_out, kernel
+from vitnp.kernels.cpu.codegen.jit import array_in, array_out, intrinsic, kernel
+from vitnp.kernels.cpu.codegen.pixels import load_pixels, load_splats, weighted_channels
+from vitnp.kernels.cpu.codegen.simd import I32, I64, LANES, Vectors, loop
 from vitnp.kernels.cpu.codegen.stack import stack_array
 from vitnp.kernels.cpu.codegen.workspace import workspace
 from vitnp.kernels.reference.bilateral_grid import color_bins, color_bounds
@@ -48,6 +50,42 @@ def number_colors(rgb: np.ndarray, sigma_luma: float, sigma_chroma: float) -> tu
     return colors, color, steps
 
 
+@intrinsic
+def _color_keys(context, rgb, weights, low, luma, blue, color, count):
+    """Write the keys of whole vectors of pixels, and return the index of the first of the rest.
+
+    Parameters
+    ----------
+    rgb, weights, low, color : int
+        Addresses of pixels, of (3, 3) float32 and (3,) int32 as in :func:`_number_colors`, and of the keys.
+    luma, blue : int32
+        Strides.
+    count : int
+        Number of pixels.
+    """
+
+    def generate(context, builder, signature, arguments):
+        rgb, weights, low, luma, blue, color, count = arguments
+        v = Vectors(builder)
+        factors = load_splats(v, weights, 9)
+        lowest = [v.splat(builder.load(v.at(v.pointer(low, I32), axis))) for axis in range(3)]
+        strides = [v.splat(luma), v.splat(blue)]
+
+        def body(index, _):
+            channels = load_pixels(v, builder.add(rgb, builder.mul(index, I64(3))))
+            bins = []
+            for axis in range(3):
+                value = v.call("rint", weighted_channels(v, factors[3 * axis : 3 * axis + 3], channels))
+                bins.append(builder.sub(builder.fptosi(value, v.integers), lowest[axis]))
+            keys = builder.add(builder.mul(bins[0], strides[0]), builder.add(builder.mul(bins[1], strides[1]), bins[2]))
+            v.store(keys, v.at(v.pointer(color, I32), index))
+            return []
+
+        return loop(builder, 0, count, LANES, [], body)[0]
+
+    return types.int64(*[types.int64] * 3, types.int32, types.int32, types.int64, types.int64), generate
+
+
 @kernel(
     array_in(2, types.uint8),
     array_in(2),
@@ -68,7 +106,8 @@ def _number_colors(rgb, weights, low, strides, table, colors, color):
         lowest[i] = low[i]
         for j in range(3):
             w[i, j] = weights[i, j]
-    for i in range(len(rgb)):
+    first = _color_keys(rgb.ctypes.data, w.ctypes.data, lowest.ctypes.data, luma, blue, color.ctypes.data, len(rgb))
+    for i in range(first, len(rgb)):
         r, g, b = np.float32(rgb[i, 0]), np.float32(rgb[i, 1]), np.float32(rgb[i, 2])
         y = np.int32(np.rint(w[0, 0] * r + w[0, 1] * g + w[0, 2] * b)) - lowest[0]
         u = np.int32(np.rint(w[1, 0] * r + w[1, 1] * g + w[1, 2] * b)) - lowest[1]

@@ -4,11 +4,24 @@ from __future__ import annotations
 
 import numpy as np
 from vitnp.kernels.cpu.codegen import types
-from vitnp.kernels.cpu.codegen.jit import intrinsic, kernel
+from vitnp.kernels.cpu.codegen.jit import OUT, intrinsic, kernel
 from vitnp.kernels.cpu.codegen.products import copy_rows, pack, padded_columns
-from vitnp.kernels.cpu.codegen.rows import ROWS, argmax, divide_workspace, round_up, workspace_size
+from vitnp.kernels.cpu.codegen.rows import (
+    MATRIX_IN,
+    ROWS,
+    TINY,
+    WORKSPACE,
+    argmax,
+    divide_workspace,
+    read_row,
+    round_up,
+    row_norm,
+    workspace_size,
+)
 from vitnp.kernels.cpu.codegen.simd import LANES, Vectors, loop
 from vitnp.kernels.cpu.codegen.workspace import workspace
+
+EMPTY = np.empty(0, np.float32)
 
 # Rows whose sum is kept in float32; these sums are added in float64.
 FLOAT32_ROWS = 1024
@@ -96,3 +109,30 @@ def dot(context, row, other, n):
         return v.fold(sums[0], builder.fadd)
 
     return types.float32(*[types.int64] * 3), generate
+
+
+def inverse_norms_in_place(x: np.ndarray) -> np.ndarray:
+    """Return one by the norm of each row (N, D), if rows can be multiplied where they are, else an empty array.
+
+    They can if they are contiguous float32 numbers, whole vectors, and none is so short that it has to be scaled.
+    """
+    width = x.shape[1]
+    if x.dtype != np.float32 or not x.flags.c_contiguous or width % LANES or width < 2 * LANES:
+        return EMPTY
+    inverse = np.empty(len(x), np.float32)
+    work = workspace("k-means", workspace_size(1, width, 0, 0))
+    return inverse if _invert_norms(x, inverse, work) else EMPTY
+
+
+@kernel(MATRIX_IN, OUT(1), WORKSPACE)
+def _invert_norms(x, inverse, work):
+    """Fill `inverse` (N,), and return True; or return False where a row has to be scaled."""
+    count, width = x.shape
+    row, _, offset, _ = divide_workspace(work, 1, width, 0)
+    base = work.ctypes.data
+    for i in range(count):
+        squares = read_row(base + 4 * row, x.ctypes.data + 4 * i * width, 0, base + 4 * offset, width, 0)
+        if squares < TINY:
+            return False
+        inverse[i] = np.float32(1) / row_norm(work, row, width, squares)
+    return True

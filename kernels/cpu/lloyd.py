@@ -12,8 +12,8 @@ from vitnp.kernels.cpu.codegen import types
 from vitnp.kernels.cpu.codegen.barrier import spin_wait
 from vitnp.kernels.cpu.codegen.jit import IN, OUT, kernel
 from vitnp.kernels.cpu.codegen.rows import WORKSPACE, readable_rows
-from vitnp.kernels.cpu.kmeans import EMPTY, assign_and_add
-from vitnp.kernels.cpu.kmeans_rows import step_workspace
+from vitnp.kernels.cpu.kmeans import assign_and_add
+from vitnp.kernels.cpu.kmeans_rows import EMPTY, inverse_norms_in_place, step_workspace
 from vitnp.kernels.reference import Moves
 from vitnp.kernels.threads import pool, team
 
@@ -61,6 +61,8 @@ def kmeans_moves(
         moved = np.zeros(clusters)
     else:
         losses = np.empty(count, np.float32)
+        # Rows that stay in the cache are read without copying them first.
+        inverse_norms = inverse_norms_in_place(x) if count <= FEW_ROWS and not len(shift) else EMPTY
 
     def work(worker: team.Worker) -> None:
         first, last = worker.share(count, block)
@@ -72,7 +74,7 @@ def kmeans_moves(
         if n_bounds:
             bounded_moves(*rows, *settings, most, tolerance, labels, bounds, drifts, moved, *rest)
         else:
-            plain_moves(*rows, dtype_code, *settings, most, tolerance, labels, losses, *rest)
+            plain_moves(*rows, dtype_code, *settings, most, tolerance, labels, losses, inverse_norms, *rest)
 
     # A thread sees Ctrl-C only between kernels.
     passes_per_call = max(WORK_PER_CALL // max(count * clusters * width, 1), 1)
@@ -85,7 +87,9 @@ def kmeans_moves(
 
 
 def aligned_rows(x: np.ndarray, shift: np.ndarray) -> np.ndarray:
-    """Return a float32 copy of rows minus a shift, (N, D), that begins at a cache line and is read fastest."""
+    """Return rows minus a shift, (N, D), as float32 from the start of a cache line on, which is read fastest."""
+    if not len(shift) and x.dtype == np.float32 and x.flags.c_contiguous and x.ctypes.data % (4 * LINE) == 0:
+        return x
     room = np.empty(x.size + LINE, np.float32)
     first = -(room.ctypes.data // room.itemsize) % LINE
     rows = room[first : first + x.size].reshape(x.shape)
@@ -172,13 +176,13 @@ def sum_blocks(tallies, sums, total, j):
 
 @kernel(
     types.int64, types.int64, types.int64, OUT(2, layout="C"), types.boolean, IN(1), *[types.int64] * 5, types.float64,
-    OUT(2, types.int32, "C"), OUT(1), OUT(3, types.float64, "C"), OUT(1, types.float64), OUT(2, types.int64, "C"),
-    OUT(2, types.float64, "C"), OUT(1, types.int64), OUT(1, types.float64), OUT(1, types.int64), *[types.int64] * 4,
-    WORKSPACE,
+    OUT(2, types.int32, "C"), OUT(1), IN(1), OUT(3, types.float64, "C"), OUT(1, types.float64),
+    OUT(2, types.int64, "C"), OUT(2, types.float64, "C"), OUT(1, types.int64), OUT(1, types.float64),
+    OUT(1, types.int64), *[types.int64] * 4, WORKSPACE,
 )  # fmt: skip
 def plain_moves(
-    x, step, dtype_code, centroids, cosine, shift, block, first, last, stop, most, tolerance, labels, losses, sums,
-    inertia, tallies, total, counts, history, ended, start, barrier, rank, n_threads, work,
+    x, step, dtype_code, centroids, cosine, shift, block, first, last, stop, most, tolerance, labels, losses,
+    inverse_norms, sums, inertia, tallies, total, counts, history, ended, start, barrier, rank, n_threads, work,
 ):  # fmt: skip
     """Run Lloyd's algorithm in one thread of a team, which handles its share of the rows and of the clusters.
 
@@ -196,6 +200,8 @@ def plain_moves(
     tolerance : float
     labels : (2, N) int32, OUT
         Labels of even and of odd passes.
+    inverse_norms : (N,) or (0,) float32, IN
+        As in :func:`vitnp.kernels.cpu.kmeans.assign_and_add`.
     losses : (N,) float32, sums : (B, K, D) float64, inertia : (B,) float64, OUT
         Results of the last pass.
     tallies : (n_threads, K + 1) int64, OUT
@@ -219,7 +225,8 @@ def plain_moves(
         tally[:] = 0
         assign_and_add(
             x + first * step, step, dtype_code, centroids, cosine, shift, block, current, losses[first:last],
-            sums[own_blocks], tally[:clusters], inertia[own_blocks], work,
+            sums[own_blocks], tally[:clusters], inertia[own_blocks],
+            inverse_norms[first:last] if len(inverse_norms) else inverse_norms, work,
         )  # fmt: skip
         kept = moves > 0
         i = 0

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from vitnp.kernels.cuda.device import upload
 from vitnp.kernels.cuda.loader import kernel
+from vitnp.kernels.reference.resize import filter_weights
 
 if TYPE_CHECKING:
     import cupy
@@ -21,7 +22,6 @@ _THREADS = 256
 _MAX_PLANES = 65_535
 # As in vitnp.io.resample: longer sides are subsampled before they are filtered.
 _LONGEST_SIDE = 1 << 20
-_FIXED_POINT = 1 << 22
 
 
 def resize(rgb: cupy.ndarray, size: tuple[int, int]) -> cupy.ndarray:
@@ -81,7 +81,7 @@ def normalize(
     out = cupy.empty((3, height, width), dtype)
     name = {"float32": "normalize_float", "float16": "normalize_half"}[out.dtype.name]
     constants = (np.float32(x) for x in (*mean, *std))
-    _launch(name, height * width, rgb, np.int64(height * width), *constants, out)
+    _launch(name, rgb, np.int64(height * width), *constants, out, count=height * width)
     return out
 
 
@@ -111,7 +111,7 @@ def bilinear(
     out = cupy.empty((*leading, len(top), len(left)), np.float32)
     tables = map(cupy.ascontiguousarray, (top, down, left, across))
     arguments = (values, np.int32(height), np.int32(width), *tables, np.int32(len(top)), np.int32(len(left)), out)
-    _launch("bilinear", len(top) * len(left), *arguments, photographs=math.prod(leading))
+    _launch("bilinear", *arguments, count=len(top) * len(left), photographs=math.prod(leading))
     return out
 
 
@@ -121,7 +121,7 @@ def fixed_point(values: cupy.ndarray) -> cupy.ndarray:
 
     values = cupy.ascontiguousarray(values, np.float32)
     out = cupy.empty(values.shape, np.uint16)
-    _launch("to_fixed_point", out.size, values, np.int64(out.size), out)
+    _launch("to_fixed_point", values, np.int64(out.size), out, count=out.size)
     return out
 
 
@@ -130,27 +130,29 @@ def clean(score: cupy.ndarray, relative: float, absolute: float, cap: float) -> 
 
     Parameters
     ----------
-    score : (rows, columns) float32
+    score : (rows, columns) or (maps, rows, columns) float32
     relative, absolute, cap : float
         As in :class:`vitnp.method.cleaning.CleaningConfig`.
 
     Returns
     -------
-    (rows, columns) float32
+    array with the shape of `score`, float32
     """
     import cupy
 
     score = cupy.ascontiguousarray(score, np.float32)
-    pixels = np.int32(score.size)
+    *leading, rows, columns = score.shape
+    launch = functools.partial(_launch, count=rows * columns, photographs=math.prod(leading))
+    pixels = np.int32(rows * columns)
     label, size = (cupy.empty(score.shape, np.int32) for _ in range(2))
-    summary = cupy.zeros(2, np.int32)
+    summary = cupy.zeros((*leading, 2), np.int32)
     out = cupy.empty_like(score)
-    _launch("start_labels", score.size, score, pixels, label, size)
-    _launch("join_labels", score.size, score, *map(np.int32, score.shape), label)
-    _launch("measure_labels", score.size, pixels, label, size)
-    _launch("summarize_labels", score.size, size, pixels, summary)
+    launch("start_labels", score, pixels, label, size)
+    launch("join_labels", score, np.int32(rows), np.int32(columns), label)
+    launch("measure_labels", pixels, label, size)
+    launch("summarize_labels", size, pixels, summary)
     shares = np.float64(relative), np.float64(absolute), np.float32(cap)
-    _launch("cap_small", score.size, score, pixels, label, size, summary, *shares, out)
+    launch("cap_small", score, pixels, label, size, summary, *shares, out)
     return out
 
 
@@ -163,7 +165,7 @@ def check(rgb: cupy.ndarray) -> cupy.ndarray:
     return cupy.ascontiguousarray(rgb)
 
 
-def _launch(name: str, count: int, *arguments: object, planes: int = 1, photographs: int = 1) -> None:
+def _launch(name: str, *arguments: object, count: int, planes: int = 1, photographs: int = 1) -> None:
     """Launch a kernel with one thread per output, `count` of them for each plane of each photograph."""
     kernel("image", name)((-(-count // _THREADS), planes, photographs), (_THREADS,), arguments)
 
@@ -174,7 +176,7 @@ def _resample(pixels: cupy.ndarray, length: int, size: int, outer: int, inner: i
     first, weights = _filter_on_device(cupy.cuda.Device().id, length, size)
     out = cupy.empty(outer * size * inner, np.uint8)
     numbers = (np.int32(number) for number in (weights.shape[1], outer, length, size, inner))
-    _launch("resample", size * inner, pixels, first, weights, *numbers, out, planes=min(outer, _MAX_PLANES))
+    _launch("resample", pixels, first, weights, *numbers, out, count=size * inner, planes=min(outer, _MAX_PLANES))
     return out
 
 
@@ -202,45 +204,3 @@ def _taps_on_device(device: int, length: int, size: int) -> tuple[cupy.ndarray, 
     centers = ((np.arange(size) + 0.5) * (length / size) - 0.5).clip(0, length - 1)
     low = centers.astype(np.int32)
     return upload(low), upload((centers - low).astype(np.float32))
-
-
-def filter_weights(length: int, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return Pillow's bicubic filter from `length` pixels to `size`, in fixed point; it is stretched when downscaling.
-
-    Parameters
-    ----------
-    length, size : int
-
-    Returns
-    -------
-    first : (size,) int32
-        First pixel that each output depends on.
-    weights : (size, taps) int32
-        Weights of the pixels from there on, with 22 fractional bits; padded with 0.
-
-    References
-    ----------
-    R. Keys, "Cubic convolution interpolation for digital image processing", IEEE TASSP 29(6), 1981, equation 15.
-
-    Examples
-    --------
-    >>> first, weights = filter_weights(2, 2)
-    >>> (weights / 2**22).tolist()
-    [[1.0, 0.0, 0.0, 0.0, 0.0], [0.0, 1.0, 0.0, 0.0, 0.0]]
-    """
-    scale = length / size
-    stretch = max(scale, 1.0)
-    support = 2.0 * stretch
-    taps = math.ceil(support) * 2 + 1
-    center = (np.arange(size) + 0.5) * scale
-    first = np.maximum(center - support + 0.5, 0).astype(np.int64)
-    count = np.minimum(center + support + 0.5, length).astype(np.int64) - first
-    tap = np.arange(taps)
-    x = np.abs((tap + first[:, None] - center[:, None] + 0.5) * (1.0 / stretch))
-    near = ((-0.5 + 2.0) * x - (-0.5 + 3.0)) * x * x + 1
-    far = (((x - 5) * x + 8) * x - 4) * -0.5
-    weights = np.where(x < 1, near, np.where(x < 2, far, 0.0))
-    weights[tap >= count[:, None]] = 0.0
-    # Summed one after the other, as Pillow does, to get the same last bit.
-    weights /= np.add.accumulate(weights, axis=1)[:, -1:]
-    return first.astype(np.int32), np.trunc(weights * _FIXED_POINT + np.copysign(0.5, weights)).astype(np.int32)

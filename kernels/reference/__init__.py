@@ -28,7 +28,14 @@ from vitnp.kernels.reference.int8 import (
     quantize_rows,
     quantize_weight,
 )
-from vitnp.kernels.reference.kmeans import Step, kmeans_assign, kmeans_closer, kmeans_rows, kmeans_step
+from vitnp.kernels.reference.kmeans import (
+    Step,
+    kmeans_assign,
+    kmeans_closer,
+    kmeans_plusplus,
+    kmeans_rows,
+    kmeans_step,
+)
 from vitnp.kernels.reference.lattice import (
     Lattice,
     lattice_filter,
@@ -39,6 +46,7 @@ from vitnp.kernels.reference.lattice import (
 )
 from vitnp.kernels.reference.lloyd import Moves, kmeans_move, kmeans_moves
 from vitnp.kernels.reference.overlay import paint_overlay
+from vitnp.kernels.reference.resize import resize
 from vitnp.kernels.reference.similarity import normalize_rows, similarity, similarity_top
 from vitnp.kernels.reference.transformer import (
     BLOCK,
@@ -77,6 +85,7 @@ __all__ = [
     "kmeans_closer",
     "kmeans_move",
     "kmeans_moves",
+    "kmeans_plusplus",
     "kmeans_rows",
     "kmeans_step",
     "lattice_filter",
@@ -98,6 +107,7 @@ __all__ = [
     "product_int8",
     "quantize_rows",
     "quantize_weight",
+    "resize",
     "rotate",
     "similarity",
     "similarity_top",

@@ -221,3 +221,42 @@ def kmeans_closer(
                 difference = rows - candidate
                 losses[part, column] = np.einsum("nd,nd->n", difference, difference)
     return losses if nearest is None else np.minimum(losses, nearest[:, None])
+
+
+def kmeans_plusplus(x: np.ndarray, n_clusters: int, draws: np.ndarray) -> np.ndarray:
+    """Choose initial centroids among rows in memory by greedy k-means++, with the cosine.
+
+    Each next centroid is the best of several candidate rows, drawn with probability proportional to their loss for the
+    nearest of the centroids chosen so far (Arthur and Vassilvitskii 2007).
+
+    Parameters
+    ----------
+    x : (N, D) float
+        Unit rows, all of them finite.
+    n_clusters : int
+        K.
+    draws : (n_draws,) float64
+        The first row; then uniform numbers below 1, for each further centroid one for each candidate, see
+        :func:`vitnp.kernels.reference.n_draws`.
+
+    Returns
+    -------
+    (K,) int64
+        Numbers of the rows.
+
+    Examples
+    --------
+    >>> x = np.array([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+    >>> kmeans_plusplus(x, 2, np.array([0, 0.3, 0.6]))
+    array([0, 2])
+    """
+    chosen = [int(draws[0])]
+    nearest = kmeans_closer(x, x[chosen], None)[:, 0]
+    for uniform in np.split(draws[1:], n_clusters - 1) if n_clusters > 1 else ():
+        sums = nearest.cumsum(dtype=np.float64)
+        candidates = np.searchsorted(sums, uniform * sums[-1], side="right").clip(max=len(x) - 1)
+        losses = kmeans_closer(x, x[candidates], nearest)
+        best = losses.sum(axis=0, dtype=np.float64).argmin()
+        chosen.append(int(candidates[best]))
+        nearest = losses[:, best]
+    return np.array(chosen)

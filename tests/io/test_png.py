@@ -6,7 +6,7 @@ import io
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from vitnp.kernels.threads import pool
@@ -31,7 +31,17 @@ def pixels_of(shape: tuple[int, ...], dtype: str, seed: int) -> np.ndarray:
     return noise if seed % 2 else np.where(rng.random(shape) < 0.03, noise, noise.flat[0])
 
 
-@settings(derandomize=True, deadline=None, max_examples=60)
+@pytest.fixture(params=["zlib", "isal"], autouse=True)
+def compressor(request, monkeypatch):
+    """Compress with zlib, and with ISA-L where it is installed."""
+    if request.param == "zlib":
+        monkeypatch.setattr(png, "_isal", lambda: None)
+    elif png._isal() is None:
+        pytest.skip("isal is not installed")
+    return request.param
+
+
+@settings(derandomize=True, deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.integers(1, 20), st.integers(1, 20), st.sampled_from([(), (3,), (4,), "16 bits"]),
     st.sampled_from([1, 7, 40, 1 << 20]), st.integers(0, 99),
@@ -83,6 +93,18 @@ def test_masks_are_small():
     file = io.BytesIO()
     Image.fromarray(mask).save(file, "PNG", compress_level=6)
     assert len(encoded(mask)) <= file.tell()
+
+
+def test_isal_and_zlib_write_the_same_pixels(monkeypatch):
+    isal = pytest.importorskip("isal.isal_zlib")
+    rows, columns = np.indices((300, 400))
+    picture = np.stack([rows % 256, columns % 256, (rows + columns) // 3 % 256], -1).astype(np.uint8)
+    monkeypatch.setattr(png, "_isal", lambda: isal)
+    with_isal = encoded(picture)
+    monkeypatch.setattr(png, "_isal", lambda: None)
+    with_zlib = encoded(picture)
+    np.testing.assert_array_equal(np.asarray(decoded(with_isal)), np.asarray(decoded(with_zlib)))
+    assert with_isal != with_zlib and len(with_isal) < 1.3 * len(with_zlib)
 
 
 @pytest.mark.parametrize(

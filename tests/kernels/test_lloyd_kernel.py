@@ -7,10 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from vitnp.kernels import reference
+from vitnp.kernels.cpu import lloyd as lloyd_kernel
 from vitnp.kernels.threads import pool, team
 
 from vitnp import kernels
 from vitnp.clustering.kmeans import KMeans
+from vitnp.clustering.kmeans_plusplus import draw_numbers, kmeans_plusplus
 from vitnp.errors import UsageError
 
 k = kernels.for_device("cpu")
@@ -233,3 +235,38 @@ def test_spin_wait_can_be_used_repeatedly():
     with pool.thread_limit(4):  # more than there are cores, as on a busy machine
         team.run_team(work)
     assert wrong == []
+
+
+@settings(derandomize=True, deadline=None, max_examples=60)
+@given(
+    seed=st.integers(0, 999), count=st.integers(1, 300), width=st.sampled_from([2, 16, 31, 32, 48, 192, 600]),
+    clusters=st.integers(1, 9), copies=st.integers(1, 3), tiny=st.booleans(),
+)  # fmt: skip
+def test_initial_centroids_are_those_of_separate_passes(seed, count, width, clusters, copies, tiny):
+    """To the bit, also among equal rows, rows of zeros and rows whose squares underflow."""
+    x = np.repeat(blobs(seed, count, width, clusters)[0], copies, axis=0)
+    x[:: len(x) // 2 + 1] *= np.float32(1e-20 if tiny else 1)
+    x[1::50] = 0
+    clusters = min(clusters, len(x))
+
+    def closer(candidates: np.ndarray, nearest: list[np.ndarray] | None) -> list[np.ndarray]:
+        return [k.kmeans_closer(x, candidates, None if nearest is None else nearest[0])]
+
+    expected = kmeans_plusplus(len(x), clusters, np.random.default_rng(seed), x.__getitem__, closer)
+    draws = draw_numbers(np.random.default_rng(seed), len(x), clusters)
+    np.testing.assert_array_equal(x[k.kmeans_plusplus(x, clusters, draws)], expected)
+    in_64_bits = reference.kmeans_plusplus(x.astype(float), clusters, draws)
+    np.testing.assert_array_equal(k.kmeans_plusplus(x.astype(float), clusters, draws), in_64_bits)
+
+
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+@pytest.mark.parametrize("width", [32, 47, 192])
+def test_rows_that_are_multiplied_where_they_are_give_the_same_bits(metric, width, monkeypatch):
+    x, start = blobs(5, 777, width, 5, noise=1.5)
+    start = started(start, metric)
+    found = k.kmeans_moves(x, start, 9, metric=metric, block=256)
+    monkeypatch.setattr(lloyd_kernel, "inverse_norms_in_place", lambda x: lloyd_kernel.EMPTY)
+    copied = k.kmeans_moves(x, start, 9, metric=metric, block=256)
+    for one, other in zip(found, copied):
+        np.testing.assert_array_equal(one, other)
+    assert len(found.history) >= 2

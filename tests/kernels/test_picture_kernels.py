@@ -35,6 +35,19 @@ def test_overlay_is_painted_with_the_bits_of_the_reference(height, width, seed):
     np.testing.assert_array_equal(found, reference.paint_overlay(*arguments))
 
 
+@property_test
+@given(st.integers(1, 9), st.integers(1, 90), seeds, st.sampled_from([0, 255]))
+def test_overlay_far_from_the_outline(height, width, seed, most):
+    """Where a mask is 0 or 255 all around, with tables that paint such pixels plainly, and with others."""
+    rgb, soft, opacity = painting(height, width, seed)
+    soft[:, : width * 3 // 4] = most
+    if seed % 4:
+        opacity[:, 0], opacity[:, 255] = 0, (255, 0, 0)
+    arguments = (rgb, soft, opacity, MATRIX * np.float32(1.5), 0.1, LINES)
+    found = kernels.for_device("cpu").paint_overlay(*arguments)
+    np.testing.assert_array_equal(found, reference.paint_overlay(*arguments))
+
+
 def test_overlay_is_what_pillow_composes():
     rgb, soft, opacity = painting(40, 50, seed=1)
     picture, mask = Image.fromarray(rgb), Image.fromarray(soft)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import pathlib
 import tracemalloc
 
@@ -11,7 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from vitnp.kernels import reference
+from vitnp.kernels.threads import pool
 
+from vitnp import kernels
 from vitnp.errors import UsageError
 from vitnp.io.resample import bilinear, downscale, working_size
 from vitnp.options import REFINEMENTS
@@ -149,13 +153,29 @@ def test_bilinear_leaves_its_input_alone():
 # --- reduction -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("size", [(80, 53), (400, 500), (301, 90), (90, 203)])
-def test_reduction_in_bands_is_pillows_resizing(monkeypatch, size):
+@pytest.mark.parametrize("variant", ["reference", "compiled"])
+@pytest.mark.parametrize("size", [(80, 53), (400, 500), (301, 90), (90, 203), (7, 5), (3, 400), (150, 202), (60, 61)])
+def test_reduction_is_pillows_resizing(monkeypatch, size, variant):
+    monkeypatch.setenv("VITNP_KERNELS", variant)
+    monkeypatch.setattr(importlib.import_module("vitnp.kernels.reference.resize"), "_BAND_PIXELS", 7 * 203)
     rgb = blobs(301, 203, seed=3)
-    expected = np.asarray(Image.fromarray(rgb).resize(size[::-1], Image.Resampling.BICUBIC))
+    rgb[::3, ::5] = 255
+    # Pillow may take columns first.
+    along_rows = Image.fromarray(rgb).resize((size[1], 301), Image.Resampling.BICUBIC)
+    expected = np.asarray(along_rows.resize(size[::-1], Image.Resampling.BICUBIC))
     np.testing.assert_array_equal(downscale(rgb, size), expected)
-    monkeypatch.setattr("vitnp.io.resample._BAND_PIXELS", 7 * 203)
-    np.testing.assert_array_equal(downscale(rgb, size), expected)
+    with pool.thread_limit(3):
+        np.testing.assert_array_equal(downscale(rgb, size), expected)
+    np.testing.assert_array_equal(downscale(rgb[::-1, ::2], size), downscale(rgb[::-1, ::2].copy(), size))
+
+
+@settings(derandomize=True, deadline=None, max_examples=60)
+@given(st.integers(1, 70), st.integers(1, 70), st.integers(1, 90), st.integers(1, 90), st.booleans())
+def test_resizing_has_the_bytes_of_the_reference(height, width, rows, columns, noise):
+    rgb = np.random.default_rng(height).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    rgb = rgb if noise else (rgb[..., :1] >> 7) * np.uint8(255) + np.zeros(3, np.uint8)  # overshoots
+    found = kernels.for_device("cpu").resize(rgb, (rows, columns))
+    np.testing.assert_array_equal(found, reference.resize(rgb, (rows, columns)))
 
 
 def test_very_long_images_are_subsampled_first(monkeypatch):

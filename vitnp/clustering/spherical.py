@@ -9,7 +9,7 @@ import numpy as np
 
 from vitnp import kernels
 from vitnp.clustering.chunks import rows_per_block
-from vitnp.clustering.kmeans_plusplus import kmeans_plusplus
+from vitnp.clustering.kmeans_plusplus import draw_numbers, kmeans_plusplus
 from vitnp.clustering.lloyd import LloydResult, lloyd
 from vitnp.clustering.metric import Cosine
 from vitnp.clustering.step import TotalStep, partial_step, sum_partials
@@ -87,6 +87,12 @@ def spherical_kmeans(
         raise ValueError("features must be finite, but contain NaN or infinity")
     metric, block = Cosine(), rows_per_block(len(x)) if device == "cpu" else None
 
+    def start() -> np.ndarray:
+        if device == "cpu":
+            centroids: np.ndarray = x[k.kmeans_plusplus(x, n_clusters, draw_numbers(rng, len(x), n_clusters))]
+            return centroids
+        return kmeans_plusplus(len(x), n_clusters, rng, rows_at, min_distances)
+
     def rows_at(indices: Sequence[int]) -> np.ndarray:
         return kernels.to_host(x[xp.asarray(indices)])
 
@@ -97,8 +103,7 @@ def spherical_kmeans(
         return sum_partials([partial_step(x, centroids, metric, block=block)])
 
     def run() -> LloydResult:
-        centroids = kmeans_plusplus(len(x), n_clusters, rng, rows_at, min_distances)
-        return lloyd(step, centroids, max_iterations, tolerance, metric, x if device == "cpu" else None, block)
+        return lloyd(step, start(), max_iterations, tolerance, metric, x if device == "cpu" else None, block)
 
     best = min((run() for _ in range(starts)), key=lambda result: result.total.inertia)
     return Clustering(best.centroids, best.total.labels.astype(np.int64), best.total.counts, best.total.inertia)

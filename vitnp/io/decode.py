@@ -1,6 +1,7 @@
 """Decode an image file, PIL image or array to upright uint8 RGB, or raise one clear `ImageError`.
 
-The size in the header is checked before any pixel is decoded.
+The size in the header is checked before any pixel is decoded. A JPEG is decoded at its full scale: decoding it at a
+reduced one would be faster, but other pixels would reach the network, and masks would change.
 """
 
 from __future__ import annotations

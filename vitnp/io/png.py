@@ -2,14 +2,17 @@
 
 Pillow tries all five filters on each row, and compresses in one thread. Here each kind of picture has one filter, which
 NumPy applies, and bands of rows are compressed by several threads. On overlays of photographs this takes a third of the
-time of Pillow's level 3, with files 4 % larger.
+time of Pillow's level 3, with files 4 % larger. ISA-L, if the package ``isal`` is installed (extra ``fast``), takes a
+quarter of zlib's time for overlays, a fifth for cutouts and soft maps; files are 1 % larger, or smaller.
 """
 
 from __future__ import annotations
 
+import functools
 import struct
 import zlib
 from collections.abc import Iterable, Iterator
+from types import ModuleType
 from typing import NamedTuple
 
 import numpy as np
@@ -26,22 +29,24 @@ _NONE, _SUB, _AVERAGE = 0, 1, 3
 
 
 class _Kind(NamedTuple):
-    """How pictures of one kind are stored: color type, filter, and level and strategy of compression."""
+    """How pictures of one kind are stored: color type, filter, zlib's strategy, and whether ISA-L is as good."""
 
     color_type: int
     filter: int
-    level: int
     strategy: int
+    isal: bool
 
 
 # By channels and bytes per sample. Runs of equal bytes are all that there is to find in masks and labels, in soft maps
-# and in cutouts, which are transparent for the most part.
+# and in cutouts, which are transparent for the most part. ISA-L has no strategy for runs, and its masks would be 1.6
+# times as large.
 _KINDS = {
-    (1, 1): _Kind(0, _NONE, 1, zlib.Z_RLE),
-    (1, 2): _Kind(0, _SUB, 1, zlib.Z_RLE),
-    (3, 1): _Kind(2, _AVERAGE, 1, zlib.Z_DEFAULT_STRATEGY),
-    (4, 1): _Kind(6, _AVERAGE, 1, zlib.Z_RLE),
+    (1, 1): _Kind(0, _NONE, zlib.Z_RLE, isal=False),
+    (1, 2): _Kind(0, _SUB, zlib.Z_RLE, isal=True),
+    (3, 1): _Kind(2, _AVERAGE, zlib.Z_DEFAULT_STRATEGY, isal=True),
+    (4, 1): _Kind(6, _AVERAGE, zlib.Z_RLE, isal=True),
 }
+_LEVEL = 1
 _PALETTE = 3
 
 
@@ -107,9 +112,7 @@ def encode_png(
 
     def compress(top: int) -> tuple[bytes, memoryview]:
         filtered = _filter(pixels, top, min(top + rows, height), kind.filter).data
-        deflate = zlib.compressobj(kind.level, zlib.DEFLATED, -15, 9, kind.strategy)
-        end = zlib.Z_FINISH if top == tops[-1] else zlib.Z_SYNC_FLUSH
-        return deflate.compress(filtered) + deflate.flush(end), filtered
+        return _deflate(filtered, kind, last=top == tops[-1]), filtered
 
     checksum, stream = 1, b"\x78\x01"  # the header of zlib: a window of 32 KiB, compressed fast
     for compressed, filtered in pool.map_ordered(compress, tops, pool.allowed_threads()):
@@ -118,6 +121,29 @@ def encode_png(
         stream = b""
     yield _chunk(b"IDAT", struct.pack(">I", checksum))
     yield _chunk(b"IEND", b"")
+
+
+def _deflate(data: memoryview, kind: _Kind, *, last: bool) -> bytes:
+    """Compress a part of a stream, so that it ends with a whole byte."""
+    isal = _isal() if kind.isal else None
+    if isal is not None:
+        stream, end = isal.compressobj(_LEVEL, isal.DEFLATED, -15), isal.Z_FINISH if last else isal.Z_SYNC_FLUSH
+    else:
+        stream = zlib.compressobj(_LEVEL, zlib.DEFLATED, -15, 9, kind.strategy)
+        end = zlib.Z_FINISH if last else zlib.Z_SYNC_FLUSH
+    compressed: bytes = stream.compress(data) + stream.flush(end)
+    return compressed
+
+
+@functools.cache
+def _isal() -> ModuleType | None:
+    """Return ISA-L with the interface of zlib, if it is installed."""
+    try:
+        from isal import isal_zlib
+    except ImportError:
+        return None
+    module: ModuleType = isal_zlib
+    return module
 
 
 def _chunk(name: bytes, content: bytes) -> bytes:

@@ -6,9 +6,7 @@ import numpy as np
 
 from vitnp import kernels
 
-# Pillow stores RGB at four bytes per pixel; one band of this many pixels takes 64 MiB.
-_BAND_PIXELS = 1 << 24
-# Pillow's filter tables take 32 bytes per pixel of a side. Longer images are subsampled before they are filtered.
+# Filter tables take 32 bytes per pixel of a side. Longer images are subsampled before they are filtered.
 _MAX_SIDE = 1 << 20
 
 
@@ -115,10 +113,6 @@ def working_size(height: int, width: int, side: int) -> tuple[int, int]:
 def downscale(rgb: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Resize a photograph, usually to a smaller size, with Pillow's antialiased bicubic filter, in little memory.
 
-    Pillow resamples horizontally first and vertically second, and rounds to eight bits in between. The first pass can
-    therefore be done in bands of rows, with identical pixels, without Pillow's copy of the whole photograph at four
-    bytes per pixel.
-
     Parameters
     ----------
     rgb : uint8 array, shape (H, W, 3)
@@ -131,16 +125,7 @@ def downscale(rgb: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """
     if kernels.device_of(rgb) == "cuda":
         return kernels.for_array(rgb).resize(rgb, size)
-    from PIL import Image
-
     if rgb.shape[:2] == tuple(size):
         return rgb
     row_step, column_step = (-(-side // _MAX_SIDE) for side in rgb.shape[:2])
-    rgb = rgb[::row_step, ::column_step]
-    height, width = rgb.shape[:2]
-    narrow = np.empty((height, size[1], 3), np.uint8)
-    step = max(1, _BAND_PIXELS // width)
-    for top in range(0, height, step):
-        band = Image.fromarray(np.ascontiguousarray(rgb[top : top + step]))
-        narrow[top : top + step] = np.asarray(band.resize((size[1], band.height), Image.Resampling.BICUBIC))
-    return np.asarray(Image.fromarray(narrow).resize((size[1], size[0]), Image.Resampling.BICUBIC))
+    return kernels.for_array(rgb).resize(rgb[::row_step, ::column_step], size)

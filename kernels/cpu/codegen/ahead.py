@@ -22,6 +22,7 @@ from vitnp.kernels.cpu.codegen.cache import SUFFIX
 # Modules, and their kernels that a photograph needs, in the order in which it needs them. In bfloat16 and int8 others
 # take the place of some.
 _FIRST = {
+    "resize": ("_resize_rows", "_resize_columns"),
     "patch_embed": ("_gather",),
     "linear": ("_linear",),
     "layernorm": ("_layernorm",),
@@ -30,7 +31,9 @@ _FIRST = {
 }
 _THEN = {
     "codegen.barrier": ("wait",),
-    "kmeans": ("_closer", "assign_and_add"),
+    "kmeans_plusplus": ("_choose",),
+    "kmeans_rows": ("_invert_norms",),
+    "kmeans": ("assign_and_add",),
     "lloyd": ("plain_moves",),
     "color_bins": ("_number_colors",),
     "bilateral_grid": ("_number_vertices", "_connect", "_group", "_splat", "_slice"),
