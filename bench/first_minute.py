@@ -1,4 +1,4 @@
-"""Time the first commands on a machine: seconds to a mask with an empty and a full cache of kernels, and to all kernels.
+"""Time the first commands on a machine: seconds to a mask with an empty and a full cache of kernels, to all kernels.
 
 Each command is a process of its own, ``python -m vitnp.segment PHOTO --quiet``, with a temporary VITNP_CACHE.
 The bars are those that vitnp is held to: a first mask within 4 s of the time with a full cache, which should be half a

@@ -70,7 +70,7 @@ def for_device(device: str = "cpu") -> ModuleType:
     """Return the module with the operations for a device.
 
     On the CPU these are the compiled operations, unless numba is missing, there is no folder for compiled code, or the
-    environment variable VITNP_KERNELS is "reference".
+    environment variable VITNP_KERNELS is "reference", or NUMBA_DISABLE_JIT is set.
 
     Parameters
     ----------
@@ -190,7 +190,7 @@ def _for_cpu(variant: str) -> ModuleType:
 
     if variant not in ("", "reference", "compiled"):
         raise UsageError(f"VITNP_KERNELS must be reference, compiled or unset, got {variant!r}")
-    if variant == "reference":
+    if variant == "reference" or os.environ.get("NUMBA_DISABLE_JIT", "0") not in ("", "0"):
         return reference
     from vitnp.kernels.threads.fork import importing
 

@@ -440,6 +440,15 @@ print("numba" in sys.modules)
     assert found == ["True\n", "False\n"]
 
 
+def test_where_numba_must_not_compile_the_reference_computes():
+    code = "from vitnp import kernels; print(kernels.describe())"
+    found = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True,
+        env={**os.environ, "NUMBA_DISABLE_JIT": "1"},
+    )  # fmt: skip
+    assert found.stdout.startswith("reference")
+
+
 def test_arguments_of_other_types_are_refused(folder):
     import numpy as np
     from vitnp.kernels.cpu.codegen import types

@@ -72,9 +72,9 @@ class _Module(CPUCodeLibrary):
         for library in dict.fromkeys(self._linking_libraries):
             module.link_in(library._get_module_for_linking(), preserve=True)
         module.get_function(function).name = exports[1]
-        for function in module.functions:
-            if not function.is_declaration and function.name not in exports:
-                function.linkage = "internal"
+        for defined in module.functions:
+            if not defined.is_declaration and defined.name not in exports:
+                defined.linkage = "internal"
         for variable in module.global_variables:
             if not variable.is_declaration:
                 variable.linkage = "internal"
