@@ -13,6 +13,7 @@ import functools
 import logging
 import os
 import sys
+from collections.abc import Callable
 from types import ModuleType
 from typing import TYPE_CHECKING
 
@@ -159,6 +160,14 @@ def own_stream(device: str) -> contextlib.AbstractContextManager[None]:
     return contextlib.nullcontext() if device == "cpu" else for_device(device).own_stream()
 
 
+def hand_over(device: str) -> Callable[[], None]:
+    """Return a function that another thread calls before it uses what this one has computed on a device.
+
+    On a GPU it makes that thread's stream wait, and not the host; see the CUDA module. On the CPU it does nothing.
+    """
+    return (lambda: None) if device == "cpu" else for_device(device).hand_over()
+
+
 def name_of(device: str) -> str:
     """Return the name of a device with its index: "cpu", "cuda:0".
 
@@ -221,7 +230,7 @@ def describe() -> str:
 
     if for_device("cpu") is for_device("reference"):
         return f"reference (NumPy {numpy.__version__})"
-    import numba
     from vitnp.kernels.cpu.codegen.simd import LANES
+    from vitnp.kernels.cpu.codegen.target import numba_version
 
-    return f"compiled (numba {numba.__version__}, {LANES} lanes)"
+    return f"compiled (numba {numba_version()}, {LANES} lanes)"

@@ -92,7 +92,12 @@ def pytest_xdist_auto_num_workers(config) -> int | None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_setupnodes(config, specs) -> None:
-    """Compile the CPU kernels before the workers start, so that not every worker compiles all of them."""
+    """Compile the CPU kernels before the workers start, so that not every worker compiles all of them.
+
+    Single test files need few of them, and compile these themselves.
+    """
+    if any(".py" in argument for argument in config.args):
+        return
     try:
         from vitnp.kernels.cpu import dispatch
         from vitnp.kernels.cpu.codegen.jit import cache_folder
@@ -104,11 +109,20 @@ def pytest_xdist_setupnodes(config, specs) -> None:
         return
 
     def compile_module(name: str) -> None:
-        code = f"import vitnp.kernels.cpu.{name}"
+        module = f"vitnp.kernels.cpu.{name}"
+        code = f"""
+import {module}
+from vitnp.kernels.cpu.codegen.jit import KERNELS
+
+for kernel in KERNELS:
+    if kernel.__module__ == {module!r}:
+        kernel.compile()
+"""
         subprocess.run([sys.executable, "-c", code], cwd=config.rootpath, capture_output=True, check=True)
 
+    # The one that takes longest begins first.
     with concurrent.futures.ThreadPoolExecutor(len(specs)) as pool:
-        list(pool.map(compile_module, ["codegen.barrier", *dispatch.MODULES]))
+        list(pool.map(compile_module, ["bounded_lloyd", "codegen.barrier", *dispatch.MODULES]))
     done.touch()
 
 

@@ -168,7 +168,7 @@ def test_a_few_pixels_are_no_object(builtin, monkeypatch):
     for pixels, found in ((19, 0), (20, 20)):
         soft = np.zeros((100, 200), np.uint16)
         soft[0, :pixels] = 40_000
-        monkeypatch.setattr("vitnp.pipeline.refine", lambda *args, soft=soft, **options: soft)
+        monkeypatch.setattr("vitnp.from_features.refine_batch", lambda *args, soft=soft, **options: [soft])
         result = segment_image(picture, builtin, short_side=96, collection=None)
         assert result.mask.sum() == found and result.soft.any() == bool(found)
 

@@ -26,6 +26,7 @@ from vitnp.features.spec import FeatureSpec
 from vitnp.features.store import FeatureStore
 from vitnp.features.stream import Extraction
 from vitnp.features.temporary import check_space, estimate_bytes, temporary_store
+from vitnp.from_features import segment_features
 from vitnp.io import decode, headers
 from vitnp.io.resample import downscale, working_size
 from vitnp.io.spool import LabelSpool, MaskSpool
@@ -42,7 +43,7 @@ from vitnp.method.prototypes import fit_prototypes, label_map, split_by_class, s
 from vitnp.method.readout import ReadoutConfig, fit_readout, readout_targets
 from vitnp.method.regions import RegionRule, Regions, label_regions, region_patches
 from vitnp.options import Settings
-from vitnp.pipeline import image_memory_error, segment_features
+from vitnp.pipeline import image_memory_error
 from vitnp.progress import Progress
 from vitnp.refine.refine import WORKING_SIDE, refine
 from vitnp.result import Segmentation

@@ -13,28 +13,22 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from vitnp import kernels, options
 from vitnp.features.extract import NetworkInput, default_spec, extract_batch, prepare
 from vitnp.features.record import FeatureRecord
 from vitnp.features.spec import FeatureSpec
+from vitnp.from_features import segment_batch, segment_features
 from vitnp.io.decode import DecodedImage, decode_image
 from vitnp.io.inputs import as_photograph
 from vitnp.io.source import fingerprint
 from vitnp.kernels.stopwatch import Stopwatch
 from vitnp.kernels.threads import blas
-from vitnp.masks.alpha import opaque_part
 from vitnp.method.collection import Collection
 from vitnp.method.defaults import resolve_collection, resolve_vit
-from vitnp.method.instances import find_instances, keep_objects
-from vitnp.method.lines import find_lines
 from vitnp.method.parameters import run_parameters
-from vitnp.method.patch_scores import ImageAnswer, PatchScores, judge_images, score_patches
-from vitnp.method.texture import smaller_side
+from vitnp.method.patch_scores import ImageAnswer, judge_images
 from vitnp.options import Settings
-from vitnp.refine.refine import refine, stretch
-from vitnp.result import HALF, MIN_SHARE, Segmentation
+from vitnp.result import Segmentation
 from vitnp.vit.model import ViT
 
 if TYPE_CHECKING:
@@ -225,109 +219,15 @@ class ImagePipeline:
             (answer,) = self.judge([features])
         return segment_features(image, features, answer, self.parameters, clock, self.vit, self.collection)
 
-
-def segment_features(
-    image: DecodedImage,
-    features: FeatureRecord,
-    answer: ImageAnswer,
-    parameters: Mapping[str, Any],
-    clock: Stopwatch,
-    vit: ViT,
-    collection: Collection | None = None,
-    category: int | None = None,
-) -> Segmentation:
-    """Make the mask of a photograph from its features.
-
-    Single photographs, batches and collections all use this function.
-
-    Parameters
-    ----------
-    image : DecodedImage
-    features : FeatureRecord
-    answer : ImageAnswer
-    parameters : mapping
-        See :func:`vitnp.method.parameters.run_parameters`.
-    clock : Stopwatch
-        Records the laps "cluster" and "refine".
-    vit : ViT
-    collection : Collection, optional
-        Collection whose data set and category levels join the image level, and whose classes are applied.
-    category : int, optional
-        Category of the photograph in the collection; by default the one with the nearest CLS center.
-
-    Returns
-    -------
-    Segmentation
-    """
-    domain = str(parameters.get("domain", "photo"))
-    patches = score_patches(features, answer, vit.device, collection, category, domain=domain)
-    lines = None
-    if domain == "lines":
-        lines, confidence = find_lines(image.rgb, None if collection is None else collection.lines)
-        patches = patches.from_pixels(lines, confidence)
-    clock.lap("cluster")
-    return segment_patches(image, features, patches, parameters, clock, vit, collection, lines)
-
-
-def segment_patches(
-    image: DecodedImage,
-    features: FeatureRecord,
-    patches: PatchScores,
-    parameters: Mapping[str, Any],
-    clock: Stopwatch,
-    vit: ViT,
-    collection: Collection | None = None,
-    lines: np.ndarray | None = None,
-) -> Segmentation:
-    """Make the mask of a photograph from the cleaned scores of its patches; arguments as for :func:`segment_features`.
-
-    With `lines`, (height, width) uint16, these are the soft map. The stopwatch records the lap "refine".
-    """
-    soft = np.zeros(image.rgb.shape[:2], np.uint16)
-    # Without a limit nothing waits for the confidence, which on a GPU would be a copy in the middle of the work.
-    least = parameters["min_confidence"]
-    if not least or patches.confidence >= least:
-        refined = _refined(patches, image, parameters, collection) if lines is None else lines
-        if image.opacity is not None:
-            refined = opaque_part(refined, image.opacity)
-        if np.count_nonzero(refined >= HALF) >= MIN_SHARE * refined.size:  # fewer pixels are no object
-            soft = refined
-    clock.lap("refine")
-    result = Segmentation(
-        image=image.rgb,
-        soft=soft,
-        score=kernels.to_host(patches.score),
-        keys=np.asarray(kernels.to_host(features.keys), np.float32).reshape(*features.grid, -1),
-        confidence=patches.confidence,
-        parameters=parameters,
-        photograph=features.photograph,
-        seconds=clock.seconds,
-        capped=features.capped,
-        category=patches.category,
-        levels=None if patches.levels is None else tuple(map(kernels.to_host, patches.levels)),
-        device=kernels.name_of(kernels.device_of(patches.score)),
-        profile=image.profile,
-        opacity=image.opacity,
-        metadata=image.metadata,
-    )
-    if parameters.get("instances"):
-        instances = find_instances(
-            result.soft, result.keys, result.image, result.confidence, n_objects=parameters["objects"]
-        )
-        result = dataclasses.replace(result, soft=keep_objects(result.soft, instances.labels), instances=instances)
-        clock.lap("instances")
-    if collection is None or collection.prototypes is None:
-        return result
-    return dataclasses.replace(result, labels=collection.labels(vit, features, result.mask, result.instances))
-
-
-def _refined(
-    patches: PatchScores, image: DecodedImage, parameters: Mapping[str, Any], collection: Collection | None
-) -> np.ndarray:
-    """Return the soft map of patch scores, (height, width) uint16."""
-    refined = kernels.to_host(refine(patches.score, image.rgb, method=parameters["refine"]))
-    refined = refined if collection is None else stretch(refined)
-    return smaller_side(refined) if parameters.get("domain") == "texture" else refined
+    def segment_batch(
+        self,
+        images: Sequence[DecodedImage],
+        features: Sequence[FeatureRecord],
+        answers: Sequence[ImageAnswer],
+        clocks: Sequence[Stopwatch],
+    ) -> list[Segmentation]:
+        """Segment photographs with features and image level: on a GPU those of one size are refined together."""
+        return segment_batch(images, features, answers, self.parameters, clocks, self.vit, self.collection)
 
 
 @contextlib.contextmanager

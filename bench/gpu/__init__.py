@@ -204,7 +204,10 @@ class Run:
         from bench.gpu import table
         from bench.gpu.bars import bars
 
-        judged = [{"what": b.what, "least": b.least, "measured": b.measured, "met": b.met} for b in bars(self.records)]
+        judged = [
+            {"what": b.what, "most" if b.at_most else "least": b.least, "measured": b.measured, "met": b.met}
+            for b in bars(self.records)
+        ]
         content = {**self._machine, "quick": self._options.quick, "bars": judged, "records": self.records}
         _replace(self._options.out / "gpu.json", json.dumps(content, indent=1))
         _replace(self._options.out / "gpu.txt", table.text(self._machine, self.records))

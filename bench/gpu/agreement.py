@@ -25,7 +25,7 @@ MOST_PHOTOGRAPHS = 160
 # Tolerances: relative norm of the difference of keys, and difference of mean IoU. In half precision rounding adds up
 # over the twelve blocks of the built-in network to 0.0028 in the emulator.
 KEYS_WITHIN = {"fp32": 1e-5, "fp16": 4e-3}
-MASKS_WITHIN = 0.002
+MASKS_WITHIN, MASK_PRECISIONS = 0.002, ("fp32", "fp16")
 # Numbers that overflow an int; rows beyond this size, and last rows that are also computed separately.
 MANY, BEYOND, TAIL = 2**31, 100_000, 150_000
 WIDTH = 384
@@ -111,7 +111,7 @@ def masks(report: Report, options: argparse.Namespace) -> None:
                 report.check(f"masks, {name}", False, str(error))
             except TimeoutError as error:
                 report.skip(f"masks, {name}", str(error))
-        for name in ("fp32", "fp16"):
+        for name in MASK_PRECISIONS:
             if not {"cpu", name} <= found.keys():
                 continue
             each = {key: float(iou(found["cpu"][key], found[name][key])) for key in found["cpu"]}
@@ -120,15 +120,17 @@ def masks(report: Report, options: argparse.Namespace) -> None:
             names = ", ".join(f"{sources[int(key)].name} {each[key]:.4f}" for key in worst)
             if not truths:
                 least = f"the least alike: {names}"
-                report.near(f"{title}: 1 - IoU with the CPU's", 1 - alike, MASKS_WITHIN, lambda least=least: least)
+                where = functools.partial(str, least)
+                label = f"{title}: 1 - IoU with the CPU's"
+                report.near(label, 1 - alike, MASKS_WITHIN, where, masks=name, apart=1 - alike)
                 continue
             scores = {
                 which: np.mean([iou(mask, read_truth(truths[key], mask.shape)) for key, mask in found[which].items()])
                 for which in ("cpu", name)
             }
             detail = f"mean IoU {scores[name]:.4f}, on the CPU {scores['cpu']:.4f}, of the two {alike:.4f}"
-            right = abs(float(scores[name] - scores["cpu"])) <= MASKS_WITHIN
-            report.check(title, right, f"{detail}; the least alike: {names}")
+            apart = abs(float(scores[name] - scores["cpu"]))
+            report.check(title, apart <= MASKS_WITHIN, f"{detail}; the least alike: {names}", masks=name, apart=apart)
 
 
 def segmented(photographs: Path, out: Path, *options: str, seconds: float) -> dict[str, np.ndarray]:

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from bench.cpu.comparison import met
-from bench.gpu import attention, folder, image_level, kmeans, network
+from bench.gpu import agreement, attention, collection, folder, image_level, kmeans, network
 from bench.gpu.ceilings import rates
 
 Record = Mapping[str, object]
@@ -20,6 +20,7 @@ ATTENTION_FLOPS = 200e12
 # Photographs a second in the image level, the host's part included: a quarter of the time that 500 a second leave.
 IMAGE_LEVELS = 2000.0
 PHOTOGRAPHS = 500.0  # per second, with decoding, on 16 cores and one GPU
+COLLECTION = 10.0  # times as fast as two cores of a CPU
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,16 +34,24 @@ class Bar:
         Smallest value that meets the target.
     measured : float or None
         Measured value; None if it could not be measured.
+    step : str
+        Step that measures it.
+    at_most : bool
+        Whether `least` is the largest value that meets the target instead, which has no tolerance.
     """
 
     what: str
     least: float
     measured: float | None
+    step: str = ""
+    at_most: bool = False
 
     @property
     def met(self) -> bool | None:
-        """Return whether the target is met within 3 %; None if nothing was measured."""
-        return None if self.measured is None else met(self.measured, self.least)
+        """Return whether the target is met, a smallest value within 3 %; None if nothing was measured."""
+        if self.measured is None:
+            return None
+        return self.measured <= self.least if self.at_most else met(self.measured, self.least)
 
     @property
     def verdict(self) -> str:
@@ -62,7 +71,22 @@ def bars(records: Sequence[Record]) -> list[Bar]:
     -------
     list of Bar
     """
-    return [*_kmeans(records), _image_level(records), *_network(records), _attention(records), _folder(records)]
+    return [
+        *_kmeans(records),
+        _image_level(records),
+        _collection(records),
+        *_network(records),
+        _attention(records),
+        _folder(records),
+        *_masks(records),
+    ]
+
+
+def why_not(bar: Bar, records: Sequence[Record]) -> str:
+    """Return why a target was not measured: what its step says, or that it was not run."""
+    said = [record for record in records if record["step"] == bar.step]
+    whys = [str(record["why"]) for record in said if record["kind"] in ("skipped", "missing")]
+    return whys[0] if whys else "no time for it" if said else f"the step {bar.step} was not run"
 
 
 def _kmeans(records: Sequence[Record]) -> Iterator[Bar]:
@@ -75,38 +99,58 @@ def _kmeans(records: Sequence[Record]) -> Iterator[Bar]:
                 label = f"k-means, {rows:,} rows, {dtype}, K = {clusters}"
                 if (dtype, clusters) in SHARES:
                     share = ours["rate"] / copy if ours and copy else None
-                    yield Bar(f"{label}: share of the copy's rate", SHARES[dtype, clusters], share)
+                    yield Bar(f"{label}: share of the copy's rate", SHARES[dtype, clusters], share, "kmeans")
                 ratio = theirs["seconds"] / ours["seconds"] if ours and theirs else None
-                yield Bar(f"{label}: times as fast as CuPy's route", TIMES_CUPY[clusters], ratio)
+                yield Bar(f"{label}: times as fast as CuPy's route", TIMES_CUPY[clusters], ratio, "kmeans")
 
 
 def _image_level(records: Sequence[Record]) -> Bar:
     ours = find(records, {"stage": "image level", "batch": image_level.BATCH}, image_level.OURS)
     label = f"image level, batch {image_level.BATCH}: photographs a second"
-    return Bar(label, IMAGE_LEVELS, ours["rate"] if ours else None)
+    return Bar(label, IMAGE_LEVELS, ours["rate"] if ours else None, "image_level")
+
+
+def _collection(records: Sequence[Record]) -> Bar:
+    ours, theirs = (
+        find(records, {"collection": collection.PHOTOGRAPHS}, name) for name in (collection.OURS, collection.CPU)
+    )
+    ratio = theirs["seconds"] / ours["seconds"] if ours and theirs else None
+    label = f"--levels all, {collection.PHOTOGRAPHS:,} stored features: times as fast as 2 cores"
+    return Bar(label, COLLECTION, ratio, "collection")
+
+
+def _masks(records: Sequence[Record]) -> Iterator[Bar]:
+    """Yield the differences of mean IoU from the CPU's; or, without true masks, 1 - IoU with its masks."""
+    for precision in agreement.MASK_PRECISIONS:
+        apart = [
+            record["apart"] for record in records if record["kind"] == "check" and record.get("masks") == precision
+        ]
+        label = f"masks in {precision}: difference of mean IoU from the CPU's"
+        yield Bar(label, agreement.MASKS_WITHIN, apart[0] if apart else None, "masks", at_most=True)
 
 
 def _network(records: Sequence[Record]) -> Iterator[Bar]:
     case = {"model": "ViT-S/8", "side": network.BAR.side, "batch": network.BAR.batch, "want": "key"}
     ours, theirs = (find(records, case, name) for name in (network.OURS, network.TORCH))
     ratio = theirs["seconds"] / ours["seconds"] if ours and theirs else None
-    yield Bar("ViT-S/8, 480 px, batch 16, keys in fp16: times as fast as torch, eager", 1.0, ratio)
+    yield Bar("ViT-S/8, 480 px, batch 16, keys in fp16: times as fast as torch, eager", 1.0, ratio, "network")
     case = {"model": "ViT-S/16", "side": network.SMALL.side, "batch": network.SMALL.batch, "want": "key"}
     ours, theirs = (find(records, case, name) for name in (network.OURS, network.TORCH))
     ratio = theirs["seconds"] / ours["seconds"] if ours and theirs else None
-    yield Bar("ViT-S/16, 224 px, batch 1, keys in fp16: times as fast as torch, eager", 1.0, ratio)
+    yield Bar("ViT-S/16, 224 px, batch 1, keys in fp16: times as fast as torch, eager", 1.0, ratio, "network")
 
 
 def _folder(records: Sequence[Record]) -> Bar:
     ours = find(records, {"device": "cuda", "size": list(folder.SIZE)}, "vitnp")
-    return Bar("folder, 500 x 375, 16 cores: photographs per second", PHOTOGRAPHS, ours["rate"] if ours else None)
+    rate = ours["rate"] if ours else None
+    return Bar("folder, 500 x 375, 16 cores: photographs per second", PHOTOGRAPHS, rate, "folder")
 
 
 def _attention(records: Sequence[Record]) -> Bar:
     images, tokens, dtype = attention.CASES[0]
     ours = find(records, {"images": images, "tokens": tokens, "dtype": dtype}, attention.OURS)
     rate = ours["rate"] / 1e12 if ours else None
-    return Bar(f"attention, {images} x {tokens} tokens, {dtype}: TFLOP/s", ATTENTION_FLOPS / 1e12, rate)
+    return Bar(f"attention, {images} x {tokens} tokens, {dtype}: TFLOP/s", ATTENTION_FLOPS / 1e12, rate, "attention")
 
 
 def find(records: Iterable[Record], case: Mapping[str, object], contender: str) -> Record | None:

@@ -33,16 +33,18 @@ class Report:
         """Return the seconds that the step has left."""
         return self._until - time.monotonic()
 
-    def check(self, name: str, passed: bool, detail: str = "") -> bool:
-        """Record a check and whether it passed; return the latter."""
-        self._write("check", name=name, passed=bool(passed), detail=detail)
+    def check(self, name: str, passed: bool, detail: str = "", **facts: object) -> bool:
+        """Record a check and whether it passed, with numbers that targets need; return whether it passed."""
+        self._write("check", name=name, passed=bool(passed), detail=detail, **facts)
         return bool(passed)
 
-    def near(self, name: str, found: float, most: float, where: Callable[[], str] | None = None) -> bool:
+    def near(
+        self, name: str, found: float, most: float, where: Callable[[], str] | None = None, **facts: object
+    ) -> bool:
         """Record a check that a difference is at most `most`; `where` describes the differences, if it fails."""
         right = found <= most
         places = f"; {where()}" if where and not right else ""
-        return self.check(name, right, f"{found:.3g}, at most {most:g}{places}")
+        return self.check(name, right, f"{found:.3g}, at most {most:g}{places}", **facts)
 
     def time(self, case: dict[str, object], contender: str, timing: Timing, **facts: object) -> None:
         """Record a contender's time for a case, with derived numbers such as the rate."""

@@ -99,7 +99,7 @@ def _image_level(cupy: ModuleType) -> None:
 
 
 def _pictures(cupy: ModuleType) -> None:
-    from vitnp.kernels.cuda import image
+    from vitnp.kernels.cuda import guided, image
 
     from vitnp.method.cleaning import CleaningConfig
 
@@ -111,18 +111,23 @@ def _pictures(cupy: ModuleType) -> None:
         image.normalize(small, (0.5, 0.5, 0.5), (0.2, 0.2, 0.2), dtype)
     soft = cupy.asarray(rng.random((11, 20), dtype=np.float32))
     image.fixed_point(image.bilinear(soft, (37, 53)))
-    image.guided_filter(soft, small, radius=3, eps=1e-3)
-    image.guided_upsample(soft, small, rgb)
+    guided.guided_filter(soft, small, radius=3, eps=1e-3)
+    guided.guided_upsample(soft, small, rgb)
+    both = cupy.stack([rgb, rgb[::-1]])
+    guided.guided_upsample(cupy.stack([soft, soft]), image.resize(both, (11, 20)), both)
     image.clean(soft, *dataclasses.astuple(CleaningConfig()))
 
 
 def _refinement(cupy: ModuleType) -> None:
-    from vitnp.kernels.cuda import bilateral_solver, crf
+    from vitnp.kernels.cuda import bilateral_solver, crf, dense_crf
 
     rng = np.random.default_rng(15)
     rgb = cupy.asarray(rng.integers(0, 256, (24, 31, 3), dtype=np.uint8))
     target = cupy.asarray(rng.random((24, 31), dtype=np.float32))
     bilateral_solver.bilateral_solver(target, rgb, sigma_xy=4.0, max_iterations=3)
+    both, targets = cupy.stack([rgb, rgb[::-1]]), cupy.stack([target, target[::-1]])
+    bilateral_solver.bilateral_solver(targets, both, sigma_xy=4.0, max_iterations=3)
+    dense_crf.dense_crf(targets, both, gaussians=[(5.0, 4.0, 5.0), (3.0, 3.0, None)], steps=2)
     lattices = [
         crf.normalize_lattice(crf.permutohedral_lattice(cupy.asarray(rng.random((d, 150), dtype=np.float32) * 3)))
         for d in (2, 5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import itertools
 from collections.abc import Mapping, Sequence
 
@@ -15,6 +16,7 @@ TITLES = {
     "stages": "one photograph by itself, from its file to its mask",
     "kmeans": "an iteration of Lloyd's algorithm, rows x 384",
     "image_level": "image level of a batch",
+    "collection": "clustering of --levels all from stored features",
     "similarity": "cosine similarity, rows x 384",
     "attention": "attention, 6 heads of 64",
     "network": "a pass of a network in fp16",
@@ -109,6 +111,8 @@ def _label(step: str, case: Mapping[str, object]) -> str:
         return f"{case['layer']}  width {case['width']}  {case['dtype']}"
     if step == "image_level":
         return f"batch {case['batch']}  up to {case['patches']} patches x {case['width']}"
+    if step == "collection":
+        return f"{case['collection']:,} photographs  {case['patches']} patches x {case['width']}"
     if step == "refinement":
         return f"{case['refinement']}  {case['size'][0]} x {case['size'][1]} px"
     if step == "stages":
@@ -118,7 +122,7 @@ def _label(step: str, case: Mapping[str, object]) -> str:
 
 def _amount(step: str, ours: Record, copy: float | None) -> str:
     rate = ours["rate"]
-    if step == "stages":
+    if step in ("stages", "collection"):
         return "  ".join(f"{stage} {duration(seconds)}" for stage, seconds in ours["stages"].items())
     if step in ("kmeans", "layers"):
         return f"{rate / 1e9:.0f} GB/s" + (f", {rate / copy:.0%} of copy" if copy else "")
@@ -166,6 +170,10 @@ def _bars(records: Sequence[Record]) -> str:
     found = bars.bars(records)
     lines = [f"bars: {sum(bar.met is True for bar in found)} of {len(found)} met"]
     measured = [bar for bar in found if bar.measured is not None]
-    lines += [f"  {bar.what:<72} {bar.measured:>7.3g}, at least {bar.least:g}: {bar.verdict}" for bar in measured]
-    lines += [f"  {len(found) - len(measured)} not measured"] * (len(found) > len(measured))
+    lines += [
+        f"  {bar.what:<72} {bar.measured:>7.3g}, at {'most' if bar.at_most else 'least'} {bar.least:g}: {bar.verdict}"
+        for bar in measured
+    ]
+    others = collections.Counter((bar.step, bars.why_not(bar, records)) for bar in found if bar.measured is None)
+    lines += [f"  {count} of {step}: not measured ({why})" for (step, why), count in others.items()]
     return "\n".join(lines)

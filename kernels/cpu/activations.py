@@ -6,11 +6,12 @@ from collections.abc import Callable
 
 import numpy as np
 from llvmlite import ir
-from numba import types
 from vitnp.kernels import reference
+from vitnp.kernels.cpu.codegen import types
 from vitnp.kernels.cpu.codegen.gil import enter_kernel, leave_kernel
 from vitnp.kernels.cpu.codegen.jit import IN, OUT, intrinsic, kernel
 from vitnp.kernels.cpu.codegen.simd import LANES, Vectors
+from vitnp.kernels.cpu.codegen.stack import stack_array
 
 
 def gelu(x: np.ndarray) -> np.ndarray:
@@ -43,6 +44,7 @@ def _elementwise(arguments: int, compute: Callable[..., ir.Value]) -> Callable:
     return intrinsic(lambda context, a, b, out: (types.void(types.int64, types.int64, types.int64), generate))
 
 
+_vector = stack_array(LANES)
 _gelu_vector = _elementwise(1, Vectors.gelu)
 _swiglu_vector = _elementwise(2, lambda v, gate, value: v.builder.fmul(v.sigmoid_times(gate), value))
 
@@ -55,10 +57,13 @@ def _gelu(x, out):
     for i in range(0, whole, LANES):
         _gelu_vector(x[i:].ctypes.data, out[i:].ctypes.data)
     if whole < len(x):
-        rest = np.zeros(LANES, np.float32)
-        rest[: len(x) - whole] = x[whole:]
+        rest = _vector()
+        rest[:] = 0
+        for i in range(whole, len(x)):
+            rest[i - whole] = x[i]
         _gelu_vector(rest.ctypes.data, rest.ctypes.data)
-        out[whole:] = rest[: len(x) - whole]
+        for i in range(whole, len(x)):
+            out[i] = rest[i - whole]
     leave_kernel()
 
 
@@ -68,13 +73,16 @@ def _swiglu(x, out):
     enter_kernel()
     width = out.shape[1]
     whole = width // LANES * LANES
-    gate, value = np.zeros(LANES, np.float32), np.zeros(LANES, np.float32)
+    gate, value = _vector(), _vector()
+    gate[:] = 0
+    value[:] = 0
     for i in range(len(out)):
         for j in range(0, whole, LANES):
             _swiglu_vector(x[i, j:].ctypes.data, x[i, width + j :].ctypes.data, out[i, j:].ctypes.data)
         if whole < width:
-            gate[: width - whole] = x[i, whole:width]
-            value[: width - whole] = x[i, width + whole :]
+            for j in range(whole, width):
+                gate[j - whole], value[j - whole] = x[i, j], x[i, width + j]
             _swiglu_vector(gate.ctypes.data, value.ctypes.data, gate.ctypes.data)
-            out[i, whole:] = gate[: width - whole]
+            for j in range(whole, width):
+                out[i, j] = gate[j - whole]
     leave_kernel()

@@ -1,10 +1,13 @@
-"""Attention by online softmax: groups of queries against chunks of keys, without storing the whole matrix of scores.
+"""Attention of groups of queries to chunks of keys, without storing the whole matrix of scores.
 
-For each group of GROUP queries and each chunk of up to 480 keys, the micro-kernel of matrix products computes the
-scores. Then follow their row maxima, 2^(score - maximum), row sums, and the products with the values, by the
-micro-kernel again. If a later chunk contains a larger maximum, the sums so far are scaled down (Milakov and Gimelshein
-2018; Dao et al. 2022, algorithm 1). The scores of a group (46 KB) stay in the L2 cache, and a panel of keys (12 KB with
-AVX-512) in the L1 cache.
+For each group of GROUP queries and each chunk of up to 960 keys, a micro-kernel computes the scores and their powers
+2^(score - shift), see :mod:`vitnp.kernels.cpu.codegen.softmax`; another multiplies these weights with the values. The
+weights of a group (184 KB, in bfloat16 half of that) stay in the L2 cache, and a panel of keys (12 KB with AVX-512) in
+the L1 cache.
+
+The quotient of two sums of weights does not depend on the shift, which keeps them in the range of float32. For scores
+up to about 100 no shift is necessary: rows are computed without one first, and if sums overflow or nearly vanish,
+again with the row's maximum as the shift. The maximum is rounded to an integer, which changes exponents alone.
 
 Keys are stored transposed, in panels of PANEL columns, and values per head, so that both are read contiguously, see
 :mod:`vitnp.kernels.cpu.pack_kv`. Rotary position embeddings are applied where keys and queries are copied anyway: to
@@ -14,9 +17,9 @@ keys on the way into the cache, to queries on the way into their group.
 from __future__ import annotations
 
 import numpy as np
-from numba import types
 from numpy.typing import DTypeLike
 from vitnp.kernels import reference
+from vitnp.kernels.cpu.codegen import types
 from vitnp.kernels.cpu.codegen.gil import enter_kernel, leave_kernel
 from vitnp.kernels.cpu.codegen.jit import IN, OUT, kernel
 from vitnp.kernels.cpu.codegen.microkernels import (
@@ -27,8 +30,9 @@ from vitnp.kernels.cpu.codegen.microkernels import (
     row_times,
     row_to_pairs,
 )
-from vitnp.kernels.cpu.codegen.reductions import row_exponentials, row_exponentials_in_bfloat, row_maximum
+from vitnp.kernels.cpu.codegen.reductions import row_maximum, row_sum, row_times_zero
 from vitnp.kernels.cpu.codegen.simd import HAS_BF16, LANES, LOG2_E
+from vitnp.kernels.cpu.codegen.softmax import weights_tile
 from vitnp.kernels.cpu.codegen.workspace import workspace
 from vitnp.kernels.cpu.pack_kv import write, write_pairs
 from vitnp.kernels.cpu.rotation import rotate_rows
@@ -36,17 +40,20 @@ from vitnp.kernels.cpu.rotation import rotate_rows
 # Tiles of the second product are as wide as a head of 64, or with narrower vectors a quarter or an eighth of it.
 VALUE_ROWS, VALUE_VECTORS = (6, 4) if LANES == 16 else (4, 2)
 VALUE_PANEL = VALUE_VECTORS * LANES
-GROUP = 24  # a multiple of the rows of both tiles
-CHUNK_PANELS = 480 // PANEL  # panels of a chunk of keys, at most
+GROUP = 48  # a multiple of the rows of both tiles
+CHUNK_PANELS = 960 // PANEL  # panels of a chunk of keys, at most
 CHUNK = CHUNK_PANELS * PANEL
 CACHE_LINE = 64  # bytes
 MASKED = np.float32(-1e30)
-MAX_BASE = np.float32(2**20)  # the largest base of row_exponentials
+# Sums of weights between these are neither near overflow, times values of any usual size, nor lack small weights.
+LEAST_SUM, LARGEST_SUM = np.float32(2.0**-60), np.float32(2.0**100)
 _NONE = np.empty((0, 0), np.float32)  # without rotary position embeddings
 
 _scores_tile = product_tile(TILE_ROWS, TILE_VECTORS)
+_weights_tile = weights_tile(TILE_ROWS, TILE_VECTORS)
 _values_tile = product_tile(VALUE_ROWS, VALUE_VECTORS, cache=2)
 _scores_tile_of_pairs = product_tile(TILE_ROWS, TILE_VECTORS, packed=2)
+_weights_tile_of_pairs = weights_tile(TILE_ROWS, TILE_VECTORS, packed=2)
 _values_tile_of_pairs = product_tile(VALUE_ROWS, VALUE_VECTORS, packed=2, cache=2)
 
 
@@ -89,20 +96,21 @@ class KVCache:
             keys, values = self.keys[image], self.values[image]
             if self.pairs:
                 keys, values = keys.view(np.uint16), values.view(np.uint16)
-                write_pairs(k, v, keys, values, rotation, rotated, self.size, start)
+                block = workspace("keys in pairs", LANES, self.size // (2 * LANES) * LANES)
+                write_pairs(k, v, keys, values, rotation, rotated, block, self.size, start)
             else:
                 write(k, v, keys, values, rotation, rotated, start)
 
     def attend(self, query: np.ndarray, images: slice, out: np.ndarray | None = None, *, start: int = 0) -> np.ndarray:
         rotation = self.rotation[start : start + query.shape[1]]
         out = np.empty(query.shape, np.float32) if out is None else out
-        scores = workspace("scores", GROUP + TILE_ROWS, CHUNK)
+        weights = workspace("attention weights", GROUP + TILE_ROWS, CHUNK)
         sums = workspace("attention sums", GROUP + VALUE_ROWS, self.values.shape[-1])
         queries = workspace("queries", GROUP, -(-self.size // (2 * LANES)) * 2 * LANES)
-        state = workspace("softmax state", 2, GROUP)
+        state = workspace("softmax state", 3 + GROUP + TILE_ROWS, max(PANEL, GROUP + TILE_ROWS))
         for image, (q, o) in enumerate(zip(query, out), images.start):
             keys, values = self.keys[image], self.values[image]
-            _attend(q, keys, values, o, rotation, self.tokens, self.pairs, queries, scores, sums, state)
+            _attend(q, keys, values, o, rotation, self.tokens, self.pairs, queries, weights, sums, state)
         return out
 
 
@@ -118,11 +126,138 @@ def attention(
     return cache.attend(query, all_images)
 
 
+@kernel
+def _scale_queries(query, rotation, row, count, column, size, scale, pairs, queries):
+    """Copy the queries of a group and a head, rotated and times `scale`, and convert them to bfloat16 for `pairs`."""
+    step = queries.shape[1]
+    evenly = size // LANES * LANES
+    if len(rotation):
+        rotate_rows(
+            query[row, column:].ctypes.data, query.strides[0] // 4, rotation[row].ctypes.data, rotation.strides[0] // 4,
+            queries.ctypes.data, step, count, size // 2, scale,
+        )  # fmt: skip
+    for i in range(count):
+        if len(rotation) == 0:
+            row_times(query[row + i, column:].ctypes.data, queries[i].ctypes.data, evenly, scale)
+            for d in range(evenly, size):
+                queries[i, d] = query[row + i, column + d] * scale
+        if pairs:
+            queries[i, size:] = np.float32(0)
+            row_to_pairs(queries[i].ctypes.data, queries[i].ctypes.data, step)
+
+
+@kernel
+def _row_maxima(queries, count, keys, tokens, pairs, scores, maxima):
+    """Write the largest score of each query of a group, rounded up to an integer, to `maxima`."""
+    panels, depth = keys.shape[:2]
+    for i in range(0, count, TILE_ROWS):
+        rows = min(TILE_ROWS, count - i)
+        maxima[i : i + rows] = MASKED
+        for panel in range(panels):
+            a, b, c = queries[i].ctypes.data, keys[panel].ctypes.data, scores.ctypes.data
+            if pairs:
+                _scores_tile_of_pairs(a, rows, queries.shape[1], b, PANEL, c, PANEL, depth, 0, b, CACHE_LINE)
+            else:
+                _scores_tile(a, rows, queries.shape[1], b, PANEL, c, PANEL, depth, 0, b, CACHE_LINE)
+            for j in range(rows):
+                line = scores.ctypes.data + 4 * j * PANEL
+                length = min(PANEL, tokens - panel * PANEL)
+                maximum = row_maximum(line, length // LANES * LANES, maxima[i + j])
+                for k in range(length // LANES * LANES, length):
+                    maximum = max(maximum, scores[j * PANEL + k])
+                maxima[i + j] = maximum
+        for j in range(rows):
+            maxima[i + j] = np.ceil(maxima[i + j])
+
+
+@kernel
+def _scale_queries(query, rotation, row, count, column, size, scale, pairs, queries):
+    """Copy the queries of a group and a head, rotated and times `scale`; in bfloat16 if `pairs`."""
+    step = queries.shape[1]
+    evenly = size // LANES * LANES
+    if len(rotation):
+        rotate_rows(
+            query[row, column:].ctypes.data, query.strides[0] // 4, rotation[row].ctypes.data, rotation.strides[0] // 4,
+            queries.ctypes.data, step, count, size // 2, scale,
+        )  # fmt: skip
+    for i in range(count):
+        if len(rotation) == 0:
+            row_times(query[row + i, column:].ctypes.data, queries[i].ctypes.data, evenly, scale)
+            for d in range(evenly, size):
+                queries[i, d] = query[row + i, column + d] * scale
+        if pairs:
+            queries[i, size:] = np.float32(0)
+            row_to_pairs(queries[i].ctypes.data, queries[i].ctypes.data, step)
+
+
+@kernel
+def _shift_by_maxima(queries, count, keys, tokens, pairs, scores, shift):
+    """Replace shifts that are not zero by the largest score of the row, rounded up to an integer."""
+    panels, depth = keys.shape[:2]
+    step = queries.shape[1]
+    for i in range(0, count, TILE_ROWS):
+        rows = min(TILE_ROWS, count - i)
+        for j in range(rows):
+            if shift[i + j] != 0:
+                shift[i + j] = MASKED
+        for panel in range(panels):
+            a, b, c = queries[i].ctypes.data, keys[panel].ctypes.data, scores.ctypes.data
+            if pairs:
+                _scores_tile_of_pairs(a, rows, step, b, PANEL, c, CHUNK, depth, 0, b, CACHE_LINE)
+            else:
+                _scores_tile(a, rows, step, b, PANEL, c, CHUNK, depth, 0, b, CACHE_LINE)
+            length = min(PANEL, tokens - panel * PANEL)
+            for j in range(rows):
+                scores[j, length:PANEL] = MASKED
+                if shift[i + j] != 0:
+                    shift[i + j] = row_maximum(scores[j].ctypes.data, PANEL, shift[i + j])
+        for j in range(rows):
+            shift[i + j] = np.ceil(shift[i + j])
+
+
+@kernel
+def _weigh(queries, count, keys, values, tokens, pairs, weights, sums, state):
+    """Compute the weights of a group of queries and a head, and the sums of weighted values; see :func:`_attend`."""
+    panels, depth = keys.shape[:2]
+    padded, step = values.shape[1], queries.shape[1]
+    packed = 2 if pairs else 1
+    # Chunks of about equal length: 501 keys make two chunks of 288 and 213, not 480 and 21.
+    chunk = -(-panels // -(-panels // CHUNK_PANELS)) * PANEL
+    totals = state[3].ctypes.data
+    state[3:] = np.float32(0)
+    for start in range(0, tokens, chunk):
+        length = min(chunk, tokens - start)
+        for panel in range(start // PANEL, -(-(start + length) // PANEL)):
+            b, bias = keys[panel].ctypes.data, state[2 if panel == panels - 1 else 1].ctypes.data
+            ahead = b + 4 * depth * PANEL  # the next panel
+            for i in range(0, count, TILE_ROWS):
+                a, c = queries[i].ctypes.data, weights[i, (panel * PANEL - start) // packed :].ctypes.data
+                rows, shift, total = count - i, state[0, i:].ctypes.data, totals + 4 * LANES * i
+                if pairs:
+                    _weights_tile_of_pairs(
+                        a, rows, step, b, PANEL, c, CHUNK, depth, bias, shift, total, ahead, CACHE_LINE
+                    )
+                else:
+                    _weights_tile(a, rows, step, b, PANEL, c, CHUNK, depth, bias, shift, total, ahead, CACHE_LINE)
+                ahead += CACHE_LINE * depth
+        inner = -(-length // packed)
+        for first in range(0, padded, VALUE_PANEL):
+            b = values[start // packed, first:].ctypes.data
+            ahead = b + 4 * inner * padded  # the next chunk
+            for i in range(0, count, VALUE_ROWS):
+                a, c = weights[i].ctypes.data, sums[i, first:].ctypes.data
+                if pairs:
+                    _values_tile_of_pairs(a, count - i, CHUNK, b, padded, c, padded, inner, start, ahead, CACHE_LINE)
+                else:
+                    _values_tile(a, count - i, CHUNK, b, padded, c, padded, inner, start, ahead, CACHE_LINE)
+                ahead += CACHE_LINE * inner
+
+
 @kernel(
     IN(2), IN(4), IN(3), OUT(2), IN(2), types.int64, types.boolean,
     *[OUT(2, layout="C")] * 4,
 )  # fmt: skip
-def _attend(query, keys, values, out, rotation, tokens, pairs, queries, scores, sums, state):
+def _attend(query, keys, values, out, rotation, tokens, pairs, queries, weights, sums, state):
     """Compute the attention of all queries and heads of one image.
 
     Parameters
@@ -140,94 +275,44 @@ def _attend(query, keys, values, out, rotation, tokens, pairs, queries, scores, 
         True if keys and values are pairs of bfloat16 numbers.
     queries : (GROUP, D/H or more) float32, OUT
         Workspace for scaled queries.
-    scores : (GROUP + TILE_ROWS, CHUNK) float32, OUT
-        Workspace for scores.
+    weights : (GROUP + TILE_ROWS, CHUNK) float32, OUT
+        Workspace for the weights of values.
     sums : (GROUP + VALUE_ROWS, padded D/H) float32, OUT
         Workspace for sums of weighted values.
-    state : (2, GROUP) float32, OUT
-        Workspace for the maximum of the scores and the sum of the weights of each row so far.
+    state : (3 + GROUP + TILE_ROWS, max(PANEL, GROUP + TILE_ROWS)) float32, OUT
+        Workspace: shifts of the scores of each row; what is added to the scores of a panel, and of the last panel; sums
+        of the weights of each row, LANES of them.
     """
     enter_kernel()
-    heads, panels, depth = keys.shape[:3]
-    padded, size = values.shape[2], query.shape[1] // heads
+    heads, panels = keys.shape[:2]
+    size, padded = query.shape[1] // heads, values.shape[2]
     # exp(x) is computed as 2^(x log2(e)); scaling the queries is cheaper than scaling the scores.
     scale = np.float32(LOG2_E / np.sqrt(size))
-    # Chunks of about equal length: 501 keys make two chunks of 288 and 213, not 480 and 21.
-    chunk = -(-panels // -(-panels // CHUNK_PANELS)) * PANEL
-    largest, weight = state[0], state[1]
-    step = queries.shape[1]
     evenly = size // LANES * LANES
+    state[1:3] = np.float32(0)
+    state[2, tokens - (panels - 1) * PANEL : PANEL] = MASKED
+    totals = state[3].ctypes.data
     for head in range(heads):
         column = head * size
         for row in range(0, len(query), GROUP):
             count = min(GROUP, len(query) - row)
-            if len(rotation):
-                rotate_rows(
-                    query[row, column:].ctypes.data, query.strides[0] // 4,
-                    rotation[row].ctypes.data, rotation.strides[0] // 4,
-                    queries.ctypes.data, step, count, size // 2, scale,
-                )  # fmt: skip
-            for i in range(count):
-                if len(rotation) == 0:
-                    row_times(query[row + i, column:].ctypes.data, queries[i].ctypes.data, evenly, scale)
-                    for d in range(evenly, size):
-                        queries[i, d] = query[row + i, column + d] * scale
-                if pairs:
-                    queries[i, size:] = np.float32(0)
-                    row_to_pairs(queries[i].ctypes.data, queries[i].ctypes.data, step)
-            for start in range(0, tokens, chunk):
-                length = min(chunk, tokens - start)
-                whole = -(-length // LANES) * LANES
-                for panel in range(start // PANEL, -(-(start + length) // PANEL)):
-                    b = keys[head, panel].ctypes.data
-                    ahead = b + 4 * depth * PANEL  # the next panel
-                    for i in range(0, count, TILE_ROWS):
-                        a, c = queries[i].ctypes.data, scores[i, panel * PANEL - start :].ctypes.data
-                        if pairs:
-                            _scores_tile_of_pairs(a, count - i, step, b, PANEL, c, CHUNK, depth, 0, ahead, CACHE_LINE)
-                        else:
-                            _scores_tile(a, count - i, step, b, PANEL, c, CHUNK, depth, 0, ahead, CACHE_LINE)
-                        ahead += CACHE_LINE * depth
+            _scale_queries(query, rotation, row, count, column, size, scale, pairs, queries)
+            state[0] = np.float32(0)
+            for attempt in range(2):
+                _weigh(queries, count, keys[head], values[head], tokens, pairs, weights, sums, state)
+                failures = 0
                 for i in range(count):
-                    for j in range(length, whole):
-                        scores[i, j] = MASKED
-                    line = scores[i].ctypes.data
-                    maximum = row_maximum(line, whole, MASKED if start == 0 else largest[i])
-                    if start == 0:
-                        # Any number near the maximum will do, and row_exponentials takes an integer.
-                        maximum = np.ceil(maximum)
-                        largest[i], weight[i] = maximum, np.float32(0)
-                    elif maximum > largest[i]:
-                        maximum = np.ceil(maximum)
-                        shrink = np.exp2(largest[i] - maximum)
-                        largest[i] = maximum
-                        weight[i] *= shrink
-                        row_times(sums[i].ctypes.data, sums[i].ctypes.data, padded, shrink)
-                    base = maximum
-                    if abs(maximum) > MAX_BASE:
-                        for j in range(whole):
-                            scores[i, j] -= maximum
-                        base = np.float32(0)
-                    if pairs:
-                        weight[i] += row_exponentials_in_bfloat(line, whole, base)
-                    else:
-                        weight[i] += row_exponentials(line, whole, base)
-                for first in range(0, padded, VALUE_PANEL):
-                    rows, at = ((length + 1) // 2, start // 2) if pairs else (length, start)
-                    b = values[head, at, first:].ctypes.data
-                    ahead = b + 4 * rows * padded  # the next chunk
-                    for i in range(0, count, VALUE_ROWS):
-                        a, c = scores[i].ctypes.data, sums[i, first:].ctypes.data
-                        if pairs:
-                            _values_tile_of_pairs(
-                                a, count - i, CHUNK, b, padded, c, padded, rows, start, ahead, CACHE_LINE
-                            )
-                        else:
-                            _values_tile(a, count - i, CHUNK, b, padded, c, padded, rows, start, ahead, CACHE_LINE)
-                        ahead += CACHE_LINE * rows
-            for i in range(count):
-                share = np.float32(1) / weight[i]
-                row_times(sums[i].ctypes.data, out[row + i, column:].ctypes.data, evenly, share)
-                for d in range(evenly, size):
-                    out[row + i, column + d] = sums[i, d] * share
+                    weight = row_sum(totals + 4 * LANES * i, LANES, np.float32(0))
+                    share = np.float32(1) / weight
+                    row_times(sums[i].ctypes.data, out[row + i, column:].ctypes.data, evenly, share)
+                    for d in range(evenly, size):
+                        out[row + i, column + d] = sums[i, d] * share
+                    finite = row_times_zero(sums[i].ctypes.data, padded, np.float32(0)) == 0
+                    usual = finite and LEAST_SUM <= weight <= LARGEST_SUM
+                    state[0, i] = np.float32(0) if usual else np.float32(1)
+                    failures += not usual
+                if failures == 0 or attempt == 1:
+                    break
+                # The other rows are computed again with the same result.
+                _shift_by_maxima(queries, count, keys[head], tokens, pairs, weights, state[0])
     leave_kernel()

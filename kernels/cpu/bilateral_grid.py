@@ -8,8 +8,10 @@ in the order of the reference.
 from __future__ import annotations
 
 import numpy as np
-from numba import types
+from llvmlite import ir
+from vitnp.kernels.cpu.codegen import types
 from vitnp.kernels.cpu.codegen.jit import array_in, array_out, intrinsic, kernel
+from vitnp.kernels.cpu.codegen.stack import stack_array
 from vitnp.kernels.cpu.codegen.workspace import workspace
 from vitnp.kernels.cpu.color_bins import number_colors
 from vitnp.kernels.reference.bilateral_grid import position_bins
@@ -24,6 +26,7 @@ WIDTHS = (3, 6, DIRECTIONS)
 # count from the end, which takes time.
 EXACT = {"fastmath": False}
 INDEX = types.uint32
+_three = stack_array(3, dtype=types.int64)
 
 
 class BilateralGrid:
@@ -65,7 +68,8 @@ class BilateralGrid:
         _connect(color_of, cell_start, row_bin, column_bin, steps, number, found)
         self.rows, self.ends = np.empty(count, np.uint32), np.empty(len(WIDTHS), np.int64)
         self.neighbors = np.empty((count + len(WIDTHS)) * DIRECTIONS, np.uint32)
-        _group(found, count, self.rows, self.ends, self.neighbors)
+        group_of = workspace("group of vertex", count, dtype=np.uint8)
+        _group(found, count, group_of, self.rows, self.ends, self.neighbors)
 
     def splat(self, pixels: np.ndarray) -> np.ndarray:
         """Compute S x: sum the pixels (h * w,) of each vertex."""
@@ -92,7 +96,7 @@ def _lowest_bit(context, word):
     """Return the position of the lowest bit of a word that is not 0."""
 
     def generate(context, builder, signature, arguments):
-        return builder.cttz(arguments[0], context.get_constant(types.boolean, True))
+        return builder.cttz(arguments[0], ir.Constant(ir.IntType(1), 1))
 
     return types.uint64(types.uint64), generate
 
@@ -217,8 +221,11 @@ def _connect(color_of, cell_start, row_bin, column_bin, steps, number, neighbors
                 neighbors[j * np.uint32(DIRECTIONS) + np.uint32(9)] = i
 
 
-@kernel(array_in(1, INDEX), types.int64, array_out(1, INDEX), array_out(1, types.int64), array_out(1, INDEX))
-def _group(neighbors, count, rows, ends, packed):
+@kernel(
+    array_in(1, INDEX), types.int64, array_out(1, types.uint8), array_out(1, INDEX), array_out(1, types.int64),
+    array_out(1, INDEX),
+)  # fmt: skip
+def _group(neighbors, count, group_of, rows, ends, packed):
     """Order the vertices by group and pack their neighbors.
 
     Parameters
@@ -227,10 +234,11 @@ def _group(neighbors, count, rows, ends, packed):
         From :func:`_connect`.
     count : int
         Number of vertices M.
+    group_of : (M,), OUT
+        Temporary.
     rows, ends, packed : OUT
         See :class:`BilateralGrid`; `packed` has the room for all groups.
     """
-    group_of = np.empty(count, np.uint8)
     ends[:] = 0
     for i in range(count):
         n = 0
@@ -239,7 +247,9 @@ def _group(neighbors, count, rows, ends, packed):
         group = (n > WIDTHS[0]) + (n > WIDTHS[1])
         group_of[i] = group
         ends[group] += 1
-    place, offset = np.zeros(3, np.int64), np.zeros(3, np.int64)
+    place, offset = _three(), _three()
+    place[:] = 0
+    offset[:] = 0
     for group in range(1, 3):
         place[group] = ends[group - 1]
         offset[group] = offset[group - 1] + (ends[group - 1] - place[group - 1]) * WIDTHS[group - 1] + DIRECTIONS

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 from llvmlite import ir
-from numba import types
 from vitnp.kernels.constants import BISTOCHASTIC_STEPS
 from vitnp.kernels.cpu.bilateral_grid import DIRECTIONS, EXACT, INDEX, WIDTHS, BilateralGrid
+from vitnp.kernels.cpu.codegen import types
 from vitnp.kernels.cpu.codegen.jit import array_in, array_out, intrinsic, kernel
 from vitnp.kernels.cpu.codegen.simd import I32, I64, loop
+from vitnp.kernels.cpu.codegen.stack import stack_array
 from vitnp.kernels.cpu.codegen.workspace import workspace
 from vitnp.kernels.reference.bilateral_solver import TINY, right_hand_side
 
@@ -105,11 +106,15 @@ def _block_sum(values, start, stop):
     return total
 
 
+_new_ends, _new_sums = stack_array(64, dtype=types.int64), stack_array(64, dtype=types.float64)
+_new_known = stack_array(64, dtype=types.boolean)
+
+
 @kernel(**EXACT)
 def pairwise_sum(values):
     """Sum numbers in the order of ``np.sum``: that of the two halves, and so on down to blocks of at most 128."""
     # The halves around the present block, from the whole down: where each ends, and the sum of its first half if known.
-    ends, sums, known = np.empty(64, np.int64), np.empty(64), np.zeros(64, np.bool_)
+    ends, sums, known = _new_ends(), _new_sums(), _new_known()
     depth, start, stop = 0, 0, len(values)
     while True:
         while stop - start > 128:

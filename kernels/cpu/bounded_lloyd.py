@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import types
 from vitnp.kernels.cpu.bounds import (
     MAX_SQUARE,
     SLIGHTLY_LESS,
@@ -19,6 +18,7 @@ from vitnp.kernels.cpu.bounds import (
     store_bound,
     store_bounds,
 )
+from vitnp.kernels.cpu.codegen import types
 from vitnp.kernels.cpu.codegen.barrier import spin_wait
 from vitnp.kernels.cpu.codegen.jit import IN, OUT, kernel
 from vitnp.kernels.cpu.codegen.products import MAX_DOTS, products
@@ -34,6 +34,7 @@ from vitnp.kernels.cpu.codegen.rows import (
     row_norm,
 )
 from vitnp.kernels.cpu.codegen.simd import LANES
+from vitnp.kernels.cpu.codegen.stack import stack_array
 from vitnp.kernels.cpu.kmeans_rows import (
     FLOAT32_ROWS,
     best_column,
@@ -44,6 +45,7 @@ from vitnp.kernels.cpu.lloyd import CONTINUE, ENDED, UNUSUAL, end_of_pass, move,
 
 # Rows that are tested, assigned and added at a time: they stay in the L2 cache.
 SPAN = 96
+_new_numbers, _new_indices = stack_array(SPAN), stack_array(SPAN, dtype=types.int64)
 
 SINGLE = np.dtype(np.float32).itemsize
 
@@ -145,9 +147,8 @@ def _assign_and_add(
     bounds_address, bounds_step = bounds.ctypes.data, SINGLE * groups
     # Most centroids that are measured one by one; if there are more, it is faster to assign the row anew.
     most_low = (1 + clusters // 8) // ((clusters + groups - 1) // groups)
-    losses, inverses = np.empty(SPAN, np.float32), np.empty(SPAN, np.float32)
-    squares, limits = np.empty(SPAN, np.float32), np.empty(SPAN, np.float32)
-    open_rows = np.empty(SPAN, np.int64)  # rows that may change their label
+    losses, inverses, squares, limits = _new_numbers(), _new_numbers(), _new_numbers(), _new_numbers()
+    open_rows = _new_indices()  # rows that may change their label
     all_kept = known
     for index in range(inertia.shape[0]):
         end = min((index + 1) * block, labels.shape[0])

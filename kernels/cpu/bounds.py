@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 import numpy as np
 from llvmlite import ir
-from numba import types
+from vitnp.kernels.cpu.codegen import types
 from vitnp.kernels.cpu.codegen.jit import intrinsic, kernel
 from vitnp.kernels.cpu.codegen.products import DEPTH, MAX_DOTS
 from vitnp.kernels.cpu.codegen.simd import FLOAT, I64, LANES, Vectors, loop
@@ -67,10 +67,17 @@ def margins(centroids, cosine):
     Notation: d is the distance from a row x, as the metric sees it, to a centroid; u the one to the row's own. A row is
     skipped if all bounds of d exceed ``sqrt(slope u^2 + offset)``, where u^2 is `factor` times the loss.
 
-    The product of x and c has an error of at most g |x| |c|, where g is the number of roundings of a term times
-    UNIT_ROUNDOFF, and the own loss is that of differences, with a relative error below g. The own score is larger by
-    (d^2 - u^2) / 2. With C the largest norm of a centroid, |x| <= u + C, and an error of g |x| C for each of two scores
-    is below g (2.5 C^2 + u^2 / 2) each. Twice as much is left for everything else that is rounded.
+    The score of a centroid is x.c - |c|^2 / 2, so d^2 - u^2 is twice the difference of two scores. A sum of products
+    after r roundings has an error of at most g |x| |c|, with g = r UNIT_ROUNDOFF (Higham 2002, section 3.1). With C the
+    largest norm of a centroid, |x| <= u + C, hence |x| |c| <= (u + C) C <= 1.5 C^2 + u^2 / 2. The halved square adds
+    C^2 / 2, and its sum with the product at most as much again: a score is wrong by at most g (2.5 C^2 + u^2 / 2), and
+    d^2 - u^2, of two scores, by 4 times that, g (10 C^2 + 2 u^2). Twice as much is left, 20 g C^2 and 4 g u^2, for the
+    roundings of the bounds themselves and of drifts that are added up. Another g u^2 is for u^2, a sum of squared
+    differences: `slope` is 1 + 5 g, and bounds are lowered likewise when they are stored, by `shrink` and the offset.
+
+    The bound is for errors that all have one sign. Real ones partly cancel: of rows made for the purpose, all of one
+    number so that roundings repeat, some change their label unnoticed with a fiftieth of the margin, none with a
+    twentieth.
     With the cosine, x and c have length 1, up to rounding.
     """
     clusters, n = centroids.shape

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import types
+from vitnp.kernels.cpu.codegen import types
 from vitnp.kernels.cpu.codegen.jit import array_in, array_out, intrinsic, kernel
 from vitnp.kernels.cpu.codegen.pixels import load_pixels, load_splats, weighted_channels
 from vitnp.kernels.cpu.codegen.simd import I32, I64, LANES, Vectors, loop
+from vitnp.kernels.cpu.codegen.stack import stack_array
 from vitnp.kernels.cpu.codegen.workspace import workspace
 from vitnp.kernels.reference.bilateral_grid import color_bins, color_bounds
 
 # Bins of color that are looked up in a table; more of them, with sides of a bin near one level, are sorted.
 MAX_TABLE = 1 << 20
+
+_new_matrix, _new_vector = stack_array(3, 3), stack_array(3, dtype=types.int32)
 
 
 def number_colors(rgb: np.ndarray, sigma_luma: float, sigma_chroma: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -98,8 +101,11 @@ def _number_colors(rgb, weights, low, strides, table, colors, color):
 
     `table` has a number for each possible key, all of them 0.
     """
-    # Copies: nothing else writes to them.
-    w, lowest, luma, blue = weights.copy(), low.copy(), strides[0], strides[1]
+    w, lowest, luma, blue = _new_matrix(), _new_vector(), strides[0], strides[1]  # copies: nothing else writes to them
+    for i in range(3):
+        lowest[i] = low[i]
+        for j in range(3):
+            w[i, j] = weights[i, j]
     first = _color_keys(rgb.ctypes.data, w.ctypes.data, lowest.ctypes.data, luma, blue, color.ctypes.data, len(rgb))
     for i in range(first, len(rgb)):
         r, g, b = np.float32(rgb[i, 0]), np.float32(rgb[i, 1]), np.float32(rgb[i, 2])

@@ -32,6 +32,7 @@ MODULES = {
     "guided": ("box_mean", "linear_in_color"),
     "resize": ("resize",),
     "overlay": ("paint_overlay",),
+    "dense_crf": ("dense_crf",),
     "lattice": ("permutohedral_lattice", "lattice_filter", "normalize_lattice", "mean_field"),
 }
 _MODULE_OF = {name: module for module, names in MODULES.items() for name in names}

@@ -6,10 +6,11 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 from llvmlite import ir
-from numba import types
+from vitnp.kernels.cpu.codegen import types
 from vitnp.kernels.cpu.codegen.jit import intrinsic, kernel
-from vitnp.kernels.cpu.codegen.microkernels import PANEL, TILE_VECTORS
+from vitnp.kernels.cpu.codegen.microkernels import PANEL, TILE_ROWS, TILE_VECTORS
 from vitnp.kernels.cpu.codegen.simd import I32, LANES, Vectors, loop
+from vitnp.kernels.cpu.codegen.stack import stack_array
 
 
 def epilogue(
@@ -65,18 +66,18 @@ def _finish_rows(
     `sums(row)` appends the sums of a row as floats; arguments are those of :func:`_finish` from `bias` on.
     """
     builder = v.builder
-    bias, scale, residual, ld_residual, has_residual, gelu, out, ld_out = arguments
+    bias, scale, residual, ld_residual, has_residual, gelu, coarse, out, ld_out = arguments
     residual, out = v.pointer(residual), v.pointer(out)
     biases, factors = (_columns(v, v.pointer(p)) for p in (bias, scale))
 
-    def activate(values: Sequence[ir.Value]) -> list[ir.Value]:
-        return [v.gelu(value) for value in values]
+    exact, near = builder.and_(gelu, builder.not_(coarse)), builder.and_(gelu, coarse)
 
     def body(row, carried):
         def add(values: Sequence[ir.Value]) -> list[ir.Value]:
             return list(map(builder.fadd, _columns(v, v.at(residual, builder.mul(row, ld_residual))), values))
 
-        values = _optionally(v, gelu, list(map(builder.fadd, sums(row), biases)), activate)
+        values = _optionally(v, exact, list(map(builder.fadd, sums(row), biases)), lambda xs: list(map(v.gelu, xs)))
+        values = _optionally(v, near, values, lambda xs: list(map(v.coarse_gelu, xs)))
         values = _optionally(v, has_residual, list(map(builder.fmul, values, factors)), add)
         target = v.at(out, builder.mul(row, ld_out))
         for j, value in enumerate(values):
@@ -86,11 +87,11 @@ def _finish_rows(
     loop(builder, 0, count, 1, [], body)
 
 
-_ARGUMENTS = (*[types.int64] * 4, types.boolean, types.boolean, types.int64, types.int64)
+_ARGUMENTS = (*[types.int64] * 4, *[types.boolean] * 3, types.int64, types.int64)
 
 
 @intrinsic
-def _finish(context, sums, count, bias, scale, residual, ld_residual, has_residual, gelu, out, ld_out):
+def _finish(context, sums, count, bias, scale, residual, ld_residual, has_residual, gelu, coarse, out, ld_out):
     """Compute rows of a panel, ``out = residual + scale gelu(sums + bias)``.
 
     Arrays are given by addresses. Rows of `residual` and `out` are `ld_residual` and `ld_out` elements apart.
@@ -109,7 +110,7 @@ def _finish(context, sums, count, bias, scale, residual, ld_residual, has_residu
 @intrinsic
 def _finish_int8(
     context, sums, count, row_scales, zeros, totals, scales,
-    bias, scale, residual, ld_residual, has_residual, gelu, out, ld_out,
+    bias, scale, residual, ld_residual, has_residual, gelu, coarse, out, ld_out,
 ):  # fmt: skip
     """Compute rows of a panel as :func:`_finish`, from ``(sums - zero total) row_scale scale`` instead of sums.
 
@@ -138,52 +139,54 @@ def _finish_int8(
     return types.void(*[types.int64] * 6, *_ARGUMENTS), generate
 
 
-@kernel(fastmath=False)
-def finish_panel(sums, first, count, column, bias, gelu, scale, residual, out, work, quantized):
-    """Apply the epilogue to the sums of a panel, and write them to `out` from row `first` and column `column` on.
+# Workspace of start_panel.
+new_panel_rows = stack_array(2 + TILE_ROWS, PANEL)
 
-    Parameters
-    ----------
-    sums : (count or more, PANEL) float32, or int32 of int8 products, IN
-    first, count, column : int
-    bias, scale : (E,) or (0,) float32, IN
-    gelu : bool
-    residual : (N, E) or (0, 0) float32, IN
-        May be `out`.
-    out : (N, E) float32, OUT
-    work : (4, PANEL) float32, OUT
-        Workspace: bias, scale, residual and output of a row.
-    quantized : None or (row_scales, zeros, totals, scales)
-        For int8 products: scale and zero point of each of the `count` rows, sum of the weights and scale of each
-        output.
+
+# Functions of their own, because fastmath would round differently.
+@kernel(fastmath=False)
+def finish(sums, count, bias, scale, residual, ld_residual, has_residual, gelu, coarse, out, ld_out):
+    """Compute rows of a panel, see :func:`_finish`."""
+    _finish(sums, count, bias, scale, residual, ld_residual, has_residual, gelu, coarse, out, ld_out)
+
+
+@kernel(fastmath=False)
+def finish_int8(
+    sums, count, row_scales, zeros, totals, scales, bias, scale, residual, ld_residual, has_residual, gelu, out, ld_out
+):
+    """Compute rows of a panel from sums of int8 products, see :func:`_finish_int8`."""
+    _finish_int8(
+        sums, count, row_scales, zeros, totals, scales,
+        bias, scale, residual, ld_residual, has_residual, gelu, True, out, ld_out,
+    )  # fmt: skip
+
+
+@kernel
+def start_panel(column, bias, scale, residual, out, work):
+    """Prepare the epilogue of a panel, whose first output is `column`.
+
+    Bias and scale are copied to the first rows of `work`, zeros and ones if there are none. Returns whether rows of
+    `residual` and `out` can be read and written in place. Rows that are not contiguous, or of fewer outputs than PANEL,
+    go by way of `work`, see :func:`copy_residual` and :func:`copy_out`.
     """
     columns = min(PANEL, out.shape[1] - column)
     for j in range(PANEL):
         work[0, j] = bias[column + j] if len(bias) and j < columns else np.float32(0)
         work[1, j] = scale[column + j] if len(scale) and j < columns else np.float32(1)
-    has_residual = residual.shape[0] > 0
-    added, ld_added = residual.ctypes.data + first * residual.strides[0] + 4 * column, residual.strides[0] // 4
-    target, ld_target = out.ctypes.data + first * out.strides[0] + 4 * column, out.strides[0] // 4
-    in_place = columns == PANEL and out.strides[1] == 4 and (not has_residual or residual.strides[1] == 4)
-    if not in_place:
-        added, target = work[2].ctypes.data, work[3].ctypes.data
-    at_once = count if in_place else 1
-    for i in range(0, count, at_once):
-        if has_residual and not in_place:
-            for j in range(columns):
-                work[2, j] = residual[first + i, column + j]
-        if quantized is None:
-            _finish(
-                sums[i].ctypes.data, at_once, work[0].ctypes.data, work[1].ctypes.data,
-                added, ld_added, has_residual, gelu, target, ld_target,
-            )  # fmt: skip
-        else:
-            row_scales, zeros, totals, scales = quantized
-            _finish_int8(
-                sums[i].ctypes.data, at_once, row_scales[i:].ctypes.data, zeros[i:].ctypes.data,
-                totals[column:].ctypes.data, scales[column:].ctypes.data, work[0].ctypes.data, work[1].ctypes.data,
-                added, ld_added, has_residual, gelu, target, ld_target,
-            )  # fmt: skip
-        if not in_place:
-            for j in range(columns):
-                out[first + i, column + j] = work[3, j]
+    return columns == PANEL and out.strides[1] == 4 and (residual.shape[0] == 0 or residual.strides[1] == 4)
+
+
+@kernel
+def copy_residual(residual, first, count, column, work):
+    """Copy `count` rows of a panel of `residual`, if there is one, to `work`."""
+    for i in range(count if residual.shape[0] else 0):
+        for j in range(min(PANEL, residual.shape[1] - column)):
+            work[2 + i, j] = residual[first + i, column + j]
+
+
+@kernel
+def copy_out(out, first, count, column, work):
+    """Copy `count` rows of a panel from `work` to `out`."""
+    for i in range(count):
+        for j in range(min(PANEL, out.shape[1] - column)):
+            out[first + i, column + j] = work[2 + i, j]

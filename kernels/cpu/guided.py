@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import types
+from vitnp.kernels.cpu.codegen import types
 from vitnp.kernels.cpu.codegen.jit import array_in, array_out, kernel
+from vitnp.kernels.cpu.codegen.workspace import workspace
 from vitnp.kernels.reference.guided import Taps, window_edges
 
 INDICES, WEIGHTS = array_in(1, types.int64), array_in(1)
@@ -12,22 +13,27 @@ INDICES, WEIGHTS = array_in(1, types.int64), array_in(1)
 
 def box_mean(values: np.ndarray, radius: int) -> np.ndarray:
     values = np.ascontiguousarray(values, np.float64)
-    means = np.empty_like(values)
-    _box_mean(values, *window_edges(len(values), radius), *window_edges(values.shape[1], radius), means)
+    means, work = np.empty_like(values), workspace("window sums", 3, values.shape[1] + 1, dtype=np.float64)
+    _box_mean(values, *window_edges(len(values), radius), *window_edges(values.shape[1], radius), work, means)
     return means
 
 
 def linear_in_color(planes: np.ndarray, rgb: np.ndarray, vertical: Taps, horizontal: Taps) -> np.ndarray:
     result = np.empty(rgb.shape[:2], np.uint16)
-    _linear_in_color(np.ascontiguousarray(planes), np.ascontiguousarray(rgb), *vertical, *horizontal, result)
+    rows = workspace("rows of planes", planes.shape[2], len(planes))
+    _linear_in_color(np.ascontiguousarray(planes), np.ascontiguousarray(rgb), *vertical, *horizontal, rows, result)
     return result
 
 
-@kernel(array_in(2, types.float64), INDICES, INDICES, INDICES, INDICES, array_out(2, types.float64), fastmath=False)
-def _box_mean(values, top, bottom, left, right, means):
+@kernel(
+    array_in(2, types.float64), INDICES, INDICES, INDICES, INDICES, array_out(2, types.float64),
+    array_out(2, types.float64), fastmath=False,
+)  # fmt: skip
+def _box_mean(values, top, bottom, left, right, work, means):
     """Average over windows: running sums of columns at both ends of the window, then differences of those of rows."""
     height, width = values.shape
-    begin, end, sums = np.zeros(width), np.zeros(width), np.zeros(width + 1)
+    begin, end, sums = work[0], work[1], work[2]
+    work[:] = 0
     first = last = 0
     for y in range(height):
         while first < top[y]:
@@ -56,12 +62,12 @@ def _box_mean(values, top, bottom, left, right, means):
     INDICES,
     INDICES,
     WEIGHTS,
+    array_out(2),
     array_out(2, types.uint16),
     fastmath=False,
 )
-def _linear_in_color(planes, rgb, top, bottom, down, left, right, across, result):
+def _linear_in_color(planes, rgb, top, bottom, down, left, right, across, rows, result):
     n_planes, _, width = planes.shape
-    rows = np.empty((width, n_planes), np.float32)
     for y in range(len(top)):
         for k in range(n_planes):
             for x in range(width):

@@ -7,21 +7,21 @@ or first read, weights are packed as quads, and the micro-kernel adds four produ
 from __future__ import annotations
 
 import numpy as np
-from numba import types
 from vitnp.kernels import reference
+from vitnp.kernels.cpu.codegen import types
 from vitnp.kernels.cpu.codegen.gil import enter_kernel, leave_kernel
 from vitnp.kernels.cpu.codegen.int8 import quantize_row
 from vitnp.kernels.cpu.codegen.jit import IN, OUT, kernel
 from vitnp.kernels.cpu.codegen.microkernels import PANEL, TILE_ROWS, TILE_VECTORS, product_tile
 from vitnp.kernels.cpu.codegen.simd import LANES
 from vitnp.kernels.cpu.codegen.workspace import workspace
-from vitnp.kernels.cpu.epilogue import epilogue, finish_panel
+from vitnp.kernels.cpu.epilogue import copy_out, copy_residual, epilogue, finish_int8, new_panel_rows, start_panel
 from vitnp.kernels.cpu.layernorm import normalize_row
 from vitnp.kernels.cpu.linear import PackedInt8, unpacked
 from vitnp.kernels.reference.int8 import QuantizedRows, check_inputs, quantize_weight
 
 ROWS = 256
-DEPTH = 96  # quads
+DEPTH = 192  # quads
 QUAD = 4
 
 _tile = product_tile(TILE_ROWS, TILE_VECTORS, packed=4, cache=2)
@@ -144,12 +144,14 @@ def _linear_int8(values, row_scales, zeros, panels, totals, scales, bias, gelu, 
     """
     enter_kernel()
     inputs = panels.shape[1]
-    work = np.empty((4, PANEL), np.float32)
+    work = new_panel_rows()
     step = values.strides[0]
+    has_residual, ld_residual = residual.shape[0] > 0, residual.strides[0] // 4
     for first in range(0, values.shape[0], ROWS):
         count = min(ROWS, values.shape[0] - first)
-        quantized = row_scales[first:], zeros[first:], totals, scales
         for panel in range(panels.shape[0]):
+            column = panel * PANEL
+            in_place = start_panel(column, bias, scale, residual, out, work)
             for start in range(0, inputs, DEPTH):
                 depth = min(DEPTH, inputs - start)
                 weights = panels.ctypes.data + 4 * (panel * inputs + start) * PANEL
@@ -160,5 +162,21 @@ def _linear_int8(values, row_scales, zeros, panels, totals, scales, bias, gelu, 
                     a, target = values.ctypes.data + (first + i) * step + 4 * start, sums[i].ctypes.data
                     _tile(a, count - i, step // 4, weights, PANEL, target, PANEL, depth, start, ahead, every)
                     ahead += every * depth
-            finish_panel(sums, first, count, panel * PANEL, bias, gelu, scale, residual, out, work, quantized)
+                    if start + depth < inputs:
+                        continue
+                    done, row = min(TILE_ROWS, count - i), first + i
+                    added, ld_added = residual.ctypes.data + row * residual.strides[0] + 4 * column, ld_residual
+                    result, ld_result = out.ctypes.data + row * out.strides[0] + 4 * column, out.strides[0] // 4
+                    if not in_place:
+                        copy_residual(residual, row, done, column, work)
+                        added = result = work.ctypes.data + 8 * PANEL
+                        ld_added = ld_result = PANEL
+                    finish_int8(
+                        target, done, row_scales[row:].ctypes.data, zeros[row:].ctypes.data,
+                        totals[column:].ctypes.data, scales[column:].ctypes.data,
+                        work.ctypes.data, work.ctypes.data + 4 * PANEL,
+                        added, ld_added, has_residual, gelu, result, ld_result,
+                    )  # fmt: skip
+                    if not in_place:
+                        copy_out(out, row, done, column, work)
     leave_kernel()

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import types
 from vitnp.kernels import reference
+from vitnp.kernels.cpu.codegen import types
 from vitnp.kernels.cpu.codegen.jit import IN, OUT, kernel
 from vitnp.kernels.cpu.codegen.products import MAX_DOTS, NARROW, products
 from vitnp.kernels.cpu.codegen.rows import (
@@ -16,6 +16,7 @@ from vitnp.kernels.cpu.codegen.rows import (
     add_scaled,
     add_to_float64,
     distance,
+    new_row_numbers,
     read_row,
     readable_rows,
     row_norm,
@@ -141,7 +142,7 @@ def assign_and_add(
     )
     base = work.ctypes.data
     summing, in_place = sums.shape[0] > 0, inverse_norms.shape[0] > 0
-    inverse = np.empty(ROWS, np.float32)
+    inverse = new_row_numbers()
     far = FAR_AHEAD if columns <= MAX_DOTS else 0  # tiles by columns prefetch on their own
     group = ROWS if columns > MAX_DOTS else FEW_NARROW_ROWS if n <= NARROW else FEW_WIDE_ROWS
     for index in range((labels.shape[0] + block - 1) // block):

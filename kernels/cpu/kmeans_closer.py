@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import types
 from vitnp.kernels import reference
+from vitnp.kernels.cpu.codegen import types
 from vitnp.kernels.cpu.codegen.jit import IN, OUT, kernel
 from vitnp.kernels.cpu.codegen.products import copy_rows, distances, pack, padded_columns, products
 from vitnp.kernels.cpu.codegen.rows import (
@@ -13,6 +13,7 @@ from vitnp.kernels.cpu.codegen.rows import (
     ROWS,
     WORKSPACE,
     divide_workspace,
+    new_row_numbers,
     read_row,
     readable_rows,
     round_up,
@@ -77,7 +78,7 @@ def _closer(x, step, dtype_code, candidates, cosine, shift, nearest, out, work):
         pack(candidates, work, packed, n)
     else:
         copy_rows(candidates, work, packed, columns, n)
-    inverse = np.empty(ROWS, np.float32)
+    inverse = new_row_numbers()
     for first in range(0, out.shape[0], ROWS):
         group = min(ROWS, out.shape[0] - first)
         for i in range(group):

@@ -6,8 +6,8 @@ A pass over the patches of a photograph takes 10 microseconds, less than calling
 from __future__ import annotations
 
 import numpy as np
-from numba import types
 from vitnp.kernels import reference
+from vitnp.kernels.cpu.codegen import types
 from vitnp.kernels.cpu.codegen.jit import array_in, array_out, kernel
 from vitnp.kernels.cpu.codegen.products import pack, padded_columns, products
 from vitnp.kernels.cpu.codegen.rows import (
@@ -36,15 +36,18 @@ def kmeans_plusplus(x: np.ndarray, n_clusters: int, draws: np.ndarray) -> np.nda
     inverse, losses = workspace("inverse norms", count), workspace("losses of candidates", count, n_candidates + 1)
     sums = workspace("cumulative losses", count, dtype=np.float64)
     chosen = np.empty(n_clusters, np.int64)
-    _choose(x, draws, n_candidates, inverse, losses, sums, work, chosen)
+    candidates = workspace("candidates", n_candidates, width)
+    totals = workspace("losses of candidates in all", n_candidates, dtype=np.float64)
+    drawn = workspace("numbers of candidates", n_candidates, dtype=np.int64)
+    _choose(x, draws, inverse, losses, sums, candidates, totals, drawn, work, chosen)
     return chosen
 
 
 @kernel(
-    MATRIX_IN, array_in(1, types.float64), types.int64, array_out(1), array_out(2), array_out(1, types.float64),
-    WORKSPACE, array_out(1, types.int64),
+    MATRIX_IN, array_in(1, types.float64), array_out(1), array_out(2), array_out(1, types.float64), array_out(2),
+    array_out(1, types.float64), array_out(1, types.int64), WORKSPACE, array_out(1, types.int64),
 )  # fmt: skip
-def _choose(x, draws, n_candidates, inverse, losses, sums, work, chosen):
+def _choose(x, draws, inverse, losses, sums, candidates, totals, drawn, work, chosen):
     """Choose rows as initial centroids.
 
     Parameters
@@ -52,21 +55,19 @@ def _choose(x, draws, n_candidates, inverse, losses, sums, work, chosen):
     x : (N, D) float32, IN
     draws : (n_draws,) float64, IN
         See :func:`vitnp.kernels.reference.kmeans_plusplus`.
-    n_candidates : int
-        M, rows of which each further centroid is the best.
     inverse : (N,) float32, losses : (N, M + 1) float32, sums : (N,) float64, OUT
-        Temporary: one by the norm of each row; its loss for each candidate, and for the nearest chosen row; and
+        Temporary: one by the norm of each row; its loss for each of M candidates, and for the nearest chosen row; and
         cumulative sums of the latter.
+    candidates : (M, D) float32, totals : (M,) float64, drawn : (M,) int64, OUT
+        Temporary: rows of which the next centroid is the best, sums of the losses with each, and their numbers.
     work : float32, OUT
         Workspace.
     chosen : (K,) int64, OUT
     """
-    count, width = x.shape
+    (count, width), n_candidates = x.shape, len(drawn)
     n = round_up(width)
     rows, results, offset, packed = divide_workspace(work, ROWS, n, round_up(padded_columns(n_candidates, n)))
     base, step = work.ctypes.data, 4 * width
-    candidates, drawn = np.empty((n_candidates, width), np.float32), np.empty(n_candidates, np.int64)
-    totals = np.empty(n_candidates)
     nearest = n_candidates
     # Rows that consist of whole vectors are multiplied where they are, unless one is so short that it is scaled.
     in_place = n == width
@@ -80,10 +81,19 @@ def _choose(x, draws, n_candidates, inverse, losses, sums, work, chosen):
                 sums[i] = total
             for j in range(n_candidates):
                 target = draws[1 + (k - 1) * n_candidates + j] * total
-                drawn[j] = min(np.searchsorted(sums, target, side="right"), count - 1)
+                # The first row whose cumulative sum is larger, by bisection.
+                low, high = 0, count - 1
+                while low < high:
+                    middle = (low + high) // 2
+                    if sums[middle] > target:
+                        high = middle
+                    else:
+                        low = middle + 1
+                drawn[j] = low
         m = 1 if k == 0 else n_candidates
         for j in range(m):
-            candidates[j] = x[drawn[j]]
+            for d in range(width):
+                candidates[j, d] = x[drawn[j], d]
         columns = padded_columns(m, n)
         wide = round_up(columns)
         pack(candidates[:m], work, packed, n)

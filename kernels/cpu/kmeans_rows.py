@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import types
+from vitnp.kernels.cpu.codegen import types
 from vitnp.kernels.cpu.codegen.jit import OUT, intrinsic, kernel
 from vitnp.kernels.cpu.codegen.products import copy_rows, pack, padded_columns
 from vitnp.kernels.cpu.codegen.rows import (

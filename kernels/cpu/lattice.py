@@ -12,10 +12,11 @@ import numpy as np
 from vitnp.kernels import reference
 from vitnp.kernels.cpu.lattice_build import (
     BLOCK,
-    MIN_SLOTS,
     add_at,
     embed,
+    enlarged,
     link_neighbors,
+    new_table,
     number_keys,
     scale_weights,
     transpose,
@@ -52,7 +53,7 @@ def permutohedral_lattice(features: np.ndarray) -> reference.Lattice:
     if features.dtype != np.float32:
         return reference.permutohedral_lattice(features)
     features = np.ascontiguousarray(features)
-    scale, stride, origin = reference.lattice_geometry(features)
+    scale, stride, origin, _ = reference.lattice_geometry(features)
     axes, points = len(stride), features.shape[1]
     vertex, weight = np.empty((points, axes), np.int32), np.empty((points, axes), np.float32)
 
@@ -66,12 +67,13 @@ def permutohedral_lattice(features: np.ndarray) -> reference.Lattice:
     chunks = sorted(embedded)
 
     # Number the vertices of all chunks.
-    keys, slots, count = np.empty(MIN_SLOTS // 2, np.int64), np.full(MIN_SLOTS, -1, np.int32), 0
+    (keys, slots), count = new_table(), 0
     numbers = {}
     for chunk in chunks:
         chunk_keys, _ = embedded[chunk]
         numbers[chunk] = np.empty(len(chunk_keys), np.int32)
-        keys, slots, count = number_keys(chunk_keys, keys, slots, count, numbers[chunk])
+        keys, slots = enlarged(keys, slots, count, len(chunk_keys))
+        count = number_keys(chunk_keys, keys, slots, count, numbers[chunk])
 
     # List the points of each vertex, chunk after chunk.
     start = np.zeros(count + 1, np.int64)

@@ -7,8 +7,9 @@ numbered one chunk after the other, which is the order in which a single pass ov
 from __future__ import annotations
 
 import numpy as np
-from numba import types
+from vitnp.kernels.cpu.codegen import types
 from vitnp.kernels.cpu.codegen.jit import array_in, array_out, kernel
+from vitnp.kernels.cpu.codegen.workspace import workspace
 
 # Points whose simplices are computed together, so that loops over them are vectorized.
 BLOCK = 128
@@ -53,7 +54,7 @@ def number_keys(new_keys, keys, slots, count, numbers):
     keys : (S / 2,) int64, IN and OUT
         Key of each number.
     slots : (S,) int32, IN and OUT
-        The hash table: numbers, or -1. S is a power of two.
+        The hash table: numbers, or -1. S is a power of two; all keys fit into half of it, see :func:`enlarged`.
     count : int
         Number of keys in the table.
     numbers : (n,) int32, OUT
@@ -61,19 +62,9 @@ def number_keys(new_keys, keys, slots, count, numbers):
 
     Returns
     -------
-    keys, slots, count
-        The same arrays, or larger ones where the table would have been more than half full.
+    int
+        Number of keys in the table now.
     """
-    size = len(slots)
-    while size < 2 * (count + len(new_keys)):
-        size *= 2
-    if size > len(slots):
-        larger, slots = np.empty(size // 2, np.int64), np.full(size, np.int32(-1))
-        shift = _shift(slots)
-        for number in range(count):
-            larger[number] = keys[number]
-            slots[_find(keys[number], larger, slots, shift)] = number
-        keys = larger
     shift = _shift(slots)
     for i in range(len(new_keys)):
         slot = _find(new_keys[i], keys, slots, shift)
@@ -82,13 +73,39 @@ def number_keys(new_keys, keys, slots, count, numbers):
             keys[count] = new_keys[i]
             count += 1
         numbers[i] = slots[slot]
-    return keys, slots, count
+    return count
+
+
+@kernel(array_in(1, types.int64), types.int64, array_out(1, types.int64), array_out(1, types.int32))
+def _copy_keys(keys, count, larger, slots):
+    """Enter the keys of a hash table into a larger one."""
+    shift = _shift(slots)
+    for number in range(count):
+        larger[number] = keys[number]
+        slots[_find(keys[number], larger, slots, shift)] = number
+
+
+def enlarged(keys: np.ndarray, slots: np.ndarray, count: int, more: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return keys and slots of a hash table with room for `more` keys: the same arrays, or larger ones."""
+    size = len(slots)
+    while size < 2 * (count + more):
+        size *= 2
+    if size == len(slots):
+        return keys, slots
+    larger, larger_slots = new_table(size)
+    _copy_keys(keys, count, larger, larger_slots)
+    return larger, larger_slots
+
+
+def new_table(size: int = MIN_SLOTS) -> tuple[np.ndarray, np.ndarray]:
+    """Return keys and slots of an empty hash table."""
+    return np.empty(size // 2, np.int64), np.full(size, -1, np.int32)
 
 
 # Without contraction to fused multiply-adds: the operations are rounded as in the reference, so that both find the same
 # simplices.
 @kernel(fastmath=False)
-def _simplices(features, scale, stride, origin, first, size, floats, rank, corner, weight):
+def _simplices(features, scale, stride, origin, first, size, floats, ordered, rank, step, corner, weight):
     """Compute keys of the corners and barycentric coordinates of up to BLOCK points; the reference explains each step.
 
     Parameters
@@ -97,7 +114,7 @@ def _simplices(features, scale, stride, origin, first, size, floats, rank, corne
         As for :func:`embed`.
     first, size : int
         First point, and number of points.
-    floats : (4, D + 1, BLOCK) float32, rank : (D + 1, BLOCK) int32, OUT
+    floats : (4, D + 1, BLOCK) float32, ordered : (D + 1,) float32, rank : (D + 1, BLOCK) int32, step : (D + 1,) int64, OUT
         Workspaces.
     corner : (BLOCK (D + 1),) int64, OUT
         Keys of the corners.
@@ -140,7 +157,6 @@ def _simplices(features, scale, stride, origin, first, size, floats, rank, corne
     whole = np.int64(0)
     for axis in range(axes):
         whole += stride[axis]
-    ordered, step = np.empty(axes, np.float32), np.empty(axes, np.int64)
     for t in range(size):
         key = np.int64(0)
         for axis in range(axes):
@@ -157,9 +173,53 @@ def _simplices(features, scale, stride, origin, first, size, floats, rank, corne
 
 @kernel(
     array_in(2), array_in(1), array_in(1, types.int64), array_in(1, types.int64), types.int64, types.int64,
-    array_out(2, types.int32), array_out(2),
+    array_out(1, types.int64), array_out(1, types.int32), types.int64, array_out(1, types.int64), array_out(3),
+    array_out(1), array_out(2, types.int32), array_out(1, types.int64), array_out(1, types.int64),
+    array_out(1, types.int32), array_out(2),
 )  # fmt: skip
-def embed(features, scale, stride, origin, first, last, vertex, weight):
+def _embed(
+    features, scale, stride, origin, first, last, keys, slots, count, progress, floats, ordered, rank, step, corner,
+    flat, weight,
+):  # fmt: skip
+    """Compute the corners of points until a chunk ends, or the hash table is full.
+
+    Parameters
+    ----------
+    first, last : int
+        Range of points.
+    keys, slots, count
+        See :func:`number_keys`.
+    progress : (2,) int64, OUT
+        First point that is not done, and number of keys in the table.
+    floats, ordered, rank, step, corner
+        Workspaces of :func:`_simplices`.
+    features, scale, stride, origin, weight
+        As for :func:`embed`.
+    flat : (N (D + 1),) int32, OUT
+        The numbers of vertices.
+    """
+    axes = len(stride)
+    while first < last:
+        size = min(BLOCK, last - first)
+        if len(slots) < 2 * (count + size * axes):
+            break
+        _simplices(features, scale, stride, origin, first, size, floats, ordered, rank, step, corner, weight)
+        begin, end = first * axes, (first + size) * axes
+        count = number_keys(corner[: size * axes], keys, slots, count, flat[begin:end])
+        first += size
+    progress[0], progress[1] = first, count
+
+
+def embed(
+    features: np.ndarray,
+    scale: np.ndarray,
+    stride: np.ndarray,
+    origin: np.ndarray,
+    first: int,
+    last: int,
+    vertex: np.ndarray,
+    weight: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
     """Compute the corners of a chunk of points, with vertex numbers that are local to the chunk.
 
     Parameters
@@ -179,19 +239,19 @@ def embed(features, scale, stride, origin, first, last, vertex, weight):
         Number of points that have each vertex as a corner.
     """
     axes = len(stride)
-    floats, rank = np.empty((4, axes, BLOCK), np.float32), np.empty((axes, BLOCK), np.int32)
-    corner = np.empty(BLOCK * axes, np.int64)
-    keys, slots, count = np.empty(MIN_SLOTS // 2, np.int64), np.full(MIN_SLOTS, np.int32(-1)), 0
-    flat = vertex.reshape(vertex.size)
-    for start in range(first, last, BLOCK):
-        size = min(BLOCK, last - start)
-        _simplices(features, scale, stride, origin, start, size, floats, rank, corner, weight)
-        begin, end = start * axes, (start + size) * axes
-        keys, slots, count = number_keys(corner[: size * axes], keys, slots, count, flat[begin:end])
-    degree = np.zeros(count, np.int64)
-    for i in range(first * axes, last * axes):
-        degree[flat[i]] += 1
-    return keys[:count].copy(), degree
+    floats, ordered = workspace("lattice floats", 4, axes, BLOCK), workspace("lattice order", axes)
+    rank = workspace("lattice ranks", axes, BLOCK, dtype=np.int32)
+    step, corner = (workspace(f"lattice {name}", n, dtype=np.int64) for name, n in (("s", axes), ("c", BLOCK * axes)))
+    (keys, slots), count, progress = new_table(), 0, np.zeros(2, np.int64)
+    start, flat = first, vertex.reshape(-1)
+    while start < last:
+        keys, slots = enlarged(keys, slots, count, BLOCK * axes)
+        _embed(
+            features, scale, stride, origin, start, last, keys, slots, count, progress, floats, ordered, rank, step,
+            corner, flat, weight,
+        )  # fmt: skip
+        start, count = progress.tolist()
+    return keys[:count].copy(), np.bincount(vertex[first:last].reshape(-1), minlength=count)
 
 
 @kernel(array_in(1, types.int32), array_in(1, types.int64), array_out(1, types.int64))

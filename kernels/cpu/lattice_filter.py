@@ -8,9 +8,10 @@ on the number of threads.
 from __future__ import annotations
 
 import numpy as np
-from numba import types
+from vitnp.kernels.cpu.codegen import types
 from vitnp.kernels.cpu.codegen.jit import array_in, array_out, intrinsic, kernel
 from vitnp.kernels.cpu.codegen.simd import I32, I64, LOG2_E, Vectors, loop
+from vitnp.kernels.cpu.codegen.stack import stack_array
 
 # Numbers of a row that are processed together on any processor. Rows are padded to a multiple: 21 classes take 24.
 WIDTH = 8
@@ -208,12 +209,16 @@ def to_marginals(state, first, last):
         _softmax(state.ctypes.data + 4 * width * p, width)
 
 
+_new_vector = stack_array(WIDTH)
+
+
 @kernel(array_out(2), types.int64, types.int64)
 def to_differences(state, first, last):
     """Replace a range of log-odds x, (N, 1) float32, by tanh(x / 2), the difference of the two probabilities."""
     whole = (last - first) // WIDTH * WIDTH
     _tanh_of_half(state[first:].ctypes.data, whole)
-    rest = np.zeros(WIDTH, np.float32)
+    rest = _new_vector()
+    rest[:] = 0
     for p in range(first + whole, last):
         rest[p - first - whole] = state[p, 0]
     _tanh_of_half(rest.ctypes.data, WIDTH)

@@ -11,18 +11,18 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
-from numba import types
 from vitnp.kernels import reference
+from vitnp.kernels.cpu.codegen import types
 from vitnp.kernels.cpu.codegen.gil import enter_kernel, leave_kernel
 from vitnp.kernels.cpu.codegen.jit import IN, OUT, kernel
 from vitnp.kernels.cpu.codegen.microkernels import PANEL, TILE_ROWS, TILE_VECTORS, product_tile, row_to_pairs
 from vitnp.kernels.cpu.codegen.simd import LANES
 from vitnp.kernels.cpu.codegen.workspace import workspace
-from vitnp.kernels.cpu.epilogue import epilogue, finish_panel
+from vitnp.kernels.cpu.epilogue import copy_out, copy_residual, epilogue, finish, new_panel_rows, start_panel
 from vitnp.kernels.reference.int8 import QuantizedRows, QuantizedWeight
 
 ROWS = 256
-DEPTH = 96
+DEPTH, DEPTH_OF_PAIRS = 96, 192
 
 _tile = product_tile(TILE_ROWS, TILE_VECTORS, cache=2)
 _tile_of_pairs = product_tile(TILE_ROWS, TILE_VECTORS, packed=2)
@@ -132,8 +132,11 @@ def linear(
     if len(rows) == 0:
         return out
     sums = workspace("linear sums", ROWS + TILE_ROWS, PANEL)
-    pairs = workspace("linear pairs", ROWS if packed.pairs else 0, -(-packed.inputs // (2 * LANES)) * LANES)
-    _linear(rows, packed.panels, *epilogue(bias, activation, scale, residual, flat), sums, pairs)
+    arguments = rows, packed.panels, *epilogue(bias, activation, scale, residual, flat), sums
+    if packed.pairs:
+        _linear_bf16(*arguments, workspace("linear pairs", ROWS, -(-packed.inputs // (2 * LANES)) * LANES))
+    else:
+        _linear(*arguments, None)
     return out
 
 
@@ -160,12 +163,12 @@ def _rows_to_pairs(x, first, count, pairs, work):
         row_to_pairs(row.ctypes.data, target.ctypes.data, whole)
         if whole < inputs:
             work[0, :LANES] = np.float32(0)
-            work[0, : inputs - whole] = row[whole:]
+            for j in range(whole, inputs):
+                work[0, j - whole] = row[j]
             row_to_pairs(work[0].ctypes.data, target[whole // 2 :].ctypes.data, LANES)
 
 
-@kernel(IN(2), IN(3), IN(1), types.boolean, IN(1), IN(2), OUT(2), OUT(2), OUT(2))
-def _linear(x, panels, bias, gelu, scale, residual, out, sums, pairs):
+def _linear_rows(x, panels, bias, gelu, scale, residual, out, sums, pairs):
     """Compute ``out = residual + scale gelu(x W + bias)``.
 
     Parameters
@@ -181,35 +184,57 @@ def _linear(x, panels, bias, gelu, scale, residual, out, sums, pairs):
     out : (N, E) float32, OUT
     sums : (ROWS + TILE_ROWS, PANEL) float32, OUT
         Workspace.
-    pairs : (ROWS, C / 2 or more) float32, OUT
-        Workspace for rows as pairs of bfloat16 numbers; no rows if the panels are float32.
+    pairs : (ROWS, C / 2 or more) float32, OUT, or None
+        Workspace for rows as pairs of bfloat16 numbers; None if the panels are float32.
     """
     enter_kernel()
     inputs = panels.shape[1]
-    bfloat16 = pairs.shape[0] > 0
-    work = np.empty((4, PANEL), np.float32)
+    longest = DEPTH if pairs is None else DEPTH_OF_PAIRS
+    work = new_panel_rows()
+    has_residual, ld_residual = residual.shape[0] > 0, residual.strides[0] // 4
     for first in range(0, x.shape[0], ROWS):
         count = min(ROWS, x.shape[0] - first)
-        if bfloat16:
+        if pairs is not None:
             _rows_to_pairs(x, first, count, pairs, work)
             rows, step = pairs.ctypes.data, pairs.strides[0]
         else:
             rows, step = x.ctypes.data + first * x.strides[0], x.strides[0]
         for panel in range(panels.shape[0]):
-            for start in range(0, inputs, DEPTH):
-                depth = min(DEPTH, inputs - start)
+            column = panel * PANEL
+            in_place = start_panel(column, bias, scale, residual, out, work)
+            for start in range(0, inputs, longest):
+                depth = min(longest, inputs - start)
                 weights = panels.ctypes.data + 4 * (panel * inputs + start) * PANEL
                 # The next chunk of weights follows in memory. Each tile prefetches its part of it.
                 every = -(-4 * PANEL // -(-count // TILE_ROWS))
                 ahead = weights + 4 * depth * PANEL
                 for i in range(0, count, TILE_ROWS):
                     a, target = rows + i * step + 4 * start, sums[i].ctypes.data
-                    if bfloat16:
+                    if pairs is not None:
                         _tile_of_pairs(
                             a, count - i, step // 4, weights, PANEL, target, PANEL, depth, start, ahead, every
                         )
                     else:
                         _tile(a, count - i, step // 4, weights, PANEL, target, PANEL, depth, start, ahead, every)
                     ahead += every * depth
-            finish_panel(sums, first, count, panel * PANEL, bias, gelu, scale, residual, out, work, None)
+                    if start + depth < inputs:
+                        continue
+                    # The epilogue of each tile, while its sums are in the L1 cache.
+                    done, row = min(TILE_ROWS, count - i), first + i
+                    added, ld_added = residual.ctypes.data + row * residual.strides[0] + 4 * column, ld_residual
+                    result, ld_result = out.ctypes.data + row * out.strides[0] + 4 * column, out.strides[0] // 4
+                    if not in_place:
+                        copy_residual(residual, row, done, column, work)
+                        added = result = work.ctypes.data + 8 * PANEL
+                        ld_added = ld_result = PANEL
+                    finish(
+                        target, done, work.ctypes.data, work.ctypes.data + 4 * PANEL,
+                        added, ld_added, has_residual, gelu, pairs is not None, result, ld_result,
+                    )  # fmt: skip
+                    if not in_place:
+                        copy_out(out, row, done, column, work)
     leave_kernel()
+
+
+_SIGNATURE = IN(2), IN(3), IN(1), types.boolean, IN(1), IN(2), OUT(2), OUT(2)
+_linear, _linear_bf16 = kernel(*_SIGNATURE, types.none)(_linear_rows), kernel(*_SIGNATURE, OUT(2))(_linear_rows)

@@ -6,9 +6,9 @@ An iteration over the patches of a photograph takes a tenth of a millisecond, as
 from __future__ import annotations
 
 import numpy as np
-from numba import types
 from vitnp.kernels import reference
 from vitnp.kernels.cpu.bounds import FEW_ROWS, bounds_per_row
+from vitnp.kernels.cpu.codegen import types
 from vitnp.kernels.cpu.codegen.barrier import spin_wait
 from vitnp.kernels.cpu.codegen.jit import IN, OUT, kernel
 from vitnp.kernels.cpu.codegen.rows import WORKSPACE, readable_rows

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import types
+from vitnp.kernels.cpu.codegen import types
 from vitnp.kernels.cpu.codegen.jit import array_in, array_out, intrinsic, kernel
 from vitnp.kernels.cpu.codegen.pixels import load_pixels, load_splats, store_pixels, weighted_channels
 from vitnp.kernels.cpu.codegen.simd import LANES, Vectors
+from vitnp.kernels.cpu.codegen.stack import stack_array
+
+_new_accent = stack_array(4)
 
 
 def paint_overlay(
@@ -75,7 +78,7 @@ def _over(below, above, opacity):
     fastmath=False,
 )
 def _paint(rgb, soft, opacity, outside, tint, lines, result):
-    matrix, accent = outside.copy(), np.empty(4, np.float32)
+    accent = _new_accent()
     for channel in range(3):
         accent[channel] = lines[1, channel]
     accent[3] = tint
@@ -89,7 +92,7 @@ def _paint(rgb, soft, opacity, outside, tint, lines, result):
             lowest, highest = min(lowest, soft[i]), max(highest, soft[i])
         source, target = rgb.ctypes.data + 3 * first, result.ctypes.data + 3 * first
         if highest == 0 and dimmed and last == first + LANES:
-            _dim(source, matrix.ctypes.data, target)
+            _dim(source, outside.ctypes.data, target)
         elif lowest == 255 and tinted_only and last == first + LANES:
             _tint(source, accent.ctypes.data, target)
         else:

@@ -6,7 +6,7 @@ Keys are rotated on the way if the network has rotary position embeddings, so th
 from __future__ import annotations
 
 import numpy as np
-from numba import types
+from vitnp.kernels.cpu.codegen import types
 from vitnp.kernels.cpu.codegen.gil import enter_kernel, leave_kernel
 from vitnp.kernels.cpu.codegen.jit import IN, OUT, kernel
 from vitnp.kernels.cpu.codegen.microkernels import (
@@ -109,15 +109,15 @@ def _pairs_to_columns(rows, count, panel, offset, block):
 
 @kernel(
     IN(2), IN(2), OUT(4, types.uint16, layout="C"), OUT(3, types.uint16, layout="C"), IN(2), OUT(2, layout="C"),
-    types.int64, types.int64,
+    OUT(2, layout="C"), types.int64, types.int64,
 )  # fmt: skip
-def write_pairs(key, value, keys, values, rotation, rotated, size, start):
+def write_pairs(key, value, keys, values, rotation, rotated, block, size, start):
     """Copy rows of keys and values into a cache of bfloat16 numbers, as :func:`write`.
 
-    Keys are (H, panels, ceil(D/H / 2), 2 PANEL) and values (H, ceil(N / 2), 2 padded D/H), uint16.
+    Keys are (H, panels, ceil(D/H / 2), 2 PANEL) and values (H, ceil(N / 2), 2 padded D/H), uint16. `block` is a
+    workspace (LANES, whole vectors of pairs of features) for rows of keys.
     """
     enter_kernel()
-    block = np.empty((LANES, size // (2 * LANES) * LANES), np.float32)  # rows of keys as pairs of features
     evenly = size // LANES * LANES
     first = start % 2  # the first row whose value is the first of a pair
     last = first + max(0, len(value) - first) // 2 * 2

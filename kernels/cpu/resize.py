@@ -10,8 +10,8 @@ import functools
 
 import numpy as np
 from llvmlite import ir
-from numba import types
 from vitnp.kernels import reference
+from vitnp.kernels.cpu.codegen import types
 from vitnp.kernels.cpu.codegen.jit import array_in, intrinsic, kernel
 from vitnp.kernels.cpu.codegen.simd import I32, I64, loop, splat
 from vitnp.kernels.reference.resize import FIXED_POINT, filter_weights

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from llvmlite import ir
-from numba import types
+from vitnp.kernels.cpu.codegen import types
 from vitnp.kernels.cpu.codegen.jit import intrinsic
 from vitnp.kernels.cpu.codegen.simd import LANES, Vectors, loop
 

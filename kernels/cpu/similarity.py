@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 from llvmlite import ir
-from numba import types
 from vitnp.kernels import reference
+from vitnp.kernels.cpu.codegen import types
 from vitnp.kernels.cpu.codegen.jit import OUT, intrinsic, kernel
 from vitnp.kernels.cpu.codegen.products import pack, padded_columns, products
 from vitnp.kernels.cpu.codegen.rows import (
@@ -13,6 +13,7 @@ from vitnp.kernels.cpu.codegen.rows import (
     ROWS,
     WORKSPACE,
     divide_workspace,
+    new_row_numbers,
     read_row,
     readable_rows,
     round_up,
@@ -146,7 +147,7 @@ def _similarity(x, step, dtype_code, y, out, work):
     rows, cosines, shift, packed = divide_workspace(work, ROWS, n, wide)
     base = work.ctypes.data
     pack(y, work, packed, n)
-    inverse = np.empty(ROWS, np.float32)
+    inverse = new_row_numbers()
     for first in range(0, out.shape[0], ROWS):
         group = min(ROWS, out.shape[0] - first)
         for i in range(group):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from vitnp.kernels.cuda.graphs import release_all
@@ -34,6 +34,31 @@ def check() -> None:
 def wait() -> None:
     """Wait until all launched kernels have finished."""
     require_cupy().cuda.get_current_stream().synchronize()
+
+
+def mark() -> cupy.cuda.Event:
+    """Return an event that happens when all that this thread has launched so far has finished."""
+    event = require_cupy().cuda.Event()
+    event.record()
+    return event
+
+
+def seconds_between(begin: cupy.cuda.Event, end: cupy.cuda.Event) -> float:
+    """Return the seconds between two events; waits until both have happened."""
+    begin.synchronize()
+    end.synchronize()
+    return require_cupy().cuda.get_elapsed_time(begin, end) / 1e3
+
+
+def hand_over() -> Callable[[], None]:
+    """Return a function by which the stream of another thread waits for what this thread has launched so far.
+
+    The host does not wait. Memory belongs to the stream on which it was allocated: whoever takes an array over has to
+    keep it until its own work is finished, and what that work was made from, too.
+    """
+    event = require_cupy().cuda.Event(disable_timing=True)
+    event.record()
+    return lambda: require_cupy().cuda.get_current_stream().wait_event(event)
 
 
 @contextlib.contextmanager

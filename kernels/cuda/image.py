@@ -22,7 +22,6 @@ _THREADS = 256
 _MAX_PLANES = 65_535
 # As in vitnp.io.resample: longer sides are subsampled before they are filtered.
 _LONGEST_SIDE = 1 << 20
-_MOMENTS = 13
 
 
 def resize(rgb: cupy.ndarray, size: tuple[int, int]) -> cupy.ndarray:
@@ -32,28 +31,30 @@ def resize(rgb: cupy.ndarray, size: tuple[int, int]) -> cupy.ndarray:
 
     Parameters
     ----------
-    rgb : uint8 array, shape (H, W, 3)
+    rgb : uint8 array, shape (H, W, 3) or (photographs, H, W, 3)
     size : (int, int)
         Height and width ``(h, w)`` of the result.
 
     Returns
     -------
-    uint8 array, shape (h, w, 3)
+    uint8 array, shape (h, w, 3) or (photographs, h, w, 3)
     """
     import cupy
 
-    rgb = _photograph(rgb)
-    if rgb.shape[:2] == tuple(size):
+    rgb = check(rgb)
+    *leading, height, width, _ = rgb.shape
+    if (height, width) == tuple(size):
         return rgb
-    thin_rows, thin_columns = (-(-side // _LONGEST_SIDE) for side in rgb.shape[:2])
-    rgb = cupy.ascontiguousarray(rgb[::thin_rows, ::thin_columns])
-    height, width = rgb.shape[:2]
+    thin_rows, thin_columns = (-(-side // _LONGEST_SIDE) for side in (height, width))
+    rgb = cupy.ascontiguousarray(rgb[..., ::thin_rows, ::thin_columns, :])
+    *leading, height, width, _ = rgb.shape
+    photographs = math.prod(leading)
     # Along rows first, then along columns, rounded to eight bits in between, as Pillow does it.
     if size[1] != width:
-        rgb = _resample(rgb, width, size[1], height, 3).reshape(height, size[1], 3)
+        rgb = _resample(rgb, width, size[1], photographs * height, 3)
     if size[0] != height:
-        rgb = _resample(rgb, height, size[0], 1, 3 * size[1]).reshape(size[0], size[1], 3)
-    return rgb
+        rgb = _resample(rgb, height, size[0], photographs, 3 * size[1])
+    return rgb.reshape(*leading, *size, 3)
 
 
 def normalize(
@@ -75,7 +76,7 @@ def normalize(
     """
     import cupy
 
-    rgb = _photograph(rgb)
+    rgb = check(rgb)
     height, width = rgb.shape[:2]
     out = cupy.empty((3, height, width), dtype)
     name = {"float32": "normalize_float", "float16": "normalize_half"}[out.dtype.name]
@@ -91,7 +92,7 @@ def bilinear(
 
     Parameters
     ----------
-    values : float32 array, shape (h, w)
+    values : float32 array, shape (h, w) or (maps, h, w)
     size : (int, int)
         Height and width ``(H, W)`` of the result.
     rows, columns : slice, optional
@@ -99,102 +100,28 @@ def bilinear(
 
     Returns
     -------
-    array, shape (H, W) or that of the window, float32
+    array, shape (H, W) or that of the window, float32; of each map
     """
     import cupy
 
     values = cupy.ascontiguousarray(values, np.float32)
-    (top, down), (left, across) = _taps(values.shape, size)
+    *leading, height, width = values.shape
+    (top, down), (left, across) = taps((height, width), size)
     top, down, left, across = top[rows], down[rows], left[columns], across[columns]
-    out = cupy.empty((len(top), len(left)), np.float32)
-    shape = (np.int32(side) for side in out.shape)
-    _launch(
-        "bilinear", out.size, values, *map(np.int32, values.shape), *_contiguous(top, down, left, across), *shape, out
-    )
+    out = cupy.empty((*leading, len(top), len(left)), np.float32)
+    tables = map(cupy.ascontiguousarray, (top, down, left, across))
+    arguments = (values, np.int32(height), np.int32(width), *tables, np.int32(len(top)), np.int32(len(left)), out)
+    _launch("bilinear", len(top) * len(left), *arguments, photographs=math.prod(leading))
     return out
 
 
 def fixed_point(values: cupy.ndarray) -> cupy.ndarray:
-    """Clip a map (H, W) to 0..1 and scale it to uint16; see :func:`vitnp.refine.guided_filter.fixed_point`."""
+    """Clip maps (..., H, W) to 0..1 and scale it to uint16; see :func:`vitnp.refine.guided_filter.fixed_point`."""
     import cupy
 
     values = cupy.ascontiguousarray(values, np.float32)
     out = cupy.empty(values.shape, np.uint16)
     _launch("to_fixed_point", out.size, values, np.int64(out.size), out)
-    return out
-
-
-def guided_filter(target: cupy.ndarray, rgb: cupy.ndarray, *, radius: int, eps: float) -> cupy.ndarray:
-    """Filter a map so that within any small window it is a linear function of the photograph's color.
-
-    See :func:`vitnp.refine.guided_filter.guided_filter`.
-
-    Parameters
-    ----------
-    target : float32 array, shape (h, w)
-    rgb : uint8 array, shape (h, w, 3)
-    radius, eps : int, float
-
-    Returns
-    -------
-    array, shape (h, w), float32
-    """
-    import cupy
-
-    planes = guided_coefficients(target, rgb, radius=radius, eps=eps)
-    out = cupy.empty(planes.shape[1:], np.float32)
-    _launch("apply_map", out.size, planes, _photograph(rgb), np.int64(out.size), out)
-    return out
-
-
-def guided_coefficients(target: cupy.ndarray, rgb: cupy.ndarray, *, radius: int, eps: float) -> cupy.ndarray:
-    """Return the averaged coefficients of :func:`guided_filter` for 8-bit color, (4, h, w) float64: a (3), then b."""
-    import cupy
-
-    rgb = _photograph(rgb)
-    if radius != int(radius) or radius < 0:
-        raise ValueError(f"radius must be an integer of at least 0, got {radius}")
-    if not 0 < eps < math.inf:
-        raise ValueError(f"eps must be positive, got {eps}")
-    target = cupy.ascontiguousarray(target, np.float32)
-    window = (np.int32(target.shape[0]), np.int32(target.shape[1]), np.int32(radius))
-    moments = cupy.empty((_MOMENTS, *target.shape), np.float64)
-    fitted, planes = (cupy.empty((4, *target.shape), np.float64) for _ in range(2))
-    _launch("moments_across", target.size, rgb, target, *window, moments)
-    _launch("fit", target.size, moments, *window, np.float64(eps), fitted)
-    _launch("average_across", target.size, fitted, *window, planes, planes=4)
-    _launch("average_down", target.size, planes, *window, fitted, planes=4)
-    return fitted
-
-
-def guided_upsample(
-    soft: cupy.ndarray, small: cupy.ndarray, rgb: cupy.ndarray, *, radius: int = 4, eps: float = 1e-4
-) -> cupy.ndarray:
-    """Enlarge a map to the size of its photograph, with edges that follow the photograph's.
-
-    See :func:`vitnp.refine.guided_filter.guided_upsample`.
-
-    Parameters
-    ----------
-    soft : float32 array, shape (h, w), values in 0..1
-    small : uint8 array, shape (h, w, 3)
-        The photograph reduced to that size.
-    rgb : uint8 array, shape (H, W, 3)
-    radius, eps : int, float
-
-    Returns
-    -------
-    uint16 array, shape (H, W)
-        65535 stands for 1. At most one level from the CPU's.
-    """
-    import cupy
-
-    rgb = _photograph(rgb)
-    planes = guided_coefficients(soft, small, radius=radius, eps=eps)
-    tables = _taps(planes.shape[1:], rgb.shape[:2])
-    out = cupy.empty(rgb.shape[:2], np.uint16)
-    sizes = [np.int32(side) for side in (*planes.shape[1:], *out.shape)]
-    _launch("apply_enlarged", out.size, planes, *sizes[:2], *tables[0], *tables[1], rgb, *sizes[2:], out)
     return out
 
 
@@ -227,17 +154,18 @@ def clean(score: cupy.ndarray, relative: float, absolute: float, cap: float) -> 
     return out
 
 
-def _photograph(rgb: cupy.ndarray) -> cupy.ndarray:
+def check(rgb: cupy.ndarray) -> cupy.ndarray:
+    """Return photographs (..., H, W, 3) as a contiguous array; ValueError if they have another shape or type."""
     import cupy
 
-    if rgb.ndim != 3 or rgb.shape[2] != 3 or rgb.dtype != np.uint8 or rgb.size == 0:
+    if rgb.ndim not in (3, 4) or rgb.shape[-1] != 3 or rgb.dtype != np.uint8 or rgb.size == 0:
         raise ValueError(f"the photograph must be a uint8 array of shape (H, W, 3), not {rgb.dtype} of {rgb.shape}")
     return cupy.ascontiguousarray(rgb)
 
 
-def _launch(name: str, count: int, *arguments: object, planes: int = 1) -> None:
-    """Launch a kernel with one thread per output, `count` of them for each plane."""
-    kernel("image", name)((-(-count // _THREADS), planes), (_THREADS,), arguments)
+def _launch(name: str, count: int, *arguments: object, planes: int = 1, photographs: int = 1) -> None:
+    """Launch a kernel with one thread per output, `count` of them for each plane of each photograph."""
+    kernel("image", name)((-(-count // _THREADS), planes, photographs), (_THREADS,), arguments)
 
 
 def _resample(pixels: cupy.ndarray, length: int, size: int, outer: int, inner: int) -> cupy.ndarray:
@@ -250,7 +178,7 @@ def _resample(pixels: cupy.ndarray, length: int, size: int, outer: int, inner: i
     return out
 
 
-def _taps(shape: tuple[int, int], size: tuple[int, int]) -> list[tuple[cupy.ndarray, cupy.ndarray]]:
+def taps(shape: tuple[int, int], size: tuple[int, int]) -> list[tuple[cupy.ndarray, cupy.ndarray]]:
     """Return the input before each output and the fraction of the way to the next one, for rows and for columns."""
     import cupy
 
@@ -258,12 +186,6 @@ def _taps(shape: tuple[int, int], size: tuple[int, int]) -> list[tuple[cupy.ndar
         raise ValueError(f"the size of a map must be positive, not {size[0]}x{size[1]}")
     device = cupy.cuda.Device().id
     return [_taps_on_device(device, *pair) for pair in zip(shape, size)]
-
-
-def _contiguous(*tables: cupy.ndarray) -> list[cupy.ndarray]:
-    import cupy
-
-    return [cupy.ascontiguousarray(table) for table in tables]
 
 
 # Photographs have few different sizes, so their tables are cached on the device.

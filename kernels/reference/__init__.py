@@ -16,6 +16,7 @@ from __future__ import annotations
 from vitnp.kernels.reference.attention import QUERY_BLOCK, KVCache, attention, attention_row, rotate
 from vitnp.kernels.reference.bilateral_grid import BilateralGrid
 from vitnp.kernels.reference.bilateral_solver import bilateral_solver
+from vitnp.kernels.reference.dense_crf import dense_crf
 from vitnp.kernels.reference.foreground import foreground_sweeps
 from vitnp.kernels.reference.guided import box_mean, linear_in_color
 from vitnp.kernels.reference.image_level import ImageLevelRule, ImageLevels, image_levels, n_candidates, n_draws
@@ -76,6 +77,7 @@ __all__ = [
     "attention_row",
     "bilateral_solver",
     "box_mean",
+    "dense_crf",
     "foreground_sweeps",
     "gelu",
     "image_levels",

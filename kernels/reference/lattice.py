@@ -63,7 +63,7 @@ def permutohedral_lattice(features: np.ndarray) -> Lattice:
     array([[1.   , 0.   ],
            [0.711, 0.289]])
     """
-    scale, stride, origin = lattice_geometry(features)
+    scale, stride, origin, _ = lattice_geometry(features)
     real = features.dtype.type
     axes, points = len(stride), features.shape[1]
     elevated = np.empty((axes, points), features.dtype)
@@ -118,7 +118,7 @@ def permutohedral_lattice(features: np.ndarray) -> Lattice:
     return Lattice(number[vertex].reshape(points, axes), weight, neighbor)
 
 
-def lattice_geometry(features: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def lattice_geometry(features: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
     """Compute the scale of the lattice, and how to pack the coordinates of a vertex into one integer, its key.
 
     The key is ``stride @ (coordinates - origin)``, a mixed-radix number. The last coordinate of a vertex follows from
@@ -127,12 +127,15 @@ def lattice_geometry(features: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.n
     Parameters
     ----------
     features : (D, N) float
+        Only the extremes of each feature matter.
 
     Returns
     -------
     scale : (D,) float
         Factor of each feature before it is rotated into the hyperplane.
     stride, origin : (D + 1,) int64
+    size : int
+        All keys of vertices and of their neighbors are from 0 to ``size - 1``.
 
     Raises
     ------
@@ -142,7 +145,7 @@ def lattice_geometry(features: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.n
     Examples
     --------
     >>> lattice_geometry(np.array([[0.0, 1.0]]))
-    (array([1.15470054]), array([1, 0]), array([ -8, -10]))
+    (array([1.15470054]), array([1, 0]), array([ -8, -10]), 18)
     """
     if not np.isfinite(features).all():
         raise ValueError("features must be finite, got NaN or infinity")
@@ -159,9 +162,10 @@ def lattice_geometry(features: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.n
     extent = [math.ceil(end) + margin - start for end, start in zip(most, origin)]
     stride = [math.prod(extent[axis + 1 : -1]) for axis in range(axes - 1)] + [0]
     precise = max(map(abs, least + most)) * np.finfo(features.dtype).eps < 0.1
-    if not precise or math.prod(extent[:-1]) >= 2**62:
+    size = math.prod(extent[:-1])
+    if not precise or size >= 2**62:
         raise ValueError("the features are too far apart for a lattice; choose larger standard deviations")
-    return np.array(scale, features.dtype), np.array(stride, np.int64), np.array(origin, np.int64)
+    return np.array(scale, features.dtype), np.array(stride, np.int64), np.array(origin, np.int64), size
 
 
 def lattice_filter(lattice: Lattice, values: np.ndarray) -> np.ndarray:

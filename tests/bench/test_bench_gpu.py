@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import importlib
 import json
 import os
@@ -222,7 +223,7 @@ def test_layers(cupy, run_step, monkeypatch):
 @pytest.mark.slow(reason="large images on the emulator")
 def test_refinements(cupy, run_step):
     records = run_step("refinement", SIZES=[(40, 32)])
-    assert len(checks(records)) == 4 and all(checks(records).values())
+    assert len(checks(records)) == 6 and all(checks(records).values())
     assert times(records) == {"vitnp", "vitnp on the CPU"}
 
 
@@ -264,11 +265,28 @@ def test_stages_of_photographs_and_the_kernels_in_them(cupy, run_step, small_pho
 @pytest.mark.slow(reason="photographs on the emulator")
 def test_the_image_level_of_a_batch_is_compared_counted_and_timed(cupy, run_step, small_photographs):
     records = run_step("image_level", SAMPLES=small_photographs, BATCH=3, SHORT_SIDE=32)
-    assert len(checks(records)) == 4 and all(checks(records).values())
+    assert len(checks(records)) == 6 and all(checks(records).values())
     assert times(records) == {"vitnp", "vitnp on the CPU"}
     kernels = [record["name"] for record in records if record["kind"] == "kernel"]
     assert sorted(kernels) == ["image_level_answer", "image_level_start"]
     assert "batch 3  up to 20 patches x 64" in table.text({"device": DEVICE}, records)
+
+
+@pytest.mark.slow(reason="the image level on the emulator")
+def test_a_collection_is_clustered_on_both_devices(cupy, run_step, small_photographs, monkeypatch):
+    from bench.gpu import image_level
+    from vitnp.method import collection_level
+
+    for name, value in (("SAMPLES", small_photographs), ("BATCH", 3), ("SHORT_SIDE", 32)):
+        monkeypatch.setattr(image_level, name, value)
+    for name, sample in (("DATASET", 400), ("CATEGORY", 300)):
+        config = dataclasses.replace(getattr(collection_level, name), sample=sample, starts=1)
+        monkeypatch.setattr(collection_level, name, config)
+    small = {"PHOTOGRAPHS": 120, "CATEGORIES": 2, "TIMED": {"cuda": 3, "cpu": 2}, "GPU_BATCH": 3}
+    records = run_step("collection", **small)
+    assert times(records) == {"vitnp", "vitnp on 2 cores"} and all(checks(records).values())
+    ours = bars.find(records, {"collection": 120}, "vitnp")
+    assert set(ours["stages"]) == {"image level", "levels", "categories"}
 
 
 @pytest.mark.slow(reason="whole photographs on the emulator")
@@ -289,7 +307,7 @@ def test_a_cpu_without_compiled_kernels_is_no_baseline(cupy, run_step, monkeypat
 @pytest.mark.slow(reason="a network on the emulator")
 def test_keys_are_compared_with_the_cpu_s(cupy, run_step, monkeypatch):
     records = run_step("agreement", "keys", PATCHES=1, CASES=[Tiny("S", 16, 32, 1)])
-    assert len(checks(records)) == 4 and all(checks(records).values())
+    assert len(checks(records)) == 6 and all(checks(records).values())
     module = importlib.import_module("vitnp.kernels.cuda.attention")
     right = module._attend
     monkeypatch.setattr(module, "_attend", lambda *args: right(*args) * np.float16(1.1))
@@ -746,6 +764,26 @@ def test_steps_name_functions_that_exist_and_fit_into_eight_minutes(cupy):
         assert longest + sum(measured) <= most
     assert STEPS[-1].extra and STEPS[-1].name == "compiled"
     assert gpu.MOST_SECONDS + gpu.GRACE < 480
+
+
+def test_bars_of_masks_and_collections(tmp_path):
+    """The largest difference has no tolerance; what was not measured says why."""
+    report = Report(tmp_path / "r", 10, "masks")
+    report.check("masks in fp32, 9 photographs", True, masks="fp32", apart=0.002)
+    report.near("masks in fp16, 9 photographs", 0.00201, 0.002, masks="fp16", apart=0.00201)
+    report = Report(tmp_path / "r", 10, "collection")
+    for name, seconds in (("vitnp", 6.0), ("vitnp on 2 cores", 59.0)):
+        timing, stages = Timing(seconds, seconds, seconds, 1), {"image level": seconds}
+        report.time({"collection": 20_000, "patches": 9, "width": 8}, name, timing, rate=1.0, stages=stages)
+    Report(tmp_path / "r", 10, "folder").skip("folder", "out of time")
+    records = read(tmp_path / "r")
+    verdicts = {bar.what.partition(":")[0]: bar.verdict for bar in bars.bars(records)}
+    assert (verdicts["masks in fp32"], verdicts["masks in fp16"]) == ("met", "MISSED")
+    assert verdicts["--levels all, 20,000 stored features"] == "met"
+    text = table.text({"device": DEVICE}, records)
+    assert "1 of folder: not measured (out of time)" in text
+    assert "1 of attention: not measured (the step attention was not run)" in text
+    assert "0.00201, at most 0.002: MISSED" in text and "image level 6" in text
 
 
 def test_bars_are_met_within_three_percent():

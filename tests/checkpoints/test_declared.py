@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 from vitnp import ViTConfig
+from vitnp.checkpoints import registry
 from vitnp.checkpoints.dialects import HEADS
 from vitnp.checkpoints.infer_config import infer_config
 from vitnp.checkpoints.load import describe, load_vit
@@ -323,6 +324,20 @@ def test_info_says_where_each_value_comes_from(tmp_path, capsys):
     assert shown["heads"] == "2 (config.json)" and shown["positions"] == "exact (as in transformers)"
     assert shown["resizing"] == "by --short-side and bicubic, not as its config says (bicubic to 6 x 8)"
     assert "preprocessor_config.json" in shown["mean,"]
+
+
+def test_lists_and_facts_as_json(tmp_path, capsys):
+    path = folder(tmp_path, tensors(), VIT | {"num_attention_heads": 2})
+    assert main(["weights", "info", str(path), "--json"]) == 0
+    (shown,) = map(json.loads, capsys.readouterr().out.splitlines())
+    facts = describe(path)
+    assert shown["heads"] == facts["heads"] and shown["trained_grid"] == facts["trained grid"]
+    assert shown["mean_std"] == facts["mean, std"] and isinstance(shown["metadata"], dict)
+    assert main(["weights", "list", "--json"]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["name"] for line in lines] == list(registry.entries())
+    assert {line["status"] for line in lines} <= {"built in", "cached", "not cached"}
+    assert all(line["megabytes"] > 0 and line["license"] and line["title"] for line in lines)
 
 
 def test_a_grid_in_doubt_is_refused_and_the_option_decides(tmp_path, capsys):

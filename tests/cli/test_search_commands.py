@@ -17,6 +17,7 @@ from safetensors.numpy import load_file, save_file
 
 from vitnp import ViT, ViTConfig
 from vitnp.cli import shared
+from vitnp.errors import OutputError
 from vitnp.io.find import find_photographs
 
 COMMANDS = ("similar", "duplicates", "match")
@@ -84,7 +85,7 @@ def test_similar_prints_a_line_of_json_per_query(run, folder, tmp_path, capsys):
     assert [line["status"] for line in lines] == ["done", "failed", "failed"]
     assert lines[0]["query"] == str(folder / "1.png") and len(lines[0]["neighbors"]) == 5
     assert {"photograph", "index", "similarity"} <= set(lines[0]["neighbors"][0])
-    assert "2 of 9 failed" in err and "broken.png" in err and "gone.png" in err
+    assert "2 of 3 queries failed" in err and "broken.png" in err and "gone.png" in err
 
 
 def test_duplicates_prints_groups(run, folder, capsys):
@@ -115,6 +116,27 @@ def test_similar_and_duplicates_write_a_sheet_and_json(run, folder, tmp_path):
     # A sheet in the folder of photographs is none of them.
     assert run("similar", *arguments_of("similar", folder), "--out", folder) == 0
     assert len(find_photographs([folder])) == 6
+
+
+def test_match_keeps_results_of_other_photographs_of_the_same_names(run, folder, tmp_path):
+    (tmp_path / "other").mkdir()
+    shutil.copy(folder / "2.png", tmp_path / "other" / "0.png")
+    out = ("--whole", "--out", tmp_path / "out")
+    assert run("match", folder / "0.png", folder / "1.png", *out) == 0
+    first = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    for photographs in (
+        (tmp_path / "other" / "0.png", folder / "1.png"),
+        (folder / "0.png", tmp_path / "other" / "1.png"),
+    ):
+        shutil.copy(folder / "3.png", tmp_path / "other" / "1.png")
+        with pytest.raises(OutputError, match=r"0_1_match.json is about .*--overwrite"):
+            run("match", *photographs, *out)
+        assert first == {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    assert run("match", folder / "0.png", folder / "1.png", *out) == 0  # the same photographs: again
+    assert run("match", tmp_path / "other" / "0.png", folder / "1.png", *out, "--overwrite") == 0
+    assert json.loads((tmp_path / "out" / "0_1_match.json").read_text())["first"]["photograph"] == str(
+        tmp_path / "other" / "0.png"
+    )
 
 
 def test_match_writes_a_picture_and_json(run, folder, tmp_path, capsys):

@@ -9,11 +9,11 @@ import sys
 import numpy as np
 import pytest
 import random_vit
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFilter
 from safetensors.numpy import save_file
 
 import vitnp
-from vitnp import OutputError, UsageError, ViTConfig, load_vit, read_image, region_features
+from vitnp import ImageError, OutputError, UsageError, ViTConfig, load_vit, read_image, region_features
 from vitnp.cli.features import main
 from vitnp.export.region_maps import classes_of
 from vitnp.io.decode import file_hash
@@ -171,6 +171,21 @@ def test_given_masks(vit, photographs, tmp_path, name, make, expected):
     table = region_features(photographs / "a.png", vit, masks=tmp_path / "masks", short_side=32)
     assert list(zip(table.region.tolist(), table.label.tolist())) == expected
     assert table.cls.shape == table.feature.shape == (len(expected), 64)
+
+
+@pytest.mark.parametrize("name", ["a.png", "a_mask.png"])
+def test_soft_masks_are_refused(vit, photographs, tmp_path, name):
+    """An anti-aliased or blurred mask has no labels; as labels it would make a region of each gray."""
+    (tmp_path / "masks").mkdir()
+    disk = Image.new("L", (320, 256))
+    ImageDraw.Draw(disk).ellipse((40, 40, 200, 180), fill=255)
+    for soft in (
+        disk.resize((80, 64), Image.Resampling.BOX),
+        disk.resize((80, 64)).filter(ImageFilter.GaussianBlur(3)),
+    ):
+        soft.save(tmp_path / "masks" / name)
+        with pytest.raises(ImageError, match="looks like a soft mask.*black and white.*a_labels.png"):
+            region_features(photographs / "a.png", vit, masks=tmp_path / "masks", short_side=32)
 
 
 def test_components_of_a_given_mask_are_regions(vit, photographs, tmp_path):

@@ -58,6 +58,7 @@ def variants(file: str, arch: int) -> set[tuple[str, ...]]:
         "bfloat16": {()},
         "crf": {("-DFEATURES=2",), ("-DFEATURES=5",)},
         "gelu": {*halves(), ("-DPER_THREAD=4",), ("-DHALF", "-DPER_THREAD=8")},
+        "guided": {()},
         "image": {()},
         "image_level": {
             (f"-DVECTOR={vector}", *shared) for vector in (1, 4) for shared in ((), ("-DCENTROIDS_SHARED",))
@@ -69,6 +70,7 @@ def variants(file: str, arch: int) -> set[tuple[str, ...]]:
             ("-DHALF", "-DPER_THREAD=1"),
         },
         "solver": {()},
+        "sort": {()},
     }[file]
 
 

@@ -182,7 +182,7 @@ def scene(seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def test_launches_of_the_solver(cupy):
-    """17 kernels and 3 per iteration; for a shape that occurs again keys and their sort, a graph, and three copies."""
+    """One by one 17 kernels, 2 a pass of the sort and 3 per iteration; once recorded a graph and three copies."""
     from vitnp.refine.bilateral_solver import bilateral_solver
 
     def solved(index: int, sigma_xy: float = 4.0):
@@ -191,12 +191,47 @@ def test_launches_of_the_solver(cupy):
     scenes = [[cupy.asarray(array) for array in scene(seed)] for seed in range(3)]
     fresh = [cupy.asnumpy(solved(2, sigma_xy)) for sigma_xy in (4.0, 5.0)]
     solved(1)
-    assert counted(lambda: solved(0)) == {"kernel": 1, "elementwise": 4, "graph": 1}
+    assert counted(lambda: solved(0)) == {"elementwise": 3, "graph": 1}
     for sigma_xy, wanted in zip((4.0, 5.0), fresh):
         np.testing.assert_array_equal(cupy.asnumpy(solved(2, sigma_xy)), wanted)
     kernels.for_device("cuda").release()
     one_by_one = counted(lambda: solved(2))
-    assert one_by_one["kernel"] == 17 + 3 * 3 and "upload" not in one_by_one
+    assert one_by_one["kernel"] == 17 + 2 * 3 + 3 * 3 and not {"upload", "download", "wait"} & set(one_by_one)
+
+
+@pytest.mark.parametrize("method, launches", [("solver", (2, 6, 2)), ("crf", (8, 5, 1))])
+def test_launches_of_a_batch(cupy, method, launches):
+    """Photographs of a size take the launches of one, a copy to the GPU and one back."""
+    from vitnp.refine.batch import refine_batch
+
+    def refined(count: int) -> list[np.ndarray]:
+        scores = [cupy.asarray(scene(seed)[0][::8, ::8].copy()) for seed in range(count)]
+        return refine_batch(scores, [scene(seed)[1] for seed in range(count)], method=method)
+
+    for count in (1, 4):
+        for _ in range(2):
+            refined(count)
+        found = counted(lambda count=count: refined(count))
+        assert found["upload"] == count + 1 and found["download"] == 1  # the scores are uploaded by this test
+        stacked = int(count > 1)
+        assert (found["kernel"], found["elementwise"] - stacked, found["graph"]) == launches
+
+
+def test_launches_of_the_crf(cupy):
+    """The host neither reads nor waits, and once recorded all of it is a graph and three copies."""
+    from vitnp.refine.dense_crf import dense_crf
+
+    def inferred(index: int, **options):
+        return dense_crf(*scenes[index], steps=2, gaussian_weight=2.0, **options)
+
+    scenes = [[cupy.asarray(array) for array in scene(seed)] for seed in range(3)]
+    fresh = cupy.asnumpy(inferred(2))
+    kernels.for_device("cuda").release()
+    one_by_one = counted(lambda: inferred(1))
+    assert not {"upload", "download", "wait"} & set(one_by_one)
+    inferred(0)
+    assert counted(lambda: inferred(1)) == {"elementwise": 3, "graph": 1}
+    np.testing.assert_array_equal(cupy.asnumpy(inferred(2)), fresh)
 
 
 def test_threads_hand_over_arrays_between_streams(cupy):
@@ -231,10 +266,11 @@ def test_a_folder_has_its_stages_on_streams_of_their_own(cupy, tmp_path, monkeyp
     from vitnp.pipeline import ImagePipeline
 
     (tmp_path / "in").mkdir()
-    for index in range(5):
+    for index in range(6):
         Image.fromarray(scene(index)[1]).save(tmp_path / "in" / f"{index}.png")
     used: dict[str, set[int]] = {}
-    for name in ("preprocess", "extract", "segment"):
+    fake_streams.freed_early.clear()
+    for name in ("preprocess", "extract", "segment_batch"):
         method = getattr(ImagePipeline, name)
 
         def noted(self, *args, name=name, method=method):
@@ -243,12 +279,54 @@ def test_a_folder_has_its_stages_on_streams_of_their_own(cupy, tmp_path, monkeyp
 
         monkeypatch.setattr(ImagePipeline, name, noted)
     photographs = find_photographs([tmp_path / "in"])
-    stems = [tmp_path / "out" / str(index) for index in range(5)]
-    options = {"settings": Settings(short_side=24, refine="guided"), "collection": None, "n_threads": 2, "batch": 2}
-    outcomes = list(segment_files(photographs, stems, network(cupy), ["mask"], **options))
-    assert [outcome.error for outcome in outcomes] == [None] * 5
-    assert len(used["extract"]) == len(used["segment"]) == 1 and 0 not in set().union(*used.values())
-    assert not used["extract"] & used["segment"] and not used["preprocess"] & (used["extract"] | used["segment"])
+    stems = [tmp_path / "out" / str(index) for index in range(6)]
+    settings, vit = Settings(short_side=24), network(cupy)
+    options = {"settings": settings, "collection": None, "n_threads": 2, "batch": 2}
+    outcomes = list(segment_files(photographs, stems, vit, ["mask", "soft"], **options))
+    assert [outcome.error for outcome in outcomes] == [None] * 6
+    assert len(used["extract"]) == len(used["segment_batch"]) == 1 and 0 not in set().union(*used.values())
+    assert not used["extract"] & used["segment_batch"]
+    assert not used["preprocess"] & (used["extract"] | used["segment_batch"])
+    assert not fake_streams.freed_early
+    seconds = [outcome.facts.seconds for outcome in outcomes]
+    assert all(set(one) == {"decode", "network", "cluster", "refine", "write"} for one in seconds)
+    alone = ImagePipeline.create(vit, settings, None)
+    for photograph, outcome in zip(photographs, outcomes):
+        soft = np.asarray(Image.open(outcome.outputs["soft"]))
+        np.testing.assert_allclose(soft, alone(photograph.path).soft, atol=8)  # a product of another height
+
+
+def test_a_stopwatch_waits_when_it_is_read(cupy):
+    """Stages end when the device has finished; the host waits for it only to read their seconds."""
+    from vitnp.kernels.stopwatch import Stopwatch
+
+    def measured():
+        clock.lap("first")
+        cupy.asarray(np.ones(3, np.float32)) * 2
+        clock.lap("second")
+
+    clock = Stopwatch("cuda", shared_by=2)
+    assert "wait" not in counted(measured)
+    both = Stopwatch("cuda")
+    both.include(clock)
+    both.lap("second")
+    assert list(both.seconds) == ["first", "second"]
+    assert both.seconds["second"] >= clock.seconds["second"] >= 0
+
+
+def test_memory_that_another_stream_uses_is_noticed(cupy):
+    """The emulator's own check: what the test of folders would miss otherwise."""
+    fake_streams.freed_early.clear()
+    for waits in (True, False):
+        with cupy.cuda.Stream(non_blocking=True) as stream:
+            x = cupy.asarray(np.ones(3, np.float32))
+            stream.synchronize()
+        with cupy.cuda.Stream(non_blocking=True) as other:
+            x + 1
+            if waits:
+                other.synchronize()
+        del x
+        assert bool(fake_streams.freed_early) is not waits
 
 
 def test_a_graph_without_its_memory_is_noticed(cupy):

@@ -21,6 +21,13 @@ def image(cupy):
     return image
 
 
+@pytest.fixture
+def guided(cupy):
+    from vitnp.kernels.cuda import guided
+
+    return guided
+
+
 def picture(seed: int, height: int, width: int) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
@@ -94,37 +101,54 @@ def test_fixed_point_rounds_to_nearest_and_clips(cupy, image):
 
 
 @pytest.mark.parametrize("shape, radius", [((1, 1), 0), ((1, 9), 2), ((14, 17), 1), ((14, 17), 4), ((6, 5), 30)])
-def test_guided_filter(cupy, image, shape, radius):
+def test_guided_filter(cupy, guided, shape, radius):
     target, rgb = score(4, *shape), picture(5, *shape)
-    found = image.guided_filter(cupy.asarray(target), cupy.asarray(rgb), radius=radius, eps=1e-3)
+    found = guided.guided_filter(cupy.asarray(target), cupy.asarray(rgb), radius=radius, eps=1e-3)
     np.testing.assert_allclose(
         cupy.asnumpy(found), guided_filter.guided_filter(target, rgb, radius=radius, eps=1e-3), atol=1e-6
     )
 
 
-def test_guided_filter_where_a_window_holds_one_hue(cupy, image):
+def test_guided_filter_where_a_window_holds_one_hue(cupy, guided):
     ramp = np.linspace(0, 255, 15).astype(np.uint8)
     rgb = np.stack(np.broadcast_arrays(ramp[:, None], ramp[:, None] // 2, np.zeros((15, 12), np.uint8)), axis=-1)
     target = score(6, 15, 12)
-    found = image.guided_filter(cupy.asarray(target), cupy.asarray(rgb), radius=3, eps=1e-6)
+    found = guided.guided_filter(cupy.asarray(target), cupy.asarray(rgb), radius=3, eps=1e-6)
     np.testing.assert_allclose(
         cupy.asnumpy(found), guided_filter.guided_filter(target, rgb, radius=3, eps=1e-6), atol=1e-5
     )
 
 
 @pytest.mark.parametrize("small, full", [((8, 11), (33, 47)), ((1, 1), (3, 5)), ((12, 16), (25, 16))])
-def test_guided_upsample_is_within_one_level(cupy, image, small, full):
+def test_guided_upsample_is_within_one_level(cupy, guided, small, full):
     rgb = picture(7, *full)
     reduced, soft = resample.downscale(rgb, small), score(8, *small)
-    found = cupy.asnumpy(image.guided_upsample(*map(cupy.asarray, (soft, reduced, rgb))))
+    found = cupy.asnumpy(guided.guided_upsample(*map(cupy.asarray, (soft, reduced, rgb))))
     assert found.dtype == np.uint16
     assert np.abs(found.astype(int) - guided_filter.guided_upsample(soft, reduced, rgb)).max() <= 1
 
 
+def test_maps_of_several_photographs(cupy, image, guided):
+    """Photographs of a size get the bits that they get alone."""
+    rgb, soft = np.stack([picture(9, 17, 21), picture(10, 17, 21)]), score(11, 2, 5, 6)
+    pixels, maps = cupy.asarray(rgb), cupy.asarray(soft)
+    small = image.resize(pixels, (8, 10))
+    enlarged = image.bilinear(maps, (8, 10))
+    filtered = guided.guided_filter(enlarged, small, radius=2, eps=1e-3)
+    found = [small, enlarged, filtered, guided.guided_upsample(filtered, small, pixels)]
+    for index in range(2):
+        one = image.resize(cupy.asarray(rgb[index]), (8, 10))
+        large = image.bilinear(cupy.asarray(soft[index]), (8, 10))
+        own = guided.guided_filter(large, one, radius=2, eps=1e-3)
+        alone = [one, large, own, guided.guided_upsample(own, one, cupy.asarray(rgb[index]))]
+        for together, single in zip(found, alone):
+            np.testing.assert_array_equal(cupy.asnumpy(together[index]), cupy.asnumpy(single))
+
+
 @pytest.mark.parametrize("name, value", [("radius", -1), ("radius", 1.5), ("eps", 0.0)])
-def test_guided_filter_refuses(cupy, image, name, value):
+def test_guided_filter_refuses(cupy, guided, name, value):
     with pytest.raises(ValueError, match=name):
-        image.guided_filter(
+        guided.guided_filter(
             cupy.asarray(score(0, 2, 2)), cupy.asarray(picture(0, 2, 2)), **{"radius": 1, "eps": 1e-3, name: value}
         )
 

@@ -133,6 +133,37 @@ def test_clusters_that_stay_empty(cupy, case):
     np.testing.assert_allclose(kernels.to_host(answers.soft[0]), soft, atol=2e-6)
 
 
+# Rows by their angles in degrees, None for zeros; number of clusters; seed of the random numbers; threshold.
+REACHED = {
+    "a row of zeros is far": ([None, 0, None, None, 90, None, 0, 0, 315, 90, 315, 270], 4, 2, 0.4, False),
+    "two empty clusters": ([None, 0, None, None, 90, None, 0, 0, 315, 90, 315, 270], 5, 2, 0.4, False),
+    "a single row is far": ([315, 135, 225, 225, 135, None, 225, 225, 225, None, 225, 225], 5, 44, 0.4, False),
+    "one empty cluster": ([240, 320, 150, None, 320, 240, 150, 330, None, None, None, None], 3, 101, 0.4, False),
+    "an empty cluster has no score": ([0, 0, 0, 0, 0, 0, 90, 90, 90, 90, 90, 90], 3, 1, -5.0, False),
+    "all clusters above the threshold": ([60, 60, 60, 60, 240, 60, 60, 60, 300, 300, 60, 60], 3, 1, -5.0, False),
+    "one cluster above the threshold": ([225] * 6 + [None] + [225] * 4 + [None], 2, 8, -5.0, False),
+    "texture of one cluster": ([225] * 6 + [None] + [225] * 4 + [None], 2, 8, 0.4, True),
+}
+
+
+def reached(cupy, rule: ImageLevelRule, angles: list[float | None], seed: int) -> None:
+    """Compare soft and hard answers of a start of k-means with the definition's, from the same random numbers."""
+    keys = np.concatenate([np.zeros((1, 2), np.float32) if angle is None else directions(angle) for angle in angles])
+    rng = np.random.default_rng(seed)
+    draws = np.concatenate([[rng.integers(12)], rng.random(reference.n_draws(rule.clusters[0]) - 1)])[None]
+    attention, grids = np.linspace(1, 2, 12, dtype=np.float32), [(3, 4)]
+    wanted = reference.image_levels(keys, attention, grids, draws, rule)
+    found = kernels.for_device("cuda").image_levels(cupy.asarray(keys), cupy.asarray(attention), grids, draws, rule)
+    for one, other in zip(found, wanted):
+        np.testing.assert_allclose(kernels.to_host(one), other, atol=2e-6)
+
+
+@pytest.mark.parametrize("case", list(REACHED))
+def test_empty_clusters_that_matter(cupy, case):
+    angles, clusters, seed, threshold, texture = REACHED[case]
+    reached(cupy, ImageLevelRule((clusters,), 1, 15, 95.0, threshold, 0.05, texture), angles, seed)
+
+
 @pytest.mark.parametrize("grid", [(5, 7), (2, 1), (1, 1)])
 def test_textures(cupy, grid):
     keys, attention = photograph(6, grid)

@@ -101,9 +101,9 @@ def lattice_filter(cupy, operations):
 
 
 def guided(cupy, operations):
-    from vitnp.kernels.cuda import image
+    from vitnp.kernels.cuda import guided
 
-    test_cuda_image.test_guided_filter(cupy, image, (14, 17), 4)
+    test_cuda_image.test_guided_filter(cupy, guided, (14, 17), 4)
 
 
 def bilinear(cupy, operations):
@@ -127,6 +127,30 @@ def single_patch(cupy, operations):
 def empty_clusters(cupy, operations):
     for case in test_cuda_image_level.HARD:
         test_cuda_image_level.test_clusters_that_stay_empty(cupy, case)
+
+
+def empty_clusters_that_matter(cupy, operations):
+    for case in test_cuda_image_level.REACHED:
+        test_cuda_image_level.test_empty_clusters_that_matter(cupy, case)
+
+
+def solver_of_several(cupy, operations):
+    test_cuda_refine.test_photographs_of_a_size_get_the_same_bits_together_and_alone(cupy)
+
+
+def crf_of_several(cupy, operations):
+    with pytest.MonkeyPatch.context() as patch:
+        test_cuda_refine.test_crf_of_photographs_of_a_size_has_the_same_bits_together_and_alone(cupy, patch)
+
+
+def radix_sort(cupy, operations):
+    test_cuda_refine.test_sort_by_bits(cupy, 2600)
+
+
+def guided_of_several(cupy, operations):
+    from vitnp.kernels.cuda import guided, image
+
+    test_cuda_image.test_maps_of_several_photographs(cupy, image, guided)
 
 
 BARRIER = "__syncthreads();"
@@ -221,6 +245,27 @@ DEFECTS = [
     (empty_clusters, "image_level", "the warps' keys have been stored"),
     (empty_clusters, "image_level", "if (empty) fill_empty();", ""),
     (empty_clusters, "image_level", "squares > 0.f ? 1.f / sqrtf(squares) : 0.f", "1.f / sqrtf(squares)"),
+    (empty_clusters_that_matter, "image_level", "scale[row] > 0.f && key < before", "key < before"),
+    (empty_clusters_that_matter, "image_level", "scale[row] > 0.f && key < before", "scale[row] > 0.f"),
+    (empty_clusters_that_matter, "image_level", "if (room.counts[label] == 1) continue;", ""),
+    (empty_clusters_that_matter, "image_level", "if (empty == clusters) break;", ""),
+    (empty_clusters, "image_level", "if (before == 0) break;", ""),
+    (empty_clusters, "image_level", "if (length == 0.0) continue;", ""),
+    (
+        empty_clusters_that_matter,
+        "image_level",
+        "if (room.counts[c] == 0) continue;\n        occupied++;\n        const double size",
+        "occupied++;\n        const double size",
+    ),
+    (
+        empty_clusters_that_matter,
+        "image_level",
+        "if (room.counts[c] == 0) continue;\n        occupied++;\n        if (smallest",
+        "occupied++;\n        if (smallest",
+    ),
+    (empty_clusters_that_matter, "image_level", "else if (above == occupied && occupied > 1)", "else if (false)"),
+    (empty_clusters_that_matter, "image_level", "above == occupied && occupied > 1", "above == occupied"),
+    (empty_clusters_that_matter, "image_level", "if (occupied > 1) room", "room"),
     # Layers
     (layernorm, "layernorm", "if (row >= rows) return;", ""),
     (layernorm, "layernorm", "if (row >= rows) return;", "if (row >= rows || (row == 3 && lane > 15)) return;"),
@@ -255,6 +300,21 @@ DEFECTS = [
     (solver, "solver", "the warps' sums have been stored"),
     (solver, "solver", "the sums have been stored"),
     (solver, "solver", "if (other >= 0) total += x[other];", "total += x[other];"),
+    (solver, "solver", "sorted[i] & ((1ll << shift) - 1)", "sorted[i]"),
+    (solver_of_several, "solver", "if (i % each == 0) first[i / each] = v;", "if (i == 0) first[0] = v;"),
+    (solver_of_several, "solver", "blockIdx.y * gridDim.x + blockIdx.x;", "blockIdx.x;"),
+    (solver_of_several, "solver", "    partial += blockIdx.y * gridDim.x;\n", ""),
+    (solver_of_several, "solver", "int last = first[blockIdx.y + 1]", "int last = first[gridDim.y]"),
+    (solver_of_several, "image", "long long key = i / (height * width);", "long long key = 0;"),
+    (radix_sort, "sort", "__syncwarp();  // the counts are zero", ""),
+    (radix_sort, "sort", "__syncwarp();  // the tile has been counted", ""),
+    (radix_sort, "sort", "__syncwarp();  // the first places are known", ""),
+    (radix_sort, "sort", "__syncwarp();  // the places have been read", ""),
+    (radix_sort, "sort", "__syncwarp();  // the next places are known", ""),
+    (radix_sort, "sort", "ends[place] - counts[place]", "ends[place]"),
+    (radix_sort, "sort", "(1u << lane) - 1", "(2u << lane) - 1"),
+    (radix_sort, "sort", "if (mine) out[", "out["),
+    (radix_sort, "sort", "if (tile >= tiles) return;", ""),
     (
         lattice,
         "crf",
@@ -262,9 +322,18 @@ DEFECTS = [
         "Key found = table[at]; if (found == EMPTY) table[at] = key;",
     ),
     (lattice, "crf", "atomicMin(&touched[at], entry);", "touched[at] = min(touched[at], entry);"),
-    (lattice_filter, "crf", "if (v >= vertices) return;", ""),
-    (guided, "image", "min(column + radius + 1, width)", "min(column + radius + 1, width + 1)"),
+    (lattice_filter, "crf", "v < vertices; v +=", "v <= vertices; v +="),
+    (crf_of_several, "crf", "point / each * span", "0"),
+    (crf_of_several, "crf", "v += gridDim.x * warps", "v += vertices"),
+    (crf_of_several, "crf", "i += (long long)gridDim.x * blockDim.x", "i += (long long)vertices * classes"),
+    (crf_of_several, "crf", "if (at == 0 && blockIdx.y == 0) *count", "if (at == 1) *count"),
+    (guided, "guided", "min(column + radius + 1, width)", "min(column + radius + 1, width + 1)"),
     (bilinear, "image", "min(l + 1, w - 1)", "l + 1"),
+    (guided_of_several, "image", "values += (long long)blockIdx.z * h * w;", ""),
+    (guided_of_several, "guided", "rgb += 3 * blockIdx.z * pixels;\n    target", "target"),
+    (guided_of_several, "guided", "(PLANES * blockIdx.z + blockIdx.y)", "blockIdx.y"),
+    (guided_of_several, "guided", "moments += MOMENTS * blockIdx.z * pixels;", ""),
+    (guided_of_several, "guided", "planes += (long long)PLANES * blockIdx.z * h * w;", ""),
 ]
 
 

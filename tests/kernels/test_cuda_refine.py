@@ -9,6 +9,7 @@ from vitnp.kernels import reference
 from vitnp.kernels.reference import BilateralGrid
 
 from vitnp.refine.bilateral_solver import bilateral_solver
+from vitnp.refine.dense_crf import dense_crf
 
 
 def picture(seed: int, height: int, width: int) -> np.ndarray:
@@ -42,11 +43,11 @@ def test_solver_gives_the_cpu_s_answer(cupy, height, width, sigma_xy):
 
 
 def test_grid_has_the_cpu_s_vertices_and_neighbors(cupy):
-    from vitnp.kernels.cuda.bilateral_solver import BilateralGrid as Grid
+    from vitnp.kernels.cuda.bilateral_grid import BilateralGrid as Grid
 
     rgb = picture(2, 21, 30)
     wanted, found = BilateralGrid(rgb, 3.0, 12.0, 6.0), Grid(cupy.asarray(rgb), 3.0, 12.0, 6.0)
-    count = int(found.count[0])
+    count = int(found.first[1])
     assert count == wanted.count
     np.testing.assert_array_equal(cupy.asnumpy(found.vertex), wanted.vertex)
     pairs = {
@@ -123,6 +124,31 @@ def test_solver_refuses_a_map_of_another_size(cupy):
         solve(cupy, score(0, 4, 5), picture(0, 4, 4))
 
 
+def test_photographs_of_a_size_get_the_same_bits_together_and_alone(cupy):
+    """Of very different numbers of vertices and of steps until they have converged."""
+    rgb = np.stack([picture(12, 16, 20), np.full((16, 20, 3), 90, np.uint8), picture(13, 16, 20)])
+    target = score(14, 3, 16, 20)
+    weights = score(15, 3, 16, 20).astype(float)
+    for options in ({}, {"tolerance": 0.05}, {"confidence": weights}):
+        found = solve(cupy, target, rgb, **{name: cupy.asarray(x) if np.ndim(x) else x for name, x in options.items()})
+        here = bilateral_solver(target, rgb, **options)
+        for index, one in enumerate(found):
+            own = {name: cupy.asarray(x[index]) if np.ndim(x) else x for name, x in options.items()}
+            np.testing.assert_array_equal(one, solve(cupy, target[index], rgb[index], **own))
+        np.testing.assert_allclose(found, here, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [1, 31, 513, 2600])
+def test_sort_by_bits(cupy, size):
+    from vitnp.kernels.cuda.sort import sort_by_bits
+
+    keys = np.random.default_rng(size).integers(0, 1 << 45, size)
+    for low, high in ((3, 3), (40, 45), (7, 26)):
+        wanted = keys[np.argsort(keys >> low & (1 << high - low) - 1, kind="stable")]
+        np.testing.assert_array_equal(cupy.asnumpy(sort_by_bits(cupy.asarray(keys & (1 << high) - 1), low, high)),
+                                      wanted & (1 << high) - 1)  # fmt: skip
+
+
 # --- The lattice and mean field --------------------------------------------------------------------------------------
 
 
@@ -172,6 +198,63 @@ def test_mean_field(cupy):
     np.testing.assert_array_equal(
         cupy.asnumpy(crf.mean_field(cupy.asarray(unary), again, [3.0, 5.0], 4)), cupy.asnumpy(found)
     )
+
+
+def marginals(cupy, probability, rgb, **options) -> np.ndarray:
+    return cupy.asnumpy(dense_crf(cupy.asarray(probability), cupy.asarray(rgb), **options))
+
+
+@pytest.mark.parametrize(
+    "height, width, options", [(1, 1, {}), (9, 14, {"gaussian_weight": 3.0}), (12, 10, {"steps": 0})]
+)
+def test_crf_gives_the_answer_of_its_definition(cupy, height, width, options):
+    rgb, probability = picture(16, height, width), score(17, height, width)
+    found = marginals(cupy, probability, rgb, **options)
+    kinds = {"gaussian_weight": 0.0, "steps": 5, **options}
+    gaussians = [(5.0, max(1.0, max(height, width) / 8), 5.0)]
+    gaussians += [(kinds["gaussian_weight"], 3.0, None)] if kinds["gaussian_weight"] else []
+    plain = [
+        reference.normalize_lattice(reference.permutohedral_lattice(pixels_of(rgb, *sigmas)))
+        for _, *sigmas in gaussians
+    ]
+    unary = -np.log(np.stack([1 - probability.astype(float), probability], axis=-1).reshape(-1, 2).clip(1e-6))
+    wanted = reference.mean_field(unary, plain, [weight for weight, *_ in gaussians], kinds["steps"])
+    np.testing.assert_allclose(found.reshape(-1, 2), wanted, atol=5e-5)
+
+
+def pixels_of(rgb: np.ndarray, sigma_xy: float, sigma_rgb: float | None) -> np.ndarray:
+    """Features of the pixels by their definition, in float64."""
+    y, x = np.mgrid[: rgb.shape[0], : rgb.shape[1]]
+    rows = [x.ravel() / sigma_xy, y.ravel() / sigma_xy]
+    return np.array(rows if sigma_rgb is None else [*rows, *(rgb.reshape(-1, 3).T / sigma_rgb)])
+
+
+def test_crf_of_photographs_of_a_size_has_the_same_bits_together_and_alone(cupy, monkeypatch):
+    from vitnp.kernels.cuda import crf, dense_crf
+
+    rgb = np.stack([picture(18, 9, 13), np.zeros((9, 13, 3), np.uint8), picture(18, 9, 13)])
+    probability = score(19, 3, 9, 13, 3)
+    alone = [marginals(cupy, *one, steps=2, gaussian_weight=1.0) for one in zip(probability, rgb)]
+    assert np.isfinite(alone).all()
+    monkeypatch.setattr(crf, "_MAX_BLOCKS", 2)  # threads go on to further vertices
+    np.testing.assert_array_equal(marginals(cupy, probability, rgb, steps=2, gaussian_weight=1.0), alone)
+    monkeypatch.setattr(dense_crf, "MOST_ENTRIES", 100)  # one by one, by the number of vertices
+    np.testing.assert_array_equal(marginals(cupy, probability, rgb, steps=2, gaussian_weight=1.0), alone)
+
+
+def test_crf_of_bandwidths_that_only_the_colors_can_tell_possible(cupy):
+    """A deviation so small that colors from 0 to 255 would not fit into a lattice, of a photograph of one color."""
+    rgb, probability = np.full((3, 4, 3), 7, np.uint8), score(20, 3, 4)
+    for sigma, fits in ((5e-4, True), (1e-9, False)):
+        if fits:
+            found, wanted = (
+                call(probability, rgb, bilateral_rgb=sigma)
+                for call in (lambda *a, **o: marginals(cupy, *a, **o), dense_crf)
+            )
+            np.testing.assert_allclose(found, wanted, atol=1e-5)
+        else:
+            with pytest.raises(ValueError, match="too far apart"):
+                marginals(cupy, probability, rgb, bilateral_rgb=sigma)
 
 
 def test_features_that_are_not_finite_are_refused(cupy):

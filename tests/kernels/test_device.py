@@ -553,13 +553,13 @@ def test_finished_photographs_leave_the_memory(cupy, vit, photographs, tmp_path,
         Image.fromarray(np.roll(photographs[0][:48, :64], index, axis=1)).save(tmp_path / f"{index}.png")
     found = find_photographs([tmp_path])
     stems = [tmp_path / "out" / photograph.path.stem for photograph in found]
-    segment, decoded = ImagePipeline.segment, []
+    segment, decoded = ImagePipeline.segment_batch, []
 
-    def recorded(pipeline, rgb, *others):
-        decoded.append(weakref.ref(rgb))
-        return segment(pipeline, rgb, *others)
+    def recorded(pipeline, images, *others):
+        decoded.extend(map(weakref.ref, images))
+        return segment(pipeline, images, *others)
 
-    monkeypatch.setattr(ImagePipeline, "segment", recorded)
+    monkeypatch.setattr(ImagePipeline, "segment_batch", recorded)
     settings = Settings(short_side=32, refine="none")
     outcomes = segment_files(found, stems, vit.to(device="cuda"), ["mask"], batch=1, collection=None, settings=settings)
     for _ in found:  # the generator, and what it keeps, is still alive after the last outcome

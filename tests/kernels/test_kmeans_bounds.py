@@ -104,6 +104,50 @@ def test_bounds_change_nothing_for_hard_rows(name, metric):
         assert_same(run(x, start, True, metric=metric, block=100), run(x, start, False, metric=metric, block=100))
 
 
+def rows_whose_products_round_alike(width: int, metric: str, rng: np.random.Generator) -> np.ndarray:
+    """Return rows of nearly the same number: errors of one product have one sign and add up, those of others differ."""
+    x = np.repeat(1 + (0.05 if metric == "euclidean" else 0.01) * rng.random((600, 1)), width, axis=1)
+    if metric == "cosine":  # else all rows have one direction
+        x[:, :: width // 4] *= 1 + 0.2 * rng.random((600, 4))
+    return x
+
+
+def rows_far_from_zero(width: int, metric: str, rng: np.random.Generator) -> np.ndarray:
+    """Return rows whose products are a million times as large as the distances between rows."""
+    return rng.standard_normal((5, width))[rng.integers(0, 5, 600)] + rng.standard_normal((600, width)) + 1000
+
+
+@pytest.mark.parametrize(
+    ("rows", "width", "clusters", "metrics"),
+    [
+        (rows_whose_products_round_alike, 192, 20, ("cosine", "euclidean")),
+        (rows_whose_products_round_alike, 2048, 3, ("cosine", "euclidean")),
+        (rows_whose_products_round_alike, 2048, 16, ("euclidean",)),
+        (rows_far_from_zero, 192, 20, ("cosine", "euclidean")),
+        (rows_far_from_zero, 2048, 16, ("cosine", "euclidean")),
+    ],
+)
+def test_rows_that_rounding_assigns_to_another_centroid(rows, width, clusters, metrics):
+    """Exact bounds would keep labels that the products in float32 change: only the margin finds these rows.
+
+    Without the margin each case fails; with a fiftieth of it, those of rows whose products round alike.
+    """
+    for metric in metrics:
+        rounded = 0
+        for seed in range(4):
+            x = rows(width, metric, np.random.default_rng(seed)).astype(np.float32)
+            start = reference.kmeans_rows(x[:clusters], metric=metric)
+            plain = run(x, start, False, metric=metric)
+            assert_same(run(x, start, True, metric=metric), plain)
+            centroids = plain.centroids.astype(np.float64)
+            scores = reference.kmeans_rows(x, metric=metric, dtype=np.float64) @ centroids.T
+            if metric == "euclidean":
+                scores -= np.square(centroids).sum(axis=1) / 2
+            if plain.labels is not None:
+                rounded += int((plain.labels != scores.argmax(axis=1)).sum())
+        assert rounded > 0  # else these rows would test nothing
+
+
 @pytest.mark.parametrize("metric", ["cosine", "euclidean"])
 @pytest.mark.parametrize("clusters", [3, 20, 70])
 def test_many_rows_in_place_and_in_several_calls(metric, clusters, monkeypatch):

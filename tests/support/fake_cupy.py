@@ -29,7 +29,7 @@ TF32 = 7  # CuPy's number for it
 R_32F, R_16F, R_16BF = 0, 2, 14  # CUDA's numbers for types
 COMPUTE_32F, COMPUTE_32F_PEDANTIC, COMPUTE_FAST_TF32 = 68, 69, 77  # cuBLAS's for arithmetic
 compute_types: dict[type, int] = {}  # of products, as CuPy keeps them: one setting for all
-_OF_STREAMS = ("Stream", "Event", "MemoryPool", "get_current_stream", "using_allocator")
+_OF_STREAMS = ("Stream", "Event", "MemoryPool", "get_current_stream", "get_elapsed_time", "using_allocator")
 _CREATING = ("arange", "array", "asarray", "full", "ones", "zeros")
 
 

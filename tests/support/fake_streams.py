@@ -10,6 +10,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import threading
+import time
 import types
 import weakref
 
@@ -51,6 +52,9 @@ def keep(array: np.ndarray) -> None:
     """Note where an array lies; the current memory pool holds on to it."""
     owner = owner_of(array)
     _memory[owner.ctypes.data] = owner
+    if id(owner) not in _allocated:
+        weakref.finalize(owner, _freed, id(owner))
+    _allocated[id(owner)] = get_current_stream()
     pool = getattr(_local, "pool", None)
     if pool is not None:
         pool.arrays.append(owner)
@@ -101,7 +105,10 @@ class Stream:
 
     def synchronize(self):
         refuse("synchronize")
+        counts["wait"] += 1
         self.finished = self.launched
+        for other, launched in self.waited_for.items():
+            other.finished = max(other.finished, launched)
 
     def wait_event(self, event):
         if event.recorded is not None:
@@ -133,25 +140,61 @@ def get_current_stream() -> Stream:
 
 class Event:
     def __init__(self, block=False, disable_timing=False):
+        self.timed = not disable_timing
         self.recorded: tuple[Stream, int] | None = None
+        self.when: float | None = None
 
     def record(self, stream=None):
+        refuse("an event outside of the graph")
         stream = stream or get_current_stream()
-        self.recorded = stream, stream.launched
+        self.recorded, self.when = (stream, stream.launched), time.perf_counter()
 
     def synchronize(self):
         refuse("synchronize")
+        counts["wait"] += 1
+        if self.recorded is not None:
+            stream, launched = self.recorded
+            stream.finished = max(stream.finished, launched)
+
+
+def get_elapsed_time(begin: Event, end: Event) -> float:
+    """Return the milliseconds between two events that have happened."""
+    for event in (begin, end):
+        if not event.timed or event.recorded is None:
+            raise RuntimeError("cudaErrorInvalidResourceHandle: an event without a time")
+        stream, launched = event.recorded
+        if stream.finished < launched:
+            raise RuntimeError("cudaErrorNotReady: the host has not waited for the event")
+    return 1e3 * (end.when - begin.when)
 
 
 _writers: dict[int, tuple[Stream, int]] = {}  # of each array's memory: the stream that wrote to it last, and when
+# Of each array's memory: the stream on which it was allocated, and when another stream used it last.
+_allocated: dict[int, Stream] = {}
+_users: dict[int, dict[Stream, int]] = {}
+freed_early: list[str] = []  # memory that was freed while another stream than its own may still have used it
+
+
+def _freed(owner: int) -> None:
+    own = _allocated.pop(owner, None)
+    for stream, launched in _users.pop(owner, {}).items():
+        if stream is not own and launched > max(stream.finished, own.waited_for.get(stream, 0) if own else 0):
+            freed_early.append("memory is freed that another stream may still use, and its own may hand out again")
 
 
 def use(reads, writes) -> None:
-    """Note a launch on the current stream; it must not use what another stream may not have written yet."""
+    """Note a launch on the current stream; it must not use what another stream may not have written yet.
+
+    Memory goes back to the stream on which it was allocated; see :data:`freed_early`.
+    """
     if capture() is not None:
         return
     stream, reads = get_current_stream(), list(reads)
     stream.launched += 1
+    for array in (*reads, *writes):
+        owner = owner_of(array)
+        if id(owner) in _allocated and _allocated[id(owner)] is not stream:
+            _users.setdefault(id(owner), {})[stream] = stream.launched
     for array in (*reads, *writes):
         writer, when = _writers.get(id(owner_of(array)), (stream, 0))
         if writer is not stream and when > max(writer.finished, stream.waited_for.get(writer, 0)):

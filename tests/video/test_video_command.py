@@ -13,6 +13,8 @@ from PIL import Image
 from bench.quality.clips import moving_object
 from vitnp.cli.segment import main
 from vitnp.errors import UsageError
+from vitnp.masks.palette import bright_colors
+from vitnp.video.preview import render
 
 videos = importlib.import_module("videos")
 
@@ -62,6 +64,19 @@ def test_json_has_a_line_for_each_frame(tmp_path, capsys):
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [line["frame"] for line in lines] == [0, 1, 2]
     assert {"mask", "labels"} == set(lines[0]["outputs"]) and lines[0]["status"] == "done"
+
+
+def test_a_preview_shows_classes_in_colors_of_their_own():
+    rgb, mask, labels = np.full((90, 120, 3), 90, np.uint8), np.zeros((90, 120), bool), np.zeros((90, 120), np.uint16)
+    for first, label in ((10, 1), (50, 2), (90, 258)):
+        mask[20:70, first : first + 24] = True
+        labels[20:70, first : first + 24] = label
+    plain, drawn = render(rgb, mask), render(rgb, mask, labels)
+    centers = drawn[45, [22, 62, 102]].astype(int)
+    assert len(np.unique(centers, axis=0)) == 3 and (np.abs(centers - plain[45, [22, 62, 102]]) > 30).any(axis=1).all()
+    assert centers[:2].argmax(axis=1).tolist() == bright_colors(3)[1:].argmax(axis=1).tolist() == [0, 1]
+    np.testing.assert_array_equal(drawn[:10], plain[:10])
+    np.testing.assert_array_equal(render(rgb, mask, np.zeros_like(labels)), plain)
 
 
 def test_without_av_a_frame_folder_has_no_preview(tmp_path, monkeypatch, capsys):

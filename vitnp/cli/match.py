@@ -27,7 +27,7 @@ def build_parser() -> argparse.ArgumentParser:
     arguments.add_options(
         parser, "output", "out", "overwrite",
         out={"help": "output folder (that of A)"},
-        overwrite={"help": "replace files that vitnp did not write"},
+        overwrite={"help": "replace files of others, or about other photographs"},
     )  # fmt: skip
     arguments.add_options(parser, "network", *arguments.NETWORK, *arguments.FEATURES)
     arguments.add_options(parser, "run", "n_threads", "quiet", "json")
@@ -42,7 +42,12 @@ def _match(args: argparse.Namespace) -> int:
 
     first, second = map(Path, args.photographs)
     folder = first.parent if args.out is None else args.out
-    writer = FindingsWriter(folder / f"{first.stem}_{second.stem}_match", "match", overwrite=args.overwrite)
+    writer = FindingsWriter(
+        folder / f"{first.stem}_{second.stem}_match",
+        "match",
+        overwrite=args.overwrite,
+        photographs={"first": first, "second": second},
+    )
     vit = arguments.load_model(args)
     options = {name: getattr(args, name) for name in (*arguments.FEATURES, "seed", "whole", "n_matches")}
     with pool.thread_limit(arguments.n_threads(args)):

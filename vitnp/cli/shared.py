@@ -273,9 +273,9 @@ def say_capped(photograph: Path, max_tokens: int, *, quiet: bool) -> None:
     say(f"{photograph}: the patch grid was made coarser to stay within --max-tokens {max_tokens}", quiet=quiet)
 
 
-def list_failures(failures: Sequence[Exception], total: int) -> None:
-    """Print what failed in a run, one line each; equal ones, as of a full disk, are counted."""
-    say(f"{len(failures)} of {total} failed:")
+def list_failures(failures: Sequence[Exception], total: int, what: str = "") -> None:
+    """Print which of `total` inputs failed, one line each; equal ones, as of a full disk, are counted."""
+    say(f"{len(failures)} of {total}{what and ' '}{what} failed:")
     for error, count in Counter(map(str, failures)).items():
         streams.print_error(f"  {error}" if count == 1 else f"  {error} ({count} times)")
 

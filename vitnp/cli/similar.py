@@ -42,18 +42,25 @@ def build_parser() -> argparse.ArgumentParser:
 def _similar(args: argparse.Namespace) -> int:
     """Search, report what was found, and return the exit status."""
     photographs, failures, left_out = arguments.find_photographs(args)
-    queries = arguments.find_photographs(args, args.query)
-    failures += queries.failures
-    total = len(photographs) + len(queries.photographs) + len(failures)
-    done = _search(args, photographs, queries.photographs, failures) if photographs and queries.photographs else 0
-    return shared.conclude(failures, total, done, left_out="" if args.quiet else left_out)
+    queries, failed_queries, _ = arguments.find_photographs(args, args.query)
+    total, n_queries = len(photographs) + len(failures), len(queries) + len(failed_queries)
+    done = _search(args, photographs, queries, failures, failed_queries) if photographs and queries else 0
+    status = shared.conclude(failures, total, done, left_out="" if args.quiet else left_out)
+    if not failed_queries:
+        return status
+    shared.list_failures(failed_queries, n_queries, "queries")
+    return shared.EXIT_SOME_FAILED if done else shared.EXIT_USAGE
 
 
 main = shared.Command(build_parser, _similar)
 
 
 def _search(
-    args: argparse.Namespace, photographs: list[Photograph], queries: list[Photograph], failures: list[VitnpError]
+    args: argparse.Namespace,
+    photographs: list[Photograph],
+    queries: list[Photograph],
+    failures: list[VitnpError],
+    failed_queries: list[VitnpError],
 ) -> int:
     """Search, print and write what was found, and return the number of queries with an answer."""
     from vitnp.export.findings import FindingsWriter
@@ -71,7 +78,7 @@ def _search(
         if ranking.error is None:
             _report(args, ranking)
         else:
-            failures.append(ranking.error)
+            failed_queries.append(ranking.error)
             shared.report_failure(ranking.error, as_json=args.json, photograph=ranking.error.path)
     answered = sum(bool(ranking.neighbors) for ranking in found.rankings)
     if writer is not None and answered:

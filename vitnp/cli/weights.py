@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from vitnp.checkpoints import registry
 from vitnp.cli import arguments, shared, streams
 from vitnp.errors import CheckpointError, OutputError, UsageError
+from vitnp.io.path_text import path_entries
 from vitnp.options import FEATURE_DTYPES
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND ...", required=True, prog=PROG)
 
     command = commands.add_parser("list", help="list the known checkpoints, and where they are")
+    arguments.add_options(command, "output", "json", json={"help": "print a line of JSON per checkpoint"})
     command.set_defaults(act=_list)
 
     command = commands.add_parser("fetch", help="download a known checkpoint into the cache, once")
@@ -55,6 +57,7 @@ def build_parser() -> argparse.ArgumentParser:
     command = commands.add_parser("info", help="show what a checkpoint holds and how it will be run")
     command.add_argument("source", metavar="MODEL", help=_SOURCE_HELP)
     _add_overrides(command)
+    arguments.add_options(command, "output", "json")
     command.set_defaults(act=_info)
     return parser
 
@@ -66,12 +69,22 @@ def _add_overrides(parser: argparse.ArgumentParser) -> None:
     arguments.add_options(parser, "what the file does not say", *arguments.CHECKPOINT)
 
 
-def _list(_: argparse.Namespace) -> int:
+def _list(args: argparse.Namespace) -> int:
     from vitnp.checkpoints.download import cache_folder, place_of
 
+    def status_of(entry: registry.Entry) -> str:
+        return "built in" if entry.url is None else "cached" if place_of(entry).is_file() else "not cached"
+
+    if args.json:
+        for entry in registry.entries().values():
+            facts = {"name": entry.name, "megabytes": entry.megabytes, "license": entry.license}
+            status = status_of(entry)
+            file = path_entries("file", place_of(entry)) if status == "cached" else {}
+            shared.print_json({**facts, "status": status, **file, "title": entry.title, "note": entry.note})
+        return shared.EXIT_OK
     rows = [("NAME", "MB", "LICENSE", "WHERE", "")]
     for entry in registry.entries().values():
-        location = "built in" if entry.url is None else "cached" if place_of(entry).is_file() else "-"
+        location = status_of(entry).replace("not cached", "-")
         text = f"{entry.title}. {entry.note}" if entry.note else f"{entry.title}."
         rows.append((entry.name, f"{entry.megabytes:g}", entry.license, location, text))
     widths = [max(len(row[i]) for row in rows) for i in range(4)]
@@ -149,7 +162,24 @@ def _info(args: argparse.Namespace) -> int:
     from vitnp.checkpoints.load import describe
 
     facts = describe(args.source, **arguments.checkpoint_arguments(args))
+    if args.json:
+        shared.print_json(_as_json(facts))
+        return shared.EXIT_OK
     width = max(map(len, facts))
     for key, value in facts.items():
         streams.print_line(f"{key:<{width}}  {value}")
     return shared.EXIT_OK
+
+
+def _as_json(facts: dict[str, str]) -> dict[str, object]:
+    """Return the facts of a checkpoint by names without spaces, with the file's metadata as an object of their own.
+
+    Examples
+    --------
+    >>> _as_json({"file": "a.pth", "mean, std": "(0.5, 0.5, 0.5), (0.5, 0.5, 0.5)", "metadata format": "np"})
+    {'file': 'a.pth', 'mean_std': '(0.5, 0.5, 0.5), (0.5, 0.5, 0.5)', 'metadata': {'format': 'np'}}
+    """
+    metadata = {key.removeprefix("metadata "): text for key, text in facts.items() if key.startswith("metadata ")}
+    names = {key: key.replace(",", "").replace(" ", "_") for key in facts if not key.startswith("metadata ")}
+    named = {names[key]: text for key, text in facts.items() if key in names}
+    return {**named, **path_entries("file", facts["file"]), "metadata": metadata}

@@ -17,6 +17,9 @@ from vitnp.result import Segmentation
 # Value of pixels that belong to no class, in label images of PASCAL VOC and similar data sets.
 VOID = 255
 
+# Gray values between black and white that a soft mask has at least: fewer are labels.
+_MIN_GRAYS = 3
+
 # Ends of the names of mask files by kind, the best first. "any" is a file of another program.
 MASK_SUFFIXES = {"objects": "_objects.png", "labels": "_labels.png", "mask": "_mask.png", "geotiff": "_mask.tif"}
 
@@ -95,7 +98,7 @@ class MaskFolder:
         Raises
         ------
         ImageError
-            If there is no mask, it cannot be read, or it has another size.
+            If there is no mask, it cannot be read, it has another size, or its edges are gray.
         """
         files = self.files(stem, relative)
         if "objects" in files:
@@ -108,6 +111,12 @@ class MaskFolder:
             return _by_value(read_values(files["labels"], size)[0])
         path = next(iter(files.values()))
         values, palette = read_values(path, size)
+        if not palette and is_soft(values):
+            raise ImageError(
+                f"{relative}: {path} looks like a soft mask, whose edges are gray; make it black and white at half of "
+                f"its range, or name it {stem.name}{MASK_SUFFIXES['labels']} if its values are labels",
+                path=relative,
+            )
         if "any" in files and (palette or not is_mask(values)):
             return _by_value(np.where(values == VOID, 0, values) if values.dtype == np.uint8 else values)
         labels = label_regions(values > 0, self._rule)
@@ -141,6 +150,27 @@ def is_mask(values: np.ndarray) -> bool:
     """
     others = np.unique(values[values > 0]).tolist()
     return len(others) == 0 or (len(others) == 1 and others[0] in (1, 255, 65535))
+
+
+def is_soft(values: np.ndarray) -> bool:
+    """Tell whether a gray picture is a soft mask and no picture of labels.
+
+    Labels have areas of equal values. In a soft mask most gray pixels differ from their right or lower neighbor.
+
+    Examples
+    --------
+    >>> is_soft(np.array([[0, 60, 130, 200, 255]], np.uint8))
+    True
+    >>> is_soft(np.array([[1, 1, 1, 2, 2, 2, 3, 3, 3]], np.uint8))
+    False
+    """
+    grays = (values > 0) & (values < np.iinfo(values.dtype).max)
+    if len(np.unique(values[grays])) < _MIN_GRAYS:
+        return False
+    alone = np.zeros(values.shape, bool)
+    alone[:, :-1] |= values[:, 1:] != values[:, :-1]
+    alone[:-1] |= values[1:] != values[:-1]
+    return bool(2 * np.count_nonzero(alone & grays) > np.count_nonzero(grays))
 
 
 def classes_of(regions: np.ndarray, labels: np.ndarray | None, count: int) -> np.ndarray:

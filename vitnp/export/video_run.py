@@ -183,7 +183,7 @@ class VideoRun:
             "confidence": round(each.confidence, 6),
             **({} if labels is None else {"classes": [int(label) for label in np.unique(labels) if label]}),
         }
-        picture = None if self.preview is None else render(each.image.rgb, mask)
+        picture = None if self.preview is None else render(each.image.rgb, mask, labels)
         return FrameOutcome(photograph, files, None, facts, picture=picture, entry=entry, **where)
 
     def _add(self, outcome: FrameOutcome, spool: Spool, preview: Preview | None) -> None:

@@ -173,7 +173,7 @@ class Job:
     features : FeatureRecord or None
         Result of the network.
     error : ImageError or OutputError or None
-    seconds : dict of str to float
+    clocks : list of Stopwatch
         Time spent per stage.
     """
 
@@ -182,7 +182,7 @@ class Job:
     input: NetworkInput | None = None
     features: FeatureRecord | None = None
     error: ImageError | OutputError | None = None
-    seconds: dict[str, float] = dataclasses.field(default_factory=dict)
+    clocks: list[Stopwatch] = dataclasses.field(default_factory=list)
 
 
 JobT = TypeVar("JobT", bound=Job)
@@ -244,9 +244,10 @@ def through_network(
         clock = Stopwatch(vit.device)
         for part, records in sizer.through(waiting, rows * columns, lambda part: extract([ready for _, ready in part])):
             clock.lap("network")
+            clock.shared_by = len(part)
             for (job, _), record in zip(part, records):
-                job.features, job.input = record, None
-                job.seconds["network"] = round(clock.seconds["network"] / len(part), 4)
+                job.features, job.input = record, None  # `extract` has waited for a GPU, which has read the input
+                job.clocks.append(clock)
             then([job for job, _ in part])
             clock = Stopwatch(vit.device)
         return group

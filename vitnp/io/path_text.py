@@ -22,7 +22,8 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 _IN_ASCII = str.maketrans(
     {"ß": "ss", "Æ": "AE", "æ": "ae", "Œ": "OE", "œ": "oe", "Þ": "Th", "þ": "th"} | dict(zip("ØøŁłĐđÐðı", "OoLlDdDdi"))
 )
-_NOT_DRAWABLE = re.compile("[^ -~©«°±·»]")
+_FONT_SIGNS = "©«°±´·»‘’“”…‹›⁄™"  # noqa: RUF001  these are the signs
+_NOT_DRAWABLE = re.compile(f"[^ -~{_FONT_SIGNS}]")
 
 # In ASCII JSON: an escaped backslash, a pair of surrogates (one character), or a lone surrogate.
 _JSON_ESCAPE = re.compile(r"\\\\|\\ud[89ab]..\\ud[c-f]..|\\u(?P<lone>d[89a-f]..)")
@@ -55,7 +56,8 @@ def drawable(text: str) -> str:
     >>> drawable("Grüße aus Łódź · 東京.jpg")
     'Grusse aus Lodz · ??.jpg'
     """
-    letters = unicodedata.normalize("NFKD", printable(text).translate(_IN_ASCII))
+    letters = printable(text).translate(_IN_ASCII)
+    letters = "".join(c if c in _FONT_SIGNS else unicodedata.normalize("NFKD", c) for c in letters)
     return _NOT_DRAWABLE.sub("?", "".join(letter for letter in letters if not unicodedata.combining(letter)))
 
 

@@ -10,21 +10,26 @@ from vitnp import kernels
 _MAX_SIDE = 1 << 20
 
 
-def check_photograph(rgb: np.ndarray) -> np.ndarray:
-    """Return the photograph as an array; ValueError unless it is uint8 of shape (H, W, 3) with at least one pixel."""
+def check_photograph(rgb: np.ndarray, *, several: bool = False) -> np.ndarray:
+    """Return the photograph as an array; ValueError unless it is uint8 of shape (H, W, 3) with at least one pixel.
+
+    With `several` it may be (N, H, W, 3).
+    """
     rgb = kernels.array_module(rgb).asarray(rgb)
-    if rgb.ndim != 3 or rgb.shape[2] != 3 or rgb.dtype != np.uint8 or rgb.size == 0:
+    if rgb.ndim not in ((3, 4) if several else (3,)) or rgb.shape[-1] != 3 or rgb.dtype != np.uint8 or rgb.size == 0:
         raise ValueError(f"photograph must be a uint8 array of shape (H, W, 3), got {rgb.dtype} of shape {rgb.shape}")
     return rgb
 
 
-def check_map(values: np.ndarray, shape: tuple[int, int] | None = None) -> np.ndarray:
+def check_map(values: np.ndarray, shape: tuple[int, ...] | None = None, *, several: bool = False) -> np.ndarray:
     """Return the map as an array; ValueError unless it is 2-D, not empty, finite and, if given, of that shape.
+
+    With `several` it may be 3-D.
 
     A map on a GPU is not checked for NaN and infinity, because this would have to wait for the GPU.
     """
     values = kernels.array_module(values).asarray(values)
-    if values.ndim != 2 or values.size == 0:
+    if values.ndim not in ((2, 3) if several else (2,)) or values.size == 0:
         raise ValueError(f"map must be 2-D and not empty, got the shape {values.shape}")
     if shape is not None and values.shape != tuple(shape):
         raise ValueError(f"map must have the photograph's height and width {tuple(shape)}, got {values.shape}")

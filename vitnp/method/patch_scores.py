@@ -165,7 +165,7 @@ def score_patches(
     Parameters
     ----------
     features, answer, collection, category
-        As for :func:`vitnp.pipeline.segment_features`.
+        As for :func:`vitnp.from_features.segment_features`.
     device : str
         Device of the network.
     domain : {"photo", "texture", "lines"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import numpy as np
@@ -39,9 +40,9 @@ def bilateral_solver(
     Parameters
     ----------
     target : array, shape (h, w), values in 0..1
-        Map t to refine.
+        Map t to refine; or the maps of several photographs of a size, (N, h, w).
     rgb : uint8 array, shape (h, w, 3)
-        Photograph.
+        Photograph; or several, (N, h, w, 3).
     sigma_xy : float, optional
         Spatial side of a grid bin in pixels; by default 3 % of the long side, and at least 1. A fixed number of pixels
         would be less accurate on larger photographs.
@@ -49,7 +50,7 @@ def bilateral_solver(
         Sides of a grid bin in 8-bit levels of luma and of each chroma channel.
     smoothness : float
         Weight lambda of the smoothness term.
-    confidence : float or array, shape (h, w)
+    confidence : float or array with the shape of the map
         Weights c >= 0 of the target's pixels, positive for at least one.
     max_iterations : int
         Largest number of conjugate gradient steps.
@@ -58,8 +59,8 @@ def bilateral_solver(
 
     Returns
     -------
-    array, shape (h, w), float32
-        Refined map, clipped to 0..1; the same to the bit for any number of threads.
+    array with the shape of the map, float32
+        Refined map, clipped to 0..1; the same to the bit for any number of threads or photographs.
 
     Raises
     ------
@@ -80,10 +81,10 @@ def bilateral_solver(
     """
     on_gpu = kernels.device_of(target) == "cuda"
     if not on_gpu:
-        rgb = check_photograph(rgb)
-        target = check_map(target, rgb.shape[:2])
+        rgb = check_photograph(rgb, several=True)
+        target = check_map(target, rgb.shape[:-1], several=True)
     if sigma_xy is None:
-        sigma_xy = max(1.0, 0.03 * max(rgb.shape[:2]))
+        sigma_xy = max(1.0, 0.03 * max(rgb.shape[-3:-1]))
     for name, value in (("sigma_xy", sigma_xy), ("sigma_luma", sigma_luma), ("sigma_chroma", sigma_chroma)):
         if not 0 < value < math.inf:
             raise ValueError(f"{name} must be positive and finite, got {value}")
@@ -91,10 +92,14 @@ def bilateral_solver(
         raise ValueError(f"smoothness must be at least 0 and finite, got {smoothness}")
     if not on_gpu:
         confidence = _check_confidence(confidence, target.shape)
-    return kernels.for_array(target).bilateral_solver(
-        target, rgb, sigma_xy=sigma_xy, sigma_luma=sigma_luma, sigma_chroma=sigma_chroma, smoothness=smoothness,
-        confidence=confidence, max_iterations=max_iterations, tolerance=tolerance,
+    solve = functools.partial(
+        kernels.for_array(target).bilateral_solver, sigma_xy=sigma_xy, sigma_luma=sigma_luma, sigma_chroma=sigma_chroma,
+        smoothness=smoothness, max_iterations=max_iterations, tolerance=tolerance,
     )  # fmt: skip
+    if on_gpu or target.ndim == 2:
+        return solve(target, rgb, confidence=confidence)
+    each = list(confidence) if isinstance(confidence, np.ndarray) and confidence.ndim else [confidence] * len(target)
+    return np.stack([solve(one, photograph, confidence=c) for one, photograph, c in zip(target, rgb, each)])
 
 
 def _check_confidence(confidence: float | np.ndarray, shape: tuple[int, int]) -> np.ndarray:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import numpy as np
 
 from vitnp import kernels
 from vitnp.io.resample import check_photograph
-
-# A probability of 0 would be an infinite energy, which no neighbor could outweigh.
-_MIN_PROBABILITY = 1e-6
 
 
 def dense_crf(
@@ -44,7 +42,7 @@ def dense_crf(
         Probability of each class; or with shape (H, W), of the second of two classes. They need not sum to 1. Values
         below 1e-6 are raised to 1e-6.
     rgb : uint8 array, shape (H, W, 3)
-        Photograph.
+        Photograph; or several of a size, (N, H, W, 3), with their probabilities (N, H, W, C) or (N, H, W).
     steps : int
         Number of mean-field iterations; 0 only normalizes the probabilities.
     bilateral_weight, gaussian_weight : float
@@ -56,14 +54,15 @@ def dense_crf(
 
     Returns
     -------
-    array, shape (H, W, C), float32
+    array, shape (H, W, C) or (N, H, W, C), float32
         Marginals of each class, which sum to 1; C = 2 for a map. They are the same to the bit for any number of
-        threads.
+        threads or photographs.
 
     Raises
     ------
     ValueError
-        If shapes differ, values are not finite or outside 0..1, or a parameter is out of its range.
+        If shapes differ, values are not finite or outside 0..1 (which is not checked on a GPU), or a parameter is out
+        of its range.
 
     References
     ----------
@@ -79,10 +78,10 @@ def dense_crf(
     >>> dense_crf(probability, rgb)[0, :, 1].astype(float).round(2).tolist()
     [0.0, 0.0, 0.02, 0.98, 1.0, 1.0]
     """
-    rgb = check_photograph(rgb)
-    probability = _check_probability(probability, rgb.shape[:2])
+    rgb = check_photograph(rgb, several=True)
+    probability = _check_probability(probability, rgb.shape[:-1])
     if bilateral_xy is None:
-        bilateral_xy = max(1.0, max(rgb.shape[:2]) / 8)
+        bilateral_xy = max(1.0, max(rgb.shape[-3:-1]) / 8)
     for name, value in (("bilateral_xy", bilateral_xy), ("bilateral_rgb", bilateral_rgb), ("gaussian_xy", gaussian_xy)):
         if not 0 < value < math.inf:
             raise ValueError(f"{name} must be positive and finite, got {value}")
@@ -92,50 +91,28 @@ def dense_crf(
     if steps != int(steps) or steps < 0:
         raise ValueError(f"steps must be a whole number of at least 0, got {steps}")
 
-    k = kernels.for_array(rgb)
-    lattices, weights = [], []
-    if gaussian_weight and steps:
-        lattices.append(k.normalize_lattice(k.permutohedral_lattice(_features(rgb, gaussian_xy))))
-        weights.append(gaussian_weight)
-    if bilateral_weight and steps:
-        lattices.append(k.normalize_lattice(k.permutohedral_lattice(_features(rgb, bilateral_xy, bilateral_rgb))))
-        weights.append(bilateral_weight)
-    unary = _unary(probability)
-    marginals = k.mean_field(unary, lattices, weights, int(steps))
-    return marginals.reshape(*rgb.shape[:2], unary.shape[1])
+    kinds = ((gaussian_weight, gaussian_xy, None), (bilateral_weight, bilateral_xy, bilateral_rgb))
+    infer = functools.partial(
+        kernels.for_array(rgb).dense_crf, gaussians=[kind for kind in kinds if kind[0] and steps], steps=int(steps)
+    )
+    if rgb.ndim == 3 or kernels.device_of(rgb) == "cuda":
+        return infer(probability, rgb)
+    return np.stack([infer(one, photograph) for one, photograph in zip(probability, rgb)])
 
 
-def _check_probability(probability: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+def _check_probability(probability: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Return the probabilities as an array; ValueError unless they have this shape, or classes too, and are in 0..1.
+
+    Those on a GPU are not checked for values beyond 0..1, because this would have to wait for the GPU.
+    """
     probability = kernels.array_module(probability).asarray(probability)
-    if probability.ndim not in (2, 3) or probability.shape[:2] != shape or probability.size == 0:
+    dimensions = probability.ndim - len(shape)
+    if dimensions not in (0, 1) or probability.shape[: len(shape)] != shape or probability.size == 0:
         raise ValueError(
             f"probability must have the photograph's height and width {shape}, and optionally classes, "
             f"got {probability.shape}"
         )
     # NaN compares as false.
-    if not ((probability >= 0) & (probability <= 1)).all():
+    if kernels.device_of(probability) == "cpu" and not ((probability >= 0) & (probability <= 1)).all():
         raise ValueError("probability must be finite and between 0 and 1")
     return probability
-
-
-def _unary(probability: np.ndarray) -> np.ndarray:
-    """Return the unary energies -log p, (H W, C) float32."""
-    xp = kernels.array_module(probability)
-    if probability.ndim == 2:
-        # In the input precision: in float32, 1 - p would be mostly rounding error where p is near 1.
-        probability = xp.stack((1 - probability, probability), axis=-1)
-    unary = probability.reshape(-1, probability.shape[-1]).astype(np.float32)
-    xp.maximum(unary, np.float32(_MIN_PROBABILITY), out=unary)
-    xp.log(unary, out=unary)
-    return xp.negative(unary, out=unary)
-
-
-def _features(rgb: np.ndarray, sigma_xy: float, sigma_rgb: float | None = None) -> np.ndarray:
-    """Return positions, and colors if `sigma_rgb` is given, in units of the bandwidths: (2 or 5, H W) float32."""
-    xp, (height, width) = kernels.array_module(rgb), rgb.shape[:2]
-    features = xp.empty((2 if sigma_rgb is None else 5, height, width), np.float32)
-    features[0] = xp.arange(width, dtype=np.float32) / np.float32(sigma_xy)
-    features[1] = (xp.arange(height, dtype=np.float32) / np.float32(sigma_xy))[:, None]
-    if sigma_rgb is not None:
-        xp.divide(xp.moveaxis(rgb, 2, 0), np.float32(sigma_rgb), out=features[2:])
-    return features.reshape(len(features), -1)

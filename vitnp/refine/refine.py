@@ -40,9 +40,10 @@ def refine(
     Parameters
     ----------
     score : array, shape (gh, gw), values in 0..1
-        Foreground score of each patch. Everything is computed on its device.
+        Foreground score of each patch. Everything is computed on its device. On a GPU also those of several
+        photographs, (N, gh, gw), which are refined together; see :func:`vitnp.refine.batch.refine_batch`.
     rgb : uint8 array, shape (H, W, 3)
-        Photograph, on the same device or in host memory.
+        Photograph, on the same device or in host memory; several as (N, H, W, 3).
     method : "solver", "crf", "guided", "color" or "none"
         `bilateral_solver` in two passes, `dense_crf` at half the working size, `guided_filter`, `color_direction` (on
         the CPU), or only bilinear interpolation to the full size.
@@ -51,7 +52,7 @@ def refine(
 
     Returns
     -------
-    uint16 array, shape (H, W)
+    uint16 array, shape (H, W) or (N, H, W)
         Soft map in 16-bit fixed point, on the device of the score: 65535 represents 1, and the mask is where the map is
         at least 32768.
 
@@ -70,9 +71,12 @@ def refine(
     options.check("refine", method)
     if working_side < 1:
         raise ValueError(f"working_side must be at least 1 pixel, got {working_side}")
-    score = check_map(score)
-    rgb = check_photograph(kernels.to_device(rgb, kernels.device_of(score)))
-    full = rgb.shape[0], rgb.shape[1]
+    several = kernels.device_of(score) == "cuda"
+    score = check_map(score, several=several)
+    rgb = check_photograph(kernels.to_device(rgb, kernels.device_of(score)), several=several)
+    if score.shape[:-2] != rgb.shape[:-3]:
+        raise ValueError(f"there must be a map for each photograph, got the shapes {score.shape} and {rgb.shape}")
+    full = rgb.shape[-3], rgb.shape[-2]
     if method == "none":
         return _fixed_point(full, lambda rows, columns: bilinear(score, full, rows=rows, columns=columns), score)
 
@@ -89,12 +93,11 @@ def refine(
     elif method == "crf":
         soft = dense_crf(soft.clip(0, 1), small)[..., 1]
     elif method == "color":
-        divided = color_direction(kernels.to_host(soft), kernels.to_host(small))
-        soft = kernels.to_device(divided.astype(soft.dtype), kernels.device_of(score))
+        soft = _divide_by_color(soft, small)
     else:
         soft = guided_filter(soft, small, radius=max(1, round(_GUIDED_RADIUS * max(size))), eps=_GUIDED_EPS)
     if size == full:
-        return _fixed_point(full, lambda rows, columns: soft[rows, columns], score)
+        return _fixed_point(full, lambda rows, columns: soft[..., rows, columns], score)
     return guided_upsample(soft.clip(0, 1), small, rgb)
 
 
@@ -123,6 +126,16 @@ def stretch(soft: np.ndarray) -> np.ndarray:
     soft *= 2
     soft += soft >= 32768  # 65535 stands for 1, not 65534
     return soft
+
+
+def _divide_by_color(soft: np.ndarray, rgb: np.ndarray) -> np.ndarray:
+    """Divide photographs by a color direction on the CPU; the result is on the device of the map."""
+    maps, photographs = (kernels.to_host(array) for array in (soft, rgb))
+    if maps.ndim == 3:
+        divided = np.stack([color_direction(one, photograph) for one, photograph in zip(maps, photographs)])
+    else:
+        divided = color_direction(maps, photographs)
+    return kernels.to_device(divided.astype(soft.dtype), kernels.device_of(soft))
 
 
 def _fixed_point(size: tuple[int, int], window: Callable[[slice, slice], np.ndarray], like: np.ndarray) -> np.ndarray:

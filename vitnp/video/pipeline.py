@@ -14,13 +14,14 @@ from vitnp.cached import cached_property
 from vitnp.errors import ImageError
 from vitnp.features.batching import Job, through_network
 from vitnp.features.record import FeatureRecord
+from vitnp.from_features import segment_patches
 from vitnp.io.decode import DecodedImage
 from vitnp.kernels.stopwatch import Stopwatch
 from vitnp.kernels.threads import blas, pool
 from vitnp.method.collection import Collection
 from vitnp.method.patch_scores import PatchScores, clean_patches, combine_patches, judge_image
 from vitnp.method.prototypes import label_map
-from vitnp.pipeline import ImagePipeline, image_memory_error, segment_patches
+from vitnp.pipeline import ImagePipeline, image_memory_error
 from vitnp.result import Segmentation
 from vitnp.video.frames import Frame
 from vitnp.video.smoothing import SMOOTHING, Smoothable, SmoothingConfig, smooth

@@ -15,10 +15,13 @@ from vitnp.errors import ImageError, OutputError
 from vitnp.io.resample import downscale, working_size
 from vitnp.io.write import replacing
 from vitnp.masks.overlay import overlay
+from vitnp.masks.palette import bright_colors
 from vitnp.video.container import import_av
 
 # Long side of a preview in pixels.
 LONG_SIDE = 960
+# Share of a class's color in its pixels.
+CLASS_TINT = 0.5
 # Frames per second of clips whose frames have no times.
 RATE = 25
 # Ticks per second: times of 24, 25, 30 and 60 frames per second are whole numbers of them, and MPEG-4 takes no more.
@@ -32,14 +35,18 @@ def can_preview() -> bool:
     return importlib.util.find_spec("av") is not None
 
 
-def render(rgb: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Return a frame (height, width, 3) uint8 of the preview: the mask drawn on the frame, of even sides.
+def render(rgb: np.ndarray, mask: np.ndarray, labels: np.ndarray | None = None) -> np.ndarray:
+    """Return a frame (height, width, 3) uint8 of the preview: mask and classes drawn on the frame, of even sides.
 
     Parameters
     ----------
     rgb : (H, W, 3) uint8
     mask : (H, W) bool
+    labels : (H, W) of integers, optional
+        Classes, from 1; their colors are those of label images, but brighter.
     """
+    if labels is not None:
+        rgb = _tinted(rgb, labels)
     size = working_size(rgb.shape[0], rgb.shape[1], LONG_SIDE)
     if size != mask.shape:
         rgb, mask = (
@@ -48,6 +55,15 @@ def render(rgb: np.ndarray, mask: np.ndarray) -> np.ndarray:
         )
     picture = overlay(rgb, mask)
     return np.pad(picture, ((0, size[0] % 2), (0, size[1] % 2), (0, 0)), "edge")
+
+
+def _tinted(rgb: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Mix the pixels of classes with the colors of their classes."""
+    inside = labels > 0
+    colors = bright_colors()[(labels[inside].astype(np.int64) - 1) % 255 + 1]  # there are 255 besides black
+    tinted = rgb.copy()
+    tinted[inside] = np.rint((1 - CLASS_TINT) * rgb[inside] + CLASS_TINT * colors)
+    return tinted
 
 
 @contextlib.contextmanager

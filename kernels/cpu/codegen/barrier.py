@@ -10,11 +10,10 @@ from __future__ import annotations
 import ctypes
 
 from llvmlite import ir
-from numba import types
-from numba.core import cgutils
+from vitnp.kernels.cpu.codegen import types
 from vitnp.kernels.cpu.codegen.gil import enter_kernel, leave_kernel, pause
 from vitnp.kernels.cpu.codegen.jit import intrinsic, kernel
-from vitnp.kernels.cpu.codegen.simd import I32, I64
+from vitnp.kernels.cpu.codegen.simd import I32, I64, declare
 from vitnp.kernels.threads import team
 from vitnp.kernels.threads.team import ARRIVED, BROKEN, ROUND
 
@@ -63,13 +62,13 @@ def _yield_core(context):
     def generate(context, builder, signature, arguments):
         if CAN_YIELD:
             function = ir.FunctionType(I32, [])
-            builder.call(cgutils.get_or_insert_function(builder.module, function, "sched_yield"), [])
+            builder.call(declare(builder.module, function, "sched_yield"), [])
         return context.get_dummy_value()
 
     return types.void(), generate
 
 
-@kernel
+@kernel(types.int64, types.int64, shared=True)
 def spin_wait(address, n_workers):
     """Wait until all workers have arrived; return False if the barrier is broken.
 

@@ -1,9 +1,9 @@
-"""Machine code on disk: one file per compiled function, whose checksum is verified before numba sees its content.
+"""Machine code on disk: one file per compiled function, whose checksum is verified before the content is used.
 
 A file is only a copy of what can be compiled again. So whatever is wrong with it (empty, cut off, changed, of another
-function) means that the function is compiled anew, and a file that cannot be written is not kept. numba unpickles the
-content, and the processor runs it: whoever can write the file can do anything that the user can, and a checksum beside
-the code would not stop them. So only files and folders are used that belong to the user or to the administrator, and
+function) means that the function is compiled anew, and a file that cannot be written is not kept. The processor runs
+the content: whoever can write the file can do anything that the user can, and a checksum beside the code would not stop
+them. So only files and folders are used that belong to the user or to the administrator, and
 that nobody else may write.
 """
 
@@ -11,27 +11,21 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import logging
 import os
 import pathlib
-import pickle
 import stat
 import tempfile
 import time
-from collections.abc import Callable
-from typing import Any
 
-import llvmlite.binding as llvm
-from llvmlite import ir
-from numba.core import caching, serialize
-from numba.core.compiler import CompileResult
-from numba.core.runtime import rtsys
+from vitnp.kernels.cpu.codegen.loader import Compiled
 
 _logger = logging.getLogger(__name__)
 _said: set[str] = set()
 
 SUFFIX = ".nbc"
-_MAGIC = b"vitnp kernel 1\n"
+_MAGIC = b"vitnp kernel 2\n"
 _DIGEST_BYTES = hashlib.sha256().digest_size
 
 # Not the default permissions (umask), by which others may be allowed to write. Machine code is not secret.
@@ -46,91 +40,49 @@ class Distrusted(OSError):
     """A file or folder belongs to another user, or others may write it."""
 
 
-class KernelCache(caching._Cache):
-    """Machine code of one function, for any number of signatures, in the place of numba's own cache.
-
-    Parameters
-    ----------
-    function : callable
-        The function in Python.
-    folder : Path
-        Folder that :func:`open_folder` returned; its name has to identify all sources.
-    shared : bool
-        Whether other kernels call the function, so that its LLVM code has to be kept too, which they inline.
-    """
-
-    def __init__(self, function: Callable, folder: pathlib.Path, *, shared: bool = True) -> None:
-        self._function, self._folder, self._shared = function, folder, shared
-
-    @property
-    def cache_path(self) -> str:
-        """Folder of the files."""
-        return str(self._folder)
-
-    def enable(self) -> None:
-        """Do nothing: the cache is always used."""
-
-    def disable(self) -> None:
-        """Do nothing: the cache is always used."""
-
-    def flush(self) -> None:
-        """Do nothing: files are complete when they are written."""
-
-    def load_overload(self, signature: object, target_context: object) -> CompileResult | None:
-        """Return the compiled function for a signature; None if it has to be compiled."""
-        # numba would first import everything that is needed for compiling, which takes a third of a second. Cached
-        # machine code needs only the runtime.
-        rtsys.initialize(target_context)
-        path = self._path(signature, target_context)
-        try:
-            payload = read_verified(path)
-            return CompileResult._rebuild(target_context, *pickle.loads(payload))
-        except FileNotFoundError:
-            pass
-        except Distrusted as error:
-            _say_once(logging.WARNING, "compiled kernels are not used: %s; delete the folder", error)
-        except Exception as error:  # code of another version of numba raises almost anything
-            _logger.debug("%s: %s: %s", path, type(error).__name__, error)
-            _say_once(logging.INFO, "compiled kernels in %s are damaged", self._folder)
-        _say_once(logging.INFO, "compiling kernels for this processor; they are cached, so this happens once")
+def read_kernel(path: pathlib.Path) -> Compiled | None:
+    """Return the machine code that :func:`write_kernel` wrote to a file of this name; None if it must be made anew."""
+    try:
+        return _unpack(read_verified(path))
+    except FileNotFoundError:
         return None
-
-    def save_overload(self, signature: object, result: Any) -> None:
-        """Keep a compiled function, unless its file cannot be written."""
-        try:
-            reduced = result._reduce()
-            payload = serialize.dumps(reduced if self._shared else _without_llvm_code(reduced, result))
-            write_verified(self._path(signature, result.target_context), payload)
-        except OSError as error:
-            _say_once(
-                logging.WARNING,
-                "compiled kernels cannot be kept in %s (%s), so the next run compiles them again; "
-                "set VITNP_CACHE to another folder",
-                self._folder,
-                error.strerror or error,
-            )
-
-    def _path(self, signature: object, target_context: Any) -> pathlib.Path:
-        """Return the file for a signature: its name tells all that the sources and versions do not decide."""
-        function = self._function
-        code = function.__code__
-        closure = tuple(cell.cell_contents for cell in function.__closure__ or ())
-        key = (str(signature), target_context.codegen().magic_tuple(), code.co_code, serialize.dumps(closure))
-        digest = hashlib.sha256(repr(key).encode()).hexdigest()[:20]
-        name = f"{function.__module__.rpartition('.')[2]}.{function.__qualname__}-{code.co_firstlineno}"
-        return self._folder / f"{name.replace('<', '').replace('>', '')}.{digest}{SUFFIX}"
+    except Distrusted as error:
+        _say_once(logging.WARNING, "compiled kernels are not used: %s; delete the folder", error)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        _logger.debug("%s: %s: %s", path, type(error).__name__, error)
+        _say_once(logging.INFO, "compiled kernels in %s are damaged", path.parent)
+    return None
 
 
-def _without_llvm_code(reduced: tuple, result: Any) -> tuple:
-    """Replace the LLVM code in a reduced CompileResult by that of an empty function with the name that Python calls.
+def write_kernel(path: pathlib.Path, compiled: Compiled) -> None:
+    """Keep machine code, unless its file cannot be written."""
+    try:
+        write_verified(path, _pack(compiled))
+    except OSError as error:
+        _say_once(
+            logging.WARNING,
+            "compiled kernels cannot be kept in %s (%s), so the next run compiles them again; "
+            "set VITNP_CACHE to another folder",
+            path.parent,
+            error.strerror or error,
+        )
 
-    numba reads the code, and lists its functions, whenever it loads a kernel: half of the time that this takes.
-    """
-    (name, kind, (machine_code, _)), *rest = reduced
-    entry = ir.Module()
-    function = ir.Function(entry, ir.FunctionType(ir.VoidType(), []), result.fndesc.llvm_cpython_wrapper_name)
-    ir.IRBuilder(function.append_basic_block()).ret_void()
-    return (name, kind, (machine_code, llvm.parse_assembly(str(entry)).as_bitcode())), *rest
+
+def say_compiling() -> None:
+    """Say, once, that kernels are compiled."""
+    _say_once(logging.INFO, "compiling kernels for this processor; they are cached, so this happens once")
+
+
+def _pack(compiled: Compiled) -> bytes:
+    """Return the content of a file: a line of JSON, and the object file."""
+    head = {"result": compiled.result, "kernels": compiled.kernels, "externals": compiled.externals}
+    return json.dumps(head).encode() + b"\n" + compiled.code
+
+
+def _unpack(content: bytes) -> Compiled:
+    head, _, code = content.partition(b"\n")
+    fields = json.loads(head)
+    return Compiled(code, str(fields["result"]), tuple(fields["kernels"]), tuple(fields["externals"]))
 
 
 def open_folder(folder: pathlib.Path) -> None:

@@ -17,10 +17,9 @@ import sys
 import llvmlite.binding
 import numpy as np
 from llvmlite import ir
-from numba import types
-from numba.core import cgutils
+from vitnp.kernels.cpu.codegen import types
 from vitnp.kernels.cpu.codegen.jit import intrinsic, kernel
-from vitnp.kernels.cpu.codegen.simd import I64
+from vitnp.kernels.cpu.codegen.simd import I64, declare
 
 # On other systems kernels return at once: how machine code finds the symbol has not been tested there.
 HAS_FLAG = sys.platform == "linux"
@@ -49,7 +48,7 @@ def pause(context):
     def generate(context, builder, signature, arguments):
         if PAUSE:
             function = ir.FunctionType(ir.VoidType(), [])
-            builder.call(cgutils.get_or_insert_function(builder.module, function, PAUSE), [])
+            builder.call(declare(builder.module, function, PAUSE), [])
         return context.get_dummy_value()
 
     return types.void(), generate

@@ -8,10 +8,22 @@ from __future__ import annotations
 
 import llvmlite.binding
 from llvmlite import ir
-from numba import types
-from numba.core import cgutils
+from vitnp.kernels.cpu.codegen import types
 from vitnp.kernels.cpu.codegen.jit import intrinsic
-from vitnp.kernels.cpu.codegen.simd import FEATURES, FLOAT, I16, I32, I64, LANES, ROUNDER, Vectors, loop, single, splat
+from vitnp.kernels.cpu.codegen.simd import (
+    FEATURES,
+    FLOAT,
+    I16,
+    I32,
+    I64,
+    LANES,
+    ROUNDER,
+    Vectors,
+    declare,
+    loop,
+    single,
+    splat,
+)
 from vitnp.kernels.reference.int8 import STEPS
 
 I8 = ir.IntType(8)
@@ -58,7 +70,7 @@ def add_products_of_quads(v: Vectors, a: ir.Value, b: ir.Value, c: ir.Value) -> 
 
 def _call(builder: ir.IRBuilder, name: str, *values: ir.Value, result: ir.Type | None = None) -> ir.Value:
     signature = ir.FunctionType(result or values[0].type, [value.type for value in values])
-    return builder.call(cgutils.get_or_insert_function(builder.module, signature, name), values)
+    return builder.call(declare(builder.module, signature, name), values)
 
 
 @intrinsic

@@ -1,10 +1,9 @@
-"""Compile kernels with numba, once per machine, and cache the machine code under a fingerprint of their sources.
+"""Functions that are compiled once per machine, and whose machine code is cached under a fingerprint of their sources.
 
-A command calls some of the kernels, so each is compiled, or loaded from disk, when it is first called.
+A command calls some of the kernels, so each is compiled, or loaded from disk, when it is first called. numba is only
+imported to compile one: machine code is loaded and called without it.
 
-numba's own cache notices a change of the file that contains a function, but not of files whose helpers were inlined
-into it. All kernels share :mod:`vitnp.kernels.cpu.codegen.simd`, so the cache folder is named after the text of all of
-them. It also believes whatever it finds, so the files are read and written by :mod:`vitnp.kernels.cpu.codegen.cache`.
+All kernels share :mod:`vitnp.kernels.cpu.codegen.simd`, so the cache folder is named after the text of all of them.
 """
 
 from __future__ import annotations
@@ -17,29 +16,54 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import llvmlite
-import numba
-import numba.extending
-from numba import types
-from numba.core.registry import CPUDispatcher
-from vitnp.kernels.cpu.codegen.cache import KernelCache, open_folder
+from vitnp.kernels.cpu.codegen import loader, types
+from vitnp.kernels.cpu.codegen.cache import SUFFIX, open_folder, read_kernel, say_compiling, write_kernel
+from vitnp.kernels.cpu.codegen.loader import Compiled
+from vitnp.kernels.cpu.codegen.target import numba_version, target
 from vitnp.kernels.threads.fork import importing
 
-# error_model: a division by zero gives infinity, as in NumPy, instead of an exception. fastmath: what the compiler may
-# do to expressions; "reassoc" is missing, since with it the compiler chooses the order of sums, and so their last bits.
-OPTIONS: dict[str, Any] = {
-    "nogil": True,
-    "boundscheck": False,
-    "error_model": "numpy",
-    "fastmath": {"contract", "nsz", "arcp"},
-}
-
-# numba's decorator for functions that generate LLVM IR. Kernels call such a function without its first parameter, the
-# typing context, and this is what the annotation says.
-intrinsic: Callable[[Callable[..., Any]], Callable[..., Any]] = numba.extending.intrinsic
+# What the compiler may do to expressions. "reassoc" is missing, since with it the compiler chooses the order of sums,
+# and so their last bits.
+OPTIONS: dict[str, Any] = {"fastmath": {"contract", "nsz", "arcp"}}
 
 
 class NoCache(ImportError):
     """No folder for compiled kernels can be used; an ImportError, so that vitnp falls back to kernels in NumPy."""
+
+
+class Intrinsic:
+    """A function that generates LLVM IR, for kernels to call; see :func:`intrinsic`."""
+
+    def __init__(self, function: Callable) -> None:
+        functools.update_wrapper(self, function)
+        self.function = function
+
+    @functools.cached_property
+    def _numba_type_(self) -> Any:
+        from vitnp.kernels.cpu.codegen import compiler
+
+        return compiler.type_of_intrinsic(self)
+
+
+class Part:
+    """A function that becomes part of the kernels that call it, compiled with them for the types of their arguments.
+
+    Called in Python, it runs in Python.
+    """
+
+    def __init__(self, function: Callable, options: dict[str, Any]) -> None:
+        functools.update_wrapper(self, function)
+        self.function, self.options = function, options
+
+    def __call__(self, *arguments: Any) -> Any:
+        """Call the function in Python."""
+        return self.function(*arguments)
+
+    @functools.cached_property
+    def _numba_type_(self) -> Any:
+        from vitnp.kernels.cpu.codegen import compiler
+
+        return compiler.type_of_part(self)
 
 
 class Kernel:
@@ -50,44 +74,99 @@ class Kernel:
     Parameters
     ----------
     function : callable
-    signature : tuple of numba types
+    signature : tuple of types
         Types of the arguments; the function is compiled for these only.
     options : dict
-        Options of :func:`numba.njit`.
+        As OPTIONS.
     shared : bool
-        Whether other kernels call it too.
+        Whether other kernels call it too: its machine code, not a copy of it.
     """
 
     def __init__(
         self, function: Callable, signature: tuple[types.Type, ...], options: dict[str, Any], shared: bool
     ) -> None:
         functools.update_wrapper(self, function)
-        self._function, self._signature, self._options, self._shared = function, signature, options, shared
-        self._compiled: Callable | None = None
+        self.function, self.signature, self.options, self.shared = function, signature, options, shared
+        self.was_cached = False  # whether the machine code was on disk already
+        self._loaded: Callable | None = None
+        self._compiled: Compiled | None = None
+        self._address = 0
         KERNELS.append(self)
 
     def __call__(self, *arguments: Any) -> Any:
         """Call the compiled function."""
-        return (self._compiled or self.compile())(*arguments)
+        return (self._loaded or self.compile())(*arguments)
+
+    @functools.cached_property
+    def symbol(self) -> str:
+        """Name of the machine code, which tells all that sources and versions do not decide."""
+        function = self.function
+        code = function.__code__
+        closure = [_describe(cell.cell_contents) for cell in function.__closure__ or ()]
+        key = repr((self.signature, target(), code.co_code, closure))
+        module, name = function.__module__.rpartition(".")[2], function.__qualname__.replace("<locals>.", "")
+        return f"{module}.{name}-{code.co_firstlineno}.{hashlib.sha256(key.encode()).hexdigest()[:20]}"
+
+    @property
+    def path(self) -> pathlib.Path:
+        """File of the machine code."""
+        return cache_folder() / f"{self.symbol}{SUFFIX}"
 
     def compile(self) -> Callable:
         """Compile the function, or load it from disk, unless that has been done; return it."""
         with importing:  # held by one thread at a time
-            if self._compiled is None:
-                dispatcher = numba.njit(**self._options)(self._function)
-                if isinstance(dispatcher, CPUDispatcher):  # with NUMBA_DISABLE_JIT=1 it is the plain function
-                    dispatcher._cache = KernelCache(self._function, cache_folder(), shared=self._shared)  # type: ignore[attr-defined]  # numba has no public interface
-                    dispatcher.compile(self._signature)
-                    dispatcher.disable_compile()
-                self._compiled = dispatcher
-        return self._compiled
+            if self._loaded is None:
+                compiled = read_kernel(self.path)
+                if compiled is not None:
+                    self._loaded = self._load(compiled)
+                self.was_cached = self._loaded is not None
+                if self._loaded is None:
+                    self._loaded = self._load(self._compile())
+                if self._loaded is None:
+                    raise RuntimeError(f"the machine code of {self.symbol} cannot be loaded")
+        return self._loaded
+
+    def _compile(self) -> Compiled:
+        say_compiling()
+        from vitnp.kernels.cpu.codegen import compiler
+
+        compiled = compiler.compile_kernel(self)
+        write_kernel(self.path, compiled)
+        return compiled
+
+    def _load(self, compiled: Compiled) -> Callable | None:
+        """Return the function of machine code; None if the kernels that it calls are others."""
+        for symbol in compiled.kernels:
+            callee = next((kernel for kernel in KERNELS if kernel.shared and kernel.symbol == symbol), None)
+            if callee is None:
+                return None
+            callee.compile()
+        if not loader.has_symbols(compiled.externals):
+            return None
+        self._compiled = compiled
+        function, self._address = loader.load(self.symbol, compiled.code)
+        return function
 
     @property
-    def _numba_type_(self) -> types.Type:
+    def address(self) -> int:
+        """Address of the function that other kernels call, by numba's calling convention."""
+        self.compile()
+        return self._address
+
+    def result(self) -> str:
+        """Return the name of numba's type of the result; this compiles the function."""
+        self.compile()
+        assert self._compiled is not None
+        return self._compiled.result
+
+    @property
+    def _numba_type_(self) -> Any:
         """Type of the function within other kernels; numba asks for it when it compiles them."""
-        if not self._shared:
-            raise AttributeError(f"{self._function.__name__} is called by another kernel, so it needs shared=True")
-        return numba.typeof(self.compile())
+        if not self.shared:
+            raise AttributeError(f"{self.function.__name__} is called by another kernel, so it needs shared=True")
+        from vitnp.kernels.cpu.codegen import compiler
+
+        return compiler.type_of_shared(self)
 
 
 # Kernels of all modules that have been imported, in the order of their definitions.
@@ -97,15 +176,19 @@ KERNELS: list[Kernel] = []
 def kernel(*signature: Any, shared: bool = False, **options: Any) -> Callable:
     """Compile a function with numba, without the GIL, and cache the machine code on disk; a decorator.
 
+    Kernels use numbers and arrays that they are given, and do not allocate memory; see
+    :func:`vitnp.kernels.cpu.codegen.stack.stack_array` for a few numbers.
+
     Parameters
     ----------
-    *signature : numba types
-        Types of the arguments; IN and OUT give those of arrays. The result is a :class:`Kernel`, for Python to call.
-        Without a signature the function is compiled when a kernel that calls it is, for each new combination of types.
+    *signature : types
+        Types of the arguments, see :mod:`vitnp.kernels.cpu.codegen.types`; IN and OUT give those of arrays. The result
+        is a :class:`Kernel`, for Python to call. Without a signature the function is compiled as a part of each kernel
+        that calls it.
     shared : bool
         Whether other kernels call a function with a signature too.
     **options
-        Options of :func:`numba.njit` that override OPTIONS.
+        Options that override OPTIONS.
 
     Returns
     -------
@@ -120,38 +203,53 @@ def kernel(*signature: Any, shared: bool = False, **options: Any) -> Callable:
     >>> add(1, 2)
     3
     """
-    if len(signature) == 1 and callable(signature[0]) and not isinstance(signature[0], types.Type):
-        return kernel()(signature[0])
+    if len(signature) == 1 and callable(signature[0]) and not isinstance(signature[0], (types.Scalar, types.Array)):
+        return Part(signature[0], OPTIONS)
+    for each in signature:
+        if not isinstance(each, (types.Scalar, types.Array)):
+            raise TypeError(f"types of arguments are those of vitnp.kernels.cpu.codegen.types, not {each!r}")
 
     def decorate(function: Callable) -> Callable:
         if signature:
             return Kernel(function, signature, OPTIONS | options, shared)
-        dispatcher = numba.njit(**(OPTIONS | options))(function)
-        if isinstance(dispatcher, CPUDispatcher):
-            dispatcher._cache = KernelCache(function, cache_folder(), shared=True)  # type: ignore[attr-defined]  # numba has no public interface
-        return dispatcher
+        return Part(function, OPTIONS | options)
 
     return decorate
 
 
-def IN(dimensions: int, dtype: types.Type = types.float32) -> types.Array:
+def intrinsic(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Let kernels call a function that generates LLVM IR; a decorator.
+
+    Kernels call it without its first parameter, the typing context, and this is what the annotation says. See
+    :func:`numba.extending.intrinsic`.
+    """
+    return Intrinsic(function)  # type: ignore[return-value]
+
+
+def IN(dimensions: int, dtype: types.Scalar = types.float32) -> types.Array:
     """Return the type of an array that is read: with any strides, writable or not."""
-    return types.Array(dtype, dimensions, "A", readonly=True, aligned=True)
+    return types.Array(dtype, dimensions, "A", readonly=True)
 
 
-def OUT(dimensions: int, dtype: types.Type = types.float32, layout: Literal["A", "C"] = "A") -> types.Array:
+def OUT(dimensions: int, dtype: types.Scalar = types.float32, layout: Literal["A", "C"] = "A") -> types.Array:
     """Return the type of an array that is written: with any strides, or contiguous with layout "C"."""
     return types.Array(dtype, dimensions, layout)
 
 
-def array_in(dimensions: int, dtype: types.Type = types.float32) -> types.Array:
+def array_in(dimensions: int, dtype: types.Scalar = types.float32) -> types.Array:
     """Return the type of a contiguous array that is read."""
     return types.Array(dtype, dimensions, "C", readonly=True)
 
 
-def array_out(dimensions: int, dtype: types.Type = types.float32) -> types.Array:
+def array_out(dimensions: int, dtype: types.Scalar = types.float32) -> types.Array:
     """Return the type of a contiguous array that is written."""
     return types.Array(dtype, dimensions, "C")
+
+
+def _describe(value: Any) -> str:
+    """Describe a value that a function refers to."""
+    name = getattr(value, "symbol", None) or getattr(value, "__qualname__", None)
+    return str(name) if name else repr(value)
 
 
 @functools.cache
@@ -182,8 +280,9 @@ def cache_folder() -> pathlib.Path:
 
 
 def _fingerprint() -> str:
-    """Return a hash of everything that determines the machine code, except the processor, which numba itself checks."""
-    digest = hashlib.sha256(f"{numba.__version__} {llvmlite.__version__} {os.environ.get('VITNP_LANES', '')}".encode())
+    """Return a hash of everything that determines the machine code, except the processor, see `Kernel.symbol`."""
+    versions = f"{numba_version()} {llvmlite.__version__} {os.environ.get('VITNP_LANES', '')}"
+    digest = hashlib.sha256(versions.encode())
     for path in sorted(pathlib.Path(__file__).parent.parent.rglob("*.py")):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]

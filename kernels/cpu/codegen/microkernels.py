@@ -7,10 +7,10 @@ in :mod:`vitnp.kernels.cpu.codegen.reductions`.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from llvmlite import ir
-from numba import types
+from vitnp.kernels.cpu.codegen import types
 from vitnp.kernels.cpu.codegen.int8 import add_products_of_quads
 from vitnp.kernels.cpu.codegen.jit import intrinsic
 from vitnp.kernels.cpu.codegen.simd import HAS_BF16, I16, I32, I64, LANES, Vectors, loop
@@ -56,27 +56,16 @@ def product_tile(rows: int, vectors: int, packed: int = 1, cache: int = 1) -> Ca
         def generate(context, builder, signature, arguments):
             a, rows_a, ld_a, b, ld_b, c, ld_c, inner, add, ahead, every = arguments
             v = Vectors(builder)
-            a_rows = _row_pointers(v, a, rows_a, ld_a, rows)
+            a_rows = row_pointers(v, a, rows_a, ld_a, rows)
             b, c = v.pointer(b), v.pointer(c)
             slots = [
                 v.at(c, builder.add(builder.mul(ld_c, I64(i)), I64(j * LANES)))
                 for i in range(rows)
                 for j in range(vectors)
             ]
-            multiply_add, plus = _multiply_add(v, packed)
+            _, plus = _multiply_add(v, packed)
             zero = ir.Constant(v.integers if packed == 4 else v.type, None)
-
-            def body(k, sums):
-                v.prefetch(builder.add(ahead, builder.mul(k, every)), cache)
-                row = v.at(b, builder.mul(k, ld_b))
-                columns = [v.load(v.at(row, j * LANES)) for j in range(vectors)]
-                updated = []
-                for i in range(rows):
-                    scalar = v.splat(builder.load(v.at(a_rows[i], k)))
-                    updated += [multiply_add(scalar, columns[j], sums[i * vectors + j]) for j in range(vectors)]
-                return updated
-
-            _, sums = loop(builder, 0, inner, 1, [zero] * (rows * vectors), body)
+            sums = add_products(v, a_rows, (b, ld_b), inner, [zero] * (rows * vectors), packed, (ahead, every, cache))
             adding = builder.icmp_signed("!=", add, I64(0))
             with builder.if_else(adding) as (then, otherwise):
                 with then:
@@ -92,6 +81,36 @@ def product_tile(rows: int, vectors: int, packed: int = 1, cache: int = 1) -> Ca
     return tile
 
 
+def add_products(
+    v: Vectors,
+    a_rows: Sequence[ir.Value],
+    b: tuple[ir.Value, ir.Value],
+    inner: ir.Value,
+    sums: Sequence[ir.Value],
+    packed: int,
+    prefetch: tuple[ir.Value, ir.Value, int],
+) -> list[ir.Value]:
+    """Append the loop of a micro-kernel, see :func:`product_tile`; return the sums, row by row.
+
+    `b` is a pointer and the row stride, `sums` the vectors to begin with, and `prefetch` is (ahead, every, cache).
+    """
+    builder, vectors = v.builder, len(sums) // len(a_rows)
+    multiply_add, _ = _multiply_add(v, packed)
+    (pointer, ld_b), (ahead, every, cache) = b, prefetch
+
+    def body(k: ir.Value, sums: list[ir.Value]) -> list[ir.Value]:
+        v.prefetch(builder.add(ahead, builder.mul(k, every)), cache)
+        row = v.at(pointer, builder.mul(k, ld_b))
+        columns = [v.load(v.at(row, j * LANES)) for j in range(vectors)]
+        updated = []
+        for i, a_row in enumerate(a_rows):
+            scalar = v.splat(builder.load(v.at(a_row, k)))
+            updated += [multiply_add(scalar, columns[j], sums[i * vectors + j]) for j in range(vectors)]
+        return updated
+
+    return loop(builder, 0, inner, 1, sums, body)[1]
+
+
 def _multiply_add(v: Vectors, packed: int) -> tuple[Callable[..., ir.Value], Callable[..., ir.Value]]:
     """Return the instruction that adds products to sums, and the one that adds sums; see :func:`product_tile`."""
     if packed == 4:
@@ -99,7 +118,7 @@ def _multiply_add(v: Vectors, packed: int) -> tuple[Callable[..., ir.Value], Cal
     return v.add_products_of_pairs if packed == 2 and HAS_BF16 else v.fma, v.builder.fadd
 
 
-def _row_pointers(v: Vectors, base: ir.Value, count: ir.Value, step: ir.Value, rows: int) -> list[ir.Value]:
+def row_pointers(v: Vectors, base: ir.Value, count: ir.Value, step: ir.Value, rows: int) -> list[ir.Value]:
     """Return pointers to `rows` rows, of which `count` exist; the last one is repeated for the others."""
     b, base = v.builder, v.pointer(base)
     last = b.sub(count, I64(1))

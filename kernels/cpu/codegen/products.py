@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from llvmlite import ir
-from numba import types
+from vitnp.kernels.cpu.codegen import types
 from vitnp.kernels.cpu.codegen.jit import intrinsic, kernel
+from vitnp.kernels.cpu.codegen.rows import MATRIX_IN, WORKSPACE
 from vitnp.kernels.cpu.codegen.simd import I32, I64, LANES, Vectors, loop
 
 # Tiles by columns, rows x vectors: accumulators, columns and one number of a row fill the registers. Any number of
@@ -150,7 +151,7 @@ def padded_columns(count, n):
     return max((count + LANES - 1) // LANES, 2) * LANES
 
 
-@kernel
+@kernel(MATRIX_IN, WORKSPACE, types.int64, types.int64, types.int64, shared=True)
 def copy_rows(others, work, at, rows, n):
     """Copy a matrix (K, D) to ``work[at:]`` as `rows` x n numbers, padded with zeros."""
     count, width = others.shape
@@ -160,7 +161,7 @@ def copy_rows(others, work, at, rows, n):
             work[at + j * n + d] = others[j, d]
 
 
-@kernel
+@kernel(MATRIX_IN, WORKSPACE, types.int64, types.int64, shared=True)
 def pack(others, work, at, n):
     """Pack a matrix (K, D) for :func:`products` into ``work[at:]``, as ``padded_columns(K, n) * n`` numbers; n >= D."""
     count, width = others.shape
@@ -188,7 +189,7 @@ def panel_vectors(columns):
     return 3 if columns % (3 * LANES) == 0 else 2
 
 
-@kernel
+@kernel(*[types.int64] * 9, shared=True)
 def products(rows, count, n, packed, columns, out, step, ahead, bytes_ahead):
     """Compute ``out = rows others^T`` for `count` rows of n numbers and packed others.
 
@@ -233,7 +234,7 @@ def products(rows, count, n, packed, columns, out, step, ahead, bytes_ahead):
             column += wide
 
 
-@kernel
+@kernel(*[types.int64] * 7, shared=True)
 def distances(rows, count, n, others, columns, out, step):
     """Compute squared distances as :func:`products`; `columns` is a multiple of 4, the others are rows of n numbers."""
     for i in range(0, count, QUAD_ROWS):

@@ -1,20 +1,17 @@
-"""Loops over a row that return one number: the passes of softmax, layer normalization and quantization.
+"""Loops over a row that return one number.
 
-:func:`row_maximum` and :func:`row_exponentials` are the two passes of a softmax; :func:`row_sum` and
-:func:`row_squares` those of a layer normalization.
+:func:`row_sum` and :func:`row_squares` are the passes of a layer normalization. Those of a softmax are in
+:mod:`vitnp.kernels.cpu.codegen.softmax`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from llvmlite import ir
-from numba import types
+from vitnp.kernels.cpu.codegen import types
 from vitnp.kernels.cpu.codegen.jit import intrinsic
-from vitnp.kernels.cpu.codegen.simd import EXP2, I16, I64, LANES, ROUNDER, Vectors, loop
-
-# 2^r for r in -1/2..1/2, lowest power first: a fit of degree 3, relative error 8e-5, for results in bfloat16.
-EXP2_BFLOAT = (0.9999280736083698, 0.6932609868108184, 0.24261112163301296, 0.05517166174322487)
+from vitnp.kernels.cpu.codegen.simd import I64, LANES, Vectors, loop
 
 
 def _over_row(unrolled: int, first: Callable, combine: Callable, each: Callable) -> Callable:
@@ -51,34 +48,6 @@ def _over_row(unrolled: int, first: Callable, combine: Callable, each: Callable)
     return over
 
 
-def _power(v: Vectors, value: ir.Value, x: ir.Value, polynomial: Sequence[float]) -> ir.Value:
-    """Return 2^(value - x) for an integer x.
-
-    As :meth:`Vectors.exp2`, but x needs no subtraction of its own: it is part of the number that is added for rounding.
-    """
-    b = v.builder
-    rounder = b.fsub(v.constant(ROUNDER), x)
-    value = v.larger(value, b.fsub(x, v.constant(126.0)))
-    shifted = b.fadd(value, rounder)
-    mantissa = v.polynomial(polynomial, b.fsub(value, b.fsub(shifted, rounder)))
-    exponent = b.shl(b.bitcast(shifted, v.integers), ir.Constant(v.integers, [23] * v.lanes))
-    return b.bitcast(b.add(b.bitcast(mantissa, v.integers), exponent), v.type)
-
-
-def _exponential(v: Vectors, row: ir.Value, index: ir.Value, x: ir.Value) -> ir.Value:
-    """Replace a vector by 2^(vector - x), and return it."""
-    power = _power(v, v.load(v.at(row, index)), x, EXP2)
-    v.store(power, v.at(row, index))
-    return power
-
-
-def _exponential_in_bfloat(v: Vectors, row: ir.Value, index: ir.Value, x: ir.Value) -> ir.Value:
-    """Store 2^(vector - x) as bfloat16 numbers, one after the other from the start of the row on, and return it."""
-    power = _power(v, v.load(v.at(row, index)), x, EXP2_BFLOAT)
-    v.store(v.to_bfloat(power), v.at(v.builder.bitcast(row, I16.as_pointer()), index), 2)
-    return power
-
-
 def _squared_deviation(v: Vectors, row: ir.Value, index: ir.Value, x: ir.Value) -> ir.Value:
     difference = v.builder.fsub(v.load(v.at(row, index)), x)
     return v.builder.fmul(difference, difference)
@@ -96,10 +65,12 @@ def _load(v: Vectors, row: ir.Value, index: ir.Value, x: ir.Value) -> ir.Value:
     return v.load(v.at(row, index))
 
 
+def _times_zero(v: Vectors, row: ir.Value, index: ir.Value, x: ir.Value) -> ir.Value:
+    return v.builder.fmul(v.load(v.at(row, index)), v.constant(0.0))
+
+
 # Reductions of a row, called with its address, its length (a multiple of LANES), and a float x.
 row_maximum = _over_row(4, lambda v, x: x, Vectors.larger, _load)  # the maximum of the row and x
-row_exponentials = _over_row(4, _zero, _plus, _exponential)  # row = 2^(row - x) for an integer x; returns the sum
-# The same with two bfloat16 numbers in the place of each float, of which there are half as many afterwards.
-row_exponentials_in_bfloat = _over_row(4, _zero, _plus, _exponential_in_bfloat)
 row_sum = _over_row(4, _zero, _plus, _load)  # the sum of the row; x is not used
 row_squares = _over_row(4, _zero, _plus, _squared_deviation)  # the sum of (row - x)^2
+row_times_zero = _over_row(1, _zero, _plus, _times_zero)  # 0 if all are finite, else NaN; x is not used

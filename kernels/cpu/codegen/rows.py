@@ -12,9 +12,10 @@ from collections.abc import Callable
 import llvmlite.binding
 import numpy as np
 from llvmlite import ir
-from numba import types
+from vitnp.kernels.cpu.codegen import types
 from vitnp.kernels.cpu.codegen.jit import intrinsic, kernel
 from vitnp.kernels.cpu.codegen.simd import FEATURES, FLOAT, HALF, I32, I64, LANES, Vectors, loop
+from vitnp.kernels.cpu.codegen.stack import stack_array
 
 # Rows that are converted at a time.
 ROWS = 24
@@ -32,13 +33,15 @@ HAS_HALF = not llvmlite.binding.get_default_triple().startswith("x86") or "f16c"
 
 # numba types of a workspace, and of a matrix that is read.
 WORKSPACE = types.Array(types.float32, 1, "C")
-MATRIX_IN = types.Array(types.float32, 2, "C", readonly=True, aligned=True)
+MATRIX_IN = types.Array(types.float32, 2, "C", readonly=True)
 
 
 def round_up_to_vectors(n: int) -> int:
     """Return the next multiple of LANES."""
     return (n + LANES - 1) // LANES * LANES
 
+
+new_row_numbers = stack_array(ROWS)  # one number per row that is held
 
 round_up = kernel(round_up_to_vectors)
 
@@ -146,7 +149,7 @@ _read_single, _read_double = _reader(FLOAT), _reader(ir.DoubleType())
 _read_half = _reader(HALF) if HAS_HALF else _read_single  # never called then, see `readable_rows`
 
 
-@kernel
+@kernel(*[types.int64] * 6, shared=True)
 def read_row(target, row, dtype_code, shift, n, ahead):
     """Convert a row of n numbers to float32, subtract the shift, and return the sum of squares.
 
@@ -160,7 +163,8 @@ def read_row(target, row, dtype_code, shift, n, ahead):
     return _read_half(target, row, shift, n, ahead)
 
 
-@kernel(fastmath=False)  # because square roots would be approximated
+# Without fastmath, because square roots would be approximated.
+@kernel(WORKSPACE, types.int64, types.int64, types.float32, fastmath=False, shared=True)
 def row_norm(work, at, n, squares):
     """Return the norm of the row in ``work[at : at + n]``, given its sum of squares.
 

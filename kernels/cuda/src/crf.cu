@@ -14,6 +14,12 @@
 // points, because the entries have been sorted by (vertex, entry); no float is added atomically. So the same input
 // gives the same bits each time.
 //
+// The points of several photographs, `each` of them one after another, may share a lattice: their keys are `span` apart,
+// so that no vertex belongs to two photographs, nor has a neighbor in another.
+//
+// Only the device needs to know the number of vertices. Kernels read it; arrays have places for `places` vertices, and
+// grids are limited in size, their threads going on to further vertices.
+//
 // Layout: entry = point * CORNERS + corner. Values are (points, classes) and (vertices, classes), so that the classes
 // of a neighbor are contiguous. One thread per entry, slot or value; one warp per vertex in splat.
 //
@@ -40,9 +46,9 @@ __device__ __forceinline__ int first_slot(Key key, int mask) {
 // lattice: scale (FEATURES), stride and origin (CORNERS). `table` is filled with EMPTY before, `touched` with the
 // largest int.
 extern "C" __global__ void __launch_bounds__(256, 4)
-embed(const float* __restrict__ features, int points, const float* __restrict__ scale,
-      const long long* __restrict__ stride, const long long* __restrict__ origin, Key* __restrict__ table, int mask,
-      int* __restrict__ touched, int* __restrict__ slot, float* __restrict__ weight) {
+embed(const float* __restrict__ features, int points, int each, const float* __restrict__ scale,
+      const long long* __restrict__ stride, const long long* __restrict__ origin, long long span,
+      Key* __restrict__ table, int mask, int* __restrict__ touched, int* __restrict__ slot, float* __restrict__ weight) {
     int point = blockIdx.x * blockDim.x + threadIdx.x;
     if (point >= points) return;
     float elevated[CORNERS], above = 0.0f;
@@ -72,7 +78,7 @@ embed(const float* __restrict__ features, int points, const float* __restrict__ 
             rank[j] += !less;
         }
     // ... and if not, the coordinates that rounding changed most go one step back.
-    Key key = 0, all = 0;
+    Key key = (Key)(point / each * span), all = 0;
 #pragma unroll
     for (int i = 0; i < CORNERS; i++) {
         rank[i] += excess;
@@ -145,16 +151,20 @@ look_up(Key key, const Key* table, const int* touched, const int* running, int m
     return none;
 }
 
-// Sets neighbor (CORNERS, vertices, 2) to the previous and next vertex along axis blockIdx.y; `vertices` means none.
+// Sets neighbor (CORNERS, places, 2) to the previous and next vertex along axis blockIdx.y; the number of vertices means
+// none. It is the last of `entries` running counts.
 extern "C" __global__ void __launch_bounds__(256, 4)
 find_neighbors(const Key* __restrict__ table, const int* __restrict__ touched, const int* __restrict__ running,
-                const long long* __restrict__ stride, int mask, int vertices, int* __restrict__ neighbor) {
+                int entries, const long long* __restrict__ stride, int mask, int places, int* __restrict__ neighbor,
+                int* __restrict__ count) {
+    const int vertices = running[entries - 1];
     int at = blockIdx.x * blockDim.x + threadIdx.x;
+    if (at == 0 && blockIdx.y == 0) *count = vertices;
     if (at > mask || table[at] == EMPTY) return;
     Key step = (Key)(-CORNERS * stride[blockIdx.y]);
 #pragma unroll
     for (int i = 0; i < CORNERS; i++) step += (Key)stride[i];
-    long long place = 2 * ((long long)blockIdx.y * vertices + running[touched[at]] - 1);
+    long long place = 2 * ((long long)blockIdx.y * places + running[touched[at]] - 1);
     neighbor[place] = look_up(table[at] - step, table, touched, running, mask, vertices);
     neighbor[place + 1] = look_up(table[at] + step, table, touched, running, mask, vertices);
 }
@@ -164,30 +174,32 @@ find_neighbors(const Key* __restrict__ table, const int* __restrict__ touched, c
 // Computes the weighted sum of the values of each vertex's points, one warp per vertex.
 extern "C" __global__ void __launch_bounds__(256, 4)
 splat(const float* __restrict__ values, int classes, const int* __restrict__ entry, const int* __restrict__ start,
-      const float* __restrict__ weight, int vertices, float* __restrict__ out) {
-    const int lane = threadIdx.x & 31, v = blockIdx.x * (blockDim.x >> 5) + (threadIdx.x >> 5);
-    if (v >= vertices) return;
-    for (int c = 0; c < classes; c++) {
-        float total = 0.0f;
-        for (int i = start[v] + lane; i < start[v + 1]; i += 32)
-            total += weight[entry[i]] * values[(long long)(entry[i] / CORNERS) * classes + c];
+      const float* __restrict__ weight, const int* __restrict__ count, float* __restrict__ out) {
+    const int lane = threadIdx.x & 31, warps = blockDim.x >> 5, vertices = *count;
+    for (int v = blockIdx.x * warps + (threadIdx.x >> 5); v < vertices; v += gridDim.x * warps)
+        for (int c = 0; c < classes; c++) {
+            float total = 0.0f;
+            for (int i = start[v] + lane; i < start[v + 1]; i += 32)
+                total += weight[entry[i]] * values[(long long)(entry[i] / CORNERS) * classes + c];
 #pragma unroll
-        for (int step = 16; step > 0; step >>= 1) total += __shfl_xor_sync(0xffffffffu, total, step);
-        if (lane == 0) out[(long long)v * classes + c] = total;
-    }
+            for (int step = 16; step > 0; step >>= 1) total += __shfl_xor_sync(0xffffffffu, total, step);
+            if (lane == 0) out[(long long)v * classes + c] = total;
+        }
 }
 
 // Filters by [1/2 1 1/2] along one axis.
 extern "C" __global__ void __launch_bounds__(256, 4)
-blur(const float* __restrict__ values, int classes, const int* __restrict__ neighbor,
-                               int axis, int vertices, float* __restrict__ out) {
-    long long i = (long long)blockIdx.x * blockDim.x + threadIdx.x;
-    if (i >= (long long)vertices * classes) return;
-    int v = (int)(i / classes), c = (int)(i % classes);
-    const int* pair = neighbor + 2 * ((long long)axis * vertices + v);
-    float back = pair[0] < vertices ? values[(long long)pair[0] * classes + c] : 0.0f;
-    float ahead = pair[1] < vertices ? values[(long long)pair[1] * classes + c] : 0.0f;
-    out[i] = values[i] + 0.5f * (back + ahead);
+blur(const float* __restrict__ values, int classes, const int* __restrict__ neighbor, int axis,
+     const int* __restrict__ count, int places, float* __restrict__ out) {
+    const int vertices = *count;
+    for (long long i = (long long)blockIdx.x * blockDim.x + threadIdx.x; i < (long long)vertices * classes;
+         i += (long long)gridDim.x * blockDim.x) {
+        int v = (int)(i / classes), c = (int)(i % classes);
+        const int* pair = neighbor + 2 * ((long long)axis * places + v);
+        float back = pair[0] < vertices ? values[(long long)pair[0] * classes + c] : 0.0f;
+        float ahead = pair[1] < vertices ? values[(long long)pair[1] * classes + c] : 0.0f;
+        out[i] = values[i] + 0.5f * (back + ahead);
+    }
 }
 
 // Adds to each point the weighted sum of its corners times gain.

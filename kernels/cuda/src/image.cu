@@ -4,14 +4,12 @@
 //   normalize_float, normalize_half   8-bit color to the input of the network, channels first
 //   bilinear, to_fixed_point          enlarge scores; convert a map to 16 bits
 //   color_keys                        bins of position, luma and chroma: the solver's grid
-//   moments_across, fit, average_across, average_down   the color guided filter's coefficients
-//   apply_map, apply_enlarged         the filter itself, and its use to enlarge
 //   start_labels, join_labels, measure_labels, summarize_labels, cap_small   components and their cleaning
 //
 // Layout: one thread per output, consecutive threads on consecutive memory; photographs are (H, W, 3) bytes with fewer
 // than 2^31 pixels. These kernels are bound by memory or launch overhead. Tables that depend on sizes only (filter
 // weights, bilinear neighbors) are computed in float64 on the host, so that results agree with the CPU: resample,
-// normalize, bilinear, to_fixed_point, color_keys and the labels to the last bit, the guided filter up to rounding.
+// normalize, bilinear, to_fixed_point, color_keys and the labels to the last bit.
 // __fmul_rn and __fadd_rn prevent the compiler from fusing operations that NumPy rounds separately.
 //
 // Version history: there is one version, not timed on a GPU yet. Estimate for an H200: a photograph
@@ -68,25 +66,18 @@ normalize_half(const unsigned char* __restrict__ rgb, long long pixels, float me
 
 // ---- Bilinear ------------------------------------------------------------------------------------
 
-// start + weight (stop - start), rounded after each operation, as on the CPU.
-__device__ __forceinline__ float between(float start, float stop, float weight) {
-    return __fadd_rn(__fmul_rn(stop - start, weight), start);
-}
-
-__device__ __forceinline__ float clip(float x) { return fminf(fmaxf(x, 0.0f), 1.0f); }
-
-__device__ __forceinline__ unsigned short sixteen_bits(float x) {
-    return (unsigned short)rintf(__fmul_rn(clip(x), 65535.0f));
-}
+#include "fixed_point.cuh"
 
 // Enlarges values (h, w) to out (height, width). Output row i lies between input rows low and low + 1, at the fraction
-// `down[i]`; columns likewise.
+// `down[i]`; columns likewise. blockIdx.z is the map, of several of a size.
 extern "C" __global__ void __launch_bounds__(256, 4)
 bilinear(const float* __restrict__ values, int h, int w, const int* __restrict__ top,
                                    const float* __restrict__ down, const int* __restrict__ left,
                                    const float* __restrict__ across, int height, int width, float* __restrict__ out) {
     const int at = blockIdx.x * blockDim.x + threadIdx.x;
     if (at >= height * width) return;
+    values += (long long)blockIdx.z * h * w;
+    out += (long long)blockIdx.z * height * width;
     int row = at / width, column = at % width;
     const float* upper = values + (long long)top[row] * w;
     const float* lower = values + (long long)min(top[row] + 1, h - 1) * w;
@@ -106,157 +97,26 @@ __device__ __forceinline__ int color_bin(const unsigned char* rgb, float red, fl
     return (int)rintf(__fadd_rn(__fadd_rn(__fmul_rn(rgb[0], red), __fmul_rn(rgb[1], green)), __fmul_rn(rgb[2], blue)));
 }
 
-// Packs the bins of row, column, luma, blue and red difference and the pixel index into one number in mixed radix.
+// Packs the number of the photograph and the bins of row, column, luma, blue and red difference into one number in mixed
+// radix, and the index of the pixel into the lowest `shift` bits.
 // Positions are relative to the image center. `weights` (3, 3) are color weights divided by the sides of the bins;
-// `lowest` and `extents` are the same for all images of this size.
+// `lowest` and `extents` are the same for all images of this size. `rgb` are `pixels` pixels of photographs of this size.
 extern "C" __global__ void __launch_bounds__(256, 4)
-color_keys(const unsigned char* __restrict__ rgb, int height, int width, double sigma,
-                                      const float* __restrict__ weights, const long long* __restrict__ lowest,
-                                      const long long* __restrict__ extents, long long* __restrict__ keys) {
+color_keys(const unsigned char* __restrict__ rgb, int pixels, int height, int width, double sigma,
+           const float* __restrict__ weights, const long long* __restrict__ lowest,
+           const long long* __restrict__ extents, int shift, long long* __restrict__ keys) {
     int i = blockIdx.x * blockDim.x + threadIdx.x;
-    if (i >= height * width) return;
+    if (i >= pixels) return;
     const unsigned char* pixel = rgb + 3LL * i;
-    long long key = (long long)rint((i / width - 0.5 * (height - 1)) / sigma) - lowest[0];
-    key = key * extents[1] + (long long)rint((i % width - 0.5 * (width - 1)) / sigma) - lowest[1];
+    const int at = i % (height * width);
+    long long key = i / (height * width);
+    key = key * extents[0] + (long long)rint((at / width - 0.5 * (height - 1)) / sigma) - lowest[0];
+    key = key * extents[1] + (long long)rint((at % width - 0.5 * (width - 1)) / sigma) - lowest[1];
 #pragma unroll
     for (int c = 0; c < 3; c++)
         key = key * extents[2 + c] + color_bin(pixel, weights[3 * c], weights[3 * c + 1], weights[3 * c + 2]) -
               lowest[2 + c];
-    keys[i] = key * height * width + i;
-}
-
-// ---- The guided filter (He, Sun and Tang 2013) ---------------------------------------------------
-//
-// Windows are clipped to the image. Sums are computed along rows, then along columns, by plain addition: a radius is a
-// few pixels, and there is no running sum that would accumulate rounding errors. Sums of colors and of their products
-// are sums of integers, and exact in float64.
-
-#define MOMENTS 13  // r g b, rr gr gg br bg bb, t, r t, g t, b t
-
-extern "C" __global__ void __launch_bounds__(256, 2)
-moments_across(const unsigned char* __restrict__ rgb, const float* __restrict__ target,
-                                         int height, int width, int radius, double* __restrict__ out) {
-    const int at = blockIdx.x * blockDim.x + threadIdx.x;
-    const long long pixels = (long long)height * width;
-    if (at >= pixels) return;
-    int column = at % width, from = max(column - radius, 0), to = min(column + radius + 1, width);
-    double sum[MOMENTS] = {};
-    for (long long i = at - column + from; i < at - column + to; i++) {
-        double r = rgb[3 * i], g = rgb[3 * i + 1], b = rgb[3 * i + 2], t = target[i];
-        sum[0] += r;
-        sum[1] += g;
-        sum[2] += b;
-        sum[3] += r * r;
-        sum[4] += g * r;
-        sum[5] += g * g;
-        sum[6] += b * r;
-        sum[7] += b * g;
-        sum[8] += b * b;
-        sum[9] += t;
-        sum[10] += r * t;
-        sum[11] += g * t;
-        sum[12] += b * t;
-    }
-#pragma unroll
-    for (int k = 0; k < MOMENTS; k++) out[k * pixels + at] = sum[k];
-}
-
-// The sum along the column of a window of `values` at pixel `at`.
-__device__ __forceinline__ double sum_down(const double* values, int at, int width, int row, int from, int to) {
-    double total = 0.0;
-    for (int i = from; i < to; i++) total += values[at + (long long)(i - row) * width];
-    return total;
-}
-
-__device__ __forceinline__ int side(int center, int radius, int length) {
-    return min(center + radius + 1, length) - max(center - radius, 0);
-}
-
-// Fits the target within each window by a linear function of color on the scale 0..1: out (4, pixels), a for red, green
-// and blue, then b. (Sigma + eps U) a = covariance is solved as L D L^T, which stays accurate for a window with a
-// single hue.
-extern "C" __global__ void __launch_bounds__(256, 2)
-fit(const double* __restrict__ moments, int height, int width, int radius, double eps, double* __restrict__ out) {
-    const int at = blockIdx.x * blockDim.x + threadIdx.x;
-    const long long pixels = (long long)height * width;
-    if (at >= pixels) return;
-    int row = at / width, from = max(row - radius, 0), to = min(row + radius + 1, height);
-    const double area = (double)(to - from) * side(at % width, radius, width);
-    double mean[MOMENTS];
-#pragma unroll
-    for (int k = 0; k < MOMENTS; k++) mean[k] = sum_down(moments + k * pixels, at, width, row, from, to) / area;
-    const double r = mean[0] / 255, g = mean[1] / 255, b = mean[2] / 255, t = mean[9], square = 255.0 * 255.0;
-    const double s00 = mean[3] / square - r * r + eps, s10 = mean[4] / square - g * r,
-                 s11 = mean[5] / square - g * g + eps;
-    const double s20 = mean[6] / square - b * r, s21 = mean[7] / square - b * g, s22 = mean[8] / square - b * b + eps;
-    const double c0 = mean[10] / 255 - t * r, c1 = mean[11] / 255 - t * g, c2 = mean[12] / 255 - t * b;
-    const double l10 = s10 / s00, l20 = s20 / s00, d1 = s11 - l10 * s10, d1_l21 = s21 - l20 * s10, l21 = d1_l21 / d1;
-    const double y1 = c1 - l10 * c0, y2 = c2 - l20 * c0 - l21 * y1;
-    const double a2 = y2 / (s22 - l20 * s20 - l21 * d1_l21), a1 = y1 / d1 - l21 * a2,
-                 a0 = c0 / s00 - l10 * a1 - l20 * a2;
-    out[at] = a0;
-    out[pixels + at] = a1;
-    out[2 * pixels + at] = a2;
-    out[3 * pixels + at] = t - (a0 * r + a1 * g + a2 * b);
-}
-
-// Sums of plane blockIdx.y along the rows of windows.
-extern "C" __global__ void __launch_bounds__(256, 2)
-average_across(const double* __restrict__ planes, int height, int width, int radius, double* __restrict__ out) {
-    const int at = blockIdx.x * blockDim.x + threadIdx.x;
-    const long long pixels = (long long)height * width, base = blockIdx.y * pixels;
-    if (at >= pixels) return;
-    int column = at % width, to = min(column + radius, width - 1);
-    double total = 0.0;
-    for (int i = max(column - radius, 0); i <= to; i++) total += planes[base + at - column + i];
-    out[base + at] = total;
-}
-
-// Then along columns, divided by the area: the mean. The three planes of a are scaled for 8-bit color.
-extern "C" __global__ void __launch_bounds__(256, 2)
-average_down(const double* __restrict__ planes, int height, int width, int radius, double* __restrict__ out) {
-    const int at = blockIdx.x * blockDim.x + threadIdx.x;
-    const long long pixels = (long long)height * width, base = blockIdx.y * pixels;
-    if (at >= pixels) return;
-    int row = at / width, from = max(row - radius, 0), to = min(row + radius + 1, height);
-    double area = (double)(to - from) * side(at % width, radius, width);
-    out[base + at] = sum_down(planes + base, at, width, row, from, to) / area / (blockIdx.y < 3 ? 255.0 : 1.0);
-}
-
-// Computes a . rgb + b at the size at which the coefficients were fitted.
-extern "C" __global__ void __launch_bounds__(256, 4)
-apply_map(const double* __restrict__ planes, const unsigned char* __restrict__ rgb,
-                                    long long pixels, float* __restrict__ out) {
-    long long i = (long long)blockIdx.x * blockDim.x + threadIdx.x;
-    if (i >= pixels) return;
-    double value = planes[3 * pixels + i];
-#pragma unroll
-    for (int c = 0; c < 3; c++) value += planes[c * pixels + i] * rgb[3 * i + c];
-    out[i] = (float)value;
-}
-
-// Enlarges the coefficients (4, h, w) bilinearly, and applies them to the colors of the full photograph; the result is
-// in 16-bit fixed point.
-extern "C" __global__ void __launch_bounds__(256, 4)
-apply_enlarged(const double* __restrict__ planes, int h, int w, const int* __restrict__ top,
-               const float* __restrict__ down, const int* __restrict__ left, const float* __restrict__ across,
-               const unsigned char* __restrict__ rgb, int height, int width, unsigned short* __restrict__ out) {
-    const int at = blockIdx.x * blockDim.x + threadIdx.x;
-    if (at >= height * width) return;
-    int row = at / width, column = at % width, l = left[column], r = min(l + 1, w - 1);
-    long long upper = (long long)top[row] * w, lower = (long long)min(top[row] + 1, h - 1) * w;
-    float enlarged[4];
-#pragma unroll
-    for (int c = 0; c < 4; c++) {
-        const double* plane = planes + (long long)c * h * w;
-        float before = between((float)plane[upper + l], (float)plane[lower + l], down[row]);
-        float after = between((float)plane[upper + r], (float)plane[lower + r], down[row]);
-        enlarged[c] = between(before, after, across[column]);
-    }
-    float value = enlarged[3];
-#pragma unroll
-    for (int c = 0; c < 3; c++) value = __fadd_rn(value, __fmul_rn(enlarged[c], rgb[3LL * at + c]));
-    out[at] = sixteen_bits(value);
+    keys[i] = key << shift | i;
 }
 
 // ---- Components ----------------------------------------------------------------------------------

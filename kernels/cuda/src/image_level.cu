@@ -41,6 +41,7 @@
 
 #include "block.cuh"
 #include "start.cuh"
+#include "lloyd.cuh"
 
 // --- Foreground -------------------------------------------------------------------------------------------------------
 
@@ -146,16 +147,16 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
 #else
     float* chosen = centroids + (size_t)job * columns * width;
 #endif
-    Start start = {keys + first * width, n,           width,         clusters,      candidates,
-                   chosen,               scale + place, losses + place, scores + place * columns,
-                   labels + place,       order + place, sums + (size_t)job * columns * width, room};
+    Lloyd start = {{keys + first * width, n,             width,          clusters,       candidates,
+                    chosen,               scale + place, losses + place, scores + place * columns,
+                    labels + place,       order + place, sums + (size_t)job * columns * width, room}};
     const bool usable = start.measure();
     if (threadIdx.x == 0) finite[job] = usable;
     if (!usable || clusters >= n + texture) return;
     const double* uniforms = draws + (size_t)photograph * n_draws + numbers[3 * number + 2] +
                              (size_t)run * (1 + (clusters - 1) * candidates);
     start.choose(uniforms);
-    const double loss = start.lloyd(max_iterations);
+    const double loss = start.run(max_iterations);
     find_foreground(start, attention + first, (int)own[2], (int)own[3], percent, threshold, texture != 0);
     answer(start, temperature, soft + place, hard + place);
     if (threadIdx.x == 0) inertia[job] = loss;

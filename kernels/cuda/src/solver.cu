@@ -5,12 +5,17 @@
 // occupied vertex of the grid, that is A y = b with A = lambda (D_m - D_n B D_n) + diag(S c) and b = S (c t); B blurs
 // by [1 2 1] along five axes.
 //
-// The grid is built by sorting: the key of a pixel consists of its five bin numbers in mixed radix, followed by the
-// index of the pixel. After sorting, equal bins are adjacent, and a running count of the positions where the bins
-// change numbers the vertices in the order of their keys. Only the device knows the number of vertices: arrays have as
-// many elements as there are pixels, and every kernel reads the count. The pixels of a vertex are contiguous and are
-// summed in a fixed order by a warp; no float is added atomically, so the same photograph gives the same bits each
-// time. Numbers are float64, as on the CPU.
+// The grid is built by sorting: the key of a pixel consists of the number of its photograph, then its five bin numbers
+// in mixed radix, followed by the index of the pixel in the lowest bits. After sorting, equal bins are adjacent, and a
+// running count of the positions where the bins change numbers the vertices in the order of their keys, photograph by
+// photograph. Only the device knows the number of vertices: arrays have as many elements as there are pixels, and every
+// kernel reads the count. The pixels of a vertex are contiguous and are summed in a fixed order by a warp; no float is
+// added atomically, so the same photograph gives the same bits each time, alone or among others of its size. Numbers are
+// float64, as on the CPU.
+//
+// Photographs of a batch are parts of one grid without neighbors in each other. Only the sums of conjugate gradients
+// belong to a photograph each: blockIdx.y is the photograph, vertices first[y] to first[y + 1] - 1 are its own, and the
+// number of blocks along x depends on its size alone.
 //
 // Conjugate gradients run without the host. Sums over vertices are stored as one partial sum per block, in a separate
 // row for each iteration, and every block of the next kernel, which has the same number of blocks, adds them in the
@@ -27,40 +32,41 @@
 
 // ---- The grid ------------------------------------------------------------------------------------
 
-// 1 where a sorted key starts a vertex. A key is vertex * pixels + pixel.
+// 1 where a sorted key starts a vertex. The lowest `shift` bits of a key are the pixel.
 extern "C" __global__ void __launch_bounds__(256, 4)
-mark_vertices(const long long* __restrict__ sorted, int pixels, int* __restrict__ mark) {
+mark_vertices(const long long* __restrict__ sorted, int shift, int pixels, int* __restrict__ mark) {
     int i = blockIdx.x * blockDim.x + threadIdx.x;
-    if (i < pixels) mark[i] = i == 0 || sorted[i] / pixels != sorted[i - 1] / pixels;
+    if (i < pixels) mark[i] = i == 0 || sorted[i] >> shift != sorted[i - 1] >> shift;
 }
 
-// Computes, from the running count of marks, the vertex of each pixel, the bins of each vertex, and where the pixels of
-// each vertex start in `order`.
+// Computes, from the running count of marks, the vertex of each pixel, the bins of each vertex, where the pixels of each
+// vertex start in `order`, and the first vertex of each photograph of `each` pixels; behind it the number of vertices.
 extern "C" __global__ void __launch_bounds__(256, 4)
-number_vertices(const long long* __restrict__ sorted, const int* __restrict__ running, int pixels,
+number_vertices(const long long* __restrict__ sorted, const int* __restrict__ running, int shift, int pixels, int each,
                 int* __restrict__ vertex, int* __restrict__ order, int* __restrict__ start,
-                long long* __restrict__ occupied, int* __restrict__ count) {
+                long long* __restrict__ occupied, int* __restrict__ first) {
     int i = blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= pixels) return;
-    int pixel = (int)(sorted[i] % pixels), v = running[i] - 1;
+    int pixel = (int)(sorted[i] & ((1ll << shift) - 1)), v = running[i] - 1;
     vertex[pixel] = v;
     order[i] = pixel;
     if (i == 0 || running[i - 1] != running[i]) {
         start[v] = i;
-        occupied[v] = sorted[i] / pixels;
+        occupied[v] = sorted[i] >> shift;
     }
+    if (i % each == 0) first[i / each] = v;
     if (i == pixels - 1) {
         start[v + 1] = pixels;
-        *count = v + 1;
+        first[pixels / each] = v + 1;
     }
 }
 
 // Sets neighbors[2 d] and [2 d + 1] to the vertices one bin above and below along axis d = blockIdx.y; the array is
 // filled with -1 before.
 extern "C" __global__ void __launch_bounds__(256, 4)
-find_neighbors(const long long* __restrict__ occupied, const int* __restrict__ count,
+find_neighbors(const long long* __restrict__ occupied, const int* __restrict__ first, int photographs,
                 const long long* __restrict__ strides, int pixels, int* __restrict__ neighbors) {
-    const int vertices = *count, axis = blockIdx.y;
+    const int vertices = first[photographs], axis = blockIdx.y;
     for (int v = blockIdx.x * blockDim.x + threadIdx.x; v < vertices; v += gridDim.x * blockDim.x) {
         long long wanted = occupied[v] + strides[axis];
         int low = v + 1, high = vertices;  // the keys ascend: look for the first that isn't below the wanted one
@@ -86,7 +92,10 @@ __device__ __forceinline__ double warp_sum(double x) {
     return x;
 }
 
-// Stores the block's sum of x in partial[block].
+// Place of the block in partial sums (photographs, blocks).
+__device__ __forceinline__ int own_partial() { return blockIdx.y * gridDim.x + blockIdx.x; }
+
+// Stores the block's sum of x as its partial sum.
 __device__ __forceinline__ void leave_partial(double x, double* room, double* partial) {
     x = warp_sum(x);
     __syncthreads();  // the buffer is free
@@ -95,13 +104,14 @@ __device__ __forceinline__ void leave_partial(double x, double* room, double* pa
     if (threadIdx.x == 0) {
         double total = 0.0;
         for (int i = 0; i < THREADS / 32; i++) total += room[i];
-        partial[blockIdx.x] = total;
+        partial[own_partial()] = total;
     }
 }
 
-// Adds a row of partial sums in one warp; every block gets the same bits.
+// Adds the partial sums of the photograph in one warp; every block gets the same bits.
 __device__ __forceinline__ double whole(const double* partial) {
     double x = 0.0;
+    partial += blockIdx.y * gridDim.x;
     for (int i = threadIdx.x & 31; i < gridDim.x; i += 32) x += partial[i];
     return warp_sum(x);
 }
@@ -123,9 +133,9 @@ __device__ __forceinline__ void gather_sums(double* room, const double* a, const
 // initial value.
 extern "C" __global__ void __launch_bounds__(256, 4)
 splat(const float* __restrict__ target, const double* __restrict__ confidence, const int* __restrict__ order,
-      const int* __restrict__ start, const int* __restrict__ count, double* __restrict__ mass,
+      const int* __restrict__ start, const int* __restrict__ first, int photographs, double* __restrict__ mass,
       double* __restrict__ data, double* __restrict__ b, double* __restrict__ y) {
-    const int vertices = *count, lane = threadIdx.x & 31;
+    const int vertices = first[photographs], lane = threadIdx.x & 31;
     for (int v = blockIdx.x * (THREADS / 32) + (threadIdx.x >> 5); v < vertices; v += gridDim.x * (THREADS / 32)) {
         double weight = 0.0, product = 0.0, total = 0.0;
         for (int i = start[v] + lane; i < start[v + 1]; i += 32) {
@@ -168,15 +178,15 @@ __device__ __forceinline__ double neighbor_sum(const double* x, const int* neigh
 // A step of the symmetric Sinkhorn iteration, n' = sqrt(n mass / B n), starting with n = 1.
 extern "C" __global__ void __launch_bounds__(256, 4)
 bistochastic_step(const double* __restrict__ n, const double* __restrict__ mass, const int* __restrict__ neighbors,
-                  const int* __restrict__ count, int pixels, double* __restrict__ next) {
-    const int vertices = *count;
+                  const int* __restrict__ first, int photographs, int pixels, double* __restrict__ next) {
+    const int vertices = first[photographs];
     for (int v = blockIdx.x * THREADS + threadIdx.x; v < vertices; v += gridDim.x * THREADS)
         next[v] = sqrt(n[v] * mass[v] / (2 * AXES * n[v] + neighbor_sum(n, neighbors, pixels, v)));
 }
 
 // ---- Conjugate gradients (Saad, Iterative Methods for Sparse Linear Systems, algorithm 9.1) ------
 //
-// A row of partial sums for each iteration: `rho` of residual * z, `square` of residual^2, `curve` of direction * A
+// A row of partial sums for each iteration and photograph: `rho` of residual * z, `square` of residual^2, `curve` of direction * A
 // direction.
 
 // Computes the sum of the neighbors' n, the diagonal, the first residual b - A y, and the first direction. The row sums
@@ -185,14 +195,14 @@ bistochastic_step(const double* __restrict__ n, const double* __restrict__ mass,
 // a solution.
 extern "C" __global__ void __launch_bounds__(256, 4)
 solver_start(const double* __restrict__ n, const double* __restrict__ data, const double* __restrict__ b,
-             const double* __restrict__ y, const int* __restrict__ neighbors, const int* __restrict__ count,
+             const double* __restrict__ y, const int* __restrict__ neighbors, const int* __restrict__ first,
              int pixels, double smoothness, double* __restrict__ around, double* __restrict__ diagonal,
              double* __restrict__ residual, double* __restrict__ direction, double* __restrict__ scaled,
              double* __restrict__ rho, double* __restrict__ square, double* __restrict__ goal) {
     __shared__ double room[THREADS / 32];
-    const int vertices = *count;
+    const int last = first[blockIdx.y + 1];
     double rz = 0.0, rr = 0.0, bb = 0.0;
-    for (int v = blockIdx.x * THREADS + threadIdx.x; v < vertices; v += gridDim.x * THREADS) {
+    for (int v = first[blockIdx.y] + blockIdx.x * THREADS + threadIdx.x; v < last; v += gridDim.x * THREADS) {
         double sum = 0.0, weighted = 0.0;
 #pragma unroll
         for (int i = 0; i < 2 * AXES; i++) {
@@ -222,15 +232,15 @@ solver_start(const double* __restrict__ n, const double* __restrict__ data, cons
 extern "C" __global__ void __launch_bounds__(256, 4)
 solver_product(const double* __restrict__ n, const double* __restrict__ around, const double* __restrict__ data,
                const double* __restrict__ direction, const double* __restrict__ scaled,
-               const int* __restrict__ neighbors, const int* __restrict__ count, int pixels, double smoothness,
+               const int* __restrict__ neighbors, const int* __restrict__ first, int pixels, double smoothness,
                double tolerance, const double* __restrict__ square, const double* __restrict__ goal,
                double* __restrict__ image, double* __restrict__ curve) {
     __shared__ double room[THREADS / 32], sums[3];
     gather_sums(sums, square, goal, goal);
-    if (sums[0] <= tolerance * tolerance * sums[1]) return;  // all threads of all blocks, or none
-    const int vertices = *count;
+    if (sums[0] <= tolerance * tolerance * sums[1]) return;  // all threads of all blocks of a photograph, or none
+    const int last = first[blockIdx.y + 1];
     double total = 0.0;
-    for (int v = blockIdx.x * THREADS + threadIdx.x; v < vertices; v += gridDim.x * THREADS) {
+    for (int v = first[blockIdx.y] + blockIdx.x * THREADS + threadIdx.x; v < last; v += gridDim.x * THREADS) {
         double p = direction[v];
         double a = smoothness * n[v] * (around[v] * p - neighbor_sum(scaled, neighbors, pixels, v)) + data[v] * p;
         image[v] = a;
@@ -242,20 +252,20 @@ solver_product(const double* __restrict__ n, const double* __restrict__ around, 
 // Updates y and the residual by a step along the direction, and stores the sums of the next iteration.
 extern "C" __global__ void __launch_bounds__(256, 4)
 solver_step(const double* __restrict__ direction, const double* __restrict__ image,
-            const double* __restrict__ diagonal, const int* __restrict__ count, double tolerance,
+            const double* __restrict__ diagonal, const int* __restrict__ first, double tolerance,
             const double* __restrict__ rho, const double* __restrict__ square, const double* __restrict__ curve,
             const double* __restrict__ goal, double* __restrict__ y, double* __restrict__ residual,
             double* __restrict__ next_rho, double* __restrict__ next_square) {
     __shared__ double room[THREADS / 32], sums[3];
     gather_sums(sums, square, goal, rho);
     if (sums[0] <= tolerance * tolerance * sums[1]) {  // converged: pass the sums on
-        if (threadIdx.x == 0) next_square[blockIdx.x] = square[blockIdx.x];
+        if (threadIdx.x == 0) next_square[own_partial()] = square[own_partial()];
         return;
     }
-    const int vertices = *count;
+    const int last = first[blockIdx.y + 1];
     const double alpha = sums[2] / whole(curve);  // not computed once the solver has converged
     double rz = 0.0, rr = 0.0;
-    for (int v = blockIdx.x * THREADS + threadIdx.x; v < vertices; v += gridDim.x * THREADS) {
+    for (int v = first[blockIdx.y] + blockIdx.x * THREADS + threadIdx.x; v < last; v += gridDim.x * THREADS) {
         y[v] += alpha * direction[v];
         double r = residual[v] - alpha * image[v];
         residual[v] = r;
@@ -269,15 +279,15 @@ solver_step(const double* __restrict__ direction, const double* __restrict__ ima
 // Computes the next direction: the preconditioned residual, made conjugate to the last direction.
 extern "C" __global__ void __launch_bounds__(256, 4)
 solver_turn(const double* __restrict__ n, const double* __restrict__ residual, const double* __restrict__ diagonal,
-            const int* __restrict__ count, double tolerance, const double* __restrict__ rho,
+            const int* __restrict__ first, double tolerance, const double* __restrict__ rho,
             const double* __restrict__ next_rho, const double* __restrict__ next_square,
             const double* __restrict__ goal, double* __restrict__ direction, double* __restrict__ scaled) {
     __shared__ double sums[3];
     gather_sums(sums, next_square, goal, rho);
     if (sums[0] <= tolerance * tolerance * sums[1]) return;
-    const int vertices = *count;
+    const int last = first[blockIdx.y + 1];
     const double beta = whole(next_rho) / sums[2];  // likewise
-    for (int v = blockIdx.x * THREADS + threadIdx.x; v < vertices; v += gridDim.x * THREADS) {
+    for (int v = first[blockIdx.y] + blockIdx.x * THREADS + threadIdx.x; v < last; v += gridDim.x * THREADS) {
         double p = residual[v] / diagonal[v] + beta * direction[v];
         direction[v] = p;
         scaled[v] = n[v] * p;
