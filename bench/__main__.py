@@ -19,6 +19,9 @@ class Benchmark(NamedTuple):
 
 BENCHMARKS = {
     "photograph": Benchmark("bench.scale.photograph", "seconds per photograph, by stage, warm and from a cold start"),
+    "first": Benchmark(
+        "bench.first_minute", "seconds of the first commands: with an empty cache of kernels and a full one"
+    ),
     "quality": Benchmark("bench.quality.image_level", "mean IoU of the image level over seeds, on your own data"),
     "alone": Benchmark("bench.quality.alone", "mean IoU with the image level, with a fitted collection, and of a set"),
     "precisions": Benchmark("bench.quality.precisions", "keys and masks in int8 and bf16 against those in float32"),

@@ -207,15 +207,22 @@ def _for_cpu(variant: str) -> ModuleType:
     return dispatch
 
 
-def compile_ahead() -> None:
-    """Compile kernels for the CPU in a second process, if they are compiled on this machine for the first time.
+def compile_ahead(n_threads: int = 2, precision: str = "fp32") -> None:
+    """Compile kernels for the CPU in further processes, if they are compiled on this machine for the first time.
 
-    It ends by itself, with this process at the latest.
+    They end by themselves, with this process at the latest.
+
+    Parameters
+    ----------
+    n_threads : int
+        Threads that this process may use.
+    precision : str
+        That of the network.
     """
-    if for_device("cpu") is not for_device("reference"):
+    if n_threads > 1 and for_device("cpu") is not for_device("reference"):
         from vitnp.kernels.cpu.codegen.ahead import compile_ahead
 
-        compile_ahead()
+        compile_ahead(n_threads, precision)
 
 
 def describe() -> str:

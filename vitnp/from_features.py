@@ -16,7 +16,7 @@ from vitnp.masks.alpha import opaque_part
 from vitnp.method.collection import Collection
 from vitnp.method.instances import find_instances, keep_objects
 from vitnp.method.lines import find_lines
-from vitnp.method.patch_scores import ImageAnswer, PatchScores, score_patches
+from vitnp.method.patch_scores import ImageAnswer, PatchScores, clean_batch, combine_patches
 from vitnp.method.texture import smaller_side
 from vitnp.refine.batch import refine_batch
 from vitnp.refine.refine import stretch
@@ -57,7 +57,8 @@ def segment_features(
     -------
     Segmentation
     """
-    patches, lines = _scored(image, features, answer, parameters, vit, collection, category)
+    combined = combine_patches(features, answer, vit.device, collection, category)
+    ((patches, lines),) = _scored([image], [combined], parameters, collection)
     clock.lap("cluster")
     return segment_patches(image, features, patches, parameters, clock, vit, collection, lines)
 
@@ -76,8 +77,8 @@ def segment_batch(
     Arguments are those of :func:`segment_features` for each photograph, and so is the result.
     """
     together = Stopwatch(vit.device, shared_by=len(images))
-    given = list(zip(images, features, answers))
-    scored = [_scored(*one, parameters, vit, collection, None) for one in given]
+    combined = [combine_patches(*one, vit.device, collection) for one in zip(features, answers)]
+    scored = _scored(images, combined, parameters, collection)
     together.lap("cluster")
     maps = [lines for _, lines in scored]
     wanted = [
@@ -88,28 +89,26 @@ def segment_batch(
         maps[index] = refined
     together.lap("refine")
     results = []
-    for (image, record, _), (patches, _), soft, clock in zip(given, scored, maps, clocks):
+    for image, record, (patches, _), soft, clock in zip(images, features, scored, maps, clocks):
         clock.include(together)
         results.append(segment_patches(image, record, patches, parameters, clock, vit, collection, soft))
     return results
 
 
 def _scored(
-    image: DecodedImage,
-    features: FeatureRecord,
-    answer: ImageAnswer,
+    images: Sequence[DecodedImage],
+    combined: Sequence[PatchScores],
     parameters: Mapping[str, Any],
-    vit: ViT,
     collection: Collection | None,
-    category: int | None,
-) -> tuple[PatchScores, np.ndarray | None]:
-    """Return the cleaned scores of a photograph's patches; and its soft map, if that is found without them."""
+) -> list[tuple[PatchScores, np.ndarray | None]]:
+    """Return the cleaned scores of photographs' patches; and their soft maps, if these are found without the scores."""
     domain = str(parameters.get("domain", "photo"))
-    patches = score_patches(features, answer, vit.device, collection, category, domain=domain)
+    cleaned = clean_batch(combined, collection, domain=domain)
     if domain != "lines":
-        return patches, None
-    lines, confidence = find_lines(image.rgb, None if collection is None else collection.lines)
-    return patches.from_pixels(lines, confidence), lines
+        return [(patches, None) for patches in cleaned]
+    rule = None if collection is None else collection.lines
+    found = [find_lines(image.rgb, rule) for image in images]
+    return [(patches.from_pixels(lines, sure), lines) for patches, (lines, sure) in zip(cleaned, found)]
 
 
 def segment_patches(

@@ -1,4 +1,4 @@
-"""Measure attention at the sizes of a ViT-S, compared with torch's fused attention."""
+"""Measure attention at the sizes of a ViT-S, in both of its forms, compared with torch's fused attention."""
 
 from __future__ import annotations
 
@@ -15,20 +15,24 @@ HEADS, SIZE = 6, 64
 # Images, tokens, dtype; the one with a target comes first.
 CASES = [(16, 3601, "fp16"), (64, 901, "fp16"), (64, 197, "fp16"), (1, 3601, "fp16"), (4, 3601, "fp32")]
 OURS, TORCH = "vitnp", "torch"
+# The forms of attention in half precision; what a user gets is OURS, whichever it is.
+WARP_GROUPS, WARPS = "vitnp, wgmma", "vitnp, mma.sync"
 TOLERANCE = {"fp16": 3e-3, "fp32": 1e-5}
 
 
 def run(report: Report, options: argparse.Namespace) -> None:
     """Check and measure attention, in seconds and operations per second (4 B H N^2 S operations)."""
     cupy = require_cupy()
+    from vitnp.kernels.cuda import attention_wgmma, dispatch
+
     timer = Timer(cupy)
     for images, tokens, dtype in CASES[:1] if options.quick else CASES:
-        case = {"images": images, "tokens": tokens, "heads": HEADS, "dtype": dtype}
+        why_not = attention_wgmma.why_not() if dtype == "fp16" else "it is for 16-bit numbers"
+        form = "mma.sync" if why_not and dtype == "fp16" else "float32" if why_not else "wgmma"
+        case = {"images": images, "tokens": tokens, "heads": HEADS, "dtype": dtype, "form": form}
         label = f"attention, {images} x {tokens} tokens, {dtype}"
         if not report.has_time(label, 2):
             continue
-        from vitnp.kernels.cuda import dispatch
-
         rng = np.random.default_rng(0)
         kind = np.float16 if dtype == "fp16" else np.float32
         one = rng.standard_normal((3, 1, tokens, HEADS * SIZE), np.float32)
@@ -38,8 +42,18 @@ def run(report: Report, options: argparse.Namespace) -> None:
         def ours(q=query, k=key, v=value) -> object:
             return dispatch.attention(q, k, v, HEADS)
 
+        def by_warps(ours=ours) -> object:
+            with attention_wgmma.switched_off():
+                return ours()
+
         _check(report, cupy, label, dtype, query, key, value, ours())
-        calls, missing = gather({OURS: lambda: ours, TORCH: lambda q=query, k=key, v=value: torch_call(q, k, v)})
+        contenders = {OURS: lambda: ours, TORCH: lambda q=query, k=key, v=value: torch_call(q, k, v)}
+        if form == "wgmma":
+            _check(report, cupy, f"{label}, mma.sync", dtype, query, key, value, by_warps())
+            contenders[WARPS] = lambda call=by_warps: call
+        elif dtype == "fp16":
+            report.missing(case, WARP_GROUPS, why_not)
+        calls, missing = gather(contenders)
         timings, failed = timer.medians(calls, min(2.0, report.left / 8))
         flops = 4 * images * HEADS * tokens**2 * SIZE
         for name, timing in timings.items():

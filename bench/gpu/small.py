@@ -61,7 +61,7 @@ def _rows(cupy: ModuleType, dtype: type) -> None:
 
 
 def _layers(cupy: ModuleType, dtype: type) -> None:
-    from vitnp.kernels.cuda import dispatch, transformer
+    from vitnp.kernels.cuda import attention_wgmma, dispatch, transformer
 
     for width in WIDTHS:
         x, residual = (random(cupy, seed, 2, 7, width, dtype=dtype) for seed in (5, 6))
@@ -75,7 +75,11 @@ def _layers(cupy: ModuleType, dtype: type) -> None:
         query = random(cupy, 11, 2, rows, heads * size, dtype=dtype)
         key, value = (random(cupy, seed, 2, tokens, heads * size, dtype=dtype) for seed in (12, 13))
         dispatch.attention(query, key, value, heads)
-        dispatch.attention(query, key, value, heads, random(cupy, 15, tokens, size))  # rotary position embeddings
+        rotation = random(cupy, 15, tokens, size)  # rotary position embeddings
+        dispatch.attention(query, key, value, heads, rotation)
+        with attention_wgmma.switched_off():
+            dispatch.attention(query, key, value, heads)
+            dispatch.attention(query, key, value, heads, rotation)
 
 
 def _bfloat16(cupy: ModuleType) -> None:
@@ -116,6 +120,7 @@ def _pictures(cupy: ModuleType) -> None:
     both = cupy.stack([rgb, rgb[::-1]])
     guided.guided_upsample(cupy.stack([soft, soft]), image.resize(both, (11, 20)), both)
     image.clean(soft, *dataclasses.astuple(CleaningConfig()))
+    image.clean(cupy.stack([soft, soft[::-1]]), *dataclasses.astuple(CleaningConfig()))
 
 
 def _refinement(cupy: ModuleType) -> None:

@@ -104,7 +104,7 @@ def _label(step: str, case: Mapping[str, object]) -> str:
     if step == "similarity":
         return f"{case['rows']:>10,} x {case['others']:,}  {case['dtype']}  {case['form']}"
     if step == "attention":
-        return f"{case['images']:>3} x {case['tokens']:,} tokens  {case['dtype']}"
+        return f"{case['images']:>3} x {case['tokens']:,} tokens  {case['dtype']}  {case.get('form', '')}".rstrip()
     if step == "network":
         return f"{case['model']}  {case['side']} px  batch {case['batch']}  {case['want']}"
     if step == "layers":

@@ -17,7 +17,7 @@ IMAGES, TOKENS = 16, 3601
 
 
 def main() -> int:
-    """Launch attention_half once, and kmeans_step for each dtype and number of clusters; ignore the results."""
+    """Launch attention as this GPU computes it, and kmeans_step for each dtype and number of clusters."""
     from vitnp.kernels.cuda import dispatch
 
     cupy = require_cupy()

@@ -32,22 +32,21 @@ def kmeans_plusplus(x: np.ndarray, n_clusters: int, draws: np.ndarray) -> np.nda
     count, width = x.shape
     n_candidates = reference.n_candidates(n_clusters)
     wide, n = at_least_two_vectors(n_candidates), at_least_two_vectors(width)
+    candidates, drawn = workspace("candidates", n_candidates, width), workspace("drawn", n_candidates, dtype=np.int64)
+    totals = workspace("totals of candidates", n_candidates, dtype=np.float64)
     work = workspace("k-means", workspace_size(ROWS, n, wide, wide * n))
     inverse, losses = workspace("inverse norms", count), workspace("losses of candidates", count, n_candidates + 1)
     sums = workspace("cumulative losses", count, dtype=np.float64)
     chosen = np.empty(n_clusters, np.int64)
-    candidates = workspace("candidates", n_candidates, width)
-    totals = workspace("losses of candidates in all", n_candidates, dtype=np.float64)
-    drawn = workspace("numbers of candidates", n_candidates, dtype=np.int64)
-    _choose(x, draws, inverse, losses, sums, candidates, totals, drawn, work, chosen)
+    _choose(x, draws, n_candidates, inverse, losses, sums, candidates, drawn, totals, work, chosen)
     return chosen
 
 
 @kernel(
-    MATRIX_IN, array_in(1, types.float64), array_out(1), array_out(2), array_out(1, types.float64), array_out(2),
-    array_out(1, types.float64), array_out(1, types.int64), WORKSPACE, array_out(1, types.int64),
+    MATRIX_IN, array_in(1, types.float64), types.int64, array_out(1), array_out(2), array_out(1, types.float64),
+    array_out(2), array_out(1, types.int64), array_out(1, types.float64), WORKSPACE, array_out(1, types.int64),
 )  # fmt: skip
-def _choose(x, draws, inverse, losses, sums, candidates, totals, drawn, work, chosen):
+def _choose(x, draws, n_candidates, inverse, losses, sums, candidates, drawn, totals, work, chosen):
     """Choose rows as initial centroids.
 
     Parameters
@@ -55,16 +54,18 @@ def _choose(x, draws, inverse, losses, sums, candidates, totals, drawn, work, ch
     x : (N, D) float32, IN
     draws : (n_draws,) float64, IN
         See :func:`vitnp.kernels.reference.kmeans_plusplus`.
+    n_candidates : int
+        M, rows of which each further centroid is the best.
     inverse : (N,) float32, losses : (N, M + 1) float32, sums : (N,) float64, OUT
-        Temporary: one by the norm of each row; its loss for each of M candidates, and for the nearest chosen row; and
+        Temporary: one by the norm of each row; its loss for each candidate, and for the nearest chosen row; and
         cumulative sums of the latter.
-    candidates : (M, D) float32, totals : (M,) float64, drawn : (M,) int64, OUT
-        Temporary: rows of which the next centroid is the best, sums of the losses with each, and their numbers.
+    candidates : (M, D) float32, drawn : (M,) int64, totals : (M,) float64, OUT
+        Temporary: the candidates, their rows, and the sums of their losses.
     work : float32, OUT
         Workspace.
     chosen : (K,) int64, OUT
     """
-    (count, width), n_candidates = x.shape, len(drawn)
+    count, width = x.shape
     n = round_up(width)
     rows, results, offset, packed = divide_workspace(work, ROWS, n, round_up(padded_columns(n_candidates, n)))
     base, step = work.ctypes.data, 4 * width
@@ -81,15 +82,7 @@ def _choose(x, draws, inverse, losses, sums, candidates, totals, drawn, work, ch
                 sums[i] = total
             for j in range(n_candidates):
                 target = draws[1 + (k - 1) * n_candidates + j] * total
-                # The first row whose cumulative sum is larger, by bisection.
-                low, high = 0, count - 1
-                while low < high:
-                    middle = (low + high) // 2
-                    if sums[middle] > target:
-                        high = middle
-                    else:
-                        low = middle + 1
-                drawn[j] = low
+                drawn[j] = min(np.searchsorted(sums, target, side="right"), count - 1)
         m = 1 if k == 0 else n_candidates
         for j in range(m):
             for d in range(width):
@@ -97,7 +90,8 @@ def _choose(x, draws, inverse, losses, sums, candidates, totals, drawn, work, ch
         columns = padded_columns(m, n)
         wide = round_up(columns)
         pack(candidates[:m], work, packed, n)
-        totals[:] = 0
+        for j in range(m):
+            totals[j] = 0
         for first in range(0, count, ROWS):
             group = min(ROWS, count - first)
             address = x.ctypes.data + first * step

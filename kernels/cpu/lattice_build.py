@@ -114,7 +114,8 @@ def _simplices(features, scale, stride, origin, first, size, floats, ordered, ra
         As for :func:`embed`.
     first, size : int
         First point, and number of points.
-    floats : (4, D + 1, BLOCK) float32, ordered : (D + 1,) float32, rank : (D + 1, BLOCK) int32, step : (D + 1,) int64, OUT
+    floats : (4, D + 1, BLOCK) float32, ordered : (D + 1,) float32, rank : (D + 1, BLOCK) int32, OUT
+    step : (D + 1,) int64, OUT
         Workspaces.
     corner : (BLOCK (D + 1),) int64, OUT
         Keys of the corners.

@@ -9,7 +9,7 @@ from vitnp.kernels.cpu.codegen.pixels import load_pixels, load_splats, store_pix
 from vitnp.kernels.cpu.codegen.simd import LANES, Vectors
 from vitnp.kernels.cpu.codegen.stack import stack_array
 
-_new_accent = stack_array(4)
+_new_matrix, _new_accent = stack_array(3, 3), stack_array(4)
 
 
 def paint_overlay(
@@ -78,9 +78,11 @@ def _over(below, above, opacity):
     fastmath=False,
 )
 def _paint(rgb, soft, opacity, outside, tint, lines, result):
-    accent = _new_accent()
+    matrix, accent = _new_matrix(), _new_accent()
     for channel in range(3):
         accent[channel] = lines[1, channel]
+        for other in range(3):
+            matrix[channel, other] = outside[channel, other]
     accent[3] = tint
     # Far from the outline the blurred mask is 0 or 255, and all pixels of a vector are painted alike.
     dimmed = (opacity[0, 0] | opacity[1, 0] | opacity[2, 0]) == 0
@@ -92,7 +94,7 @@ def _paint(rgb, soft, opacity, outside, tint, lines, result):
             lowest, highest = min(lowest, soft[i]), max(highest, soft[i])
         source, target = rgb.ctypes.data + 3 * first, result.ctypes.data + 3 * first
         if highest == 0 and dimmed and last == first + LANES:
-            _dim(source, outside.ctypes.data, target)
+            _dim(source, matrix.ctypes.data, target)
         elif lowest == 255 and tinted_only and last == first + LANES:
             _tint(source, accent.ctypes.data, target)
         else:

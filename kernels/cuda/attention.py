@@ -1,4 +1,7 @@
-"""Attention on the GPU: ``attention.cu`` and ``rotation.cu`` under the names of :mod:`vitnp.kernels.reference`."""
+"""Attention on the GPU: ``attention.cu`` and ``rotation.cu`` under the names of :mod:`vitnp.kernels.reference`.
+
+Heads of 64 16-bit numbers have another form on compute capability 9.0, see :mod:`.attention_wgmma`.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import math
 from typing import TYPE_CHECKING
 
 import numpy as np
-from vitnp.kernels.cuda import bfloat16
+from vitnp.kernels.cuda import attention_wgmma, bfloat16
 from vitnp.kernels.cuda.loader import contiguous, kernel
 
 if TYPE_CHECKING:
@@ -23,7 +26,7 @@ def attention(
     return attend(query, key, value, heads, rotation)
 
 
-def _attend(
+def attend_rotated(
     query: cupy.ndarray, key: cupy.ndarray, value: cupy.ndarray, heads: int, rotation: cupy.ndarray | None
 ) -> cupy.ndarray:
     """Compute :func:`attention` of keys that are rotated already, and queries that are rotated by the kernel."""
@@ -34,7 +37,7 @@ def _attend(
     variant, options = _variant(query.dtype)
     if size != _SIZE and options:  # bfloat16 with another head size is rare, so it is computed in float32
         query, key, value = (bfloat16.lengthen(x) for x in (query, key, value))
-        return bfloat16.shorten(_attend(query, key, value, heads, rotation))
+        return bfloat16.shorten(attend_rotated(query, key, value, heads, rotation))
     arrays = [_readable(x) for x in (query, key, value)]
     out = cupy.empty((images, rows, width), query.dtype)
     sizes = [np.int32(rows), np.int32(key.shape[1])]
@@ -43,6 +46,8 @@ def _attend(
     if rotation is not None:
         rotation, options = contiguous(rotation, np.float32), (*options, "-DROTARY")
     if size == _SIZE:
+        if variant == "half" and attention_wgmma.attend(arrays[0], arrays[1], arrays[2], out, scale, rotation, options):
+            return out
         grid = (-(-rows // _QUERIES[variant]), heads, images)
         # Two blocks of attention_half need 96 KB of shared memory, more than the driver may reserve by default.
         launch = kernel("attention", f"attention_{variant}", *options, carveout=100 if variant == "half" else None)
@@ -121,7 +126,7 @@ def attend_fused(
     if precision == "bf16":
         qkv = bfloat16.shorten(qkv)
     query, key, value = (qkv[:, :, part * width : (part + 1) * width] for part in range(3))
-    return _attend(query, key, value, heads, rotation)
+    return attend_rotated(query, key, value, heads, rotation)
 
 
 def attend(
@@ -145,7 +150,7 @@ def attend(
         key, rotation = rotate(key, rotation, heads), rotation[: query.shape[1]]
     if precision == "bf16":
         query, key, value = (bfloat16.shorten(x) for x in (query, key, value))
-    return _attend(query, key, value, heads, rotation)
+    return attend_rotated(query, key, value, heads, rotation)
 
 
 def _variant(dtype: np.dtype) -> tuple[str, tuple[str, ...]]:

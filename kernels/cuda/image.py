@@ -81,7 +81,7 @@ def normalize(
     out = cupy.empty((3, height, width), dtype)
     name = {"float32": "normalize_float", "float16": "normalize_half"}[out.dtype.name]
     constants = (np.float32(x) for x in (*mean, *std))
-    _launch(name, height * width, rgb, np.int64(height * width), *constants, out)
+    _launch(name, rgb, np.int64(height * width), *constants, out, count=height * width)
     return out
 
 
@@ -111,7 +111,7 @@ def bilinear(
     out = cupy.empty((*leading, len(top), len(left)), np.float32)
     tables = map(cupy.ascontiguousarray, (top, down, left, across))
     arguments = (values, np.int32(height), np.int32(width), *tables, np.int32(len(top)), np.int32(len(left)), out)
-    _launch("bilinear", len(top) * len(left), *arguments, photographs=math.prod(leading))
+    _launch("bilinear", *arguments, count=len(top) * len(left), photographs=math.prod(leading))
     return out
 
 
@@ -121,7 +121,7 @@ def fixed_point(values: cupy.ndarray) -> cupy.ndarray:
 
     values = cupy.ascontiguousarray(values, np.float32)
     out = cupy.empty(values.shape, np.uint16)
-    _launch("to_fixed_point", out.size, values, np.int64(out.size), out)
+    _launch("to_fixed_point", values, np.int64(out.size), out, count=out.size)
     return out
 
 
@@ -130,27 +130,29 @@ def clean(score: cupy.ndarray, relative: float, absolute: float, cap: float) -> 
 
     Parameters
     ----------
-    score : (rows, columns) float32
+    score : (rows, columns) or (maps, rows, columns) float32
     relative, absolute, cap : float
         As in :class:`vitnp.method.cleaning.CleaningConfig`.
 
     Returns
     -------
-    (rows, columns) float32
+    array with the shape of `score`, float32
     """
     import cupy
 
     score = cupy.ascontiguousarray(score, np.float32)
-    pixels = np.int32(score.size)
+    *leading, rows, columns = score.shape
+    launch = functools.partial(_launch, count=rows * columns, photographs=math.prod(leading))
+    pixels = np.int32(rows * columns)
     label, size = (cupy.empty(score.shape, np.int32) for _ in range(2))
-    summary = cupy.zeros(2, np.int32)
+    summary = cupy.zeros((*leading, 2), np.int32)
     out = cupy.empty_like(score)
-    _launch("start_labels", score.size, score, pixels, label, size)
-    _launch("join_labels", score.size, score, *map(np.int32, score.shape), label)
-    _launch("measure_labels", score.size, pixels, label, size)
-    _launch("summarize_labels", score.size, size, pixels, summary)
+    launch("start_labels", score, pixels, label, size)
+    launch("join_labels", score, np.int32(rows), np.int32(columns), label)
+    launch("measure_labels", pixels, label, size)
+    launch("summarize_labels", size, pixels, summary)
     shares = np.float64(relative), np.float64(absolute), np.float32(cap)
-    _launch("cap_small", score.size, score, pixels, label, size, summary, *shares, out)
+    launch("cap_small", score, pixels, label, size, summary, *shares, out)
     return out
 
 
@@ -163,7 +165,7 @@ def check(rgb: cupy.ndarray) -> cupy.ndarray:
     return cupy.ascontiguousarray(rgb)
 
 
-def _launch(name: str, count: int, *arguments: object, planes: int = 1, photographs: int = 1) -> None:
+def _launch(name: str, *arguments: object, count: int, planes: int = 1, photographs: int = 1) -> None:
     """Launch a kernel with one thread per output, `count` of them for each plane of each photograph."""
     kernel("image", name)((-(-count // _THREADS), planes, photographs), (_THREADS,), arguments)
 
@@ -174,7 +176,7 @@ def _resample(pixels: cupy.ndarray, length: int, size: int, outer: int, inner: i
     first, weights = _filter_on_device(cupy.cuda.Device().id, length, size)
     out = cupy.empty(outer * size * inner, np.uint8)
     numbers = (np.int32(number) for number in (weights.shape[1], outer, length, size, inner))
-    _launch("resample", size * inner, pixels, first, weights, *numbers, out, planes=min(outer, _MAX_PLANES))
+    _launch("resample", pixels, first, weights, *numbers, out, count=size * inner, planes=min(outer, _MAX_PLANES))
     return out
 
 

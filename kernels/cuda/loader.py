@@ -15,6 +15,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 import numpy as np
+from vitnp.kernels.cuda import cubin
 
 from vitnp.errors import DeviceError
 
@@ -56,7 +57,9 @@ class Kernel:
         self._function(grid, block, converted, shared_mem=shared_mem)
 
 
-def kernel(file: str, name: str, *options: str, shared: int = 0, carveout: int | None = None) -> Kernel:
+def kernel(
+    file: str, name: str, *options: str, shared: int = 0, carveout: int | None = None, target: str | None = None
+) -> Kernel:
     """Return a kernel, compiled for the current device.
 
     Parameters
@@ -72,6 +75,8 @@ def kernel(file: str, name: str, *options: str, shared: int = 0, carveout: int |
     carveout : int or None
         Percentage of a multiprocessor's L1 cache to use as shared memory. None leaves it to the driver, which may
         choose too little for as many blocks as the registers allow.
+    target : str or None
+        What to compile for, such as "sm_90a", if it is not simply the device's compute capability.
 
     Returns
     -------
@@ -84,16 +89,22 @@ def kernel(file: str, name: str, *options: str, shared: int = 0, carveout: int |
         If CuPy, a GPU, or CUDA's compiler is missing.
     """
     cupy = require_cupy()
-    return _compiled(cupy.cuda.Device().id, file, name, options, shared > 0, carveout)
+    return _compiled(cupy.cuda.Device().id, file, name, options, shared > 0, carveout, target)
 
 
 @functools.cache
 def _compiled(
-    device: int, file: str, name: str, options: tuple[str, ...], dynamic: bool, carveout: int | None
+    device: int,
+    file: str,
+    name: str,
+    options: tuple[str, ...],
+    dynamic: bool,
+    carveout: int | None,
+    target: str | None,
 ) -> Kernel:
     cupy = require_cupy()
     try:
-        function = _module(device, file, options).get_function(name)
+        function = _module(device, file, options, target).get_function(name)
         if dynamic:
             # Allow as much as there is: the limit is a property of the function, which launches of several sizes share.
             # Without a limit a kernel has 48 KB, including its static arrays.
@@ -119,8 +130,11 @@ def contiguous(x: cupy.ndarray, dtype: np.dtype | type | None = None) -> cupy.nd
 
 
 @functools.cache
-def _module(device: int, file: str, options: tuple[str, ...]) -> cupy.RawModule:
-    return require_cupy().RawModule(code=source(f"{file}.cu"), options=("-std=c++17", *options))
+def _module(device: int, file: str, options: tuple[str, ...], target: str | None) -> cupy.RawModule:
+    code, options = source(f"{file}.cu"), ("-std=c++17", *options)
+    if target is not None:
+        return cubin.module(code, f"{file}.cu", target, options)
+    return require_cupy().RawModule(code=code, options=options)
 
 
 @functools.cache
@@ -193,11 +207,21 @@ def driver_version() -> int | None:
     It calls the driver itself, so it does not need CuPy.
     """
     try:
-        driver = ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
         version = ctypes.c_int()
-        return version.value if driver.cuDriverGetVersion(ctypes.byref(version)) == 0 else None
+        return version.value if driver().cuDriverGetVersion(ctypes.byref(version)) == 0 else None
     except (OSError, AttributeError):
         return None
+
+
+def driver() -> ctypes.CDLL:
+    """Return the NVIDIA driver's library.
+
+    Raises
+    ------
+    OSError
+        If there is none.
+    """
+    return ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
 
 
 def _install() -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import importlib
 import json
@@ -156,6 +157,32 @@ def test_similarity_and_attention(cupy, run_step):
     assert list(checks(records).values()) == [True, True]
     ours = bars.find(records, {"dtype": "fp16"}, "vitnp")
     assert ours["rate"] == pytest.approx(4 * 2 * 6 * 70**2 * 64 / ours["seconds"])
+    assert ours["case"]["form"] == "mma.sync"
+    why = {record["contender"]: record["why"] for record in records if record["kind"] == "missing"}
+    assert why["vitnp, wgmma"] == "it needs compute capability 90, and the GPU has 89"
+
+
+@pytest.mark.slow(reason="attention on the emulator")
+def test_both_forms_of_attention_are_checked_and_timed(cupy, run_step, monkeypatch):
+    from vitnp.kernels.cuda import attention_wgmma
+
+    form = ["wgmma"]
+
+    @contextlib.contextmanager
+    def switched_off():
+        form[0] = "mma.sync"
+        yield
+        form[0] = "wgmma"
+
+    monkeypatch.setattr(attention_wgmma, "why_not", lambda *options: "")
+    monkeypatch.setattr(attention_wgmma, "attend", lambda *arguments: False)  # of the emulated GPU
+    monkeypatch.setattr(attention_wgmma, "switched_off", switched_off)
+    records = run_step("attention", CASES=[(1, 70, "fp16")])
+    assert list(checks(records).values()) == [True, True] and form == ["wgmma"]
+    assert {"vitnp", "vitnp, mma.sync"} <= times(records)
+    timed = [record for record in records if record["kind"] == "time"]
+    assert {record["case"]["form"] for record in timed} == {"wgmma"}
+    assert "1 x 70 tokens  fp16  wgmma" in table.text({"device": DEVICE}, records)
 
 
 @pytest.mark.slow(reason="a network on the emulator")
@@ -309,8 +336,8 @@ def test_keys_are_compared_with_the_cpu_s(cupy, run_step, monkeypatch):
     records = run_step("agreement", "keys", PATCHES=1, CASES=[Tiny("S", 16, 32, 1)])
     assert len(checks(records)) == 6 and all(checks(records).values())
     module = importlib.import_module("vitnp.kernels.cuda.attention")
-    right = module._attend
-    monkeypatch.setattr(module, "_attend", lambda *args: right(*args) * np.float16(1.1))
+    right = module.attend_rotated
+    monkeypatch.setattr(module, "attend_rotated", lambda *args: right(*args) * np.float16(1.1))
     records = run_step("agreement", "keys", PATCHES=1, CASES=[Tiny("S", 16, 32, 1)])
     assert not any(checks(records[4:]).values())
 
@@ -441,7 +468,7 @@ def test_every_kernel_is_launched_for_the_sanitizer(cupy, monkeypatch):
     monkeypatch.setattr(small_, "SHAPES", ((70, 8, 64),))
     monkeypatch.setattr(small_, "WIDTHS", (384,))
     small_.launch(cupy)
-    there = set(sanitizer.kernel_names())
+    there = set(sanitizer.kernel_names()) - {"attention_wgmma"}  # of another compute capability than this GPU's
     assert len(there) > 40
     assert there <= launched
 

@@ -19,6 +19,8 @@ ARCHITECTURES = (75, 80, 90, 100, 120)
 SHARED = {75: 64 * 1024, 80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024, 120: 99 * 1024}
 NEWEST = 100  # and later
 KNOWS_NEWEST = (12, 8)  # the first NVRTC that does
+# What a file is compiled for, if for no other GPUs than these: instructions that later generations do not have.
+TARGETS = {"attention_wgmma": {90: "90a"}}
 CUPY_ADDS = ("--device-as-default-execution-space", "-ftz=true")  # to the options of any kernel, in version 14
 WIDTHS = (192, 384, 768, 1024, 1536)
 
@@ -55,6 +57,7 @@ def variants(file: str, arch: int) -> set[tuple[str, ...]]:
         return halves().union(*(halves(f"-DWIDTH={width}") for width in (384, 1536, 1920, transformer._MAX_WIDTH)))
     return {
         "attention": {(), ("-DROTARY",)} | ({("-DBFLOAT16",), ("-DBFLOAT16", "-DROTARY")} if arch >= 80 else set()),
+        "attention_wgmma": {rotary + bits for rotary in ((), ("-DROTARY",)) for bits in ((), ("-DBFLOAT16",))},
         "bfloat16": {()},
         "crf": {("-DFEATURES=2",), ("-DFEATURES=5",)},
         "gelu": {*halves(), ("-DPER_THREAD=4",), ("-DHALF", "-DPER_THREAD=8")},
@@ -91,16 +94,18 @@ def compiler():
         pytest.skip(missing)
 
 
-@pytest.mark.parametrize("arch", ARCHITECTURES)
-@pytest.mark.parametrize("file", files())
+@pytest.mark.parametrize("file, arch", [(f, arch) for f in files() for arch in TARGETS.get(f, ARCHITECTURES)])
 def test_compiles_without_spills_or_stack(file, arch):
     code, faults = loader.source(f"{file}.cu"), []
     if arch >= NEWEST and nvrtc.version() < KNOWS_NEWEST:
         pytest.skip("this NVRTC doesn't know the newest GPUs")
     for options in sorted(variants(file, arch)):
-        usage = nvrtc.compile_kernels(code, f"{file}.cu", arch, ("-std=c++17", *CUPY_ADDS, *options))
+        target = TARGETS.get(file, {}).get(arch, arch)
+        usage = nvrtc.compile_kernels(code, f"{file}.cu", target, ("-std=c++17", *CUPY_ADDS, *options))
         assert usage
-        faults += [f"{kernel} with {options}: {took}" for kernel, took in usage.items() if took.spilled or took.stack]
+        for kernel, took in usage.items():
+            if took.spilled or took.stack or took.serialized:
+                faults.append(f"{kernel} with {options}: {took}")
     assert not faults, "\n".join(faults)
 
 
@@ -123,6 +128,19 @@ def test_a_kernel_that_spills_is_noticed():
     }"""
     usage = nvrtc.compile_kernels(code, "spills.cu", 80, ("-std=c++17",))
     assert usage["spills"].spilled and usage["stacks"].stack
+
+
+def test_products_of_warp_groups_that_wait_for_each_other_are_noticed():
+    code = loader.source("attention_wgmma.cu")
+    for wait in ("products_wait(1);  // the scores", "products_wait(0);  // the outputs"):
+        assert wait in code
+        code = code.replace(wait, "//")
+    assert nvrtc.compile_kernels(code, "attention_wgmma.cu", "90a", ("-std=c++17",))["attention_wgmma"].serialized
+
+
+def test_attention_by_warp_groups_is_refused_where_its_instructions_are_missing():
+    with pytest.raises(nvrtc.CompileError, match="wgmma"):
+        nvrtc.compile_kernels(loader.source("attention_wgmma.cu"), "attention_wgmma.cu", 90, ("-std=c++17",))
 
 
 def test_a_kernel_that_is_wrong_is_refused():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import weakref
 
+import fake_cupy
 import fake_streams
 import numpy as np
 import pytest
@@ -49,6 +50,28 @@ def test_a_graph_gives_the_bits_of_single_launches(cupy, precision):
     for one, other in zip(fresh, found):
         for name in want:
             np.testing.assert_array_equal(cupy.asnumpy(one[name]), cupy.asnumpy(other[name]))
+
+
+@pytest.mark.parametrize("precision, options", [("fp16", ()), ("bf16", ("-DBFLOAT16",))])
+def test_a_graph_of_attention_by_warp_groups(precision, options):
+    """Tensor maps hold addresses, which a graph keeps."""
+    with fake_cupy.installed("fast", hopper=True) as cupy:
+        from vitnp.kernels.cuda import attention_wgmma
+
+        attention_wgmma._reasons[0, options] = ""
+        vit, want = network(cupy, precision=precision), ("key", "cls")
+        pictures = [cupy.asarray(images(seed)) for seed in range(4)]
+        fresh = [network(cupy, precision=precision)(picture, want) for picture in pictures]
+        found = [vit(picture, want) for picture in pictures]
+        with attention_wgmma.switched_off():
+            other_form = [network(cupy, precision=precision)(picture, want) for picture in pictures]
+        assert len(vit._packed.graphs) == 1 and not any(attention_wgmma._reasons.values())
+        assert set(cupy.cuda.nvrtc.compiled) == {("-arch=sm_90a", "-ftz=true", "-std=c++17", *options)}
+        for one, again, other in zip(fresh, found, other_form):
+            for name in want:
+                np.testing.assert_array_equal(cupy.asnumpy(one[name]), cupy.asnumpy(again[name]))
+                close, numbers = cupy.asnumpy(other[name]), cupy.asnumpy(one[name])
+                np.testing.assert_allclose(numbers, close, atol=0.05 if options else 0.01, rtol=0)
 
 
 def test_launches_of_a_network(cupy):

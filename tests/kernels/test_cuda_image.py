@@ -199,6 +199,14 @@ def test_clean(cupy, image, made, constants):
     )
 
 
+def test_maps_of_several_photographs_are_cleaned_together(cupy, image):
+    maps = np.stack([score(12, 9, 11), np.zeros((9, 11), np.float32), score(13, 9, 11)])
+    maps[1, 3, 4] = 0.8
+    constants = cleaning.CleaningConfig(relative=0.9, absolute=0.05, cap=0.1)
+    found = image.clean(cupy.asarray(maps), *dataclasses.astuple(constants))
+    np.testing.assert_array_equal(cupy.asnumpy(found), [cleaning.clean(one, constants) for one in maps])
+
+
 def test_a_lone_component_stays_however_small(cupy, image):
     made = np.zeros((20, 20), np.float32)
     made[3, 4] = 0.8

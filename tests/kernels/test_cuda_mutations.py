@@ -153,6 +153,12 @@ def guided_of_several(cupy, operations):
     test_cuda_image.test_maps_of_several_photographs(cupy, image, guided)
 
 
+def several_cleaned(cupy, operations):
+    from vitnp.kernels.cuda import image
+
+    test_cuda_image.test_maps_of_several_photographs_are_cleaned_together(cupy, image)
+
+
 BARRIER = "__syncthreads();"
 
 # (check, file, what is replaced, by what); a barrier is named by its comment and taken away.
@@ -329,6 +335,9 @@ DEFECTS = [
     (crf_of_several, "crf", "if (at == 0 && blockIdx.y == 0) *count", "if (at == 1) *count"),
     (guided, "guided", "min(column + radius + 1, width)", "min(column + radius + 1, width + 1)"),
     (bilinear, "image", "min(l + 1, w - 1)", "l + 1"),
+    (several_cleaned, "image", "summary += 2 * blockIdx.z;\n    if", "if"),
+    (several_cleaned, "image", "out += map;", ""),
+    (several_cleaned, "image", "size += (long long)blockIdx.z * pixels;\n    label[i]", "label[i]"),
     (guided_of_several, "image", "values += (long long)blockIdx.z * h * w;", ""),
     (guided_of_several, "guided", "rgb += 3 * blockIdx.z * pixels;\n    target", "target"),
     (guided_of_several, "guided", "(PLANES * blockIdx.z + blockIdx.y)", "blockIdx.y"),
@@ -343,6 +352,7 @@ class Defect:
     file: str
     before: str
     after: str | None
+    hopper: bool = False  # on a GPU of compute capability 9.0
 
     def plant(self, text: str) -> str:
         """The file's text with the defect, all else on the lines where it was."""
@@ -355,7 +365,7 @@ ALL = [Defect(check, file, before, *(after or [None])) for check, file, before, 
 
 
 @functools.cache
-def builds(check: Callable, file: str) -> frozenset[tuple[tuple[str, ...], str]]:
+def builds(check: Callable, file: str, hopper: bool = False) -> frozenset[tuple[tuple[str, ...], str]]:
     """Options and mode of each build of a file that a check uses; the check passes with the kernels as they are."""
     from vitnp.kernels.cuda import loader
 
@@ -368,7 +378,7 @@ def builds(check: Callable, file: str) -> frozenset[tuple[tuple[str, ...], str]]
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fake_cupy, "_emulated", record)
-        with fake_cupy.installed("check") as cupy:
+        with fake_cupy.installed("check", hopper=hopper) as cupy:
             from vitnp.kernels.cuda import dispatch
 
             check(cupy, dispatch)
@@ -377,12 +387,17 @@ def builds(check: Callable, file: str) -> frozenset[tuple[tuple[str, ...], str]]
 
 @pytest.mark.parametrize("defect", ALL, ids=[f"{d.check.__name__}-{d.file}-{i}" for i, d in enumerate(ALL)])
 def test_a_planted_defect_is_noticed(defect, monkeypatch):
+    plant_and_notice(defect, monkeypatch)
+
+
+def plant_and_notice(defect: Defect, monkeypatch) -> None:
     from vitnp.kernels.cuda.loader import source as whole
 
     text = defect.plant(whole(f"{defect.file}.cu"))
-    for options, mode in builds(defect.check, defect.file):  # that it compiles is no part of what has to fail
+    # That it compiles is no part of what has to fail.
+    for options, mode in builds(defect.check, defect.file, defect.hopper):
         cuda_emulator.RawModule(text, options, mode, f"{defect.file}.cu")
-    with fake_cupy.installed("check") as cupy:
+    with fake_cupy.installed("check", hopper=defect.hopper) as cupy:
         from vitnp.kernels.cuda import dispatch, loader  # imported anew
 
         monkeypatch.setattr(loader, "source", lambda file: text if file == f"{defect.file}.cu" else whole(file))

@@ -18,6 +18,7 @@ from vitnp.refine.dense_crf import dense_crf
 
 try:
     from vitnp.kernels.cpu import lattice
+    from vitnp.kernels.cpu.lattice_build import MIN_SLOTS
 except ImportError:  # no numba, or no writable folder for its cache
     lattice = None
 
@@ -137,7 +138,7 @@ def test_compiled_lattice_equals_the_reference_when_hash_tables_grow(n_threads):
     rgb = np.random.default_rng(2).integers(0, 256, (60, 81, 3), dtype=np.uint8)
     features = pixels(rgb, 20, 5)
     expected = reference.permutohedral_lattice(features)
-    assert expected.neighbor.shape[1] > 4 * lattice.MIN_SLOTS
+    assert expected.neighbor.shape[1] > 4 * MIN_SLOTS
     with pool.thread_limit(n_threads):
         found = lattice.permutohedral_lattice(features)
     for name in ("vertex", "neighbor", "weight"):

@@ -22,6 +22,7 @@ import weakref
 
 import cuda_emulator
 import fake_cublaslt
+import fake_hopper
 import fake_streams
 import numpy as np
 
@@ -224,7 +225,9 @@ class RawModule:
 
     mode = "fast"
 
-    def __init__(self, *, code: str, options: tuple[str, ...] = (), **others):
+    def __init__(self, *, code: str = "", path: str = "", options: tuple[str, ...] = (), **others):
+        if path:
+            code, options = fake_hopper.code_of(path)
         self._module = _emulated(code, tuple(options), self.mode)
 
     def get_function(self, name: str) -> RawKernel:
@@ -344,8 +347,9 @@ def module(mode: str = "fast") -> types.ModuleType:
         **{name: getattr(fake_streams, name) for name in _OF_STREAMS},
         Device=lambda *_: types.SimpleNamespace(
             id=0,
+            use=lambda: None,
             cublas_handle=0,
-            compute_capability="90",
+            compute_capability="89",
             attributes={"MultiProcessorCount": 3, "MaxSharedMemoryPerBlockOptin": 227 * 1024},
         ),
         runtime=types.SimpleNamespace(
@@ -363,8 +367,16 @@ def module(mode: str = "fast") -> types.ModuleType:
 
 
 @contextlib.contextmanager
-def installed(mode: str = "fast"):
-    """Make ``import cupy`` return such a module inside the context, with empty caches in the modules of kernels."""
+def installed(mode: str = "fast", *, hopper: bool = False):
+    """Make ``import cupy`` return such a module inside the context, with empty caches in the modules of kernels.
+
+    Parameters
+    ----------
+    mode : {"fast", "check"}
+        Of the emulator.
+    hopper : bool
+        Whether the GPU has compute capability 9.0, with NVRTC and a driver to use it; otherwise it is an 8.9.
+    """
 
     def ours() -> dict[str, types.ModuleType]:
         return {
@@ -378,12 +390,15 @@ def installed(mode: str = "fast"):
         del sys.modules[name]
     sys.modules["cupy"] = module(mode)
     cublaslt, load = fake_cublaslt.FakeCublasLt(_launch_product), ctypes.CDLL
+    nine = fake_hopper.extended(sys.modules["cupy"].cuda) if hopper else contextlib.nullcontext()
 
     def loaded(name, *args, **options):
+        if driver and ("libcuda" in str(name) or "nvcuda" in str(name)):
+            return driver
         return cublaslt if "cublasLt" in str(name) else load(name, *args, **options)
 
     try:
-        with unittest.mock.patch.object(ctypes, "CDLL", loaded):
+        with nine as driver, unittest.mock.patch.object(ctypes, "CDLL", loaded):
             yield sys.modules["cupy"]
     finally:
         for name in ours():

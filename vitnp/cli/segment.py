@@ -77,9 +77,10 @@ def _segment_all(args: argparse.Namespace, which: list[str], piped: Photograph |
     if photographs:
         exact = _exact_file(args, which, len(photographs))
         stems: Sequence[Path | ExactFile] = [exact] if exact else naming.output_stems(photographs, args.out)
+        shared.set_verbosity(quiet=args.quiet)
+        if kernels.choose_device("cpu" if args.scheduler else args.device) == "cpu":
+            kernels.compile_ahead(args.n_threads, args.precision)
         vit = arguments.load_model(args)
-        if vit.device == "cpu" and args.n_threads > 1:
-            kernels.compile_ahead()
         as_a_set = exact is None and (
             args.n_classes or args.save_collection or arguments.fits_a_set(args, len(photographs))
         )

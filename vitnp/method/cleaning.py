@@ -37,12 +37,12 @@ def clean(score: np.ndarray, config: CleaningConfig = CleaningConfig()) -> np.nd
     Parameters
     ----------
     score : (rows, columns) float
-        Foreground score of each patch, 0 to 1.
+        Foreground score of each patch, 0 to 1. On a GPU also those of several photographs, (N, rows, columns).
     config : CleaningConfig
 
     Returns
     -------
-    (rows, columns) float
+    array with the shape of `score`
         A new array of the same type.
 
     Examples

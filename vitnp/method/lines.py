@@ -12,7 +12,6 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
-from scipy import ndimage
 
 from vitnp.io.resample import bilinear, downscale, working_size
 from vitnp.refine.guided_filter import fixed_point
@@ -157,12 +156,16 @@ def _histogram(response: np.ndarray) -> np.ndarray:
 
 def _without_flanks(response: np.ndarray, other: np.ndarray) -> np.ndarray:
     """Return the response, 0 where it may come from the flanks of a line of the other sign."""
+    from scipy import ndimage
+
     reach = round(2.5 * max(WIDTHS))  # of the farthest flank, sqrt(6) widths away
     return np.where(response > FLANK * ndimage.maximum_filter(other, 2 * reach + 1), response, np.float32(0))
 
 
 def _connected(response: np.ndarray, rule: LineRule) -> np.ndarray:
     """Return the pixels of 8-connected components above the lower threshold that reach the higher one."""
+    from scipy import ndimage
+
     labels, n_components = ndimage.label(response >= rule.low, np.ones((3, 3)))
     kept = np.zeros(n_components + 1, bool)
     kept[labels[response >= rule.high]] = True

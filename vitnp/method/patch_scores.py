@@ -192,6 +192,18 @@ def combine_patches(
     return PatchScores(score.reshape(features.grid), confidence, levels, category)
 
 
+def clean_batch(
+    patches: Sequence[PatchScores], collection: Collection | None, *, domain: str = "photo"
+) -> list[PatchScores]:
+    """Return the same of several photographs as :func:`clean_patches`: on a GPU those of one grid together."""
+    shapes = {one.score.shape for one in patches}
+    if len(patches) == 1 or len(shapes) > 1 or kernels.device_of(patches[0].score) == "cpu":
+        return [clean_patches(one, collection, domain=domain) for one in patches]
+    scores = kernels.array_module(patches[0].score).stack([one.score for one in patches])
+    cleaned = clean_patches(dataclasses.replace(patches[0], score=scores), collection, domain=domain).score
+    return [dataclasses.replace(one, score=score) for one, score in zip(patches, cleaned)]
+
+
 def clean_patches(patches: PatchScores, collection: Collection | None, *, domain: str = "photo") -> PatchScores:
     """Return the same with the score cleaned, by the collection's rule if there is one, else by that of the domain."""
     config = texture.default_cleaning(domain) if collection is None else collection.cleaning

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-from scipy import ndimage
 
 from vitnp.io.resample import check_map, check_photograph
 
@@ -59,6 +58,8 @@ def color_direction(score: np.ndarray, rgb: np.ndarray) -> np.ndarray:
     >>> (color_direction(score, rgb) >= 0.5)[4].astype(int).tolist()
     [0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1]
     """
+    from scipy import ndimage
+
     rgb = check_photograph(rgb)
     target = check_map(score, rgb.shape[:2]).astype(np.float64)
     channels = [

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-from scipy import fft, ndimage
 
 from vitnp.io.resample import check_photograph
 from vitnp.kernels.constants import LUMA
@@ -49,6 +48,8 @@ def line_responses(rgb: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     >>> bool(dark[31].min() > 2 > bright[31].max())
     True
     """
+    from scipy import fft, ndimage
+
     luma = check_photograph(rgb) @ np.array(LUMA, np.float32)
     mean = ndimage.uniform_filter(luma, NEIGHBORHOOD)
     variance = ndimage.uniform_filter((luma - mean) ** 2, NEIGHBORHOOD)

@@ -18,6 +18,7 @@ import pathlib
 import stat
 import tempfile
 import time
+from collections.abc import Iterator
 
 from vitnp.kernels.cpu.codegen.loader import Compiled
 
@@ -153,9 +154,52 @@ def write_verified(path: pathlib.Path, payload: bytes) -> None:
         raise
 
 
+@contextlib.contextmanager
+def claim(path: pathlib.Path, *, wait: bool = False) -> Iterator[bool]:
+    """Keep other processes from compiling the function of a file in the meantime.
+
+    The operating system ends a claim with its process, however that ends. Without such claims (Windows, some network
+    drives, a folder that is read-only) everybody compiles.
+
+    Parameters
+    ----------
+    path : Path
+    wait : bool
+        Whether to wait until others have finished.
+
+    Yields
+    ------
+    bool
+        False if another process has claimed it.
+    """
+    lock = path.with_name(f".vitnp-{path.name}.lock")
+    try:
+        import fcntl
+
+        descriptor = os.open(lock, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW, _FILE_MODE)
+    except (ImportError, OSError):
+        yield True
+        return
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield False
+            return
+        except OSError:
+            pass
+        try:
+            yield True
+        finally:
+            with contextlib.suppress(OSError):
+                os.unlink(lock)
+    finally:
+        os.close(descriptor)
+
+
 def _remove_leftovers(folder: pathlib.Path) -> None:
     """Remove unfinished files of processes that were killed."""
-    for path in folder.glob(".vitnp-*.part"):
+    for path in folder.glob(".vitnp-*"):
         with contextlib.suppress(OSError):
             if time.time() - path.lstat().st_mtime > _LEFTOVER_AGE:
                 path.unlink()

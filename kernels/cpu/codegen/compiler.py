@@ -67,7 +67,8 @@ class _Module(CPUCodeLibrary):
 
     def object_code(self, symbol: str, function: str) -> bytes:
         """Return the object file, which defines the entry `symbol` and `function`, as `symbol` + entry.SHARED."""
-        module, exports = self._final_module, (symbol, symbol + entry.SHARED)
+        module: Any = self._final_module
+        exports = (symbol, symbol + entry.SHARED)
         for library in dict.fromkeys(self._linking_libraries):
             module.link_in(library._get_module_for_linking(), preserve=True)
         module.get_function(function).name = exports[1]
@@ -84,7 +85,7 @@ class _Module(CPUCodeLibrary):
 
     def externals(self) -> tuple[str, ...]:
         """Return the symbols that the optimized code needs."""
-        module = self._final_module
+        module: Any = self._final_module
         declared = [*module.functions, *module.global_variables]
         return tuple(value.name for value in declared if value.is_declaration and not value.name.startswith("llvm."))
 
@@ -129,10 +130,11 @@ def compile_kernel(kernel: Kernel) -> Compiled:
             gc.enable()
 
 
-def _flags(options: dict[str, Any]) -> compiler.Flags:
-    flags = compiler.Flags()
+def _flags(options: dict[str, Any]) -> Any:
+    flags: Any = compiler.Flags()
     flags.enable_pyobject = flags.enable_looplift = flags.boundscheck = flags.nrt = False
     flags.no_cpython_wrapper = flags.no_cfunc_wrapper = flags.no_compile = True
+    # A division by zero gives infinity, as in NumPy, instead of an exception.
     flags.error_model, flags.fastmath = "numpy", options["fastmath"]
     return flags
 

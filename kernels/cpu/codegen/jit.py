@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import llvmlite
 from vitnp.kernels.cpu.codegen import loader, types
-from vitnp.kernels.cpu.codegen.cache import SUFFIX, open_folder, read_kernel, say_compiling, write_kernel
+from vitnp.kernels.cpu.codegen.cache import SUFFIX, claim, open_folder, read_kernel, say_compiling, write_kernel
 from vitnp.kernels.cpu.codegen.loader import Compiled
 from vitnp.kernels.cpu.codegen.target import numba_version, target
 from vitnp.kernels.threads.fork import importing
@@ -35,8 +35,7 @@ class Intrinsic:
     """A function that generates LLVM IR, for kernels to call; see :func:`intrinsic`."""
 
     def __init__(self, function: Callable) -> None:
-        functools.update_wrapper(self, function)
-        self.function = function
+        self.function, self.__doc__, self.__qualname__ = function, function.__doc__, function.__qualname__
 
     @functools.cached_property
     def _numba_type_(self) -> Any:
@@ -95,7 +94,7 @@ class Kernel:
 
     def __call__(self, *arguments: Any) -> Any:
         """Call the compiled function."""
-        return (self._loaded or self.compile())(*arguments)
+        return (self._loaded or self.compile())(*arguments)  # type: ignore[misc]  # it is compiled now
 
     @functools.cached_property
     def symbol(self) -> str:
@@ -112,27 +111,48 @@ class Kernel:
         """File of the machine code."""
         return cache_folder() / f"{self.symbol}{SUFFIX}"
 
-    def compile(self) -> Callable:
-        """Compile the function, or load it from disk, unless that has been done; return it."""
+    def compile(self, *, if_free: bool = False) -> Callable | None:
+        """Compile the function, or load it from disk, unless that has been done; return it.
+
+        Parameters
+        ----------
+        if_free : bool
+            Return None, instead of waiting, while another process compiles it.
+        """
         with importing:  # held by one thread at a time
             if self._loaded is None:
-                compiled = read_kernel(self.path)
-                if compiled is not None:
-                    self._loaded = self._load(compiled)
+                self._loaded = self._from_disk()
                 self.was_cached = self._loaded is not None
-                if self._loaded is None:
-                    self._loaded = self._load(self._compile())
-                if self._loaded is None:
-                    raise RuntimeError(f"the machine code of {self.symbol} cannot be loaded")
+            while self._loaded is None:
+                with claim(self.path) as claimed:
+                    if claimed:
+                        # Another process may have finished it since.
+                        self._loaded = self._from_disk() or self._anew()
+                if self._loaded is None and (if_free or not while_waiting()):
+                    if if_free:
+                        return None
+                    with claim(self.path, wait=True):
+                        self._loaded = self._from_disk() or self._anew()
         return self._loaded
 
-    def _compile(self) -> Compiled:
+    def is_cached(self) -> bool:
+        """Return whether the function has been loaded, or there is a file of it."""
+        return self._loaded is not None or self.path.exists()
+
+    def _from_disk(self) -> Callable | None:
+        compiled = read_kernel(self.path)
+        return None if compiled is None else self._load(compiled)
+
+    def _anew(self) -> Callable:
         say_compiling()
         from vitnp.kernels.cpu.codegen import compiler
 
         compiled = compiler.compile_kernel(self)
         write_kernel(self.path, compiled)
-        return compiled
+        loaded = self._load(compiled)
+        if loaded is None:
+            raise RuntimeError(f"the machine code of {self.symbol} cannot be loaded")
+        return loaded
 
     def _load(self, compiled: Compiled) -> Callable | None:
         """Return the function of machine code; None if the kernels that it calls are others."""
@@ -167,6 +187,11 @@ class Kernel:
         from vitnp.kernels.cpu.codegen import compiler
 
         return compiler.type_of_shared(self)
+
+
+def while_waiting() -> bool:
+    """Do something else before waiting for another process; return False if there is nothing to do."""
+    return False
 
 
 # Kernels of all modules that have been imported, in the order of their definitions.

@@ -124,12 +124,15 @@ color_keys(const unsigned char* __restrict__ rgb, int pixels, int height, int wi
 // Union-find over pixels whose score exceeds 1/2 (Playne and Hawick 2018): a pixel points to another pixel of its
 // component with a lower index, or to itself. Two trees are joined by pointing the higher root to the lower one with
 // atomicMin, and continuing with the pixel that it replaced. In the end each component points to its first pixel,
-// independent of the order of threads. Background is -1.
+// independent of the order of threads. Background is -1. blockIdx.z is the map, of several of a size.
 
 extern "C" __global__ void __launch_bounds__(256, 4)
 start_labels(const float* __restrict__ score, int pixels, int* __restrict__ label, int* __restrict__ size) {
     int i = blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= pixels) return;
+    score += (long long)blockIdx.z * pixels;
+    label += (long long)blockIdx.z * pixels;
+    size += (long long)blockIdx.z * pixels;
     label[i] = score[i] > 0.5f ? i : -1;
     size[i] = 0;
 }
@@ -155,6 +158,8 @@ __device__ __forceinline__ void join(int* label, int a, int b) {
 extern "C" __global__ void __launch_bounds__(256, 4)
 join_labels(const float* __restrict__ score, int height, int width, int* __restrict__ label) {
     int i = blockIdx.x * blockDim.x + threadIdx.x;
+    score += (long long)blockIdx.z * height * width;
+    label += (long long)blockIdx.z * height * width;
     if (i >= height * width || !(score[i] > 0.5f)) return;
     int row = i / width, column = i % width;
     if (column > 0 && score[i - 1] > 0.5f) join(label, i, i - 1);
@@ -169,16 +174,20 @@ join_labels(const float* __restrict__ score, int height, int width, int* __restr
 extern "C" __global__ void __launch_bounds__(256, 4)
 measure_labels(int pixels, int* __restrict__ label, int* __restrict__ size) {
     int i = blockIdx.x * blockDim.x + threadIdx.x;
+    label += (long long)blockIdx.z * pixels;
+    size += (long long)blockIdx.z * pixels;
     if (i >= pixels || atomicAdd(&label[i], 0) < 0) return;
     int first = root(label, i);
     atomicMin(&label[i], first);
     atomicAdd(&size[first], 1);
 }
 
-// Computes the number of components and the size of the largest; summary is filled with zeros before.
+// Computes the number of components and the size of the largest; summary (maps, 2) is filled with zeros before.
 extern "C" __global__ void __launch_bounds__(256, 4)
 summarize_labels(const int* __restrict__ size, int pixels, int* __restrict__ summary) {
     int i = blockIdx.x * blockDim.x + threadIdx.x;
+    size += (long long)blockIdx.z * pixels;
+    summary += 2 * blockIdx.z;
     if (i >= pixels || size[i] == 0) return;
     atomicAdd(&summary[0], 1);
     atomicMax(&summary[1], size[i]);
@@ -190,6 +199,12 @@ cap_small(const float* __restrict__ score, int pixels, const int* __restrict__ l
           const int* __restrict__ summary, double relative, double absolute, float cap, float* __restrict__ out) {
     int i = blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= pixels) return;
+    const long long map = (long long)blockIdx.z * pixels;
+    score += map;
+    label += map;
+    size += map;
+    out += map;
+    summary += 2 * blockIdx.z;
     bool small = summary[0] > 1 && label[i] >= 0 && size[label[i]] < fmax(relative * summary[1], absolute * pixels);
     out[i] = small ? fminf(score[i], cap) : score[i];
 }

@@ -10,6 +10,9 @@ memory, barriers and warp intrinsics that threads reach at different places, eac
 - ``include/``: what CUDA C++ is to g++; ``runtime/``: fibres, memory, checks;
 - ``nvrtc``: compiles with NVIDIA's own compiler, which needs no GPU either.
 
+Of compute capability 9.0 it knows mbarriers, named barriers, boxes of tensor maps (``tensor_map``) and products of warp
+groups; where they order threads, races are found by vector clocks.
+
 Limits: x86-64 Linux; only executed paths are checked; inline PTX has to stand under ``#ifndef __CUDACPU__`` beside a
 twin in plain C++, which may use ``emu_copy_later`` and its like for cp.async; kernels are ``extern "C"``; a thread that
 has returned counts as arrived at every barrier; timing says nothing. What passes here has been emulated and compiled,

@@ -9,6 +9,7 @@ import subprocess
 
 import numpy as np
 
+from . import tensor_map
 from .build import build
 from .translate import translate
 
@@ -162,7 +163,10 @@ class Kernel:
         for i, (argument, kind, name) in enumerate(zip(args, self.signature, names)):
             if kind[0] == "s":
                 _check_scalar(argument, kind[1:], f"{self.name}: {name}")
-                holder = ctypes.create_string_buffer(np.asarray(argument).tobytes(), max(int(kind[2:]), 1))
+                data = np.asarray(argument).tobytes()
+                if tensor_map.is_map(argument):
+                    data = tensor_map.moved(argument, self._place_readonly)
+                holder = _aligned(data.ljust(1, b"\0"))
             elif argument is None:
                 holder = ctypes.c_void_p(None)
             else:
@@ -184,6 +188,14 @@ class Kernel:
         self._keep = keep  # until the next launch
         return pointers, back
 
+    def _place_readonly(self, address: int, size: int) -> int:
+        """Copy memory that a tensor map describes between guards."""
+        library = self.module.library
+        placed = library.emu_allocate(size)
+        ctypes.memmove(placed, address, size)
+        library.emu_region(placed, size, 2, 1, 0, b"tensor")
+        return placed
+
     def _fault(self, i: int) -> str:
         kind, where, numbers = ctypes.create_string_buffer(200), ctypes.create_string_buffer(200), (ctypes.c_uint * 5)()
         self.module.library.emu_fault(i, kind, where, numbers)
@@ -199,6 +211,14 @@ class Kernel:
         named = [pathlib.Path(line.split(" ")[0]).name for line in lines]
         own = [line for line in named if re.match(r"[\w.-]+\.cuh?:\d+", line)]
         return (own or named or ["?"])[0]
+
+
+def _aligned(data: bytes) -> ctypes.Array:
+    """Return a copy of bytes at a multiple of 64, as structures of kernels want it."""
+    room = ctypes.create_string_buffer(len(data) + 64)
+    holder = (ctypes.c_char * len(data)).from_buffer(room, -ctypes.addressof(room) % 64)
+    holder.raw = data
+    return holder
 
 
 def _three(size) -> tuple[int, ...]:

@@ -15,12 +15,16 @@ import re
 
 @dataclasses.dataclass(frozen=True)
 class Usage:
-    """What a kernel takes: registers a thread, bytes of static shared memory, of stack, of spilled registers."""
+    """What a kernel takes: registers a thread, bytes of static shared memory, of stack, of spilled registers.
+
+    `serialized`: products of warp groups wait for each other, because their registers are used in between.
+    """
 
     registers: int
     shared: int
     stack: int
     spilled: int
+    serialized: bool
 
 
 class CompileError(RuntimeError):
@@ -56,7 +60,7 @@ def version() -> tuple[int, int]:
     return major.value, minor.value
 
 
-def compile_kernels(code: str, name: str, arch: int, options: tuple[str, ...] = ()) -> dict[str, Usage]:
+def compile_kernels(code: str, name: str, arch: int | str, options: tuple[str, ...] = ()) -> dict[str, Usage]:
     """Compile to machine code, and say what each kernel takes.
 
     Parameters
@@ -65,8 +69,8 @@ def compile_kernels(code: str, name: str, arch: int, options: tuple[str, ...] = 
         Text of a .cu file.
     name : str
         What messages call it.
-    arch : int
-        Compute capability: 75, 80, 90.
+    arch : int or str
+        Compute capability: 75, 80, 90, "90a".
     options : tuple of str
 
     Raises
@@ -104,4 +108,5 @@ def _usage(log: str) -> dict[str, Usage]:
             current["registers"] = int(match[1])
         if match := re.search(r"(\d+) bytes smem", line):
             current["shared"] = int(match[1])
-    return {kernel: Usage(**figures) for kernel, figures in found.items()}
+    serialized = set(re.findall(r"wgmma.*serialized.*in the function '(\S+)'", log))
+    return {kernel: Usage(**figures, serialized=kernel in serialized) for kernel, figures in found.items()}

@@ -16,4 +16,5 @@
 #include "vectors.h"
 #include "intrinsics.h"
 #include "half.h"
+#include "hopper.h"
 #include "entry.h"

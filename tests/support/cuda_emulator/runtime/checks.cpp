@@ -23,16 +23,21 @@ void checks_begin(unsigned blocks) {
     acquired.assign(blocks, 0);
 }
 void checks_begin_block() { std::fill(acquired.begin(), acquired.end(), 0); }
-
 // A thread is numbered 1 + 1024 block + index.
 static uint32_t block_of(uint32_t who) { return (who - 1) >> 10; }
 static uint32_t warp_of(uint32_t who) { return (who - 1) >> 5; }
+static int index_of(uint32_t who) { return (who - 1) & 1023; }
+static bool is_agent(uint32_t who) { return index_of(who) >= launch.threads; }
 
+static const Clock* clock_now;  // of whoever makes the access that is being checked
 static bool ordered(const Touch& earlier, const Touch& now) {
-    if (earlier.who == 0 || earlier.who == now.who) return true;
+    if (earlier.who == 0) return true;
     if (block_of(earlier.who) != launch.block) return acquired[block_of(earlier.who)];
-    if (earlier.block_epoch < now.block_epoch) return true;
-    return warp_of(earlier.who) == warp_of(now.who) && earlier.warp_epoch < now.warp_epoch;
+    if (!is_agent(earlier.who)) {
+        if (earlier.who == now.who || earlier.block_epoch < now.block_epoch) return true;
+        if (warp_of(earlier.who) == warp_of(now.who) && earlier.warp_epoch < now.warp_epoch) return true;
+    }
+    return clock_now && (*clock_now)[index_of(earlier.who)] >= earlier.tick;
 }
 static void
 report_race(const char* what, const Region& region, uintptr_t address, const Touch& now, const Touch& earlier) {
@@ -78,6 +83,10 @@ static void check_granule(Shadow& s, Region& region, uintptr_t address, size_t g
                0, emu_self()->index);
         s.initialized |= 1;
     }
+    if (now.async && !s.write.async && s.write.who && block_of(s.write.who) == launch.block &&
+        fenced[index_of(s.write.who)] < s.write.tick)
+        report("a store that the async proxy may not see (fence.proxy.async)", region.name, now.code, s.write.code,
+               index_of(now.who));
     if (kind == EMU_READ) {
         if (!ordered(s.write, now)) report_race("read after write", region, address, now, s.write);
         else if (!ordered(s.atomic1, now)) report_race("read after atomic", region, address, now, s.atomic1);
@@ -100,7 +109,8 @@ static void check_granule(Shadow& s, Region& region, uintptr_t address, size_t g
     }
     s.initialized |= 1;
 }
-static void check(const void* p, unsigned size, int kind, void* return_address) {
+static void
+check(const void* p, unsigned size, int kind, void* return_address, bool async = false, int agent = -1) {
     uintptr_t address = (uintptr_t)p, stack_bytes = stack_count * EMU_STACK;
     if ((uintptr_t)emu_self() - (uintptr_t)stacks >= stack_bytes) return;          // not a thread of a kernel
     if (address - (uintptr_t)stacks < stack_bytes) return;                         // a thread's own variables
@@ -123,7 +133,10 @@ static void check(const void* p, unsigned size, int kind, void* return_address) 
         for (uint32_t block : blocks) acquired[block] = 1;
         if (self->fenced) blocks.push_back(launch.block);
     }
-    Touch now{launch.block * 1024 + self->index + 1, launch.block_epoch, warps[self->warp].epoch, code};
+    const int who = agent < 0 ? (int)self->index : launch.threads + agent;
+    clock_now = clocks_run ? &clocks[who] : nullptr;
+    Touch now{launch.block * 1024 + who + 1, launch.block_epoch, agent < 0 ? warps[self->warp].epoch : 0, code,
+              !clocks_run ? 1 : agent < 0 ? clocks[who][who] : agent_ticks[agent], async};
     size_t first = (address - region->low) / region->granule,
            last = (address + size - 1 - region->low) / region->granule;
     for (size_t granule = first; granule <= last; granule++)
@@ -133,6 +146,9 @@ static void check(const void* p, unsigned size, int kind, void* return_address) 
 #define CALLER __builtin_return_address(0)
 static void check_range(void* p, size_t bytes, int kind, void* code) {
     for (size_t i = 0; i < bytes; i += 2) check((char*)p + i, (unsigned)std::min<size_t>(2, bytes - i), kind, code);
+}
+void touch_async(const void* p, unsigned size, int kind, void* code, int agent) {
+    check(p, size, kind, code, true, agent);
 }
 extern "C" {
 void emu_touch(const void* p, unsigned size, int kind, void* code) { check(p, size, kind, code); }
@@ -152,6 +168,7 @@ void __tsan_write_range(void* p, size_t bytes) { check_range(p, bytes, EMU_WRITE
 }
 #else
 extern "C" void emu_touch(const void*, unsigned, int, void*) {}
+void touch_async(const void*, unsigned, int, void*, int) {}
 void checks_begin(unsigned) {}
 void checks_begin_block() {}
 #endif

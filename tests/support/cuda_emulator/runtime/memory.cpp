@@ -74,6 +74,21 @@ extern "C" void* emu_dynamic_shared(unsigned granule) {
     }
     return dynamic_shared;
 }
+// Addresses of dynamic shared memory begin at a multiple of 16 only, as on a GPU.
+static const unsigned FIRST_ADDRESS = 0x410;
+extern "C" unsigned emu_shared_address(const void* place) {
+    const size_t offset = (const char*)place - (dynamic_shared ? dynamic_shared : (const char*)place + 1);
+    if (offset > launch.dynamic_bytes) emu_fail("address outside of dynamic shared memory");
+    return FIRST_ADDRESS + (unsigned)offset;
+}
+char* shared_pointer(unsigned address, unsigned bytes, void* code) {
+    if (!dynamic_shared || address < FIRST_ADDRESS || address + bytes > FIRST_ADDRESS + launch.dynamic_bytes) {
+        report("access outside of dynamic shared memory", std::to_string(address - FIRST_ADDRESS), code_offset(code),
+               0, emu_self()->index);
+        stop_launch();
+    }
+    return dynamic_shared + (address - FIRST_ADDRESS);
+}
 void reset_shared_memory() {
     for (auto& array : shared_arrays)
         if (array.data) memset(array.data, 0xff, array.bytes);

@@ -10,7 +10,6 @@
 Launch launch;
 std::vector<Warp> warps;
 std::deque<Region> regions;
-std::vector<Fault> faults;
 char* stacks;
 size_t stack_count;
 
@@ -33,27 +32,17 @@ asm(".text\n.globl emu_switch\n.type emu_switch,@function\nemu_switch:\n"
 
 static void to_scheduler(emu_fibre* self) { emu_switch(&self->stack_pointer, scheduler_stack_pointer); }
 
-void report(const char* kind, const std::string& where, uint32_t code, uint32_t other_code, int thread) {
-    for (auto& fault : faults)
-        if (fault.code == code && fault.other_code == other_code && fault.kind == kind) {
-            fault.times++;
-            return;
-        }
-    faults.push_back({kind, where, code, other_code, launch.block, thread < 0 ? 0u : (unsigned)thread, 1});
-}
-void stop_launch() {
-    launch.aborted = true;
-    emu_fibre* self = emu_self();
-    self->state = DONE;
-    to_scheduler(self);
-    abort();  // a stopped fibre is never resumed
-}
-extern "C" void emu_fail(const char* kind) {
-    report(kind, "", code_offset(__builtin_return_address(0)), 0, emu_self()->index);
-}
 void emu_fence() { emu_self()->fenced = 1; }
 
-static void wake(int i) {
+uint32_t random_number() { return launch.order == RANDOM ? random_order() : 0; }
+void wait_for_others(int state, uint32_t code) {
+    emu_fibre* self = emu_self();
+    self->waits_at = code;
+    self->state = state;
+    to_scheduler(self);
+}
+
+void wake(int i) {
     if (fibre(i)->state == DONE) return;
     fibre(i)->state = READY;
     ready.push_back(i);
@@ -65,8 +54,13 @@ static void open_barrier() {
     launch.arrived = launch.any = launch.count = 0;
     launch.barrier_code = 0;
     launch.block_epoch++;
+    std::vector<int> met;
     for (int i = 0; i < launch.threads; i++)
-        if (fibre(i)->state == AT_BARRIER) wake(i);
+        if (fibre(i)->state == AT_BARRIER) {
+            met.push_back(i);
+            wake(i);
+        }
+    meet(met);
 }
 extern "C" int emu_barrier(int line, int predicate, int* count) {
     emu_fibre* self = emu_self();
@@ -94,7 +88,13 @@ static void conclude(Warp& warp, Rendezvous& meeting, int warp_index) {
     meeting.arrived = 0;
     meeting.generation++;
     meeting.unread += __builtin_popcount(meeting.took_part[generation]);
-    if (meeting.meeting == EMU_SYNCWARP) warp.epoch++;  // only __syncwarp orders memory; a shuffle doesn't
+    if (meeting.meeting == EMU_SYNCWARP) {  // only __syncwarp orders memory; a shuffle doesn't
+        warp.epoch++;
+        std::vector<int> met;
+        for (int lane = 0; lane < 32; lane++)
+            if (meeting.took_part[generation] >> lane & 1) met.push_back(warp_index * 32 + lane);
+        meet(met);
+    }
     for (int lane = 0; lane < 32; lane++)
         if (meeting.took_part[generation] >> lane & 1 && fibre(warp_index * 32 + lane)->state == AT_WARP)
             wake(warp_index * 32 + lane);
@@ -177,25 +177,6 @@ template <class T> static void arrange(std::vector<T>& items) {
     if (launch.order == REVERSE) std::reverse(items.begin(), items.end());
     if (launch.order == RANDOM) std::shuffle(items.begin(), items.end(), random_order);
 }
-static void report_deadlock() {
-    int at_barrier = 0, at_warp = 0;
-    uint32_t barrier_code = 0, warp_code = 0;
-    for (int i = 0; i < launch.threads; i++) {
-        if (fibre(i)->state == AT_BARRIER) {
-            at_barrier++;
-            barrier_code = fibre(i)->waits_at;
-        }
-        if (fibre(i)->state == AT_WARP) {
-            at_warp++;
-            warp_code = fibre(i)->waits_at;
-        }
-    }
-    char text[120];
-    snprintf(text, sizeof text, "%d threads at __syncthreads, %d at a warp intrinsic, %d exited", at_barrier, at_warp,
-             launch.threads - launch.alive);
-    report("deadlock", text, at_barrier ? barrier_code : warp_code, at_barrier && at_warp ? warp_code : 0);
-    launch.aborted = true;
-}
 static void run_block(uint3 position, dim3 block, dim3 grid) {
     warps.clear();
     warps.resize((launch.threads + 31) / 32);
@@ -207,6 +188,9 @@ static void run_block(uint3 position, dim3 block, dim3 grid) {
     checks_begin_block();
     reset_shared_memory();
     forget_copies();
+    stop_clocks();
+    forget_hopper();
+    forget_products();
     for (int i = 0; i < launch.threads; i++) {
         emu_fibre* self = fibre(i);
         self->thread = {i % block.x, i / block.x % block.y, i / (block.x * block.y)};
@@ -223,6 +207,7 @@ static void run_block(uint3 position, dim3 block, dim3 grid) {
     }
     std::vector<int> batch;
     while (launch.alive && !launch.aborted) {
+        if (ready.empty() && copy_one_box()) continue;
         if (ready.empty()) return report_deadlock();
         batch.swap(ready);
         ready.clear();
@@ -236,6 +221,9 @@ static void run_block(uint3 position, dim3 block, dim3 grid) {
             if (launch.aborted) return;
         }
     }
+    if (launch.aborted) return;
+    end_hopper();
+    end_products();
 }
 static void allocate_stacks() {
     stack_count = 1024;
@@ -275,14 +263,4 @@ extern "C" int emu_launch(void (*entry)(void**), void** arguments, const unsigne
     if (static_shared_bytes() + dynamic_bytes > most_shared)
         report("static and dynamic shared memory together exceed what was asked for", "", 0);
     return (int)faults.size();
-}
-extern "C" void emu_fault(int i, char* kind, char* where, unsigned* numbers) {
-    const Fault& fault = faults[i];
-    snprintf(kind, 200, "%s", fault.kind.c_str());
-    snprintf(where, 200, "%s", fault.where.c_str());
-    numbers[0] = fault.code;
-    numbers[1] = fault.other_code;
-    numbers[2] = fault.block;
-    numbers[3] = fault.thread;
-    numbers[4] = (unsigned)std::min<uint64_t>(fault.times, 0xffffffffu);
 }
