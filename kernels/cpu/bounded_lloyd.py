@@ -283,7 +283,7 @@ def bounded_moves(
         for j in own_clusters:
             counts[j] = sum_blocks(tallies, sums, total, j)
             if status == CONTINUE:
-                moved[j] = move(total[j], counts[j], centroids[j], cosine)
+                moved[j] = move(total[j], np.float64(counts[j]), centroids[j], cosine)
         if status == ENDED or not spin_wait(barrier, n_threads):
             return
         groups = drift.shape[0]

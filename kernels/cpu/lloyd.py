@@ -114,13 +114,13 @@ def kmeans_move(sums: np.ndarray, counts: np.ndarray, centroids: np.ndarray, *, 
     return moved
 
 
-@kernel(IN(1, types.float64), types.int64, OUT(1), types.boolean, fastmath=False, shared=True)
+@kernel(IN(1, types.float64), types.float64, OUT(1), types.boolean, fastmath=False, shared=True)
 def move(total, count, centroid, cosine):
-    """Move a centroid (D,) to the mean of `count` rows whose sum is `total` (D,), or to the direction of the mean.
+    """Move a centroid (D,) to the mean of rows whose sum is `total` (D,), or to the direction of the mean.
 
-    Returns how far it has moved.
+    `count` is the number of rows, or the sum of their weights. Returns how far it has moved.
     """
-    size = np.float64(count)
+    size = count
     if cosine:
         size = 0.0
         for d in range(total.shape[0]):
@@ -246,6 +246,6 @@ def plain_moves(
         for j in own_clusters:
             counts[j] = sum_blocks(tallies, sums, total, j)
             if status == CONTINUE:
-                move(total[j], counts[j], centroids[j], cosine)
+                move(total[j], np.float64(counts[j]), centroids[j], cosine)
         if status == ENDED or not spin_wait(barrier, n_threads):
             return

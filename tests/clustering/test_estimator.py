@@ -86,6 +86,15 @@ def test_distances_and_score_by_hand(metric):
 
 
 @pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+def test_weights_below_one_count(metric):
+    rng = np.random.default_rng(0)
+    x, weights = rng.standard_normal((400, 8)), rng.random(400)
+    light, heavy = (KMeans(4, metric=metric, random_state=0).fit(x, sample_weight=by * weights) for by in (0.001, 1000))
+    np.testing.assert_array_equal(light.labels_, heavy.labels_)
+    np.testing.assert_allclose(light.cluster_centers_, heavy.cluster_centers_, atol=1e-6)
+
+
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
 @pytest.mark.parametrize("n", [50, 20_000])
 def test_a_weight_counts_like_repeated_rows(metric, n):
     rng = np.random.default_rng(n)

@@ -10,6 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from vitnp.kernels.constants import BLUE_DIFFERENCE, LUMA, RED_DIFFERENCE
 from vitnp.kernels.cpu.bilateral_solver import pairwise_sum
+from vitnp.kernels.cpu.codegen import types
+from vitnp.kernels.cpu.codegen.jit import array_in, kernel
 
 from vitnp import kernels
 
@@ -85,10 +87,15 @@ def test_compiled_solver_has_the_bits_of_the_reference(
     np.testing.assert_array_equal(found, wanted)
 
 
+@kernel(array_in(1, types.float64))
+def compiled_sum(values):
+    return pairwise_sum(values)
+
+
 @pytest.mark.parametrize("count", [0, 1, 7, 8, 9, 127, 128, 129, 136, 255, 1000, 4097, 70_402])
 def test_sums_are_in_the_order_of_numpy(count):
     values = np.random.default_rng(count).normal(size=count) * 10.0 ** np.arange(count).clip(max=12)
-    assert pairwise_sum(values) == values.sum()
+    assert compiled_sum(values) == values.sum()
 
 
 def test_a_photograph_that_is_a_view_has_the_bits_of_its_copy():

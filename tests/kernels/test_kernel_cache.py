@@ -464,10 +464,13 @@ def test_arguments_of_other_types_are_refused(folder):
     np.testing.assert_array_equal(out, [[0, 4, 8]])
     readonly = out.copy()
     readonly.flags.writeable = False
-    unaligned = np.zeros(25, np.uint8)[1:].view(np.float32)
+    unaligned = np.zeros(13, np.uint8)[1:].view(np.float32)
+    unaligned[:] = [3, 4, 5]
+    scale(unaligned, out, 2)  # reads a copy
+    np.testing.assert_array_equal(out, [[6, 8, 10]])
     for arguments in (
         (x[::2], out), (x.astype(float), out, 2), (x.astype(">f4"), out, 2), (x, out[0], 2), (list(x), out, 2),
-        (x[::2], readonly, 2), (x[::2], np.zeros((3, 1), np.float32).T[:, ::1], "two"), (unaligned, out, 2),
+        (x[::2], readonly, 2), (x[::2], np.zeros((3, 1), np.float32).T[:, ::1], "two"), (x[::2], unaligned[None], 2),
         (x[::2], np.zeros((2, 6), np.float32)[:, ::2], 2), (None, out, 2),
     ):  # fmt: skip
         with pytest.raises(TypeError):

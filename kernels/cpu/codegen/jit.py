@@ -16,12 +16,14 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import llvmlite
-from vitnp.cached import cached_property
+import numpy as np
 from vitnp.kernels.cpu.codegen import loader, types
 from vitnp.kernels.cpu.codegen.cache import SUFFIX, claim, open_folder, read_kernel, say_compiling, write_kernel
 from vitnp.kernels.cpu.codegen.loader import Compiled
 from vitnp.kernels.cpu.codegen.target import numba_version, target
 from vitnp.kernels.threads.fork import importing
+
+from vitnp.cached import cached_property
 
 # What the compiler may do to expressions. "reassoc" is missing, since with it the compiler chooses the order of sums,
 # and so their last bits.
@@ -95,7 +97,21 @@ class Kernel:
 
     def __call__(self, *arguments: Any) -> Any:
         """Call the compiled function."""
-        return (self._loaded or self.compile())(*arguments)  # type: ignore[misc]  # it is compiled now
+        function: Callable = self._loaded or self.compile()  # type: ignore[assignment]  # it is compiled now
+        try:
+            return function(*arguments)
+        except TypeError:
+            aligned = [self._aligned(*each) for each in zip(self.signature, arguments)]
+            if all(one is other for one, other in zip(aligned, arguments)):
+                raise
+            return function(*aligned)
+
+    @staticmethod
+    def _aligned(kind: types.Type, argument: Any) -> Any:
+        """Return an array that is read, or a copy of it if its numbers are not aligned, as in messages."""
+        if isinstance(kind, types.Array) and kind.readonly and isinstance(argument, np.ndarray):
+            return np.require(argument, requirements="A")
+        return argument
 
     @cached_property
     def symbol(self) -> str:
