@@ -110,7 +110,10 @@ class KVCache:
         state = workspace("softmax state", 3 + GROUP + TILE_ROWS, max(PANEL, GROUP + TILE_ROWS))
         for image, (q, o) in enumerate(zip(query, out), images.start):
             keys, values = self.keys[image], self.values[image]
-            _attend(q, keys, values, o, rotation, self.tokens, self.pairs, queries, weights, sums, state)
+            if self.pairs:
+                _attend_bf16(q, keys, values, o, rotation, self.tokens, True, queries, weights, sums, state)
+            else:
+                _attend(q, keys, values, o, rotation, self.tokens, None, queries, weights, sums, state)
         return out
 
 
@@ -128,7 +131,7 @@ def attention(
 
 @kernel
 def _scale_queries(query, rotation, row, count, column, size, scale, pairs, queries):
-    """Copy the queries of a group and a head, rotated and times `scale`; in bfloat16 if `pairs`."""
+    """Copy the queries of a group and a head, rotated and times `scale`; in bfloat16 if `pairs` is True, not None."""
     step = queries.shape[1]
     evenly = size // LANES * LANES
     if len(rotation):
@@ -141,7 +144,7 @@ def _scale_queries(query, rotation, row, count, column, size, scale, pairs, quer
             row_times(query[row + i, column:].ctypes.data, queries[i].ctypes.data, evenly, scale)
             for d in range(evenly, size):
                 queries[i, d] = query[row + i, column + d] * scale
-        if pairs:
+        if pairs is not None:
             queries[i, size:] = np.float32(0)
             row_to_pairs(queries[i].ctypes.data, queries[i].ctypes.data, step)
 
@@ -158,7 +161,7 @@ def _shift_by_maxima(queries, count, keys, tokens, pairs, scores, shift):
                 shift[i + j] = MASKED
         for panel in range(panels):
             a, b, c = queries[i].ctypes.data, keys[panel].ctypes.data, scores.ctypes.data
-            if pairs:
+            if pairs is not None:
                 _scores_tile_of_pairs(a, rows, step, b, PANEL, c, CHUNK, depth, 0, b, CACHE_LINE)
             else:
                 _scores_tile(a, rows, step, b, PANEL, c, CHUNK, depth, 0, b, CACHE_LINE)
@@ -173,10 +176,10 @@ def _shift_by_maxima(queries, count, keys, tokens, pairs, scores, shift):
 
 @kernel
 def _weigh(queries, count, keys, values, tokens, pairs, weights, sums, state):
-    """Compute the weights of a group of queries and a head, and the sums of weighted values; see :func:`_attend`."""
+    """Compute the weights of a group of queries and a head, and sums of weighted values; see :func:`_attend_rows`."""
     panels, depth = keys.shape[:2]
     padded, step = values.shape[1], queries.shape[1]
-    packed = 2 if pairs else 1
+    packed = 1 if pairs is None else 2
     # Chunks of about equal length: 501 keys make two chunks of 288 and 213, not 480 and 21.
     chunk = -(-panels // -(-panels // CHUNK_PANELS)) * PANEL
     totals = state[3].ctypes.data
@@ -189,7 +192,7 @@ def _weigh(queries, count, keys, values, tokens, pairs, weights, sums, state):
             for i in range(0, count, TILE_ROWS):
                 a, c = queries[i].ctypes.data, weights[i, (panel * PANEL - start) // packed :].ctypes.data
                 rows, shift, total = count - i, state[0, i:].ctypes.data, totals + 4 * LANES * i
-                if pairs:
+                if pairs is not None:
                     _weights_tile_of_pairs(
                         a, rows, step, b, PANEL, c, CHUNK, depth, bias, shift, total, ahead, CACHE_LINE
                     )
@@ -202,18 +205,14 @@ def _weigh(queries, count, keys, values, tokens, pairs, weights, sums, state):
             ahead = b + 4 * inner * padded  # the next chunk
             for i in range(0, count, VALUE_ROWS):
                 a, c = weights[i].ctypes.data, sums[i, first:].ctypes.data
-                if pairs:
+                if pairs is not None:
                     _values_tile_of_pairs(a, count - i, CHUNK, b, padded, c, padded, inner, start, ahead, CACHE_LINE)
                 else:
                     _values_tile(a, count - i, CHUNK, b, padded, c, padded, inner, start, ahead, CACHE_LINE)
                 ahead += CACHE_LINE * inner
 
 
-@kernel(
-    IN(2), IN(4), IN(3), OUT(2), IN(2), types.int64, types.boolean,
-    *[OUT(2, layout="C")] * 4,
-)  # fmt: skip
-def _attend(query, keys, values, out, rotation, tokens, pairs, queries, weights, sums, state):
+def _attend_rows(query, keys, values, out, rotation, tokens, pairs, queries, weights, sums, state):
     """Compute the attention of all queries and heads of one image.
 
     Parameters
@@ -227,7 +226,7 @@ def _attend(query, keys, values, out, rotation, tokens, pairs, queries, weights,
         Rotations of the queries, or none.
     tokens : int
         N.
-    pairs : bool
+    pairs : None or True
         True if keys and values are pairs of bfloat16 numbers.
     queries : (GROUP, D/H or more) float32, OUT
         Workspace for scaled queries.
@@ -272,3 +271,9 @@ def _attend(query, keys, values, out, rotation, tokens, pairs, queries, weights,
                 # The other rows are computed again with the same result.
                 _shift_by_maxima(queries, count, keys[head], tokens, pairs, weights, state[0])
     leave_kernel()
+
+
+_ARGUMENTS, _WORKSPACES = (IN(2), IN(4), IN(3), OUT(2), IN(2), types.int64), [OUT(2, layout="C")] * 4
+_attend, _attend_bf16 = (
+    kernel(*_ARGUMENTS, pairs, *_WORKSPACES)(_attend_rows) for pairs in (types.none, types.boolean)
+)

@@ -59,6 +59,7 @@ FUNCTIONS = _integers(
     "write",
     "write_pairs",
     "attend",
+    "attend_bf16",
 )
 
 # One thread: its PASS, its team, memory for the rows of a claim, and workspaces of the kernels.

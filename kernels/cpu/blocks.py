@@ -39,10 +39,12 @@ KERNELS = {
     "write": pack_kv.write,
     "write_pairs": pack_kv.write_pairs,
     "attend": attention._attend,
+    "attend_bf16": attention._attend_bf16,
 }
-_layernorm, _layernorm_int8, _quantize, _linear, _linear_bf16, _linear_int8, _swiglu, _write, _write_pairs, _attend = (
-    map(caller, KERNELS.values())
-)
+(
+    _layernorm, _layernorm_int8, _quantize, _linear, _linear_bf16, _linear_int8, _swiglu, _write, _write_pairs,
+    _attend, _attend_bf16,
+) = map(caller, KERNELS.values())  # fmt: skip
 
 _pass, _functions, _layer, _norm, _cache, _thread = (
     record_at(getattr(block_tables, name)) for name in ("PASS", "FUNCTIONS", "LINEAR", "NORM", "KV", "THREAD")
@@ -169,16 +171,21 @@ def _second_half(thread, block, kv, start, stop, last):
         count, at = min(n - done, n_rows - token), (image * p.n_tokens + token) * row
         keys = c.keys + 4 * image * p.heads * c.panels * c.depth * PANEL
         values = c.values + 4 * image * p.heads * c.length * c.padded
-        _attend(
-            f.attend,
-            ((queries + at, count, p.width), (keys, p.heads, c.panels, c.depth, PANEL),
-             (values, p.heads, c.length, c.padded), (t.attn_out, count, p.width),
-             (p.rotation + 4 * token * size, count if p.rotation else 0, size), p.n_tokens, c.pairs != 0,
-             (t.group, attention.GROUP, -(-size // (2 * LANES)) * 2 * LANES),
-             (t.scores, attention.GROUP + TILE_ROWS, attention.CHUNK),
-             (t.attention_sums, attention.GROUP + attention.VALUE_ROWS, c.padded),
-             (t.softmax, STATE_ROWS, STATE_COLUMNS)),
+        arrays = (
+            (queries + at, count, p.width), (keys, p.heads, c.panels, c.depth, PANEL),
+            (values, p.heads, c.length, c.padded), (t.attn_out, count, p.width),
+            (p.rotation + 4 * token * size, count if p.rotation else 0, size),
         )  # fmt: skip
+        workspaces = (
+            (t.group, attention.GROUP, -(-size // (2 * LANES)) * 2 * LANES),
+            (t.scores, attention.GROUP + TILE_ROWS, attention.CHUNK),
+            (t.attention_sums, attention.GROUP + attention.VALUE_ROWS, c.padded),
+            (t.softmax, STATE_ROWS, STATE_COLUMNS),
+        )
+        if c.pairs:
+            _attend_bf16(f.attend_bf16, (*arrays, p.n_tokens, True, *workspaces))
+        else:
+            _attend(f.attend, (*arrays, p.n_tokens, None, *workspaces))
         _apply(thread, block + PROJ, t.attn_out, 0, count, False, p.x + at, out + done * row)
         done += count
     _normalize(thread, block + NORM2, out, n)

@@ -171,7 +171,7 @@ class BlocksPass:
 
 def _needed_kernels(weights: BlockWeights, kv: KVCache) -> list[str]:
     """Return the names of the kernels that passes call; the others need not be compiled."""
-    needed = ["layernorm", "attend", "write_pairs" if kv.pairs else "write"]
+    needed = ["layernorm", *(["attend_bf16", "write_pairs"] if kv.pairs else ["attend", "write"])]
     needed += {
         "fp32": ["linear"],
         "bf16": ["linear_bf16"],

@@ -18,6 +18,7 @@ from collections.abc import Iterator
 
 from vitnp.kernels.cpu.codegen import jit
 from vitnp.kernels.cpu.codegen.cache import SUFFIX
+from vitnp.kernels.cpu.codegen.simd import HAS_BF16
 
 # Modules, and their kernels that a photograph needs, in the order in which it needs them. In bfloat16 and int8 others
 # take the place of some.
@@ -42,9 +43,12 @@ _THEN = {
     "overlay": ("_paint",),
 }
 _OF_PRECISION: dict[str, dict[str, tuple[str, ...]]] = {
-    "bf16": {"linear": ("_linear_bf16",), "pack_kv": ("write_pairs",)},
-    "int8": {"int8": ("_quantize", "_layernorm_int8", "_linear_int8"), "linear": ()},
+    "bf16": {"linear": ("_linear_bf16",)},
+    "int8": {"int8": ("_quantize", "_layernorm_int8", "_linear_int8")},
 }
+if HAS_BF16:
+    for _kernels in _OF_PRECISION.values():
+        _kernels |= {"pack_kv": ("write_pairs",), "attention": ("_attend_bf16",)}
 
 # In the place of a precision: all kernels.
 _EVERYTHING = "all"
