@@ -42,6 +42,19 @@ def kmeans_plusplus(x: np.ndarray, n_clusters: int, draws: np.ndarray) -> np.nda
     return chosen
 
 
+@kernel
+def _first_above(sums, target):
+    """Return ``np.searchsorted(sums, target, side="right")``, which takes long to compile."""
+    first, last = 0, len(sums)
+    while first < last:
+        middle = (first + last) // 2
+        if target < sums[middle]:
+            last = middle
+        else:
+            first = middle + 1
+    return first
+
+
 @kernel(
     MATRIX_IN, array_in(1, types.float64), types.int64, array_out(1), array_out(2), array_out(1, types.float64),
     array_out(2), array_out(1, types.int64), array_out(1, types.float64), WORKSPACE, array_out(1, types.int64),
@@ -82,7 +95,7 @@ def _choose(x, draws, n_candidates, inverse, losses, sums, candidates, drawn, to
                 sums[i] = total
             for j in range(n_candidates):
                 target = draws[1 + (k - 1) * n_candidates + j] * total
-                drawn[j] = min(np.searchsorted(sums, target, side="right"), count - 1)
+                drawn[j] = min(_first_above(sums, target), count - 1)
         m = 1 if k == 0 else n_candidates
         for j in range(m):
             for d in range(width):
