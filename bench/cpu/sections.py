@@ -58,6 +58,8 @@ VIT_BARS = [
     Bar(INT8, OURS),
 ]
 VIT_MEANS = {
+    "against eager torch, geometric mean": Bar(OURS, TORCH),
+    "against onnxruntime, geometric mean": Bar(OURS, ONNXRUNTIME),
     "against OpenVINO, geometric mean": Bar(OURS, OPENVINO, 1.0, stretch=1.1),
     "in bf16 against OpenVINO in bf16, geometric mean": Bar(BF16, OPENVINO_BF16, 1.0),
     "in int8 against OpenVINO in int8 and bf16, geometric mean": Bar(INT8, OPENVINO_INT8, 1.0),
