@@ -180,7 +180,8 @@ def type_of_part(part: Part) -> Any:
 def type_of_shared(kernel: Kernel) -> Any:
     """Return numba's type of a kernel that other kernels call by its symbol."""
     symbol = kernel.symbol + entry.SHARED
-    result = getattr(types, kernel.result())
+    name = kernel.result()
+    result = types.boolean if name == "bool" else getattr(types, name)  # older numba has no types.bool
     signature = result(*[argument.to_numba() for argument in kernel.signature])
 
     def call(typing_context: Any, *arguments: Any) -> tuple[Any, Callable]:
